@@ -1,0 +1,1 @@
+"""Throughput, memory and learning comparisons, each one command: `python -m benchmarks.NAME`."""

@@ -1,0 +1,7 @@
+"""What agents act in. `make_env` and `make_vec_env` give environments wrapped as a policy expects."""
+
+from envs.errors import EnvError
+from envs.registration import env_ids, make_env, make_vec_env, training_kwargs
+from envs.rendering import render_observation
+
+__all__ = ["EnvError", "env_ids", "make_env", "make_vec_env", "render_observation", "training_kwargs"]

@@ -1,0 +1,132 @@
+"""What every batched task shares: one NumPy core holds the rules for B environments at once.
+
+Names: B environments, R of them chosen by `rows`. A task subclasses `Core`; `envs.faces` turns it into a
+`gymnasium.Env` (B = 1) and a `VectorEnv` (B = any).
+
+Randomness is counter-based: draw d of episode k of an environment seeded with s is `hash(s, k, d)`. An episode
+therefore depends on nothing but its seed and its number: not on B, not on the neighbours, not on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.errors import EnvError
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of uint64 in which every bit counts for all."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def counter_uniform(seed: np.ndarray, episode: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Uniform float64 in [0, 1) for each (seed, episode, draw): int64 arrays that broadcast together."""
+    bits = np.atleast_1d(seed).astype(np.uint64)
+    for counter in (episode, draw):
+        bits = _mix(bits + np.atleast_1d(counter).astype(np.uint64) * _GOLDEN + _GOLDEN)
+    return (_mix(bits) >> np.uint64(11)) * 2.0**-53
+
+
+class Core(ABC):
+    """The rules of a task for B environments.
+
+    A subclass sets the two spaces and `memory_horizon` before `super().__init__(num_envs)`, creates its own arrays
+    (batch first) and names them in `state_fields`; together with the four below they are the whole state:
+    `seed` and `episode` (which episode this is), `steps` (actions taken in it) and `over` (it ended, or none began).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
+    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory."""
+    state_fields: ClassVar[tuple[str, ...]] = ()
+
+    single_observation_space: spaces.Space
+    single_action_space: spaces.Discrete
+    memory_horizon: int
+    """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.seed = np.zeros(num_envs, np.int64)
+        self.episode = np.zeros(num_envs, np.int64)
+        self.steps = np.zeros(num_envs, np.int64)
+        self.over = np.ones(num_envs, bool)
+
+    # What a task defines.
+
+    @abstractmethod
+    def begin(self, rows: np.ndarray) -> None:
+        """Draws a new episode for the environments `rows` [R] with `self.uniform` and sets their state."""
+
+    @abstractmethod
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One step of all environments: actions [B] -> reward float64 [B], terminated [B], truncated [B]."""
+
+    @abstractmethod
+    def observe(self) -> Any:
+        """The observations, an array or a dict of arrays, batch first and new: nothing writes to them later."""
+
+    @abstractmethod
+    def final_info(self) -> dict[str, np.ndarray]:
+        """What is told when an episode ends: new arrays [B], `is_success` (bool) and the difficulty among them."""
+
+    @abstractmethod
+    def render(self, row: int) -> np.ndarray:
+        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode."""
+
+    # What all tasks share.
+
+    def uniform(self, rows: np.ndarray, count: int, first: int | np.ndarray = 0) -> np.ndarray:
+        """Draws `first` .. `first + count - 1` of the current episodes of `rows` [R]: float64 [count, R] in [0, 1).
+
+        `begin` uses the low numbers; a task that draws within an episode goes on from there, for instance by step.
+        """
+        draws = np.arange(count)[:, None] + first  # [count, R or 1]
+        return counter_uniform(self.seed[rows], self.episode[rows], draws)
+
+    def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
+        """Begins an episode in `rows` [R]: the first one of `seeds` int64 [R], or the next one for None."""
+        if seeds is None:
+            self.episode[rows] += 1
+        else:
+            self.seed[rows] = seeds
+            self.episode[rows] = 0
+        self.steps[rows] = 0
+        self.over[rows] = False
+        self.begin(rows)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`advance` with the bookkeeping around it. No episode may be over: `reset` those first."""
+        self.steps += 1
+        reward, terminated, truncated = self.advance(actions)
+        np.logical_or(terminated, truncated, out=self.over)
+        return reward, terminated, truncated
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of the whole state: arrays [B], from which `load_state_dict` continues identically."""
+        return {name: getattr(self, name).copy() for name in self._all_fields()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the state of a core of the same task and size. Raises EnvError, changing nothing, if it differs."""
+        expected, given = sorted(self._all_fields()), sorted(state)
+        if expected != given:
+            raise EnvError(f"environment state: expected the fields {expected}, got {given}")
+        arrays = {name: np.asarray(state[name]) for name in expected}
+        for name, array in arrays.items():
+            own = getattr(self, name)
+            if (array.shape, array.dtype) != (own.shape, own.dtype):
+                expected, given = (f"{a.dtype}{list(a.shape)}" for a in (own, array))
+                raise EnvError(f"environment state {name!r}: expected {expected}, got {given}")
+        for name, array in arrays.items():
+            getattr(self, name)[...] = array
+
+    def _all_fields(self) -> tuple[str, ...]:
+        return ("seed", "episode", "steps", "over", *self.state_fields)

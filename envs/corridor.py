@@ -1,0 +1,188 @@
+"""Corridor (Sukhbaatar et al., ICML 2021, section 4.1): remember one colour for the whole walk.
+
+    #############N#      o  the ball, red or blue      N, S  a red and a blue door, sides drawn per episode
+    o>............#      >  the start, tile 0          .     the corridor, `length` tiles, length drawn per episode
+    #############S#
+
+The agent walks east and leaves by the door of the ball's colour: +1, or 0 by the other; both end the episode, as does
+the step limit. Names: B environments, R rows, V view size, r = V // 2, x the agent's tile, y = 0 in the corridor, -1 in
+the north door, +1 in the south door.
+
+Observation: uint8 [V, V, 3], the window centred on the agent in MiniGrid's encoding (object, colour, state) and axes:
+`image[r + dx, r + dy]` is the tile dx east and dy south. The agent's own tile is empty, as in MiniGrid, and all that is
+neither corridor, ball nor door is wall. Balls and walls do not give way. A window depends only on how near the two ends
+are, so all windows there are stand in one table and observing is one gather.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+
+from envs.core import Core
+from envs.errors import EnvError, expect_choice, expect_int
+from envs.faces import BatchedVectorEnv, SingleEnv
+
+NORTH, EAST, SOUTH, WEST = range(4)
+STEP_X = np.array([0, 1, 0, -1])
+STEP_Y = np.array([-1, 0, 1, 0])
+
+COLOURS = np.array(["red", "blue"])
+EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
+WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
+BALL = tuple((OBJECT_TO_IDX["ball"], COLOR_TO_IDX[c], 0) for c in COLOURS)
+DOOR = tuple((OBJECT_TO_IDX["door"], COLOR_TO_IDX[c], STATE_TO_IDX["closed"]) for c in COLOURS)
+
+LENGTH_DISTRIBUTIONS = ("uniform", "log_uniform")
+LARGEST_LENGTH = 10**9
+LARGEST_VIEW = 31  # the table of windows grows with the fourth power of the view
+
+
+def tile(x: int, y: int, length: int, ball: int, door: int) -> tuple[int, int, int]:
+    """What stands on tile (x, y) of a corridor: `ball` is its colour (0 red, 1 blue), `door` the right door's y."""
+    if y == 0 and 0 <= x < length:
+        return EMPTY
+    if (x, y) == (-1, 0):
+        return BALL[ball]
+    if x == length - 1 and abs(y) == 1:
+        return DOOR[ball if y == door else 1 - ball]
+    return WALL
+
+
+class Corridor(Core):
+    """B corridors at once.
+
+    Args:
+        min_length, max_length: tiles, drawn per episode, both included.
+        length_distribution: "uniform" (the paper's) or "log_uniform", P(length) ~ log((length + 1) / length).
+        view_size: V, odd. With V = 3 the ball is seen from the first tile only and the doors from the last two.
+        max_steps: truncates the episode; None for 4 * length + 20.
+
+    Raises EnvError for a value out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {**Core.metadata, "difficulty_key": "length"}
+    state_fields = ("length", "ball", "door", "x", "y")
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        min_length: int = 3,
+        max_length: int = 200,
+        length_distribution: str = "uniform",
+        view_size: int = 3,
+        max_steps: int | None = None,
+    ) -> None:
+        self.min_length = expect_int("min_length", min_length, 3, LARGEST_LENGTH)
+        self.max_length = expect_int("max_length", max_length, 3, LARGEST_LENGTH)
+        if min_length > max_length:
+            raise EnvError(f"min_length: expected at most max_length ({max_length}), got {min_length}")
+        self.length_distribution = expect_choice("length_distribution", length_distribution, LENGTH_DISTRIBUTIONS)
+        self.view_size = expect_int("view_size", view_size, 3, LARGEST_VIEW)
+        if view_size % 2 == 0:
+            raise EnvError(f"view_size: expected an odd number, so that the agent is in the middle, got {view_size}")
+        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
+
+        self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
+        self.single_action_space = spaces.Discrete(4)
+        self.memory_horizon = max_length
+        super().__init__(num_envs)
+        self.length = np.full(num_envs, min_length)  # tiles
+        self.ball = np.zeros(num_envs, np.int64)  # its colour, 0 red, 1 blue
+        self.door = np.ones(num_envs, np.int64)  # y of the right door, -1 north, +1 south
+        self.x = np.zeros(num_envs, np.int64)
+        self.y = np.zeros(num_envs, np.int64)
+        self._windows = _window_table(view_size // 2)  # [windows, V * V * 3]
+
+    def begin(self, rows: np.ndarray) -> None:
+        length, ball, door = self.uniform(rows, 3)  # [R] each
+        self.length[rows] = self._lengths(length)
+        self.ball[rows] = ball < 0.5
+        self.door[rows] = np.where(door < 0.5, -1, 1)
+        self.x[rows] = 0
+        self.y[rows] = 0
+
+    def _lengths(self, u: np.ndarray) -> np.ndarray:
+        """Lengths for uniform draws u in [0, 1)."""
+        if self.length_distribution == "uniform":
+            return self.min_length + (u * (self.max_length - self.min_length + 1)).astype(np.int64)
+        low, high = np.log(self.min_length), np.log(self.max_length + 1)
+        # Rounding may carry exp(log(n)) past the ends.
+        return np.exp(low + u * (high - low)).astype(np.int64).clip(self.min_length, self.max_length)
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        last = self.length - 1
+        self.y = np.where(self.x == last, STEP_Y[actions], 0)  # [B]; only the last tile has doors
+        self.x = (self.x + STEP_X[actions]).clip(0, last)
+        terminated = self.y != 0
+        limit = 4 * self.length + 20 if self.max_steps is None else self.max_steps
+        truncated = ~terminated & (self.steps >= limit)
+        return (self.y == self.door).astype(np.float64), terminated, truncated
+
+    def observe(self) -> np.ndarray:
+        r = self.view_size // 2
+        west, east = np.minimum(self.x, r), np.minimum(self.length - 1 - self.x, r + 1)
+        window = _window_index(r, west, east, self.y, self.ball, self.door)  # [B]
+        return self._windows.take(window, axis=0).reshape(-1, self.view_size, self.view_size, 3)  # [B, V, V, 3]
+
+    def final_info(self) -> dict[str, np.ndarray]:
+        """`is_success`, `length`, `ball` ("red" or "blue") and `door_side`, the right door's ("north" or "south")."""
+        return {
+            "is_success": self.y == self.door,
+            "length": self.length.copy(),
+            "ball": COLOURS[self.ball],
+            "door_side": np.where(self.door < 0, "north", "south"),
+        }
+
+    def render(self, row: int) -> np.ndarray:
+        """The corridor in MiniGrid's tiles, the agent's view lit; of a long one both ends and the agent's section."""
+        from envs.rendering import render_strip
+
+        length, ball, door, x, y = (int(getattr(self, name)[row]) for name in self.state_fields)
+        reach = self.view_size // 2
+
+        def encoded(column: int, line: int) -> tuple[int, int, int]:
+            code = tile(column, line, length, ball, door)
+            return (*code[:2], STATE_TO_IDX["open"]) if y and (column, line) == (x, y) else code
+
+        return render_strip(encoded, (-1, length), self.max_length + 2, (x, y), reach)
+
+    @staticmethod
+    def swap_observation(image: np.ndarray) -> np.ndarray:
+        """A copy of the observations [..., V, V, 3] in which a red ball is blue and a blue one red: what if?"""
+        swapped = image.copy()
+        is_ball = image[..., 0] == OBJECT_TO_IDX["ball"]
+        for old, new in (BALL, BALL[::-1]):
+            swapped[is_ball & (image[..., 1] == old[1]), 1] = new[1]
+        return swapped
+
+
+def _window_index(r: int, west: Any, east: Any, y: Any, ball: Any, door: Any) -> Any:
+    """The table's row for an agent `west` tiles from the start (r: or more), `east` from the end (r + 1: or more)."""
+    return (((west * (r + 2) + east) * 3 + y + 1) * 2 + ball) * 2 + (door + 1) // 2
+
+
+def _window_table(r: int) -> np.ndarray:
+    """Every window there is: uint8 [windows, V * V * 3], in the order of `_window_index`."""
+    around = range(-r, r + 1)
+    table = np.zeros(((r + 1) * (r + 2) * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
+    for west in range(r + 1):
+        for east in range(r + 2):
+            for y, ball, door in np.ndindex(3, 2, 2):
+                place = (west, west + east + 1, ball, 2 * door - 1)  # x, length, ball, door
+                window = [[tile(west + dx, y - 1 + dy, *place[1:]) for dy in around] for dx in around]
+                table[_window_index(r, west, east, y - 1, ball, 2 * door - 1)] = window
+    table[:, r, r] = EMPTY  # the agent's own tile, also in a door
+    return table.reshape(len(table), -1)
+
+
+class CorridorEnv(SingleEnv, core=Corridor):
+    """`gym.make("Corridor-v0")`."""
+
+
+class CorridorVectorEnv(BatchedVectorEnv, core=Corridor):
+    """`gym.make_vec("Corridor-v0", num_envs)`."""

@@ -1,0 +1,43 @@
+"""One-line errors: what was expected, what was given, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class EnvError(ValueError):
+    """A bad environment id or setting. The message is one line that a command line can print as it is."""
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:
+    """The error for `name`, which is no `kind`: the `valid` choices and the one of `nearest` (default: `valid`) that
+    is spelled most like it."""
+    valid = list(valid)
+    # Capitals are a common slip: compare without them, answer with them.
+    spelled = {choice.lower(): choice for choice in (valid if nearest is None else nearest)}
+    near = difflib.get_close_matches(name.lower(), list(spelled), n=1)
+    hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
+    return EnvError(f"unknown {kind} {name!r}: expected one of {', '.join(valid)}{hint}")
+
+
+def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` if it is an int in `low..high`. Raises EnvError otherwise (a bool or a float is no int)."""
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
+        return value
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise EnvError(f"{name}: expected a whole number {span}, got {value!r}")
+
+
+def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """`value` if it is one of `choices`. Raises EnvError otherwise."""
+    choices = list(choices)
+    if any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        return value
+    raise EnvError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a foreign error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,200 @@
+"""The two faces of a batched core: `SingleEnv` (gymnasium.Env, a batch of one) and `BatchedVectorEnv` (all of it).
+
+Names: B environments. Both are generic; a task declares `class XEnv(SingleEnv, core=X)` and
+`class XVectorEnv(BatchedVectorEnv, core=X)`. Environment i of a vector reset with seed s equals a single one reset with
+s + i (Gymnasium's convention), episode after episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.core import Core
+from envs.errors import EnvError, expect_choice, expect_int
+
+_SEED_MASK = 2**63 - 1  # seeds live in int64, which every file format knows
+
+
+def _checked_seed(seed: Any) -> int:
+    """A seed as the core keeps it. Raises EnvError for anything but a whole number >= 0."""
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0:
+        return int(seed) & _SEED_MASK
+    raise EnvError(f"seed: expected a whole number of at least 0, got {seed!r}")
+
+
+class _Face:
+    """What both faces have in common: they own a core and show it."""
+
+    core_class: ClassVar[type[Core]]
+    core: Core
+    _seeded = False  # whether an episode has begun, so that the next one is known
+
+    def __init_subclass__(cls, core: type[Core] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if core is not None:
+            cls.core_class = core
+            cls.metadata = cls.face_metadata(core)
+
+    @staticmethod
+    def face_metadata(core: type[Core]) -> dict[str, Any]:
+        return dict(core.metadata)
+
+    @property
+    def memory_horizon(self) -> int:
+        """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+        return self.core.memory_horizon
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of the whole state, arrays [B]."""
+        return self.core.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from a `state_dict`: the next step gives what it would have given there."""
+        self.core.load_state_dict(state)
+        self._seeded = True
+
+
+class SingleEnv(_Face, gym.Env):
+    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`)."""
+
+    def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        self.core = self.core_class(1, **kwargs)
+        self.observation_space = self.core.single_observation_space
+        self.action_space = self.core.single_action_space
+        self._window: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins the first episode of `seed`; without a seed the next one, or that of a random seed if none began."""
+        seed = None if seed is None else _checked_seed(seed)
+        super().reset(seed=seed)
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(_SEED_MASK))
+        self._seeded = True
+        self.core.reset(np.arange(1), None if seed is None else np.array([seed]))
+        self._show()
+        return _first_row(self.core.observe()), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.core.over[0]:
+            raise ResetNeeded("expected reset() before step(): no episode has begun, or it is over")
+        reward, terminated, truncated = self.core.step(_checked_actions(np.asarray(action)[None], self.action_space, 1))
+        self._show()
+        info = {key: array[0].item() for key, array in self.core.final_info().items()} if self.core.over[0] else {}
+        return _first_row(self.core.observe()), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """The picture [height, width, 3] in `rgb_array` mode; None otherwise (`human` draws by itself)."""
+        return self.core.render(0) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            from envs.rendering import Window
+
+            self._window = self._window or Window(self.core.metadata["render_fps"])
+            self._window.draw(self.core.render(0))
+
+
+class BatchedVectorEnv(_Face, VectorEnv):
+    """B environments in SAME_STEP autoreset: the observation after an ending is already the next episode's first.
+
+    Where episodes ended, `infos` has Gymnasium's keys, batched instead of one object per environment:
+    `final_obs`, structured as the batched observation; `final_info`, a dict of arrays [B] with their masks `_key`;
+    `_final_obs` and `_final_info`, the bool masks [B] of those that ended. Rows outside the masks mean nothing.
+    Without an ending, `infos` is empty. Everything returned is new: later steps do not write to it.
+    """
+
+    @staticmethod
+    def face_metadata(core: type[Core]) -> dict[str, Any]:
+        return {**core.metadata, "render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.num_envs = expect_int("num_envs", num_envs, 1)
+        self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        self.core = self.core_class(num_envs, **kwargs)
+        self.single_observation_space = self.core.single_observation_space
+        self.single_action_space = self.core.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins new episodes: with an int environment i gets seed + i, with a list seed[i], with None its next episode
+        (or that of a random seed if none began). `options["reset_mask"]`, bool [B], resets only some."""
+        rows = self._rows(options)
+        seeds = None if seed is None else self._seeds(seed)
+        super().reset(seed=int(seed) if isinstance(seed, (int, np.integer)) else None)
+        if seeds is None and not self._seeded:
+            seeds = self.np_random.integers(_SEED_MASK, size=self.num_envs)
+        self._seeded = True
+        self.core.reset(rows, None if seeds is None else seeds[rows])
+        return self.core.observe(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """actions [B] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the class)."""
+        core = self.core
+        if core.over.any():
+            raise ResetNeeded("expected reset() before step()")
+        reward, terminated, truncated = core.step(_checked_actions(actions, self.single_action_space, self.num_envs))
+        observation = core.observe()
+        if not core.over.any():
+            return observation, reward, terminated, truncated, {}
+        over = core.over.copy()
+        final_info: dict[str, np.ndarray] = {}
+        for key, array in core.final_info().items():
+            final_info[key], final_info[f"_{key}"] = array, over
+        infos = {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
+        core.reset(np.flatnonzero(over))
+        return core.observe(), reward, terminated, truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One picture per environment in `rgb_array` mode, otherwise None."""
+        return tuple(self.core.render(row) for row in range(self.num_envs)) if self.render_mode else None
+
+    def _seeds(self, seed: int | Sequence[int]) -> np.ndarray:
+        """The seed of each environment: int64 [B]."""
+        if isinstance(seed, (int, np.integer)):
+            seed = [_checked_seed(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise EnvError(f"seed: expected {self.num_envs} seeds, one per environment, got {len(seed)}")
+        return np.array([_checked_seed(s) for s in seed], np.int64)
+
+    def _rows(self, options: Mapping[str, Any] | None) -> np.ndarray:
+        """The environments that `options` asks to reset: all without a mask."""
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.arange(self.num_envs)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise EnvError(f"reset_mask: expected bool[{self.num_envs}], got {mask.dtype}{list(mask.shape)}")
+        return np.flatnonzero(mask)
+
+
+def _checked_actions(actions: Any, space: gym.spaces.Discrete, num_envs: int) -> np.ndarray:
+    """Actions as an int array [B]. Raises EnvError for another shape or a number outside the space."""
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs,) or actions.dtype.kind not in "iu":
+        raise EnvError(f"actions: expected int[{num_envs}], got {actions.dtype}{list(actions.shape)}")
+    if actions.min() < 0 or actions.max() >= space.n:
+        raise EnvError(f"actions: expected numbers from 0 to {space.n - 1}, got {actions.min()} to {actions.max()}")
+    return actions
+
+
+def _first_row(observation: Any) -> Any:
+    """The observation of a batch of one without its batch axis."""
+    if isinstance(observation, dict):
+        return {key: _first_row(value) for key, value in observation.items()}
+    return observation[0]

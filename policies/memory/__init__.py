@@ -1,0 +1,14 @@
+"""Memory kinds by name. A new kind is one file beside this one and one line here."""
+
+from policies.memory.base import LayerMemory, Memory, MemoryKind
+from policies.memory.expire_span import ExpireSpan
+from policies.memory.none import NoMemory
+from policies.memory.transformer_xl import TransformerXL
+
+KINDS: dict[str, type[MemoryKind]] = {
+    "expire_span": ExpireSpan,
+    "transformer_xl": TransformerXL,
+    "none": NoMemory,
+}
+
+__all__ = ["KINDS", "LayerMemory", "Memory", "MemoryKind"]

@@ -1,0 +1,112 @@
+"""What a memory is, and the three questions that a memory kind answers.
+
+B environments, L layers, S slots of a layer, N query steps, C slots that a query may look at, D model width.
+A slot holds the input of one layer at one step; its age at a query is the number of steps since then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """The slots of one layer, oldest first, padding on the left (`alive` is False there)."""
+
+    hidden: Tensor  # [B,S,D] layer inputs, detached
+    birth: Tensor  # [B,S] clock of the environment when the slot was written
+    alive: Tensor  # [B,S] bool
+
+    def rows(self, indices: Tensor) -> LayerMemory:
+        """The chosen environments, trimmed to the largest number of live slots among them."""
+        alive = self.alive[indices]
+        size = int(alive.sum(1).max()) if alive.numel() else 0
+        first = alive.shape[1] - size
+        return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of B environments between two rollouts. Opaque to agents: use the methods."""
+
+    layers: tuple[LayerMemory, ...]
+    time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
+    drawn: Tensor  # [B,K] what the kind drew at random for this rollout (K = 0 for most)
+
+    def rows(self, indices: Tensor) -> Memory:
+        """The memories of the chosen environments. indices: [b] int64."""
+        return Memory(tuple(layer.rows(indices) for layer in self.layers), self.time[indices], self.drawn[indices])
+
+    def live(self) -> Tensor | None:
+        """[B,L]: memories that the next query will see, itself not counted; None for a kind without slots."""
+        return torch.stack([layer.alive.sum(1) for layer in self.layers], 1) if self.layers else None
+
+    def bytes(self) -> Tensor:
+        """[B]: bytes that each environment's live memories take (padding is not counted)."""
+        total = torch.zeros_like(self.time, dtype=torch.int64)
+        for layer in self.layers:
+            slot = layer.hidden.shape[2] * layer.hidden.element_size() + layer.birth.element_size() + 1
+            total += layer.alive.sum(1) * slot
+        return total
+
+    def without(self, layer: int, slots: Tensor) -> Memory:
+        """The same memory with `slots` [B,S] (bool) of one layer removed."""
+        layers = list(self.layers)
+        layers[layer] = replace(layers[layer], alive=layers[layer].alive & ~slots)
+        return replace(self, layers=tuple(layers))
+
+    def replaced(self, layer: int, slots: Tensor, hidden: Tensor) -> Memory:
+        """The same memory with the hidden vectors of `slots` [B,S] (bool) of one layer exchanged for `hidden` [B,S,D]."""
+        layers = list(self.layers)
+        new = torch.where(slots[..., None], hidden, layers[layer].hidden)
+        layers[layer] = replace(layers[layer], hidden=new)
+        return replace(self, layers=tuple(layers))
+
+
+class MemoryKind(nn.Module):
+    """How one layer remembers. One instance per layer; attention itself is the Transformer's.
+
+    A kind answers: what a query sees (`visibility`), what that costs (`loss`), and what survives a rollout (`survives`).
+    `describe` turns each slot's hidden vector into the numbers those questions need, once per slot and rollout.
+    """
+
+    Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
+    stores: ClassVar[bool] = True  # False: nothing outlives a step
+
+    def __init__(self, width: int, config: Any):
+        super().__init__()
+        self.config = config
+
+    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
+        """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. drawn: [B,K]."""
+        return None
+
+    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What a query sees. age: [B,N,C] >= 0; described: [B,C] or None.
+
+        Returns (visible [B,N,C] bool or None for all, additive score term [B,N,C] or None for zero).
+        """
+        return None, None
+
+    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+        """[B,C] bool: will a query of this age [B,C] still see the slot? False is final: the slot is removed."""
+        return torch.ones_like(age, dtype=torch.bool)
+
+    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """[B,K] random numbers that hold for one training rollout, the same for acting and learning."""
+        return torch.zeros(batch_size, 0)
+
+    def wants_attention(self) -> bool:
+        """Does `loss` need to know when each slot was last used?"""
+        return False
+
+    def loss(
+        self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float
+    ) -> Tensor | None:
+        """The kind's loss. normed: [B,C,D]; new: [B,C] bool, written in this rollout; last_use: [B,C], the largest age
+        at which attention used the slot in this rollout (-1: never); pressure: the controller's, in [-1, 1]."""
+        return None

@@ -1,0 +1,100 @@
+"""Expire-Span (Sukhbaatar et al., ICML 2021, arXiv 2105.06548): every memory gets a learned span and then expires.
+
+B environments, C slots, N query steps, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from policies.memory.base import MemoryKind
+
+
+@dataclass(frozen=True)
+class ExpireSpanConfig:
+    max_span: int = 0
+    """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
+    ramp: int = 8
+    """Ramp R, in steps, over which an expiring memory fades out. Live memory can never be smaller."""
+    initial_span: float = 0.5
+    """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs."""
+    span_dropout: bool = False
+    """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
+    span_lr_scale: float = 0.1
+    """Learning rate of the span predictor as a fraction of the policy's."""
+    use_threshold: float = 0.2
+    """Attention weight, of any head, above which a memory counts as used."""
+    use_margin: float = 0.25
+    """Spans are defended up to the age of last use plus this fraction of it."""
+    use_coef: float = 50.0
+    """Weight of the defence against the charge: spans settle where a use falls outside once in this many memories."""
+    span_coef: float = 1.0
+    """Weight alpha of the span loss at full pressure."""
+
+    def __post_init__(self):
+        for name, low in (("ramp", 1), ("max_span", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(self, name)}")
+        if not 0 < self.initial_span < 1:
+            raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {self.initial_span}")
+
+
+class ExpireSpan(MemoryKind):
+    """Span e = L_max * sigmoid(w.h + b) per memory, shared by the heads (equation 3); soft mask
+    m = clip(1 + (e - age) / R, 0, 1) (equations 4 and 5), which enters attention as log m."""
+
+    Config = ExpireSpanConfig
+
+    def __init__(self, width: int, config: ExpireSpanConfig):
+        super().__init__(width, config)
+        self.span = nn.Linear(width, 1)
+        nn.init.zeros_(self.span.weight)
+        nn.init.constant_(self.span.bias, math.log(config.initial_span / (1 - config.initial_span)))
+
+    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
+        """Spans [B,C] in steps."""
+        spans = self.config.max_span * torch.sigmoid(self.span(normed).squeeze(-1))
+        if self.config.span_dropout and drawn.shape[1]:
+            spans = torch.minimum(spans, drawn[:, :1] * self.config.max_span)
+        return spans
+
+    def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
+        return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
+
+    def visibility(self, age: Tensor, described: Tensor) -> tuple[Tensor, Tensor]:
+        mask = self._mask(age, described[:, None])  # [B,N,C]
+        visible = mask > 0
+        return visible, torch.log(torch.where(visible, mask, 1))
+
+    def survives(self, age: Tensor, described: Tensor) -> Tensor:
+        return self._mask(age, described) > 0
+
+    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        return (
+            torch.rand(batch_size, 1, generator=generator) if self.config.span_dropout else torch.zeros(batch_size, 0)
+        )
+
+    def wants_attention(self) -> bool:
+        return self.config.use_coef > 0
+
+    def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
+        """Charge on new memories, defence of used ones: quantile regression of the age of last use.
+
+        charge  = pressure * mean_new(e) / L_max                                      (the paper's loss, equation 7)
+        defence = use_coef * sum_used(max(0, (1 + margin) * last use + 1 - e)) / (L_max * number of new memories)
+
+        Together they are the pinball loss of the (1 - pressure / use_coef) quantile of what is needed. Both train the span
+        predictor only: the hidden vectors are detached here. Negative pressure lengthens spans.
+        """
+        spans = self.config.max_span * torch.sigmoid(self.span(normed.detach()).squeeze(-1))  # [B,C]
+        scale = self.config.span_coef / (self.config.max_span * new.sum().clamp(min=1))
+        loss = pressure * spans.masked_fill(~new, 0).sum()
+        if last_use is not None:
+            needed = (last_use * (1 + self.config.use_margin) + 1).clamp(max=self.config.max_span)
+            short = (needed - spans).clamp(min=0).masked_fill(last_use <= 0, 0)
+            loss = loss + self.config.use_coef * short.sum()
+        return loss * scale

@@ -1,0 +1,301 @@
+"""What every task of the registry must do: a new one is covered the moment it is registered."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from safetensors.numpy import load, save
+
+import envs
+from envs.core import counter_uniform
+
+B = 4
+every_task = pytest.mark.parametrize("id", envs.env_ids())
+
+
+def make_batched(id: str, num_envs: int = B, **kwargs):
+    return gym.make_vec(id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
+def random_actions(env, steps: int, seed: int = 0) -> np.ndarray:
+    """Actions [steps, B], the same for the same seed."""
+    n = int(env.single_action_space.n)
+    return np.random.default_rng(seed).integers(n, size=(steps, env.num_envs))
+
+
+def assert_same(left, right) -> None:
+    """Equal in structure, dtype and every value."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    else:
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        np.testing.assert_array_equal(left, right)
+
+
+@every_task
+def test_passes_gymnasiums_checker_without_a_warning(id):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(id, render_mode="rgb_array").unwrapped)
+
+
+@every_task
+def test_make_and_make_vec_agree(id):
+    """The vector face against Gymnasium's own SyncVectorEnv over the single face: observations, ends, infos."""
+    batched = make_batched(id)
+    singles = SyncVectorEnv([lambda: gym.make(id)] * B, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert batched.single_observation_space == singles.single_observation_space
+    assert batched.observation_space == singles.observation_space
+    assert batched.action_space == singles.action_space
+    assert batched.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert_same(batched.reset(seed=11)[0], singles.reset(seed=11)[0])
+    endings = 0
+    for action in random_actions(batched, 1200):
+        *outcome, infos = batched.step(action)
+        *expected, expected_infos = singles.step(action)
+        for left, right in zip(outcome, expected, strict=True):
+            assert_same(left, right)
+        assert infos.keys() == expected_infos.keys()
+        if not infos:
+            continue
+        np.testing.assert_array_equal(infos["_final_obs"], expected_infos["_final_obs"])
+        np.testing.assert_array_equal(infos["_final_info"], expected_infos["_final_info"])
+        assert infos["final_info"].keys() == expected_infos["final_info"].keys()
+        for row in np.flatnonzero(infos["_final_obs"]):
+            endings += 1
+            assert_same(infos["final_obs"][row], expected_infos["final_obs"][row])
+            for key, array in infos["final_info"].items():
+                assert array[row] == expected_infos["final_info"][key][row]
+    assert endings > B
+
+
+@every_task
+def test_seeds_reproduce_and_differ(id):
+    def run(seed: int | None) -> list:
+        env = make_batched(id, 16)
+        first = env.reset(seed=seed)[0]
+        return [first, *(env.step(action)[:4] for action in random_actions(env, 300))]
+
+    for left, right in zip(run(5), run(5), strict=True):
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    firsts = [run(seed)[0].tobytes() for seed in (5, 500, None, None)]
+    assert len(set(firsts)) == 4
+
+
+@every_task
+def test_environment_i_is_a_single_one_with_its_seed_whatever_the_batch(id):
+    def episodes(env, row: int) -> list:
+        """What environment `row` shows at its next five beginnings."""
+        shown = []
+        for _ in range(5):
+            shown.append({name: value[row].item() for name, value in env.state_dict().items() if name != "seed"})
+            env.reset()
+        return shown
+
+    batched, single = make_batched(id, 8), gym.make(id).unwrapped
+    batched.reset(seed=20)
+    single.reset(seed=23)
+    expected = episodes(batched, 3)
+    assert episodes(single, 0) == expected
+    batched.reset(seed=list(range(9, 9 + 8)))
+    single.reset(seed=12)
+    assert episodes(single, 0) == episodes(batched, 3) != expected
+
+
+@every_task
+def test_a_reset_without_a_seed_goes_on_to_the_next_episode(id):
+    env = make_batched(id)
+    env.reset(seed=1)
+    env.reset()
+    assert env.core.episode.tolist() == [1] * B
+    mask = np.array([True, False, True, False])
+    env.step(np.ones(B, int))
+    before = env.state_dict()
+    observation, _ = env.reset(options={"reset_mask": mask})
+    assert env.core.episode.tolist() == [2, 1, 2, 1]
+    for name, array in env.state_dict().items():
+        assert_same(array[~mask], before[name][~mask])
+    assert env.core.steps.tolist() == [0, 1, 0, 1]
+    assert_same(observation, env.core.observe())
+
+
+@every_task
+@pytest.mark.parametrize("steps", [0, 7, 250])
+def test_a_saved_state_continues_identically(id, steps):
+    """Through safetensors, into an environment that was elsewhere."""
+    env, other = make_batched(id), make_batched(id)
+    env.reset(seed=3)
+    other.reset(seed=99)
+    actions = random_actions(env, steps + 600)
+    for action in actions[:steps]:
+        env.step(action)
+    state = env.state_dict()
+    saved = save(state)
+    expected = [env.step(action) for action in actions[steps:]]
+    other.load_state_dict(load(saved))
+    for outcome, action in zip(expected, actions[steps:], strict=True):
+        for left, right in zip(outcome, other.step(action), strict=True):
+            assert_same(left, right)
+    assert_same(state, load(saved))  # a copy: later steps do not change it
+    assert any(outcome[-1] for outcome in expected)
+
+
+@every_task
+def test_a_single_environment_saves_its_state_too(id):
+    env, other = gym.make(id).unwrapped, gym.make(id).unwrapped
+    env.reset(seed=3)
+    env.step(1)
+    other.load_state_dict(env.state_dict())
+    for action in random_actions(make_batched(id, 1), 30)[:, 0]:
+        for left, right in zip(env.step(action), other.step(action), strict=True):
+            assert_same(left, right)
+    env.reset()
+    other.reset()
+    assert_same(env.state_dict(), other.state_dict())
+
+
+@every_task
+def test_a_state_of_another_shape_is_refused_and_changes_nothing(id):
+    env = make_batched(id)
+    env.reset(seed=3)
+    before = env.state_dict()
+    with pytest.raises(envs.EnvError, match=r"^environment state '\w+': expected \w+\[4\], got \w+\[5\]$"):
+        env.load_state_dict(make_batched(id, 5).state_dict())
+    with pytest.raises(envs.EnvError, match="^environment state: expected the fields "):
+        env.load_state_dict({"steps": np.zeros(B, np.int64)})
+    assert_same(env.state_dict(), before)
+
+
+@every_task
+def test_nothing_that_was_returned_is_written_to_later(id):
+    env = make_batched(id)
+    kept = [(env.reset(seed=0)[0],)]
+    copies = [(kept[0][0].copy(),)]
+    for action in random_actions(env, 700):
+        *outcome, infos = env.step(action)
+        if infos:
+            outcome += [infos["final_obs"], infos["_final_obs"], *infos["final_info"].values()]
+        kept.append(outcome)
+        copies.append([array.copy() for array in outcome])
+    for left, right in zip(kept, copies, strict=True):
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+
+
+@every_task
+def test_tells_success_difficulty_and_horizon(id):
+    env = make_batched(id)
+    assert isinstance(env.memory_horizon, int) and env.memory_horizon > 0
+    assert env.memory_horizon == gym.make(id).unwrapped.memory_horizon
+    env.reset(seed=0)
+    for action in random_actions(env, 2000):
+        *_, infos = env.step(action)
+        if infos:
+            break
+    info = infos["final_info"]
+    assert info["is_success"].dtype == bool
+    assert np.issubdtype(info[env.metadata["difficulty_key"]].dtype, np.integer)
+    assert all(info[f"_{key}"].shape == (B,) for key in ("is_success", env.metadata["difficulty_key"]))
+
+
+@every_task
+def test_renders_frames_of_one_size(id):
+    single, batched = gym.make(id, render_mode="rgb_array"), make_batched(id, 2, render_mode="rgb_array")
+    sizes = set()
+    for seed in range(3):
+        single.reset(seed=seed)
+        batched.reset(seed=seed)
+        frames = [single.render(), *batched.render()]
+        assert len(frames) == 3
+        np.testing.assert_array_equal(frames[0], frames[1])
+        sizes |= {(frame.shape, frame.dtype) for frame in frames}
+    assert len(sizes) == 1
+    shape, dtype = sizes.pop()
+    assert dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+    plain = make_batched(id, 2)
+    plain.reset(seed=0)
+    assert plain.render() is None
+
+
+@every_task
+def test_human_mode_shows_the_picture_in_a_window(id, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    import pygame
+
+    env = gym.make(id, render_mode="human", disable_env_checker=True).unwrapped
+    env.reset(seed=0)
+    env.step(1)
+    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    np.testing.assert_array_equal(shown, env.core.render(0))
+    env.close()
+    assert not pygame.display.get_init()
+
+
+@every_task
+def test_misuse_is_told_in_one_line(id):
+    env, single = make_batched(id), gym.make(id).unwrapped
+    for unready in (lambda: env.step(np.zeros(B, int)), lambda: single.step(0)):
+        with pytest.raises(ResetNeeded, match="expected reset"):
+            unready()
+    n = int(env.single_action_space.n)
+    env.reset(seed=0)
+    for actions, message in (
+        (np.zeros(B + 1, int), rf"^actions: expected int\[{B}\], got int64\[{B + 1}\]$"),
+        (np.zeros(B), rf"^actions: expected int\[{B}\], got float64\[{B}\]$"),
+        (np.full(B, n), rf"^actions: expected numbers from 0 to {n - 1}, got {n} to {n}$"),
+        (np.full(B, -1), rf"^actions: expected numbers from 0 to {n - 1}, got -1 to -1$"),
+    ):
+        with pytest.raises(envs.EnvError, match=message):
+            env.step(actions)
+    for seed, message in (
+        (-1, "^seed: expected a whole number of at least 0, got -1$"),
+        ([1, 2], f"^seed: expected {B} seeds, one per environment, got 2$"),
+        ([1, 2, None, 3], "^seed: expected a whole number of at least 0, got None$"),
+    ):
+        with pytest.raises(envs.EnvError, match=message):
+            env.reset(seed=seed)
+    with pytest.raises(envs.EnvError, match="^seed: expected a whole number of at least 0, got -1$"):
+        single.reset(seed=-1)
+    with pytest.raises(envs.EnvError, match=r"^reset_mask: expected bool\[4\], got int64\[4\]$"):
+        env.reset(options={"reset_mask": np.ones(B, int)})
+
+
+@every_task
+def test_an_episode_that_is_over_needs_a_reset(id):
+    env = gym.make(id).unwrapped
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    while not env.core.over[0]:
+        env.step(int(rng.integers(env.action_space.n)))
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset()
+    assert env.core.episode[0] == 1 and env.core.steps[0] == 0
+
+
+def test_counter_uniform_is_splitmix64_of_the_three_numbers():
+    """Against arithmetic in Python's own integers."""
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        return z ^ z >> 31
+
+    def plain(seed: int, episode: int, draw: int) -> float:
+        bits = mix(seed + (episode + 1) * golden & mask)
+        return (mix(mix(bits + (draw + 1) * golden & mask)) >> 11) / 2**53
+
+    seeds, episodes, draws = np.array([0, 1, 2**63 - 1]), np.array([0, 7, 10**12]), np.array([0, 1, 5])
+    grid = counter_uniform(seeds[:, None, None], episodes[:, None], draws)
+    for (i, j, k), value in np.ndenumerate(grid):
+        assert value == plain(int(seeds[i]), int(episodes[j]), int(draws[k]))
