@@ -76,10 +76,15 @@ class MemoryKind(nn.Module):
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
     stores: ClassVar[bool] = True  # False: nothing outlives a step
+    presses: ClassVar[bool] = False  # True: `loss` heeds the pressure, so that live memories can be brought down
 
     def __init__(self, width: int, config: Any):
         super().__init__()
         self.config = config
+
+    def learning_rate_scale(self) -> float:
+        """Learning rate of the kind's own parameters as a fraction of the policy's."""
+        return 1.0
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
         """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. drawn: [B,K]."""
@@ -96,13 +101,17 @@ class MemoryKind(nn.Module):
         """[B,C] bool: will a query of this age [B,C] still see the slot? False is final: the slot is removed."""
         return torch.ones_like(age, dtype=torch.bool)
 
+    def figures(self, normed: Tensor) -> dict[str, float]:
+        """Figures for the log, of slots with normalised hidden vectors [N,D]."""
+        return {}
+
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """[B,K] random numbers that hold for one training rollout, the same for acting and learning."""
         return torch.zeros(batch_size, 0)
 
-    def wants_attention(self) -> bool:
-        """Does `loss` need to know when each slot was last used?"""
-        return False
+    def use_threshold(self) -> float | None:
+        """Attention weight, of any head, above which a slot counts as used; None if `loss` does not ask."""
+        return None
 
     def loss(
         self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float

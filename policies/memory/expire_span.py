@@ -48,6 +48,7 @@ class ExpireSpan(MemoryKind):
     m = clip(1 + (e - age) / R, 0, 1) (equations 4 and 5), which enters attention as log m."""
 
     Config = ExpireSpanConfig
+    presses = True
 
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__(width, config)
@@ -73,13 +74,20 @@ class ExpireSpan(MemoryKind):
     def survives(self, age: Tensor, described: Tensor) -> Tensor:
         return self._mask(age, described) > 0
 
+    def figures(self, normed: Tensor) -> dict[str, float]:
+        spans = self.describe(normed[None], normed.new_zeros(1, 0))
+        return {"span_mean": float(spans.mean())} if spans.numel() else {}
+
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         return (
             torch.rand(batch_size, 1, generator=generator) if self.config.span_dropout else torch.zeros(batch_size, 0)
         )
 
-    def wants_attention(self) -> bool:
-        return self.config.use_coef > 0
+    def use_threshold(self) -> float | None:
+        return self.config.use_threshold if self.config.use_coef > 0 else None
+
+    def learning_rate_scale(self) -> float:
+        return self.config.span_lr_scale
 
     def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
         """Charge on new memories, defence of used ones: quantile regression of the age of last use.

@@ -1,0 +1,101 @@
+"""What is known about finished episodes: success overall, on the hardest ones, and by what the environment reports.
+
+An episode is a dict: `return`, `steps`, and whatever the environment's `final_info` says of it, such as
+`is_success`. Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+HARD = 0.75
+"""Episodes are hard from this fraction of the largest difficulty seen: the longest quarter."""
+
+
+def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
+    """The episodes that ended in a step of a vector environment; returns, lengths: [B] at that step."""
+    rows = np.flatnonzero(infos["_final_obs"])
+    said = infos.get("final_info", {})
+    names = [key for key in said if not key.startswith("_") and np.ndim(said[key]) == 1]
+    episodes = []
+    for row in rows:
+        episode: dict[str, Any] = {"return": float(returns[row]), "steps": int(lengths[row])}
+        episode.update({key: said[key][row].item() for key in names if said.get(f"_{key}", infos["_final_obs"])[row]})
+        episodes.append(episode)
+    return episodes
+
+
+def score(episode: Mapping[str, Any]) -> float:
+    """Success (1 or 0) where the environment reports it, else the return."""
+    return float(episode.get("is_success", episode["return"]))
+
+
+class EpisodeWindow:
+    """The latest episodes, and apart from them the latest hard ones, so that a mean over many easy ones hides nothing."""
+
+    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 200):
+        self.difficulty_key = difficulty_key or "steps"
+        self.hardest = 0.0
+        self.recent: deque[dict[str, Any]] = deque(maxlen=size)
+        self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
+
+    def add(self, episodes: Iterable[dict[str, Any]]) -> None:
+        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped."""
+        for episode in episodes:
+            self.recent.append(episode)
+            difficulty = float(episode[self.difficulty_key])
+            if difficulty > self.hardest:
+                self.hardest = difficulty
+                kept = [e for e in self.hard if e[self.difficulty_key] >= HARD * difficulty]
+                self.hard.clear()
+                self.hard.extend(kept)
+            if difficulty >= HARD * self.hardest:
+                self.hard.append(episode)
+
+    def hard_score(self) -> tuple[float, int]:
+        """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""
+        return (float(np.mean([score(e) for e in self.hard])), len(self.hard)) if self.hard else (float("nan"), 0)
+
+    def summary(self) -> dict[str, float]:
+        """Figures for the log: Stable-Baselines3's names where it has one, success by every label episodes carry."""
+        if not self.recent:
+            return {}
+        recent = list(self.recent)
+        out = {
+            "rollout/ep_rew_mean": float(np.mean([e["return"] for e in recent])),
+            "rollout/ep_len_mean": float(np.mean([e["steps"] for e in recent])),
+        }
+        if self.hard:
+            out["rollout/hard_score"] = self.hard_score()[0]
+        if "is_success" not in recent[0]:
+            return out
+        out["rollout/success_rate"] = float(np.mean([e["is_success"] for e in recent]))
+        labels = [key for key, value in recent[0].items() if isinstance(value, str)]
+        for key in labels:
+            for label in sorted({e[key] for e in recent}):
+                out[f"success/{key}_{label}"] = float(np.mean([e["is_success"] for e in recent if e[key] == label]))
+        for first in labels[:1]:  # one of the combinations can be lost while each label looks well
+            for second in labels[1:2]:
+                for pair in sorted({(e[first], e[second]) for e in recent}):
+                    chosen = [e["is_success"] for e in recent if (e[first], e[second]) == pair]
+                    out[f"success/{pair[0]}_{pair[1]}"] = float(np.mean(chosen))
+        difficulty = np.array([e[self.difficulty_key] for e in recent], float)
+        success = np.array([e["is_success"] for e in recent], float)
+        for i in range(4):
+            inside = (difficulty > self.hardest * i / 4) & (difficulty <= self.hardest * (i + 1) / 4)
+            if inside.any():
+                out[f"success/{self.difficulty_key}_quarter_{i + 1}"] = float(success[inside].mean())
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"hardest": self.hardest, "recent": list(self.recent), "hard": list(self.hard)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.hardest = state["hardest"]
+        self.recent.extend(state["recent"])
+        self.hard.extend(state["hard"])

@@ -1,0 +1,88 @@
+"""Learn first, forget afterwards: the controller of the pressure on spans.
+
+Success on the hard episodes is the constraint, live memories are the cost. The controller gives one number per update,
+the pressure in [-1, 1], which the policy hands to its memory kind's loss: above 0 memories get shorter, below 0 longer.
+docs/forgetting.md explains it with a plot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ForgettingConfig:
+    forgetting: bool = True
+    """Bring live memories down once the task is solved. --no-forgetting: never any pressure."""
+    memory_budget: float = 0.0
+    """Mean live memories per layer to come down to while success holds. 0: as few as success allows."""
+    success_target: float = 0.98
+    """Success on the hard episodes (the longest quarter) above which memories are pressed. Without success: the
+    fraction of the way from the first to the best return."""
+    success_slack: float = 0.03
+    """How far below the target success may fall before spans are lengthened at full strength."""
+    pressure_rise: float = 0.05
+    """Increase of the pressure per update while success holds."""
+    min_hard_episodes: int = 100
+    """Hard episodes that must have been seen before success counts as known."""
+
+    def __post_init__(self):
+        if self.memory_budget < 0:
+            raise ValueError(f"--memory-budget: expected at least 0, got {self.memory_budget}")
+        if not 0 < self.success_target <= 1:
+            raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
+
+
+class ForgettingController:
+    """Pressure from success on hard episodes and live memories.
+
+    No pressure until the target was met once. Then it rises by a little at each update at which the target is met, falls
+    in proportion to the violation below it (down to -1, which lengthens spans: the way back), and is 0 within the budget.
+    """
+
+    def __init__(self, config: ForgettingConfig):
+        self.config = config
+        self.pressure = 0.0
+        self.learned = False
+        self.first: float | None = None  # without success: the first and the best score, between which the target lies
+        self.best: float | None = None
+
+    def target(self, is_success: bool) -> float:
+        """The score that must hold."""
+        if is_success or self.first is None or self.best is None:
+            return self.config.success_target
+        return self.first + self.config.success_target * (self.best - self.first)
+
+    def update(self, score: float, episodes: int, is_success: bool, live: float | None) -> float:
+        """The pressure for the next update. score: mean over `episodes` hard episodes; live: mean live memories per layer."""
+        config = self.config
+        if not config.forgetting or episodes < config.min_hard_episodes:
+            return self.pressure
+        if self.first is None or self.best is None:
+            self.first = self.best = score
+        self.best = max(self.best, score)
+        short = self.target(is_success) - score
+        self.learned |= short <= 0 and (is_success or self.best > self.first)
+        if not self.learned:
+            self.pressure = 0.0
+        elif short > 0:
+            scale = config.success_slack if is_success else config.success_slack * max(self.best - self.first, 1e-8)
+            self.pressure = -min(1.0, short / scale)
+        elif live is not None and live <= config.memory_budget:
+            self.pressure = 0.0
+        else:
+            self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)
+        return self.pressure
+
+    def holds(self, score: float, episodes: int, is_success: bool) -> bool:
+        """Does the constraint hold?"""
+        return episodes >= self.config.min_hard_episodes and score >= self.target(is_success)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {name: getattr(self, name) for name in ("pressure", "learned", "first", "best")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("pressure", "learned", "first", "best"):
+            setattr(self, name, state[name])

@@ -1,0 +1,166 @@
+"""Collecting experience. T time steps, B environments, A actions, L layers, F final observations of truncated episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from agents.episodes import finished
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of B environments, time-major, and the memory before the first of them, once."""
+
+    observation: dict[str, Tensor]  # entries [T,B, ...], as the environment gave them
+    episode_start: Tensor  # [T,B] bool
+    actions: Tensor  # [T,B] int64
+    logits: Tensor  # [T,B,A] of the policy that acted
+    values: Tensor  # [T,B]
+    next_values: Tensor  # [T,B] of the observation that followed in the same episode (meaningless after a termination)
+    rewards: Tensor  # [T,B]
+    terminated: Tensor  # [T,B] bool
+    truncated: Tensor  # [T,B] bool
+    memory: Any
+    final_observation: dict[str, Tensor]  # entries [F, ...]: what truncated episodes saw last
+    final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to it
+
+    def rows(self, indices: Tensor) -> Rollout:
+        """The chosen environments: a minibatch. indices: int64 [b]."""
+        t, b = self.final_at
+        place = torch.full((self.actions.shape[1],), -1, device=b.device)
+        place[indices] = torch.arange(len(indices), device=b.device)
+        mine = place[b] >= 0
+        return Rollout(
+            {key: value[:, indices] for key, value in self.observation.items()},
+            *(
+                x[:, indices]
+                for x in (
+                    self.episode_start,
+                    self.actions,
+                    self.logits,
+                    self.values,
+                    self.next_values,
+                    self.rewards,
+                    self.terminated,
+                    self.truncated,
+                )
+            ),
+            self.memory.rows(indices),
+            {key: value[mine] for key, value in self.final_observation.items()},
+            (t[mine], place[b[mine]]),
+        )
+
+
+class Collector:
+    """Steps a vector environment (SAME_STEP autoreset) with a policy and keeps what lives between rollouts."""
+
+    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+        self.env, self.policy, self.num_steps = env, policy, num_steps
+        self.generator = torch.Generator(policy.device).manual_seed(seed)
+        self.memory = policy.initial_memory(env.num_envs)
+        self.observation, _ = env.reset(seed=seed)
+        self.episode_start = np.ones(env.num_envs, bool)
+        self.returns = np.zeros(env.num_envs)
+        self.lengths = np.zeros(env.num_envs, np.int64)
+        self.live: dict[str, list[float]] = {}
+
+    def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
+        """One rollout and the episodes that ended in it. Afterwards `live` has the mean and maximum of live memories
+        per layer, over steps and environments (the step's own included); empty for a memory without slots."""
+        policy, device, steps, batch = self.policy, self.policy.device, self.num_steps, self.env.num_envs
+        memory = policy.draw(self.memory, self.generator)
+        acting = policy.begin(memory, steps)
+        shown: list[dict[str, Tensor]] = []
+        kept: dict[str, list[Tensor]] = {name: [] for name in ("logits", "values", "actions", "start")}
+        rewards, terminated, truncated = (np.zeros((steps, batch), kind) for kind in (np.float32, bool, bool))
+        finals: list[dict[str, Tensor]] = []
+        final_values: list[Tensor] = []
+        final_t, final_b = [], []
+        episodes: list[dict[str, Any]] = []
+        live = []
+        for t in range(steps):
+            observation = _tensors(self.observation, device)
+            start = torch.as_tensor(self.episode_start, device=device)
+            logits, values = policy.step(observation, acting, start)
+            noise = torch.empty_like(logits).exponential_(generator=self.generator)
+            actions = (logits - noise.log()).argmax(-1)  # Gumbel-max: a draw from the softmax
+            shown.append(observation)
+            for name, tensor in zip(kept, (logits, values, actions, start)):
+                kept[name].append(tensor)
+            if acting.live is not None:
+                live.append(acting.live)
+            self.observation, rewards[t], terminated[t], truncated[t], infos = self.env.step(actions.cpu().numpy())
+            self.returns += rewards[t]
+            self.lengths += 1
+            ended = terminated[t] | truncated[t]
+            self.episode_start = ended
+            if not ended.any():
+                continue
+            episodes += finished(infos, self.returns, self.lengths)
+            self.returns[ended], self.lengths[ended] = 0, 0
+            rows = np.flatnonzero(truncated[t] & ~terminated[t])
+            if len(rows):
+                final = {key: value[rows] for key, value in infos["final_obs"].items()}
+                finals.append(_tensors(final, device))
+                final_values.append(policy.value(finals[-1], acting, torch.as_tensor(rows, device=device)))
+                final_t += [t] * len(rows)
+                final_b += rows.tolist()
+        everyone = torch.arange(batch, device=device)
+        last_values = policy.value(_tensors(self.observation, device), acting, everyone)  # [B]
+        self.memory = acting.memory()
+        if live:
+            counts = torch.stack(live)  # [T,B,L]
+            self.live = {"mean": counts.float().mean((0, 1)).tolist(), "max": counts.amax((0, 1)).tolist()}
+
+        values = torch.stack(kept["values"])
+        next_values = torch.cat([values[1:], last_values[None]])
+        at = (
+            torch.tensor(final_t, dtype=torch.int64, device=device),
+            torch.tensor(final_b, dtype=torch.int64, device=device),
+        )
+        if finals:
+            next_values[at] = torch.cat(final_values)
+        none = {key: value[:0] for key, value in shown[0].items()}
+        return (
+            Rollout(
+                {key: torch.stack([o[key] for o in shown]) for key in shown[0]},
+                torch.stack(kept["start"]),
+                torch.stack(kept["actions"]),
+                torch.stack(kept["logits"]),
+                values,
+                next_values,
+                torch.as_tensor(rewards, device=device),
+                torch.as_tensor(terminated, device=device),
+                torch.as_tensor(truncated, device=device),
+                memory,
+                {key: torch.cat([none[key], *(f[key] for f in finals)]) for key in none},
+                at,
+            ),
+            episodes,
+        )
+
+
+@torch.no_grad()
+def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
+    """The largest difference between what acting computed (logits, values, values of final observations) and what one
+    unroll under the same weights does."""
+    out = policy.unroll(
+        rollout.observation, rollout.memory, rollout.episode_start, rollout.final_observation, rollout.final_at
+    )
+    differences = [
+        (out.logits - rollout.logits).abs().max(),
+        (out.values - rollout.values).abs().max(),
+        (out.final_values - rollout.next_values[rollout.final_at]).abs().amax() if len(out.final_values) else 0.0,
+    ]
+    return max(float(d) for d in differences)
+
+
+def _tensors(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}

@@ -1,0 +1,102 @@
+"""The loop that all agents share: collect, check, learn, forget, keep the best."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from agents.episodes import EpisodeWindow
+from agents.forgetting import ForgettingConfig, ForgettingController
+from agents.rollout import Collector, acting_learning_difference
+
+CHECK_EVERY = 50  # updates between two checks that acting equals learning
+LARGEST_DIFFERENCE = 1e-2  # of float32 logits and values; what is larger is no rounding
+
+
+class Trainer:
+    """Trains `policy` with `agent` in `env`, one rollout per `update()`."""
+
+    def __init__(self, env: VectorEnv, policy: Any, agent: Any, forgetting: ForgettingConfig, total: int, seed: int):
+        """total: environment steps of the whole training, rounded up to whole rollouts in `total_timesteps`."""
+        self.env, self.policy, self.agent = env, policy, agent
+        self.collector = Collector(env, policy, agent.config.num_steps, seed)
+        self.window = EpisodeWindow(env.metadata.get("difficulty_key"))
+        self.controller = ForgettingController(forgetting)
+        self.rollout_size = agent.config.num_steps * env.num_envs
+        self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
+        self.timesteps = self.updates = self.episodes = 0
+        self.last_check: int | None = None
+        self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
+
+    @property
+    def done(self) -> bool:
+        return self.timesteps >= self.total_timesteps
+
+    def update(self) -> dict[str, float]:
+        """One rollout and what is learned from it. Returns figures for the log."""
+        began = time.perf_counter()
+        rollout, episodes = self.collector.collect()
+        collected = time.perf_counter()
+        self.window.add(episodes)
+        self.episodes += len(episodes)
+        live = self.collector.live
+        mean_live = float(np.mean(live["mean"])) if live else None
+        score, count = self.window.hard_score()
+        is_success = bool(self.window.recent) and "is_success" in self.window.recent[0]
+        if self.policy.can_forget:
+            self._keep_best(score, count, is_success, mean_live)
+            pressure = self.controller.update(score, count, is_success, mean_live)
+        else:
+            pressure = 0.0
+        figures: dict[str, float] = {}
+        if self._check_due(rollout):
+            figures["train/acting_learning_difference"] = self._check(rollout)
+        checked = time.perf_counter()
+        figures.update(self.agent.update(rollout, self.timesteps / self.total_timesteps, pressure))
+        ended = time.perf_counter()
+        self.timesteps += self.rollout_size
+        self.updates += 1
+        figures.update(self.window.summary())
+        for layer, value in enumerate(live.get("mean", ())):
+            figures[f"memory/live_mean/layer_{layer}"] = value
+            figures[f"memory/live_max/layer_{layer}"] = live["max"][layer]
+        if live:
+            figures["memory/live_mean"], figures["memory/live_max"] = mean_live, float(max(live["max"]))
+        figures.update({f"memory/{name}": value for name, value in self.policy.memory_figures(rollout).items()})
+        if self.policy.can_forget:
+            figures["memory/pressure"] = pressure
+        figures["time/fps"] = self.rollout_size / (ended - began)
+        figures["time/rollout_seconds"] = collected - began
+        figures["time/update_seconds"] = ended - checked
+        figures["time/total_timesteps"] = self.timesteps
+        figures["time/episodes"] = self.episodes
+        return figures
+
+    def _check_due(self, rollout: Any) -> bool:
+        if self.last_check is not None:
+            return self.updates >= self.last_check + CHECK_EVERY
+        counts = rollout.memory.live()
+        return (counts is None or bool(counts.any())) and bool(rollout.episode_start.any()) and self.updates > 0
+
+    def _check(self, rollout: Any) -> float:
+        """Raises RuntimeError if acting and learning differ by more than rounding."""
+        difference = acting_learning_difference(self.policy, rollout)
+        self.last_check = self.updates
+        if not difference < LARGEST_DIFFERENCE:
+            raise RuntimeError(
+                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, "
+                f"got {difference:.3g} at update {self.updates}"
+            )
+        return difference
+
+    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
+        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before."""
+        if live is None or not self.controller.holds(score, count, is_success):
+            return
+        live = max(live, self.controller.config.memory_budget)  # below the budget fewer is no better: take the later
+        if self.best is None or live <= self.best["live"]:
+            weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+            self.best = {"live": live, "score": score, "timesteps": self.timesteps, "weights": weights}

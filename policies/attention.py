@@ -1,0 +1,107 @@
+"""The attention that all memory kinds share: scaled dot products, relative positions, one additive bias for all heads.
+
+B environments, H heads, N queries, T time steps, S memory slots, C = S + T slots, d head width, P relative positions.
+A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
+Writing out the backward pass saves the copies that autograd makes of the largest tensors, [B,H,T,C].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries with slots of their own: acting, and final observations.
+
+    q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C], minus infinity hides.
+    Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last P.
+    """
+    scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
+    reach = min(len(positions), k.shape[2])
+    recent = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
+    by_age = F.pad(q @ positions.T, (0, 1))  # [B,H,P+1], 0 beyond P
+    scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, recent)], 2)
+    weights = torch.softmax(scores * q.shape[-1] ** -0.5 + bias[:, None], -1)
+    return torch.matmul(weights[:, :, None], v).squeeze(2), weights
+
+
+def attend_rollout(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, memory_age: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All queries of a rollout in parallel.
+
+    q: [B,H,T,d]; k, v: [B,H,C,d], S >= P - 1 memory slots, oldest first, then the T of the rollout; positions: [P,d];
+    memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C].
+    Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
+    """
+    by_age = F.pad((q * q.shape[-1] ** -0.5) @ positions.T, (0, 1))  # [B,H,T,P+1], 0 beyond P
+    reach, heads = len(positions), q.shape[1]
+    index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
+    corner = by_age[:, :, : index.shape[2]].gather(3, index)
+    band = by_age[..., :reach].flip(-1)  # [B,H,T,P], oldest first
+    return _RolloutAttention.apply(q, k, v, band, corner, bias)
+
+
+class _RolloutAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d) + positions + bias) v. The position scores come in two parts: `band` [B,H,T,P] for the
+    rollout's own slots, which lie on diagonals, and `corner` [B,H,n,P-1] for the youngest memory slots."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))  # [B,H,T,C]
+        inside = _inside(band)
+        _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
+        _corner(scores, corner).add_(corner)
+        weights = torch.softmax(scores.add_(bias[:, None]), -1)
+        output = torch.matmul(weights, v)  # [B,H,T,d]
+        ctx.save_for_backward(q, k, v, weights, inside)
+        ctx.corner_shape = corner.shape
+        ctx.mark_non_differentiable(weights)
+        return output, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, inside = ctx.saved_tensors
+        grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
+        grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).contiguous()
+        scale = q.shape[-1] ** -0.5
+        grad_q = torch.matmul(grad_scores, k) * scale
+        grad_k = torch.matmul(grad_scores.transpose(2, 3), q) * scale
+        grad_band = _diagonals(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
+        grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
+        grad_bias = grad_scores.sum(1) if ctx.needs_input_grad[5] else None
+        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_bias
+
+
+def _inside(band: Tensor) -> Tensor:
+    """[T,P]: which entries of the band belong to the rollout's own slots (age at most t)."""
+    steps, reach = band.shape[2:]
+    age = torch.arange(reach - 1, -1, -1, device=band.device)
+    return age <= torch.arange(steps, device=band.device)[:, None]
+
+
+def _diagonals(scores: Tensor, reach: int) -> Tensor:
+    """View [B,H,T,P] of contiguous scores [B,H,T,C]: the slots aged P-1 .. 0 if there is one slot per step."""
+    batch, heads, steps, slots = scores.shape
+    first = slots - steps - (reach - 1)  # column of age P - 1 at the first query
+    stride = scores.stride()
+    return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), first)
+
+
+def _corner_slots(scores: Tensor, width: int) -> slice:
+    memory = scores.shape[3] - scores.shape[2]
+    return slice(memory - width, memory)
+
+
+def _corner(scores: Tensor, corner: Tensor) -> Tensor:
+    """View of scores [B,H,T,C]: the youngest memory slots at the first queries."""
+    return scores[:, :, : corner.shape[2], _corner_slots(scores, corner.shape[3])]
