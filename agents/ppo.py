@@ -5,6 +5,7 @@ T time steps, B environments, A actions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ class PPOConfig:
     """Adam's learning rate at the start."""
     final_learning_rate: float = 0.0
     """Adam's learning rate at the end; linear in between."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon. Gradients of attention weights are near 1e-7 here: the usual 1e-5 would freeze them."""
+    adam_beta2: float = 0.99
+    """Adam's decay of squared gradients. Below 0.999 so that after a quiet spell a sudden gradient makes no leap."""
     gamma: float = 0.99
     """Discount."""
     gae_lambda: float = 0.95
@@ -68,7 +73,7 @@ class PPO:
                 f"environments, got {config.num_minibatches}"
             )
         self.policy, self.config = policy, config
-        self.optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate), eps=1e-5)
+        self.optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate), eps=config.adam_eps, betas=(0.9, config.adam_beta2))
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
@@ -117,6 +122,24 @@ class PPO:
             "train/advantage_std": float(scale),
             "train/explained_variance": explained,
         }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimiser's state and the generator's, as tensors and JSON-able figures."""
+        tensors = {"generator": self.generator.get_state()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entry.items()}
+        return tensors, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        self.generator.set_state(tensors["generator"])
+        full = self.optimizer.state_dict()
+        full["state"] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, entry = name.split("/")
+                full["state"].setdefault(int(index), {})[entry] = tensor
+        self.optimizer.load_state_dict(full)
 
     def _step(
         self,

@@ -146,6 +146,39 @@ class Collector:
             episodes,
         )
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that lives between rollouts: tensors, and what is known of the environments."""
+        tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
+        tensors |= {f"observation/{name}": torch.as_tensor(value) for name, value in self.observation.items()}
+        save = getattr(self.env, "state_dict", dict)
+        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in save().items()}
+        tensors |= {
+            "episode_start": torch.as_tensor(self.episode_start),
+            "returns": torch.as_tensor(self.returns),
+            "lengths": torch.as_tensor(self.lengths),
+            "generator": self.generator.get_state(),
+        }
+        return tensors, {"live": self.live}
+
+    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
+        """Continues from `state`. Returns False if the environments could not save theirs: all begin a new episode."""
+        self.generator.set_state(tensors["generator"])
+        self.live = dict(known["live"])
+        env_state = _under("env/", tensors)
+        if not env_state:
+            return False
+        self.env.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
+        self.memory = self.policy.memory_from(_under("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in _under("observation/", tensors).items()}
+        self.episode_start, self.returns, self.lengths = (
+            tensors[name].numpy().copy() for name in ("episode_start", "returns", "lengths")
+        )
+        return True
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
 
 @torch.no_grad()
 def acting_learning_difference(policy: Any, rollout: Rollout) -> float:

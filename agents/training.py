@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from agents.episodes import EpisodeWindow
 from agents.forgetting import ForgettingConfig, ForgettingController
@@ -30,6 +32,8 @@ class Trainer:
         self.timesteps = self.updates = self.episodes = 0
         self.last_check: int | None = None
         self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
+
+    _COUNTERS = ("timesteps", "updates", "episodes", "last_check")
 
     @property
     def done(self) -> bool:
@@ -74,6 +78,46 @@ class Trainer:
         figures["time/total_timesteps"] = self.timesteps
         figures["time/episodes"] = self.episodes
         return figures
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The whole state of the training: tensors by name, and JSON-able figures."""
+        collector, known = self.collector.state()
+        agent, agent_known = self.agent.state()
+        tensors = {f"policy/{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        tensors |= {f"collector/{name}": tensor for name, tensor in collector.items()}
+        tensors |= {f"agent/{name}": tensor for name, tensor in agent.items()}
+        best = None
+        if self.best is not None:
+            tensors |= {f"best/{name}": tensor for name, tensor in self.best["weights"].items()}
+            best = {name: value for name, value in self.best.items() if name != "weights"}
+        counters = {name: getattr(self, name) for name in self._COUNTERS}
+        figures = {
+            "counters": counters,
+            "collector": known,
+            "agent": agent_known,
+            "window": self.window.state_dict(),
+            "controller": self.controller.state_dict(),
+            "best": best,
+        }
+        return tensors, figures
+
+    def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
+        """Continues from `state`: the next update is what it would have been. Returns False if the environments could
+        not save their state, so that they begin new episodes."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.policy.load_state_dict(under("policy/"))
+        self.agent.load_state(under("agent/"), figures["agent"])
+        continued = self.collector.load_state(under("collector/"), figures["collector"])
+        for name, value in figures["counters"].items():
+            setattr(self, name, value)
+        self.window.load_state_dict(figures["window"])
+        self.controller.load_state_dict(figures["controller"])
+        if figures["best"] is not None:
+            self.best = {**figures["best"], "weights": under("best/")}
+        return continued
 
     def _check_due(self, rollout: Any) -> bool:
         if self.last_check is not None:

@@ -2,6 +2,18 @@
 
 from policies.actor_critic import ActorCritic, PolicyConfig, sample
 from policies.encoders import as_tensors, observation_spec
+from policies.io import PolicyFileError, load_policy, save_policy
 from policies.memory import KINDS, Memory
 
-__all__ = ["KINDS", "ActorCritic", "Memory", "PolicyConfig", "as_tensors", "observation_spec", "sample"]
+__all__ = [
+    "KINDS",
+    "ActorCritic",
+    "Memory",
+    "PolicyConfig",
+    "PolicyFileError",
+    "as_tensors",
+    "load_policy",
+    "observation_spec",
+    "sample",
+    "save_policy",
+]

@@ -117,6 +117,10 @@ class ActorCritic(nn.Module):
         """The memory of `batch_size` environments before anything happened."""
         return self.core.initial_memory(batch_size)
 
+    def memory_from(self, tensors: Mapping[str, Tensor]) -> Memory:
+        """The memory whose `to_tensors()` gave `tensors`, on the policy's device."""
+        return Memory.from_tensors({name: tensor.to(self.device) for name, tensor in tensors.items()})
+
     def draw(self, memory: Memory, generator: torch.Generator | None = None) -> Memory:
         """`memory` with what its kind draws at random, once per training rollout (Expire-Span: the span limit)."""
         return self.core.draw(memory, generator)

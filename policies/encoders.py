@@ -50,6 +50,9 @@ class Encoder(nn.Module):
         self.spec = {key: dict(entry) for key, entry in spec.items()}
         self.project = nn.Linear(sum(_features(entry) for entry in self.spec.values()), width)
         self.mix = nn.Linear(width, width)
+        for linear in (self.project, self.mix):  # PyTorch's default biases would drown what tells observations apart
+            nn.init.orthogonal_(linear.weight, 2**0.5)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """observation: tensors [N, ...] -> [N,D]."""
@@ -68,12 +71,13 @@ def _features(entry: Mapping[str, Any]) -> int:
 
 def _encoded(entry: Mapping[str, Any], value: Tensor, dtype: torch.dtype) -> Tensor:
     """value: [N, ...] -> [N, features]."""
+    value = value[:, None] if value.ndim == 1 else value.flatten(1)  # [N, columns]
     if entry["kind"] == "vector":
-        return value.reshape(len(value), -1).to(dtype)
+        return value.to(dtype)
     if entry["kind"] == "discrete":
-        sizes, columns = (entry["n"],), value.reshape(len(value), 1)
+        sizes, columns = (entry["n"],), value
     else:
-        sizes, columns = CELL_VALUES * (entry["shape"][0] * entry["shape"][1]), value.reshape(len(value), -1)
+        sizes, columns = CELL_VALUES * (entry["shape"][0] * entry["shape"][1]), value
     size = torch.tensor(sizes, device=value.device)
     hot = torch.minimum(columns.long(), size - 1) + (size.cumsum(0) - size)  # [N, columns]
     return torch.zeros(len(value), sum(sizes), dtype=dtype, device=value.device).scatter_(1, hot, 1)

@@ -119,6 +119,13 @@ class _Axis:
     drawn: Tensor
 
 
+def orthogonal(linear: nn.Linear, gain: float) -> None:
+    """Orthogonal weights and no bias: differences between inputs reach the output undimmed. With PyTorch's default the
+    biases drown what tells two observations apart, and a policy needs several times as many steps to find its memory."""
+    nn.init.orthogonal_(linear.weight, gain)
+    nn.init.zeros_(linear.bias)
+
+
 class Layer(nn.Module):
     """Attention over memory, then a feed-forward layer, both residual."""
 
@@ -137,8 +144,10 @@ class Layer(nn.Module):
         with torch.no_grad():  # sharper attention from the start finds the one useful memory sooner
             self.query.weight.mul_(1.5)
             self.key_value.weight[:width].mul_(1.5)
-        nn.init.normal_(self.out.weight, std=0.05)
+        nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
+        orthogonal(self.feed_forward[1], 2**0.5)
+        orthogonal(self.feed_forward[3], 0.5)
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,D] -> keys and values [B,H,C,d]."""

@@ -6,6 +6,7 @@ A slot holds the input of one layer at one step; its age at a query is the numbe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -52,6 +53,19 @@ class Memory:
             slot = layer.hidden.shape[2] * layer.hidden.element_size() + layer.birth.element_size() + 1
             total += layer.alive.sum(1) * slot
         return total
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors for a file; `from_tensors` reads them."""
+        out = {"time": self.time, "drawn": self.drawn}
+        for i, layer in enumerate(self.layers):
+            out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
+        return out
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Memory:
+        count = sum(name.endswith("/hidden") for name in tensors)
+        layers = (LayerMemory(*(tensors[f"{i}/{name}"] for name in ("hidden", "birth", "alive"))) for i in range(count))
+        return cls(tuple(layers), tensors["time"], tensors["drawn"])
 
     def without(self, layer: int, slots: Tensor) -> Memory:
         """The same memory with `slots` [B,S] (bool) of one layer removed."""

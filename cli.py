@@ -1,0 +1,134 @@
+"""What the command lines share: flags from dataclasses (tyro), one-line errors, exit codes.
+
+Exit code 0 for success, 2 for bad usage, 1 for a failure told in one line.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """Bad usage, told in one line: what was expected, what was given, what would be right."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main` and turns its errors into one line on stderr and the exit code. Never returns."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except ValueError as error:  # every module of this project tells bad input as a ValueError of one line
+        _stop(str(error), 2)
+    except (OSError, RuntimeError, MemoryError) as error:
+        _stop(f"{type(error).__name__}: {error}", 1)
+    sys.exit(0)
+
+
+def parse(config: type[T], arguments: Sequence[str], description: str) -> T:
+    """The dataclass `config` filled from the command line. Prints help and exits for --help. Raises UsageError."""
+    check_flags(config, arguments)
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(config, args=list(arguments), description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(stderr.getvalue())) from None
+
+
+def check_flags(config: Any, arguments: Iterable[str]) -> None:
+    """Raises UsageError for a flag that `config` does not have, with the nearest that it has."""
+    valid = ["--help"]
+    hints = get_type_hints(config, include_extras=True)
+    for field in dataclasses.fields(config):
+        kind = hints[field.name]
+        if tyro.conf._markers.Positional in getattr(kind, "__metadata__", ()):
+            continue
+        kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+        name = field.name.replace("_", "-")
+        valid.append(f"--{name}")
+        if kind is bool:
+            valid.append(f"--no-{name}")
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        given = argument.split("=")[0].replace("_", "-")
+        if given not in valid:
+            near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            raise UsageError(f"unknown flag {given}: {hint}")
+
+
+def json_object(flag: str, text: str) -> dict[str, Any]:
+    """The JSON object that a flag's value is. Raises UsageError."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"""{flag}: expected a JSON object such as '{{"max_length": 100}}', got {text!r} ({error.msg})"""
+        ) from None
+    if not isinstance(value, dict):
+        raise UsageError(f"""{flag}: expected a JSON object such as '{{"max_length": 100}}', got {text!r}""")
+    return value
+
+
+def choice(flag: str, value: str, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`. Raises UsageError with the nearest one."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(value.lower(), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"{flag}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _one_line(boxed: str) -> str:
+    """tyro's message without its box and its help."""
+    lines = [re.sub(r"^[│ ]+|[│ ]+$", "", line) for line in boxed.splitlines() if line.startswith("│")]
+    told = []
+    for line in lines:
+        if set(line) <= {"─"}:
+            break
+        told.append(line)
+    return " ".join(told) or "bad usage, see --help"
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, by field name."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    docs: dict[str, str] = {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    for statement, following in zip(body, body[1:]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
+                docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return docs
+
+
+def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
+    """The field's type, with its docstring as the flag's help."""
+    return Annotated[get_type_hints(config)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]

@@ -1,0 +1,138 @@
+"""Our vector environments as Stable-Baselines3's `VecEnv`, for its `evaluate_policy` and its algorithms.
+
+    from envs.sb3_adapter import SB3VecEnv            # not imported by `envs`: only those who ask need Stable-Baselines3
+    evaluate_policy(policy, SB3VecEnv(envs.make_vec_env("Corridor-v0", 8)), n_eval_episodes=100)
+
+B environments. What maps to what:
+
+    single_observation_space, a Dict       observation_space; numbers of rank 0 become vectors of length 1, which
+                                           Stable-Baselines3's networks want (ours take both)
+    terminated | truncated                 dones [B]
+    reward float64 [B]                     rewards float32 [B]
+    infos["final_obs"], row b              infos[b]["terminal_observation"], where done
+    infos["final_info"], row b             entries of infos[b], `is_success` among them, where done
+    truncated & ~terminated                infos[b]["TimeLimit.truncated"], at every step
+    (counted here, as Monitor does)        infos[b]["episode"] = {"r": return, "l": steps}, where done
+    other infos, row b                     entries of infos[b]; where done, of reset_infos[b] (SAME_STEP autoreset)
+    reset(seed=[s, s + 1, ...])            seed(s), then reset()
+
+A `SyncVectorEnv` has B environments with attributes and methods of their own. A batched task has one of each, which
+stands for all rows: it can be read for any, but set or called for all of them only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+
+from envs.wrappers import VectorPreviousActionReward
+
+
+class SB3VecEnv(VecEnv):
+    """See the module. It owns `env` and closes it."""
+
+    def __init__(self, env: VectorPreviousActionReward) -> None:
+        self.env = env
+        self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+        self._actions: np.ndarray | None = None
+        space = env.single_observation_space
+        self._numbers = [key for key, sub in space.items() if isinstance(sub, spaces.Box) and sub.shape == ()]
+        vectors = {key: _as_vector(space[key]) for key in self._numbers}
+        super().__init__(env.num_envs, spaces.Dict({**space.spaces, **vectors}), env.single_action_space)
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Begins new episodes: those of the seeds last given to `seed`, once; else the next ones."""
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(f"options: expected the same for all environments, got {self._options}")
+        seeds = None if self._seeds[0] is None else self._seeds
+        observation, infos = self.env.reset(seed=seeds, options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [_row(infos, b) for b in range(self.num_envs)]
+        self._returns[:], self._lengths[:] = 0, 0
+        return self._batch(observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, reward, terminated, truncated, infos = self.env.step(self._actions)
+        dones = terminated | truncated
+        self._returns += reward
+        self._lengths += 1
+        final = self._batch(infos["final_obs"]) if dones.any() else {}
+        out: list[dict[str, Any]] = []
+        for b in range(self.num_envs):
+            info = _row(infos, b)
+            if dones[b]:
+                self.reset_infos[b] = info
+                info = _row(infos.get("final_info", {}), b)
+                info["terminal_observation"] = {key: value[b] for key, value in final.items()}
+                info["episode"] = {"r": float(self._returns[b]), "l": int(self._lengths[b])}
+            info["TimeLimit.truncated"] = bool(truncated[b] and not terminated[b])
+            out.append(info)
+        self._returns[dones], self._lengths[dones] = 0, 0
+        return self._batch(observation), reward.astype(np.float32), dones, out
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> list[np.ndarray | None]:
+        return list(self.env.render() or [None] * self.num_envs)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [_attribute(env, attr_name) for env in self._targets(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        for env in self._targets(indices, each_once=True):
+            env.set_wrapper_attr(attr_name, value) if isinstance(env, gym.Env) else setattr(env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        results = [_attribute(env, method_name)(*args, **kwargs) for env in self._targets(indices, each_once=True)]
+        return results if len(results) == len(list(self._get_indices(indices))) else results * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """True of Monitor, whose `episode` entry we give; else whether the single environments have such a wrapper."""
+        return [
+            wrapper_class is Monitor or (isinstance(env, gym.Env) and is_wrapped(env, wrapper_class))
+            for env in self._targets(indices)
+        ]
+
+    def _batch(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Entries [B, ...], those that are numbers [B,1]."""
+        return {**observation, **{key: observation[key][:, None] for key in self._numbers}}
+
+    def _targets(self, indices: VecEnvIndices, each_once: bool = False) -> list[Any]:
+        """The environments with the attributes of `indices`: single ones, or the batched one for each, or for all."""
+        rows = list(self._get_indices(indices))
+        base = self.env.unwrapped
+        if hasattr(base, "envs"):
+            return [base.envs[b] for b in rows]
+        if each_once and sorted(rows) != list(range(self.num_envs)):
+            raise ValueError(f"indices: expected all {self.num_envs} of a batched environment, got {rows}")
+        return [base] if each_once else [base] * len(rows)
+
+
+def _attribute(env: Any, name: str) -> Any:
+    return env.get_wrapper_attr(name) if isinstance(env, gym.Env) else getattr(env, name)
+
+
+def _as_vector(number: spaces.Box) -> spaces.Box:
+    return spaces.Box(number.low.reshape(1), number.high.reshape(1), (1,), number.dtype)
+
+
+def _row(infos: Mapping[str, Any], b: int) -> dict[str, Any]:
+    """What the infos of a vector environment say of environment b, apart from `final_obs` and `final_info`."""
+    out = {}
+    for key, value in infos.items():
+        if key.startswith("_") or key in ("final_obs", "final_info") or not infos.get(f"_{key}", np.ones(b + 1))[b]:
+            continue
+        out[key] = _row(value, b) if isinstance(value, Mapping) else value[b]
+    return out

@@ -1,0 +1,302 @@
+"""Evaluates saved policies on the same episodes: success, return, memory use and speed, as a table, JSON and a plot.
+
+Every environment plays a fixed number of episodes, so that short ones are not over-represented, and every policy plays
+the same ones: environment i of a batch has the seed + i, far away from those of training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import cli
+from envs import make_vec_env
+from policies import ActorCritic, as_tensors, load_policy, observation_spec, sample
+from policies.io import write_atomically
+
+HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
+FIRST_SEED = 10**12  # evaluation seeds begin here, training seeds far below
+BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Policy files or run directories."""
+    env: str = ""
+    """Environment id. Default: the one that the first policy was trained in."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, a JSON object, over those of the first policy's training."""
+    episodes: int = 1000
+    """Episodes that each policy plays."""
+    num_envs: int = 100
+    """Environments stepped together."""
+    seed: int = 0
+    """Which episodes; the same for every policy."""
+    stochastic: bool = False
+    """Sample actions. Default: the most likely one."""
+    json: str = ""
+    """Write the results to this file."""
+    plot: str = ""
+    """Draw the results into this file (.png, .svg or .pdf)."""
+    torch_threads: int = 2
+    """CPU threads of PyTorch."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def __post_init__(self):
+        if not self.policies:
+            raise ValueError("policies: expected at least one policy file or run directory, got none")
+        for name in ("episodes", "num_envs", "torch_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+        if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot!r}")
+        for flag in ("json", "plot"):
+            path = getattr(self, flag)
+            if path and not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"--{flag}: expected a folder that exists, got {path!r}")
+
+
+def main() -> None:
+    config = cli.parse(EvaluateConfig, sys.argv[1:], "Evaluates saved policies and compares them.")
+    torch.set_num_threads(config.torch_threads)
+    torch.manual_seed(config.seed)
+    loaded = [load_policy(path, config.device) for path in config.policies]
+    info = loaded[0][1]
+    env_id = config.env or info["env"]
+    trained = info.get("env_kwargs", {}) if env_id == info["env"] else {}
+    kwargs = {**trained, **cli.json_object("--env-kwargs", config.env_kwargs)}
+    for path, (policy, _) in zip(config.policies, loaded):
+        check_spaces(path, policy, env_id, kwargs)
+    results = []
+    for path, (policy, told) in zip(config.policies, loaded):
+        with tqdm(total=config.episodes, unit="episode", desc=path, leave=False) as bar:
+            result = evaluate(
+                policy, env_id, kwargs, config.episodes, config.num_envs, config.seed, not config.stochastic, bar.update
+            )
+        results.append({"path": str(path), "memory": policy.config.memory, "agent": told.get("agent"), **result})
+    report = {"env": env_id, "env_kwargs": kwargs, "seed": config.seed, "policies": results}
+    print_tables(report)
+    if config.json:
+        write_atomically(config.json, (json.dumps(report, indent=2) + "\n").encode())
+        print(f"results: {config.json}")
+    if config.plot:
+        plot(report, Path(config.plot))
+        print(f"plot: {config.plot}")
+
+
+def check_spaces(path: str, policy: ActorCritic, env_id: str, kwargs: Mapping[str, Any]) -> None:
+    """Raises UsageError, one line, unless the policy can see and act in the environment."""
+    env = make_vec_env(env_id, 1, **kwargs)
+    theirs = {"observation": observation_spec(env.single_observation_space), "actions": int(env.single_action_space.n)}
+    ours = {"observation": policy.config.observation, "actions": policy.config.num_actions}
+    env.close()
+    for name, given in theirs.items():
+        if json.dumps(given, sort_keys=True) != json.dumps(ours[name], sort_keys=True):
+            raise cli.UsageError(f"{path}: expected an environment with {name} {ours[name]}, {env_id} has {given}")
+
+
+@torch.no_grad()
+def evaluate(
+    policy: ActorCritic,
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    episodes: int,
+    num_envs: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    progress: Any = lambda count: None,
+) -> dict[str, Any]:
+    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that README.md lists.
+
+    Figures of live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
+    """
+    batch = min(num_envs, episodes)
+    env = make_vec_env(env_id, batch, **env_kwargs)
+    key = env.metadata.get("difficulty_key")
+    quota = np.full(batch, episodes // batch)
+    quota[: episodes % batch] += 1
+    observation, _ = env.reset(seed=FIRST_SEED + seed * 1_000_003)
+    acting = policy.begin(policy.initial_memory(batch), HORIZON)
+    start = np.ones(batch, bool)
+    returns, lengths = np.zeros(batch), np.zeros(batch, np.int64)
+    played: list[dict[str, Any]] = []
+    live_sum, live_max, seen_bytes, steps, acted, seconds = 0.0, 0, [], 0, 0, 0.0
+    episode_live = np.zeros(batch)
+    while quota.any():
+        began = time.perf_counter()
+        if acting.full:
+            memory = acting.memory()
+            seen_bytes.append(memory.bytes()[torch.as_tensor(quota > 0)].double().mean().item())
+            acting = policy.begin(memory, HORIZON)
+        logits, _ = policy.step(
+            as_tensors(observation, policy.device), acting, torch.as_tensor(start, device=policy.device)
+        )
+        actions = (logits.argmax(-1) if deterministic else sample(logits)).cpu().numpy()
+        seconds += time.perf_counter() - began
+        acted += batch
+        active = quota > 0
+        if acting.live is not None:
+            live = acting.live.cpu().numpy()  # [B,L]
+            live_sum, live_max = live_sum + live[active].sum(0), np.maximum(live_max, live[active].max(0))
+            episode_live += live.mean(1)
+        steps += int(active.sum())
+        observation, reward, terminated, truncated, infos = env.step(actions)
+        returns, lengths = returns + reward, lengths + 1
+        start = terminated | truncated
+        for row in np.flatnonzero(start & active):
+            told = infos.get("final_info", {})
+            episode = {"return": returns[row], "steps": int(lengths[row]), "live": episode_live[row] / lengths[row]}
+            episode["live_last"] = live[row].mean() if acting.live is not None else None
+            episode["success"] = bool(told["is_success"][row]) if "is_success" in told else None
+            episode["difficulty"] = float(told[key][row]) if key else float(lengths[row])
+            played.append(episode)
+            progress(1)
+        quota[start & active] -= 1
+        returns[start], lengths[start], episode_live[start] = 0, 0, 0
+    seen_bytes.append(acting.memory().bytes().double().mean().item())
+    env.close()
+    stores = acting.live is not None
+    largest = max(e["difficulty"] for e in played)
+    edges = [largest * i / BUCKETS for i in range(BUCKETS + 1)]
+    buckets = []
+    for low, high in zip(edges, edges[1:]):
+        inside = [e for e in played if low < e["difficulty"] <= high]
+        if inside:
+            bounds = {"by": key or "steps", "low": math.floor(low) + 1, "high": math.floor(high)}
+            buckets.append({**bounds, **_figures(inside, stores)})
+    return {
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        **_figures(played, stores),
+        "live_memories_mean": (live_sum / steps).tolist() if stores else [],
+        "live_memories_max": live_max.tolist() if stores else [],
+        "memory_bytes": float(np.mean(seen_bytes)),
+        "acting_steps_per_second": acted / seconds,
+        "buckets": buckets,
+    }
+
+
+def _figures(played: Sequence[Mapping[str, Any]], stores: bool) -> dict[str, Any]:
+    """Figures of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
+    out: dict[str, Any] = {"episodes": len(played), "success_rate": None, "success_rate_ci95": None}
+    if played[0]["success"] is not None:
+        successes = sum(e["success"] for e in played)
+        out["success_rate"] = successes / len(played)
+        out["success_rate_ci95"] = list(wilson(successes, len(played)))
+    out["mean_return"] = float(np.mean([e["return"] for e in played]))
+    out["mean_episode_length"] = float(np.mean([e["steps"] for e in played]))
+    if stores:
+        out["live_memories_per_episode"] = float(np.mean([e["live"] for e in played]))
+        out["live_memories_at_end"] = float(np.mean([e["live_last"] for e in played]))
+    return out
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval (Wilson, 1927) of a proportion; 95% for z = 1.96."""
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def print_tables(report: Mapping[str, Any]) -> None:
+    """The comparison on stdout."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    told = f"{report['env']} {json.dumps(report['env_kwargs'])}" if report["env_kwargs"] else report["env"]
+    table = Table(title=f"{told}, {report['policies'][0]['episodes']:,} episodes", title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for name in (
+        "memory",
+        "success [95%]",
+        "return",
+        "steps",
+        "live memories\nper layer",
+        "largest",
+        "bytes",
+        "acting\nsteps/s",
+    ):
+        table.add_column(name, justify="left" if name == "memory" else "right")
+    for p in report["policies"]:
+        table.add_row(
+            p["path"], p["memory"], _success(p), f"{p['mean_return']:.3f}", f"{p['mean_episode_length']:.1f}",
+            " ".join(f"{x:.1f}" for x in p["live_memories_mean"]) or "-",
+            " ".join(str(x) for x in p["live_memories_max"]) or "-",
+            f"{p['memory_bytes']:,.0f}", f"{p['acting_steps_per_second']:,.0f}",
+        )  # fmt: skip
+    console.print(table)
+    by = Table(title="by length of the episode" if report["policies"][0]["buckets"][0]["by"] == "steps" else
+               f"by {report['policies'][0]['buckets'][0]['by']}", title_justify="left")  # fmt: skip
+    for name in ("policy", "from-to", "episodes", "success [95%]", "return", "live memories", "at the end"):
+        by.add_column(name, justify="left" if name == "policy" else "right", overflow="fold")
+    for p in report["policies"]:
+        for i, b in enumerate(p["buckets"]):
+            by.add_row(
+                p["path"] if i == 0 else "", f"{b['low']}-{b['high']}", str(b["episodes"]), _success(b),
+                f"{b['mean_return']:.3f}", _number(b.get("live_memories_per_episode")), _number(b.get("live_memories_at_end")),
+            )  # fmt: skip
+    console.print(by)
+
+
+def _success(figures: Mapping[str, Any]) -> str:
+    if figures["success_rate"] is None:
+        return "-"
+    low, high = figures["success_rate_ci95"]
+    return f"{figures['success_rate']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """Success (or return) and live memories by difficulty, one line per policy, into `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    policies = report["policies"]
+    with_success = policies[0]["success_rate"] is not None
+    for p in policies:
+        label = f"{p['memory']} ({Path(p['path']).stem if Path(p['path']).suffix else Path(p['path']).name})"
+        x = [(b["low"] + b["high"]) / 2 for b in p["buckets"]]
+        y = [b["success_rate"] if with_success else b["mean_return"] for b in p["buckets"]]
+        (line,) = left.plot(x, y, "o-", label=label)
+        if with_success:
+            low, high = zip(*(b["success_rate_ci95"] for b in p["buckets"]))
+            left.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+        live = [b.get("live_memories_per_episode", 1.0) for b in p["buckets"]]
+        right.plot(x, live, "o-", color=line.get_color(), label=label)
+    by = policies[0]["buckets"][0]["by"]
+    left.set(xlabel=f"{by} of the episode", ylabel="success rate" if with_success else "mean return")
+    if with_success:
+        left.set_ylim(-0.02, 1.05)
+    right.set(xlabel=f"{by} of the episode", ylabel="live memories (mean over steps and layers)", yscale="log")
+    left.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{report['env']}: what is remembered, and what it takes (bands: 95% intervals)", fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main)

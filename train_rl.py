@@ -1,0 +1,292 @@
+"""Trains an agent: config -> environments, policy, agent -> learn. See README.md, or --help.
+
+A run directory holds config.json, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state,
+for --resume), checkpoints/ (policies on the way) and policy.safetensors: the policy with the fewest live memories among
+those that kept success, or the last one where none did.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from tqdm import tqdm
+
+import cli
+from agents import AGENTS, ForgettingConfig, Trainer
+from agents.checkpoint import checkpoint_bytes, load_checkpoint
+from envs import make_vec_env, training_kwargs
+from policies import KINDS, ActorCritic, save_policy
+from policies.io import write_atomically
+from policies.transformer import TransformerConfig
+
+UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    env: str = "Corridor-v0"
+    """Environment id: Corridor-v0 or any Gymnasium id with Discrete actions."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, a JSON object."""
+    memory: str = "expire_span"
+    """Memory kind."""
+    agent: str = "ppo"
+    """Learning algorithm."""
+    total_timesteps: int = 3_000_000
+    """Environment steps, rounded up to whole rollouts."""
+    num_envs: int = 128
+    """Environments stepped together."""
+    seed: int = 1
+    """Seed of weights, environments, actions and minibatches."""
+    run_dir: str = ""
+    """Where the run is written. Default: runs/<env>-<memory>-<agent>-<seed>."""
+    overwrite: bool = False
+    """Replace a run directory that exists."""
+    resume: str = ""
+    """Continue the run in this directory from its checkpoint; its config is used, other flags are refused."""
+    checkpoint_every: int = 500_000
+    """Environment steps between two checkpoints."""
+    torch_threads: int = 2
+    """CPU threads of PyTorch."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where there is one."""
+    progress_bar: bool = True
+    """Show progress on stderr."""
+
+    def __post_init__(self):
+        for name in ("total_timesteps", "num_envs", "checkpoint_every", "torch_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    resume = _value("resume", arguments)
+    if resume is not None:
+        extra = [a for a in arguments if a.startswith("--") and not a.startswith(("--resume", "--no-progress-bar"))]
+        if extra:
+            raise cli.UsageError(
+                f"--resume: expected no other flags, since the run's own config is used, got {extra[0]}"
+            )
+        config = _resumed_config(Path(resume))
+        config = {**config, "resume": resume, "run_dir": resume, "progress_bar": "--no-progress-bar" not in arguments}
+    else:
+        config = parse_config(arguments)
+    train(config)
+
+
+def parse_config(arguments: list[str]) -> dict[str, Any]:
+    """All settings of a run, flat. The flags are those of the chosen memory kind and agent, and of what all runs share.
+    Raises UsageError, one line."""
+    memory = cli.choice("--memory", _value("memory", arguments) or RunConfig.memory, KINDS)
+    agent = cli.choice("--agent", _value("agent", arguments) or RunConfig.agent, AGENTS)
+    parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
+    flags = _joined(*parts, KINDS[memory].Config, TransformerConfig)
+    description = f"Trains a policy with {memory} memory by {agent}. Flags depend on --memory ({', '.join(KINDS)}) and "
+    return dataclasses.asdict(cli.parse(flags, arguments, f"{description}--agent ({', '.join(AGENTS)})."))
+
+
+def _joined(*configs: type) -> type:
+    """One flat dataclass with the fields of all, their docstrings as help, and all their checks."""
+    fields, helps = [], {}
+    for config in configs:
+        helps |= cli.field_docs(config)
+        for f in dataclasses.fields(config):
+            default = f.default
+            fields.append((f.name, cli.field_type(config, f, helps[f.name]), field(default=default)))
+    return dataclasses.make_dataclass("Flags", fields, frozen=True)
+
+
+def _part(config: type, flat: Mapping[str, Any]) -> Any:
+    """The component's own config out of the flat settings; its checks raise ValueError."""
+    return config(**{f.name: flat[f.name] for f in dataclasses.fields(config) if f.name in flat})
+
+
+def _value(name: str, arguments: list[str]) -> str | None:
+    """The value of --name in the arguments; None if it is not there."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"--{name}="):
+            return argument.split("=", 1)[1]
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _resumed_config(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "config.json").read_text())
+    except OSError:
+        raise cli.UsageError(f"--resume: expected a run directory with config.json, found none in {run_dir}") from None
+    except json.JSONDecodeError:
+        raise cli.UsageError(f"--resume: expected JSON in {run_dir / 'config.json'}, could not read it") from None
+
+
+@dataclass
+class Run:
+    """What `build` makes of a config."""
+
+    trainer: Trainer
+    policy: ActorCritic
+    info: dict[str, Any]
+
+
+def build(config: Mapping[str, Any]) -> Run:
+    """Environments, policy, agent and trainer. Raises ValueError, one line, before anything is written."""
+    _part(RunConfig, config)
+    torch.set_num_threads(config["torch_threads"])
+    torch.manual_seed(config["seed"])
+    own = cli.json_object("--env-kwargs", config["env_kwargs"])
+    env = make_vec_env(config["env"], config["num_envs"], **{**training_kwargs(config["env"]), **own})
+    kind = KINDS[config["memory"]]
+    settings = dict(config)
+    if settings.get("max_span") == 0:
+        horizon = env.memory_horizon or UNKNOWN_HORIZON
+        settings["max_span"] = 1 << (2 * horizon - 1).bit_length()  # the power of two that is at least twice as long
+    policy = ActorCritic.for_spaces(
+        env.single_observation_space,
+        env.single_action_space,
+        memory=config["memory"],
+        memory_config=_part(kind.Config, settings),
+        core=_part(TransformerConfig, settings),
+    ).to(_device(config["device"]))
+    algorithm = AGENTS[config["agent"]]
+    agent = algorithm(policy, _part(algorithm.Config, config), config["num_envs"], config["seed"])
+    # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
+    seed = config["seed"] * 1_000_003
+    trainer = Trainer(env, policy, agent, _part(ForgettingConfig, config), config["total_timesteps"], seed)
+    info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
+    return Run(trainer, policy, info)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        usable = "cpu, cuda or auto" if torch.cuda.is_available() else "cpu or auto (there is no GPU here)"
+        raise cli.UsageError(f"--device: expected {usable}, got {name!r}")
+    return name
+
+
+def train(config: dict[str, Any]) -> Path:
+    """Runs the training of `config` and returns its run directory."""
+    name = f"{config['env'].replace('/', '-')}-{config['memory']}-{config['agent']}-{config['seed']}"
+    run_dir = Path(config["run_dir"] or f"runs/{name}")
+    resuming = bool(config["resume"])
+    if run_dir.exists() and not resuming and not config["overwrite"]:
+        raise cli.UsageError(
+            f"--run-dir: expected a new directory, {run_dir} exists: continue it with --resume {run_dir}, replace it "
+            "with --overwrite, or name another"
+        )
+    run = build(config)
+    trainer = run.trainer
+    rows: list[dict[str, str]] = []
+    if resuming:
+        rows = _resume(run_dir, trainer)
+    else:
+        if run_dir.exists():
+            shutil.rmtree(run_dir)
+        (run_dir / "checkpoints").mkdir(parents=True)
+        write_atomically(run_dir / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    logger = _logger(run_dir, rows)
+    asked = config["total_timesteps"]
+    if trainer.total_timesteps != asked:
+        _say(f"total timesteps rounded up from {asked:,} to {trainer.total_timesteps:,}, whole rollouts")
+    size = sum(p.numel() for p in run.policy.parameters())
+    _say(f"{config['env']}, {config['memory']} memory, {config['agent']}, {size:,} parameters -> {run_dir}")
+    began = time.time()
+    saved = trainer.timesteps
+    with tqdm(
+        total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
+        disable=not config["progress_bar"], dynamic_ncols=True, mininterval=1,
+    ) as bar:  # fmt: skip
+        while not trainer.done:
+            figures = trainer.update()
+            for key, value in figures.items():
+                logger.record(key, value)
+            logger.dump(trainer.timesteps)
+            bar.update(trainer.rollout_size)
+            bar.set_postfix_str(_short(figures))
+            if trainer.timesteps - saved >= config["checkpoint_every"] or trainer.done:
+                saved = trainer.timesteps
+                _save(run_dir, run)
+    logger.close()
+    kept = trainer.best
+    _say(f"trained {trainer.timesteps:,} steps in {(time.time() - began) / 60:.1f} minutes")
+    if kept:
+        told = f"{kept['score']:.1%} on the hard episodes with {kept['live']:.1f} live memories per layer"
+        _say(f"{run_dir / 'policy.safetensors'}: the policy of step {kept['timesteps']:,}, {told}")
+    else:
+        _say(f"{run_dir / 'policy.safetensors'}: the last policy")
+    return run_dir
+
+
+def _resume(run_dir: Path, trainer: Trainer) -> list[dict[str, str]]:
+    """Loads the checkpoint and returns the rows of the log up to it."""
+    tensors, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
+    try:
+        if not trainer.load_state(tensors, figures):
+            _say("the environments cannot save their state: they begin new episodes")
+    except (KeyError, TypeError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise cli.UsageError(f"{run_dir}: expected config and checkpoint that belong together ({told})") from None
+    log = run_dir / "progress.csv"
+    if not log.is_file():
+        return []
+    with log.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if float(row["time/total_timesteps"]) <= trainer.timesteps]
+
+
+def _logger(run_dir: Path, rows: list[dict[str, str]]) -> Logger:
+    """TensorBoard and CSV; the CSV begins with `rows`, what an earlier part of the run wrote."""
+    table = CSVOutputFormat(str(run_dir / "progress.csv"))
+    for row in rows:
+        table.write({key: float(value) for key, value in row.items() if value}, {})
+    return Logger(str(run_dir), [table, TensorBoardOutputFormat(str(run_dir))])
+
+
+def _save(run_dir: Path, run: Run) -> None:
+    """Checkpoint, the policy as it is now, and the kept policy."""
+    trainer = run.trainer
+    here = {**run.info, "timesteps": trainer.timesteps}
+    save_policy(run.policy, run_dir / "checkpoints" / f"policy_{trainer.timesteps:09d}.safetensors", here)
+    if trainer.best is None:
+        save_policy(run.policy, run_dir / "policy.safetensors", here)
+    else:
+        told = {name: trainer.best[name] for name in ("timesteps", "score", "live")}
+        save_policy(run.policy, run_dir / "policy.safetensors", {**run.info, **told}, trainer.best["weights"])
+    write_atomically(run_dir / "checkpoint.safetensors", checkpoint_bytes(*trainer.state()))
+
+
+def _short(figures: Mapping[str, float]) -> str:
+    """A few figures for the progress bar."""
+    shown = {
+        "success": "rollout/success_rate",
+        "hard": "rollout/hard_score",
+        "return": "rollout/ep_rew_mean",
+        "live": "memory/live_mean",
+        "pressure": "memory/pressure",
+    }
+    if "rollout/success_rate" in figures:
+        del shown["return"]
+    return " ".join(f"{name} {figures[key]:.3g}" for name, key in shown.items() if key in figures)
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)
