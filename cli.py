@@ -11,11 +11,13 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -48,7 +50,7 @@ def parse(config: type[T], arguments: Sequence[str], description: str) -> T:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(config, args=list(arguments), description=description)
+            return tyro.cli(config, prog=Path(sys.argv[0]).name, args=list(arguments), description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -109,7 +111,8 @@ def _one_line(boxed: str) -> str:
         if set(line) <= {"─"}:
             break
         told.append(line)
-    return " ".join(told) or "bad usage, see --help"
+    message = re.sub(r"^Error parsing ([A-Z]\w*|Flags): ", "", " ".join(told))  # a check of the config's own
+    return message or "bad usage, see --help"
 
 
 def _stop(message: str, code: int) -> None:
@@ -122,10 +125,10 @@ def field_docs(config: type) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     docs: dict[str, str] = {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for statement, following in zip(body, body[1:]):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
-                docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    for statement, following in itertools.pairwise(body):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = inspect.cleandoc(doc)
     return docs
 
 

@@ -6,6 +6,7 @@ the same ones: environment i of a batch has the seed + i, far away from those of
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -176,7 +177,7 @@ def evaluate(
     largest = max(e["difficulty"] for e in played)
     edges = [largest * i / BUCKETS for i in range(BUCKETS + 1)]
     buckets = []
-    for low, high in zip(edges, edges[1:]):
+    for low, high in itertools.pairwise(edges):
         inside = [e for e in played if low < e["difficulty"] <= high]
         if inside:
             bounds = {"by": key or "steps", "low": math.floor(low) + 1, "high": math.floor(high)}

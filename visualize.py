@@ -41,7 +41,7 @@ NOTABLE = 0.05  # attention weight from which a memory is worth a thumbnail
 
 @dataclass(frozen=True)
 class Flags:
-    path: Annotated[str, tyro.conf.Positional]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """Policy file or run directory."""
     env: str = ""
     """Environment id. Default: the one the policy was trained in."""
@@ -56,15 +56,16 @@ class Flags:
     out: str = "memory.png"
     """Where the picture is written, a .png."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises UsageError for a value out of range. (tyro would wrap what `__post_init__` raises.)"""
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
+            raise cli.UsageError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_steps < 1:
-            raise ValueError(f"--max-steps: expected at least 1, got {self.max_steps}")
+            raise cli.UsageError(f"--max-steps: expected at least 1, got {self.max_steps}")
         if Path(self.out).suffix.lower() != ".png":
-            raise ValueError(f"--out: expected a file name that ends in .png, got {self.out!r}")
+            raise cli.UsageError(f"--out: expected a file name that ends in .png, got {self.out!r}")
         if not Path(self.out).parent.is_dir():
-            raise ValueError(f"--out: expected a folder that exists, there is no {str(Path(self.out).parent)!r}")
+            raise cli.UsageError(f"--out: expected a folder that exists, there is no {str(Path(self.out).parent)!r}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class LayerLives:
 
 def main() -> None:
     flags = cli.parse(Flags, sys.argv[1:], "Plays one episode with a saved policy and draws what it remembers.")
+    flags.check()
     torch.set_num_threads(1)  # the fastest for a batch of one
     policy, info = load_policy(flags.path)
     env_id, env = _environment(flags, policy, info)
@@ -229,7 +231,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
 
 # The picture. Inches: the axes are WIDE, to their left labels, to their right a gutter for legends and thumbnails.
 
-LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.52
+LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
 GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
 ACTION_COLOURS = matplotlib.colormaps["tab20"].colors[::2] + matplotlib.colormaps["tab20"].colors[1::2]
 HEAD_COLOURS = matplotlib.colormaps["Dark2"].colors
@@ -254,7 +256,9 @@ def draw(
     rows += [(0.45, 0.12, partial(_rewards, episode.rewards))]
     for i, layer in enumerate(lives):
         of = f"Layer {i + 1} of {len(lives)}"
-        rows += [(3.3, 0.75, partial(_lives, layer, looks, images, f"{of}: which observations it keeps, how long"))]
+        rows += [
+            (3.3, 0.75, partial(_lives, layer, looks, images, f"{of}: which observations it keeps, and for how long"))
+        ]
         rows += [(0.7, 0.15, partial(_live, layer.live))]
     for i, layer in enumerate(lives):
         of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
@@ -275,7 +279,7 @@ def draw(
             top -= gap + tall
             ax = figure.add_axes((at, top / height, WIDE / (LEFT + WIDE + GUTTER), tall / height))
             ax.set_xlim(-0.5, steps - 0.5)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             paint(ax)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -371,7 +375,7 @@ def _lives(
     bars.set_clim(0, 1)
     ax.add_collection(bars)
     ax.set_ylim(steps - 0.5, -0.5 - 0.01 * steps)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.set_ylabel("step at which the\nobservation was written")
     ax.tick_params(labelbottom=False)
     _heading(ax, heading)
@@ -419,13 +423,14 @@ def _decision(
     """weights [H,T] of the last step, whose query saw `seen` [T]: a bar per head and live memory, the largest named."""
     slots = np.flatnonzero(seen)
     weights, heads = weights[:, slots], len(weights)
+    middle = np.arange(len(slots)) + 0.8 * ((np.arange(heads)[:, None] + 0.5) / heads - 0.5)  # [H, slots]
     for head in range(heads):
-        middle = np.arange(len(slots)) + 0.8 * ((head + 0.5) / heads - 0.5)
         style = {"colors": HEAD_COLOURS[head % len(HEAD_COLOURS)], "label": f"head {head + 1}"}
-        ax.vlines(middle, 0, weights[head], linewidth=max(0.4, 0.8 / heads * 72 * WIDE / len(slots)), **style)
+        ax.vlines(middle[head], 0, weights[head], linewidth=max(0.4, 0.8 / heads * 72 * WIDE / len(slots)), **style)
     best = weights.max(0)
     ax.set_xlim(-0.5, len(slots) - 0.5)
-    ticks = np.arange(len(slots))[:: -len(slots) // 14]
+    stride = -(-len(slots) // 14)
+    ticks = [0, *(tick for tick in range(len(slots) - 1, 0, -stride) if tick > 0.6 * stride)]
     ax.set_xticks(ticks, slots[ticks])
     ax.set_ylim(0, max(0.25, 1.02 * best.max()))
     ax.set_ylabel("attention\nweight")
@@ -435,11 +440,12 @@ def _decision(
         handle.set_linewidth(6)
     top = sorted(int(slot) for slot in np.argsort(-best)[:SHOWN] if best[slot] >= NOTABLE)
     for slot, place in zip(top, spread([(slot + 0.5) / len(slots) for slot in top], 0.13, 0.03, 0.97)):
-        _leader(ax, (slot, best[slot]), (place, 1.12))
+        head = int(weights[:, slot].argmax())
+        _leader(ax, (middle[head, slot], best[slot]), (place, 1.12))
         if images is not None:
             _picture(ax, images[slots[slot]], (place, 1.37))
         now = " (now)" if slot == len(slots) - 1 else ""
-        told = f"step {slots[slot]}{now}\n{best[slot]:.2f} by head {int(weights[:, slot].argmax()) + 1}"
+        told = f"step {slots[slot]}{now}\n{best[slot]:.2f} by head {head + 1}"
         above = (place, 1.67 if images is not None else 1.12)
         ax.annotate(told, above, xycoords="axes fraction", ha="center", va="bottom", fontsize=7.5)
     if not top:

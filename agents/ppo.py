@@ -73,7 +73,9 @@ class PPO:
                 f"environments, got {config.num_minibatches}"
             )
         self.policy, self.config = policy, config
-        self.optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate), eps=config.adam_eps, betas=(0.9, config.adam_beta2))
+        self.optimizer = torch.optim.Adam(
+            policy.parameter_groups(config.learning_rate), eps=config.adam_eps, betas=(0.9, config.adam_beta2)
+        )
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:

@@ -64,7 +64,11 @@ class Corridor(Core):
     Raises EnvError for a value out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**Core.metadata, "difficulty_key": "length"}
+    metadata: ClassVar[dict[str, Any]] = {
+        **Core.metadata,
+        "difficulty_key": "length",
+        "action_names": ("north", "east", "south", "west"),
+    }
     state_fields = ("length", "ball", "door", "x", "y")
 
     def __init__(

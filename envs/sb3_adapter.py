@@ -23,6 +23,7 @@ stands for all rows: it can be read for any, but set or called for all of them o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -92,7 +93,8 @@ class SB3VecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         for env in self._targets(indices, each_once=True):
-            env.set_wrapper_attr(attr_name, value) if isinstance(env, gym.Env) else setattr(env, attr_name, value)
+            put = env.set_wrapper_attr if isinstance(env, gym.Env) else partial(setattr, env)
+            put(attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         results = [_attribute(env, method_name)(*args, **kwargs) for env in self._targets(indices, each_once=True)]

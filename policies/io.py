@@ -63,7 +63,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
     try:
         with safe_open(file, "pt", device=str(device)) as opened:
             metadata = opened.metadata() or {}
-            weights = {key: opened.get_tensor(key) for key in opened.keys()}
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
         raise PolicyFileError(f"{file}: expected a whole safetensors file, could not read it ({error})") from None
     try:

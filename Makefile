@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: setup demo test clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch .venv/ready
+
+demo: setup
+	$(BIN)/python train_rl.py --run-dir $(DEMO) --overwrite --total-timesteps 2000000
+	$(BIN)/python evaluate.py $(DEMO) pretrained/corridor-transformer_xl.safetensors pretrained/corridor-none.safetensors \
+		--json $(DEMO)/evaluation.json --plot $(DEMO)/evaluation.png
+	$(BIN)/python visualize.py $(DEMO) --seed 3 --env-kwargs '{"min_length": 100}' --out $(DEMO)/memory.png
+	@echo
+	@echo "Everything lies in $(DEMO):"
+	@echo "  policy.safetensors   the trained policy          memory.png       what it remembered in one episode"
+	@echo "  progress.csv         the training's figures      evaluation.png   the comparison as a plot (evaluation.json: all figures)"
+	@echo "Next:"
+	@echo "  $(BIN)/tensorboard --logdir $(DEMO)"
+	@echo "  $(BIN)/python visualize.py $(DEMO) --seed 4"
+	@echo "  $(BIN)/python train_rl.py --memory transformer_xl --window 64 --seed 2"
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,187 @@
+"""Learning on several seeds: how soon, how steadily, and what is held at the end.
+
+    python -m benchmarks.learning --env Corridor-v0 --memory expire_span --seeds 5
+
+Every flag of train_rl.py may follow. Each seed trains with one thread, `--jobs` of them at a time; every `--eval-every` steps
+the policy plays 1,000 fresh episodes with the environment's own (evaluation) settings, at the end also hard ones. Both the
+last policy and the kept one (fewest live memories while success held) are reported. Timings therefore are of one core.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import cli
+import evaluate
+import train_rl
+from policies.io import write_atomically
+
+SOLVED = 0.95
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    seeds: int = 5
+    """Seeds 1, 2, ..., each a training of its own."""
+    first_seed: int = 1
+    """The first seed."""
+    jobs: int = 2
+    """Trainings at a time, one thread each."""
+    eval_every: int = 200_000
+    """Environment steps between two evaluations."""
+    eval_episodes: int = 1000
+    """Episodes of an evaluation."""
+    hard_env_kwargs: str = ""
+    """What makes episodes hard, a JSON object over the environment's. Default for Corridor-v0: only the longest."""
+    out: str = ""
+    """Results, JSON. Default: benchmarks/results/learning-<env>-<memory>.json."""
+
+
+def main() -> None:
+    own, rest = _split(sys.argv[1:])
+    config = cli.parse(BenchmarkConfig, own, "Learning on several seeds. Flags of train_rl.py may follow.")
+    flags = train_rl.parse_config(rest)
+    out = Path(config.out or f"benchmarks/results/learning-{flags['env']}-{flags['memory']}.json")
+    kwargs = cli.json_object("--env-kwargs", flags["env_kwargs"])
+    hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
+    if not config.hard_env_kwargs and flags["env"] == "Corridor-v0":
+        hard = {"min_length": kwargs.get("max_length", 200)}
+    jobs = [({**flags, "seed": s, "torch_threads": 1}, config, hard) for s in _seeds(config)]
+    results: list[dict[str, Any]] = []
+    report = {"command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]), "hard": hard, "seeds": results}
+    with multiprocessing.get_context("spawn").Pool(config.jobs, maxtasksperchild=1) as pool:
+        for result in pool.imap_unordered(train_and_evaluate, jobs):
+            results.append(result)
+            results.sort(key=lambda r: r["seed"])
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
+            print(f"seed {result['seed']} done", file=sys.stderr, flush=True)
+    print_table(report)
+    print(f"results: {out}")
+
+
+def _seeds(config: BenchmarkConfig) -> range:
+    return range(config.first_seed, config.first_seed + config.seeds)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """This benchmark's own arguments, and those of train_rl.py."""
+    names = {f"--{name.replace('_', '-')}" for name in BenchmarkConfig.__dataclass_fields__}
+    own, rest, take = [], [], None
+    for argument in arguments:
+        if argument.startswith("--"):
+            take = own if argument.split("=")[0] in names or argument == "--help" else rest
+        (rest if take is None else take).append(argument)
+    return own, rest
+
+
+def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any]]) -> dict[str, Any]:
+    """One seed: the history of its evaluations and the figures of its last and its kept policy."""
+    flags, config, hard = job
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run = train_rl.build(flags)
+    trainer, policy = run.trainer, run.policy
+    kwargs = json.loads(flags["env_kwargs"])
+    history, speeds, seconds, due = [], [], 0.0, 0
+    while not trainer.done:
+        began = time.perf_counter()
+        figures = trainer.update()
+        seconds += time.perf_counter() - began
+        speeds.append(figures["time/fps"])
+        due += trainer.rollout_size
+        if due >= config.eval_every or trainer.done:
+            due = 0
+            result = evaluate.evaluate(policy, flags["env"], kwargs, config.eval_episodes)
+            history.append(
+                {
+                    "timesteps": trainer.timesteps,
+                    "minutes": seconds / 60,
+                    "success_rate": result["success_rate"],
+                    "mean_return": result["mean_return"],
+                    "live": _mean(result["live_memories_mean"]),
+                    "fps": sum(speeds) / len(speeds),
+                    "rss_gb": _resident_gb(),
+                    "train": {k: v for k, v in figures.items() if k.startswith(("rollout/", "memory/", "success/"))},
+                }
+            )
+            print(f"seed {flags['seed']} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True)
+            speeds = []
+    out = {"seed": flags["seed"], "history": history, "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    out["last"] = _final(policy, flags["env"], kwargs, hard, config.eval_episodes)
+    if trainer.best is not None:
+        policy.load_state_dict(trainer.best["weights"])
+        out["kept"] = _final(policy, flags["env"], kwargs, hard, config.eval_episodes)
+        out["kept"]["timesteps"] = trainer.best["timesteps"]
+    folder = Path("runs/benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{flags['env'].replace('/', '-')}-{flags['memory']}-{flags['seed']}-{int(time.time())}.safetensors"
+    train_rl.save_policy(policy, folder / name, run.info)
+    out["policy"] = str(folder / name)
+    return out
+
+
+def _final(policy: Any, env: str, kwargs: dict[str, Any], hard: dict[str, Any], episodes: int) -> dict[str, Any]:
+    """Figures of a finished policy on all episodes and on hard ones."""
+    torch.manual_seed(0)
+    every = evaluate.evaluate(policy, env, kwargs, episodes, seed=1)
+    hardest = evaluate.evaluate(policy, env, {**kwargs, **hard}, episodes, seed=2)
+    return {"all": every, "hard": hardest}
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _resident_gb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e9
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table."""
+    history = result["history"]
+    solved = [i for i, h in enumerate(history) if (h["success_rate"] or 0) >= SOLVED]
+    first = history[solved[0]] if solved else None
+    figures = result.get("kept", result["last"])
+    return {
+        "seed": result["seed"],
+        "steps to 95%": f"{first['timesteps'] / 1e6:.1f}M" if first else "never",
+        "minutes": f"{first['minutes']:.1f}" if first else "-",
+        "lowest after": f"{min(h['success_rate'] for h in history[solved[0] :]):.1%}" if first else "-",
+        "last: all": f"{result['last']['all']['success_rate']:.1%}",
+        "last: hard": f"{result['last']['hard']['success_rate']:.1%}",
+        "live on hard": f"{_mean(result['last']['hard']['live_memories_mean']) or 0:.1f}",
+        "kept: all": f"{figures['all']['success_rate']:.1%}",
+        "kept: hard": f"{figures['hard']['success_rate']:.1%}",
+        "live on hard ": f"{_mean(figures['hard']['live_memories_mean']) or 0:.1f}",
+        "at its end": f"{figures['hard'].get('live_memories_at_end', 0):.1f}",
+        "steps/s": f"{history[-1]['fps']:,.0f}",
+        "peak GB": f"{result['peak_rss_gb']:.2f}",
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The table of all seeds."""
+    rows = [summary(result) for result in report["seeds"]]
+    table = Table(title=f"{report['command']}   (hard: {json.dumps(report['hard'])})", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,161 @@
+"""Probe tasks whose right value and policy are known, and small learners for them. B environments.
+
+The probes are reached as any foreign environment is, by `envs.make_vec_env` and their id.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+import envs
+from agents import PPO, ForgettingConfig, PPOConfig, Trainer
+from policies import KINDS, ActorCritic
+from policies.transformer import TransformerConfig
+
+SMALL = {"expire_span": {"max_span": 16, "ramp": 4}, "transformer_xl": {"window": 16}}
+"""Settings of memory kinds; one that is not here gets its default Config."""
+
+
+class Probe(gym.Env):
+    """Episodes of `steps` steps; a subclass gives observations and rewards, and `cue`, 0 or 1, is drawn per episode."""
+
+    observation_space: spaces.Space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    steps: ClassVar[int] = 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cue, self.t = int(self.np_random.integers(2)), 0
+        return self.observe(), {}
+
+    def step(self, action):
+        reward, wrong = self.reward(int(action))
+        self.t += 1
+        over = wrong or self.t == self.steps
+        return self.observe(), reward, over, False, {"is_success": reward > 0} if over else {}
+
+    def observe(self):
+        return np.ones(1, np.float32)
+
+    def reward(self, action: int) -> tuple[float, bool]:
+        """Of the step `self.t`, and whether the episode ends at once."""
+        raise NotImplementedError
+
+
+class ConstantReward(Probe):
+    """One step, reward 1, whatever is done: the value is 1."""
+
+    def reward(self, action):
+        return 1.0, False
+
+
+class DelayedReward(Probe):
+    """Two steps, reward 1 for the second: values gamma and 1, told apart by the observation."""
+
+    steps = 2
+
+    def observe(self):
+        return np.array([self.t], np.float32)
+
+    def reward(self, action):
+        return float(self.t == 1), False
+
+
+class RightAction(Probe):
+    """One step, reward 1 for action 2 of 3."""
+
+    action_space = spaces.Discrete(3)
+
+    def reward(self, action):
+        return float(action == 2), False
+
+
+class ActionByObservation(Probe):
+    """One step, reward 1 for the action that the observation, -1 or 1, asks for."""
+
+    def observe(self):
+        return np.array([2 * self.cue - 1], np.float32)
+
+    def reward(self, action):
+        return float(action == self.cue), False
+
+
+class Recall(Probe):
+    """Three steps: the cue is in the first observation only, the last action must match it. Until then only action 0 is
+    allowed, so that the previous action, which is part of the observation, cannot carry the cue: without memory no
+    policy can do better than 50%."""
+
+    observation_space = spaces.Discrete(4)  # the cue, then 2 at the second step and 3 at the last
+    steps = 3
+
+    def observe(self):
+        return np.int64(self.cue if self.t == 0 else min(self.t, 2) + 1)
+
+    def reward(self, action):
+        last = self.t == self.steps - 1
+        return float(last and action == self.cue), not last and action != 0
+
+
+PROBES = (ConstantReward, DelayedReward, RightAction, ActionByObservation, Recall)
+for _probe in PROBES:
+    if f"Probe{_probe.__name__}-v0" not in gym.registry:
+        gym.register(f"Probe{_probe.__name__}-v0", entry_point=_probe)
+
+
+def make_policy(env: gym.vector.VectorEnv, kind: str, seed: int = 0, heads: float = 0.0) -> ActorCritic:
+    """A policy for `env` of width 32 with two heads; `heads`: standard deviation of the heads' weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy = ActorCritic.for_spaces(
+            env.single_observation_space,
+            env.single_action_space,
+            memory=kind,
+            memory_config=KINDS[kind].Config(**SMALL.get(kind, {})),
+            core=TransformerConfig(width=32, num_layers=1, num_heads=2, num_positions=4),
+        )
+        if heads:
+            for head in (policy.policy_head, policy.value_head):
+                torch.nn.init.normal_(head.weight, std=heads)
+    return policy
+
+
+def make_trainer(
+    id: str,
+    kind: str,
+    updates: int,
+    num_envs: int = 32,
+    seed: int = 0,
+    forgetting: ForgettingConfig | None = None,
+    env_kwargs: dict | None = None,
+    **settings,
+) -> Trainer:
+    """A trainer of quick settings without forgetting; `settings`: of PPO."""
+    env = envs.make_vec_env(id, num_envs, **(env_kwargs or {}))
+    policy = make_policy(env, kind, seed)
+    quick = {"num_steps": 12, "learning_rate": 3e-3, "ent_coef": 0.01, "final_ent_coef": 0.0, "clip_coef": 0.2}
+    config = PPOConfig(**{**quick, "num_minibatches": 2, "update_epochs": 4, **settings})
+    agent = PPO(policy, config, num_envs, seed)
+    total = updates * config.num_steps * num_envs
+    return Trainer(env, policy, agent, forgetting or ForgettingConfig(forgetting=False), total, seed)
+
+
+def played(policy: ActorCritic, id: str, episodes: int, num_envs: int = 50, **env_kwargs) -> np.ndarray:
+    """Success (or return, where there is no success) of each environment's first `episodes // num_envs` episodes,
+    deterministic."""
+    env = envs.make_vec_env(id, num_envs, **env_kwargs)
+    observation, _ = env.reset(seed=10_000)
+    state, start = None, np.ones(num_envs, bool)
+    left, out = np.full(num_envs, episodes // num_envs), []
+    while left.any():
+        actions, state = policy.predict(observation, state, start, deterministic=True)
+        observation, _, terminated, truncated, infos = env.step(actions)
+        start = terminated | truncated
+        for row in np.flatnonzero(start & (left > 0)):
+            out.append(float(infos["final_info"]["is_success"][row]))
+        left -= start & (left > 0)
+    return np.array(out)

@@ -1,0 +1,81 @@
+"""Learning is proved on probe tasks whose right answer is known, one per thing that can break: values, discounting, the
+policy, what it reads, what it remembers. Then a short corridor, the real task in small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import make_trainer, played
+
+import envs
+
+MEMORIES = ("expire_span", "transformer_xl")
+
+
+def first_values(policy, id: str, steps: int) -> list[float]:
+    """The value of the first `steps` observations of an episode, taking action 0."""
+    env = envs.make_vec_env(id, 1)
+    observation, _ = env.reset(seed=0)
+    acting, start, values = policy.begin(policy.initial_memory(1), steps), torch.tensor([True]), []
+    for _ in range(steps):
+        now = {key: torch.as_tensor(value) for key, value in observation.items()}
+        values.append(float(policy.step(now, acting, start)[1]))
+        observation, *_ = env.step(np.array([0]))
+        start = torch.tensor([False])
+    return values
+
+
+def trained(id: str, kind: str, updates: int, **settings):
+    trainer = make_trainer(id, kind, updates, **settings)
+    while not trainer.done:
+        figures = trainer.update()
+    return trainer, figures
+
+
+def test_the_value_of_a_constant_reward():
+    """Every episode gives 1: the value of its only observation is 1."""
+    trainer, figures = trained("ProbeConstantReward-v0", "none", 25)
+    assert first_values(trainer.policy, "ProbeConstantReward-v0", 1) == [pytest.approx(1, abs=0.05)]
+    assert figures["rollout/ep_rew_mean"] == 1 and figures["rollout/ep_len_mean"] == 1
+
+
+def test_the_value_of_a_delayed_reward_is_discounted():
+    """A reward one step away is worth gamma, here 0.5."""
+    trainer, _ = trained("ProbeDelayedReward-v0", "none", 40, gamma=0.5)
+    first, second = first_values(trainer.policy, "ProbeDelayedReward-v0", 2)
+    assert (first, second) == (pytest.approx(0.5, abs=0.07), pytest.approx(1, abs=0.07))
+
+
+def test_the_policy_learns_which_action_is_right():
+    trainer, figures = trained("ProbeRightAction-v0", "none", 25)
+    assert figures["rollout/success_rate"] > 0.8
+    assert played(trainer.policy, "ProbeRightAction-v0", 50).mean() == 1
+
+
+def test_the_policy_learns_what_the_observation_asks_for():
+    trainer, figures = trained("ProbeActionByObservation-v0", "none", 30)
+    assert played(trainer.policy, "ProbeActionByObservation-v0", 50).mean() == 1
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_cue_is_remembered(kind):
+    """Above 95% where without memory nothing is above 50% (the test below)."""
+    trainer, _ = trained("ProbeRecall-v0", kind, 60)
+    assert played(trainer.policy, "ProbeRecall-v0", 200).mean() > 0.95
+
+
+def test_without_memory_no_cue_is_remembered():
+    """The same learning of the same task by the memoryless control ends near chance."""
+    trainer, _ = trained("ProbeRecall-v0", "none", 60)
+    assert 0.35 < played(trainer.policy, "ProbeRecall-v0", 400).mean() < 0.65
+
+
+def test_a_short_corridor_is_learned():
+    """Corridors of 3 to 8 steps with Expire-Span, end to end through the trainer: 95% success and more."""
+    trainer = make_trainer("Corridor-v0", "expire_span", 200, num_steps=32, env_kwargs={"max_length": 8})
+    while not trainer.done:
+        figures = trainer.update()
+        if len(trainer.window.recent) == 1000 and figures["rollout/success_rate"] > 0.98:
+            break
+    assert played(trainer.policy, "Corridor-v0", 400, max_length=8).mean() >= 0.95

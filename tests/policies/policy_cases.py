@@ -1,0 +1,150 @@
+"""Small policies and random experience that the tests of policies share. T time steps, B environments, F finals.
+
+`CASES` runs over the registry: a new memory kind is covered with its default Config, or with settings put in `SMALL`,
+short enough that memories expire within a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from policies import KINDS, ActorCritic, Memory, PolicyConfig
+from policies.transformer import TransformerConfig
+
+SPEC = {
+    "image": {"kind": "cells", "shape": [3, 3, 3]},
+    "previous_action": {"kind": "discrete", "n": 5},
+    "previous_reward": {"kind": "vector", "shape": []},
+}
+CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6)
+SMALL = {
+    "expire_span": (
+        {"max_span": 24, "ramp": 5},
+        {"max_span": 24, "ramp": 5, "span_dropout": True},
+        {"max_span": 12, "ramp": 1},
+    ),
+    "transformer_xl": ({"window": 9}, {"window": 2}),
+}
+CASES = [
+    pytest.param(kind, settings, id=f"{kind}-{i}")
+    for kind in KINDS
+    for i, settings in enumerate(SMALL.get(kind, ({},)))
+]
+
+
+def make_policy(
+    kind: str,
+    settings: dict | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    core: TransformerConfig = CORE,
+) -> ActorCritic:
+    """A policy all of whose weights, heads too, are random; those of the memory kind widely spread."""
+    settings = SMALL.get(kind, ({},))[0] if settings is None else settings
+    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+        for layer in policy.core.layers:
+            for parameter in layer.kind.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def observations(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Random observations, entries [*shape, ...]."""
+    cells = [torch.randint(0, n, (*shape, 3, 3), dtype=torch.uint8, generator=generator) for n in (11, 6, 4)]
+    return {
+        "image": torch.stack(cells, -1),
+        "previous_action": torch.randint(0, 5, shape, generator=generator),
+        "previous_reward": torch.randn(shape, generator=generator).to(dtype),
+    }
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What `unroll` gets beside the memory."""
+
+    observation: dict[str, Tensor]  # [T,B, ...]
+    start: Tensor  # [T,B]
+    final_observation: dict[str, Tensor]  # [F, ...]
+    final_at: tuple[Tensor, Tensor]
+
+    def columns(self, rows: Tensor) -> Experience:
+        """The chosen environments."""
+        t, b = self.final_at
+        place = {int(row): i for i, row in enumerate(rows)}
+        mine = torch.tensor([int(row) in place for row in b], dtype=torch.bool)
+        return Experience(
+            {key: value[:, rows] for key, value in self.observation.items()},
+            self.start[:, rows],
+            {key: value[mine] for key, value in self.final_observation.items()},
+            (t[mine], torch.tensor([place[int(row)] for row in b[mine]], dtype=torch.int64)),
+        )
+
+
+def experience(
+    generator: torch.Generator,
+    steps: int,
+    batch: int,
+    start_probability: float = 0.1,
+    final_probability: float = 0.15,
+    dtype: torch.dtype = torch.float64,
+) -> Experience:
+    """Random observations, episode starts and final observations anywhere."""
+    t, b = torch.nonzero(torch.rand(steps, batch, generator=generator) < final_probability).T
+    shuffled = torch.randperm(len(t), generator=generator)  # final observations come in any order
+    start = torch.rand(steps, batch, generator=generator) < start_probability
+    final = observations(generator, len(t), dtype=dtype)
+    return Experience(observations(generator, steps, batch, dtype=dtype), start, final, (t[shuffled], b[shuffled]))
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What acting gave."""
+
+    logits: Tensor  # [T,B,A]
+    values: Tensor  # [T,B]
+    final_values: Tensor  # [F]
+    live: list[Tensor]  # T of [B,L]; empty for a kind without slots
+    memory: Memory
+
+
+def act(policy: ActorCritic, memory: Memory, given: Experience, horizon: int | None = None) -> Acted:
+    """`begin` and one `step` per observation; `begin` again every `horizon` steps."""
+    steps = len(given.start)
+    horizon = horizon or steps
+    logits, values, live = [], [], []
+    final_values = torch.full((len(given.final_at[0]),), float("nan"), dtype=policy.value_head.weight.dtype)
+    acting = policy.begin(memory, horizon)
+    for t in range(steps):
+        if acting.full:
+            acting = policy.begin(acting.memory(), horizon)
+        now = {key: value[t] for key, value in given.observation.items()}
+        for kept, output in zip((logits, values), policy.step(now, acting, given.start[t])):
+            kept.append(output)
+        if acting.live is not None:
+            live.append(acting.live)
+        here = torch.nonzero(given.final_at[0] == t).squeeze(1)
+        if len(here):
+            final = {key: value[here] for key, value in given.final_observation.items()}
+            final_values[here] = policy.value(final, acting, given.final_at[1][here])
+    return Acted(torch.stack(logits), torch.stack(values), final_values, live, acting.memory())
+
+
+def poisoned(memory: Memory) -> Memory:
+    """The same memory with NaN in every dead slot and a nonsensical birth there."""
+    layers = tuple(
+        replace(
+            layer,
+            hidden=torch.where(layer.alive[..., None], layer.hidden, float("nan")),
+            birth=torch.where(layer.alive, layer.birth, 12345),
+        )
+        for layer in memory.layers
+    )
+    return replace(memory, layers=layers)

@@ -1,0 +1,116 @@
+"""The shared attention, forward and its handwritten backward, against plain loops and autograd.
+
+B environments, H heads, T queries, S memory slots, C = S + T slots, d head width, P relative positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from policies.attention import attend, attend_rollout
+
+B, H, D = 2, 2, 3
+
+
+def one_query(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, ages: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's query [d] over slots [C,d] of `ages` [C], one score at a time."""
+    scores = []
+    for c in range(len(k)):
+        score = q @ k[c]
+        if ages[c] < len(positions):
+            score = score + q @ positions[int(ages[c])]
+        scores.append(score / math.sqrt(D) + bias[c])
+    weights = torch.softmax(torch.stack(scores), 0)
+    return weights @ v, weights
+
+
+def naive_rollout(q, k, v, positions, age, bias) -> tuple[Tensor, Tensor]:
+    """As `attend_rollout`, with the age [B,T,C] of every slot at every query; slots of the future are hidden by bias."""
+    outputs, weights = torch.zeros_like(q), torch.zeros(*q.shape[:3], k.shape[2], dtype=q.dtype)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for t in range(q.shape[2]):
+                ages = torch.where(age[b, t] < 0, 10**6, age[b, t])
+                output, weight = one_query(q[b, h, t], k[b, h], v[b, h], positions, ages, bias[b, t])
+                outputs = outputs.index_put(tuple(map(torch.tensor, (b, h, t))), output)
+                weights = weights.index_put(tuple(map(torch.tensor, (b, h, t))), weight)
+    return outputs, weights
+
+
+def case(steps: int, memory: int, reach: int, seed: int = 0):
+    """Random tensors; memories with irregular ages, oldest first, some slots hidden, never a query's own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    slots = memory + steps
+    gaps = torch.randint(1, 4, (B, memory), generator=generator)
+    born = torch.cat([-gaps.flip(1).cumsum(1).flip(1), torch.arange(steps).expand(B, -1)], 1)  # [B,C]
+    age = torch.arange(steps)[:, None] - born[:, None]  # [B,T,C]
+    hidden = (torch.rand(B, steps, slots, generator=generator) < 0.2) & (age != 0) | (age < 0)
+    return (
+        normal(B, H, steps, D),
+        normal(B, H, slots, D),
+        normal(B, H, slots, D),
+        normal(reach, D),
+        normal(B, steps, slots),
+        age,
+        hidden,
+    )
+
+
+CASES = [(6, 5, 4), (2, 5, 5), (3, 4, 5), (1, 3, 4), (5, 0, 1), (4, 3, 1), (3, 8, 2)]
+"""(T, S, P): with T < P - 1, S = P - 1, a single query, P = 1 with and without memory, and more memory than reach."""
+
+
+@pytest.mark.parametrize("steps, memory, reach", CASES)
+def test_attend_rollout_and_its_gradient(steps, memory, reach):
+    """Output and weights against the loops; the gradient of every argument against autograd's through the loops, and
+    against finite differences."""
+    q, k, v, positions, bias, age, hidden = case(steps, memory, reach)
+    corner = age[:, : min(steps, reach - 1), memory - (reach - 1) : memory]
+
+    def ours(q, k, v, positions, bias):
+        return attend_rollout(q, k, v, positions, corner, bias.masked_fill(hidden, -math.inf))
+
+    def naive(q, k, v, positions, bias):
+        return naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
+
+    inputs = [x.clone().requires_grad_() for x in (q, k, v, positions, bias)]
+    (output, weights), (expected, expected_weights) = ours(*inputs), naive(*inputs)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-12)
+    assert not weights.requires_grad
+    upstream = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for gradient, autograd in zip(
+        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    ):
+        torch.testing.assert_close(gradient, autograd, rtol=0, atol=1e-11)
+    assert torch.autograd.gradcheck(lambda *x: ours(*x)[0], inputs, fast_mode=True)
+
+
+def test_attend_rollout_by_finite_differences_in_every_direction():
+    """The full gradient check, of a small case."""
+    q, k, v, positions, bias, age, hidden = case(3, 4, 4)
+    corner = age[:, :3, 1:4]
+    inputs = [x[:1].clone().requires_grad_() for x in (q, k, v)]
+    inputs += [positions.clone().requires_grad_(), bias[:1].clone().requires_grad_()]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, p, b: attend_rollout(q, k, v, p, corner[:1], b.masked_fill(hidden[:1], -math.inf))[0], inputs
+    )
+
+
+@pytest.mark.parametrize("steps, memory, reach", CASES)
+def test_attend_is_one_query_of_the_rollout(steps, memory, reach):
+    """A query with slots of its own, as in acting: output and weights against the loops."""
+    q, k, v, positions, bias, age, hidden = case(steps, memory, reach, seed=1)
+    last = bias.masked_fill(hidden, -math.inf)[:, -1]
+    output, weights = attend(q[:, :, -1], k, v, positions, age[:, -1], last)
+    expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
+    torch.testing.assert_close(output, expected[:, :, -1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights, expected_weights[:, :, -1], rtol=0, atol=1e-12)

@@ -1,0 +1,195 @@
+"""Policy files: what comes back is what went in, and what is no policy is refused with one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from policy_cases import CORE, SMALL
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import envs
+from policies import KINDS, ActorCritic, PolicyFileError, load_policy, save_policy
+
+INFO = {"env": "Corridor-v0", "env_kwargs": {"max_length": 20}, "agent": "ppo", "note": [1, 2.5, None]}
+
+
+def corridor_policy(kind: str, seed: int = 0) -> ActorCritic:
+    """A small float32 policy for corridors with random weights."""
+    env = envs.make_vec_env("Corridor-v0", 1)
+    policy = ActorCritic.for_spaces(
+        env.single_observation_space,
+        env.single_action_space,
+        memory=kind,
+        memory_config=KINDS[kind].Config(**SMALL.get(kind, ({},))[0]),
+        core=CORE,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter.data.normal_(std=0.5, generator=generator)
+    return policy
+
+
+def played(policy: ActorCritic, deterministic: bool, steps: int = 50) -> np.ndarray:
+    """The actions of `steps` steps in three corridors: [steps, 3]."""
+    env = envs.make_vec_env("Corridor-v0", 3, max_length=6, max_steps=17)
+    observation, _ = env.reset(seed=0)
+    state, start, actions = None, np.ones(3, bool), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(steps):
+            action, state = policy.predict(observation, state, start, deterministic)
+            observation, _, terminated, truncated, _ = env.step(action)
+            start = terminated | truncated
+            actions.append(action)
+    return np.array(actions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_policy_acts_like_the_saved_one(kind, tmp_path):
+    """Same config, info, weights, and actions for 50 steps, likeliest or sampled; a run directory stands for its policy.safetensors."""
+    policy = corridor_policy(kind)
+    file = tmp_path / "new" / "policy.safetensors"
+    save_policy(policy, file, INFO)
+    for path in (file, str(file), file.parent):
+        loaded, info = load_policy(path)
+        assert info == INFO
+        assert loaded.config.to_json() == policy.config.to_json()
+        assert not loaded.training
+        for name, tensor in policy.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+    np.testing.assert_array_equal(played(loaded, True), played(policy, True))
+    sampled = played(policy, False)
+    np.testing.assert_array_equal(played(loaded, False), sampled)
+    assert not np.array_equal(played(corridor_policy(kind, seed=1), False), sampled)
+
+
+def test_other_weights_can_be_saved_than_the_policy_has_now(tmp_path):
+    policy, best = corridor_policy("none"), corridor_policy("none", seed=1)
+    save_policy(policy, tmp_path / "p.safetensors", INFO, best.state_dict())
+    loaded, _ = load_policy(tmp_path / "p.safetensors")
+    assert torch.equal(loaded.policy_head.weight, best.policy_head.weight)
+    assert not torch.equal(loaded.policy_head.weight, policy.policy_head.weight)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    save_policy(corridor_policy("expire_span"), tmp_path / "p.safetensors", INFO)
+    return tmp_path / "p.safetensors"
+
+
+def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["policy"])  # noqa: SIM118
+
+
+def refused(path: Path) -> str:
+    """What `load_policy` says of `path`: one line that names it."""
+    with pytest.raises(PolicyFileError) as caught:
+        load_policy(path)
+    told = str(caught.value)
+    assert told.startswith(f"{path}: expected ") and "\n" not in told
+    return told.removeprefix(f"{path}: ")
+
+
+def test_what_is_no_policy_file_is_refused(saved, tmp_path):
+    """Nothing, an empty directory, an empty file, a text, half a policy, and other people's safetensors."""
+    assert refused(tmp_path / "missing") == "expected a policy file or a run directory, found nothing there"
+    (tmp_path / "run").mkdir()
+    assert "run directory with policy.safetensors" in refused(tmp_path / "run")
+    whole = saved.read_bytes()
+    for i, data in enumerate((b"", b"import os", whole[:7], whole[: len(whole) // 2], whole[:-1])):
+        other = tmp_path / f"{i}.safetensors"
+        other.write_bytes(data)
+        assert refused(other).startswith("expected a whole safetensors file, could not read it (")
+    for i, metadata in enumerate((None, {"policy": "{}"}, {"policy": "[]"}, {"policy": "not JSON"}, {"format": "pt"})):
+        other = tmp_path / f"foreign_{i}.safetensors"
+        save_file({"x": torch.zeros(2)}, other, metadata)
+        assert refused(other) == "expected a policy saved by this toolkit, got another safetensors file"
+
+
+def test_a_newer_version_is_refused(saved):
+    weights, header = opened(saved)
+    save_file(weights, saved, {"policy": json.dumps({**header, "version": header["version"] + 1})})
+    assert refused(saved) == f"expected format version {header['version']}, got {header['version'] + 1}: update the toolkit"
+
+
+INDEX_ERROR = pytest.mark.xfail(strict=True, raises=IndexError, reason="load_policy lets an IndexError out")
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (("memory",), "lstm"),
+        (("memory",), "transformer_xl"),
+        (("memory",), None),
+        (("num_actions",), 5),
+        (("num_actions",), "4"),
+        (("num_actions",), 10**30),
+        (("observation",), []),
+        (("observation", "image", "kind"), "sound"),
+        (("observation", "image", "shape"), [5, 5, 3]),
+        pytest.param(("observation", "image", "shape"), [], marks=INDEX_ERROR),
+        (("core",), "x"),
+        (("core", "width"), -16),
+        (("core", "width"), 15),
+        (("core", "num_heads"), 0),
+        (("core", "num_layers"), 3),
+        (("core", "colour"), 1),
+        (("memory_config", "ramp"), 0),
+        (("memory_config", "ramp"), "8"),
+        (("memory_config", "initial_span"), 2.0),
+        (("memory_config",), None),
+    ],
+)
+def test_a_config_that_was_tampered_with_is_refused(saved, path, value):
+    """Values of the wrong kind, out of range, unknown, or that do not belong to the weights."""
+    weights, header = opened(saved)
+    inner = header["config"]
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    save_file(weights, saved, {"policy": json.dumps(header)})
+    assert refused(saved).startswith("expected a config and weights that belong together (")
+
+
+@pytest.mark.xfail(strict=True, raises=RecursionError, reason="load_policy lets a RecursionError out")
+def test_a_header_too_deep_to_read_is_refused(saved):
+    save_file({"x": torch.zeros(2)}, saved, {"policy": "[" * 100_000})
+    refused(saved)
+
+
+def test_weights_that_were_tampered_with_are_refused(saved):
+    """One missing, one too many, one of another shape."""
+    weights, header = opened(saved)
+    name = "policy_head.weight"
+    for changed in (
+        {key: value for key, value in weights.items() if key != name},
+        {**weights, "extra": torch.zeros(1)},
+        {**weights, name: torch.zeros(5, 16)},
+    ):
+        save_file(changed, saved, {"policy": json.dumps(header)})
+        assert refused(saved).startswith("expected a config and weights that belong together (")
+
+
+def test_a_file_survives_a_write_that_fails(saved, tmp_path, monkeypatch):
+    """Whether renaming or flushing fails: the old policy is whole, and nothing else is left behind."""
+    before = saved.read_bytes()
+    for name in ("replace", "fsync"):
+
+        def fail(*arguments):
+            raise OSError("no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(OSError, match="^no space left on device$"):
+                save_policy(corridor_policy("none", seed=1), saved, INFO)
+        assert saved.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [saved]
+    save_policy(corridor_policy("none", seed=1), saved, {})
+    assert load_policy(saved)[0].config.memory == "none"

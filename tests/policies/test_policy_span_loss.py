@@ -1,0 +1,49 @@
+"""Expire-Span's loss in plain loops, from what `inspect` shows. B environments, C slots, H heads, T queries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from policy_cases import act, experience, make_policy
+
+
+@pytest.mark.parametrize("pressure", [0.7, -0.4, 0.0])
+def test_charge_and_defence(pressure):
+    """Charge on the spans of new memories, defence of every memory that attention used up to a margin beyond its age of
+    last use; averaged over new memories, as fractions of the longest span, and over layers."""
+    settings = {"max_span": 24, "ramp": 5, "use_threshold": 0.15, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+    policy = make_policy("expire_span", settings)
+    generator = torch.Generator().manual_seed(0)
+    memory = act(policy, policy.initial_memory(3), experience(generator, 12, 3)).memory
+    given = experience(generator, 9, 3)
+    steps, batch = given.start.shape
+    _, _, layers = policy.inspect(given.observation, memory, given.start)
+    expected, defended = 0.0, 0
+    for layer in layers:
+        slots = layer.coordinate.shape[1]
+        charge = defence = 0.0
+        for b in range(batch):
+            for c in range(slots):
+                span = float(layer.described[b, c])
+                if c >= slots - steps:
+                    charge += pressure * span
+                ages = [t - float(layer.coordinate[b, c]) for t in range(steps)
+                        if any(layer.attention[b, h, t, c] > 0.15 for h in range(2))]  # fmt: skip
+                if max(ages, default=0) > 0:
+                    needed = min(1.25 * max(ages) + 1, 24)
+                    defence += 9.0 * max(0.0, needed - span)
+                    defended += needed > span
+        expected += 0.6 * (charge + defence) / (24 * steps * batch) / len(layers)
+    assert defended > 5
+    loss = policy.unroll(given.observation, memory, given.start, pressure=pressure).memory_loss
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_only_the_span_predictor_learns_from_it():
+    """Hidden vectors are detached in the loss, so that forgetting does not bend what the policy reads."""
+    policy = make_policy("expire_span")
+    generator = torch.Generator().manual_seed(1)
+    given = experience(generator, 9, 3)
+    policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.5).memory_loss.backward()
+    touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert touched == {f"core.layers.{i}.kind.span.{name}" for i in range(2) for name in ("weight", "bias")}
