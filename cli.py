@@ -105,12 +105,14 @@ def choice(flag: str, value: str, choices: Iterable[str]) -> str:
 
 def _one_line(boxed: str) -> str:
     """tyro's message without its box and its help."""
-    lines = [re.sub(r"^[│ ]+|[│ ]+$", "", line) for line in boxed.splitlines() if line.startswith("│")]
-    told = []
-    for line in lines:
-        if set(line) <= {"─"}:
+    lines = [re.sub(r"^[│|\s]+|[│|\s]+$", "", line) for line in boxed.splitlines()]
+    told: list[str] = []
+    for line in lines[1:]:  # after the title
+        rule = bool(line) and not set(line) - set("─-+╭╮╰╯")
+        if rule and told:  # what follows is help
             break
-        told.append(line)
+        if line and not rule:
+            told.append(line)
     message = re.sub(r"^Error parsing ([A-Z]\w*|Flags): ", "", " ".join(told))  # a check of the config's own
     return message or "bad usage, see --help"
 

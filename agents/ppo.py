@@ -20,11 +20,11 @@ from agents.rollout import Rollout
 class PPOConfig:
     num_steps: int = 64
     """Time steps per rollout and environment."""
-    num_minibatches: int = 4
+    num_minibatches: int = 8
     """Minibatches per epoch, each a set of environments."""
-    update_epochs: int = 2
+    update_epochs: int = 4
     """Passes over a rollout."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Adam's learning rate at the start."""
     final_learning_rate: float = 0.0
     """Adam's learning rate at the end; linear in between."""
@@ -34,13 +34,13 @@ class PPOConfig:
     """Adam's decay of squared gradients. Below 0.999 so that after a quiet spell a sudden gradient makes no leap."""
     gamma: float = 0.99
     """Discount."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.9
     """Lambda of generalised advantage estimation."""
-    clip_coef: float = 0.1
+    clip_coef: float = 0.2
     """Clipping of the probability ratio."""
-    ent_coef: float = 0.02
+    ent_coef: float = 0.003
     """Entropy bonus at the start."""
-    final_ent_coef: float = 0.02
+    final_ent_coef: float = 0.003
     """Entropy bonus at the end; linear in between."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
@@ -73,8 +73,12 @@ class PPO:
                 f"environments, got {config.num_minibatches}"
             )
         self.policy, self.config = policy, config
+        # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps.
         self.optimizer = torch.optim.Adam(
-            policy.parameter_groups(config.learning_rate), eps=config.adam_eps, betas=(0.9, config.adam_beta2)
+            policy.parameter_groups(config.learning_rate),
+            betas=(0.9, config.adam_beta2),
+            eps=config.adam_eps,
+            amsgrad=True,
         )
         self.generator = torch.Generator().manual_seed(seed)
 

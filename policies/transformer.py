@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from policies.attention import attend, attend_rollout
 from policies.memory.base import LayerMemory, Memory, MemoryKind
 
-ROWS_AT_ONCE = 8  # unroll: rows of like memory size go together, so that padding is small
+ROWS_AT_ONCE = 8  # unroll: rows of like memory size go together, so that padding is small,
+PADDING = 1.2  # where all rows at once would take this many times the slots that are needed
 
 
 @dataclass(frozen=True)
@@ -328,7 +329,12 @@ class Transformer(nn.Module):
         batch = x.shape[1]
         if details or not self._stores or batch < 2 * ROWS_AT_ONCE:
             return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details)
-        order = torch.argsort(memory.live().amax(1))
+        slots = memory.live().amax(1) + len(x)  # [B] what each row needs; together all would take the largest of them
+        if int(slots.max()) * batch < PADDING * int(slots.sum()):
+            return self._unroll(
+                x, memory.rows(torch.arange(batch, device=x.device)), episode_start, final_x, final_at, pressure, False
+            )
+        order = torch.argsort(slots)
         groups = order.tensor_split(max(1, batch // ROWS_AT_ONCE))
         place = torch.empty_like(order)  # row -> position in its group
         group_of = torch.empty_like(order)

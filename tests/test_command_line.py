@@ -1,0 +1,235 @@
+"""The command line as a user calls it, good and bad: files, exit codes, one-line errors, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cli
+import evaluate
+import train_rl
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]
+SHORT = ["--env-kwargs", '{"max_length": 6}']
+
+
+def call(module, arguments, monkeypatch) -> int:
+    """The exit code of a script's command line, in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.main)
+    return int(stop.value.code or 0)
+
+
+def log(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A short run, trained by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp("run") / "x"
+    command = [
+        sys.executable,
+        str(ROOT / "train_rl.py"),
+        *SMALL,
+        *SHORT,
+        "--total-timesteps",
+        "1000",
+        "--run-dir",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, "--checkpoint-every", "512"], capture_output=True, text=True, check=False, cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rounded up from 1,000 to 1,024" in done.stderr
+    return folder
+
+
+def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["memory"] == "expire_span" and config["num_steps"] == 16
+    rows = log(run_dir)
+    assert [int(float(row["time/total_timesteps"])) for row in rows] == list(range(128, 1025, 128))
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    wanted = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate", "time/fps", "memory/live_mean"}
+    wanted |= {"memory/live_max", "memory/span_mean/layer_0", "memory/span_mean/layer_1", "memory/pressure"}
+    wanted |= {"time/rollout_seconds", "time/update_seconds", "train/approx_kl", "train/acting_learning_difference"}
+    assert wanted <= set(events.Tags()["scalars"])
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "policy_000000512.safetensors",
+        "policy_000001024.safetensors",
+    ]
+    assert (run_dir / "policy.safetensors").is_file()
+
+
+def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkeypatch):
+    """Weights, log and timesteps: 1,024 steps at once, or 512 and then the rest."""
+    common = [*SMALL, *SHORT, "--total-timesteps", "1024", "--checkpoint-every", "512"]
+    assert call(train_rl, [*common, "--run-dir", "whole"], monkeypatch) == 0
+    whole = train_rl.load_checkpoint("whole/checkpoint.safetensors")
+
+    saves = []
+    original = train_rl._save
+
+    def stop_after_first(folder, run):
+        original(folder, run)
+        saves.append(run.trainer.timesteps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_rl, "_save", stop_after_first)
+    assert call(train_rl, [*common, "--run-dir", "parts"], monkeypatch) == 130
+    assert saves == [512]
+    monkeypatch.setattr(train_rl, "_save", original)
+    assert call(train_rl, ["--resume", "parts", "--no-progress-bar"], monkeypatch) == 0
+    parts = train_rl.load_checkpoint("parts/checkpoint.safetensors")
+    assert parts[0].keys() == whole[0].keys()
+    for name, tensor in whole[0].items():
+        assert (parts[0][name] == tensor).all(), name
+    rows = [log(Path(name)) for name in ("whole", "parts")]
+    key = "train/value_loss"
+    assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
+
+
+def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):
+    arguments = [
+        run_dir,
+        run_dir / "checkpoints" / "policy_000000512.safetensors",
+        "--episodes",
+        "30",
+        "--torch-threads",
+        "1",
+    ]
+    assert call(evaluate, [*arguments, "--json", "out.json", "--plot", "out.png"], monkeypatch) == 0
+    report = json.loads(Path("out.json").read_text())
+    assert set(report) == {"env", "env_kwargs", "seed", "policies"}
+    assert report["env"] == "Corridor-v0" and report["env_kwargs"] == {"max_length": 6}
+    keys = {"path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return"}
+    keys |= {"mean_episode_length", "live_memories_mean", "live_memories_max", "memory_bytes"}
+    for policy in report["policies"]:
+        assert keys | {"acting_steps_per_second", "buckets"} <= set(policy)
+        assert policy["episodes"] == 30 == sum(b["episodes"] for b in policy["buckets"])
+        assert policy["success_rate"] == policy["mean_return"]
+        low, high = policy["success_rate_ci95"]
+        assert 0 <= low <= policy["success_rate"] <= high <= 1
+        assert len(policy["live_memories_mean"]) == 2
+    assert Path("out.png").stat().st_size > 10_000
+    assert "success" in capsys.readouterr().out
+
+
+def test_evaluation_does_not_depend_on_the_batch(run_dir):
+    """Every environment plays its share, so short episodes are not over-represented; each plays on its own."""
+    policy, _ = evaluate.load_policy(run_dir)
+    together = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=12)
+    apart = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
+    for key in ("success_rate", "mean_episode_length", "live_memories_mean", "live_memories_max"):
+        assert together[key] == pytest.approx(apart[key])
+
+
+def test_wilson_interval_known_values():
+    """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
+    assert evaluate.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert evaluate.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+BAD_TRAINING = {
+    "unknown environment": (["--env", "Coridor-v0"], "did you mean 'Corridor-v0'"),
+    "unknown memory": (["--memory", "expire-span"], "did you mean 'expire_span'"),
+    "unknown agent": (["--agent", "pp"], "expected one of ppo"),
+    "unknown flag": (["--learning-rat", "1"], "did you mean --learning-rate"),
+    "flag of another kind": (["--memory", "none", "--window", "4"], "unknown flag --window"),
+    "no JSON": (["--env-kwargs", "{max_length: 3}"], "expected a JSON object"),
+    "no object": (["--env-kwargs", "[1]"], "expected a JSON object"),
+    "out of range": (["--env-kwargs", '{"max_length": 1}'], "max_length: expected a whole number"),
+    "unknown keyword": (["--env-kwargs", '{"max_lenght": 9}'], "did you mean 'max_length'"),
+    "minibatches": (
+        ["--num-envs", "2", "--num-minibatches", "4"],
+        "--num-minibatches: expected at most --num-envs (2)",
+    ),
+    "window of 0": (["--memory", "transformer_xl", "--window", "0"], "--window: expected at least 1, got 0"),
+    "no number": (["--num-envs", "many"], "--num-envs"),
+    "no value": (["--seed"], "--seed"),
+    "no steps": (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
+    "heads": (["--width", "30"], "--width: expected a multiple of --num-heads"),
+    "device": (["--device", "tpu"], "--device: expected"),
+    "nothing to resume": (["--resume", "nowhere"], "expected a run directory with config.json"),
+    "resume and more": (["--resume", "nowhere", "--seed", "2"], "expected no other flags"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_input_is_told_in_one_line_and_leaves_nothing(case, in_folder, monkeypatch, capsys):
+    arguments, told = BAD_TRAINING[case]
+    assert call(train_rl, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+    assert list(in_folder.iterdir()) == []
+
+
+def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, capsys):
+    Path("x").mkdir()
+    Path("x/mine.txt").write_text("mine")
+    assert call(train_rl, [*SMALL, "--run-dir", "x"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "--resume x" in error and "--overwrite" in error and error.count("\n") == 1
+    assert Path("x/mine.txt").read_text() == "mine"
+    # Even --overwrite removes nothing before it is known that the new run can begin.
+    assert call(train_rl, ["--run-dir", "x", "--overwrite", "--env-kwargs", '{"max_length": 1}'], monkeypatch) == 2
+    assert Path("x/mine.txt").read_text() == "mine"
+
+
+def _foreign(path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"a": zeros(2)}, path)
+
+
+BAD_EVALUATION = {
+    "no policy": ([], "expected at least one policy file"),
+    "missing": (["gone.safetensors"], "found nothing there"),
+    "truncated": (["short.safetensors"], "expected a whole safetensors file"),
+    "foreign": (["foreign.safetensors"], "got another safetensors file"),
+    "empty folder": (["folder"], "which it does not have"),
+    "no episodes": (["RUN", "--episodes", "0"], "--episodes: expected at least 1"),
+    "plot name": (["RUN", "--plot", "x.txt"], "--plot: expected a name that ends in"),
+    "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
+    "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
+    "bad keyword": (["RUN", "--env-kwargs", '{"size": 3}'], "unknown Corridor-v0 keyword 'size'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALUATION)
+def test_bad_evaluation_input_is_told_in_one_line(case, run_dir, in_folder, monkeypatch, capsys):
+    whole = (run_dir / "policy.safetensors").read_bytes()
+    Path("short.safetensors").write_bytes(whole[: len(whole) // 2])
+    _foreign(Path("foreign.safetensors"))
+    Path("folder").mkdir()
+    arguments, told = BAD_EVALUATION[case]
+    arguments = [str(run_dir) if a == "RUN" else a for a in arguments]
+    assert call(evaluate, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["train_rl.py", "evaluate.py", "visualize.py"])
+def test_help_lists_every_flag_and_exits_with_0(script):
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--seed" in done.stdout and "default" in done.stdout
