@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from agents.returns import gae
 from agents.rollout import Rollout
 
+REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -22,7 +24,7 @@ class PPOConfig:
     """Time steps per rollout and environment."""
     num_minibatches: int = 8
     """Minibatches per epoch, each a set of environments."""
-    update_epochs: int = 4
+    update_epochs: int = 2
     """Passes over a rollout."""
     learning_rate: float = 1e-3
     """Adam's learning rate at the start."""
@@ -38,12 +40,14 @@ class PPOConfig:
     """Lambda of generalised advantage estimation."""
     clip_coef: float = 0.2
     """Clipping of the probability ratio."""
-    ent_coef: float = 0.003
+    ent_coef: float = 0.01
     """Entropy bonus at the start."""
     final_ent_coef: float = 0.003
     """Entropy bonus at the end; linear in between."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
+    reward_prediction_coef: float = 0.5
+    """Weight of an auxiliary loss: predict the reward of the action taken (squared error over the rewards' variance)."""
     max_grad_norm: float = 0.5
     """Gradient norm to which each parameter group is clipped."""
     advantage_std_floor: float = 0.15
@@ -102,6 +106,7 @@ class PPO:
         scale = advantages.std(correction=0).clamp(min=config.advantage_std_floor)
         advantages = (advantages - advantages.mean()) / scale
         log_probs = _log_prob(rollout.logits, rollout.actions)
+        reward_variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures: dict[str, list[float]] = {}
         epochs = 0
         for _ in range(config.update_epochs):
@@ -110,7 +115,13 @@ class PPO:
             for rows in order.tensor_split(config.num_minibatches):
                 part = rollout.rows(rows)
                 step = self._step(
-                    part, advantages[:, rows], returns[:, rows], log_probs[:, rows], entropy_coef, pressure
+                    part,
+                    advantages[:, rows],
+                    returns[:, rows],
+                    log_probs[:, rows],
+                    reward_variance,
+                    entropy_coef,
+                    pressure,
                 )
                 kls.append(step["train/approx_kl"])
                 for name, value in step.items():
@@ -153,6 +164,7 @@ class PPO:
         advantages: Tensor,
         returns: Tensor,
         log_probs: Tensor,
+        reward_variance: float,
         entropy_coef: float,
         pressure: float,
     ) -> dict[str, float]:
@@ -166,7 +178,10 @@ class PPO:
         value_loss = (out.values - returns).square().mean() / 2
         log_p = torch.log_softmax(out.logits, -1)
         entropy = -(log_p.exp() * log_p).sum(-1).mean()
+        predicted = out.rewards.gather(-1, part.actions[..., None]).squeeze(-1)  # [T,b]
+        reward_loss = (predicted - part.rewards).square().mean() / (2 * reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - entropy_coef * entropy + out.memory_loss
+        loss = loss + config.reward_prediction_coef * reward_loss
         self.optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]
@@ -177,6 +192,7 @@ class PPO:
                 "train/value_loss": float(value_loss),
                 "train/entropy_loss": float(-entropy),
                 "train/memory_loss": float(out.memory_loss),
+                "train/reward_prediction_loss": float(reward_loss),
                 "train/approx_kl": float((ratio - 1 - log_ratio).mean()),
                 "train/clip_fraction": float(((ratio - 1).abs() > config.clip_coef).float().mean()),
                 "train/grad_norm": float(norms[0]),

@@ -29,6 +29,13 @@ import train_rl
 from policies.io import write_atomically
 
 SOLVED = 0.95
+CURVE = {
+    "rollout/success_rate": "success",
+    "rollout/hard_score": "success on the hardest quarter",
+    "memory/live_mean": "live memories per layer",
+    "memory/pressure": "pressure",
+}
+CURVE_EVERY = 4  # updates
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,20 @@ class BenchmarkConfig:
     """What makes episodes hard, a JSON object over the environment's. Default for Corridor-v0: only the longest."""
     out: str = ""
     """Results, JSON. Default: benchmarks/results/learning-<env>-<memory>.json."""
+    plot: str = ""
+    """Draw success, live memories and pressure over training, a line per seed, into this file (.png, .svg or .pdf)."""
+    replot: bool = False
+    """Train nothing: print and draw the results that are there."""
 
 
 def main() -> None:
-    own, rest = _split(sys.argv[1:])
+    own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
     config = cli.parse(BenchmarkConfig, own, "Learning on several seeds. Flags of train_rl.py may follow.")
     flags = train_rl.parse_config(rest)
     out = Path(config.out or f"benchmarks/results/learning-{flags['env']}-{flags['memory']}.json")
+    if config.replot:
+        _show(json.loads(out.read_text()), config.plot)
+        return
     kwargs = cli.json_object("--env-kwargs", flags["env_kwargs"])
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
     if not config.hard_env_kwargs and flags["env"] == "Corridor-v0":
@@ -68,22 +82,31 @@ def main() -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
             print(f"seed {result['seed']} done", file=sys.stderr, flush=True)
-    print_table(report)
+    _show(report, config.plot)
     print(f"results: {out}")
+
+
+def _show(report: dict[str, Any], picture: str) -> None:
+    print_table(report)
+    if picture:
+        plot(report, picture)
+        print(f"plot: {picture}")
 
 
 def _seeds(config: BenchmarkConfig) -> range:
     return range(config.first_seed, config.first_seed + config.seeds)
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """This benchmark's own arguments, and those of train_rl.py."""
-    names = {f"--{name.replace('_', '-')}" for name in BenchmarkConfig.__dataclass_fields__}
-    own, rest, take = [], [], None
+def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A benchmark's own arguments (flags that `config` has, and what comes before any flag), and those of train_rl.py."""
+    names = {f"--{name.replace('_', '-')}" for name in config.__dataclass_fields__}
+    own: list[str] = []
+    rest: list[str] = []
+    take = own
     for argument in arguments:
         if argument.startswith("--"):
             take = own if argument.split("=")[0] in names or argument == "--help" else rest
-        (rest if take is None else take).append(argument)
+        take.append(argument)
     return own, rest
 
 
@@ -94,13 +117,15 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
     run = train_rl.build(flags)
     trainer, policy = run.trainer, run.policy
     kwargs = json.loads(flags["env_kwargs"])
-    history, speeds, seconds, due = [], [], 0.0, 0
+    history, curve, speeds, seconds, due = [], [], [], 0.0, 0
     while not trainer.done:
         began = time.perf_counter()
         figures = trainer.update()
         seconds += time.perf_counter() - began
         speeds.append(figures["time/fps"])
         due += trainer.rollout_size
+        if trainer.updates % CURVE_EVERY == 0:
+            curve.append([trainer.timesteps, *(_rounded(figures.get(name)) for name in CURVE)])
         if due >= config.eval_every or trainer.done:
             due = 0
             result = evaluate.evaluate(policy, flags["env"], kwargs, config.eval_episodes)
@@ -112,13 +137,14 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
                     "mean_return": result["mean_return"],
                     "live": _mean(result["live_memories_mean"]),
                     "fps": sum(speeds) / len(speeds),
-                    "rss_gb": _resident_gb(),
+                    "rss_gb": resident_gb(),
                     "train": {k: v for k, v in figures.items() if k.startswith(("rollout/", "memory/", "success/"))},
                 }
             )
             print(f"seed {flags['seed']} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True)
             speeds = []
-    out = {"seed": flags["seed"], "history": history, "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    out = {"seed": flags["seed"], "history": history, "curve": curve, "peak_rss_gb": peak}
     out["last"] = _final(policy, flags["env"], kwargs, hard, config.eval_episodes)
     if trainer.best is not None:
         policy.load_state_dict(trainer.best["weights"])
@@ -140,11 +166,16 @@ def _final(policy: Any, env: str, kwargs: dict[str, Any], hard: dict[str, Any], 
     return {"all": every, "hard": hardest}
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _resident_gb() -> float:
+def resident_gb() -> float:
+    """What this process has in memory now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e9
 
@@ -181,6 +212,28 @@ def print_table(report: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console(width=160).print(table)
+
+
+def plot(report: dict[str, Any], path: str) -> None:
+    """The figures of CURVE over training, as the trainer saw them, a line per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [i for i in range(len(CURVE)) if any(row[i + 1] is not None for r in report["seeds"] for row in r["curve"])]
+    figure, axes = plt.subplots(len(shown), 1, figsize=(9, 1.9 * len(shown)), sharex=True, constrained_layout=True)
+    for ax, i in zip(axes, shown, strict=True):
+        for result in report["seeds"]:
+            points = [(row[0] / 1e6, row[i + 1]) for row in result["curve"] if row[i + 1] is not None]
+            ax.plot(*zip(*points, strict=True), linewidth=1.1, label=f"seed {result['seed']}")
+        ax.set_title(list(CURVE.values())[i], loc="left", fontsize=10)
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8, ncols=5, loc="lower right")
+    axes[-1].set_xlabel("million environment steps")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class Unrolled:
     values: Tensor  # [T,B]
     final_values: Tensor  # [F]
     memory_loss: Tensor  # scalar
+    rewards: Tensor  # [T,B,A] predicted for each action, the auxiliary task of learning
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class ActorCritic(nn.Module):
         self.core = Transformer(config.core, lambda: kind(width, memory_config))
         self.policy_head = nn.Linear(width, config.num_actions)
         self.value_head = nn.Linear(width, 1)
-        for head in (self.policy_head, self.value_head):  # no preference and no expectation before any experience
+        self.reward_head = nn.Linear(width, config.num_actions)
+        # No preference and no expectation before any experience.
+        for head in (self.policy_head, self.value_head, self.reward_head):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -102,14 +105,17 @@ class ActorCritic(nn.Module):
         return KINDS[self.config.memory].presses
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser: the policy, and the parameters that are the memory kind's own. `scale` is the group's
-        learning rate as a fraction of the policy's."""
-        kinds = [layer.kind for layer in self.core.layers]
-        own = [parameter for kind in kinds for parameter in kind.parameters()]
-        names = {id(parameter) for parameter in own}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in names]
-        groups = [(rest, 1.0), (own, kinds[0].learning_rate_scale())]
-        return [{"params": p, "lr": learning_rate * scale, "scale": scale} for p, scale in groups if p]
+        """Groups for an optimiser, one per learning rate. `scale` is the group's as a multiple of the policy's, which the
+        parameters of a memory kind may ask for; the policy itself comes first."""
+        scales = {
+            parameter: layer.kind.learning_rate_scale(name)
+            for layer in self.core.layers
+            for name, parameter in layer.kind.named_parameters()
+        }
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in self.parameters():
+            groups.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        return [{"params": p, "lr": learning_rate * scale, "scale": scale} for scale, p in groups.items()]
 
     # Acting
 
@@ -165,7 +171,8 @@ class ActorCritic(nn.Module):
         x, final_x, final_at = self._encoded(observation, episode_start, final_observation, final_at)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure)
         logits, values = self._heads(output.features)
-        return Unrolled(logits, values, self._heads(output.final_features)[1], output.loss)
+        final_values = self._heads(output.final_features)[1]
+        return Unrolled(logits, values, final_values, output.loss, self.reward_head(output.features))
 
     @torch.no_grad()
     def inspect(

@@ -22,6 +22,10 @@ from policies.memory.base import LayerMemory, Memory, MemoryKind
 
 ROWS_AT_ONCE = 8  # unroll: rows of like memory size go together, so that padding is small,
 PADDING = 1.2  # where all rows at once would take this many times the slots that are needed
+SHARPNESS = 5.0
+"""Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
+memory among a hundred is 1% of what is read; with 5 some head looks at the odd one out from the start: above 5% in 85
+of 100 networks, above 20% in half of them (at the door of a corridor of 100 tiles, four heads, two layers)."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,9 @@ class Layer(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
-        with torch.no_grad():  # sharper attention from the start finds the one useful memory sooner
-            self.query.weight.mul_(1.5)
-            self.key_value.weight[:width].mul_(1.5)
+        with torch.no_grad():
+            self.query.weight.mul_(SHARPNESS)
+            self.key_value.weight[:width].mul_(SHARPNESS)
         nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
         orthogonal(self.feed_forward[1], 2**0.5)
@@ -415,9 +419,10 @@ class Transformer(nn.Module):
 
         loss = None
         if torch.is_grad_enabled() and not details:
-            threshold, last_use = layer.kind.use_threshold(), None
-            if threshold is not None:
-                used = weights.amax(1) > threshold  # [B,T,C]
+            lift, last_use = layer.kind.use_lift(), None
+            if lift is not None:  # w / (1 - w) * others > lift, solved for w
+                others = visible.sum(2, keepdim=True) - 1
+                used = weights.amax(1) > lift / (lift + others)  # [B,T,C]
                 last_use = age.masked_fill(~used, -1).amax(1)
             new = torch.zeros_like(coordinate, dtype=torch.bool)
             new[:, size:] = True

@@ -96,8 +96,8 @@ class MemoryKind(nn.Module):
         super().__init__()
         self.config = config
 
-    def learning_rate_scale(self) -> float:
-        """Learning rate of the kind's own parameters as a fraction of the policy's."""
+    def learning_rate_scale(self, name: str) -> float:
+        """Learning rate of the kind's own parameter `name` as a multiple of the policy's."""
         return 1.0
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
@@ -123,8 +123,9 @@ class MemoryKind(nn.Module):
         """[B,K] random numbers that hold for one training rollout, the same for acting and learning."""
         return torch.zeros(batch_size, 0)
 
-    def use_threshold(self) -> float | None:
-        """Attention weight, of any head, above which a slot counts as used; None if `loss` does not ask."""
+    def use_lift(self) -> float | None:
+        """How many times the attention of the average other slot some head must give one for it to count as used; None
+        if `loss` does not ask."""
         return None
 
     def loss(

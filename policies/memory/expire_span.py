@@ -24,13 +24,15 @@ class ExpireSpanConfig:
     """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs."""
     span_dropout: bool = False
     """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
-    span_lr_scale: float = 0.1
-    """Learning rate of the span predictor as a fraction of the policy's."""
-    use_threshold: float = 0.2
-    """Attention weight, of any head, above which a memory counts as used."""
+    span_lr_scale: float = 0.3
+    """Learning rate of the span predictor's weights, which tell memories apart, as a multiple of the policy's."""
+    span_bias_lr_scale: float = 3.0
+    """Learning rate of the span predictor's bias, which all spans share, as a multiple of the policy's."""
+    use_lift: float = 8.0
+    """A memory is used where some head gives it this many times the attention that it gives the others on average."""
     use_margin: float = 0.25
     """Spans are defended up to the age of last use plus this fraction of it."""
-    use_coef: float = 50.0
+    use_coef: float = 100.0
     """Weight of the defence against the charge: spans settle where a use falls outside once in this many memories."""
     span_coef: float = 1.0
     """Weight alpha of the span loss at full pressure."""
@@ -83,11 +85,11 @@ class ExpireSpan(MemoryKind):
             torch.rand(batch_size, 1, generator=generator) if self.config.span_dropout else torch.zeros(batch_size, 0)
         )
 
-    def use_threshold(self) -> float | None:
-        return self.config.use_threshold if self.config.use_coef > 0 else None
+    def use_lift(self) -> float | None:
+        return self.config.use_lift if self.config.use_coef > 0 else None
 
-    def learning_rate_scale(self) -> float:
-        return self.config.span_lr_scale
+    def learning_rate_scale(self, name: str) -> float:
+        return self.config.span_bias_lr_scale if name.endswith("bias") else self.config.span_lr_scale
 
     def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
         """Charge on new memories, defence of used ones: quantile regression of the age of last use.
@@ -97,8 +99,16 @@ class ExpireSpan(MemoryKind):
 
         Together they are the pinball loss of the (1 - pressure / use_coef) quantile of what is needed. Both train the span
         predictor only: the hidden vectors are detached here. Negative pressure lengthens spans.
+
+        The weights get the gradient of what tells a memory from the average new one, and the bias gets what all share.
+        Otherwise the charge on many dull memories would drag the few precious ones down with them, whose hidden vectors
+        point much the same way, long before the weights had learned the difference.
         """
-        spans = self.config.max_span * torch.sigmoid(self.span(normed.detach()).squeeze(-1))  # [B,C]
+        normed = normed.detach()
+        average = (normed * new[..., None]).sum((0, 1)) / new.sum().clamp(min=1)  # [D]
+        weight, bias = self.span.weight[0], self.span.bias
+        level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
+        spans = self.config.max_span * torch.sigmoid(level)
         scale = self.config.span_coef / (self.config.max_span * new.sum().clamp(min=1))
         loss = pressure * spans.masked_fill(~new, 0).sum()
         if last_use is not None:

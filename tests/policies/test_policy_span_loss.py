@@ -7,11 +7,18 @@ import torch
 from policy_cases import act, experience, make_policy
 
 
+def lift(layer, b: int, h: int, t: int, c: int) -> float:
+    """How many times the attention that the other visible slots get on average slot c gets; 0 if there are no others."""
+    others = int(layer.visible[b, t].sum()) - 1
+    weight = float(layer.attention[b, h, t, c])
+    return weight / ((1 - weight) / others) if others and weight else 0.0
+
+
 @pytest.mark.parametrize("pressure", [0.7, -0.4, 0.0])
 def test_charge_and_defence(pressure):
     """Charge on the spans of new memories, defence of every memory that attention used up to a margin beyond its age of
     last use; averaged over new memories, as fractions of the longest span, and over layers."""
-    settings = {"max_span": 24, "ramp": 5, "use_threshold": 0.15, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+    settings = {"max_span": 24, "ramp": 5, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
     policy = make_policy("expire_span", settings)
     generator = torch.Generator().manual_seed(0)
     memory = act(policy, policy.initial_memory(3), experience(generator, 12, 3)).memory
@@ -28,7 +35,7 @@ def test_charge_and_defence(pressure):
                 if c >= slots - steps:
                     charge += pressure * span
                 ages = [t - float(layer.coordinate[b, c]) for t in range(steps)
-                        if any(layer.attention[b, h, t, c] > 0.15 for h in range(2))]  # fmt: skip
+                        if any(lift(layer, b, h, t, c) > 1.5 for h in range(2))]  # fmt: skip
                 if max(ages, default=0) > 0:
                     needed = min(1.25 * max(ages) + 1, 24)
                     defence += 9.0 * max(0.0, needed - span)
@@ -47,3 +54,20 @@ def test_only_the_span_predictor_learns_from_it():
     policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.5).memory_loss.backward()
     touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert touched == {f"core.layers.{i}.kind.span.{name}" for i in range(2) for name in ("weight", "bias")}
+
+
+def test_what_all_memories_share_is_the_business_of_the_bias():
+    """Memories that look alike give the weights no gradient; one that differs does, along its difference."""
+    policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0})
+    kind = policy.core.layers[0].kind
+    alike = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    normed, new, drawn = alike.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
+    kind.loss(normed, new, None, drawn, 1.0).backward()
+    assert kind.span.weight.grad.abs().max() < 1e-12
+    assert float(kind.span.bias.grad) > 0
+    kind.zero_grad()
+    odd = normed.clone()
+    odd[0, 0, 3] += 2.0
+    kind.loss(odd, new, None, drawn, 1.0).backward()
+    touched = kind.span.weight.grad[0].abs() > 1e-12
+    assert touched.tolist() == [i == 3 for i in range(16)]

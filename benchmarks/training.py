@@ -1,0 +1,95 @@
+"""How fast training runs, and what it takes: `python -m benchmarks.training`.
+
+    python -m benchmarks.training pretrained/corridor-expire_span.safetensors pretrained/corridor-transformer_xl.safetensors
+
+Each policy is trained on in its own environment with the defaults of train_rl.py (any of its flags may follow). Updates
+alternate between the contenders, so that a busy moment of the machine hits all of them; the first ones, until episodes of
+all lengths are under way, do not count. Figures are medians over updates; memory is what the whole process has resident,
+for which each policy is also trained alone, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import cli
+import train_rl
+from benchmarks.learning import resident_gb, split_arguments
+from policies import load_policy
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Policy files or run directories."""
+    updates: int = 30
+    """Updates that are timed, per policy."""
+    warm_up: int = 20
+    """Updates before that."""
+
+    def __post_init__(self):
+        if not self.policies:
+            raise ValueError("policies: expected at least one policy file or run directory, got none")
+        for name in ("updates", "warm_up"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+
+
+def main() -> None:
+    own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
+    config = cli.parse(BenchmarkConfig, own, "Training speed and memory. Flags of train_rl.py may follow.")
+    trainers = [trainer_of(path, rest) for path in config.policies]
+    timed: list[list[dict[str, float]]] = [[] for _ in trainers]
+    for update in range(config.warm_up + config.updates):
+        for trainer, figures in zip(trainers, timed, strict=True):
+            took = trainer.update()
+            if update >= config.warm_up:
+                figures.append(took)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        resident = pool.map(resident_alone, [(path, rest, config.warm_up + config.updates) for path in config.policies], 1)
+    table = Table(title=f"Training with {' '.join(rest) or 'the defaults'}, medians of {config.updates} updates")
+    table.add_column("policy", overflow="fold")
+    for name in ("steps/s", "slowest-fastest", "rollout s", "update s", "live memories", "resident GB", "at half time"):
+        table.add_column(name, justify="right")
+    for path, figures, (half, end) in zip(config.policies, timed, resident, strict=True):
+        speeds = [f["time/fps"] for f in figures]
+        seconds = [f"{np.median([f[f'time/{part}_seconds'] for f in figures]):.2f}" for part in ("rollout", "update")]
+        live = np.median([f.get("memory/live_mean", 1.0) for f in figures])
+        spread = f"{min(speeds):,.0f}-{max(speeds):,.0f}"
+        table.add_row(path, f"{np.median(speeds):,.0f}", spread, *seconds, f"{live:.1f}", f"{end:.2f}", f"{half:.2f}")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def trainer_of(path: str, flags: list[str]) -> Any:
+    """A trainer that goes on from the policy of `path` in its environment."""
+    policy, info = load_policy(path)
+    settings = policy.config.memory_config
+    known = ["--env", info["env"], "--memory", policy.config.memory]
+    config = train_rl.parse_config([*known, "--total-timesteps", "1000000000", *flags])
+    own = {name: value for name, value in vars(settings).items() if name in config}
+    run = train_rl.build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
+    run.policy.load_state_dict(policy.state_dict())
+    return run.trainer
+
+
+def resident_alone(job: tuple[str, list[str], int]) -> tuple[float, float]:
+    """Resident GB at half time and at the end of a training."""
+    path, flags, updates = job
+    trainer, seen = trainer_of(path, flags), []
+    for _ in range(updates):
+        trainer.update()
+        seen.append(resident_gb())
+    return seen[len(seen) // 2], max(seen)
+
+
+if __name__ == "__main__":
+    cli.run(main)
