@@ -115,8 +115,8 @@ class Trainer:
             setattr(self, name, value)
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
-        if figures["best"] is not None:
-            self.best = {**figures["best"], "weights": under("best/")}
+        best = figures["best"]
+        self.best = None if best is None else {**best, "weights": under("best/")}
         return continued
 
     def _check_due(self, rollout: Any) -> bool:
