@@ -137,7 +137,10 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before."""
+        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before. What
+        was kept is let go where it no longer meets the target, which without success moves with the best return."""
+        if self.best is not None and self.best["score"] < self.controller.target(is_success):
+            self.best = None
         if live is None or not self.controller.holds(score, count, is_success):
             return
         live = max(live, self.controller.config.memory_budget)  # below the budget fewer is no better: take the later
