@@ -142,9 +142,9 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def episode(length: int, success: bool, ball: str = "red", side: str = "north") -> dict:
-    """As the corridor tells it."""
+    """As the corridor tells it, but success pays 10."""
     told = {"length": length, "is_success": success, "ball": ball, "door_side": side}
-    return {"return": float(success), "steps": 2 * length, **told}
+    return {"return": 10.0 * success, "steps": 2 * length, **told}
 
 
 def test_hard_episodes_are_those_from_three_quarters_of_the_largest_difficulty():
@@ -192,7 +192,7 @@ def test_a_summary_shows_a_lost_combination():
     window.add([episode(300, False, "blue", "south")] * 3)
     assert window.summary() == pytest.approx(
         {
-            "rollout/ep_rew_mean": 9 / 12,
+            "rollout/ep_rew_mean": 90 / 12,
             "rollout/ep_len_mean": 2 * (3 * (100 + 200 + 400) + 3 * 300) / 12,
             "rollout/hard_score": 0.5,  # 300 is hard, 75% of 400
             "rollout/success_rate": 9 / 12,

@@ -140,6 +140,7 @@ def test_advantages_are_not_scaled_up_below_the_floor(reward, std, advantage):
         rollout = make_rollout([[mean + reward, mean - reward]], [[0, 1]], [[0.5, 0.5]])
         figures = ppo.update(rollout, 0.0, 0.0)
         assert figures["train/advantage_std"] == pytest.approx(std)
+        assert figures["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean advantage
         assert policy.logits.grad.tolist() == pytest.approx([-advantage / 2, advantage / 2])
 
 

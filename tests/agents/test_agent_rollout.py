@@ -169,13 +169,14 @@ def test_rows_are_the_rows():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_continues_identically(kind, tmp_path):
-    """Loaded into a collector of another seed: the same rollouts and episodes, those under way included, to the bit."""
+    """Loaded into a collector of another seed: what the first one goes on with, rollouts and episodes, those under way
+    included, to the bit."""
     collector, other = make_collector(kind), make_collector(kind, seed=99)
     collector.collect()
     collector.returns += np.arange(B)  # as if the episodes under way had brought something already
     state = through_a_file(collector.state(), tmp_path)
-    assert not np.array_equal(other.collect()[0].actions, collector.collect()[0].actions)
-    assert collector.load_state(*state) and other.load_state(*state)
+    other.collect()
+    assert other.load_state(*state) and other.live == collector.live
     for _ in range(2):
         (left, ours), (right, theirs) = collector.collect(), other.collect()
         assert_same(left, right)
