@@ -161,7 +161,6 @@ def test_a_policy_without_a_memory_behaves_as_if_it_never_was(kind):
         )
 
 
-@pytest.mark.xfail(strict=True, reason="rows trims by count, as if removed slots could not lie between live ones")
 def test_rows_keep_every_live_slot_after_a_removal():
     """`rows` of a memory `without` its youngest slot still has the two older ones."""
     fewer = handmade().without(0, torch.tensor([[False, False, True], [False, False, False]]))
@@ -169,7 +168,6 @@ def test_rows_keep_every_live_slot_after_a_removal():
     assert fewer.rows(torch.tensor([0])).live().tolist() == [[2, 2]]
 
 
-@pytest.mark.xfail(strict=True, reason="unroll trims groups with rows")
 @pytest.mark.parametrize("kind", SLOTS)
 def test_learning_equals_acting_after_a_removal(kind):
     """Also with rows enough to be unrolled in groups."""
