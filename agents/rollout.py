@@ -127,7 +127,7 @@ class Collector:
         )
         if finals:
             next_values[at] = torch.cat(final_values)
-        none = {key: value[:0] for key, value in shown[0].items()}
+        empty = {key: value[:0] for key, value in shown[0].items()}
         return (
             Rollout(
                 {key: torch.stack([o[key] for o in shown]) for key in shown[0]},
@@ -140,7 +140,7 @@ class Collector:
                 torch.as_tensor(terminated, device=device),
                 torch.as_tensor(truncated, device=device),
                 memory,
-                {key: torch.cat([none[key], *(f[key] for f in finals)]) for key in none},
+                {key: torch.cat([empty[key], *(f[key] for f in finals)]) for key in empty},
                 at,
             ),
             episodes,
