@@ -137,8 +137,8 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before. What
-        was kept is let go where it no longer meets the target, which without success moves with the best return."""
+        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before. Lets
+        those go that no longer meet the target, which without success moves with the best return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
         if live is None or not self.controller.holds(score, count, is_success):
