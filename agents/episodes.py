@@ -97,5 +97,7 @@ class EpisodeWindow:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.hardest = state["hardest"]
-        self.recent.extend(state["recent"])
-        self.hard.extend(state["hard"])
+        for name in ("recent", "hard"):
+            window = getattr(self, name)
+            window.clear()
+            window.extend(state[name])

@@ -76,7 +76,9 @@ class ForgettingController:
         return self.pressure
 
     def holds(self, score: float, episodes: int, is_success: bool) -> bool:
-        """Does the constraint hold?"""
+        """Does the constraint hold? Without success, where the target is relative, not before the return has risen."""
+        if not is_success and not self.learned:
+            return False
         return episodes >= self.config.min_hard_episodes and score >= self.target(is_success)
 
     def state_dict(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Collector:
         )
         if finals:
             next_values[at] = torch.cat(final_values)
-        none = {key: value[:0] for key, value in shown[0].items()}
+        empty = {key: value[:0] for key, value in shown[0].items()}
         return (
             Rollout(
                 {key: torch.stack([o[key] for o in shown]) for key in shown[0]},
@@ -140,7 +140,7 @@ class Collector:
                 torch.as_tensor(terminated, device=device),
                 torch.as_tensor(truncated, device=device),
                 memory,
-                {key: torch.cat([none[key], *(f[key] for f in finals)]) for key in none},
+                {key: torch.cat([empty[key], *(f[key] for f in finals)]) for key in empty},
                 at,
             ),
             episodes,
@@ -188,11 +188,11 @@ def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
         rollout.observation, rollout.memory, rollout.episode_start, rollout.final_observation, rollout.final_at
     )
     differences = [
-        (out.logits - rollout.logits).abs().max(),
-        (out.values - rollout.values).abs().max(),
-        (out.final_values - rollout.next_values[rollout.final_at]).abs().amax() if len(out.final_values) else 0.0,
+        (out.logits - rollout.logits).flatten(),
+        (out.values - rollout.values).flatten(),
+        out.final_values - rollout.next_values[rollout.final_at],
     ]
-    return max(float(d) for d in differences)
+    return float(torch.cat(differences).abs().max())  # Python's max would lose a NaN
 
 
 def _tensors(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:

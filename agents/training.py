@@ -115,8 +115,8 @@ class Trainer:
             setattr(self, name, value)
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
-        if figures["best"] is not None:
-            self.best = {**figures["best"], "weights": under("best/")}
+        best = figures["best"]
+        self.best = None if best is None else {**best, "weights": under("best/")}
         return continued
 
     def _check_due(self, rollout: Any) -> bool:
@@ -137,7 +137,10 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before."""
+        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before. Lets
+        those go that no longer meet the target, which without success moves with the best return."""
+        if self.best is not None and self.best["score"] < self.controller.target(is_success):
+            self.best = None
         if live is None or not self.controller.holds(score, count, is_success):
             return
         live = max(live, self.controller.config.memory_budget)  # below the budget fewer is no better: take the later

@@ -23,10 +23,10 @@ class LayerMemory:
     alive: Tensor  # [B,S] bool
 
     def rows(self, indices: Tensor) -> LayerMemory:
-        """The chosen environments, trimmed to the largest number of live slots among them."""
+        """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""
         alive = self.alive[indices]
-        size = int(alive.sum(1).max()) if alive.numel() else 0
-        first = alive.shape[1] - size
+        columns = torch.nonzero(alive.any(0))
+        first = int(columns[0]) if len(columns) else alive.shape[1]
         return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
 
 

@@ -5,7 +5,8 @@ The probes are reached as any foreign environment is, by `envs.make_vec_env` and
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from gymnasium import spaces
 
 import envs
 from agents import PPO, ForgettingConfig, PPOConfig, Trainer
+from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from policies import KINDS, ActorCritic
 from policies.transformer import TransformerConfig
 
@@ -107,20 +109,24 @@ for _probe in PROBES:
         gym.register(f"Probe{_probe.__name__}-v0", entry_point=_probe)
 
 
-def make_policy(env: gym.vector.VectorEnv, kind: str, seed: int = 0, heads: float = 0.0) -> ActorCritic:
-    """A policy for `env` of width 32 with two heads; `heads`: standard deviation of the heads' weights."""
+def make_policy(
+    env: gym.vector.VectorEnv, kind: str, seed: int = 0, heads: float = 0.0, layers: int = 1, **settings
+) -> ActorCritic:
+    """A policy for `env` of width 32 with two heads; `heads`: standard deviation of the heads' weights and the memory
+    kind's own, which are as they begin if 0; `settings`: of the memory kind, beside those of SMALL."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = ActorCritic.for_spaces(
             env.single_observation_space,
             env.single_action_space,
             memory=kind,
-            memory_config=KINDS[kind].Config(**SMALL.get(kind, {})),
-            core=TransformerConfig(width=32, num_layers=1, num_heads=2, num_positions=4),
+            memory_config=KINDS[kind].Config(**{**SMALL.get(kind, {}), **settings}),
+            core=TransformerConfig(width=32, num_layers=layers, num_heads=2, num_positions=4),
         )
         if heads:
-            for head in (policy.policy_head, policy.value_head):
-                torch.nn.init.normal_(head.weight, std=heads)
+            own = [p for layer in policy.core.layers for p in layer.kind.parameters()]
+            for weight in (policy.policy_head.weight, policy.value_head.weight, *own):
+                torch.nn.init.normal_(weight, std=heads)
     return policy
 
 
@@ -159,3 +165,10 @@ def played(policy: ActorCritic, id: str, episodes: int, num_envs: int = 50, **en
             out.append(float(infos["final_info"]["is_success"][row]))
         left -= start & (left > 0)
     return np.array(out)
+
+
+def through_a_file(state: tuple[dict[str, torch.Tensor], dict[str, Any]], directory: Path) -> tuple[dict, dict]:
+    """The state as a checkpoint brings it back: what is only in memory does not survive."""
+    file = directory / "state.safetensors"
+    file.write_bytes(checkpoint_bytes(*state))
+    return load_checkpoint(file)

@@ -37,6 +37,8 @@ def test_a_hoarding_row_leaves_the_others_alone(kind, batch):
     crowd, few = act(policy, memory, given, 20), act(policy, memory.rows(others), alone, 20)
     for name in ("logits", "values"):
         torch.testing.assert_close(getattr(crowd, name)[:, others], getattr(few, name), rtol=0, atol=1e-12)
+    mine = torch.isin(given.final_at[1], others)
+    torch.testing.assert_close(crowd.final_values[mine], few.final_values, rtol=0, atol=1e-12)
     for left, right in zip(crowd.live, few.live):
         assert torch.equal(left[others], right)
     if crowd.live:
@@ -46,10 +48,15 @@ def test_a_hoarding_row_leaves_the_others_alone(kind, batch):
         assert left.hidden.shape == right.hidden.shape
     assert torch.equal(crowd.memory.bytes()[others], few.memory.bytes())
 
-    following = experience(generator, 9, batch)
+    following = experience(generator, 9, batch, final_probability=0.5)
     alone = following.columns(others)
-    left = policy.unroll(following.observation, poisoned(crowd.memory), following.start)
-    right = policy.unroll(alone.observation, poisoned(few.memory), alone.start)
+    left, right = (
+        policy.unroll(x.observation, poisoned(memory), x.start, x.final_observation, x.final_at)
+        for x, memory in ((following, crowd.memory), (alone, few.memory))
+    )
+    mine = torch.isin(following.final_at[1], others)
+    assert 0 < mine.sum() < len(mine)
+    torch.testing.assert_close(left.final_values[mine], right.final_values, rtol=0, atol=1e-12)
     torch.testing.assert_close(left.logits[:, others], right.logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(left.values[:, others], right.values, rtol=0, atol=1e-12)
 
@@ -161,7 +168,6 @@ def test_a_policy_without_a_memory_behaves_as_if_it_never_was(kind):
         )
 
 
-@pytest.mark.xfail(strict=True, reason="rows trims by count, as if removed slots could not lie between live ones")
 def test_rows_keep_every_live_slot_after_a_removal():
     """`rows` of a memory `without` its youngest slot still has the two older ones."""
     fewer = handmade().without(0, torch.tensor([[False, False, True], [False, False, False]]))
@@ -169,7 +175,6 @@ def test_rows_keep_every_live_slot_after_a_removal():
     assert fewer.rows(torch.tensor([0])).live().tolist() == [[2, 2]]
 
 
-@pytest.mark.xfail(strict=True, reason="unroll trims groups with rows")
 @pytest.mark.parametrize("kind", SLOTS)
 def test_learning_equals_acting_after_a_removal(kind):
     """Also with rows enough to be unrolled in groups."""

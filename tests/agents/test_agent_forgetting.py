@@ -1,0 +1,225 @@
+"""The controller of the pressure by known sequences, and what the window of episodes tells it and the log."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from agents import ForgettingConfig, ForgettingController
+from agents.episodes import EpisodeWindow
+
+MANY = 10_000  # hard episodes: success is known
+TARGET = 0.9
+
+
+def make_controller(**settings) -> ForgettingController:
+    """The target is 90% success, and at 80% spans are lengthened at full strength; `settings`: of ForgettingConfig."""
+    quick = {"success_target": TARGET, "success_slack": 0.1, "pressure_rise": 0.25}
+    return ForgettingController(ForgettingConfig(**{**quick, **settings}))
+
+
+def pressures(
+    controller: ForgettingController, scores: list[float], is_success: bool = True, live: float | None = 50.0
+) -> list[float]:
+    """What the controller answers to one score after the other."""
+    return [controller.update(score, MANY, is_success, live) for score in scores]
+
+
+def solved(**settings) -> ForgettingController:
+    """A controller in whose task the target was met for so long that the pressure is at its height."""
+    controller = make_controller(**settings)
+    assert pressures(controller, [1.0] * 20)[-1] == 1
+    return controller
+
+
+def test_no_pressure_before_the_target_was_met_once():
+    """However far below: spans are not lengthened either, since nothing was learned that was lost."""
+    assert pressures(make_controller(), [0.0, 0.5, 0.899, 0.3, 0.0]) == [0] * 5
+
+
+def test_pressure_rises_while_the_target_is_met_and_not_above_1():
+    rising = pressures(make_controller(), [0.2, *[0.95] * 8])
+    assert rising[0] == 0 and rising[-1] == 1
+    assert all(0 < a < b or a == b == 1 for a, b in itertools.pairwise(rising[1:]))
+
+
+def test_lost_success_lengthens_spans_in_proportion():
+    """Negative below the target, more so the further below, at full strength from the slack on; the target itself is
+    no violation."""
+    falling = [pressures(solved(), [score])[0] for score in (0.9, 0.875, 0.85, 0.8, 0.5)]
+    assert falling[0] > 0 > falling[1] > falling[2] > falling[3]
+    assert falling[1:] == [pytest.approx(x) for x in (-0.25, -0.5, -1, -1)]
+
+
+def test_pressure_comes_back_when_success_does():
+    """After a loss it begins anew and rises."""
+    again = pressures(solved(), [0.5, *[0.95] * 3])
+    assert again[0] == -1
+    assert 0 <= again[1] < again[2] < again[3] < 1
+
+
+def test_no_pressure_within_the_budget():
+    """Live memories at the budget or below: nothing is pressed; above it again: it is. Lost success still counts."""
+    controller = solved(memory_budget=20.0)
+    assert controller.update(1.0, MANY, True, 20.0) == 0
+    assert controller.update(1.0, MANY, True, 3.0) == 0
+    assert controller.update(1.0, MANY, True, 20.5) > 0
+    assert controller.update(0.5, MANY, True, 3.0) == -1
+
+
+def test_few_hard_episodes_tell_nothing():
+    """Neither for the pressure, which stays as it is, nor for the constraint."""
+    controller = make_controller(min_hard_episodes=100)
+    assert controller.update(1.0, 99, True, 50.0) == 0 and not controller.holds(1.0, 99, True)
+    first = controller.update(1.0, 100, True, 50.0)
+    assert first > 0 and controller.holds(1.0, 100, True)
+    assert controller.update(0.0, 99, True, 50.0) == first
+    assert controller.update(float("nan"), 0, True, 50.0) == first
+
+
+def test_the_constraint_is_the_target():
+    controller = make_controller()
+    assert controller.holds(0.9, MANY, True) and not controller.holds(0.89, MANY, True)
+    assert not controller.holds(float("nan"), MANY, True)
+
+
+def test_without_forgetting_there_is_no_pressure():
+    assert pressures(make_controller(forgetting=False), [1.0, 1.0, 0.0, 1.0]) == [0] * 4
+
+
+def test_without_success_the_target_lies_between_the_first_and_the_best_return():
+    """Returns from -200: those that stay so, or fall, are no success. At -100, the best yet, the target is
+    90% of the way there, -110; below it spans are lengthened, at full strength 10% of the way further down."""
+    controller = make_controller()
+    assert pressures(controller, [-200, -200, -250], is_success=False) == [0, 0, 0]
+    rising = pressures(controller, [-100, -105, -110], is_success=False)
+    assert 0 < rising[0] < rising[1] < rising[2]
+    assert controller.target(False) == pytest.approx(-110)
+    assert controller.holds(-109, MANY, False) and not controller.holds(-111, MANY, False)
+    lost = pressures(controller, [-115, -120, -300], is_success=False)
+    assert lost == [pytest.approx(x) for x in (-0.5, -1, -1)]
+    assert pressures(controller, [0.0], is_success=False)[0] > 0
+    assert controller.target(False) == pytest.approx(-20)  # a better best moves it
+
+
+def test_without_success_and_without_learning_nothing_holds():
+    """The first return is no target: a policy that has learned nothing yet is not to be kept."""
+    controller = make_controller()
+    assert not controller.holds(20.0, MANY, False)
+    pressures(controller, [20.0], is_success=False)
+    assert not controller.holds(20.0, MANY, False)
+    pressures(controller, [120.0], is_success=False)
+    assert controller.holds(120.0, MANY, False) and not controller.holds(20.0, MANY, False)
+
+
+@pytest.mark.parametrize("is_success", [True, False])
+def test_a_controllers_state_continues_identically(is_success):
+    """Through JSON, at every point of a sequence in which success comes, goes and comes back."""
+    scores = [0.1, 0.5, 0.95, 0.95, 0.87, 0.4, 0.92, 1.0, 0.97]
+    whole = pressures(make_controller(), scores, is_success)
+    assert min(whole) < 0 < max(whole)
+    for split in range(len(scores)):
+        before, after = make_controller(), make_controller()
+        pressures(before, scores[:split], is_success)
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        assert pressures(after, scores[split:], is_success) == whole[split:]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"memory_budget": -1.0}, "--memory-budget: expected at least 0, got -1.0"),
+        ({"success_target": 0.0}, "--success-target: expected a fraction up to 1, got 0.0"),
+        ({"success_target": 98.0}, "--success-target: expected a fraction up to 1, got 98.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError) as error:
+        ForgettingConfig(**settings)
+    assert str(error.value) == message
+
+
+def episode(length: int, success: bool, ball: str = "red", side: str = "north") -> dict:
+    """As the corridor tells it, but success pays 10."""
+    told = {"length": length, "is_success": success, "ball": ball, "door_side": side}
+    return {"return": 10.0 * success, "steps": 2 * length, **told}
+
+
+def test_hard_episodes_are_those_from_three_quarters_of_the_largest_difficulty():
+    """Lengths 100, 75 and 80 are hard; the others, all failures, do not count."""
+    window = EpisodeWindow("length")
+    assert str(window.hard_score()) == "(nan, 0)"
+    window.add([episode(100, True), episode(75, False), episode(74, False), episode(3, False), episode(80, True)])
+    assert window.hard_score() == (pytest.approx(2 / 3), 3)
+
+
+def test_a_harder_episode_moves_the_limit():
+    """What was hard before is dropped if it is no longer; what still is stays."""
+    window = EpisodeWindow("length")
+    window.add(episode(n, True) for n in (4, 40, 60))
+    assert window.hard_score() == (1, 1)
+    window.add([episode(70, False)])
+    assert window.hard_score() == (0.5, 2)  # 60 is above 52.5
+    window.add([episode(100, False), episode(60, True)])
+    assert window.hard_score() == (0, 1)
+
+
+def test_windows_hold_the_latest():
+    """3 episodes, and apart from them 2 hard ones, which many easy ones do not push out."""
+    window = EpisodeWindow("length", size=3, hard_size=2)
+    window.add([*(episode(100, success) for success in (False, False, True)), *[episode(5, True)] * 10])
+    assert window.hard_score() == (0.5, 2)
+    assert window.summary()["rollout/ep_len_mean"] == 10
+
+
+def test_without_a_difficulty_the_steps_are_it_and_without_success_the_return():
+    window = EpisodeWindow(None)
+    window.add({"return": float(n), "steps": n} for n in (10, 80, 100))
+    assert window.hard_score() == (90, 2)
+    expected = {"rollout/ep_rew_mean": 190 / 3, "rollout/ep_len_mean": 190 / 3, "rollout/hard_score": 90}
+    assert window.summary() == pytest.approx(expected)
+
+
+def test_a_summary_shows_a_lost_combination():
+    """Of colours and sides all is well but blue balls with the door in the south: only their own figure is 0. Lengths
+    100, 200, 300 and 400 are one quarter each, and only at 300 are there failures."""
+    window = EpisodeWindow("length")
+    assert window.summary() == {}
+    for length, ball, side in itertools.product((100, 200, 300, 400), ("red", "blue"), ("north", "south")):
+        window.add([episode(length, True, ball, side)] * (length != 300 and (ball, side) != ("blue", "south")))
+    window.add([episode(300, False, "blue", "south")] * 3)
+    assert window.summary() == pytest.approx(
+        {
+            "rollout/ep_rew_mean": 90 / 12,
+            "rollout/ep_len_mean": 2 * (3 * (100 + 200 + 400) + 3 * 300) / 12,
+            "rollout/hard_score": 0.5,  # 300 is hard, 75% of 400
+            "rollout/success_rate": 9 / 12,
+            "success/ball_red": 1,
+            "success/ball_blue": 3 / 6,
+            "success/door_side_north": 1,
+            "success/door_side_south": 3 / 6,
+            "success/red_north": 1,
+            "success/red_south": 1,
+            "success/blue_north": 1,
+            "success/blue_south": 0,
+            "success/length_quarter_1": 1,
+            "success/length_quarter_2": 1,
+            "success/length_quarter_3": 0,
+            "success/length_quarter_4": 1,
+        }
+    )
+
+
+def test_a_windows_state_replaces_what_was_there():
+    """Through JSON; into a new window, and into one that has seen other episodes."""
+    window, used = EpisodeWindow("length"), EpisodeWindow("length")
+    window.add(episode(n, n > 70) for n in (3, 60, 70, 80))
+    used.add([episode(500, False)] * 5)
+    for other in (EpisodeWindow("length"), used):
+        other.load_state_dict(json.loads(json.dumps(window.state_dict())))
+        assert other.hard_score() == window.hard_score() == (pytest.approx(1 / 3), 3)
+        assert other.summary() == window.summary()
+        other.add([episode(90, True)])  # 67.5 is the new limit
+        assert other.hard_score() == (pytest.approx(2 / 3), 3)

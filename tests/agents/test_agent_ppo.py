@@ -1,0 +1,247 @@
+"""PPO on a policy that is a table: losses and gradients worked out by hand. T time steps, B environments, A actions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import through_a_file
+from torch import nn
+
+from agents import PPO, PPOConfig
+from agents.rollout import Rollout
+
+P, Q = 0.75, 0.25  # the probabilities of actions 0 and 1 under a policy with logits [ln 3, 0]
+LN3 = math.log(3)
+
+
+class Rows:
+    """A memory that knows only whose it is."""
+
+    def __init__(self, indices: torch.Tensor):
+        self.indices = indices
+
+    def rows(self, indices: torch.Tensor) -> Rows:
+        return Rows(self.indices[indices])
+
+
+class Table(nn.Module):
+    """One distribution and one value for all observations; `span` stands for the memory kind's own parameters. `seen`
+    has the environments of each minibatch; `drift`, if given, is added to the logit of action 0, call by call."""
+
+    def __init__(self, logits: tuple[float, ...] = (LN3, 0.0), value: float = 0.5, drift: list[float] | None = None):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+        self.span = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.seen: list[list[int]] = []
+        self.drift = drift
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [
+            {"params": [self.logits, self.value], "lr": learning_rate, "scale": 1.0},
+            {"params": [self.span], "lr": learning_rate * 0.1, "scale": 0.1},
+        ]
+
+    def unroll(self, observation, memory, episode_start, pressure=0.0) -> SimpleNamespace:
+        """The memory loss is pressure * span."""
+        assert observation["id"][0].tolist() == memory.indices.tolist()
+        drift = torch.tensor([self.drift[len(self.seen)] if self.drift else 0.0, 0.0])
+        self.seen.append(memory.indices.tolist())
+        logits = (self.logits + drift).expand(*episode_start.shape, 2)  # [T,b,A]
+        nothing = torch.zeros_like(logits)  # what an auxiliary loss may ask for
+        return SimpleNamespace(
+            logits=logits,
+            values=self.value.expand(episode_start.shape),
+            memory_loss=pressure * self.span,
+            rewards=nothing,
+        )
+
+
+def make_rollout(rewards: list[list[float]], actions: list[list[int]], acted: list[list[float]]) -> Rollout:
+    """[T,B] steps that are each an episode, values 0, so that rewards are the returns and the advantages; `acted`: the
+    probability that the acting policy gave the action taken."""
+    reward = torch.tensor(rewards, dtype=torch.float64)
+    action = torch.tensor(actions)
+    p = torch.tensor(acted, dtype=torch.float64)
+    zero, yes, none = torch.zeros_like(reward), torch.ones_like(action, dtype=torch.bool), torch.zeros(0).long()
+    chosen = torch.nn.functional.one_hot(action, 2).bool()
+    logits = torch.where(chosen, p[..., None], 1 - p[..., None]).log()
+    ids = torch.arange(reward.shape[1]).expand(reward.shape)
+    return Rollout(
+        {"id": ids}, yes, action, logits, zero, zero, reward, yes, ~yes, Rows(ids[0]), {"id": none}, (none, none)
+    )
+
+
+def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
+    """One optimiser step per update, neither cut short nor clipped by norm; `settings`: of PPOConfig."""
+    plain = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
+    return PPO(policy, PPOConfig(**{**plain, **settings}), num_envs, seed=0)
+
+
+def test_loss_and_gradient_by_hand():
+    """Action 0 throughout, now of probability 3/4. It was 3/8, 9/10 and 3/4 when acting: ratios 2, 5/6 and 1, each with
+    advantages +1 and -1, in two steps of three environments; clipping is to 0.9..1.1.
+
+        ratio   advantage +1               advantage -1
+        2       1.1, clipped, no gradient  -2
+        5/6     5/6                        -0.9, clipped, no gradient
+        1       1                          -1
+    """
+    policy = Table()
+    ppo = make_ppo(policy, 3, vf_coef=0.5, ent_coef=0.04, final_ent_coef=0.04)
+    acted = [3 / 8, 9 / 10, 3 / 4]
+    figures = ppo.update(make_rollout([[1, 1, 1], [-1, -1, -1]], [[0] * 3] * 2, [acted, acted]), 0.0, pressure=0.7)
+
+    entropy = -(P * math.log(P) + Q * math.log(Q))
+    expected = {
+        "train/policy_gradient_loss": -(1.1 - 2 + 5 / 6 - 0.9 + 1 - 1) / 6,
+        "train/value_loss": (0.5**2 + 1.5**2) / 2 / 2,
+        "train/entropy_loss": -entropy,
+        "train/memory_loss": 0.7 * 2.0,
+        "train/clip_fraction": 4 / 6,
+        "train/approx_kl": (2 - 1 - math.log(2) + 5 / 6 - 1 - math.log(5 / 6)) / 3,
+        "train/advantage_std": 1,
+        "train/explained_variance": 0,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+    # By logit 0 (by logit 1 it is the negative): d log p(0) = 1 - P = Q, d ratio = ratio * Q, d entropy as below.
+    policy_slope = -(-2 + 5 / 6 + 1 - 1) / 6 * Q
+    entropy_slope = -P * (math.log(P) + entropy)
+    slope = policy_slope - 0.04 * entropy_slope
+    assert policy.logits.grad.tolist() == pytest.approx([slope, -slope], abs=1e-6)
+    assert float(policy.value.grad) == pytest.approx(0.5 * (0.5 - 0))  # vf_coef * (value - mean return)
+    assert float(policy.span.grad) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("ent_coef, more", [(0.1, True), (-0.1, False)])
+def test_the_entropy_bonus_raises_entropy(ent_coef, more):
+    """With nothing else to gain, a policy of 3/4 and 1/4 becomes more even, and less so for a negative bonus."""
+    policy = Table()
+    ppo = make_ppo(policy, 2, ent_coef=ent_coef, final_ent_coef=ent_coef, learning_rate=0.01)
+    first = ppo.update(make_rollout([[0, 0]], [[0, 1]], [[P, Q]]), 0.0, 0.0)["train/entropy_loss"]
+    second = ppo.update(make_rollout([[0, 0]], [[0, 1]], [[P, Q]]), 0.0, 0.0)["train/entropy_loss"]
+    assert (-second > -first) is more
+
+
+@pytest.mark.parametrize("reward, std, advantage", [(0.03, 0.15, 0.2), (3.0, 3.0, 1.0)])
+def test_advantages_are_not_scaled_up_below_the_floor(reward, std, advantage):
+    """Rewards of +r and -r have a standard deviation of r: 0.03 is divided by the floor, 0.15, and 3 by itself. Means
+    are taken off. With even odds and ratio 1, the slope of the loss is -advantage / 2."""
+    for mean in (0.0, 10.0):
+        policy = Table(logits=(0.0, 0.0))
+        ppo = make_ppo(policy, 2, ent_coef=0.0, final_ent_coef=0.0, advantage_std_floor=0.15)
+        rollout = make_rollout([[mean + reward, mean - reward]], [[0, 1]], [[0.5, 0.5]])
+        figures = ppo.update(rollout, 0.0, 0.0)
+        assert figures["train/advantage_std"] == pytest.approx(std)
+        assert figures["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean advantage
+        assert policy.logits.grad.tolist() == pytest.approx([-advantage / 2, advantage / 2])
+
+
+def test_gradients_are_clipped_group_by_group():
+    """A value 100 off makes the policy's gradient large; that of the memory kind is 0.3 and stays."""
+    policy = Table(value=100.0)
+    figures = make_ppo(policy, 2, max_grad_norm=0.5).update(make_rollout([[1, -1]], [[0, 1]], [[P, Q]]), 0.0, 0.3)
+    assert float(torch.cat([policy.logits.grad, policy.value.grad[None]]).norm()) == pytest.approx(0.5, rel=1e-4)
+    assert float(policy.span.grad) == pytest.approx(0.3) and figures["train/grad_norm"] > 49
+
+
+def experience(num_envs: int) -> Rollout:
+    """Two steps, one of each action, that the policy as it begins would take as it did."""
+    rewards = [[float(b % 3) for b in range(num_envs)], [0.0] * num_envs]
+    return make_rollout(rewards, [[0] * num_envs, [1] * num_envs], [[P] * num_envs, [Q] * num_envs])
+
+
+def test_minibatches_are_all_environments_once_per_epoch():
+    """Seven environments in three minibatches, each with its own memory, in an order that is new in every epoch."""
+    policy = Table()
+    figures = make_ppo(policy, 7, num_minibatches=3, update_epochs=4).update(experience(7), 0.0, 0.0)
+    assert figures["train/epochs"] == 4 and [len(rows) for rows in policy.seen] == [3, 2, 2] * 4
+    epochs = [list(chain(*policy.seen[i : i + 3])) for i in range(0, 12, 3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def kl_of(drift: float) -> float:
+    """The approximate KL, mean of ratio - 1 - log ratio, in `experience` when logit 0 has moved by `drift`."""
+    p = P * math.exp(drift) / (P * math.exp(drift) + Q)
+    return sum(r - 1 - math.log(r) for r in (p / P, (1 - p) / Q)) / 2
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4])
+def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
+    """Two minibatches per epoch: in one the policy has moved, further in each epoch, in the other not at all. The limit
+    is 0.75 of the larger KL of an epoch: what counts is the mean, 0.5 of it, which stays below. The mean of the next
+    epoch exceeds it, and that epoch is the last."""
+    drifts = [0.2, 0.5, 1.2, 3.0]
+    policy = Table(drift=[x for drift in drifts for x in (drift, 0.0)])
+    frozen = {"learning_rate": 0.0, "final_learning_rate": 0.0}
+    limit = 0.75 * kl_of(drifts[epochs - 2])
+    ppo = make_ppo(policy, 8, num_minibatches=2, update_epochs=5, target_kl=limit, **frozen)
+    figures = ppo.update(experience(8), 0.0, 0.0)
+    assert figures["train/epochs"] == epochs and len(policy.seen) == 2 * epochs
+    assert figures["train/approx_kl"] == pytest.approx(sum(map(kl_of, drifts[:epochs])) / (2 * epochs))
+
+
+@pytest.mark.parametrize(
+    "progress, rate, entropy", [(0.0, 0.1, 0.02), (0.25, 0.08, 0.015), (1.0, 0.02, 0.0), (1.5, 0.02, 0.0)]
+)
+def test_schedules_are_linear(progress, rate, entropy):
+    """From start to end and no further; the memory kind's own parameters at a tenth of the rate, as it asks."""
+    settings = {"learning_rate": 0.1, "final_learning_rate": 0.02, "ent_coef": 0.02, "final_ent_coef": 0.0}
+    policy = Table()
+    ppo = make_ppo(policy, 7, vf_coef=0.0, **settings)
+    figures = ppo.update(experience(7), progress, 1.0)
+    assert figures["train/learning_rate"] == pytest.approx(rate)
+    assert figures["train/ent_coef"] == pytest.approx(entropy)
+    assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, rate / 10])
+    assert policy.span.item() == pytest.approx(2 - rate / 10)  # Adam's first step is as long as the rate
+
+
+def test_a_state_continues_identically(tmp_path):
+    """Through a file into an agent of another seed: the same minibatches, the same steps, to the bit."""
+    settings = {"num_minibatches": 3, "update_epochs": 2, "learning_rate": 0.05, "final_learning_rate": 0.05}
+    policy = Table()
+    ppo = make_ppo(policy, 7, **settings)
+    for _ in range(3):
+        ppo.update(experience(7), 0.0, 0.5)
+    tensors, known = through_a_file(ppo.state(), tmp_path)
+    twin = copy.deepcopy(policy)
+    other = PPO(twin, ppo.config, 7, seed=9)
+    other.update(experience(7), 0.0, -0.5)  # what it did before is replaced
+    twin.load_state_dict(policy.state_dict())
+    other.load_state(tensors, known)
+    for _ in range(3):
+        policy.seen, twin.seen = [], []
+        assert ppo.update(experience(7), 0.5, 0.5) == other.update(experience(7), 0.5, 0.5)
+        assert policy.seen == twin.seen
+    for ours, theirs in zip(policy.parameters(), twin.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_more_minibatches_than_environments_are_refused():
+    told = "^--num-minibatches: expected at most --num-envs \\(7\\), since a minibatch is a set of environments, got 8$"
+    with pytest.raises(ValueError, match=told):
+        make_ppo(Table(), 7, num_minibatches=8)
+    make_ppo(Table(), 7, num_minibatches=7)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_steps": 0}, "--num-steps: expected at least 1, got 0"),
+        ({"update_epochs": 0}, "--update-epochs: expected at least 1, got 0"),
+        ({"gamma": 1.01}, "--gamma: expected 0 to 1, got 1.01"),
+        ({"gae_lambda": -0.1}, "--gae-lambda: expected 0 to 1, got -0.1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError) as error:
+        PPOConfig(**settings)
+    assert str(error.value) == message
