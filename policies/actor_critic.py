@@ -14,9 +14,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from policies.acting import Acting
+from policies.core import LayerInspection
 from policies.encoders import Encoder, as_tensors, observation_spec
 from policies.memory import KINDS, Memory
-from policies.transformer import Acting, LayerInspection, Transformer, TransformerConfig
+from policies.transformer import Transformer, TransformerConfig
 
 Observation = Mapping[str, Tensor]
 PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it

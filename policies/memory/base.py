@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -28,6 +29,14 @@ class LayerMemory:
         size = int(alive.sum(1).max()) if alive.numel() else 0
         first = alive.shape[1] - size
         return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
+
+    def padded(self, size: int) -> LayerMemory:
+        """The same with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""
+        missing = size - self.hidden.shape[1]
+        hidden = torch.where(self.alive[..., None], self.hidden, 0)
+        return LayerMemory(
+            F.pad(hidden, (0, 0, missing, 0)), F.pad(self.birth, (missing, 0)), F.pad(self.alive, (missing, 0))
+        )
 
 
 @dataclass(frozen=True)
