@@ -82,7 +82,7 @@ class ActorCritic(nn.Module):
         self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, config.core)
         width = config.core.width
         self.encoder = Encoder(config.observation, width)
-        self.core = Transformer(config.core, lambda: kind(width, memory_config))
+        self.core = Transformer(config.core, lambda: kind(width, config.core.num_heads, memory_config))
         self.policy_head = nn.Linear(width, config.num_actions)
         self.value_head = nn.Linear(width, 1)
         for head in (self.policy_head, self.value_head):  # no preference and no expectation before any experience

@@ -182,13 +182,13 @@ class Transformer(nn.Module):
             buffers.birth[:, n - 1] = acting.time
             buffers.alive[:, n - 1] = True
             described = None if buffers.described is None else buffers.described[:, :n]
-            age, bias = self._acting_bias(
+            age, seen, bias = self._acting_bias(
                 layer.kind, acting.time, buffers.birth[:, :n], buffers.alive[:, :n], described
             )
             attended, _ = attend(
                 layer.queries(normed), buffers.keys[:, :, :n], buffers.values[:, :, :n], layer.positions, age, bias
             )
-            live.append((bias > -math.inf).sum(1))
+            live.append(seen.sum(1))
             x = layer.residual(x, attended)
         acting.filled = n
         acting.time += 1
@@ -213,7 +213,7 @@ class Transformer(nn.Module):
                 described = torch.cat([buffers.described[rows, :n], own], 1)
             birth = torch.cat([buffers.birth[rows, :n], time[:, None]], 1)
             alive = F.pad(buffers.alive[rows, :n], (0, 1), value=True)
-            age, bias = self._acting_bias(layer.kind, time, birth, alive, described)
+            age, _, bias = self._acting_bias(layer.kind, time, birth, alive, described)
             keys = torch.cat([buffers.keys[rows, :, :n], key], 2)
             values = torch.cat([buffers.values[rows, :, :n], value], 2)
             x = layer.residual(x, attend(layer.queries(normed), keys, values, layer.positions, age, bias)[0])
@@ -221,13 +221,11 @@ class Transformer(nn.Module):
 
     def _acting_bias(
         self, kind: MemoryKind, time: Tensor, birth: Tensor, alive: Tensor, described: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Ages [B,C] and the additive term [B,C] of one query per environment."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ages and what is seen, [B,C] each, and the additive term, [B,C] or [B,H,C], of one query per environment."""
         age = (time[:, None] - birth).to(self.norm.weight.dtype)
-        visible, term = kind.visibility(age[:, None], described)
-        seen = alive if visible is None else alive & visible[:, 0]
-        zero = torch.zeros_like(age) if term is None else term[:, 0]
-        return age, torch.where(seen, zero, -math.inf)
+        seen, bias = kind.seen(age[:, None], alive[:, None], described)
+        return age, seen[:, 0], bias[..., 0, :]
 
     # Learning
 

@@ -1,5 +1,5 @@
-"""One Transformer layer over a whole rollout in parallel. B environments, T time steps, S memory slots, C = S + T slots,
-D width, H heads, P relative positions, F final observations.
+"""One Transformer layer over a whole rollout in parallel. B environments, T time steps, S memory slots, C = S + T slots, D
+width, H heads, P relative positions, F final observations.
 
 Within a rollout all slots have a coordinate on its time axis: step t is t, a memory slot is minus its age at step 0. A
 query's age to a slot is the difference, and it sees no slot whose coordinate lies before the start of its episode.
@@ -103,19 +103,16 @@ def _finals(
         described = torch.cat([described[:, :-1].gather(1, slots), described[:, -1:]], 1)
     coordinate = torch.cat([coordinate[b].gather(1, slots).masked_fill(~exists, -math.inf), now[:, None]], 1)
     age, _, bias = _rollout_bias(layer.kind, now[:, None], axis.episode[b, t][:, None], coordinate, described)
-    attended, _ = attend(layer.queries(normed), keys, values, layer.positions, age[:, 0], bias[:, 0])
+    attended, _ = attend(layer.queries(normed), keys, values, layer.positions, age[:, 0], bias[..., 0, :])
     return layer.residual(x, attended)
 
 
 def _rollout_bias(
     kind: MemoryKind, queries: Tensor, episode: Tensor, coordinate: Tensor, described: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Age, visibility and additive term, [B,N,C] each, of queries at coordinates [N] or [B,N] whose episodes began at
-    `episode` [B,N] for slots at `coordinate` [B,C]."""
+    """Age and visibility, [B,N,C] each, and additive term, [B,N,C] or [B,H,N,C], of queries at coordinates [N] or [B,N]
+    whose episodes began at `episode` [B,N] for slots at `coordinate` [B,C]."""
     queries = queries if queries.ndim == 2 else queries[None]
     age = queries[..., None] - coordinate.clamp(min=-1e9)[:, None]
-    seen = (coordinate[:, None] >= episode.clamp(min=-1e8)[..., None]) & (age >= 0)
-    visible, term = kind.visibility(age, described)
-    seen = seen if visible is None else seen & visible
-    zero = torch.zeros((), dtype=age.dtype, device=age.device) if term is None else term
-    return age, seen, torch.where(seen, zero, -math.inf)
+    exists = (coordinate[:, None] >= episode.clamp(min=-1e8)[..., None]) & (age >= 0)
+    return age, *kind.seen(age, exists, described)

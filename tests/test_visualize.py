@@ -21,7 +21,11 @@ from policies import KINDS, ActorCritic, load_policy, save_policy
 from visualize import LayerLives, choose, ends, look, outcome, play, spread
 
 ROOT = Path(visualize.__file__).parent
-CONFIGS = {"expire_span": {"max_span": 24, "ramp": 3}, "transformer_xl": {"window": 9}}
+CONFIGS = {
+    "expire_span": {"max_span": 24, "ramp": 3},
+    "transformer_xl": {"window": 9},
+    "adaptive_span": {"max_span": 24, "ramp": 3},
+}
 
 
 def make_policy(kind: str = "expire_span", env_id: str = "Corridor-v0", **kwargs) -> ActorCritic:

@@ -1,11 +1,12 @@
 """What a memory is, and the three questions that a memory kind answers.
 
-B environments, L layers, S slots of a layer, N query steps, C slots that a query may look at, D model width.
+B environments, L layers, S slots of a layer, N query steps, C slots that a query may look at, D model width, H heads.
 A slot holds the input of one layer at one step; its age at a query is the number of steps since then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -101,7 +102,7 @@ class MemoryKind(nn.Module):
     stores: ClassVar[bool] = True  # False: nothing outlives a step
     presses: ClassVar[bool] = False  # True: `loss` heeds the pressure, so that live memories can be brought down
 
-    def __init__(self, width: int, config: Any):
+    def __init__(self, width: int, num_heads: int, config: Any):
         super().__init__()
         self.config = config
 
@@ -116,9 +117,19 @@ class MemoryKind(nn.Module):
     def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What a query sees. age: [B,N,C] >= 0; described: [B,C] or None.
 
-        Returns (visible [B,N,C] bool or None for all, additive score term [B,N,C] or None for zero).
+        Returns (visible [B,N,C] bool, to any head, or None for all; additive score term, [B,N,C] if the heads share it,
+        else [B,H,N,C], or None for zero). Where a slot is not visible the term does not matter.
         """
         return None, None
+
+    def seen(self, age: Tensor, exists: Tensor, described: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`visibility` of the slots that exist for the query, `exists` [B,N,C] bool, as attention wants it: (seen
+        [B,N,C], additive term [B,N,C] or [B,H,N,C], minus infinity for what is not seen)."""
+        visible, term = self.visibility(age, described)
+        seen = exists if visible is None else exists & visible
+        if term is None:
+            term = torch.zeros((), dtype=age.dtype, device=age.device)
+        return seen, torch.where(seen[:, None] if term.ndim == 4 else seen, term, -math.inf)
 
     def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
         """[B,C] bool: will a query of this age [B,C] still see the slot? False is final: the slot is removed."""

@@ -50,8 +50,8 @@ class ExpireSpan(MemoryKind):
     Config = ExpireSpanConfig
     presses = True
 
-    def __init__(self, width: int, config: ExpireSpanConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, num_heads: int, config: ExpireSpanConfig):
+        super().__init__(width, num_heads, config)
         self.span = nn.Linear(width, 1)
         nn.init.zeros_(self.span.weight)
         nn.init.constant_(self.span.bias, math.log(config.initial_span / (1 - config.initial_span)))

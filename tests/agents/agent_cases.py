@@ -17,7 +17,11 @@ from agents import PPO, ForgettingConfig, PPOConfig, Trainer
 from policies import KINDS, ActorCritic
 from policies.transformer import TransformerConfig
 
-SMALL = {"expire_span": {"max_span": 16, "ramp": 4}, "transformer_xl": {"window": 16}}
+SMALL = {
+    "expire_span": {"max_span": 16, "ramp": 4},
+    "transformer_xl": {"window": 16},
+    "adaptive_span": {"max_span": 16, "ramp": 4},
+}
 """Settings of memory kinds; one that is not here gets its default Config."""
 
 

@@ -28,6 +28,7 @@ SMALL = {
         {"max_span": 12, "ramp": 1},
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),
+    "adaptive_span": ({"max_span": 14, "ramp": 4}, {"max_span": 12, "ramp": 1}),
 }
 CASES = [
     pytest.param(kind, settings, id=f"{kind}-{i}")

@@ -11,7 +11,11 @@ from policy_cases import CORE, SMALL, act, experience, make_policy, poisoned
 from policies import KINDS, Memory
 from policies.memory import LayerMemory
 
-LONG = {"expire_span": {"max_span": 400, "ramp": 4}, "transformer_xl": {"window": 200}}
+LONG = {
+    "expire_span": {"max_span": 400, "ramp": 4},
+    "transformer_xl": {"window": 200},
+    "adaptive_span": {"max_span": 400, "ramp": 4},
+}
 SLOTS = [kind for kind in KINDS if make_policy(kind).initial_memory(1).live() is not None]
 
 
