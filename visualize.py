@@ -85,7 +85,7 @@ class LayerLives:
     """What one layer did with the T observations of an episode."""
 
     end: np.ndarray  # int64 [T] first step whose query no longer sees the observation; T: live to the last
-    peak: np.ndarray  # float64 [T] largest attention weight, of any head, that a later step gave it
+    peak: np.ndarray  # float64 [T] largest attention weight, of any head, that a later step gave it (see `look`)
     decision: np.ndarray  # float64 [H,T] attention weights of the last step
     live: np.ndarray  # int64 [T] memories that were live at each step
     span: np.ndarray | None  # float64 [T] the span it was written with, in steps; None for kinds without
@@ -172,7 +172,11 @@ def ends(visible: np.ndarray) -> np.ndarray:
 
 
 def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
-    """The lives of the episode's observations, per layer; [] for a kind without memories to look at."""
+    """The lives of the episode's observations, per layer; [] for a kind without memories to look at.
+
+    Where a memory stands for several observations (Compressive-Transformer), each of them lives in it and gets an equal
+    share of its attention.
+    """
     lives: list[LayerLives] = []
     steps, heads = len(episode.actions), policy.config.core.num_heads
     for first, past in pairwise([*episode.memories, steps]):
@@ -184,18 +188,22 @@ def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
                 empty = np.zeros(steps, int), np.zeros(steps), np.zeros((heads, steps)), np.zeros(steps, int), span
                 lives.append(LayerLives(*empty))
             held = torch.isfinite(layer.coordinate[0])  # the others are padding
-            written = layer.coordinate[0, held].round().long().numpy() + first  # [C]
-            visible, attention = layer.visible[0][:, held].numpy(), layer.attention[0][:, :, held].numpy()
-            queries = np.arange(first, past)
+            lives[i].live[first:past] = layer.visible[0][:, held].sum(1).numpy()
+            # A slot that stands for several steps becomes as many columns, each with its share of the attention.
+            covers = layer.covers[0, held].numpy()
+            column = np.repeat(np.arange(len(covers)), covers)  # [C]
+            written = layer.coordinate[0, held].round().long().numpy()[column] + first
+            written -= np.concatenate([np.arange(n)[::-1] for n in covers])
+            visible = layer.visible[0][:, held].numpy()[:, column]
+            attention = layer.attention[0][:, :, held].numpy()[:, :, column] / covers[column]  # [H,t,C]
             seen = ends(visible)
             np.maximum.at(lives[i].end, written, np.where(seen > 0, first + seen, 0))
-            later = attention.max(0) * (queries[:, None] > written)  # [t,C]
+            later = attention.max(0) * (np.arange(first, past)[:, None] > written)  # [t,C]
             np.maximum.at(lives[i].peak, written, later.max(0))
-            lives[i].live[queries] = visible.sum(1)
             lives[i].decision[:] = 0
-            lives[i].decision[:, written] = attention[:, -1]
+            np.add.at(lives[i].decision, (slice(None), written), attention[:, -1])
             if lives[i].span is not None:
-                lives[i].span[written] = layer.described[0, held].numpy()
+                lives[i].span[written] = layer.described[0, held].numpy()[column]
     return lives
 
 

@@ -12,7 +12,7 @@ from policies.memory.base import LayerMemory, Memory, MemoryKind
 
 @dataclass
 class LayerBuffers:
-    """One layer while acting: C = S + horizon slots, oldest first; those from `Acting.filled` on are not yet written."""
+    """One layer while acting: C = S + horizon slots, oldest first; those from `Acting.filled` on are still empty."""
 
     keys: Tensor  # [B,H,C,d]
     values: Tensor  # [B,H,C,d]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from policies.acting import Acting, LayerBuffers
 from policies.attention import attend
 from policies.core import CoreOutput
+from policies.extension import merge_in_place
 from policies.memory.base import LayerMemory, Memory, MemoryKind
 from policies.unrolling import Axis, unroll_layer
 
@@ -75,9 +76,18 @@ class Layer(nn.Module):
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,D] -> keys and values [B,H,C,d]."""
-        batch, slots, width = normed.shape
-        both = self.key_value(normed).view(batch, slots, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self._by_head(self.key_value(normed))
+
+    def _by_head(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,C,2D] -> [B,H,C,d] twice."""
+        both = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return both[0], both[1]
+
+    def frozen_keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of hidden vectors [B,C,D], by weights that learn nothing from it."""
+        norm = self.norm
+        normed = F.layer_norm(hidden, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
+        return self._by_head(F.linear(normed, self.key_value.weight.detach()))
 
     def queries(self, normed: Tensor) -> Tensor:
         """[..., D] -> [..., H, d]."""
@@ -193,7 +203,19 @@ class Transformer(nn.Module):
         acting.filled = n
         acting.time += 1
         acting.live = torch.stack(live, 1) if live else None
+        self._merge_due(acting)
         return self.norm(x)
+
+    def _merge_due(self, acting: Acting) -> None:
+        """Merges the blocks whose merged slots the next query is the first to see."""
+        merging = self._kinds[0].merging
+        if merging is None:
+            return
+        rows = torch.nonzero(merging.due(acting.time)).squeeze(1)
+        if len(rows):
+            time, drawn = acting.time[rows], acting.drawn[rows]
+            for layer, buffers in zip(self.layers, acting.layers):
+                merge_in_place(layer, buffers, rows, time, acting.filled, drawn)
 
     def value(self, x: Tensor, acting: Acting, rows: Tensor) -> Tensor:
         """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which

@@ -7,7 +7,7 @@ A slot holds the input of one layer at one step; its age at a query is the numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -91,11 +91,29 @@ class Memory:
         return replace(self, layers=tuple(layers))
 
 
+@dataclass(frozen=True)
+class Merging:
+    """Blocks of `size` slots, counted from the start of the episode, become one slot each, which is what a query sees instead
+    of its members from `delay` + 1 steps after the last of them on."""
+
+    size: int
+    delay: int
+
+    def clock(self, birth: Tensor) -> Tensor:
+        """Clock of the first query that sees no longer a slot born at `birth` but what its block became."""
+        return (torch.div(birth, self.size, rounding_mode="floor") + 1) * self.size + self.delay
+
+    def due(self, clock: Tensor) -> Tensor:
+        """Is a query at this clock the first that sees a merged slot?"""
+        return (clock >= self.size + self.delay) & ((clock - self.delay) % self.size == 0)
+
+
 class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 
-    A kind answers: what a query sees (`visibility`), what that costs (`loss`), and what survives a rollout (`survives`).
-    `describe` turns each slot's hidden vector into the numbers those questions need, once per slot and rollout.
+    A kind answers: what a query sees (`visibility`), what that costs (`loss`), which slots become one in the course of
+    time (`merging`), and what survives a rollout (`survives`). `describe` turns each slot's hidden vector into the numbers
+    those questions need, once per slot and rollout.
     """
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
@@ -134,6 +152,27 @@ class MemoryKind(nn.Module):
     def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
         """[B,C] bool: will a query of this age [B,C] still see the slot? False is final: the slot is removed."""
         return torch.ones_like(age, dtype=torch.bool)
+
+    # Extension: for the few kinds that merge slots
+
+    @property
+    def merging(self) -> Merging | None:
+        """Which slots become one, and when; None if none do."""
+        return None
+
+    def merge(self, blocks: Tensor) -> Tensor:
+        """What blocks of hidden vectors [..., c, D] become: [..., D]. Where a member was removed there are zeros."""
+        raise NotImplementedError
+
+    def merge_loss(
+        self, read: Callable[[Tensor], tuple[Tensor, Tensor]], queries: Tensor, blocks: Tensor, seen: Tensor
+    ) -> Tensor | None:
+        """What `merge` learns from. The task teaches it nothing: attention sees merged slots detached.
+
+        read: hidden vectors [B,C,D] -> the layer's keys and values [B,H,C,d]; queries: [B,H,T,d], without gradient,
+        like the weights in `read`; blocks: [B,E,c,D] members of the slots merged in this rollout; seen: [B,T,E] bool.
+        """
+        return None
 
     def figures(self, normed: Tensor) -> dict[str, float]:
         """Figures for the log, of slots with normalised hidden vectors [N,D]."""

@@ -21,6 +21,7 @@ SMALL = {
     "expire_span": {"max_span": 16, "ramp": 4},
     "transformer_xl": {"window": 16},
     "adaptive_span": {"max_span": 16, "ramp": 4},
+    "compressive": {"window": 0, "compression_rate": 2, "compressed_window": 4},  # two steps on a cue is compressed
 }
 """Settings of memory kinds; one that is not here gets its default Config."""
 

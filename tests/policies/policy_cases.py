@@ -29,6 +29,11 @@ SMALL = {
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),
     "adaptive_span": ({"max_span": 14, "ramp": 4}, {"max_span": 12, "ramp": 1}),
+    "compressive": (
+        {"window": 3, "compression_rate": 2, "compressed_window": 3},
+        {"window": 0, "compression_rate": 4, "compressed_window": 5},
+        {"window": 6, "compression_rate": 3, "compressed_window": 1},
+    ),
 }
 CASES = [
     pytest.param(kind, settings, id=f"{kind}-{i}")

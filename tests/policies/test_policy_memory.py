@@ -15,6 +15,7 @@ LONG = {
     "expire_span": {"max_span": 400, "ramp": 4},
     "transformer_xl": {"window": 200},
     "adaptive_span": {"max_span": 400, "ramp": 4},
+    "compressive": {"window": 12, "compression_rate": 3, "compressed_window": 100},
 }
 SLOTS = [kind for kind in KINDS if make_policy(kind).initial_memory(1).live() is not None]
 

@@ -195,6 +195,7 @@ def test_unroll_is_the_reference(kind):
 def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
     """The layer's inspection at query (t, b) against the reference's; rollouts begin at the step `begun`."""
     columns = torch.nonzero(layer.visible[b, t]).flatten()
+    columns = columns[layer.coordinate[b, columns].argsort()]  # slots that came into being are not in order
     steps = [int(layer.coordinate[b, c]) + begun for c in columns]
     assert steps == sorted(seen.attention)
     hidden = torch.nonzero(~layer.visible[b, t]).flatten()
