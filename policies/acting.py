@@ -12,7 +12,7 @@ from policies.memory.base import LayerMemory, Memory, MemoryKind
 
 @dataclass
 class LayerBuffers:
-    """One layer while acting: C = S + horizon slots, oldest first; those from `Acting.filled` on are still empty."""
+    """One layer while acting: C = S + horizon slots, oldest first; those from `filled` on are still empty."""
 
     keys: Tensor  # [B,H,C,d]
     values: Tensor  # [B,H,C,d]
@@ -23,7 +23,7 @@ class LayerBuffers:
 
 
 @dataclass
-class Acting:
+class TransformerActing:
     """A memory projected under today's weights, with room to act on. The caller owns it; `step` writes into it."""
 
     layers: list[LayerBuffers]

@@ -6,7 +6,7 @@ T time steps, B environments, A actions, D model width, L layers, F final observ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,19 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from policies.acting import Acting
-from policies.core import LayerInspection
+from policies.core import Acting, Core, LayerInspection
 from policies.encoders import Encoder, as_tensors, observation_spec
-from policies.memory import KINDS, Memory
+from policies.memory import KINDS, Memory, MemoryKind
 from policies.transformer import Transformer, TransformerConfig
 
 Observation = Mapping[str, Tensor]
 PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it
+
+
+def core_config(memory: str) -> type:
+    """The class of the core's config for a memory kind, a name in `KINDS`."""
+    kind = KINDS[memory]
+    return TransformerConfig if issubclass(kind, MemoryKind) else kind.CoreConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class PolicyConfig:
     """Memory kind, a name in `policies.memory.KINDS`."""
     memory_config: Any = None
     """The kind's own Config; None for its defaults."""
-    core: TransformerConfig = field(default_factory=TransformerConfig)
+    core: Any = None
+    """The core's own config (see `core_config`); None for its defaults."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict that `from_json` reads."""
@@ -47,7 +53,7 @@ class PolicyConfig:
         if data["memory"] not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {data['memory']!r}")
         memory_config = KINDS[data["memory"]].Config(**data["memory_config"])
-        core = TransformerConfig(**data["core"])
+        core = core_config(data["memory"])(**data["core"])
         return cls(data["observation"], data["num_actions"], data["memory"], memory_config, core)
 
 
@@ -79,10 +85,18 @@ class ActorCritic(nn.Module):
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {config.memory!r}")
         kind = KINDS[config.memory]
         memory_config = kind.Config() if config.memory_config is None else config.memory_config
-        self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, config.core)
-        width = config.core.width
+        core = core_config(config.memory)() if config.core is None else config.core
+        if not isinstance(core, core_config(config.memory)):
+            expected = core_config(config.memory).__name__
+            raise TypeError(f"core: expected a {expected} for memory kind {config.memory}, got a {type(core).__name__}")
+        self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, core)
+        width = core.width
         self.encoder = Encoder(config.observation, width)
-        self.core = Transformer(config.core, lambda: kind(width, config.core.num_heads, memory_config))
+        self.core: Core
+        if issubclass(kind, MemoryKind):
+            self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))
+        else:
+            self.core = kind(core, memory_config)
         self.policy_head = nn.Linear(width, config.num_actions)
         self.value_head = nn.Linear(width, 1)
         for head in (self.policy_head, self.value_head):  # no preference and no expectation before any experience
@@ -110,7 +124,7 @@ class ActorCritic(nn.Module):
         own = [parameter for kind in kinds for parameter in kind.parameters()]
         names = {id(parameter) for parameter in own}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in names]
-        groups = [(rest, 1.0), (own, kinds[0].learning_rate_scale())]
+        groups = [(rest, 1.0), (own, kinds[0].learning_rate_scale() if kinds else 1.0)]
         return [{"params": p, "lr": learning_rate * scale, "scale": scale} for p, scale in groups if p]
 
     # Acting

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.acting import Acting, LayerBuffers
+from policies.acting import LayerBuffers, TransformerActing
 from policies.attention import attend
 from policies.core import CoreOutput
 from policies.extension import merge_in_place
@@ -141,13 +141,13 @@ class Transformer(nn.Module):
 
     # Acting
 
-    def begin(self, memory: Memory, horizon: int) -> Acting:
+    def begin(self, memory: Memory, horizon: int) -> TransformerActing:
         """Projects `memory` once and lays it out with room for `horizon` more steps."""
         size = max((layer.hidden.shape[1] for layer in memory.layers), default=0)
         buffers = [
             self._laid_out(layer, held, memory, size, horizon) for layer, held in zip(self.layers, memory.layers)
         ]
-        return Acting(buffers, memory.time.clone(), memory.drawn, self._kinds, size, size + horizon)
+        return TransformerActing(buffers, memory.time.clone(), memory.drawn, self._kinds, size, size + horizon)
 
     def _laid_out(self, layer: Layer, held: LayerMemory, memory: Memory, size: int, horizon: int) -> LayerBuffers:
         held = held.padded(size)
@@ -169,7 +169,7 @@ class Transformer(nn.Module):
             room(held.alive, 1),
         )
 
-    def step(self, x: Tensor, acting: Acting, episode_start: Tensor) -> Tensor:
+    def step(self, x: Tensor, acting: TransformerActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
         if acting.full:
             raise ValueError(f"acting: expected room for a step, got {acting.filled} of {acting.capacity} slots filled")
@@ -206,7 +206,7 @@ class Transformer(nn.Module):
         self._merge_due(acting)
         return self.norm(x)
 
-    def _merge_due(self, acting: Acting) -> None:
+    def _merge_due(self, acting: TransformerActing) -> None:
         """Merges the blocks whose merged slots the next query is the first to see."""
         merging = self._kinds[0].merging
         if merging is None:
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
             for layer, buffers in zip(self.layers, acting.layers):
                 merge_in_place(layer, buffers, rows, time, acting.filled, drawn)
 
-    def value(self, x: Tensor, acting: Acting, rows: Tensor) -> Tensor:
+    def value(self, x: Tensor, acting: TransformerActing, rows: Tensor) -> Tensor:
         """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which
         nothing else will attend: `acting` is not written."""
         n = acting.filled

@@ -223,13 +223,16 @@ def test_the_picture_of_any_kind_and_length_has_its_size(kind, steps):
     assert len(episode.actions) == steps
     width, height = png_size(drawn(policy, episode))
     assert width == 1602
-    assert (400 < height < 800) if kind == "none" else (1500 < height < 2500)
+    assert (400 < height < 800) if not KINDS[kind].stores else (1500 < height < 2500)
 
 
 def test_a_policy_without_memory_is_said_to_have_none():
     ax = Figure().add_axes((0, 0, 1, 1))
-    visualize._nothing("none", ax)
-    assert ax.texts[0].get_text().startswith("This policy has no memory (kind 'none')")
+    visualize._nothing("none", 0, ax)
+    visualize._nothing("gru", 1536, ax)
+    told = [text.get_text() for text in ax.texts]
+    assert told[0].startswith("This policy has no memory (kind 'none')")
+    assert told[1].startswith("What this policy remembers (kind 'gru') is a state of 1,536 bytes")
 
 
 def test_a_span_and_a_life_are_told_beside_the_picture():

@@ -47,26 +47,31 @@ class Memory:
     layers: tuple[LayerMemory, ...]
     time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
     drawn: Tensor  # [B,K] what the kind drew at random for this rollout (K = 0 for most)
+    state: Tensor | None = None  # [B,L,D] hidden state of a recurrent core, which has no slots
 
     def rows(self, indices: Tensor) -> Memory:
         """The memories of the chosen environments. indices: [b] int64."""
-        return Memory(tuple(layer.rows(indices) for layer in self.layers), self.time[indices], self.drawn[indices])
+        state = None if self.state is None else self.state[indices]
+        layers = tuple(layer.rows(indices) for layer in self.layers)
+        return Memory(layers, self.time[indices], self.drawn[indices], state)
 
     def live(self) -> Tensor | None:
         """[B,L]: memories that the next query will see, itself not counted; None for a kind without slots."""
         return torch.stack([layer.alive.sum(1) for layer in self.layers], 1) if self.layers else None
 
     def bytes(self) -> Tensor:
-        """[B]: bytes that each environment's live memories take (padding is not counted)."""
+        """[B]: bytes that each environment's live memories, or its hidden state, take (padding is not counted)."""
         total = torch.zeros_like(self.time, dtype=torch.int64)
         for layer in self.layers:
             slot = layer.hidden.shape[2] * layer.hidden.element_size() + layer.birth.element_size() + 1
             total += layer.alive.sum(1) * slot
+        if self.state is not None:
+            total += self.state[0].numel() * self.state.element_size()
         return total
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a file; `from_tensors` reads them."""
-        out = {"time": self.time, "drawn": self.drawn}
+        out = {"time": self.time, "drawn": self.drawn} | ({} if self.state is None else {"state": self.state})
         for i, layer in enumerate(self.layers):
             out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
         return out
@@ -75,7 +80,7 @@ class Memory:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Memory:
         count = sum(name.endswith("/hidden") for name in tensors)
         layers = (LayerMemory(*(tensors[f"{i}/{name}"] for name in ("hidden", "birth", "alive"))) for i in range(count))
-        return cls(tuple(layers), tensors["time"], tensors["drawn"])
+        return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
     def without(self, layer: int, slots: Tensor) -> Memory:
         """The same memory with `slots` [B,S] (bool) of one layer removed."""
@@ -117,7 +122,7 @@ class MemoryKind(nn.Module):
     """
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
-    stores: ClassVar[bool] = True  # False: nothing outlives a step
+    stores: ClassVar[bool] = True  # False: it keeps no slots
     presses: ClassVar[bool] = False  # True: `loss` heeds the pressure, so that live memories can be brought down
 
     def __init__(self, width: int, num_heads: int, config: Any):

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 import envs
 from agents import PPO, ForgettingConfig, PPOConfig, Trainer
-from policies import KINDS, ActorCritic
+from policies import KINDS, ActorCritic, core_config
 from policies.transformer import TransformerConfig
 
 SMALL = {
@@ -113,7 +113,8 @@ for _probe in PROBES:
 
 
 def make_policy(env: gym.vector.VectorEnv, kind: str, seed: int = 0, heads: float = 0.0) -> ActorCritic:
-    """A policy for `env` of width 32 with two heads; `heads`: standard deviation of the heads' weights."""
+    """A policy for `env` of width 32, two heads of attention; `heads`: standard deviation of the policy's heads' weights."""
+    small = {"num_heads": 2, "num_positions": 4} if core_config(kind) is TransformerConfig else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = ActorCritic.for_spaces(
@@ -121,7 +122,7 @@ def make_policy(env: gym.vector.VectorEnv, kind: str, seed: int = 0, heads: floa
             env.single_action_space,
             memory=kind,
             memory_config=KINDS[kind].Config(**SMALL.get(kind, {})),
-            core=TransformerConfig(width=32, num_layers=1, num_heads=2, num_positions=4),
+            core=core_config(kind)(width=32, num_layers=1, **small),
         )
         if heads:
             for head in (policy.policy_head, policy.value_head):
