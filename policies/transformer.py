@@ -18,6 +18,7 @@ from policies.acting import LayerBuffers, TransformerActing
 from policies.attention import attend
 from policies.core import CoreOutput
 from policies.extension import merge_in_place
+from policies.gating import Gate
 from policies.memory.base import LayerMemory, Memory, MemoryKind
 from policies.unrolling import Axis, unroll_layer
 
@@ -35,6 +36,8 @@ class TransformerConfig:
     """Attention heads H."""
     num_positions: int = 16
     """Relative positions P: a memory older than that is found by its content alone."""
+    gating: bool = False
+    """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL)."""
 
     def __post_init__(self):
         for name in ("width", "num_layers", "num_heads", "num_positions"):
@@ -73,6 +76,7 @@ class Layer(nn.Module):
         nn.init.zeros_(self.out.bias)
         orthogonal(self.feed_forward[1], 2**0.5)
         orthogonal(self.feed_forward[3], 0.5)
+        self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,D] -> keys and values [B,H,C,d]."""
@@ -95,8 +99,12 @@ class Layer(nn.Module):
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""
-        x = x + self.out(attended.flatten(-2))
-        return x + self.feed_forward(x)
+        x = self._joined(0, x, self.out(attended.flatten(-2)))
+        return self._joined(1, x, self.feed_forward(x))
+
+    def _joined(self, part: int, x: Tensor, y: Tensor) -> Tensor:
+        """What attention (part 0) or the feed-forward layer (1) computed from x, joined with x. [..., D] each."""
+        return x + y if self.gates is None else self.gates[part](x, F.relu(y))
 
     def alone(self, x: Tensor, normed: Tensor) -> Tensor:
         """The layer for a kind that stores nothing: attention to oneself is one's own value."""
