@@ -26,9 +26,8 @@ import cli
 from agents import AGENTS, ForgettingConfig, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from envs import make_vec_env, training_kwargs
-from policies import KINDS, ActorCritic, save_policy
+from policies import KINDS, ActorCritic, core_config, save_policy
 from policies.io import write_atomically
-from policies.transformer import TransformerConfig
 
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
@@ -94,7 +93,7 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     memory = cli.choice("--memory", _value("memory", arguments) or RunConfig.memory, KINDS)
     agent = cli.choice("--agent", _value("agent", arguments) or RunConfig.agent, AGENTS)
     parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
-    flags = _joined(*parts, KINDS[memory].Config, TransformerConfig)
+    flags = _joined(*parts, KINDS[memory].Config, core_config(memory))
     description = f"Trains a policy with {memory} memory by {agent}. Flags depend on --memory ({', '.join(KINDS)}) and "
     return dataclasses.asdict(cli.parse(flags, arguments, f"{description}--agent ({', '.join(AGENTS)})."))
 
@@ -160,7 +159,7 @@ def build(config: Mapping[str, Any]) -> Run:
         env.single_action_space,
         memory=config["memory"],
         memory_config=_part(kind.Config, settings),
-        core=_part(TransformerConfig, settings),
+        core=_part(core_config(config["memory"]), settings),
     ).to(_device(config["device"]))
     algorithm = AGENTS[config["agent"]]
     agent = algorithm(policy, _part(algorithm.Config, config), config["num_envs"], config["seed"])

@@ -85,7 +85,7 @@ class LayerLives:
     """What one layer did with the T observations of an episode."""
 
     end: np.ndarray  # int64 [T] first step whose query no longer sees the observation; T: live to the last
-    peak: np.ndarray  # float64 [T] largest attention weight, of any head, that a later step gave it
+    peak: np.ndarray  # float64 [T] largest attention weight, of any head, that a later step gave it (see `look`)
     decision: np.ndarray  # float64 [H,T] attention weights of the last step
     live: np.ndarray  # int64 [T] memories that were live at each step
     span: np.ndarray | None  # float64 [T] the span it was written with, in steps; None for kinds without
@@ -172,30 +172,39 @@ def ends(visible: np.ndarray) -> np.ndarray:
 
 
 def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
-    """The lives of the episode's observations, per layer; [] for a kind without memories to look at."""
+    """The lives of the episode's observations, per layer; [] for a kind without memories to look at.
+
+    Where a memory stands for several observations (Compressive-Transformer), each of them lives in it and gets an equal
+    share of its attention.
+    """
     lives: list[LayerLives] = []
-    steps, heads = len(episode.actions), policy.config.core.num_heads
+    steps = len(episode.actions)
     for first, past in pairwise([*episode.memories, steps]):
         part = _tensors(policy, episode.observations[first:past])
         fresh = torch.arange(first, past)[:, None] == 0  # [t,1]
         for i, layer in enumerate(policy.inspect(part, episode.memories[first], fresh)[2]):
             if first == 0:
                 span = None if layer.described is None else np.zeros(steps)
-                empty = np.zeros(steps, int), np.zeros(steps), np.zeros((heads, steps)), np.zeros(steps, int), span
+                heads = np.zeros((layer.attention.shape[1], steps))
+                empty = np.zeros(steps, int), np.zeros(steps), heads, np.zeros(steps, int), span
                 lives.append(LayerLives(*empty))
             held = torch.isfinite(layer.coordinate[0])  # the others are padding
-            written = layer.coordinate[0, held].round().long().numpy() + first  # [C]
-            visible, attention = layer.visible[0][:, held].numpy(), layer.attention[0][:, :, held].numpy()
-            queries = np.arange(first, past)
+            lives[i].live[first:past] = layer.visible[0][:, held].sum(1).numpy()
+            # A slot that stands for several steps becomes as many columns, each with its share of the attention.
+            covers = layer.covers[0, held].numpy()
+            column = np.repeat(np.arange(len(covers)), covers)  # [C]
+            written = layer.coordinate[0, held].round().long().numpy()[column] + first
+            written -= np.concatenate([np.arange(n)[::-1] for n in covers])
+            visible = layer.visible[0][:, held].numpy()[:, column]
+            attention = layer.attention[0][:, :, held].numpy()[:, :, column] / covers[column]  # [H,t,C]
             seen = ends(visible)
             np.maximum.at(lives[i].end, written, np.where(seen > 0, first + seen, 0))
-            later = attention.max(0) * (queries[:, None] > written)  # [t,C]
+            later = attention.max(0) * (np.arange(first, past)[:, None] > written)  # [t,C]
             np.maximum.at(lives[i].peak, written, later.max(0))
-            lives[i].live[queries] = visible.sum(1)
             lives[i].decision[:] = 0
-            lives[i].decision[:, written] = attention[:, -1]
+            np.add.at(lives[i].decision, (slice(None), written), attention[:, -1])
             if lives[i].span is not None:
-                lives[i].span[written] = layer.described[0, held].numpy()
+                lives[i].span[written] = layer.described[0, held].numpy()[column]
     return lives
 
 
@@ -264,14 +273,15 @@ def draw(
         of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
         rows += [(1.0, 1.85 if has_image else 1.25, partial(_decision, layer.decision, layer.end == steps, images, of))]
     if not lives:
-        rows += [(0.8, 0.5, partial(_nothing, config.memory))]
+        rows += [(0.8, 0.5, partial(_nothing, config.memory, int(episode.memories[0].bytes()[0])))]
     height = 1.0 + sum(row[0] + row[1] for row in rows) + 0.55
     with matplotlib.rc_context(STYLE):
         figure = Figure((LEFT + WIDE + GUTTER, height), dpi=120, facecolor="white")
         colour = GOOD if ": success" in title else BAD if ": failure" in title else INK
         at = LEFT / (LEFT + WIDE + GUTTER)
         figure.text(at, 1 - 0.35 / height, title, fontsize=15, weight="bold", color=colour, va="center")
-        shape = f"memory kind {config.memory}, {config.core.num_layers} layers of {config.core.num_heads} heads"
+        shape = f"memory kind {config.memory}, {config.core.num_layers} layer{'s' * (config.core.num_layers != 1)}"
+        shape += f" of {len(lives[0].decision)} heads" if lives else ""
         figure.text(at, 1 - 0.63 / height, " · ".join([*_told(episode.info), how]), fontsize=9.5, va="center")
         figure.text(at, 1 - 0.85 / height, f"policy: {shape}", fontsize=9.5, va="center")
         top = height - 1.0
@@ -454,10 +464,12 @@ def _decision(
     _heading(ax, heading, 76 if images is not None else 40)
 
 
-def _nothing(memory: str, ax: Axes) -> None:
-    """Instead of the layers: why there are none."""
+def _nothing(memory: str, size: int, ax: Axes) -> None:
+    """Instead of the layers: why there are none. size: bytes of a memory without slots."""
     ax.set_axis_off()
     told = f"This policy has no memory (kind {memory!r}): it chose every action from the current observation alone."
+    if size:
+        told = f"What this policy remembers (kind {memory!r}) is a state of {size:,} bytes: no observation can be told apart."
     ax.text(0.5, 0.5, told, transform=ax.transAxes, ha="center", va="center", fontsize=11)
 
 

@@ -1,6 +1,6 @@
 """What an agent is: a policy whose recurrent core remembers. `ActorCritic` is the contract that agents see."""
 
-from policies.actor_critic import ActorCritic, PolicyConfig, sample
+from policies.actor_critic import ActorCritic, PolicyConfig, core_config, sample
 from policies.encoders import as_tensors, observation_spec
 from policies.io import PolicyFileError, load_policy, save_policy
 from policies.memory import KINDS, Memory
@@ -12,6 +12,7 @@ __all__ = [
     "PolicyConfig",
     "PolicyFileError",
     "as_tensors",
+    "core_config",
     "load_policy",
     "observation_spec",
     "sample",

@@ -6,7 +6,7 @@ T time steps, B environments, A actions, D model width, L layers, F final observ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,19 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from policies.core import Acting, Core, LayerInspection
 from policies.encoders import Encoder, as_tensors, observation_spec
-from policies.memory import KINDS, Memory
-from policies.transformer import Acting, LayerInspection, Transformer, TransformerConfig
+from policies.memory import KINDS, Memory, MemoryKind
+from policies.transformer import Transformer, TransformerConfig
 
 Observation = Mapping[str, Tensor]
 PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it
+
+
+def core_config(memory: str) -> type:
+    """The class of the core's config for a memory kind, a name in `KINDS`."""
+    kind = KINDS[memory]
+    return TransformerConfig if issubclass(kind, MemoryKind) else kind.CoreConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class PolicyConfig:
     """Memory kind, a name in `policies.memory.KINDS`."""
     memory_config: Any = None
     """The kind's own Config; None for its defaults."""
-    core: TransformerConfig = field(default_factory=TransformerConfig)
+    core: Any = None
+    """The core's own config (see `core_config`); None for its defaults."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict that `from_json` reads."""
@@ -45,7 +53,7 @@ class PolicyConfig:
         if data["memory"] not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {data['memory']!r}")
         memory_config = KINDS[data["memory"]].Config(**data["memory_config"])
-        core = TransformerConfig(**data["core"])
+        core = core_config(data["memory"])(**data["core"])
         return cls(data["observation"], data["num_actions"], data["memory"], memory_config, core)
 
 
@@ -78,10 +86,18 @@ class ActorCritic(nn.Module):
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {config.memory!r}")
         kind = KINDS[config.memory]
         memory_config = kind.Config() if config.memory_config is None else config.memory_config
-        self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, config.core)
-        width = config.core.width
+        core = core_config(config.memory)() if config.core is None else config.core
+        if not isinstance(core, core_config(config.memory)):
+            expected = core_config(config.memory).__name__
+            raise TypeError(f"core: expected a {expected} for memory kind {config.memory}, got a {type(core).__name__}")
+        self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, core)
+        width = core.width
         self.encoder = Encoder(config.observation, width)
-        self.core = Transformer(config.core, lambda: kind(width, memory_config))
+        self.core: Core
+        if issubclass(kind, MemoryKind):
+            self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))
+        else:
+            self.core = kind(core, memory_config)
         self.policy_head = nn.Linear(width, config.num_actions)
         self.value_head = nn.Linear(width, 1)
         self.reward_head = nn.Linear(width, config.num_actions)
@@ -105,17 +121,18 @@ class ActorCritic(nn.Module):
         return KINDS[self.config.memory].presses
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser, one per learning rate. `scale` is the group's as a multiple of the policy's, which the
-        parameters of a memory kind may ask for; the policy itself comes first."""
+        """Groups for an optimiser: the policy first, then parameters that are the memory kind's own, by learning rate.
+        `scale` is a group's learning rate as a multiple of the policy's."""
+        groups: dict[float | None, list[nn.Parameter]] = {None: []}
         scales = {
             parameter: layer.kind.learning_rate_scale(name)
             for layer in self.core.layers
             for name, parameter in layer.kind.named_parameters()
         }
-        groups: dict[float, list[nn.Parameter]] = {1.0: []}
         for parameter in self.parameters():
-            groups.setdefault(scales.get(parameter, 1.0), []).append(parameter)
-        return [{"params": p, "lr": learning_rate * scale, "scale": scale} for scale, p in groups.items()]
+            groups.setdefault(scales.get(parameter), []).append(parameter)
+        rates = {scale: 1.0 if scale is None else scale for scale in groups}
+        return [{"params": p, "lr": learning_rate * rates[s], "scale": rates[s]} for s, p in groups.items()]
 
     # Acting
 

@@ -1,6 +1,7 @@
-"""The attention that all memory kinds share: scaled dot products, relative positions, one additive bias for all heads.
+"""The attention that all memory kinds share: scaled dot products, relative positions, an additive bias.
 
-B environments, H heads, N queries, T time steps, S memory slots, C = S + T slots, d head width, P relative positions.
+B environments, H heads, N queries, T time steps, S memory slots, C = S + T slots, d head width, P relative positions,
+E slots beside them (see `policies.extension`).
 A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
 Writing out the backward pass saves the copies that autograd makes of the largest tensors, [B,H,T,C].
 """
@@ -15,54 +16,69 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Queries with slots of their own: acting, and final observations.
 
-    q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C], minus infinity hides.
-    Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last P.
+    q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C] for all heads or [B,H,C], minus
+    infinity hides. Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last `recent`
+    (P if not given).
     """
     scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
-    reach = min(len(positions), k.shape[2])
-    recent = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
+    reach = min(recent or len(positions), k.shape[2])
+    index = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
     by_age = F.pad(q @ positions.T, (0, 1))  # [B,H,P+1], 0 beyond P
-    scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, recent)], 2)
-    weights = torch.softmax(scores * q.shape[-1] ** -0.5 + bias[:, None], -1)
+    scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, index)], 2)
+    weights = torch.softmax(scores * q.shape[-1] ** -0.5 + _by_head(bias, 2), -1)
     return torch.matmul(weights[:, :, None], v).squeeze(2), weights
 
 
 def attend_rollout(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, memory_age: Tensor, bias: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    memory_age: Tensor,
+    bias: Tensor,
+    extension_age: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
-    q: [B,H,T,d]; k, v: [B,H,C,d], S >= P - 1 memory slots, oldest first, then the T of the rollout; positions: [P,d];
-    memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C].
-    Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
+    q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
+    positions: [P,d]; extension_age: [B,T,E], age of the first E slots at all queries, None for E = 0;
+    memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C]
+    for all heads or [B,H,T,C]. Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
     """
     by_age = F.pad((q * q.shape[-1] ** -0.5) @ positions.T, (0, 1))  # [B,H,T,P+1], 0 beyond P
     reach, heads = len(positions), q.shape[1]
     index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
     corner = by_age[:, :, : index.shape[2]].gather(3, index)
     band = by_age[..., :reach].flip(-1)  # [B,H,T,P], oldest first
-    return _RolloutAttention.apply(q, k, v, band, corner, bias)
+    left = by_age[..., :0]
+    if extension_age is not None:
+        left = by_age.gather(3, extension_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1))  # [B,H,T,E]
+    return _RolloutAttention.apply(q, k, v, band, corner, left, bias)
 
 
 class _RolloutAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(d) + positions + bias) v. The position scores come in two parts: `band` [B,H,T,P] for the
-    rollout's own slots, which lie on diagonals, and `corner` [B,H,n,P-1] for the youngest memory slots."""
+    """softmax(q k^T / sqrt(d) + positions + bias) v. The position scores come in three parts: `band` [B,H,T,P] for the
+    rollout's own slots, which lie on diagonals, `corner` [B,H,n,P-1] for the youngest memory slots, `left` [B,H,T,E]
+    for the slots that came into being."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, bias: Tensor
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, left: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))  # [B,H,T,C]
         inside = _inside(band)
         _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
         _corner(scores, corner).add_(corner)
-        weights = torch.softmax(scores.add_(bias[:, None]), -1)
+        scores[..., : left.shape[3]].add_(left)
+        weights = torch.softmax(scores.add_(_by_head(bias, 3)), -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
         ctx.save_for_backward(q, k, v, weights, inside)
-        ctx.corner_shape = corner.shape
+        ctx.corner_shape, ctx.left, ctx.shared_bias = corner.shape, left.shape[3], bias.ndim == 3
         ctx.mark_non_differentiable(weights)
         return output, weights
 
@@ -78,8 +94,15 @@ class _RolloutAttention(torch.autograd.Function):
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q) * scale
         grad_band = _diagonals(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
         grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
-        grad_bias = grad_scores.sum(1) if ctx.needs_input_grad[5] else None
-        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_bias
+        grad_bias = None
+        if ctx.needs_input_grad[6]:
+            grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
+        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.left], grad_bias
+
+
+def _by_head(bias: Tensor, shared: int) -> Tensor:
+    """The bias with an axis of heads; one of `shared` axes has none yet."""
+    return bias[:, None] if bias.ndim == shared else bias
 
 
 def _inside(band: Tensor) -> Tensor:

@@ -2,9 +2,6 @@
 
 B environments, T time steps, S memory slots, C = S + T slots, L layers, D width, H heads, P relative positions, F final
 observations. Pre-norm; keys, values and spans are read from the normalised memory; cached slots carry no gradient.
-
-Within a rollout all slots have a coordinate on its time axis: step t is t, a memory slot is minus its age at step 0. A
-query's age to a slot is the difference, and it sees no slot whose coordinate lies before the start of its episode.
 """
 
 from __future__ import annotations
@@ -17,8 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.attention import attend, attend_rollout
+from policies.acting import LayerBuffers, TransformerActing
+from policies.attention import attend
+from policies.core import CoreOutput
+from policies.extension import merge_in_place
+from policies.gating import Gate
 from policies.memory.base import LayerMemory, Memory, MemoryKind
+from policies.unrolling import Axis, unroll_layer
 
 ROWS_AT_ONCE = 8  # unroll: rows of like memory size go together, so that padding is small,
 PADDING = 1.2  # where all rows at once would take this many times the slots that are needed
@@ -38,6 +40,8 @@ class TransformerConfig:
     """Attention heads H."""
     num_positions: int = 16
     """Relative positions P: a memory older than that is found by its content alone."""
+    gating: bool = False
+    """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL)."""
 
     def __post_init__(self):
         for name in ("width", "num_layers", "num_heads", "num_positions"):
@@ -45,83 +49,6 @@ class TransformerConfig:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
         if self.width % self.num_heads:
             raise ValueError(f"--width: expected a multiple of --num-heads ({self.num_heads}), got {self.width}")
-
-
-@dataclass
-class LayerBuffers:
-    """One layer while acting: C = S + horizon slots, oldest first; those from `Acting.filled` on are not yet written."""
-
-    keys: Tensor  # [B,H,C,d]
-    values: Tensor  # [B,H,C,d]
-    hidden: Tensor  # [B,C,D]
-    described: Tensor | None  # [B,C]
-    birth: Tensor  # [B,C]
-    alive: Tensor  # [B,C] bool
-
-
-@dataclass
-class Acting:
-    """A memory projected under today's weights, with room to act on. The caller owns it; `step` writes into it."""
-
-    layers: list[LayerBuffers]
-    time: Tensor  # [B] clock of the observation that comes next
-    drawn: Tensor  # [B,K]
-    kinds: tuple[MemoryKind, ...]
-    filled: int  # slots in use
-    capacity: int
-    live: Tensor | None = None  # [B,L] memories that the last step saw, itself included; None for a kind without slots
-
-    @property
-    def full(self) -> bool:
-        """No room for another step: call `begin(acting.memory(), horizon)`."""
-        return self.filled >= self.capacity
-
-    def memory(self) -> Memory:
-        """What survives, compacted: slots that the next query cannot see are gone for good."""
-        return Memory(tuple(self._compacted(*pair) for pair in zip(self.layers, self.kinds)), self.time, self.drawn)
-
-    def _compacted(self, layer: LayerBuffers, kind: MemoryKind) -> LayerMemory:
-        n = self.filled
-        age = self.time[:, None] - layer.birth[:, :n]
-        described = None if layer.described is None else layer.described[:, :n]
-        keep = layer.alive[:, :n] & kind.survives(age.to(layer.keys.dtype), described)  # [B,n]
-        size = int(keep.sum(1).max())
-        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
-            :, n - size :
-        ]  # the kept to the right, in order
-        alive = keep.gather(1, order)
-        hidden = layer.hidden.gather(1, order[..., None].expand(-1, -1, layer.hidden.shape[2]))
-        return LayerMemory(hidden, layer.birth.gather(1, order), alive)
-
-
-@dataclass(frozen=True)
-class LayerInspection:
-    """What one layer did in an unroll. C slots: those of the memory, then the rollout's."""
-
-    coordinate: Tensor  # [B,C] step at which the slot was written; negative in memory, minus infinity if dead
-    described: Tensor | None  # [B,C] the kind's number per slot (Expire-Span: its span in steps)
-    visible: Tensor  # [B,T,C] bool
-    attention: Tensor  # [B,H,T,C] weights
-
-
-@dataclass(frozen=True)
-class CoreOutput:
-    """Features of an unroll, and what learning and looking need beside them."""
-
-    features: Tensor  # [T,B,D]
-    final_features: Tensor  # [F,D]
-    loss: Tensor  # scalar, of the memory kind
-    layers: tuple[LayerInspection, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Coordinates that the layers of one unroll share."""
-
-    queries: Tensor  # [T]
-    episode: Tensor  # [B,T] coordinate at which the query's episode began; minus infinity if before the rollout
-    final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
-    drawn: Tensor
 
 
 def orthogonal(linear: nn.Linear, gain: float) -> None:
@@ -153,12 +80,22 @@ class Layer(nn.Module):
         nn.init.zeros_(self.out.bias)
         orthogonal(self.feed_forward[1], 2**0.5)
         orthogonal(self.feed_forward[3], 0.5)
+        self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,D] -> keys and values [B,H,C,d]."""
-        batch, slots, width = normed.shape
-        both = self.key_value(normed).view(batch, slots, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self._by_head(self.key_value(normed))
+
+    def _by_head(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,C,2D] -> [B,H,C,d] twice."""
+        both = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return both[0], both[1]
+
+    def frozen_keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of hidden vectors [B,C,D], by weights that learn nothing from it."""
+        norm = self.norm
+        normed = F.layer_norm(hidden, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
+        return self._by_head(F.linear(normed, self.key_value.weight.detach()))
 
     def queries(self, normed: Tensor) -> Tensor:
         """[..., D] -> [..., H, d]."""
@@ -166,8 +103,12 @@ class Layer(nn.Module):
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""
-        x = x + self.out(attended.flatten(-2))
-        return x + self.feed_forward(x)
+        x = self._joined(0, x, self.out(attended.flatten(-2)))
+        return self._joined(1, x, self.feed_forward(x))
+
+    def _joined(self, part: int, x: Tensor, y: Tensor) -> Tensor:
+        """What attention (part 0) or the feed-forward layer (1) computed from x, joined with x. [..., D] each."""
+        return x + y if self.gates is None else self.gates[part](x, F.relu(y))
 
     def alone(self, x: Tensor, normed: Tensor) -> Tensor:
         """The layer for a kind that stores nothing: attention to oneself is one's own value."""
@@ -212,16 +153,16 @@ class Transformer(nn.Module):
 
     # Acting
 
-    def begin(self, memory: Memory, horizon: int) -> Acting:
+    def begin(self, memory: Memory, horizon: int) -> TransformerActing:
         """Projects `memory` once and lays it out with room for `horizon` more steps."""
         size = max((layer.hidden.shape[1] for layer in memory.layers), default=0)
         buffers = [
             self._laid_out(layer, held, memory, size, horizon) for layer, held in zip(self.layers, memory.layers)
         ]
-        return Acting(buffers, memory.time.clone(), memory.drawn, self._kinds, size, size + horizon)
+        return TransformerActing(buffers, memory.time.clone(), memory.drawn, self._kinds, size, size + horizon)
 
     def _laid_out(self, layer: Layer, held: LayerMemory, memory: Memory, size: int, horizon: int) -> LayerBuffers:
-        held = _padded(held, size)
+        held = held.padded(size)
         normed = layer.norm(held.hidden)  # [B,S,D]
         keys, values = layer.keys_values(normed)
         described = layer.kind.describe(normed, memory.drawn)
@@ -240,7 +181,7 @@ class Transformer(nn.Module):
             room(held.alive, 1),
         )
 
-    def step(self, x: Tensor, acting: Acting, episode_start: Tensor) -> Tensor:
+    def step(self, x: Tensor, acting: TransformerActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
         if acting.full:
             raise ValueError(f"acting: expected room for a step, got {acting.filled} of {acting.capacity} slots filled")
@@ -263,20 +204,32 @@ class Transformer(nn.Module):
             buffers.birth[:, n - 1] = acting.time
             buffers.alive[:, n - 1] = True
             described = None if buffers.described is None else buffers.described[:, :n]
-            age, bias = self._acting_bias(
+            age, seen, bias = self._acting_bias(
                 layer.kind, acting.time, buffers.birth[:, :n], buffers.alive[:, :n], described
             )
             attended, _ = attend(
                 layer.queries(normed), buffers.keys[:, :, :n], buffers.values[:, :, :n], layer.positions, age, bias
             )
-            live.append((bias > -math.inf).sum(1))
+            live.append(seen.sum(1))
             x = layer.residual(x, attended)
         acting.filled = n
         acting.time += 1
         acting.live = torch.stack(live, 1) if live else None
+        self._merge_due(acting)
         return self.norm(x)
 
-    def value(self, x: Tensor, acting: Acting, rows: Tensor) -> Tensor:
+    def _merge_due(self, acting: TransformerActing) -> None:
+        """Merges the blocks whose merged slots the next query is the first to see."""
+        merging = self._kinds[0].merging
+        if merging is None:
+            return
+        rows = torch.nonzero(merging.due(acting.time)).squeeze(1)
+        if len(rows):
+            time, drawn = acting.time[rows], acting.drawn[rows]
+            for layer, buffers in zip(self.layers, acting.layers):
+                merge_in_place(layer, buffers, rows, time, acting.filled, drawn)
+
+    def value(self, x: Tensor, acting: TransformerActing, rows: Tensor) -> Tensor:
         """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which
         nothing else will attend: `acting` is not written."""
         n = acting.filled
@@ -294,7 +247,7 @@ class Transformer(nn.Module):
                 described = torch.cat([buffers.described[rows, :n], own], 1)
             birth = torch.cat([buffers.birth[rows, :n], time[:, None]], 1)
             alive = F.pad(buffers.alive[rows, :n], (0, 1), value=True)
-            age, bias = self._acting_bias(layer.kind, time, birth, alive, described)
+            age, _, bias = self._acting_bias(layer.kind, time, birth, alive, described)
             keys = torch.cat([buffers.keys[rows, :, :n], key], 2)
             values = torch.cat([buffers.values[rows, :, :n], value], 2)
             x = layer.residual(x, attend(layer.queries(normed), keys, values, layer.positions, age, bias)[0])
@@ -302,13 +255,11 @@ class Transformer(nn.Module):
 
     def _acting_bias(
         self, kind: MemoryKind, time: Tensor, birth: Tensor, alive: Tensor, described: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Ages [B,C] and the additive term [B,C] of one query per environment."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ages and what is seen, [B,C] each, and the additive term, [B,C] or [B,H,C], of one query per environment."""
         age = (time[:, None] - birth).to(self.norm.weight.dtype)
-        visible, term = kind.visibility(age[:, None], described)
-        seen = alive if visible is None else alive & visible[:, 0]
-        zero = torch.zeros_like(age) if term is None else term[:, 0]
-        return age, torch.where(seen, zero, -math.inf)
+        seen, bias = kind.seen(age[:, None], alive[:, None], described)
+        return age, seen[:, 0], bias[..., 0, :]
 
     # Learning
 
@@ -371,114 +322,15 @@ class Transformer(nn.Module):
     ) -> CoreOutput:
         steps = torch.arange(len(x), device=x.device, dtype=x.dtype)
         start = torch.where(episode_start.T, steps, -math.inf).cummax(1).values  # [B,T]
-        axis = _Axis(steps, start, final_at, memory.drawn)
+        axis = Axis(steps, start, final_at, memory.drawn)
         x, loss, inspected = x.transpose(0, 1), x.new_zeros(()), []
         for i, layer in enumerate(self.layers):
             if not self._stores:
                 x = layer.alone(x, layer.norm(x))
                 final_x = layer.alone(final_x, layer.norm(final_x))
                 continue
-            x, final_x, layer_loss, looked = self._layer(layer, x, memory, i, axis, final_x, pressure, details)
+            x, final_x, layer_loss, looked = unroll_layer(layer, x, memory, i, axis, final_x, pressure, details)
             if layer_loss is not None:
                 loss = loss + layer_loss / len(self.layers)
             inspected.append(looked)
         return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, tuple(inspected) if details else ())
-
-    def _layer(
-        self,
-        layer: Layer,
-        x: Tensor,
-        memory: Memory,
-        index: int,
-        axis: _Axis,
-        final_x: Tensor,
-        pressure: float,
-        details: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None]:
-        """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen."""
-        batch, steps, _ = x.shape
-        held = memory.layers[index]
-        held = _padded(held, max(held.hidden.shape[1], len(layer.positions) - 1))
-        size = held.hidden.shape[1]
-        hidden = torch.cat([held.hidden, x], 1)  # [B,C,D]
-        normed = layer.norm(hidden)
-        keys, values = layer.keys_values(normed)
-        described = layer.kind.describe(normed, axis.drawn)
-
-        born = (held.birth - memory.time[:, None]).to(x.dtype).masked_fill(~held.alive, -math.inf)
-        coordinate = torch.cat([born, axis.queries.expand(batch, -1)], 1)  # [B,C]
-        age, visible, bias = _rollout_bias(layer.kind, axis.queries, axis.episode, coordinate, described)
-
-        corner = min(steps, len(layer.positions) - 1)
-        youngest = age[:, :corner, size - (len(layer.positions) - 1) : size]
-        queries = layer.queries(normed[:, size:]).transpose(1, 2)  # [B,H,T,d]
-        attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias)
-        after = layer.residual(x, attended.transpose(1, 2))
-        if len(final_x):
-            final_x = self._finals(layer, final_x, axis, keys, values, coordinate, described)
-
-        loss = None
-        if torch.is_grad_enabled() and not details:
-            lift, last_use = layer.kind.use_lift(), None
-            if lift is not None:  # w / (1 - w) * others > lift, solved for w
-                others = visible.sum(2, keepdim=True) - 1
-                used = weights.amax(1) > lift / (lift + others)  # [B,T,C]
-                last_use = age.masked_fill(~used, -1).amax(1)
-            new = torch.zeros_like(coordinate, dtype=torch.bool)
-            new[:, size:] = True
-            loss = layer.kind.loss(normed, new, last_use, axis.drawn, pressure)
-        looked = LayerInspection(coordinate, described, visible, weights) if details else None
-        return after, final_x, loss, looked
-
-    def _finals(
-        self,
-        layer: Layer,
-        x: Tensor,
-        axis: _Axis,
-        keys: Tensor,
-        values: Tensor,
-        coordinate: Tensor,
-        described: Tensor | None,
-    ) -> Tensor:
-        """The layer for final observations x [F,D]: each sees its row's slots up to its step, and itself."""
-        t, b = axis.final_at
-        now = t.to(x.dtype) + 1  # [F]
-        normed = layer.norm(x)
-        key, value = layer.keys_values(normed[:, None])
-        own = layer.kind.describe(normed[:, None], axis.drawn[b])
-        described = None if described is None else torch.cat([described[b], own], 1)
-        # The slots of later steps come between: they are hidden, and the relative positions want the youngest last.
-        slots = torch.arange(keys.shape[2], device=x.device) - (axis.queries.shape[0] - 1 - t)[:, None]  # [F,C]
-        exists, slots = slots >= 0, slots.clamp(min=0)
-        wide = slots[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        keys = torch.cat([keys[b].gather(2, wide), key], 2)
-        values = torch.cat([values[b].gather(2, wide), value], 2)
-        if described is not None:
-            described = torch.cat([described[:, :-1].gather(1, slots), described[:, -1:]], 1)
-        coordinate = torch.cat([coordinate[b].gather(1, slots).masked_fill(~exists, -math.inf), now[:, None]], 1)
-        age, _, bias = _rollout_bias(layer.kind, now[:, None], axis.episode[b, t][:, None], coordinate, described)
-        attended, _ = attend(layer.queries(normed), keys, values, layer.positions, age[:, 0], bias[:, 0])
-        return layer.residual(x, attended)
-
-
-def _rollout_bias(
-    kind: MemoryKind, queries: Tensor, episode: Tensor, coordinate: Tensor, described: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Age, visibility and additive term, [B,N,C] each, of queries at coordinates [N] or [B,N] whose episodes began at
-    `episode` [B,N] for slots at `coordinate` [B,C]."""
-    queries = queries if queries.ndim == 2 else queries[None]
-    age = queries[..., None] - coordinate.clamp(min=-1e9)[:, None]
-    seen = (coordinate[:, None] >= episode.clamp(min=-1e8)[..., None]) & (age >= 0)
-    visible, term = kind.visibility(age, described)
-    seen = seen if visible is None else seen & visible
-    zero = torch.zeros((), dtype=age.dtype, device=age.device) if term is None else term
-    return age, seen, torch.where(seen, zero, -math.inf)
-
-
-def _padded(held: LayerMemory, size: int) -> LayerMemory:
-    """The layer's memory with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""
-    missing = size - held.hidden.shape[1]
-    hidden = torch.where(held.alive[..., None], held.hidden, 0)
-    return LayerMemory(
-        F.pad(hidden, (0, 0, missing, 0)), F.pad(held.birth, (missing, 0)), F.pad(held.alive, (missing, 0))
-    )

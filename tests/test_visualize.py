@@ -21,14 +21,20 @@ from policies import KINDS, ActorCritic, load_policy, save_policy
 from visualize import LayerLives, choose, ends, look, outcome, play, spread
 
 ROOT = Path(visualize.__file__).parent
-CONFIGS = {"expire_span": {"max_span": 24, "ramp": 3}, "transformer_xl": {"window": 9}}
+CONFIGS = {
+    "expire_span": {"max_span": 24, "ramp": 3},
+    "transformer_xl": {"window": 9},
+    "adaptive_span": {"max_span": 24, "ramp": 3},
+}
 
 
-def make_policy(kind: str = "expire_span", env_id: str = "Corridor-v0", **kwargs) -> ActorCritic:
+def make_policy(
+    kind: str = "expire_span", env_id: str = "Corridor-v0", settings: dict | None = None, **kwargs
+) -> ActorCritic:
     """A policy with random weights whose heads and spans are not at zero."""
     torch.manual_seed(0)
     env = make_env(env_id, **kwargs)
-    config = KINDS[kind].Config(**CONFIGS.get(kind, {}))
+    config = KINDS[kind].Config(**(CONFIGS.get(kind, {}) if settings is None else settings))
     policy = ActorCritic.for_spaces(env.observation_space, env.action_space, memory=kind, memory_config=config)
     torch.nn.init.normal_(policy.policy_head.weight)
     for layer in policy.core.layers:
@@ -103,6 +109,34 @@ def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk)
         assert lives[0].end.tolist() == [min(written + 10, steps) for written in range(steps)]
     if kind == "expire_span":
         assert (lives[0].end < steps).any() and len({*(lives[0].end - np.arange(steps))}) > 2
+
+
+def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attention():
+    """Loops over one inspection of the whole episode, in which all slots that were compressed are beside their members;
+    pieces of 7 steps give the same."""
+    policy = make_policy("compressive", settings={"window": 3, "compression_rate": 4, "compressed_window": 2})
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 30, False, 7)
+    whole, fresh = visualize._tensors(policy, episode.observations), torch.arange(30)[:, None] == 0
+    for life, layer in zip(look(policy, episode), policy.inspect(whole, policy.initial_memory(1), fresh)[2]):
+        end, peak, decision, live = [0] * 30, [0.0] * 30, np.zeros((4, 30)), [0] * 30
+        for c in range(layer.visible.shape[2]):
+            if not torch.isfinite(layer.coordinate[0, c]):
+                continue
+            last, count = int(layer.coordinate[0, c]), int(layer.covers[0, c])
+            for t in range(30):
+                live[t] += bool(layer.visible[0, t, c])
+                for step in range(last - count + 1, last + 1):
+                    if layer.visible[0, t, c]:
+                        end[step] = max(end[step], t + 1)
+                    if t > step:
+                        peak[step] = max(peak[step], float(layer.attention[0, :, t, c].max()) / count)
+                    if t == 29:
+                        decision[:, step] += layer.attention[0, :, t, c].numpy() / count
+        assert life.end.tolist() == end and life.live.tolist() == live
+        assert end[:4] == [15] * 4  # compressed at step 7, gone at step 15
+        np.testing.assert_allclose(life.peak, peak, atol=1e-5)
+        np.testing.assert_allclose(life.decision, decision, atol=1e-5)
+        np.testing.assert_allclose(life.decision.sum(1), 1, atol=1e-5)
 
 
 def test_play_is_what_predict_does_and_live_is_what_acting_counts():
@@ -189,13 +223,16 @@ def test_the_picture_of_any_kind_and_length_has_its_size(kind, steps):
     assert len(episode.actions) == steps
     width, height = png_size(drawn(policy, episode))
     assert width == 1602
-    assert (400 < height < 800) if kind == "none" else (1500 < height < 2500)
+    assert (400 < height < 800) if not KINDS[kind].stores else (1500 < height < 2500)
 
 
 def test_a_policy_without_memory_is_said_to_have_none():
     ax = Figure().add_axes((0, 0, 1, 1))
-    visualize._nothing("none", ax)
-    assert ax.texts[0].get_text().startswith("This policy has no memory (kind 'none')")
+    visualize._nothing("none", 0, ax)
+    visualize._nothing("gru", 1536, ax)
+    told = [text.get_text() for text in ax.texts]
+    assert told[0].startswith("This policy has no memory (kind 'none')")
+    assert told[1].startswith("What this policy remembers (kind 'gru') is a state of 1,536 bytes")
 
 
 def test_a_span_and_a_life_are_told_beside_the_picture():

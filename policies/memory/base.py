@@ -1,16 +1,18 @@
 """What a memory is, and the three questions that a memory kind answers.
 
-B environments, L layers, S slots of a layer, N query steps, C slots that a query may look at, D model width.
+B environments, L layers, S slots of a layer, N query steps, C slots that a query may look at, D model width, H heads.
 A slot holds the input of one layer at one step; its age at a query is the number of steps since then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -29,6 +31,14 @@ class LayerMemory:
         first = int(columns[0]) if len(columns) else alive.shape[1]
         return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
 
+    def padded(self, size: int) -> LayerMemory:
+        """The same with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""
+        missing = size - self.hidden.shape[1]
+        hidden = torch.where(self.alive[..., None], self.hidden, 0)
+        return LayerMemory(
+            F.pad(hidden, (0, 0, missing, 0)), F.pad(self.birth, (missing, 0)), F.pad(self.alive, (missing, 0))
+        )
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -37,26 +47,31 @@ class Memory:
     layers: tuple[LayerMemory, ...]
     time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
     drawn: Tensor  # [B,K] what the kind drew at random for this rollout (K = 0 for most)
+    state: Tensor | None = None  # [B,L,D] hidden state of a recurrent core, which has no slots
 
     def rows(self, indices: Tensor) -> Memory:
         """The memories of the chosen environments. indices: [b] int64."""
-        return Memory(tuple(layer.rows(indices) for layer in self.layers), self.time[indices], self.drawn[indices])
+        state = None if self.state is None else self.state[indices]
+        layers = tuple(layer.rows(indices) for layer in self.layers)
+        return Memory(layers, self.time[indices], self.drawn[indices], state)
 
     def live(self) -> Tensor | None:
         """[B,L]: memories that the next query will see, itself not counted; None for a kind without slots."""
         return torch.stack([layer.alive.sum(1) for layer in self.layers], 1) if self.layers else None
 
     def bytes(self) -> Tensor:
-        """[B]: bytes that each environment's live memories take (padding is not counted)."""
+        """[B]: bytes that each environment's live memories, or its hidden state, take (padding is not counted)."""
         total = torch.zeros_like(self.time, dtype=torch.int64)
         for layer in self.layers:
             slot = layer.hidden.shape[2] * layer.hidden.element_size() + layer.birth.element_size() + 1
             total += layer.alive.sum(1) * slot
+        if self.state is not None:
+            total += self.state[0].numel() * self.state.element_size()
         return total
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a file; `from_tensors` reads them."""
-        out = {"time": self.time, "drawn": self.drawn}
+        out = {"time": self.time, "drawn": self.drawn} | ({} if self.state is None else {"state": self.state})
         for i, layer in enumerate(self.layers):
             out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
         return out
@@ -65,7 +80,7 @@ class Memory:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Memory:
         count = sum(name.endswith("/hidden") for name in tensors)
         layers = (LayerMemory(*(tensors[f"{i}/{name}"] for name in ("hidden", "birth", "alive"))) for i in range(count))
-        return cls(tuple(layers), tensors["time"], tensors["drawn"])
+        return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
     def without(self, layer: int, slots: Tensor) -> Memory:
         """The same memory with `slots` [B,S] (bool) of one layer removed."""
@@ -81,18 +96,36 @@ class Memory:
         return replace(self, layers=tuple(layers))
 
 
+@dataclass(frozen=True)
+class Merging:
+    """Blocks of `size` slots, counted from the start of the episode, become one slot each, which is what a query sees instead
+    of its members from `delay` + 1 steps after the last of them on."""
+
+    size: int
+    delay: int
+
+    def clock(self, birth: Tensor) -> Tensor:
+        """Clock of the first query that sees no longer a slot born at `birth` but what its block became."""
+        return (torch.div(birth, self.size, rounding_mode="floor") + 1) * self.size + self.delay
+
+    def due(self, clock: Tensor) -> Tensor:
+        """Is a query at this clock the first that sees a merged slot?"""
+        return (clock >= self.size + self.delay) & ((clock - self.delay) % self.size == 0)
+
+
 class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 
-    A kind answers: what a query sees (`visibility`), what that costs (`loss`), and what survives a rollout (`survives`).
-    `describe` turns each slot's hidden vector into the numbers those questions need, once per slot and rollout.
+    A kind answers: what a query sees (`visibility`), what that costs (`loss`), which slots become one in the course of
+    time (`merging`), and what survives a rollout (`survives`). `describe` turns each slot's hidden vector into the numbers
+    those questions need, once per slot and rollout.
     """
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
-    stores: ClassVar[bool] = True  # False: nothing outlives a step
+    stores: ClassVar[bool] = True  # False: it keeps no slots
     presses: ClassVar[bool] = False  # True: `loss` heeds the pressure, so that live memories can be brought down
 
-    def __init__(self, width: int, config: Any):
+    def __init__(self, width: int, num_heads: int, config: Any):
         super().__init__()
         self.config = config
 
@@ -107,13 +140,44 @@ class MemoryKind(nn.Module):
     def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What a query sees. age: [B,N,C] >= 0; described: [B,C] or None.
 
-        Returns (visible [B,N,C] bool or None for all, additive score term [B,N,C] or None for zero).
+        Returns (visible [B,N,C] bool, to any head, or None for all; additive score term, [B,N,C] if the heads share it,
+        else [B,H,N,C], or None for zero). Where a slot is not visible the term does not matter.
         """
         return None, None
+
+    def seen(self, age: Tensor, exists: Tensor, described: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`visibility` of the slots that exist for the query, `exists` [B,N,C] bool, as attention wants it: (seen
+        [B,N,C], additive term [B,N,C] or [B,H,N,C], minus infinity for what is not seen)."""
+        visible, term = self.visibility(age, described)
+        seen = exists if visible is None else exists & visible
+        if term is None:
+            term = torch.zeros((), dtype=age.dtype, device=age.device)
+        return seen, torch.where(seen[:, None] if term.ndim == 4 else seen, term, -math.inf)
 
     def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
         """[B,C] bool: will a query of this age [B,C] still see the slot? False is final: the slot is removed."""
         return torch.ones_like(age, dtype=torch.bool)
+
+    # Extension: for the few kinds that merge slots
+
+    @property
+    def merging(self) -> Merging | None:
+        """Which slots become one, and when; None if none do."""
+        return None
+
+    def merge(self, blocks: Tensor) -> Tensor:
+        """What blocks of hidden vectors [..., c, D] become: [..., D]. Where a member was removed there are zeros."""
+        raise NotImplementedError
+
+    def merge_loss(
+        self, read: Callable[[Tensor], tuple[Tensor, Tensor]], queries: Tensor, blocks: Tensor, seen: Tensor
+    ) -> Tensor | None:
+        """What `merge` learns from. The task teaches it nothing: attention sees merged slots detached.
+
+        read: hidden vectors [B,C,D] -> the layer's keys and values [B,H,C,d]; queries: [B,H,T,d], without gradient,
+        like the weights in `read`; blocks: [B,E,c,D] members of the slots merged in this rollout; seen: [B,T,E] bool.
+        """
+        return None
 
     def figures(self, normed: Tensor) -> dict[str, float]:
         """Figures for the log, of slots with normalised hidden vectors [N,D]."""

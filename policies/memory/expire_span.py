@@ -52,8 +52,8 @@ class ExpireSpan(MemoryKind):
     Config = ExpireSpanConfig
     presses = True
 
-    def __init__(self, width: int, config: ExpireSpanConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, num_heads: int, config: ExpireSpanConfig):
+        super().__init__(width, num_heads, config)
         self.span = nn.Linear(width, 1)
         nn.init.zeros_(self.span.weight)
         nn.init.constant_(self.span.bias, math.log(config.initial_span / (1 - config.initial_span)))
@@ -100,12 +100,13 @@ class ExpireSpan(MemoryKind):
         Together they are the pinball loss of the (1 - pressure / use_coef) quantile of what is needed. Both train the span
         predictor only: the hidden vectors are detached here. Negative pressure lengthens spans.
 
-        The weights get the gradient of what tells a memory from the average new one, and the bias gets what all share.
+        The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all share.
         Otherwise the charge on many dull memories would drag the few precious ones down with them, whose hidden vectors
         point much the same way, long before the weights had learned the difference.
         """
         normed = normed.detach()
-        average = (normed * new[..., None]).sum((0, 1)) / new.sum().clamp(min=1)  # [D]
+        fresh = new[..., None]
+        average = (normed * fresh).sum(1, keepdim=True) / fresh.sum(1, keepdim=True).clamp(min=1)  # [B,1,D]
         weight, bias = self.span.weight[0], self.span.bias
         level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
         spans = self.config.max_span * torch.sigmoid(level)

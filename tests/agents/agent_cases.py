@@ -16,10 +16,15 @@ from gymnasium import spaces
 import envs
 from agents import PPO, ForgettingConfig, PPOConfig, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
-from policies import KINDS, ActorCritic
+from policies import KINDS, ActorCritic, core_config
 from policies.transformer import TransformerConfig
 
-SMALL = {"expire_span": {"max_span": 16, "ramp": 4}, "transformer_xl": {"window": 16}}
+SMALL = {
+    "expire_span": {"max_span": 16, "ramp": 4},
+    "transformer_xl": {"window": 16},
+    "adaptive_span": {"max_span": 16, "ramp": 4},
+    "compressive": {"window": 0, "compression_rate": 2, "compressed_window": 4},  # two steps on a cue is compressed
+}
 """Settings of memory kinds; one that is not here gets its default Config."""
 
 
@@ -114,6 +119,7 @@ def make_policy(
 ) -> ActorCritic:
     """A policy for `env` of width 32 with two heads; `heads`: standard deviation of the heads' weights and the memory
     kind's own, which are as they begin if 0; `settings`: of the memory kind, beside those of SMALL."""
+    small = {"num_heads": 2, "num_positions": 4} if core_config(kind) is TransformerConfig else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = ActorCritic.for_spaces(
@@ -121,7 +127,7 @@ def make_policy(
             env.single_action_space,
             memory=kind,
             memory_config=KINDS[kind].Config(**{**SMALL.get(kind, {}), **settings}),
-            core=TransformerConfig(width=32, num_layers=layers, num_heads=2, num_positions=4),
+            core=core_config(kind)(width=32, num_layers=layers, **small),
         )
         if heads:
             own = [p for layer in policy.core.layers for p in layer.kind.parameters()]

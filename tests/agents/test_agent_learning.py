@@ -10,7 +10,7 @@ from agent_cases import make_trainer, played
 
 import envs
 
-MEMORIES = ("expire_span", "transformer_xl")
+MEMORIES = ("expire_span", "transformer_xl", "adaptive_span", "compressive", "gru")
 
 
 def first_values(policy, id: str, steps: int) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies import KINDS, ActorCritic, Memory, PolicyConfig
+from policies import KINDS, ActorCritic, Memory, PolicyConfig, core_config
 from policies.transformer import TransformerConfig
 
 SPEC = {
@@ -21,6 +21,10 @@ SPEC = {
     "previous_reward": {"kind": "vector", "shape": []},
 }
 CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6)
+CORES = {
+    kind: CORE if core_config(kind) is TransformerConfig else core_config(kind)(width=16, num_layers=2)
+    for kind in KINDS
+}
 SMALL = {
     "expire_span": (
         {"max_span": 24, "ramp": 5},
@@ -28,6 +32,12 @@ SMALL = {
         {"max_span": 12, "ramp": 1},
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),
+    "adaptive_span": ({"max_span": 14, "ramp": 4}, {"max_span": 12, "ramp": 1}),
+    "compressive": (
+        {"window": 3, "compression_rate": 2, "compressed_window": 3},
+        {"window": 0, "compression_rate": 4, "compressed_window": 5},
+        {"window": 6, "compression_rate": 3, "compressed_window": 1},
+    ),
 }
 CASES = [
     pytest.param(kind, settings, id=f"{kind}-{i}")
@@ -41,11 +51,11 @@ def make_policy(
     settings: dict | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-    core: TransformerConfig = CORE,
+    core: TransformerConfig | None = None,
 ) -> ActorCritic:
     """A policy all of whose weights, heads too, are random; those of the memory kind widely spread."""
     settings = SMALL.get(kind, ({},))[0] if settings is None else settings
-    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core)).to(dtype)
+    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core or CORES[kind])).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():

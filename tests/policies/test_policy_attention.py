@@ -94,6 +94,59 @@ def test_attend_rollout_and_its_gradient(steps, memory, reach):
     assert torch.autograd.gradcheck(lambda *x: ours(*x)[0], inputs, fast_mode=True)
 
 
+def test_a_bias_per_head_is_each_heads_own():
+    """A bias [B,H,T,C], as of spans that heads do not share: output, weights and gradients are those of the heads one
+    by one, each with its bias; acting likewise."""
+    q, k, v, positions, _, age, hidden = case(6, 5, 4)
+    corner = age[:, :3, 2:5]
+    bias = torch.randn(B, H, 6, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = [x.requires_grad_() for x in (q, k, v, positions, bias)]
+    together = attend_rollout(q, k, v, positions, corner, bias.masked_fill(hidden[:, None], -math.inf))
+    last = bias.masked_fill(hidden[:, None], -math.inf)[:, :, -1]
+    step = attend(q[:, :, -1], k, v, positions, age[:, -1], last)
+    outputs = []
+    for h in range(H):
+        own = bias[:, h].masked_fill(hidden, -math.inf)
+        parts = [x[:, h : h + 1] for x in (q, k, v)]
+        output, weights = attend_rollout(*parts, positions, corner, own)
+        outputs.append(output)
+        torch.testing.assert_close(together[0][:, h], output[:, 0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(together[1][:, h], weights[:, 0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(step[0][:, h], output[:, 0, -1], rtol=0, atol=1e-12)
+    upstream = torch.randn(q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for ours, theirs in zip(
+        torch.autograd.grad(together[0], inputs, upstream), torch.autograd.grad(torch.cat(outputs, 1), inputs, upstream)
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_slots_that_came_into_being_are_found_by_their_true_age():
+    """Three slots before the memory, of any ages: output, weights and gradients against the loops; acting likewise."""
+    q, k, v, positions, bias, age, hidden = case(6, 5, 4)
+    _, extra_k, extra_v, _, extra_bias, *_ = case(6, 0, 4, seed=2)
+    first = torch.randint(-3, 3, (B, 3), generator=torch.Generator().manual_seed(3))
+    extra_age = torch.arange(6)[:, None] - first[:, None]  # [B,T,3]; some are hidden, being of the future
+    k, v = torch.cat([extra_k[:, :, :3], k], 2), torch.cat([extra_v[:, :, :3], v], 2)
+    bias, age = torch.cat([extra_bias[..., :3], bias], 2), torch.cat([extra_age, age], 2)
+    hidden = torch.cat([extra_age < 0, hidden], 2)
+    assert ((extra_age >= 0) & (extra_age < 4)).sum() > 10
+    inputs = [x.requires_grad_() for x in (q, k, v, positions, bias)]
+    output, weights = attend_rollout(
+        q, k, v, positions, age[:, :3, 5:8], bias.masked_fill(hidden, -math.inf), extra_age
+    )
+    expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-12)
+    upstream = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for ours, theirs in zip(
+        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    last = bias.masked_fill(hidden, -math.inf)[:, -1]
+    step, _ = attend(q[:, :, -1], k, v, positions, age[:, -1], last, recent=k.shape[2])
+    torch.testing.assert_close(step, expected[:, :, -1], rtol=0, atol=1e-12)
+
+
 def test_attend_rollout_by_finite_differences_in_every_direction():
     """The full gradient check, of a small case."""
     q, k, v, positions, bias, age, hidden = case(3, 4, 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policy_cases import CORE, SMALL
+from policy_cases import CORES, SMALL
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,7 +27,7 @@ def corridor_policy(kind: str, seed: int = 0) -> ActorCritic:
         env.single_action_space,
         memory=kind,
         memory_config=KINDS[kind].Config(**SMALL.get(kind, ({},))[0]),
-        core=CORE,
+        core=CORES[kind],
     )
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():

@@ -11,7 +11,12 @@ from policy_cases import CORE, SMALL, act, experience, make_policy, poisoned
 from policies import KINDS, Memory
 from policies.memory import LayerMemory
 
-LONG = {"expire_span": {"max_span": 400, "ramp": 4}, "transformer_xl": {"window": 200}}
+LONG = {
+    "expire_span": {"max_span": 400, "ramp": 4},
+    "transformer_xl": {"window": 200},
+    "adaptive_span": {"max_span": 400, "ramp": 4},
+    "compressive": {"window": 12, "compression_rate": 3, "compressed_window": 100},
+}
 SLOTS = [kind for kind in KINDS if make_policy(kind).initial_memory(1).live() is not None]
 
 

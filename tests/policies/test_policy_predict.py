@@ -145,3 +145,10 @@ def test_what_cannot_be_built_is_refused():
         KINDS["expire_span"].Config(ramp=0)
     with pytest.raises(ValueError, match="^--window: expected at least 1, got 0"):
         KINDS["transformer_xl"].Config(window=0)
+    with pytest.raises(ValueError, match="^--ramp: expected at least 1, got 0$"):
+        KINDS["adaptive_span"].Config(ramp=0)
+    for name, low in (("window", 0), ("compression_rate", 2), ("compressed_window", 1)):
+        with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')}: expected at least {low}, got {low - 1}$"):
+            KINDS["compressive"].Config(**{name: low - 1})
+    with pytest.raises(ValueError, match="^--initial-span: expected a fraction between 0 and 1, got 1$"):
+        KINDS["adaptive_span"].Config(initial_span=1)

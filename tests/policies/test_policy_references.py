@@ -56,7 +56,13 @@ class Reference:
 
     def survivors(self, layer: int) -> list[Slot]:
         """The memories that the next query sees."""
-        return [slot for slot in self.slots[layer] if self._mask(layer, slot, self.clock) > 0]
+        heads = range(CORE.num_heads)
+        slots = self._remembered(layer, self.clock)
+        return [slot for slot in slots if any(self._mask(layer, slot, self.clock, head) > 0 for head in heads)]
+
+    def _remembered(self, layer: int, clock: int) -> list[Slot]:
+        """What there is to see for a query, itself not counted unless it is kept."""
+        return self.slots[layer]
 
     def _features(self, observation, clock: int, keep: bool) -> tuple[np.ndarray, list[Looked]]:
         x, looked = self._encoded(observation), []
@@ -64,7 +70,7 @@ class Reference:
             own = Slot(x, clock, self.steps)
             if keep:
                 self.slots[i].append(own)
-            slots = self.slots[i] if keep else [*self.slots[i], own]
+            slots = self._remembered(i, clock) if keep else [*self._remembered(i, clock), own]
             attended, seen = self._attended(i, x, slots, clock)
             looked.append(seen)
             x = x + self._linear(f"core.layers.{i}.out", attended)
@@ -81,6 +87,7 @@ class Reference:
         query = self.weights[f"{name}.query.weight"] @ self._norm(f"{name}.norm", x)
         seen = Looked({}, {})
         heads = []
+        shares: list[list[float]] = [[] for _ in slots]
         for head in range(CORE.num_heads):
             part = slice(head * width, (head + 1) * width)
             weights, values = [], []
@@ -90,17 +97,19 @@ class Reference:
                 score = query[part] @ (to_key @ normed)[part]
                 if age < len(positions):
                     score += query[part] @ positions[age]
-                weights.append(self._mask(i, slot, clock) * math.exp(score / math.sqrt(width)))
+                weights.append(self._mask(i, slot, clock, head) * math.exp(score / math.sqrt(width)))
                 values.append((to_value @ normed)[part])
             total = sum(weights)
             heads.append(sum(weight / total * value for weight, value in zip(weights, values)))
-            for slot, weight in zip(slots, weights):
-                if weight > 0:
-                    seen.attention.setdefault(slot.step, []).append(weight / total)
-                    seen.spans[slot.step] = self._span(i, slot)
+            for share, weight in zip(shares, weights):
+                share.append(weight / total)
+        for slot, share in zip(slots, shares):
+            if any(weight > 0 for weight in share):
+                seen.attention[slot.step] = share
+                seen.spans[slot.step] = self._span(i, slot)
         return np.concatenate(heads), seen
 
-    def _mask(self, i: int, slot: Slot, clock: int) -> float:
+    def _mask(self, i: int, slot: Slot, clock: int, head: int) -> float:
         return self.mask(clock - slot.clock, self._span(i, slot), self.config)
 
     def _span(self, i: int, slot: Slot) -> float:
@@ -186,6 +195,7 @@ def test_unroll_is_the_reference(kind):
 def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
     """The layer's inspection at query (t, b) against the reference's; rollouts begin at the step `begun`."""
     columns = torch.nonzero(layer.visible[b, t]).flatten()
+    columns = columns[layer.coordinate[b, columns].argsort()]  # slots that came into being are not in order
     steps = [int(layer.coordinate[b, c]) + begun for c in columns]
     assert steps == sorted(seen.attention)
     hidden = torch.nonzero(~layer.visible[b, t]).flatten()

@@ -1,0 +1,57 @@
+"""A memory laid out to act on. B environments, C slots, D model width, H heads, L layers, K numbers drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.memory.base import LayerMemory, Memory, MemoryKind
+
+
+@dataclass
+class LayerBuffers:
+    """One layer while acting: C = S + horizon slots, oldest first; those from `filled` on are still empty."""
+
+    keys: Tensor  # [B,H,C,d]
+    values: Tensor  # [B,H,C,d]
+    hidden: Tensor  # [B,C,D]
+    described: Tensor | None  # [B,C]
+    birth: Tensor  # [B,C]
+    alive: Tensor  # [B,C] bool
+
+
+@dataclass
+class TransformerActing:
+    """A memory projected under today's weights, with room to act on. The caller owns it; `step` writes into it."""
+
+    layers: list[LayerBuffers]
+    time: Tensor  # [B] clock of the observation that comes next
+    drawn: Tensor  # [B,K]
+    kinds: tuple[MemoryKind, ...]
+    filled: int  # slots in use
+    capacity: int
+    live: Tensor | None = None  # [B,L] memories that the last step saw, itself included; None for a kind without slots
+
+    @property
+    def full(self) -> bool:
+        """No room for another step: call `begin(acting.memory(), horizon)`."""
+        return self.filled >= self.capacity
+
+    def memory(self) -> Memory:
+        """What survives, compacted: slots that the next query cannot see are gone for good."""
+        return Memory(tuple(self._compacted(*pair) for pair in zip(self.layers, self.kinds)), self.time, self.drawn)
+
+    def _compacted(self, layer: LayerBuffers, kind: MemoryKind) -> LayerMemory:
+        n = self.filled
+        age = self.time[:, None] - layer.birth[:, :n]
+        described = None if layer.described is None else layer.described[:, :n]
+        keep = layer.alive[:, :n] & kind.survives(age.to(layer.keys.dtype), described)  # [B,n]
+        size = int(keep.sum(1).max())
+        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
+            :, n - size :
+        ]  # the kept to the right, in order
+        alive = keep.gather(1, order)
+        hidden = layer.hidden.gather(1, order[..., None].expand(-1, -1, layer.hidden.shape[2]))
+        return LayerMemory(hidden, layer.birth.gather(1, order), alive)

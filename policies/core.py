@@ -1,0 +1,76 @@
+"""What a recurrent core is: the part of a policy that remembers. T time steps, B environments, F final observations, C slots,
+D width, H heads, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from policies.memory.base import Memory
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """What one layer did in an unroll. C slots: those that came into being, those of the memory, then the rollout's."""
+
+    coordinate: Tensor  # [B,C] step at which the slot was written; negative in memory, minus infinity if dead
+    covers: Tensor  # int64 [B,C] steps that the slot stands for, the last of which is its coordinate: 1 if not merged
+    described: Tensor | None  # [B,C] the kind's number per slot (Expire-Span: its span in steps)
+    visible: Tensor  # [B,T,C] bool
+    attention: Tensor  # [B,H,T,C] weights
+
+
+@dataclass(frozen=True)
+class CoreOutput:
+    """Features of an unroll, and what learning and looking need beside them."""
+
+    features: Tensor  # [T,B,D]
+    final_features: Tensor  # [F,D]
+    loss: Tensor  # scalar, of the memory kind
+    layers: tuple[LayerInspection, ...] = ()
+
+
+class Acting(Protocol):
+    """A memory to act on. The caller owns it; `step` writes into it."""
+
+    time: Tensor  # [B] clock of the observation that comes next
+    live: Tensor | None  # [B,L] memories that the last step saw, itself included; None for a kind without slots
+
+    @property
+    def full(self) -> bool:
+        """No room for another step: call `begin(acting.memory(), horizon)`."""
+
+    def memory(self) -> Memory:
+        """What is remembered now."""
+
+
+class Core(Protocol):
+    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the GRU is another."""
+
+    layers: Any  # those that have a memory kind and slots; empty for a core without
+
+    def initial_memory(self, batch_size: int) -> Memory: ...
+
+    def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory: ...
+
+    def begin(self, memory: Memory, horizon: int) -> Acting: ...
+
+    def step(self, x: Tensor, acting: Any, episode_start: Tensor) -> Tensor: ...
+
+    def value(self, x: Tensor, acting: Any, rows: Tensor) -> Tensor: ...
+
+    def unroll(
+        self,
+        x: Tensor,
+        memory: Memory,
+        episode_start: Tensor,
+        final_x: Tensor,
+        final_at: tuple[Tensor, Tensor],
+        pressure: float = 0.0,
+        details: bool = False,
+    ) -> CoreOutput: ...

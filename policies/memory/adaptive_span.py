@@ -1,0 +1,75 @@
+"""Adaptive-Span (Sukhbaatar et al., ACL 2019, arXiv 1905.07799): every head learns how far back it looks.
+
+B environments, H heads, C slots, N query steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from policies.memory.base import MemoryKind
+
+
+@dataclass(frozen=True)
+class AdaptiveSpanConfig:
+    max_span: int = 0
+    """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
+    ramp: int = 8
+    """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
+    initial_span: float = 0.5
+    """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs."""
+    span_lr_scale: float = 1.0
+    """Learning rate of the spans as a fraction of the policy's."""
+    span_coef: float = 1.0
+    """Weight alpha of the span loss at full pressure."""
+
+    def __post_init__(self):
+        for name, low in (("ramp", 1), ("max_span", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(self, name)}")
+        if not 0 < self.initial_span < 1:
+            raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {self.initial_span}")
+
+
+class AdaptiveSpan(MemoryKind):
+    """Span z_h in (0, S_max) per head, the same for all content; soft mask m_h = clip((R + z_h - age) / R, 0, 1)
+    (equation 5), which enters attention as log m_h. A slot is gone when the longest head no longer sees it."""
+
+    Config = AdaptiveSpanConfig
+    presses = True
+
+    def __init__(self, width: int, num_heads: int, config: AdaptiveSpanConfig):
+        super().__init__(width, num_heads, config)
+        # Spans go through a sigmoid, not a clamp, at whose ends the gradient would vanish for good.
+        self.logit = nn.Parameter(torch.full((num_heads,), math.log(config.initial_span / (1 - config.initial_span))))
+
+    def spans(self) -> Tensor:
+        """z [H], in steps."""
+        return self.config.max_span * torch.sigmoid(self.logit)
+
+    def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
+        return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
+
+    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor, Tensor]:
+        mask = self._mask(age[:, None], self.spans()[:, None, None])  # [B,H,N,C]
+        seen = mask > 0
+        return self.survives(age, described), torch.where(seen, torch.log(torch.where(seen, mask, 1)), -math.inf)
+
+    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+        return self._mask(age, self.spans().max()) > 0
+
+    def figures(self, normed: Tensor) -> dict[str, float]:
+        spans = self.spans().detach()
+        return {"span_mean": float(spans.mean()), "span_max": float(spans.max())}
+
+    def learning_rate_scale(self, name: str) -> float:
+        return self.config.span_lr_scale
+
+    def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
+        """pressure * alpha * mean over heads of z_h / S_max (section 3, as a fraction of the longest span). Negative
+        pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp."""
+        return self.config.span_coef * pressure * torch.sigmoid(self.logit).mean()

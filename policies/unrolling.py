@@ -1,0 +1,169 @@
+"""One Transformer layer over a whole rollout in parallel. B environments, T time steps, S memory slots, E slots that
+come into being, C = E + S + T slots, D width, H heads, P relative positions, F final observations, K numbers drawn.
+
+Within a rollout all slots have a coordinate on its time axis: step t is t, a memory slot is minus its age at step 0. A
+query's age to a slot is the difference, and it sees no slot whose coordinate lies before the start of its episode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.attention import attend, attend_rollout
+from policies.core import LayerInspection
+from policies.extension import Extension, extend
+from policies.memory.base import LayerMemory, Memory, MemoryKind
+
+if TYPE_CHECKING:
+    from policies.transformer import Layer
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Coordinates that the layers of one unroll share."""
+
+    queries: Tensor  # [T]
+    episode: Tensor  # [B,T] coordinate at which the query's episode began; minus infinity if before the rollout
+    final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
+    drawn: Tensor  # [B,K]
+
+    def clock(self, time: Tensor) -> Tensor:
+        """int64 [B,T]: steps since the query's episode began; time: [B], the clock at the first of them."""
+        began = torch.where(self.episode >= 0, self.episode, 0).long()
+        return self.queries.long() - began + torch.where(self.episode >= 0, 0, time[:, None].long())
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The slots of one layer: E that come into being, S of memory, T of the rollout."""
+
+    coordinate: Tensor  # [B,C] from which age counts
+    described: Tensor | None  # [B,C]
+    first: Tensor  # [B,C] the first query that may see it
+    until: Tensor | None  # [B,C] the first query that may not any more; None: there is none
+
+    def seen(self, kind: MemoryKind, queries: Tensor, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Age and visibility, [B,N,C] each, and additive term, [B,N,C] or [B,H,N,C], for queries at coordinates [N] or
+        [B,N] whose episodes began at `episode` [B,N]."""
+        queries = (queries if queries.ndim == 2 else queries[None])[..., None]
+        age = queries - self.coordinate.clamp(min=-1e9)[:, None]
+        exists = (self.coordinate[:, None] >= episode.clamp(min=-1e8)[..., None]) & (queries >= self.first[:, None])
+        if self.until is not None:
+            exists &= queries < self.until[:, None]
+        return age, *kind.seen(age, exists, self.described)
+
+    def shifted(self, rows: Tensor, slots: Tensor, now: Tensor, described: Tensor | None) -> _Slots:
+        """For queries [F] of their own: `slots` [F,C] of the environments `rows`, below 0 for none, and last the
+        query's own, written `now` [F], with `described` [F,1]."""
+        exists, slots = slots >= 0, slots.clamp(min=0)
+
+        def moved(tensor: Tensor, own: Tensor) -> Tensor:
+            return torch.cat([tensor[rows].gather(1, slots), own], 1)
+
+        now = now[:, None]
+        coordinate = moved(self.coordinate, now)
+        coordinate[:, :-1].masked_fill_(~exists, -math.inf)
+        until = None if self.until is None else moved(self.until, torch.full_like(now, math.inf))
+        described = None if self.described is None else moved(self.described, described)
+        return _Slots(coordinate, described, moved(self.first, now), until)
+
+
+def unroll_layer(
+    layer: Layer,
+    x: Tensor,
+    memory: Memory,
+    index: int,
+    axis: Axis,
+    final_x: Tensor,
+    pressure: float,
+    details: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None]:
+    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen."""
+    steps, kind = x.shape[1], layer.kind
+    held = memory.layers[index]
+    held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
+    extension = None
+    if kind.merging is not None:
+        extension = extend(kind, held, memory.time, x, axis.clock(memory.time))
+    hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
+    hidden = torch.cat(hidden, 1)  # [B,C,D]
+    normed = layer.norm(hidden)
+    keys, values = layer.keys_values(normed)
+    slots = _slots(held, memory.time, axis.queries, extension, kind.describe(normed, axis.drawn))
+    age, visible, bias = slots.seen(kind, axis.queries, axis.episode)
+
+    past = hidden.shape[1] - steps
+    corner = min(steps, len(layer.positions) - 1)
+    youngest = age[:, :corner, past - (len(layer.positions) - 1) : past]
+    left = None if extension is None else age[:, :, : extension.hidden.shape[1]]
+    queries = layer.queries(normed[:, past:]).transpose(1, 2)  # [B,H,T,d]
+    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left)
+    after = layer.residual(x, attended.transpose(1, 2))
+    if len(final_x):
+        final_x = _finals(layer, final_x, axis, keys, values, slots)
+
+    loss = None
+    if torch.is_grad_enabled() and not details:
+        lift, last_use = kind.use_lift(), None
+        if lift is not None:  # w / (1 - w) * others > lift, solved for w
+            others = visible.sum(2, keepdim=True) - 1
+            used = weights.amax(1) > lift / (lift + others)  # [B,T,C]
+            last_use = age.masked_fill(~used, -1).amax(1)
+        new = torch.zeros_like(slots.coordinate, dtype=torch.bool)
+        new[:, past:] = True
+        loss = kind.loss(normed, new, last_use, axis.drawn, pressure)
+        if extension is not None and extension.hidden.shape[1]:
+            merge_loss = kind.merge_loss(
+                layer.frozen_keys_values, queries.detach(), extension.blocks, visible[:, :, : extension.hidden.shape[1]]
+            )
+            loss = merge_loss if loss is None else loss + merge_loss
+    looked = None
+    if details:
+        covers = torch.ones_like(slots.coordinate, dtype=torch.int64)
+        if extension is not None:
+            merged = F.pad(extension.merged, (extension.hidden.shape[1], 0), value=True)  # [B,E+S]
+            covers[:, :past] = torch.where(merged, kind.merging.size, 1)
+        looked = LayerInspection(slots.coordinate, covers, slots.described, visible, weights)
+    return after, final_x, loss, looked
+
+
+def _slots(
+    held: LayerMemory, time: Tensor, queries: Tensor, extension: Extension | None, described: Tensor | None
+) -> _Slots:
+    """Where the slots of memory, rollout and extension lie. time: [B]; queries: [T]."""
+    born = (held.birth - time[:, None]).to(queries.dtype).masked_fill(~held.alive, -math.inf)
+    coordinate = torch.cat([born, queries.expand(len(born), -1)], 1)
+    if extension is None:
+        return _Slots(coordinate, described, coordinate, None)
+    return _Slots(
+        torch.cat([extension.coordinate, coordinate], 1),
+        described,
+        torch.cat([extension.first, coordinate], 1),
+        F.pad(extension.until, (extension.hidden.shape[1], 0), value=math.inf),
+    )
+
+
+def _finals(layer: Layer, x: Tensor, axis: Axis, keys: Tensor, values: Tensor, slots: _Slots) -> Tensor:
+    """The layer for final observations x [F,D]: each sees its row's slots up to its step, and itself."""
+    t, b = axis.final_at
+    now = t.to(x.dtype) + 1  # [F]
+    normed = layer.norm(x)
+    key, value = layer.keys_values(normed[:, None])
+    own = layer.kind.describe(normed[:, None], axis.drawn[b])
+    # The slots of later steps come between: they are hidden, and the relative positions want the youngest last.
+    place = torch.arange(keys.shape[2], device=x.device) - (axis.queries.shape[0] - 1 - t)[:, None]  # [F,C]
+    wide = place.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+    keys = torch.cat([keys[b].gather(2, wide), key], 2)
+    values = torch.cat([values[b].gather(2, wide), value], 2)
+    slots = slots.shifted(b, place, now, own)
+    age, _, bias = slots.seen(layer.kind, now[:, None], axis.episode[b, t][:, None])
+    recent = None if slots.until is None else keys.shape[2]  # slots that came into being are not in order
+    queries = layer.queries(normed)
+    attended, _ = attend(queries, keys, values, layer.positions, age[:, 0], bias[..., 0, :], recent)
+    return layer.residual(x, attended)

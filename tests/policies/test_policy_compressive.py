@@ -1,0 +1,235 @@
+"""Compressive-Transformer against a transcription of the paper in plain loops, and its reconstruction loss.
+
+The reference keeps every step of an episode and works out for each query which blocks are compressed by then.
+B environments, T steps, W the window, c steps of a block, M compressed memories.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from policy_cases import CORE, Acted, Experience, act, experience, make_policy
+from test_policy_references import Reference, Slot, assert_same_look, assert_same_memory, row
+
+from policies import ActorCritic, Memory
+
+SETTINGS = {"window": 3, "compression_rate": 2, "compressed_window": 3}
+CASES = [SETTINGS, {"window": 0, "compression_rate": 4, "compressed_window": 2},
+         {"window": 7, "compression_rate": 3, "compressed_window": 1}]  # fmt: skip
+
+
+class CompressiveReference(Reference):
+    """Block i, the steps i*c to i*c + c - 1 of an episode, is compressed for queries from the step at which all of it
+    has left the window: i*c + c + W. The latest M compressed blocks are seen, at the age of their last step."""
+
+    def __init__(self, policy: ActorCritic):
+        super().__init__(policy, lambda age, span, config: 1.0)
+
+    def _remembered(self, layer: int, clock: int) -> list[Slot]:
+        c, kept, blocks = self.config.compression_rate, self.config.compressed_window, self.compressed_blocks(clock)
+        compressed = [self.compressed(layer, i) for i in range(max(0, blocks - kept), blocks)]
+        return compressed + self.slots[layer][blocks * c :]
+
+    def compressed_blocks(self, clock: int) -> int:
+        """How many blocks are compressed for the query at this step of the episode."""
+        blocks = 0
+        while clock - (blocks * self.config.compression_rate + self.config.compression_rate - 1) > self.config.window:
+            blocks += 1
+        return blocks
+
+    def members(self, layer: int, i: int) -> list[Slot]:
+        c = self.config.compression_rate
+        return self.slots[layer][i * c : i * c + c]
+
+    def compressed(self, layer: int, i: int) -> Slot:
+        """One output of a convolution whose kernel is as long as the block: a matrix for each of its steps, summed."""
+        weight = self.weights[f"core.layers.{layer}.kind.convolution.weight"]
+        members = self.members(layer, i)
+        total = self.weights[f"core.layers.{layer}.kind.convolution.bias"].copy()
+        for place, slot in enumerate(members):
+            total += weight[:, place * CORE.width : (place + 1) * CORE.width] @ slot.hidden
+        return Slot(total, members[-1].clock, members[-1].step)
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_unroll_is_the_reference(settings):
+    """Three rollouts with memory carried over, resets and final observations anywhere: logits, values, values of final
+    observations, per layer which memories every query sees with what attention, how many steps each stands for, and
+    what survives, compressed vectors included."""
+    generator, batch = torch.Generator().manual_seed(0), 3
+    policy = make_policy("compressive", settings)
+    references = [CompressiveReference(policy) for _ in range(batch)]
+    memory = policy.initial_memory(batch)
+    begun = compressed = carried = 0
+    for steps in (10, 17, 15):
+        given = experience(generator, steps, batch, start_probability=0.03)
+        out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
+        _, _, layers = policy.inspect(given.observation, memory, given.start)
+        for b, reference in enumerate(references):
+            for t in range(steps):
+                logits, value, looked = reference.step(row(given.observation, t, b), bool(given.start[t, b]))
+                np.testing.assert_allclose(out.logits[t, b].detach(), logits, rtol=0, atol=1e-9)
+                np.testing.assert_allclose(out.values[t, b].detach(), value, rtol=0, atol=1e-9)
+                for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
+                    final = reference.final_value(row(given.final_observation, f))
+                    np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
+                blocks = reference.compressed_blocks(reference.clock - 1)
+                for layer, seen in zip(layers, looked):
+                    assert_same_look(layer, b, t, begun, seen)
+                    standing = layer.covers[b, layer.visible[b, t]].tolist()
+                    assert standing.count(policy.config.memory_config.compression_rate) == min(
+                        blocks, policy.config.memory_config.compressed_window
+                    )
+                    compressed += blocks
+        memory = act(policy, memory, given).memory
+        assert_same_memory(memory, references)
+        carried += sum(reference.compressed_blocks(reference.clock) for reference in references)
+        begun += steps
+    assert compressed > 100 and carried > 3
+
+
+def lived(
+    policy: ActorCritic, lengths: list[int], starts: list[tuple[int, int]] = ()
+) -> tuple[Experience, list[Acted]]:
+    """Rollouts of these lengths on end, two environments, with episode starts at (step, environment)."""
+    given = experience(torch.Generator().manual_seed(3), sum(lengths), 2, 0, 0)
+    for t, b in starts:
+        given.start[t, b] = True
+    memory, out, first = policy.initial_memory(2), [], 0
+    for steps in lengths:
+        part = {key: value[first : first + steps] for key, value in given.observation.items()}
+        out.append(act(policy, memory, replace(given, observation=part, start=given.start[first : first + steps])))
+        memory, first = out[-1].memory, first + steps
+    return given, out
+
+
+def test_blocks_count_from_the_start_of_the_episode():
+    """W = 3, c = 2: however the steps are cut into rollouts, after 14 steps the blocks that end with steps 5, 7 and 9
+    are compressed, and in the environment that began anew at step 7 those that end with its own steps 1 and 3."""
+    policy = make_policy("compressive", SETTINGS)
+    for lengths in ([14], [1] * 14, [5, 5, 4], [6, 1, 7]):
+        _, out = lived(policy, lengths, [(7, 1)])
+        for layer in out[-1].memory.layers:
+            assert layer.birth[0, layer.alive[0]].tolist() == [5, 7, 9, 10, 11, 12, 13]
+            assert layer.birth[1, layer.alive[1]].tolist() == [1, 3, 4, 5, 6]
+        assert out[-1].memory.time.tolist() == [14, 7]
+
+
+def test_live_memories_are_the_recent_and_the_compressed_ones():
+    """A query sees itself, the steps from the first block on that is not compressed, and at most M compressed blocks;
+    never more than W + c + M."""
+    policy = make_policy("compressive", SETTINGS)
+    reference = CompressiveReference(policy)
+    _, (out,) = lived(policy, [40])
+    for t, live in enumerate(out.live):
+        blocks = reference.compressed_blocks(t)
+        expected = t + 1 - 2 * blocks + min(blocks, 3)
+        assert live.tolist() == [[expected, expected]] * 2
+    assert max(int(live.max()) for live in out.live) == 3 + 2 + 3
+
+
+def test_a_block_of_removed_memories_leaves_nothing_and_a_broken_one_the_rest():
+    """Members that an audit removed count as zero vectors; where all were removed no slot comes into being. Acting and
+    learning agree on both, and positions are still those of the ages."""
+    policy = make_policy("compressive", SETTINGS)
+    _, (out,) = lived(policy, [12])
+    births = out.memory.layers[0].birth[0].tolist()
+    assert births == [3, 5, 7, 8, 9, 10, 11]
+    gone = torch.tensor([birth in (8, 9, 11) for birth in births]).expand(2, -1)
+    memory = out.memory.without(0, gone).without(1, gone)
+    given = experience(torch.Generator().manual_seed(1), 6, 2, 0)
+    acted = act(policy, memory, given)
+    unrolled = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
+    torch.testing.assert_close(unrolled.logits, acted.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(unrolled.final_values, acted.final_values, rtol=0, atol=1e-9)
+    layer, kind = acted.memory.layers[0], policy.core.layers[0].kind
+    assert layer.birth[0, layer.alive[0]].tolist() == [11, 13, 14, 15, 16, 17]  # not 9
+    alone = torch.stack([out.memory.layers[0].hidden[0, births.index(10)], torch.zeros(16)])
+    torch.testing.assert_close(layer.hidden[0, layer.alive[0]][0], kind.merge(alone).detach(), rtol=0, atol=1e-9)
+
+
+def reconstruction(
+    policy: ActorCritic, memory: Memory, given: Experience, references: list[CompressiveReference]
+) -> float:
+    """The loss in loops: for every query and layer, what its heads read from the compressed slots that came into being
+    in this rollout, against what they read from those slots' members; by content alone, squared, mean over B, T and D,
+    then over layers."""
+    total, (steps, batch) = 0.0, given.start.shape
+    for b, reference in enumerate(references):
+        before = reference.compressed_blocks(reference.clock)  # these came into being earlier
+        for t in range(steps):
+            if given.start[t, b]:
+                before = 0
+            reference.step(row(given.observation, t, b), bool(given.start[t, b]))
+            clock = reference.clock - 1
+            blocks = reference.compressed_blocks(clock)
+            seen = range(max(before, blocks - reference.config.compressed_window), blocks)
+            for i in range(CORE.num_layers):
+                if len(seen):
+                    query = reference.slots[i][clock].hidden
+                    members = [slot for block in seen for slot in reference.members(i, block)]
+                    new = read(reference, i, query, [reference.compressed(i, block) for block in seen])
+                    total += ((new - read(reference, i, query, members)) ** 2).sum()
+    return total / (steps * batch * CORE.width) / CORE.num_layers
+
+
+def read(reference: Reference, i: int, hidden: np.ndarray, slots: list[Slot]) -> np.ndarray:
+    """softmax(q . k / sqrt(d)) v, head by head."""
+    name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
+    to_key, to_value = np.split(reference.weights[f"{name}.key_value.weight"], 2)
+    query = reference.weights[f"{name}.query.weight"] @ reference._norm(f"{name}.norm", hidden)
+    normed = [reference._norm(f"{name}.norm", slot.hidden) for slot in slots]
+    heads = []
+    for head in range(CORE.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        weights = [math.exp(query[part] @ (to_key @ x)[part] / math.sqrt(width)) for x in normed]
+        heads.append(sum(w / sum(weights) * (to_value @ x)[part] for w, x in zip(weights, normed)))
+    return np.concatenate(heads)
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_the_loss_is_the_reconstruction_of_attention(settings):
+    """Against loops, over a rollout that begins with memory and has episode starts; zero if nothing is compressed."""
+    policy = make_policy("compressive", settings)
+    generator, references = torch.Generator().manual_seed(5), [CompressiveReference(policy) for _ in range(3)]
+    given = experience(generator, 11, 3, 0.05)
+    memory = policy.initial_memory(3)
+    for _ in range(2):
+        loss = float(policy.unroll(given.observation, memory, given.start, pressure=0.5).memory_loss.detach())
+        expected = reconstruction(policy, memory, given, references)
+        assert expected > 1e-3 and loss == pytest.approx(expected, rel=1e-6)
+        memory = act(policy, memory, given).memory
+        given = experience(generator, 13, 3, 0.05)
+    first = experience(generator, 2, 3)
+    assert float(policy.unroll(first.observation, policy.initial_memory(3), first.start).memory_loss) == 0
+
+
+def test_the_loss_trains_the_convolution_and_nothing_else_does():
+    """The loss reaches no other weight; the task reaches all of the core but the convolution."""
+    policy = make_policy("compressive", SETTINGS)
+    given = experience(torch.Generator().manual_seed(1), 14, 3, 0.03)
+    convolution = {f"core.layers.{i}.kind.convolution.{name}" for i in range(2) for name in ("weight", "bias")}
+    out = policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.5)
+    for loss, expected in (
+        (out.memory_loss, convolution),
+        (
+            out.logits.square().sum() + out.values.sum(),
+            {f"core.{name}" for name, _ in policy.core.named_parameters()} - convolution,
+        ),
+    ):
+        policy.zero_grad()
+        loss.backward(retain_graph=True)
+        reached = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        assert {n for n in reached if n.startswith("core.")} == expected
+        assert expected != convolution or reached == convolution
+
+
+def test_a_fresh_convolution_takes_the_mean():
+    """Before anything is learned a block becomes the mean of its memories."""
+    policy = ActorCritic(replace(make_policy("compressive", SETTINGS).config))
+    blocks = torch.randn(5, 2, CORE.width)
+    torch.testing.assert_close(policy.core.layers[0].kind.merge(blocks), blocks.mean(1))
