@@ -45,13 +45,18 @@ class Core(ABC):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
-    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory."""
+    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory. It may add
+    `ratios`: figures of many episodes, {name: (numerator, denominator)}, two entries of `final_info` whose sums over
+    the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values."""
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space
     single_action_space: spaces.Discrete
     memory_horizon: int
     """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+    shaping: np.ndarray | None = None
+    """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
+    The faces tell it as `shaping` in their infos, and `envs.wrappers` keeps it out of the previous reward."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs

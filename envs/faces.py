@@ -62,7 +62,8 @@ class _Face:
 
 
 class SingleEnv(_Face, gym.Env):
-    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`)."""
+    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`), except
+    for `shaping` where the core has it: at every step the part of the reward that is for the learner alone."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
@@ -88,6 +89,8 @@ class SingleEnv(_Face, gym.Env):
         reward, terminated, truncated = self.core.step(_checked_actions(np.asarray(action)[None], self.action_space, 1))
         self._show()
         info = {key: array[0].item() for key, array in self.core.final_info().items()} if self.core.over[0] else {}
+        if self.core.shaping is not None:
+            info["shaping"] = self.core.shaping[0].item()
         return _first_row(self.core.observe()), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
@@ -113,7 +116,9 @@ class BatchedVectorEnv(_Face, VectorEnv):
     Where episodes ended, `infos` has Gymnasium's keys, batched instead of one object per environment:
     `final_obs`, structured as the batched observation; `final_info`, a dict of arrays [B] with their masks `_key`;
     `_final_obs` and `_final_info`, the bool masks [B] of those that ended. Rows outside the masks mean nothing.
-    Without an ending, `infos` is empty. Everything returned is new: later steps do not write to it.
+    Without an ending, `infos` is empty, except for `shaping` and `_shaping` where the core has shaping (of those that
+    ended it is in `final_info`, as all that Gymnasium's vectors tell of a last step). Everything returned is new: later
+    steps do not write to it.
     """
 
     @staticmethod
@@ -150,13 +155,17 @@ class BatchedVectorEnv(_Face, VectorEnv):
             raise ResetNeeded("expected reset() before step()")
         reward, terminated, truncated = core.step(_checked_actions(actions, self.single_action_space, self.num_envs))
         observation = core.observe()
-        if not core.over.any():
-            return observation, reward, terminated, truncated, {}
-        over = core.over.copy()
+        over, shaping = core.over.copy(), core.shaping
+        infos: dict[str, Any] = {}
+        if shaping is not None and not over.all():
+            infos = {"shaping": np.where(over, 0.0, shaping), "_shaping": ~over}
+        if not over.any():
+            return observation, reward, terminated, truncated, infos
         final_info: dict[str, np.ndarray] = {}
-        for key, array in core.final_info().items():
+        told = core.final_info() if shaping is None else {**core.final_info(), "shaping": shaping}
+        for key, array in told.items():
             final_info[key], final_info[f"_{key}"] = array, over
-        infos = {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
+        infos |= {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
         core.reset(np.flatnonzero(over))
         return core.observe(), reward, terminated, truncated, infos
 

@@ -5,7 +5,8 @@ Names: B environments, n actions. The wrapped observation is a Dict:
     "image"            the observation itself if it is a uint8 Box of rank 3, else "observation";
                        a Dict brings its own keys, without text, which a policy of tensors cannot read
     "previous_action"  int64 in 0..n; n when there is none, at the start of an episode
-    "previous_reward"  float32; 0 at the start of an episode
+    "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that the
+                       environment's info says is for the learner alone
 
 At an episode's end `final_obs` carries the action just taken and the reward just received, and the observation after it
 starts afresh. Neither wrapper holds a state: what they add is told by the step itself.
@@ -58,6 +59,14 @@ def _with_previous(space: spaces.Dict, action_space: spaces.Space) -> spaces.Dic
     return spaces.Dict({**space.spaces, **added})
 
 
+def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
+    """The part of a vector environment's rewards that only the learner may see: [B], or 0 where no info tells it.
+
+    As everything in the infos of Gymnasium's vectors, that of an episode's last step is in `final_info`."""
+    going, ended = infos.get("shaping", 0.0), infos.get("final_info", {})
+    return np.where(ended["_shaping"], ended["shaping"], going) if "shaping" in ended else going
+
+
 class PreviousActionReward(gym.Wrapper):
     """The single form: see the module."""
 
@@ -73,7 +82,8 @@ class PreviousActionReward(gym.Wrapper):
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         previous = int(action) - int(self.action_space.start)
-        return self._observation(observation, previous, reward), reward, terminated, truncated, info
+        seen = float(reward) - float(info.get("shaping", 0.0))
+        return self._observation(observation, previous, seen), reward, terminated, truncated, info
 
     def _observation(self, observation: Any, action: int, reward: float) -> dict[str, Any]:
         added = {"previous_action": np.int64(action), "previous_reward": np.array(reward, np.float32)}
@@ -109,7 +119,7 @@ class VectorPreviousActionReward(VectorWrapper):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         action = np.asarray(actions).astype(np.int64) - self.single_action_space.start  # [B]
-        previous_reward = reward.astype(np.float32)  # [B]
+        previous_reward = (reward - shaping_of(infos)).astype(np.float32)  # [B]
         ended = terminated | truncated
         if "final_obs" in infos:
             final = self._batched(infos["final_obs"], ended)
