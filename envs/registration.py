@@ -34,6 +34,7 @@ TASKS: dict[str, Task] = {
     "Corridor-v0": Task(
         "envs.corridor:CorridorEnv", "envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
     ),
+    "Portal-v0": Task("envs.portal:PortalEnv", "envs.portal:PortalVectorEnv", {"progress_reward": 0.1}),
 }
 
 for _id, _task in TASKS.items():
