@@ -35,6 +35,7 @@ TASKS: dict[str, Task] = {
         "envs.corridor:CorridorEnv", "envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
     ),
     "Portal-v0": Task("envs.portal:PortalEnv", "envs.portal:PortalVectorEnv", {"progress_reward": 0.1}),
+    "Switch-v0": Task("envs.switch:SwitchEnv", "envs.switch:SwitchVectorEnv"),
 }
 
 for _id, _task in TASKS.items():
