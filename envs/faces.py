@@ -43,12 +43,12 @@ class _Face:
             cls.metadata = cls.face_metadata(core)
 
     @staticmethod
-    def face_metadata(core: type[Core]) -> dict[str, Any]:
+    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
         return dict(core.metadata)
 
     @property
-    def memory_horizon(self) -> int:
-        """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+    def memory_horizon(self) -> int | None:
+        """For how many steps the longest-lived fact must survive in an efficient episode; None if not known."""
         return self.core.memory_horizon
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -66,8 +66,11 @@ class SingleEnv(_Face, gym.Env):
     for `shaping` where the core has it: at every step the part of the reward that is for the learner alone."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self._wear(self.core_class(1, **kwargs), render_mode)
+
+    def _wear(self, core: Core, render_mode: str | None) -> None:
+        self.core = core
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
-        self.core = self.core_class(1, **kwargs)
         self.observation_space = self.core.single_observation_space
         self.action_space = self.core.single_action_space
         self._window: Any = None
@@ -98,6 +101,7 @@ class SingleEnv(_Face, gym.Env):
         return self.core.render(0) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
+        self.core.close()
         if self._window is not None:
             self._window.close()
             self._window = None
@@ -122,17 +126,19 @@ class BatchedVectorEnv(_Face, VectorEnv):
     """
 
     @staticmethod
-    def face_metadata(core: type[Core]) -> dict[str, Any]:
+    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
         return {**core.metadata, "render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        self.num_envs = expect_int("num_envs", num_envs, 1)
+        self._wear(self.core_class(expect_int("num_envs", num_envs, 1), **kwargs), render_mode)
+
+    def _wear(self, core: Core, render_mode: str | None) -> None:
+        self.core, self.num_envs = core, core.num_envs
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
-        self.core = self.core_class(num_envs, **kwargs)
-        self.single_observation_space = self.core.single_observation_space
-        self.single_action_space = self.core.single_action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.single_observation_space = core.single_observation_space
+        self.single_action_space = core.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, core.num_envs)
+        self.action_space = batch_space(self.single_action_space, core.num_envs)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -172,6 +178,9 @@ class BatchedVectorEnv(_Face, VectorEnv):
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture per environment in `rgb_array` mode, otherwise None."""
         return tuple(self.core.render(row) for row in range(self.num_envs)) if self.render_mode else None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.core.close()
 
     def _seeds(self, seed: int | Sequence[int]) -> np.ndarray:
         """The seed of each environment: int64 [B]."""

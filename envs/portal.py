@@ -116,6 +116,8 @@ class Portal(Core):
         self.room, self.x, self.y, self.furthest, self.known, self.wrong_doors, self.repeated_mistakes = (
             np.zeros(num_envs, np.int64) for _ in range(7)
         )  # `furthest` room so far; `known`: in so many rooms, the first ones, a door has been taken
+        if self.progress_reward:
+            self.shaping = np.zeros(num_envs)
         self._windows = _window_table(room_length, view_size // 2)  # [windows, V * V * 3]
         room, turn = np.arange(max_rooms), np.arange(max_rooms) // len(THINGS)
         self._turned = (room + turn * np.arange(3)[:, None]) % len(THINGS)  # [3, max_rooms]

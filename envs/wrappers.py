@@ -28,7 +28,7 @@ from envs.errors import EnvError
 _TENSORS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def _kept_space(space: spaces.Space) -> spaces.Dict:
+def kept_space(space: spaces.Space) -> spaces.Dict:
     """The part of an observation space that a policy of tensors can read, as a Dict. Raises EnvError if it is empty."""
     if not isinstance(space, spaces.Dict):
         is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
@@ -39,8 +39,8 @@ def _kept_space(space: spaces.Space) -> spaces.Dict:
     return spaces.Dict(kept)
 
 
-def _kept(observation: Any, space: spaces.Dict) -> dict[str, Any]:
-    """The part of an observation (single or batched) that `space`, from `_kept_space`, names."""
+def kept(observation: Any, space: spaces.Dict) -> dict[str, Any]:
+    """The part of an observation (single or batched) that `space`, from `kept_space`, names."""
     if isinstance(observation, Mapping):
         return {key: observation[key] for key in space if key in observation}
     return {next(iter(space)): observation}
@@ -72,7 +72,7 @@ class PreviousActionReward(gym.Wrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self._kept_space = _kept_space(env.observation_space)
+        self._kept_space = kept_space(env.observation_space)
         self.observation_space = _with_previous(self._kept_space, env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
@@ -87,7 +87,7 @@ class PreviousActionReward(gym.Wrapper):
 
     def _observation(self, observation: Any, action: int, reward: float) -> dict[str, Any]:
         added = {"previous_action": np.int64(action), "previous_reward": np.array(reward, np.float32)}
-        return {**_kept(observation, self._kept_space), **added}
+        return {**kept(observation, self._kept_space), **added}
 
 
 class VectorPreviousActionReward(VectorWrapper):
@@ -101,7 +101,7 @@ class VectorPreviousActionReward(VectorWrapper):
         super().__init__(env)
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise EnvError(f"autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}")
-        self._kept_space = _kept_space(env.single_observation_space)
+        self._kept_space = kept_space(env.single_observation_space)
         self.single_observation_space = _with_previous(self._kept_space, env.single_action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
@@ -148,14 +148,14 @@ class VectorPreviousActionReward(VectorWrapper):
 
     def _observation(self, observation: Any, action: np.ndarray, reward: np.ndarray) -> dict[str, np.ndarray]:
         added = {"previous_action": action, "previous_reward": reward}
-        return {**_kept(observation, self._kept_space), **added}
+        return {**kept(observation, self._kept_space), **added}
 
     def _batched(self, final: Any, ended: np.ndarray) -> dict[str, np.ndarray]:
         """Final observations as one batch with the structure of `_kept_space`; rows outside `ended` mean nothing."""
         if not (isinstance(final, np.ndarray) and final.dtype == object):
-            return _kept(final, self._kept_space)
+            return kept(final, self._kept_space)
         batch = create_empty_array(self._kept_space, self.num_envs)
         for row in np.flatnonzero(ended):
-            for key, value in _kept(final[row], self._kept_space).items():
+            for key, value in kept(final[row], self._kept_space).items():
                 batch[key][row] = value
         return batch
