@@ -41,6 +41,9 @@ class EvaluateConfig:
     """Environment id. Default: the one that the first policy was trained in."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, a JSON object, over those of the first policy's training."""
+    wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Makes long trajectories of the episodes: stretch=10, episodes=4, fresh_episodes=4, occlude=5-9/20.
+    Default: those of the first policy's training; none: no wrap."""
     episodes: int = 1000
     """Episodes that each policy plays."""
     num_envs: int = 100
@@ -83,6 +86,8 @@ def main() -> None:
     env_id = config.env or info["env"]
     trained = info.get("env_kwargs", {}) if env_id == info["env"] else {}
     kwargs = {**trained, **cli.json_object("--env-kwargs", config.env_kwargs)}
+    if config.wrap:
+        kwargs["wraps"] = list(config.wrap)
     for path, (policy, _) in zip(config.policies, loaded):
         check_spaces(path, policy, env_id, kwargs)
     results = []

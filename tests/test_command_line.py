@@ -142,6 +142,24 @@ def test_evaluation_does_not_depend_on_the_batch(run_dir):
         assert together[key] == pytest.approx(apart[key])
 
 
+def test_wraps_travel_with_the_policy_until_others_are_asked_for(in_folder, monkeypatch):
+    wraps = ["--wrap", "stretch=1", "--wrap", "episodes=2"]
+    assert call(train_rl, [*SMALL, *SHORT, *wraps, "--total-timesteps", "128", "--run-dir", "x"], monkeypatch) == 0
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
+    lengths = []
+    for given, expected in (
+        ([], ["stretch=1", "episodes=2"]),
+        (["--wrap", "stretch=3"], ["stretch=3"]),
+        (["--wrap", "none"], ["none"]),
+    ):
+        arguments = ["x", "--episodes", "8", "--stochastic", "--torch-threads", "1", "--json", "out.json", *given]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        report = json.loads(Path("out.json").read_text())
+        assert report["env_kwargs"] == {"max_length": 6, "wraps": expected}
+        lengths.append(report["policies"][0]["mean_episode_length"])
+    assert lengths[2] < lengths[1]
+
+
 def test_wilson_interval_known_values():
     """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
     assert evaluate.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
@@ -158,6 +176,7 @@ BAD_TRAINING = {
     "no object": (["--env-kwargs", "[1]"], "expected a JSON object"),
     "out of range": (["--env-kwargs", '{"max_length": 1}'], "max_length: expected a whole number"),
     "unknown keyword": (["--env-kwargs", '{"max_lenght": 9}'], "did you mean 'max_length'"),
+    "unknown wrap": (["--wrap", "stretch=2", "--wrap", "epsodes=2"], "did you mean 'episodes'"),
     "minibatches": (
         ["--num-envs", "2", "--num-minibatches", "4"],
         "--num-minibatches: expected at most --num-envs (2)",
@@ -211,6 +230,7 @@ BAD_EVALUATION = {
     "plot name": (["RUN", "--plot", "x.txt"], "--plot: expected a name that ends in"),
     "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
     "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
+    "bad wrap": (["RUN", "--wrap", "stretch=much"], "wrap stretch: expected a whole number of steps"),
     "bad keyword": (["RUN", "--env-kwargs", '{"size": 3}'], "unknown Corridor-v0 keyword 'size'"),
 }
 
