@@ -37,7 +37,7 @@ UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fac
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0 or any Gymnasium id with Discrete actions."""
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0 or any Gymnasium id with Discrete actions."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, a JSON object."""
     wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
