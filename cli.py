@@ -136,4 +136,4 @@ def field_docs(config: type) -> dict[str, str]:
 
 def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
     """The field's type, with its docstring as the flag's help."""
-    return Annotated[get_type_hints(config)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]
+    return Annotated[get_type_hints(config, include_extras=True)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]

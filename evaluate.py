@@ -24,6 +24,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import cli
+from agents.episodes import quotients, ratio_parts
 from envs import make_vec_env
 from policies import ActorCritic, as_tensors, load_policy, observation_spec, sample
 from policies.io import write_atomically
@@ -41,6 +42,9 @@ class EvaluateConfig:
     """Environment id. Default: the one that the first policy was trained in."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, a JSON object, over those of the first policy's training."""
+    wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Makes long trajectories of the episodes: stretch=10, episodes=4, fresh_episodes=4, occlude=5-9/20.
+    Default: those of the first policy's training; none: no wrap."""
     episodes: int = 1000
     """Episodes that each policy plays."""
     num_envs: int = 100
@@ -83,6 +87,8 @@ def main() -> None:
     env_id = config.env or info["env"]
     trained = info.get("env_kwargs", {}) if env_id == info["env"] else {}
     kwargs = {**trained, **cli.json_object("--env-kwargs", config.env_kwargs)}
+    if config.wrap:
+        kwargs["wraps"] = list(config.wrap)
     for path, (policy, _) in zip(config.policies, loaded):
         check_spaces(path, policy, env_id, kwargs)
     results = []
@@ -130,7 +136,7 @@ def evaluate(
     """
     batch = min(num_envs, episodes)
     env = make_vec_env(env_id, batch, **env_kwargs)
-    key = env.metadata.get("difficulty_key")
+    key, ratios = env.metadata.get("difficulty_key"), {"memory_efficiency": None, **env.metadata.get("ratios", {})}
     quota = np.full(batch, episodes // batch)
     quota[: episodes % batch] += 1
     observation, _ = env.reset(seed=FIRST_SEED + seed * 1_000_003)
@@ -166,6 +172,7 @@ def evaluate(
             episode = {"return": returns[row], "steps": int(lengths[row]), "live": episode_live[row] / lengths[row]}
             episode["live_last"] = live[row].mean() if acting.live is not None else None
             episode["success"] = bool(told["is_success"][row]) if "is_success" in told else None
+            episode["told"] = {part: told[part][row].item() for part in ratio_parts(ratios)}
             episode["difficulty"] = float(told[key][row]) if key else float(lengths[row])
             played.append(episode)
             progress(1)
@@ -181,10 +188,10 @@ def evaluate(
         inside = [e for e in played if low < e["difficulty"] <= high]
         if inside:
             bounds = {"by": key or "steps", "low": math.floor(low) + 1, "high": math.floor(high)}
-            buckets.append({**bounds, **_figures(inside, stores)})
+            buckets.append({**bounds, **_figures(inside, stores, ratios)})
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
-        **_figures(played, stores),
+        **_figures(played, stores, ratios),
         "live_memories_mean": (live_sum / steps).tolist() if stores else [],
         "live_memories_max": live_max.tolist() if stores else [],
         "memory_bytes": float(np.mean(seen_bytes)),
@@ -193,7 +200,7 @@ def evaluate(
     }
 
 
-def _figures(played: Sequence[Mapping[str, Any]], stores: bool) -> dict[str, Any]:
+def _figures(played: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
     out: dict[str, Any] = {"episodes": len(played), "success_rate": None, "success_rate_ci95": None}
     if played[0]["success"] is not None:
@@ -202,6 +209,7 @@ def _figures(played: Sequence[Mapping[str, Any]], stores: bool) -> dict[str, Any
         out["success_rate_ci95"] = list(wilson(successes, len(played)))
     out["mean_return"] = float(np.mean([e["return"] for e in played]))
     out["mean_episode_length"] = float(np.mean([e["steps"] for e in played]))
+    out |= quotients([e["told"] for e in played], ratios)
     if stores:
         out["live_memories_per_episode"] = float(np.mean([e["live"] for e in played]))
         out["live_memories_at_end"] = float(np.mean([e["live_last"] for e in played]))
@@ -252,6 +260,12 @@ def print_tables(report: Mapping[str, Any]) -> None:
                 f"{b['mean_return']:.3f}", _number(b.get("live_memories_per_episode")), _number(b.get("live_memories_at_end")),
             )  # fmt: skip
     console.print(by)
+    for p in report["policies"]:
+        for name, value in p.items():  # what the environment reports beyond success (see `ratios` in envs/core.py)
+            if isinstance(value, Mapping) or (name == "memory_efficiency" and value is not None):
+                told = value.items() if isinstance(value, Mapping) else [("all", value)]
+                shown = "  ".join(f"{label}: {part:.3f}" for label, part in told if part is not None)
+                console.print(f"{p['path']}, {name.replace('_', ' ')}:  {shown}", soft_wrap=True)
 
 
 def _success(figures: Mapping[str, Any]) -> str:

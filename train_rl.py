@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 from tqdm import tqdm
 
@@ -35,9 +36,11 @@ UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fac
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0 or any Gymnasium id with Discrete actions."""
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0 or any Gymnasium id with Discrete actions."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, a JSON object."""
+    wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Makes long trajectories of the episodes: stretch=10, episodes=4, fresh_episodes=4, occlude=5-9/20."""
     memory: str = "expire_span"
     """Memory kind."""
     agent: str = "ppo"
@@ -148,6 +151,8 @@ def build(config: Mapping[str, Any]) -> Run:
     torch.set_num_threads(config["torch_threads"])
     torch.manual_seed(config["seed"])
     own = cli.json_object("--env-kwargs", config["env_kwargs"])
+    if config.get("wrap"):
+        own["wraps"] = list(config["wrap"])
     env = make_vec_env(config["env"], config["num_envs"], **{**training_kwargs(config["env"]), **own})
     kind = KINDS[config["memory"]]
     settings = dict(config)

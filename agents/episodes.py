@@ -7,7 +7,7 @@ An episode is a dict: `return`, `steps`, and whatever the environment's `final_i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,27 @@ def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray)
 def score(episode: Mapping[str, Any]) -> float:
     """Success (1 or 0) where the environment reports it, else the return."""
     return float(episode.get("is_success", episode["return"]))
+
+
+def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
+    """The entries of an episode that `ratios` divide: {name: (numerator, denominator), or such by label, or None}."""
+    parts: list[str] = []
+    for ratio in ratios.values():
+        parts += ratio_parts(ratio) if isinstance(ratio, Mapping) else ratio or ()
+    return parts
+
+
+def quotients(episodes: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that an environment's `metadata["ratios"]` name: sums over the episodes, divided. Structured as
+    `ratios`; None where there is nothing to divide by."""
+    figures: dict[str, Any] = {}
+    for name, ratio in ratios.items():
+        if isinstance(ratio, Mapping):
+            figures[name] = quotients(episodes, ratio)
+        else:
+            above, below = (sum(episode[part] for episode in episodes) for part in ratio) if ratio else (0, 0)
+            figures[name] = above / below if below else None
+    return figures
 
 
 class EpisodeWindow:

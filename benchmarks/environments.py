@@ -66,13 +66,15 @@ class Contender:
 
 
 def contenders(config: Config) -> list[Contender]:
-    """Every task of ours, bare (the core behind its vector face) and wrapped, and MiniGrid's MemoryEnv in Gymnasium's
-    vector and alone. The last is the yardstick of the ratios."""
+    """Every task of ours, bare (the core behind its vector face), wrapped, and as long trajectories; and MiniGrid's
+    MemoryEnv in Gymnasium's vector and alone. The last is the yardstick of the ratios."""
     result = []
     for id in envs.env_ids():
         vector = {"num_envs": config.num_envs, "vectorization_mode": "vector_entry_point"}
         result.append(Contender(f"{id}, core, {config.num_envs} envs", gym.make_vec(id, **vector)))
         result.append(Contender(f"{id}, with wrapper, {config.num_envs} envs", envs.make_vec_env(id, config.num_envs)))
+        long = envs.make_vec_env(id, config.num_envs, wraps=["stretch=10", "episodes=4"])
+        result.append(Contender(f"{id}, stretch=10 episodes=4, {config.num_envs} envs", long))
         result.append(Contender(f"{id}, one env", gym.make(id, disable_env_checker=True)))
     made = [lambda: gym.make(MEMORY_ENV, disable_env_checker=True)] * config.minigrid_envs
     sync = SyncVectorEnv(made, autoreset_mode=AutoresetMode.SAME_STEP)

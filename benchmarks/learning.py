@@ -116,7 +116,7 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
     os.environ["OMP_NUM_THREADS"] = "1"
     run = train_rl.build(flags)
     trainer, policy = run.trainer, run.policy
-    kwargs = json.loads(flags["env_kwargs"])
+    kwargs = run.info["env_kwargs"]
     history, curve, speeds, seconds, due = [], [], [], 0.0, 0
     while not trainer.done:
         began = time.perf_counter()

@@ -3,5 +3,6 @@
 from envs.errors import EnvError
 from envs.registration import env_ids, make_env, make_vec_env, training_kwargs
 from envs.rendering import render_observation
+from envs.wraps import parse_wraps
 
-__all__ = ["EnvError", "env_ids", "make_env", "make_vec_env", "render_observation", "training_kwargs"]
+__all__ = ["EnvError", "env_ids", "make_env", "make_vec_env", "parse_wraps", "render_observation", "training_kwargs"]

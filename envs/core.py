@@ -45,13 +45,18 @@ class Core(ABC):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
-    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory."""
+    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory. It may add
+    `ratios`: figures of many episodes, {name: (numerator, denominator)}, two entries of `final_info` whose sums over
+    the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values."""
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space
     single_action_space: spaces.Discrete
-    memory_horizon: int
-    """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+    memory_horizon: int | None
+    """For how many steps the longest-lived fact must survive in an efficient episode, at most; None if not known."""
+    shaping: np.ndarray | None = None
+    """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
+    The faces tell it as `shaping` in their infos, and `envs.wrappers` keeps it out of the previous reward."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -95,10 +100,14 @@ class Core(ABC):
     def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begins an episode in `rows` [R]: the first one of `seeds` int64 [R], or the next one for None."""
         if seeds is None:
-            self.episode[rows] += 1
+            self.start(rows, self.seed[rows], self.episode[rows] + 1)
         else:
-            self.seed[rows] = seeds
-            self.episode[rows] = 0
+            self.start(rows, seeds, np.zeros_like(seeds))
+
+    def start(self, rows: np.ndarray, seeds: np.ndarray, episodes: np.ndarray) -> None:
+        """Begins episode number `episodes` of `seeds` in `rows`: int64 [R] each. The same numbers, the same episode."""
+        self.seed[rows] = seeds
+        self.episode[rows] = episodes
         self.steps[rows] = 0
         self.over[rows] = False
         self.begin(rows)
@@ -110,23 +119,58 @@ class Core(ABC):
         np.logical_or(terminated, truncated, out=self.over)
         return reward, terminated, truncated
 
+    def step_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`step` for the environments of `mask` bool [B]. The others stand still: reward 0, no end, the same state."""
+        if mask.all():
+            return self.step(actions)
+        if not mask.any():
+            self.shaping = None if self.shaping is None else np.zeros(self.num_envs)
+            return np.zeros(self.num_envs), mask.copy(), mask.copy()
+        before = self.state_dict()
+        reward, terminated, truncated = self.step(actions)
+        for name, array in self._arrays().items():
+            np.copyto(array, before[name], where=~mask.reshape(-1, *[1] * (array.ndim - 1)))
+        self.shaping = None if self.shaping is None else self.shaping * mask
+        return reward * mask, terminated & mask, truncated & mask
+
+    def close(self) -> None:
+        """Gives back what is held besides arrays."""
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of the whole state: arrays [B], from which `load_state_dict` continues identically."""
-        return {name: getattr(self, name).copy() for name in self._all_fields()}
+        """A copy of the whole state: arrays [B, ...], from which `load_state_dict` continues identically."""
+        return {name: array.copy() for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes the state of a core of the same task and size. Raises EnvError, changing nothing, if it differs."""
-        expected, given = sorted(self._all_fields()), sorted(state)
+        own = self._arrays()
+        expected, given = sorted(own), sorted(state)
         if expected != given:
             raise EnvError(f"environment state: expected the fields {expected}, got {given}")
         arrays = {name: np.asarray(state[name]) for name in expected}
         for name, array in arrays.items():
-            own = getattr(self, name)
-            if (array.shape, array.dtype) != (own.shape, own.dtype):
-                expected, given = (f"{a.dtype}{list(a.shape)}" for a in (own, array))
+            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
+                expected, given = (f"{a.dtype}{list(a.shape)}" for a in (own[name], array))
                 raise EnvError(f"environment state {name!r}: expected {expected}, got {given}")
         for name, array in arrays.items():
-            getattr(self, name)[...] = array
+            own[name][...] = array
 
-    def _all_fields(self) -> tuple[str, ...]:
-        return ("seed", "episode", "steps", "over", *self.state_fields)
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The state itself, by name."""
+        return {name: getattr(self, name) for name in ("seed", "episode", "steps", "over", *self.state_fields)}
+
+
+class MaskedCore(Core):
+    """A core that can step some of its environments by itself."""
+
+    @abstractmethod
+    def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`advance` for the environments of `mask` bool [B]: the others keep their state, get 0 and do not end."""
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.advance_some(actions, np.ones(self.num_envs, bool))
+
+    def step_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.steps += mask
+        reward, terminated, truncated = self.advance_some(actions, mask)
+        np.logical_or(terminated, truncated, out=self.over)
+        return reward, terminated, truncated

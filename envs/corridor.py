@@ -20,25 +20,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+from minigrid.core.constants import OBJECT_TO_IDX
 
 from envs.core import Core
 from envs.errors import EnvError, expect_choice, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
-
-NORTH, EAST, SOUTH, WEST = range(4)
-STEP_X = np.array([0, 1, 0, -1])
-STEP_Y = np.array([-1, 0, 1, 0])
-
-COLOURS = np.array(["red", "blue"])
-EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
-WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
-BALL = tuple((OBJECT_TO_IDX["ball"], COLOR_TO_IDX[c], 0) for c in COLOURS)
-DOOR = tuple((OBJECT_TO_IDX["door"], COLOR_TO_IDX[c], STATE_TO_IDX["closed"]) for c in COLOURS)
+from envs.tiles import ACTION_NAMES, BALL, COLOURS, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
 
 LENGTH_DISTRIBUTIONS = ("uniform", "log_uniform")
 LARGEST_LENGTH = 10**9
-LARGEST_VIEW = 31  # the table of windows grows with the fourth power of the view
 
 
 def tile(x: int, y: int, length: int, ball: int, door: int) -> tuple[int, int, int]:
@@ -67,7 +57,7 @@ class Corridor(Core):
     metadata: ClassVar[dict[str, Any]] = {
         **Core.metadata,
         "difficulty_key": "length",
-        "action_names": ("north", "east", "south", "west"),
+        "action_names": ACTION_NAMES,
     }
     state_fields = ("length", "ball", "door", "x", "y")
 
@@ -86,9 +76,7 @@ class Corridor(Core):
         if min_length > max_length:
             raise EnvError(f"min_length: expected at most max_length ({max_length}), got {min_length}")
         self.length_distribution = expect_choice("length_distribution", length_distribution, LENGTH_DISTRIBUTIONS)
-        self.view_size = expect_int("view_size", view_size, 3, LARGEST_VIEW)
-        if view_size % 2 == 0:
-            raise EnvError(f"view_size: expected an odd number, so that the agent is in the middle, got {view_size}")
+        self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
 
         self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
@@ -151,7 +139,7 @@ class Corridor(Core):
 
         def encoded(column: int, line: int) -> tuple[int, int, int]:
             code = tile(column, line, length, ball, door)
-            return (*code[:2], STATE_TO_IDX["open"]) if y and (column, line) == (x, y) else code
+            return opened(code) if y and (column, line) == (x, y) else code
 
         return render_strip(encoded, (-1, length), self.max_length + 2, (x, y), reach)
 

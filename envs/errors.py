@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,13 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
         return value
     span = f"of at least {low}" if high is None else f"from {low} to {high}"
     raise EnvError(f"{name}: expected a whole number {span}, got {value!r}")
+
+
+def expect_number(name: str, value: Any, low: float) -> float:
+    """`value` as a float if it is a finite number of at least `low`. Raises EnvError otherwise."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < math.inf:
+        return float(value)
+    raise EnvError(f"{name}: expected a number of at least {low:g}, got {value!r}")
 
 
 def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:

@@ -43,12 +43,12 @@ class _Face:
             cls.metadata = cls.face_metadata(core)
 
     @staticmethod
-    def face_metadata(core: type[Core]) -> dict[str, Any]:
+    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
         return dict(core.metadata)
 
     @property
-    def memory_horizon(self) -> int:
-        """For how many steps the longest-lived fact must survive in an efficient episode, at most."""
+    def memory_horizon(self) -> int | None:
+        """For how many steps the longest-lived fact must survive in an efficient episode; None if not known."""
         return self.core.memory_horizon
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -62,11 +62,15 @@ class _Face:
 
 
 class SingleEnv(_Face, gym.Env):
-    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`)."""
+    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`), except
+    for `shaping` where the core has it: at every step the part of the reward that is for the learner alone."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self._wear(self.core_class(1, **kwargs), render_mode)
+
+    def _wear(self, core: Core, render_mode: str | None) -> None:
+        self.core = core
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
-        self.core = self.core_class(1, **kwargs)
         self.observation_space = self.core.single_observation_space
         self.action_space = self.core.single_action_space
         self._window: Any = None
@@ -88,6 +92,8 @@ class SingleEnv(_Face, gym.Env):
         reward, terminated, truncated = self.core.step(_checked_actions(np.asarray(action)[None], self.action_space, 1))
         self._show()
         info = {key: array[0].item() for key, array in self.core.final_info().items()} if self.core.over[0] else {}
+        if self.core.shaping is not None:
+            info["shaping"] = self.core.shaping[0].item()
         return _first_row(self.core.observe()), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
@@ -95,6 +101,7 @@ class SingleEnv(_Face, gym.Env):
         return self.core.render(0) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
+        self.core.close()
         if self._window is not None:
             self._window.close()
             self._window = None
@@ -113,21 +120,25 @@ class BatchedVectorEnv(_Face, VectorEnv):
     Where episodes ended, `infos` has Gymnasium's keys, batched instead of one object per environment:
     `final_obs`, structured as the batched observation; `final_info`, a dict of arrays [B] with their masks `_key`;
     `_final_obs` and `_final_info`, the bool masks [B] of those that ended. Rows outside the masks mean nothing.
-    Without an ending, `infos` is empty. Everything returned is new: later steps do not write to it.
+    Without an ending, `infos` is empty, except for `shaping` and `_shaping` where the core has shaping (of those that
+    ended it is in `final_info`, as all that Gymnasium's vectors tell of a last step). Everything returned is new: later
+    steps do not write to it.
     """
 
     @staticmethod
-    def face_metadata(core: type[Core]) -> dict[str, Any]:
+    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
         return {**core.metadata, "render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        self.num_envs = expect_int("num_envs", num_envs, 1)
+        self._wear(self.core_class(expect_int("num_envs", num_envs, 1), **kwargs), render_mode)
+
+    def _wear(self, core: Core, render_mode: str | None) -> None:
+        self.core, self.num_envs = core, core.num_envs
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
-        self.core = self.core_class(num_envs, **kwargs)
-        self.single_observation_space = self.core.single_observation_space
-        self.single_action_space = self.core.single_action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.single_observation_space = core.single_observation_space
+        self.single_action_space = core.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, core.num_envs)
+        self.action_space = batch_space(self.single_action_space, core.num_envs)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -150,19 +161,26 @@ class BatchedVectorEnv(_Face, VectorEnv):
             raise ResetNeeded("expected reset() before step()")
         reward, terminated, truncated = core.step(_checked_actions(actions, self.single_action_space, self.num_envs))
         observation = core.observe()
-        if not core.over.any():
-            return observation, reward, terminated, truncated, {}
-        over = core.over.copy()
+        over, shaping = core.over.copy(), core.shaping
+        infos: dict[str, Any] = {}
+        if shaping is not None and not over.all():
+            infos = {"shaping": np.where(over, 0.0, shaping), "_shaping": ~over}
+        if not over.any():
+            return observation, reward, terminated, truncated, infos
         final_info: dict[str, np.ndarray] = {}
-        for key, array in core.final_info().items():
+        told = core.final_info() if shaping is None else {**core.final_info(), "shaping": shaping}
+        for key, array in told.items():
             final_info[key], final_info[f"_{key}"] = array, over
-        infos = {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
+        infos |= {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
         core.reset(np.flatnonzero(over))
         return core.observe(), reward, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture per environment in `rgb_array` mode, otherwise None."""
         return tuple(self.core.render(row) for row in range(self.num_envs)) if self.render_mode else None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.core.close()
 
     def _seeds(self, seed: int | Sequence[int]) -> np.ndarray:
         """The seed of each environment: int64 [B]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,13 @@ import minigrid  # noqa: F401, registers its environments
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from envs.core import Core
 from envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
 from envs.faces import SingleEnv
+from envs.foreign import Foreign
+from envs.long import LongEnv, LongVectorEnv
 from envs.wrappers import PreviousActionReward, VectorPreviousActionReward
+from envs.wraps import parse_wraps
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ TASKS: dict[str, Task] = {
     "Corridor-v0": Task(
         "envs.corridor:CorridorEnv", "envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
     ),
+    "Portal-v0": Task("envs.portal:PortalEnv", "envs.portal:PortalVectorEnv", {"progress_reward": 0.1}),
+    "Switch-v0": Task("envs.switch:SwitchEnv", "envs.switch:SwitchVectorEnv"),
 }
 
 for _id, _task in TASKS.items():
@@ -50,20 +56,28 @@ def training_kwargs(id: str) -> dict[str, Any]:
     return dict(TASKS[id].training_kwargs) if id in TASKS else {}
 
 
-def make_env(id: str, /, **kwargs: Any) -> gym.Env:
+def make_env(id: str, /, wraps: Sequence[str] = (), **kwargs: Any) -> gym.Env:
     """One environment, wrapped as a policy expects (`envs.wrappers`). Any Gymnasium id will do.
 
-    Raises EnvError, one line, for an unknown id, an unknown or ill-valued keyword, or spaces no policy can take.
+    wraps: what makes long trajectories of it, such as ["stretch=10", "episodes=4"] (`envs.long`).
+    Raises EnvError, one line, for an unknown id or wrap, an unknown or ill-valued keyword, or spaces no policy can take.
     """
     _check(id, kwargs)
+    builders = parse_wraps(wraps)
+    if builders:
+        return PreviousActionReward(LongEnv(_core(id, 1, kwargs, builders), kwargs.get("render_mode")))
     return PreviousActionReward(_made(id, kwargs))
 
 
-def make_vec_env(id: str, num_envs: int, /, **kwargs: Any) -> VectorPreviousActionReward:
+def make_vec_env(id: str, num_envs: int, /, wraps: Sequence[str] = (), **kwargs: Any) -> VectorPreviousActionReward:
     """`num_envs` environments in SAME_STEP autoreset, wrapped as a policy expects. Any Gymnasium id will do; this
-    package's own run batched, others one after the other. Raises EnvError as `make_env` does."""
+    package's own run batched, others one after the other. Wraps and errors are `make_env`'s."""
     expect_int("num_envs", num_envs, 1)
     _check(id, kwargs)
+    builders = parse_wraps(wraps)
+    if builders:
+        core = _core(id, num_envs, kwargs, builders)
+        return VectorPreviousActionReward(LongVectorEnv(core, kwargs.get("render_mode")))
     if id in TASKS:
         return VectorPreviousActionReward(
             gym.make_vec(id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
@@ -71,6 +85,21 @@ def make_vec_env(id: str, num_envs: int, /, **kwargs: Any) -> VectorPreviousActi
     first = _made(id, kwargs)  # fails with one line, before the others are built
     others = [lambda: _made(id, kwargs)] * (num_envs - 1)
     return VectorPreviousActionReward(SyncVectorEnv([lambda: first, *others], autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+def _core(id: str, num_envs: int, kwargs: Mapping[str, Any], builders: Iterable[Callable[[Core], Core]]) -> Core:
+    """The core of a task, or one over another package's environments, in the wraps that `builders` make."""
+    if id in TASKS:
+        face = _loaded(_spec(id).entry_point)
+        core = face.core_class(num_envs, **{name: value for name, value in kwargs.items() if name != "render_mode"})
+    else:
+        if kwargs.get("render_mode") == "human":  # our own window shows it
+            kwargs = {**kwargs, "render_mode": "rgb_array"}
+        PreviousActionReward(_made(id, kwargs)).close()  # tells in one line what cannot be wrapped
+        core = Foreign(lambda: _made(id, kwargs), num_envs)
+    for build in builders:
+        core = build(core)
+    return core
 
 
 def _check(id: str, kwargs: Mapping[str, Any]) -> None:

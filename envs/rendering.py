@@ -77,6 +77,7 @@ def render_strip(
     most_columns: int,
     agent: tuple[int, int],
     reach: int,
+    sight: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """A world three lines high (-1, 0, 1) as a strip of constant size, cut where it is longer than fits.
 
@@ -85,6 +86,7 @@ def render_strip(
         span: the first and last column of the world.
         most_columns: the most columns any world has; the strip is as wide, up to STRIP_COLUMNS.
         agent: its tile (x, y); the tiles within `reach` of it are lit.
+        sight: the first and last column that can be seen at all; None for all of them.
 
     Returns uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are
     three dots.
@@ -96,7 +98,8 @@ def render_strip(
     for i, column in enumerate(columns):
         if column is not None:
             codes[i] = [encoded(column, line - 1) for line in range(3)]
-            lit[i] = [max(abs(column - agent[0]), abs(line - 1 - agent[1])) <= reach for line in range(3)]
+            if sight is None or sight[0] <= column <= sight[1]:
+                lit[i] = [max(abs(column - agent[0]), abs(line - 1 - agent[1])) <= reach for line in range(3)]
     picture = render_tiles(codes, STRIP_TILE, (columns.index(agent[0]), agent[1] + 1), lit)
     middle, dot = STRIP_TILE * 3 // 2, STRIP_TILE // 16
     for i, column in enumerate(columns):

@@ -5,7 +5,8 @@ Names: B environments, n actions. The wrapped observation is a Dict:
     "image"            the observation itself if it is a uint8 Box of rank 3, else "observation";
                        a Dict brings its own keys, without text, which a policy of tensors cannot read
     "previous_action"  int64 in 0..n; n when there is none, at the start of an episode
-    "previous_reward"  float32; 0 at the start of an episode
+    "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that the
+                       environment's info says is for the learner alone
 
 At an episode's end `final_obs` carries the action just taken and the reward just received, and the observation after it
 starts afresh. Neither wrapper holds a state: what they add is told by the step itself.
@@ -27,7 +28,7 @@ from envs.errors import EnvError
 _TENSORS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def _kept_space(space: spaces.Space) -> spaces.Dict:
+def kept_space(space: spaces.Space) -> spaces.Dict:
     """The part of an observation space that a policy of tensors can read, as a Dict. Raises EnvError if it is empty."""
     if not isinstance(space, spaces.Dict):
         is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
@@ -38,8 +39,8 @@ def _kept_space(space: spaces.Space) -> spaces.Dict:
     return spaces.Dict(kept)
 
 
-def _kept(observation: Any, space: spaces.Dict) -> dict[str, Any]:
-    """The part of an observation (single or batched) that `space`, from `_kept_space`, names."""
+def kept(observation: Any, space: spaces.Dict) -> dict[str, Any]:
+    """The part of an observation (single or batched) that `space`, from `kept_space`, names."""
     if isinstance(observation, Mapping):
         return {key: observation[key] for key in space if key in observation}
     return {next(iter(space)): observation}
@@ -58,12 +59,20 @@ def _with_previous(space: spaces.Dict, action_space: spaces.Space) -> spaces.Dic
     return spaces.Dict({**space.spaces, **added})
 
 
+def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
+    """The part of a vector environment's rewards that only the learner may see: [B], or 0 where no info tells it.
+
+    As everything in the infos of Gymnasium's vectors, that of an episode's last step is in `final_info`."""
+    going, ended = infos.get("shaping", 0.0), infos.get("final_info", {})
+    return np.where(ended["_shaping"], ended["shaping"], going) if "shaping" in ended else going
+
+
 class PreviousActionReward(gym.Wrapper):
     """The single form: see the module."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self._kept_space = _kept_space(env.observation_space)
+        self._kept_space = kept_space(env.observation_space)
         self.observation_space = _with_previous(self._kept_space, env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
@@ -73,11 +82,12 @@ class PreviousActionReward(gym.Wrapper):
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         previous = int(action) - int(self.action_space.start)
-        return self._observation(observation, previous, reward), reward, terminated, truncated, info
+        seen = float(reward) - float(info.get("shaping", 0.0))
+        return self._observation(observation, previous, seen), reward, terminated, truncated, info
 
     def _observation(self, observation: Any, action: int, reward: float) -> dict[str, Any]:
         added = {"previous_action": np.int64(action), "previous_reward": np.array(reward, np.float32)}
-        return {**_kept(observation, self._kept_space), **added}
+        return {**kept(observation, self._kept_space), **added}
 
 
 class VectorPreviousActionReward(VectorWrapper):
@@ -91,7 +101,7 @@ class VectorPreviousActionReward(VectorWrapper):
         super().__init__(env)
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise EnvError(f"autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}")
-        self._kept_space = _kept_space(env.single_observation_space)
+        self._kept_space = kept_space(env.single_observation_space)
         self.single_observation_space = _with_previous(self._kept_space, env.single_action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
@@ -109,7 +119,7 @@ class VectorPreviousActionReward(VectorWrapper):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         action = np.asarray(actions).astype(np.int64) - self.single_action_space.start  # [B]
-        previous_reward = reward.astype(np.float32)  # [B]
+        previous_reward = (reward - shaping_of(infos)).astype(np.float32)  # [B]
         ended = terminated | truncated
         if "final_obs" in infos:
             final = self._batched(infos["final_obs"], ended)
@@ -138,14 +148,14 @@ class VectorPreviousActionReward(VectorWrapper):
 
     def _observation(self, observation: Any, action: np.ndarray, reward: np.ndarray) -> dict[str, np.ndarray]:
         added = {"previous_action": action, "previous_reward": reward}
-        return {**_kept(observation, self._kept_space), **added}
+        return {**kept(observation, self._kept_space), **added}
 
     def _batched(self, final: Any, ended: np.ndarray) -> dict[str, np.ndarray]:
         """Final observations as one batch with the structure of `_kept_space`; rows outside `ended` mean nothing."""
         if not (isinstance(final, np.ndarray) and final.dtype == object):
-            return _kept(final, self._kept_space)
+            return kept(final, self._kept_space)
         batch = create_empty_array(self._kept_space, self.num_envs)
         for row in np.flatnonzero(ended):
-            for key, value in _kept(final[row], self._kept_space).items():
+            for key, value in kept(final[row], self._kept_space).items():
                 batch[key][row] = value
         return batch

@@ -122,10 +122,12 @@ def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch
     assert report["env"] == "Corridor-v0" and report["env_kwargs"] == {"max_length": 6}
     keys = {"path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return"}
     keys |= {"mean_episode_length", "live_memories_mean", "live_memories_max", "memory_bytes"}
+    keys |= {"memory_efficiency"}
     for policy in report["policies"]:
         assert keys | {"acting_steps_per_second", "buckets"} <= set(policy)
         assert policy["episodes"] == 30 == sum(b["episodes"] for b in policy["buckets"])
         assert policy["success_rate"] == policy["mean_return"]
+        assert policy["memory_efficiency"] is None  # Corridor has no oracle
         low, high = policy["success_rate_ci95"]
         assert 0 <= low <= policy["success_rate"] <= high <= 1
         assert len(policy["live_memories_mean"]) == 2
@@ -140,6 +142,43 @@ def test_evaluation_does_not_depend_on_the_batch(run_dir):
     apart = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
     for key in ("success_rate", "mean_episode_length", "live_memories_mean", "live_memories_max"):
         assert together[key] == pytest.approx(apart[key])
+
+
+def test_evaluation_reports_the_figures_that_an_environment_names(in_folder, monkeypatch, capsys):
+    """Failures are counted at the step limit, sums are divided; what did not occur is null."""
+    run = [*SMALL, "--total-timesteps", "128", "--memory", "none", "--env"]
+    portal, switch = {"min_rooms": 2, "max_rooms": 2, "max_steps": 4}, {"max_hold": 1, "passage_length": 2}
+    told = {}
+    for env, kwargs in (("Portal-v0", portal), ("Switch-v0", {**switch, "max_steps": 40})):
+        assert call(train_rl, [*run, env, "--env-kwargs", json.dumps(kwargs), "--run-dir", env], monkeypatch) == 0
+        arguments = [env, "--episodes", "20", "--stochastic", "--torch-threads", "1", "--json", "out.json"]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        told[env] = json.loads(Path("out.json").read_text())["policies"][0]
+    assert told["Portal-v0"]["memory_efficiency"] == 3 * (2 + 2 * 3 / 4) / 4
+    assert told["Portal-v0"]["buckets"][0]["memory_efficiency"] == 3 * (2 + 2 * 3 / 4) / 4
+    assert "memory efficiency:  all: 2.625" in capsys.readouterr().out
+    shares = told["Switch-v0"]["correct_share_by_signals"]
+    assert list(shares) == ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65+"]
+    assert 0 <= shares["1"] <= 1 and shares["33-64"] is None and told["Switch-v0"]["memory_efficiency"] is None
+    assert min(v for v in shares.values() if v is not None) <= told["Switch-v0"]["correct_share"]
+
+
+def test_wraps_travel_with_the_policy_until_others_are_asked_for(in_folder, monkeypatch):
+    wraps = ["--wrap", "stretch=1", "--wrap", "episodes=2"]
+    assert call(train_rl, [*SMALL, *SHORT, *wraps, "--total-timesteps", "128", "--run-dir", "x"], monkeypatch) == 0
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
+    lengths = []
+    for given, expected in (
+        ([], ["stretch=1", "episodes=2"]),
+        (["--wrap", "stretch=3"], ["stretch=3"]),
+        (["--wrap", "none"], ["none"]),
+    ):
+        arguments = ["x", "--episodes", "8", "--stochastic", "--torch-threads", "1", "--json", "out.json", *given]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        report = json.loads(Path("out.json").read_text())
+        assert report["env_kwargs"] == {"max_length": 6, "wraps": expected}
+        lengths.append(report["policies"][0]["mean_episode_length"])
+    assert lengths[2] < lengths[1]
 
 
 def test_wilson_interval_known_values():
@@ -158,6 +197,7 @@ BAD_TRAINING = {
     "no object": (["--env-kwargs", "[1]"], "expected a JSON object"),
     "out of range": (["--env-kwargs", '{"max_length": 1}'], "max_length: expected a whole number"),
     "unknown keyword": (["--env-kwargs", '{"max_lenght": 9}'], "did you mean 'max_length'"),
+    "unknown wrap": (["--wrap", "stretch=2", "--wrap", "epsodes=2"], "did you mean 'episodes'"),
     "minibatches": (
         ["--num-envs", "2", "--num-minibatches", "4"],
         "--num-minibatches: expected at most --num-envs (2)",
@@ -211,6 +251,7 @@ BAD_EVALUATION = {
     "plot name": (["RUN", "--plot", "x.txt"], "--plot: expected a name that ends in"),
     "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
     "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
+    "bad wrap": (["RUN", "--wrap", "stretch=much"], "wrap stretch: expected a whole number of steps"),
     "bad keyword": (["RUN", "--env-kwargs", '{"size": 3}'], "unknown Corridor-v0 keyword 'size'"),
 }
 

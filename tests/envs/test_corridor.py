@@ -10,7 +10,8 @@ from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
 
-from envs.corridor import EAST, NORTH, SOUTH, WEST, Corridor, CorridorEnv, CorridorVectorEnv
+from envs.corridor import Corridor, CorridorEnv, CorridorVectorEnv
+from envs.tiles import EAST, NORTH, SOUTH, WEST
 
 B = 3
 

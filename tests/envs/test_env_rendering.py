@@ -11,8 +11,9 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
 
 import envs
-from envs.corridor import BALL, DOOR, EAST, EMPTY, NORTH, SOUTH, WALL, CorridorEnv
+from envs.corridor import CorridorEnv
 from envs.rendering import STRIP_COLUMNS, STRIP_TILE, strip_columns
+from envs.tiles import BALL, DOOR, EAST, EMPTY, NORTH, SOUTH, WALL
 
 
 @given(st.integers(3, 500), st.data())

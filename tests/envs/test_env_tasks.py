@@ -58,7 +58,7 @@ def test_make_and_make_vec_agree(id):
     assert batched.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert_same(batched.reset(seed=11)[0], singles.reset(seed=11)[0])
     endings = 0
-    for action in random_actions(batched, 1200):
+    for action in random_actions(batched, 2100):
         *outcome, infos = batched.step(action)
         *expected, expected_infos = singles.step(action)
         for left, right in zip(outcome, expected, strict=True):
@@ -87,8 +87,8 @@ def test_seeds_reproduce_and_differ(id):
     for left, right in zip(run(5), run(5), strict=True):
         for a, b in zip(left, right, strict=True):
             assert_same(a, b)
-    firsts = [run(seed)[0].tobytes() for seed in (5, 500, None, None)]
-    assert len(set(firsts)) == 4
+    shown = [b"".join(step[0].tobytes() for step in run(seed)[1:]) for seed in (5, 500, None, None)]
+    assert len(set(shown)) == 4
 
 
 @every_task
@@ -97,7 +97,7 @@ def test_environment_i_is_a_single_one_with_its_seed_whatever_the_batch(id):
         """What environment `row` shows at its next five beginnings."""
         shown = []
         for _ in range(5):
-            shown.append({name: value[row].item() for name, value in env.state_dict().items() if name != "seed"})
+            shown.append({name: value[row].tolist() for name, value in env.state_dict().items() if name != "seed"})
             env.reset()
         return shown
 
@@ -135,7 +135,7 @@ def test_a_saved_state_continues_identically(id, steps):
     env, other = make_batched(id), make_batched(id)
     env.reset(seed=3)
     other.reset(seed=99)
-    actions = random_actions(env, steps + 600)
+    actions = random_actions(env, steps + 1100)
     for action in actions[:steps]:
         env.step(action)
     state = env.state_dict()
@@ -168,7 +168,7 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(id):
     env = make_batched(id)
     env.reset(seed=3)
     before = env.state_dict()
-    with pytest.raises(envs.EnvError, match=r"^environment state '\w+': expected \w+\[4\], got \w+\[5\]$"):
+    with pytest.raises(envs.EnvError, match=r"^environment state '\w+': expected \w+\[4.*\], got \w+\[5.*\]$"):
         env.load_state_dict(make_batched(id, 5).state_dict())
     with pytest.raises(envs.EnvError, match="^environment state: expected the fields "):
         env.load_state_dict({"steps": np.zeros(B, np.int64)})
@@ -180,7 +180,7 @@ def test_nothing_that_was_returned_is_written_to_later(id):
     env = make_batched(id)
     kept = [(env.reset(seed=0)[0],)]
     copies = [(kept[0][0].copy(),)]
-    for action in random_actions(env, 700):
+    for action in random_actions(env, 1100):
         *outcome, infos = env.step(action)
         if infos:
             outcome += [infos["final_obs"], infos["_final_obs"], *infos["final_info"].values()]

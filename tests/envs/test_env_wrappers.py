@@ -33,7 +33,7 @@ def test_vector_form_is_the_single_form(id):
         assert_row(observation, row, env.reset(seed=4 + row)[0])
     rng = np.random.default_rng(0)
     endings = 0
-    for _ in range(400):
+    for _ in range(1100):
         actions = rng.integers(n, size=B)
         observation, reward, terminated, truncated, infos = vector.step(actions)
         assert vector.observation_space.contains(observation)

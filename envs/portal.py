@@ -1,0 +1,246 @@
+"""Portal (Sukhbaatar et al., ICML 2021, section 4.1): find the way through a chain of rooms by trying, and remember it.
+
+    #####N*      H     home, only in the first room     N, S  a red and a blue door, sides drawn per room and episode
+    H>...#*      >...  the room, `room_length` tiles    *     the landmark, three objects that no other room has
+    #####S*
+
+At the end of every room one door leads to the next room, the other is a portal back to the first room; which is which
+is drawn per room and episode, and nothing shows it. Leaving the last room pays +1 and ends the episode. So the agent
+must find out by trying, remember for each room what it tried, and use that whenever it comes by again.
+
+An agent that remembers everything still guesses each room once: with s steps per room and R rooms it takes
+`s * (R + R * (R + 1) / 4)` steps in expectation (`oracle_steps`), since room k sends it back with probability 1/2, which
+costs the s * k steps to get to where it was.
+
+Names: B environments, R rows, V view size, r = V // 2, rooms numbered from 0, x the agent's tile in its room, y = 0 but
+for the agent that has left by the north (-1) or the south (+1) door of the last room.
+
+Observation: uint8 [V, V, 3], the window centred on the agent in MiniGrid's encoding and axes, as in `envs.corridor`.
+A room ends at its walls: no other room is ever seen. With V = 3 home is seen from the first tile only, the doors from
+the last two and the landmark from the last. All windows but for the landmark stand in one table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+
+from envs.core import Core
+from envs.errors import EnvError, expect_int, expect_number
+from envs.faces import BatchedVectorEnv, SingleEnv
+from envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
+
+HOME = (OBJECT_TO_IDX["goal"], COLOR_TO_IDX["green"], 0)
+THINGS = np.array(
+    [(OBJECT_TO_IDX[o], COLOR_TO_IDX[c], 0) for o in ("key", "ball", "box") for c in sorted(COLOR_TO_IDX)], np.uint8
+)
+"""What landmarks are made of: uint8 [18, 3]."""
+PLACES = np.array([-1, 0, 1])  # the y of a landmark's three tiles, in the column behind the doors
+
+LARGEST_ROOMS = 50
+LARGEST_LENGTH = 100
+# The numbers of an episode's draws (see `Core.uniform`).
+_ROOMS, _ORDER, _DOORS = 0, 1, 1 + 3 * len(THINGS)
+
+
+def tile(x: int, y: int, room_length: int, first: bool, north: int, landmark: Any) -> tuple[int, int, int]:
+    """What stands on tile (x, y) of a room: `north` is the north door's colour (0 red, 1 blue), `landmark` three codes."""
+    if y == 0 and 0 <= x < room_length:
+        return EMPTY
+    if (x, y) == (-1, 0) and first:
+        return HOME
+    if x == room_length - 1 and abs(y) == 1:
+        return DOOR[north if y < 0 else 1 - north]
+    if x == room_length and abs(y) <= 1:
+        return tuple(int(part) for part in landmark[y + 1])
+    return WALL
+
+
+class Portal(Core):
+    """B chains of rooms at once.
+
+    Args:
+        min_rooms, max_rooms: how many rooms, drawn per episode, both included.
+        room_length: tiles of a room, and the steps through it.
+        progress_reward: paid when a room after the first is reached for the first time. Only the learner may see it
+            (`Core.shaping`): an agent that saw it would be told which door was right, also where it already knows.
+        view_size: V, odd. With V = 3 the landmark is seen from the tile between the doors only.
+        max_steps: truncates the episode; None for 4 times the oracle's expectation.
+
+    Raises EnvError for a value out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        **Core.metadata,
+        "difficulty_key": "rooms",
+        "action_names": ACTION_NAMES,
+        "ratios": {"memory_efficiency": ("oracle_steps", "agent_steps")},
+    }
+    state_fields = (
+        "rooms", "landmark", "north", "right", "room", "x", "y", "furthest", "known", "wrong_doors", "repeated_mistakes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        min_rooms: int = 1,
+        max_rooms: int = 10,
+        room_length: int = 3,
+        progress_reward: float = 0.0,
+        view_size: int = 3,
+        max_steps: int | None = None,
+    ) -> None:
+        self.min_rooms = expect_int("min_rooms", min_rooms, 1, LARGEST_ROOMS)
+        self.max_rooms = expect_int("max_rooms", max_rooms, 1, LARGEST_ROOMS)
+        if min_rooms > max_rooms:
+            raise EnvError(f"min_rooms: expected at most max_rooms ({max_rooms}), got {min_rooms}")
+        self.room_length = expect_int("room_length", room_length, 2, LARGEST_LENGTH)
+        self.progress_reward = expect_number("progress_reward", progress_reward, 0.0)
+        self.view_size = expect_view_size(view_size)
+        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
+
+        self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
+        self.single_action_space = spaces.Discrete(4)
+        # What is found in the first room is used until the last return. (Whoever notes it anew on every visit needs it
+        # for one walk through all rooms at most.)
+        self.memory_horizon = int(np.ceil(oracle_steps(max_rooms, room_length)))
+        super().__init__(num_envs)
+        self.rooms = np.full(num_envs, min_rooms)
+        self.landmark = np.zeros((num_envs, 3, max_rooms), np.uint8)  # the things at PLACES, per room
+        self.north = np.zeros((num_envs, max_rooms), np.uint8)  # the north door's colour, 0 red, 1 blue, per room
+        self.right = np.ones((num_envs, max_rooms), np.int8)  # y of the door that leads on, per room
+        self.room, self.x, self.y, self.furthest, self.known, self.wrong_doors, self.repeated_mistakes = (
+            np.zeros(num_envs, np.int64) for _ in range(7)
+        )  # `furthest` room so far; `known`: in so many rooms, the first ones, a door has been taken
+        if self.progress_reward:
+            self.shaping = np.zeros(num_envs)
+        self._windows = _window_table(room_length, view_size // 2)  # [windows, V * V * 3]
+        room, turn = np.arange(max_rooms), np.arange(max_rooms) // len(THINGS)
+        self._turned = (room + turn * np.arange(3)[:, None]) % len(THINGS)  # [3, max_rooms]
+
+    def begin(self, rows: np.ndarray) -> None:
+        drawn = self.uniform(rows, _DOORS + self.max_rooms)  # [draws, R]
+        self.rooms[rows] = self.min_rooms + (drawn[_ROOMS] * (self.max_rooms - self.min_rooms + 1)).astype(np.int64)
+        # Each place has its own order of the things. Room k shows number k + turn * place of it, so that among up to
+        # 18 rooms no thing is seen twice in the same place, and among up to 50 no two rooms share more than one.
+        order = drawn[_ORDER:_DOORS].reshape(3, len(THINGS), -1).argsort(1)  # [3, 18, R]
+        shown = np.take_along_axis(order, self._turned[:, :, None], 1)  # [3, max_rooms, R]
+        self.landmark[rows] = shown.transpose(2, 0, 1)
+        doors = (drawn[_DOORS:].T * 4).astype(np.int8)  # [R, max_rooms], two fair bits each
+        self.north[rows] = doors // 2
+        self.right[rows] = doors % 2 * 2 - 1
+        for state in (self.room, self.x, self.y, self.furthest, self.known, self.wrong_doors, self.repeated_mistakes):
+            state[rows] = 0
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        last = self.room_length - 1
+        door = np.where(self.x == last, STEP_Y[actions], 0)  # [B]: y of the door that is taken, or 0
+        self.x = (self.x + STEP_X[actions]).clip(0, last)
+        rows = np.flatnonzero(door)
+        progress = self._enter(rows, door[rows])
+        terminated = self.y != 0
+        reward = terminated.astype(np.float64)
+        if self.progress_reward:
+            self.shaping = np.zeros(self.num_envs)
+            self.shaping[rows] = progress * self.progress_reward
+            reward += self.shaping
+        return reward, terminated, ~terminated & (self.steps >= self._step_limit())
+
+    def _enter(self, rows: np.ndarray, door: np.ndarray) -> np.ndarray:
+        """The agents `rows` [R] go through their doors [R]. Returns bool [R]: who is in a room for the first time."""
+        room = self.room[rows]
+        right = self.right[rows, room] == door
+        known = room < self.known[rows]  # whichever door was taken before, it told which one leads on
+        self.known[rows] += ~known
+        self.wrong_doors[rows] += ~right
+        self.repeated_mistakes[rows] += ~right & known
+        left = right & (room == self.rooms[rows] - 1)
+        goes_on = right & ~left
+        first_visit = goes_on & (room == self.furthest[rows])
+        self.furthest[rows] += first_visit
+        self.room[rows] = np.where(left, room, (room + 1) * goes_on)
+        self.x[rows] *= left
+        self.y[rows] = door * left
+        return first_visit
+
+    def _step_limit(self) -> Any:
+        """4 times the oracle's expectation, a whole number; or what was set."""
+        return self.room_length * self.rooms * (self.rooms + 5) if self.max_steps is None else self.max_steps
+
+    def observe(self) -> np.ndarray:
+        r, here = self.view_size // 2, np.arange(self.num_envs)
+        window = _window_index(self.x, self.room == 0, self.north[here, self.room], self.y)  # [B]
+        image = self._windows.take(window, axis=0).reshape(-1, self.view_size, self.view_size, 3)  # [B, V, V, 3]
+        rows = np.flatnonzero(self.x >= self.room_length - r)  # those who see the landmark [R]
+        things = THINGS[self.landmark[rows, :, self.room[rows]]]  # [R, 3, 3]
+        away = PLACES - self.y[rows, None]  # [R, 3]: how far south of the agent its tiles are
+        i, j = np.nonzero(abs(away) <= r)  # not all are, in the view of one who left
+        image[rows[i], r + self.room_length - self.x[rows[i]], r + away[i, j]] = things[i, j]
+        return image
+
+    def final_info(self) -> dict[str, np.ndarray]:
+        """`is_success` (it left the last room), `rooms`, `furthest_room` (counted from 1), `wrong_doors`, those of them
+        where it had been told already (`repeated_mistakes`), `oracle_steps`, the `step_limit`, and `agent_steps`: those
+        it took, or the limit if it failed."""
+        success = self.y != 0
+        limit = np.broadcast_to(self._step_limit(), self.num_envs).astype(np.int64)
+        return {
+            "is_success": success,
+            "rooms": self.rooms.copy(),
+            "furthest_room": self.furthest + 1,
+            "wrong_doors": self.wrong_doors.copy(),
+            "repeated_mistakes": self.repeated_mistakes.copy(),
+            "oracle_steps": oracle_steps(self.rooms, self.room_length),
+            "step_limit": limit,
+            "agent_steps": np.where(success, self.steps, limit),
+        }
+
+    def render(self, row: int) -> np.ndarray:
+        """The chain in MiniGrid's tiles, the agent's view lit; of a long one both ends and the agent's section."""
+        from envs.rendering import render_strip
+
+        rooms, room, x, y = (int(getattr(self, name)[row]) for name in ("rooms", "room", "x", "y"))
+        width = self.room_length + 2  # with the walls on either side
+
+        def encoded(column: int, line: int) -> tuple[int, int, int]:
+            k, column = divmod(column, width)
+            landmark = THINGS[self.landmark[row, :, k]]
+            code = tile(column - 1, line, self.room_length, k == 0, int(self.north[row, k]), landmark)
+            return opened(code) if y and (k, column - 1, line) == (room, x, y) else code
+
+        begin = room * width
+        agent, sight = (begin + 1 + x, y), (begin, begin + width - 1)
+        return render_strip(encoded, (0, rooms * width - 1), self.max_rooms * width, agent, self.view_size // 2, sight)
+
+
+def oracle_steps(rooms: Any, room_length: Any) -> Any:
+    """What an agent that remembers everything takes through `rooms` rooms in expectation: see the module."""
+    return room_length * (rooms + rooms * (rooms + 1) / 4)
+
+
+def _window_index(x: Any, first: Any, north: Any, y: Any) -> Any:
+    """The table's row for an agent on (x, y) of the first or another room whose north door has that colour."""
+    return ((x * 2 + first) * 2 + north) * 3 + y + 1
+
+
+def _window_table(room_length: int, r: int) -> np.ndarray:
+    """Every window, the landmark left out: uint8 [windows, V * V * 3], in the order of `_window_index`."""
+    around, nothing = range(-r, r + 1), [WALL] * 3
+    table = np.zeros((room_length * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
+    for x, first, north, y in np.ndindex(room_length, 2, 2, 3):
+        window = [[tile(x + dx, y - 1 + dy, room_length, first, north, nothing) for dy in around] for dx in around]
+        table[_window_index(x, first, north, y - 1)] = window
+    table[:, r, r] = EMPTY  # the agent's own tile, also in a door
+    return table.reshape(len(table), -1)
+
+
+class PortalEnv(SingleEnv, core=Portal):
+    """`gym.make("Portal-v0")`."""
+
+
+class PortalVectorEnv(BatchedVectorEnv, core=Portal):
+    """`gym.make_vec("Portal-v0", num_envs)`."""

@@ -1,0 +1,40 @@
+"""What tasks on MiniGrid tiles share: moves, the codes of common tiles, and the check of a view size.
+
+A code is MiniGrid's (object, colour, state). Moves are numbered north, east, south, west; y grows to the south.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+
+from envs.errors import EnvError, expect_int
+
+NORTH, EAST, SOUTH, WEST = range(4)
+ACTION_NAMES = ("north", "east", "south", "west")
+STEP_X = np.array([0, 1, 0, -1])
+STEP_Y = np.array([-1, 0, 1, 0])
+
+COLOURS = np.array(["red", "blue"])
+"""Of doors and of what tells the right one; tasks call them 0 and 1."""
+EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
+WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
+BALL = tuple((OBJECT_TO_IDX["ball"], COLOR_TO_IDX[c], 0) for c in COLOURS)
+DOOR = tuple((OBJECT_TO_IDX["door"], COLOR_TO_IDX[c], STATE_TO_IDX["closed"]) for c in COLOURS)
+
+LARGEST_VIEW = 31  # tables of windows grow with the second to fourth power of the view
+
+
+def expect_view_size(value: Any) -> int:
+    """`value` if it is an odd view size in range. Raises EnvError otherwise."""
+    expect_int("view_size", value, 3, LARGEST_VIEW)
+    if value % 2 == 0:
+        raise EnvError(f"view_size: expected an odd number, so that the agent is in the middle, got {value}")
+    return value
+
+
+def opened(code: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The code of a door that stands open."""
+    return (*code[:2], STATE_TO_IDX["open"])

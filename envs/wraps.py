@@ -1,0 +1,80 @@
+"""The wraps of `envs.long` by name, as a command line gives them: `--wrap stretch=10 --wrap episodes=4`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from envs.core import Core
+from envs.errors import EnvError, unknown_name
+from envs.long import Episodes, Occlude, Stretch, Wrap
+
+MOST_STEPS = 10**6
+MOST_EPISODES = 1000
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One line of the table of wraps."""
+
+    expected: str
+    """What its value must be, and an example."""
+    build: Callable[[str], Callable[[Core], Wrap] | None]
+    """What a value asks for; None for a value it cannot read."""
+
+
+def _whole(text: str, low: int, high: int) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high else None
+
+
+def _stretch(text: str) -> Callable[[Core], Wrap] | None:
+    steps = _whole(text, 0, MOST_STEPS)
+    return None if steps is None else lambda core: Stretch(core, steps)
+
+
+def _episodes(fresh: bool) -> Callable[[str], Callable[[Core], Wrap] | None]:
+    def build(text: str) -> Callable[[Core], Wrap] | None:
+        count = _whole(text, 1, MOST_EPISODES)
+        return None if count is None else lambda core: Episodes(core, count, fresh)
+
+    return build
+
+
+def _occlude(text: str) -> Callable[[Core], Wrap] | None:
+    intervals = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?:/(\d{1,9}))?", part)
+        if match is None:
+            return None
+        first, last, period = (None if number is None else int(number) for number in match.groups())
+        last = first if last is None else last
+        if last < first or (period is not None and last >= period):
+            return None
+        intervals.append((first, last, period))
+    return lambda core: Occlude(core, intervals)
+
+
+WRAPS: dict[str, _Kind] = {
+    "stretch": _Kind(f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch),
+    "episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _episodes(fresh=False)),
+    "fresh_episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _episodes(fresh=True)),
+    "occlude": _Kind("steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas", _occlude),
+}
+
+
+def parse_wraps(texts: Sequence[str]) -> list[Callable[[Core], Wrap]]:
+    """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given. `["none"]`
+    is no wraps. Raises EnvError, one line, for an unknown wrap or a value it cannot take."""
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise EnvError(f"wraps: expected a list such as ['stretch=10', 'episodes=4'], got {texts!r}")
+    builders = []
+    for text in [] if list(texts) == ["none"] else texts:
+        name, equals, value = text.partition("=")
+        if name not in WRAPS:
+            raise unknown_name("wrap", name, WRAPS)
+        built = WRAPS[name].build(value) if equals else None
+        if built is None:
+            raise EnvError(f"wrap {name}: expected {WRAPS[name].expected}, got {text!r}")
+        builders.append(built)
+    return builders

@@ -1,0 +1,336 @@
+"""Portal's batched rules against a plain transcription, one step and environment at a time, on MiniGrid's grid; and that
+the task asks for memory: an oracle's steps, chance's failure, and doors that tell nothing."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Door, Goal, Wall, WorldObj
+
+import envs
+from envs.portal import HOME, THINGS, Portal, PortalEnv, PortalVectorEnv
+from envs.tiles import EAST, NORTH, SOUTH, WEST
+from envs.wrappers import VectorPreviousActionReward
+
+B = 3
+
+
+class PlainPortal:
+    """The rules as the issue tells them, with MiniGrid's own objects on MiniGrid's own grids, one per room."""
+
+    def __init__(self, core: Portal, row: int) -> None:
+        """The episode that environment `row` of a core has just begun."""
+        self.rooms, self.length, self.view_size = int(core.rooms[row]), core.room_length, core.view_size
+        self.progress_reward = core.progress_reward
+        self.oracle = self.length * (self.rooms + self.rooms * (self.rooms + 1) / 4)
+        self.limit = core.max_steps or int(np.ceil(4 * self.oracle))
+        self.margin = core.view_size + 2
+        self.grids, self.right = [], []
+        for k in range(self.rooms):
+            grid = Grid(self.length + 2 * self.margin, 2 * self.margin + 1)
+            for i in range(grid.width):
+                for j in range(grid.height):
+                    grid.set(i, j, Wall())
+            colours = ["red", "blue"] if core.north[row, k] == 0 else ["blue", "red"]
+            tiles = {(x, 0): None for x in range(self.length)}
+            tiles |= {(self.length - 1, -1): Door(colours[0]), (self.length - 1, 1): Door(colours[1])}
+            tiles |= {(self.length, i - 1): WorldObj.decode(*THINGS[core.landmark[row, i, k]]) for i in range(3)}
+            if k == 0:
+                tiles[-1, 0] = Goal()
+            for (x, y), thing in tiles.items():
+                grid.set(x + self.margin, y + self.margin, thing)
+            self.grids.append(grid)
+            self.right.append({-1: "north", 1: "south"}[int(core.right[row, k])])
+        self.room = self.x = self.y = self.steps = self.wrong = self.repeated = 0
+        self.visited, self.taken = {0}, set()
+
+    def observation(self) -> np.ndarray:
+        reach = self.view_size // 2
+        corner = self.x + self.margin - reach, self.y + self.margin - reach
+        view = self.grids[self.room].slice(*corner, self.view_size, self.view_size)
+        view.set(reach, reach, None)  # as MiniGrid does with the tile the agent stands on
+        return view.encode()
+
+    def step(self, action: int) -> tuple[float, float, bool, bool, dict]:
+        """Reward, the part of it that only the learner sees, terminated, truncated, info."""
+        self.steps += 1
+        dx, dy = {NORTH: (0, -1), EAST: (1, 0), SOUTH: (0, 1), WEST: (-1, 0)}[action]
+        target = self.grids[self.room].get(self.x + dx + self.margin, self.y + dy + self.margin)
+        left, shaping = False, 0.0
+        if target is None:
+            self.x, self.y = self.x + dx, self.y + dy
+        elif target.type == "door":
+            right = self.right[self.room] == {-1: "north", 1: "south"}[dy]
+            self.wrong += not right
+            self.repeated += not right and self.room in self.taken
+            self.taken.add(self.room)
+            left = right and self.room == self.rooms - 1
+            if left:
+                self.y = dy
+            else:
+                self.room, self.x = self.room + 1 if right else 0, 0
+                shaping = 0.0 if self.room in self.visited else self.progress_reward
+                self.visited.add(self.room)
+        truncated = not left and self.steps >= self.limit
+        info = {
+            "is_success": left, "rooms": self.rooms, "furthest_room": len(self.visited), "wrong_doors": self.wrong,
+            "repeated_mistakes": self.repeated, "oracle_steps": self.oracle, "step_limit": self.limit,
+            "agent_steps": self.steps if left else self.limit,
+        }  # fmt: skip
+        return left + shaping, shaping, left, truncated, info
+
+
+MOVES = st.sampled_from([NORTH, EAST, EAST, EAST, SOUTH, NORTH, SOUTH, WEST])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**64),
+    rooms=st.tuples(st.integers(1, 4), st.integers(0, 3)),
+    room_length=st.sampled_from([2, 3, 3, 4, 7]),
+    view_size=st.sampled_from([3, 3, 5, 9]),
+    progress_reward=st.sampled_from([0.0, 0.1, 2]),
+    max_steps=st.sampled_from([None, None, 1, 7]),
+    actions=st.lists(st.lists(MOVES, min_size=B, max_size=B), max_size=80),
+)
+def test_batched_rules_are_the_plain_rules(
+    seed, rooms, room_length, view_size, progress_reward, max_steps, actions
+):  # fmt: skip
+    env = PortalVectorEnv(
+        B, min_rooms=rooms[0], max_rooms=sum(rooms), room_length=room_length, view_size=view_size,
+        progress_reward=progress_reward, max_steps=max_steps,
+    )  # fmt: skip
+    observation, infos = env.reset(seed=seed)
+    plain = [PlainPortal(env.core, row) for row in range(B)]
+    assert infos == {}
+    for row in range(B):
+        np.testing.assert_array_equal(observation[row], plain[row].observation())
+    for step in actions:
+        observation, reward, terminated, truncated, infos = env.step(np.array(step))
+        ended = np.zeros(B, bool)
+        for row in range(B):
+            expected = plain[row].step(step[row])
+            ended[row] = terminated[row] or truncated[row]
+            if progress_reward:
+                shaping = infos["final_info"]["shaping"] if ended[row] else infos["shaping"]
+                assert shaping[row] == expected[1]
+            assert (reward[row], terminated[row], truncated[row]) == (expected[0], *expected[2:4])
+            if ended[row]:
+                np.testing.assert_array_equal(infos["final_obs"][row], plain[row].observation())
+                assert {key: infos["final_info"][key][row] for key in expected[4]} == expected[4]
+                plain[row] = PlainPortal(env.core, row)
+            np.testing.assert_array_equal(observation[row], plain[row].observation())
+        np.testing.assert_array_equal(infos.get("_final_obs", np.zeros(B, bool)), ended)
+        assert progress_reward or "shaping" not in infos
+
+
+def play(core: Portal, choose, episodes: int) -> dict[str, np.ndarray]:
+    """Final infos of one episode of each environment; `choose` gives the y of the door to take: (core) -> [B]."""
+    core.reset(np.arange(core.num_envs), np.arange(core.num_envs) + 1000 * episodes)
+    told, open_ = {}, np.ones(core.num_envs, bool)
+    while open_.any():
+        at_doors = core.x == core.room_length - 1
+        core.step(np.where(at_doors, np.where(choose(core) < 0, NORTH, SOUTH), EAST))
+        ended = core.over & open_
+        for key, array in core.final_info().items():
+            told.setdefault(key, np.zeros_like(array))[ended] = array[ended]
+        open_ &= ~ended
+        core.reset(np.flatnonzero(core.over))
+    return told
+
+
+class Oracle:
+    """Perfect memory: the door that is known to lead on, and where none is known one at random."""
+
+    def __init__(self, num_envs: int, max_rooms: int) -> None:
+        self.known = np.zeros((num_envs, max_rooms), int)
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, core: Portal) -> np.ndarray:
+        here = np.arange(core.num_envs)
+        known = self.known[here, core.room]
+        door = np.where(known, known, self.rng.choice([-1, 1], core.num_envs))
+        tried = core.x == core.room_length - 1  # whichever it takes, it knows afterwards which one leads on
+        self.known[here[tried], core.room[tried]] = core.right[here[tried], core.room[tried]]
+        return door
+
+
+@pytest.mark.parametrize(("rooms", "room_length"), [(1, 3), (4, 3), (10, 5), (50, 2)])
+def test_an_agent_that_remembers_takes_the_oracles_steps(rooms, room_length):
+    n = 4000 if rooms < 50 else 400
+    core = Portal(n, min_rooms=rooms, max_rooms=rooms, room_length=room_length)
+    told = play(core, Oracle(n, rooms), 1)
+    steps = told["agent_steps"]
+    assert told["is_success"].all() and not told["repeated_mistakes"].any()
+    expected = room_length * (rooms + rooms * (rooms + 1) / 4)
+    assert (told["oracle_steps"] == expected).all() and (told["step_limit"] == 4 * expected).all()
+    assert abs(steps.mean() - expected) < 4 * steps.std() / np.sqrt(n)
+    assert abs(told["wrong_doors"].mean() - rooms / 2) < 4 * np.sqrt(rooms / 4 / n)
+    assert core.memory_horizon == int(np.ceil(expected))
+
+
+def test_trying_doors_at_random_fails_with_many_rooms():
+    rng = np.random.default_rng(0)
+    for rooms, low, high in ((1, 0.95, 1.0), (10, 0.0, 0.15), (20, 0.0, 0.001)):
+        core = Portal(1000, min_rooms=rooms, max_rooms=rooms)
+        told = play(core, lambda core: rng.choice([-1, 1], core.num_envs), 1)
+        assert low <= told["is_success"].mean() <= high
+        assert (told["agent_steps"][~told["is_success"]] == told["step_limit"][~told["is_success"]]).all()
+
+
+def drawn(num_envs: int, seed: int = 0, **kwargs) -> Portal:
+    """A core in which each environment has begun its first episode."""
+    core = Portal(num_envs, **kwargs)
+    core.reset(np.arange(num_envs), np.arange(num_envs) + seed)
+    return core
+
+
+def at_the_doors(core: Portal, room: int) -> np.ndarray:
+    """What all see between the doors of a room."""
+    core.room[:], core.x[:] = room, core.room_length - 1
+    return core.observe()
+
+
+def test_landmarks_are_unique_in_the_episode_and_seen_at_the_decision():
+    core = drawn(200, min_rooms=50, max_rooms=50)
+    seen = np.array([at_the_doors(core, room) for room in range(50)])  # [rooms, B, 3, 3, 3]
+    landmarks = seen[:, :, 2]
+    np.testing.assert_array_equal(landmarks, THINGS[core.landmark.transpose(2, 0, 1)])
+    same = (landmarks[:, None] == landmarks[None]).all(-1).sum(-1)  # [rooms, rooms, B]: in so many places
+    assert (same[np.arange(50), np.arange(50)] == 3).all()
+    assert same[~np.eye(50, dtype=bool)].max() == 1
+    first = same[:18, :18]
+    assert first[~np.eye(18, dtype=bool)].max() == 0
+    counts = np.bincount(core.landmark[:, :, 7].ravel(), minlength=18)
+    assert counts.min() > 0.5 * counts.mean()
+
+
+def test_the_first_room_is_recognised_and_no_other_is_from_its_first_tile():
+    core = drawn(50, min_rooms=10)
+    for room in range(10):
+        core.room[:], core.x[:] = room, 0
+        image = core.observe()
+        assert (image == HOME).all(-1).any((1, 2)).tolist() == [room == 0] * 50
+        assert len(np.unique(image.reshape(50, -1), axis=0)) == 1
+
+
+def test_nothing_that_is_seen_tells_which_door_leads_on():
+    """The doors exchange their parts and no observation of any tile changes; and the parts are fair and independent."""
+    core = drawn(20_000, min_rooms=4, max_rooms=4)
+    for room in range(4):
+        for x in range(3):
+            core.room[:], core.x[:] = room, x
+            before = core.observe()
+            core.right *= -1
+            np.testing.assert_array_equal(core.observe(), before)
+    north_leads_on = core.right < 0  # [B, rooms]
+    colour = core.north == 0
+    facts = np.concatenate([north_leads_on, colour, core.landmark[:, 1, :1] < 9, core.landmark[:, 2, :1] < 9], 1)
+    correlation = np.corrcoef(facts.T.astype(float)) - np.eye(10)
+    assert abs(correlation).max() < 4.5 / np.sqrt(20_000)
+    assert abs(facts.mean(0) - 0.5).max() < 4.5 * 0.5 / np.sqrt(20_000)
+
+
+def test_rooms_are_drawn_uniformly_and_an_episode_does_not_depend_on_how_many_may_be():
+    core = drawn(20_000, min_rooms=3, max_rooms=7)
+    counts = np.bincount(core.rooms, minlength=8)[3:]
+    assert counts.sum() == 20_000 and abs(counts - 4000).max() < 4 * np.sqrt(4000)
+    more = drawn(20_000, max_rooms=50)
+    np.testing.assert_array_equal(more.right[:, :7], core.right)
+    np.testing.assert_array_equal(more.north[:, :7], core.north)
+    np.testing.assert_array_equal(more.landmark[:, :, :7], core.landmark)
+
+
+def walk(core: Portal, wrong: bool = False) -> list[int]:
+    """The moves through the room in which environment 0 begins."""
+    return [EAST] * (core.room_length - 1) + [NORTH if (core.right[0, core.room[0]] < 0) != wrong else SOUTH]
+
+
+def test_progress_is_paid_once_per_room_and_the_previous_reward_does_not_tell_it():
+    kwargs = {"min_rooms": 3, "max_rooms": 3, "progress_reward": 0.25}
+    env, vector = envs.make_env("Portal-v0", **kwargs), envs.make_vec_env("Portal-v0", 1, **kwargs)
+    env.reset(seed=5)
+    vector.reset(seed=5)
+    core = env.unwrapped.core
+    paid = []
+    for wrong in (False, True, False, False, False):  # into room 1, back, into rooms 1 and 2, and out
+        for action in walk(core, wrong):
+            observation, reward, terminated, _, info = env.step(action)
+            batched, rewards, *_, infos = vector.step(np.array([action]))
+            paid.append((reward, info["shaping"], float(observation["previous_reward"])))
+            if terminated:
+                batched = infos["final_obs"]
+            assert (rewards[0], batched["previous_reward"][0]) == (reward, observation["previous_reward"])
+    at_doors = [(0.25, 0.25, 0), (0, 0, 0), (0, 0, 0), (0.25, 0.25, 0), (1, 0, 1)]
+    assert paid == [step for last in at_doors for step in ((0, 0, 0), (0, 0, 0), last)]
+    assert terminated and infos["final_info"]["wrong_doors"][0] == 1
+
+
+def test_shaping_is_told_as_gymnasiums_vectors_tell_it():
+    """Against SyncVectorEnv over the single face, also when an episode is cut off at the step that pays progress."""
+    kwargs = {"max_rooms": 3, "progress_reward": 0.25, "max_steps": 9}
+    vector = PortalVectorEnv(4, **kwargs)
+    singles = SyncVectorEnv([lambda: gym.make("Portal-v0", **kwargs)] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    wrapped = VectorPreviousActionReward(
+        SyncVectorEnv([lambda: gym.make("Portal-v0", **kwargs)] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    )
+    for env in (vector, singles, wrapped):
+        env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    last = 0
+    for _ in range(600):
+        actions = rng.choice([NORTH, EAST, EAST, SOUTH], 4)
+        *_, infos = vector.step(actions)
+        *_, expected = singles.step(actions)
+        observation, reward, *_, wrapped_infos = wrapped.step(actions)
+        assert infos.keys() == expected.keys()
+        for told, wanted in ((infos, expected), (infos.get("final_info", {}), expected.get("final_info", {}))):
+            if "shaping" in wanted:
+                np.testing.assert_array_equal(told["_shaping"], wanted["_shaping"])
+                np.testing.assert_array_equal(told["shaping"] * told["_shaping"], wanted["shaping"])
+        if "final_obs" in infos:
+            seen = wrapped_infos["final_obs"]["previous_reward"][infos["_final_obs"]]
+            paid = infos["final_info"]["shaping"][infos["_final_obs"]]
+            last += np.count_nonzero(paid)
+            np.testing.assert_allclose(seen, reward[infos["_final_obs"]] - paid)
+        assert set(observation["previous_reward"]) <= {0, 1}
+    assert last > 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_rooms": 51}, "max_rooms: expected a whole number from 1 to 50, got 51"),
+        ({"min_rooms": 0}, "min_rooms: expected a whole number from 1 to 50, got 0"),
+        ({"min_rooms": 5, "max_rooms": 4}, "min_rooms: expected at most max_rooms (4), got 5"),
+        ({"room_length": 1}, "room_length: expected a whole number from 2 to 100, got 1"),
+        ({"progress_reward": -1}, "progress_reward: expected a number of at least 0, got -1"),
+        ({"progress_reward": float("nan")}, "progress_reward: expected a number of at least 0, got nan"),
+        ({"progress_reward": "much"}, "progress_reward: expected a number of at least 0, got 'much'"),
+        ({"view_size": 4}, "view_size: expected an odd number, so that the agent is in the middle, got 4"),
+        ({"max_steps": 0}, "max_steps: expected a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_told_in_one_line(kwargs, message):
+    for make in (lambda: envs.make_env("Portal-v0", **kwargs), lambda: envs.make_vec_env("Portal-v0", 2, **kwargs)):
+        with pytest.raises(envs.EnvError) as caught:
+            make()
+        assert str(caught.value) == message
+
+
+def test_the_picture_shows_the_chain_with_the_agents_room_lit_and_no_other():
+    env = PortalEnv(render_mode="rgb_array", min_rooms=2, max_rooms=3)
+    env.reset(seed=0)
+    before = env.render()
+    assert before.shape == (3 * 32, 3 * 5 * 32, 3)
+    columns = before.reshape(3, 32, 15, 32, 3).transpose(2, 0, 1, 3, 4)  # [column, line, ...]
+    np.testing.assert_array_equal(columns[0, 1], Grid.render_tile(Goal(), highlight=True).astype(np.uint8))
+    env.core.room[0] = 1
+    after = env.render().reshape(3, 32, 15, 32, 3).transpose(2, 0, 1, 3, 4)
+    changed = [column for column in range(15) if (columns[column] != after[column]).any()]
+    assert changed == [0, 1, 2, 5, 6, 7]

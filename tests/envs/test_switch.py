@@ -1,0 +1,268 @@
+"""Switch's batched rules against a plain transcription, one step and environment at a time, on MiniGrid's grid; and that
+only the latest signal counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Ball, Door, Wall
+
+import envs
+from envs.switch import GROUPS, Switch, SwitchEnv, SwitchVectorEnv
+from envs.tiles import EAST, NORTH, SOUTH, WEST
+
+B = 3
+COLOURS = ["red", "blue"]
+
+
+def group_of(signals: int) -> str:
+    """The label of the group that holds the junctions after so many signals."""
+    for label in GROUPS:
+        low, _, high = label.rstrip("+").partition("-")
+        if label.endswith("+") or int(low) <= signals <= int(high or low):
+            return label
+    raise AssertionError
+
+
+class PlainSwitch:
+    """The rules as the issue tells them, with MiniGrid's own objects on MiniGrid's own grid, one passage at a time."""
+
+    def __init__(self, core: Switch, row: int) -> None:
+        """The episode that environment `row` of a core has just begun."""
+        self.length, self.view_size, self.limit = core.passage_length, core.view_size, core.max_steps
+        self.holds = core.min_hold, core.max_hold
+        self.margin = core.view_size + 1
+        self.steps = self.signals = self.left = 0
+        self.colour = ""
+        self.right = dict.fromkeys(GROUPS, 0)
+        self.passed = dict.fromkeys(GROUPS, 0)
+        self.enter(core, row)
+
+    def enter(self, core: Switch, row: int) -> None:
+        """A passage begins. What is drawn (sides, colours, holds) is the core's; what follows from it is not."""
+        self.x = 0
+        appears = self.left == 0
+        if appears:
+            self.colour, self.left = COLOURS[core.signal[row]], int(core.hold[row])
+            self.signals += 1
+            assert self.holds[0] <= self.left <= self.holds[1]
+        north = COLOURS[core.north[row]]
+        self.doors = {-1: north, 1: COLOURS[1 - COLOURS.index(north)]}
+        self.grid = Grid(self.length + 2 * self.margin, 2 * self.margin + 1)
+        for i in range(self.grid.width):
+            for j in range(self.grid.height):
+                self.grid.set(i, j, Wall())
+        tiles = {(x, 0): None for x in range(self.length)}
+        tiles |= {(self.length - 1, y): Door(colour) for y, colour in self.doors.items()}
+        if appears:
+            tiles[-1, 0] = Ball(self.colour)
+        for (x, y), thing in tiles.items():
+            self.grid.set(x + self.margin, y + self.margin, thing)
+
+    def observation(self) -> np.ndarray:
+        corner = self.x + self.margin - self.view_size // 2, self.margin - self.view_size // 2
+        return self.grid.slice(*corner, self.view_size, self.view_size).encode()
+
+    def step(self, action: int, core: Switch, row: int) -> tuple[float, bool, dict]:
+        """Reward, truncated, info; `core` has taken the step and knows what was drawn for the passage that follows."""
+        self.steps += 1
+        dx, dy = {NORTH: (0, -1), EAST: (1, 0), SOUTH: (0, 1), WEST: (-1, 0)}[action]
+        target = self.grid.get(self.x + dx + self.margin, dy + self.margin)
+        reward = 0.0
+        if target is None:
+            self.x += dx
+        elif target.type == "door":
+            reward = float(target.color == self.colour)
+            group = group_of(self.signals)
+            self.right[group] += int(reward)
+            self.passed[group] += 1
+            self.left -= 1
+        right, passed = sum(self.right.values()), sum(self.passed.values())
+        enough = passed >= max(1, min(20, self.limit // self.length))
+        info = {
+            "is_success": enough and right >= 0.95 * passed, "correct": right, "junctions": passed,
+            "correct_share": right / passed if passed else 0,
+            **{f"correct_{group}": count for group, count in self.right.items()},
+            **{f"junctions_{group}": count for group, count in self.passed.items()},
+        }  # fmt: skip
+        truncated = self.steps >= self.limit
+        if target is None or target.type != "door":
+            info["signals"] = self.signals
+        elif not truncated:
+            self.enter(core, row)
+        return reward, truncated, info
+
+
+MOVES = st.sampled_from([NORTH, EAST, EAST, EAST, SOUTH, NORTH, SOUTH, WEST])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**64),
+    holds=st.tuples(st.integers(1, 3), st.integers(0, 3)),
+    passage_length=st.sampled_from([2, 2, 3, 5]),
+    view_size=st.sampled_from([3, 3, 5, 9]),
+    max_steps=st.sampled_from([1000, 1000, 1, 7, 20]),
+    actions=st.lists(st.lists(MOVES, min_size=B, max_size=B), max_size=80),
+)
+def test_batched_rules_are_the_plain_rules(seed, holds, passage_length, view_size, max_steps, actions):
+    env = SwitchVectorEnv(
+        B, min_hold=holds[0], max_hold=sum(holds), passage_length=passage_length, view_size=view_size,
+        max_steps=max_steps,
+    )  # fmt: skip
+    observation, infos = env.reset(seed=seed)
+    plain = [PlainSwitch(env.core, row) for row in range(B)]
+    assert infos == {}
+    for row in range(B):
+        np.testing.assert_array_equal(observation[row], plain[row].observation())
+    for step in actions:
+        observation, reward, terminated, truncated, infos = env.step(np.array(step))
+        assert not terminated.any()
+        for row in range(B):
+            paid, ended, info = plain[row].step(step[row], env.core, row)
+            assert (reward[row], truncated[row]) == (paid, ended)
+            if ended:
+                assert {key: infos["final_info"][key][row] for key in info} == info
+                if "signals" in info:  # else the last step led into a passage that only the core has seen
+                    np.testing.assert_array_equal(infos["final_obs"][row], plain[row].observation())
+                plain[row] = PlainSwitch(env.core, row)
+            np.testing.assert_array_equal(observation[row], plain[row].observation())
+
+
+def play(core: Switch, choose) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """One whole episode of efficient walks: final info and returns; `choose` tells the colour to follow: (core) -> [B]."""
+    core.reset(np.arange(core.num_envs), np.arange(core.num_envs))
+    returns = np.zeros(core.num_envs)
+    while not core.over.any():
+        door = np.where(core.north == choose(core), NORTH, SOUTH)
+        reward, *_ = core.step(np.where(core.x == core.passage_length - 1, door, EAST))
+        returns += reward
+    return core.final_info(), returns
+
+
+class Rewriting:
+    """Remembers the latest signal it saw."""
+
+    def __init__(self) -> None:
+        self.colour: np.ndarray | int = 0
+
+    def __call__(self, core: Switch) -> np.ndarray:
+        self.colour = np.where(core.shown & (core.x == 0), core.signal, self.colour)
+        return self.colour
+
+
+def test_an_agent_that_rewrites_its_memory_is_always_right():
+    told, returns = play(Switch(50), Rewriting())
+    assert told["is_success"].all() and (told["correct_share"] == 1).all()
+    assert (told["junctions"] == 200).all() and (returns == 200).all()
+    for group in GROUPS:
+        np.testing.assert_array_equal(told[f"correct_{group}"], told[f"junctions_{group}"])
+    assert told["signals"].mean() == pytest.approx(200 / 4.5, rel=0.1)
+
+
+def test_an_agent_that_keeps_the_first_signal_is_right_half_of_the_time_after_it():
+    first: list[np.ndarray] = []
+
+    def choose(core: Switch) -> np.ndarray:
+        first[:] = first or [core.signal.copy()]
+        return first[0]
+
+    told, _ = play(Switch(400), choose)
+    share = {
+        g: told[f"correct_{g}"].sum() / told[f"junctions_{g}"].sum() for g in GROUPS if told[f"junctions_{g}"].any()
+    }
+    assert share.pop("1") == 1
+    assert all(abs(value - 0.5) < 0.1 for value in share.values()) and set(share) >= {"2", "3-4", "5-8", "33-64"}
+    assert not told["is_success"].any()
+    assert np.mean(told["correct_share"]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_doors_at_random_and_standing_still_are_no_success():
+    rng = np.random.default_rng(0)
+    told, _ = play(Switch(200), lambda core: rng.integers(2, size=core.num_envs))
+    assert not told["is_success"].any() and abs(told["correct_share"].mean() - 0.5) < 0.02
+    core = Switch(200)
+    core.reset(np.arange(200), np.arange(200))
+    for step in range(1000):  # one junction, right for half of them, and no other
+        core.step(np.full(200, EAST if step < 4 else NORTH if step == 4 else WEST))
+    told = core.final_info()
+    assert set(told["correct_share"]) == {0, 1} and (told["junctions"] == 1).all() and not told["is_success"].any()
+
+
+def test_signals_and_sides_are_fair_independent_and_as_long_as_they_should_be():
+    core = Switch(2000, min_hold=2, max_hold=5)
+    core.reset(np.arange(2000), np.arange(2000))
+    signals, sides, shown, holds = [], [], [], []
+    for passage in range(40):
+        assert (core.passage == passage).all()
+        signals.append(core.signal.copy())
+        sides.append(core.north.copy())
+        shown.append(core.shown.copy())
+        holds.append(core.hold.copy())
+        for action in [EAST] * 4 + [NORTH]:
+            core.step(np.full(2000, action))
+    signals, sides, shown, holds = (np.array(x) for x in (signals, sides, shown, holds))  # [passages, B]
+    assert shown[0].all()
+    changed = signals[1:] != signals[:-1]
+    assert not changed[~shown[1:]].any()
+    n = shown[1:].sum()
+    assert abs(changed[shown[1:]].mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
+    counts = np.bincount(holds[shown], minlength=6)[2:]
+    assert counts.sum() == shown.sum() and abs(counts / counts.sum() - 0.25).max() < 4 * 0.5 / np.sqrt(counts.sum())
+    assert abs(sides.mean() - 0.5) < 4 * 0.5 / np.sqrt(sides.size)
+    for left, right in ((sides, signals), (sides[1:], sides[:-1]), (sides, shown)):
+        assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 4 / np.sqrt(left.size)
+    # Between two beginnings of signals lies the hold that was drawn.
+    for row in range(20):
+        starts = np.flatnonzero(shown[:, row])
+        np.testing.assert_array_equal(np.diff(starts), holds[starts[:-1], row])
+
+
+def test_away_from_a_signal_nothing_that_is_seen_tells_its_colour():
+    core = Switch(100)
+    core.reset(np.arange(100), np.arange(100))
+    core.shown[50:] = False
+    for x in range(5):
+        core.x[:] = x
+        before = core.observe()
+        core.signal ^= 1
+        same = (core.observe() == before).all((1, 2, 3))
+        assert same.tolist() == [x > 0] * 50 + [True] * 50
+
+
+def test_facts_last_as_long_as_the_horizon_says():
+    assert Switch(1).memory_horizon == 5 * 8
+    assert Switch(1, passage_length=7, max_hold=20).memory_horizon == 140
+    assert Switch(1, max_hold=10**6).memory_horizon == 1000
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"min_hold": 9}, "min_hold: expected at most max_hold (8), got 9"),
+        ({"max_hold": 0}, "max_hold: expected a whole number from 1 to 1000000, got 0"),
+        ({"passage_length": 1}, "passage_length: expected a whole number from 2 to 100, got 1"),
+        ({"max_steps": None}, "max_steps: expected a whole number of at least 1, got None"),
+        ({"view_size": 6}, "view_size: expected an odd number, so that the agent is in the middle, got 6"),
+    ],
+)
+def test_bad_settings_are_told_in_one_line(kwargs, message):
+    for make in (lambda: envs.make_env("Switch-v0", **kwargs), lambda: envs.make_vec_env("Switch-v0", 2, **kwargs)):
+        with pytest.raises(envs.EnvError) as caught:
+            make()
+        assert str(caught.value) == message
+
+
+def test_the_picture_shows_the_signal_and_both_doors():
+    env = SwitchEnv(render_mode="rgb_array")
+    env.reset(seed=0)
+    picture = env.render()
+    assert picture.shape == (3 * 32, 7 * 32, 3)
+    tiles = picture.reshape(3, 32, 7, 32, 3).transpose(2, 0, 1, 3, 4)  # [column, line, ...]
+    core = env.core
+    expected = {(0, 1): (Ball(COLOURS[core.signal[0]]), True), (5, 0): (Door(COLOURS[core.north[0]]), False)}
+    for place, (thing, lit) in expected.items():
+        np.testing.assert_array_equal(tiles[place], Grid.render_tile(thing, highlight=lit).astype(np.uint8))
