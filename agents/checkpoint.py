@@ -35,7 +35,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         header = json.loads(metadata["training"])
         ours = header["format"] == FORMAT
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         ours = False
     if not ours:
         raise CheckpointError(f"{path}: expected a checkpoint of this toolkit, got another safetensors file")

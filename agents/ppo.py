@@ -182,6 +182,8 @@ class PPO:
         reward_loss = (predicted - part.rewards).square().mean() / (2 * reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - entropy_coef * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"loss: expected a finite number, got {float(loss)}: a lower --learning-rate may help")
         self.optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]

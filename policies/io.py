@@ -69,7 +69,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
     try:
         header = json.loads(metadata["policy"])
         ours = header["format"] == FORMAT
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         ours = False
     if not ours:
         raise PolicyFileError(f"{file}: expected a policy saved by this toolkit, got another safetensors file")
@@ -81,7 +81,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
         policy = ActorCritic(PolicyConfig.from_json(header["config"]))
         policy.load_state_dict(weights)
         info = dict(header["info"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         raise PolicyFileError(f"{file}: expected a config and weights that belong together ({told})") from None
     return policy.to(device).eval(), info

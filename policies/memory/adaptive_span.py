@@ -6,12 +6,12 @@ B environments, H heads, C slots, N query steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import MemoryKind
+from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AdaptiveSpan(MemoryKind):
     presses = True
 
     def __init__(self, width: int, num_heads: int, config: AdaptiveSpanConfig):
-        super().__init__(width, num_heads, config)
+        super().__init__(width, num_heads, config if config.max_span else replace(config, max_span=UNKNOWN_MAX_SPAN))
         # Spans go through a sigmoid, not a clamp, at whose ends the gradient would vanish for good.
         self.logit = nn.Parameter(torch.full((num_heads,), math.log(config.initial_span / (1 - config.initial_span))))
 

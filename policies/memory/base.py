@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
+
 
 @dataclass(frozen=True)
 class LayerMemory:

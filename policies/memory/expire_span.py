@@ -6,12 +6,12 @@ B environments, C slots, N query steps, D model width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import MemoryKind
+from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ExpireSpanConfig:
     """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs."""
     span_dropout: bool = False
     """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
-    span_lr_scale: float = 0.3
+    span_lr_scale: float = 1.5
     """Learning rate of the span predictor's weights, which tell memories apart, as a multiple of the policy's."""
-    span_bias_lr_scale: float = 3.0
+    span_bias_lr_scale: float = 60.0
     """Learning rate of the span predictor's bias, which all spans share, as a multiple of the policy's."""
     use_lift: float = 8.0
     """A memory is used where some head gives it this many times the attention that it gives the others on average."""
@@ -53,7 +53,7 @@ class ExpireSpan(MemoryKind):
     presses = True
 
     def __init__(self, width: int, num_heads: int, config: ExpireSpanConfig):
-        super().__init__(width, num_heads, config)
+        super().__init__(width, num_heads, config if config.max_span else replace(config, max_span=UNKNOWN_MAX_SPAN))
         self.span = nn.Linear(width, 1)
         nn.init.zeros_(self.span.weight)
         nn.init.constant_(self.span.bias, math.log(config.initial_span / (1 - config.initial_span)))
@@ -81,9 +81,9 @@ class ExpireSpan(MemoryKind):
         return {"span_mean": float(spans.mean())} if spans.numel() else {}
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        return (
-            torch.rand(batch_size, 1, generator=generator) if self.config.span_dropout else torch.zeros(batch_size, 0)
-        )
+        if not self.config.span_dropout:
+            return super().draw(batch_size, generator)
+        return torch.rand(batch_size, 1, generator=generator, device=None if generator is None else generator.device)
 
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None

@@ -119,9 +119,6 @@ def test_a_newer_version_is_refused(saved):
     assert refused(saved) == f"expected format version {header['version']}, got {header['version'] + 1}: update the toolkit"
 
 
-INDEX_ERROR = pytest.mark.xfail(strict=True, raises=IndexError, reason="load_policy lets an IndexError out")
-
-
 @pytest.mark.parametrize(
     "path, value",
     [
@@ -134,7 +131,7 @@ INDEX_ERROR = pytest.mark.xfail(strict=True, raises=IndexError, reason="load_pol
         (("observation",), []),
         (("observation", "image", "kind"), "sound"),
         (("observation", "image", "shape"), [5, 5, 3]),
-        pytest.param(("observation", "image", "shape"), [], marks=INDEX_ERROR),
+        (("observation", "image", "shape"), []),
         (("core",), "x"),
         (("core", "width"), -16),
         (("core", "width"), 15),
@@ -158,10 +155,9 @@ def test_a_config_that_was_tampered_with_is_refused(saved, path, value):
     assert refused(saved).startswith("expected a config and weights that belong together (")
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="load_policy lets a RecursionError out")
 def test_a_header_too_deep_to_read_is_refused(saved):
     save_file({"x": torch.zeros(2)}, saved, {"policy": "[" * 100_000})
-    refused(saved)
+    assert refused(saved) == "expected a policy saved by this toolkit, got another safetensors file"
 
 
 def test_weights_that_were_tampered_with_are_refused(saved):
