@@ -141,7 +141,9 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
                     "train": {k: v for k, v in figures.items() if k.startswith(("rollout/", "memory/", "success/"))},
                 }
             )
-            print(f"seed {flags['seed']} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True)
+            print(
+                f"seed {flags['seed']} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True
+            )
             speeds = []
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     out = {"seed": flags["seed"], "history": history, "curve": curve, "peak_rss_gb": peak}

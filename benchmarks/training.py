@@ -55,7 +55,9 @@ def main() -> None:
             if update >= config.warm_up:
                 figures.append(took)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        resident = pool.map(resident_alone, [(path, rest, config.warm_up + config.updates) for path in config.policies], 1)
+        resident = pool.map(
+            resident_alone, [(path, rest, config.warm_up + config.updates) for path in config.policies], 1
+        )
     table = Table(title=f"Training with {' '.join(rest) or 'the defaults'}, medians of {config.updates} updates")
     table.add_column("policy", overflow="fold")
     for name in ("steps/s", "slowest-fastest", "rollout s", "update s", "live memories", "resident GB", "at half time"):

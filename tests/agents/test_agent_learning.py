@@ -56,7 +56,7 @@ def test_the_policy_learns_which_action_is_right():
 
 
 def test_the_policy_learns_what_the_observation_asks_for():
-    trainer, figures = trained("ProbeActionByObservation-v0", "none", 30)
+    trainer, _ = trained("ProbeActionByObservation-v0", "none", 30)
     assert played(trainer.policy, "ProbeActionByObservation-v0", 50).mean() == 1
 
 
@@ -79,7 +79,9 @@ def test_a_short_corridor_is_learned():
     env = envs.make_vec_env("Corridor-v0", 64, max_length=8)
     torch.manual_seed(0)
     spaces = env.single_observation_space, env.single_action_space
-    policy = ActorCritic.for_spaces(*spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32))
+    policy = ActorCritic.for_spaces(
+        *spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32)
+    )
     agent = PPO(policy, PPOConfig(num_steps=32, num_minibatches=4), 64, 0)
     trainer = Trainer(env, policy, agent, ForgettingConfig(forgetting=False), 200_000, 0)
     while not trainer.done:

@@ -260,7 +260,7 @@ def test_a_dead_memory_stays_dead():
     given, later, live = acted(policy, memory, 5, seed=1)
     assert live == [[[6 + t + 1] * 2] * 2 for t in range(5)]
     assert later.layers[0].birth.tolist() == [list(range(14, 25))] * 2
-    logits, _, layers = policy.inspect(given.observation, memory, given.start)
+    _, _, layers = policy.inspect(given.observation, memory, given.start)
     coordinates = layers[0].coordinate[0]
     assert coordinates[coordinates > -math.inf].tolist() == [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4]
     with_span(policy, 1.5)
