@@ -93,7 +93,7 @@ def main() -> None:
         check_spaces(path, policy, env_id, kwargs)
     results = []
     for path, (policy, told) in zip(config.policies, loaded):
-        with tqdm(total=config.episodes, unit="episode", desc=path, leave=False) as bar:
+        with tqdm(total=config.episodes, unit="episode", desc=path, leave=False, disable=None) as bar:
             result = evaluate(
                 policy, env_id, kwargs, config.episodes, config.num_envs, config.seed, not config.stochastic, bar.update
             )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning --env Corridor-v0 --memory expire_span --seeds 5
 
-Every flag of train_rl.py may follow. Each seed trains with one thread, `--jobs` of them at a time; every `--eval-every` steps
+Every flag of train_rl.py may follow. Seeds whose results are there are not trained again. Each seed trains with one thread, `--jobs` of them at a time; every `--eval-every` steps
 the policy plays 1,000 fresh episodes with the environment's own (evaluation) settings, at the end also hard ones. Both the
 last policy and the kept one (fewest live memories while success held) are reported. Timings therefore are of one core.
 """
@@ -72,9 +72,17 @@ def main() -> None:
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
     if not config.hard_env_kwargs and flags["env"] == "Corridor-v0":
         hard = {"min_length": kwargs.get("max_length", 200)}
-    jobs = [({**flags, "seed": s, "torch_threads": 1}, config, hard) for s in _seeds(config)]
-    results: list[dict[str, Any]] = []
-    report = {"command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]), "hard": hard, "seeds": results}
+    shared = {key: value for key, value in flags.items() if key not in ("seed", "torch_threads", "run_dir")}
+    shared = json.loads(json.dumps(shared))  # as it comes back from a file
+    report = _begun(out, shared) or {
+        "command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]),
+        "flags": shared,
+        "hard": hard,
+        "seeds": [],
+    }
+    results = report["seeds"]
+    missing = [s for s in _seeds(config) if s not in {result["seed"] for result in results}]
+    jobs = [({**flags, "seed": s, "torch_threads": 1}, config, hard) for s in missing]
     with multiprocessing.get_context("spawn").Pool(config.jobs, maxtasksperchild=1) as pool:
         for result in pool.imap_unordered(train_and_evaluate, jobs):
             results.append(result)
@@ -84,6 +92,17 @@ def main() -> None:
             print(f"seed {result['seed']} done", file=sys.stderr, flush=True)
     _show(report, config.plot)
     print(f"results: {out}")
+
+
+def _begun(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
+    """The results that are there, to go on with; None if there are none. Raises UsageError if they are of other settings."""
+    if not out.exists():
+        return None
+    report = json.loads(out.read_text())
+    other = sorted(key for key in flags.keys() | report["flags"].keys() if flags.get(key) != report["flags"].get(key))
+    if other:
+        raise cli.UsageError(f"--out: expected new results or those of the same settings, {out} differs in {other[0]}")
+    return report
 
 
 def _show(report: dict[str, Any], picture: str) -> None:

@@ -41,7 +41,7 @@ def test_the_adapter_tells_what_the_vector_environment_does():
     observation, _ = ours.reset(seed=11)
     shown = theirs.reset()
     generator, sums, steps, endings = np.random.default_rng(0), np.zeros(6), np.zeros(6, int), [0, 0]
-    for _ in range(120):
+    for _ in range(400):
         for key, value in observation.items():
             assert (shown[key].reshape(value.shape) == value).all()
         actions = generator.integers(4, size=6)

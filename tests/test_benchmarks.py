@@ -1,0 +1,60 @@
+"""The benchmarks as a user calls them, in small: what they write, that they go on where they were, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+from benchmarks import learning, training
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--total-timesteps", "512"]
+TINY += ["--env-kwargs", '{"max_length": 5}', "--eval-every", "256", "--eval-episodes", "20", "--jobs", "1"]
+
+
+def call(module, arguments, monkeypatch) -> int:
+    """The exit code of a benchmark's command line, in this process."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.main)
+    return int(stop.value.code or 0)
+
+
+def test_learning_reports_every_seed_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert call(learning, [*TINY, "--seeds", "1", "--out", "x.json"], monkeypatch) == 0
+    first = json.loads(Path("x.json").read_text())
+    assert [r["seed"] for r in first["seeds"]] == [1]
+    assert [h["timesteps"] for h in first["seeds"][0]["history"]] == [256, 512]
+    assert first["seeds"][0]["last"]["hard"]["mean_episode_length"] >= 5  # the hard ones are the longest
+    assert [row[0] for row in first["seeds"][0]["curve"]] == [512]
+    assert call(learning, [*TINY, "--seeds", "2", "--out", "x.json", "--plot", "x.png"], monkeypatch) == 0
+    both = json.loads(Path("x.json").read_text())
+    assert [r["seed"] for r in both["seeds"]] == [1, 2]
+    assert both["seeds"][0] == first["seeds"][0]
+    assert Path("x.png").stat().st_size > 5_000
+    capsys.readouterr()
+    assert call(learning, [*TINY, "--gamma", "0.9", "--out", "x.json"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "x.json differs in gamma" in error and error.count("\n") == 1
+    assert json.loads(Path("x.json").read_text()) == both
+    assert call(learning, ["--replot", "--out", "x.json"], monkeypatch) == 0
+    assert "steps to 95%" in capsys.readouterr().out
+
+
+def test_training_times_a_shipped_policy(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    policy = ROOT / "pretrained" / "corridor-expire_span.safetensors"
+    small = ["--updates", "2", "--warm-up", "1", "--num-envs", "8", "--torch-threads", "1"]
+    assert call(training, [policy, *small], monkeypatch) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if "corridor" in line or ".safetensors" in line)
+    assert "resident" in out and row.count("│") == 9  # a figure in each of the seven columns
+    assert call(training, small, monkeypatch) == 2
+    assert "expected at least one policy file" in capsys.readouterr().err
