@@ -2,7 +2,7 @@
 
 A run directory holds config.json, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state,
 for --resume), checkpoints/ (policies on the way) and policy.safetensors: the policy with the fewest live memories among
-those that kept success, or the last one where none did.
+those that kept success (the latest of them where nothing is forgotten), or the last one where none did.
 """
 
 from __future__ import annotations
@@ -230,7 +230,9 @@ def train(config: dict[str, Any]) -> Path:
     kept = trainer.best
     _say(f"trained {trainer.timesteps:,} steps in {(time.time() - began) / 60:.1f} minutes")
     if kept:
-        told = f"{kept['score']:.1%} on the hard episodes with {kept['live']:.1f} live memories per layer"
+        told = f"{kept['score']:.1%} on the hard episodes"
+        if kept["live"] is not None:
+            told += f" with {kept['live']:.1f} live memories per layer"
         _say(f"{run_dir / 'policy.safetensors'}: the policy of step {kept['timesteps']:,}, {told}")
     else:
         _say(f"{run_dir / 'policy.safetensors'}: the last policy")

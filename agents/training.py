@@ -50,11 +50,9 @@ class Trainer:
         mean_live = float(np.mean(live["mean"])) if live else None
         score, count = self.window.hard_score()
         is_success = bool(self.window.recent) and "is_success" in self.window.recent[0]
-        if self.policy.can_forget:
-            self._keep_best(score, count, is_success, mean_live)
-            pressure = self.controller.update(score, count, is_success, mean_live)
-        else:
-            pressure = 0.0
+        self._keep_best(score, count, is_success, mean_live)
+        can_forget = self.policy.can_forget
+        pressure = self.controller.update(score, count, is_success, mean_live) if can_forget else 0.0
         figures: dict[str, float] = {}
         if self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)
@@ -70,7 +68,7 @@ class Trainer:
         if live:
             figures["memory/live_mean"], figures["memory/live_max"] = mean_live, float(max(live["max"]))
         figures.update({f"memory/{name}": value for name, value in self.policy.memory_figures(rollout).items()})
-        if self.policy.can_forget:
+        if can_forget:
             figures["memory/pressure"] = pressure
         figures["time/fps"] = self.rollout_size / (ended - began)
         figures["time/rollout_seconds"] = collected - began
@@ -137,13 +135,17 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with fewer live memories than before. Lets
-        those go that no longer meet the target, which without success moves with the best return."""
+        """Keeps the weights that acted in this rollout if the constraint holds with no more live memories than before;
+        where nothing is brought down, the latest with which it holds. Lets those go that no longer meet the target, which
+        without success moves with the best return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
-        if live is None or not self.controller.holds(score, count, is_success):
+        if not self.controller.holds(score, count, is_success):
             return
-        live = max(live, self.controller.config.memory_budget)  # below the budget fewer is no better: take the later
-        if self.best is None or live <= self.best["live"]:
+        cost = 0.0
+        if self.policy.can_forget and self.controller.config.forgetting and live is not None:
+            cost = max(live, self.controller.config.memory_budget)  # below the budget fewer is no better: take the later
+        if self.best is None or cost <= self.best["cost"]:
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-            self.best = {"live": live, "score": score, "timesteps": self.timesteps, "weights": weights}
+            kept = {"cost": cost, "live": live, "score": score, "timesteps": self.timesteps}
+            self.best = {**kept, "weights": weights}

@@ -120,7 +120,7 @@ def test_within_the_budget_the_latest_is_the_best(monkeypatch):
     """Fewer live memories than the budget are no better: of 9, 4, 1 and 5 with a budget of 5, the last."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, memory_budget=5))
     acted = run_scripted(trainer, [1, 1, 1, 1], [9, 4, 1, 5], monkeypatch)
-    assert trainer.best["live"] == 5 and same(trainer.best["weights"], acted[3])
+    assert trainer.best["cost"] == 5 and same(trainer.best["weights"], acted[3])
 
 
 def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
@@ -133,11 +133,13 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
     assert same(trainer.best["weights"], acted[-1])
 
 
-def test_a_policy_that_cannot_forget_is_never_pressed_nor_replaced():
-    trainer = corridor_trainer(kind="transformer_xl", forgetting=ForgettingConfig(success_target=0.01))
-    for _ in range(4):
-        figures = trainer.update()
-    assert trainer.best is None and "memory/pressure" not in figures
+@pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
+def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_is_kept(kind, forgetting, monkeypatch):
+    """Never pressed, whatever its success; live memories count for nothing."""
+    trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
+    acted = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
+    assert same(trainer.best["weights"], acted[1]) and trainer.best["timesteps"] == STEPS * ENVS
+    assert trainer.controller.pressure == 0
 
 
 def comparable(figures: dict[str, float]) -> dict[str, float | None]:
