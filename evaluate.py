@@ -289,16 +289,17 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     policies = report["policies"]
     with_success = policies[0]["success_rate"] is not None
-    for p in policies:
+    for i, p in enumerate(policies):
+        style = {"marker": "os^Dv"[i % 5], "markersize": max(4, 9 - 2 * i), "linestyle": ("-", "--", ":", "-.")[i % 4]}
         label = f"{p['memory']} ({Path(p['path']).stem if Path(p['path']).suffix else Path(p['path']).name})"
         x = [(b["low"] + b["high"]) / 2 for b in p["buckets"]]
         y = [b["success_rate"] if with_success else b["mean_return"] for b in p["buckets"]]
-        (line,) = left.plot(x, y, "o-", label=label)
+        (line,) = left.plot(x, y, label=label, **style)
         if with_success:
             low, high = zip(*(b["success_rate_ci95"] for b in p["buckets"]))
             left.fill_between(x, low, high, alpha=0.15, color=line.get_color())
         live = [b.get("live_memories_per_episode", 1.0) for b in p["buckets"]]
-        right.plot(x, live, "o-", color=line.get_color(), label=label)
+        right.plot(x, live, color=line.get_color(), label=label, **style)
     by = policies[0]["buckets"][0]["by"]
     left.set(xlabel=f"{by} of the episode", ylabel="success rate" if with_success else "mean return")
     if with_success:
