@@ -129,24 +129,25 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     budgets = sorted({row["budget"] for row in rows} - {None}) or [1]
     for i, kind in enumerate(kinds):
         mine = [row for row in rows if row["kind"] == kind]
-        sized = mine[0]["budget"] is not None
-        x = [row["budget"] for row in mine] if sized else [budgets[0], budgets[-1]]
-        value, low, high = zip(*((score(row) for row in mine) if sized else [score(mine[0])] * 2), strict=True)
         colour = f"C{i}"
-        left.plot(x, value, "-" if sized else "--", color=colour, label=kind if sized else f"{kind} (no size)")
-        left.fill_between(x, low, high, alpha=0.13, color=colour, linewidth=0)
-        if sized:
-            shift = 1.015 ** (i - len(kinds) / 2)  # intervals beside one another, not over one another
-            ends = [[v - a for v, a in zip(value, low)], [b - v for v, b in zip(value, high)]]
-            left.errorbar([b * shift for b in x], value, ends, fmt="none", color=colour, capsize=2, linewidth=1)
-            filled = [colour if keeps_budget(row) else "white" for row in mine]
-            left.scatter([b * shift for b in x], value, c=filled, edgecolors=colour, zorder=3, s=36)
-            right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
-            right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
+        if mine[0]["budget"] is None:
+            value, low, high = score(mine[0])
+            left.axhline(value, linestyle="--", color=colour, label=f"{kind} (no size)")
+            left.axhspan(low, high, alpha=0.13, color=colour, linewidth=0)
+            continue
+        shift = 1.015 ** (i - len(kinds) / 2)  # intervals beside one another, not over one another
+        x = [row["budget"] * shift for row in mine]
+        value, low, high = zip(*map(score, mine), strict=True)
+        ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
+        left.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
+        filled = [colour if keeps_budget(row) else "white" for row in mine]
+        left.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
+        right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
+        right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
     right.plot(budgets, budgets, color="0.6", linewidth=5, alpha=0.4, zorder=0)
-    right.set(
-        ylabel="live memories: mean (solid), peak (dotted)", yscale="log", title="what was live (grey: the budget)"
-    )
+    right.set(ylabel="live memories: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
+    right.set_yscale("log", base=2)
+    right.yaxis.set_major_formatter("{x:.0f}")
     with_success = rows[0]["success"] is not None
     left.set(
         ylabel="success rate" if with_success else "mean return", title=f"highest within its budget: {_highest(rows)}"

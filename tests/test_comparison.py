@@ -110,7 +110,7 @@ def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
 @pytest.mark.parametrize("kind", ["expire_span", "adaptive_span"])
 def test_a_ramp_takes_at_most_a_quarter(kind):
     assert [SIZES[kind](budget)["ramp"] for budget in (8, 16, 32, 128)] == [2, 4, 8, 8]
-    assert SIZES[kind](16)["memory_budget"] == 16
+    assert SIZES[kind](16)["memory_budget"] == 16 * comparison.SPAN_SHARE <= 16
 
 
 # A sweep
@@ -200,6 +200,11 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(arguments, told, in_fo
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1
     assert list(in_folder.iterdir()) == []
+
+
+def test_there_is_no_report_of_nothing(in_folder, monkeypatch, capsys):
+    assert sweep([*TINY, "--report"], monkeypatch) == 2
+    assert "expected a sweep with finished cells, sweep has none" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_sweep_is_refused_and_kept(in_folder, monkeypatch, capsys):
