@@ -1,0 +1,329 @@
+"""Success against memory size: memory kinds at the same budgets of live memories per layer, on several seeds.
+
+    python -m benchmarks.comparison --quick
+    python -m benchmarks.comparison --env Corridor-v0 --kinds expire_span transformer_xl --budgets 16 32 --seeds 3 \\
+        --out benchmarks/results/comparison-corridor
+
+Every flag of train_rl.py that all the kinds have may follow. A cell is one kind at one budget with one seed: it is trained
+and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of one core. The same command again
+continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds make a sweep grow.
+
+The sweep directory holds cells/ (a JSON per finished cell, all that was measured), runs/ (the trainings), and what is made of
+the cells: results.csv (one row per cell), table.md and success.png (interquartile means and 95% intervals over seeds).
+
+A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long episode,
+its budget is a peak; spans are pressed until their mean over steps is within it. The table therefore has both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import cli
+import evaluate
+import train_rl
+from benchmarks.comparison_report import write_report
+from benchmarks.learning import split_arguments
+from policies import KINDS, load_policy
+from policies.io import write_atomically
+
+LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
+COMPRESSION = 4  # Compressive's default rate
+SPAN_SHARE = 0.8
+"""Spans are pressed to this share of the budget: training counts live memories in its own episodes, of which many are short,
+evaluation found 9.0 where training had 8.0 (expire_span, corridors up to 24)."""
+SMALLEST_BUDGET = 8
+
+
+def _spans(budget: int) -> dict[str, Any]:
+    """The ramp, below which live memory cannot fall, takes at most a quarter."""
+    return {"memory_budget": SPAN_SHARE * budget, "ramp": min(LARGEST_RAMP, budget // 4)}
+
+
+def _window(budget: int) -> dict[str, Any]:
+    """A query sees as many steps as the window has, and its own."""
+    return {"window": budget - 1}
+
+
+def _recent_and_compressed(budget: int) -> dict[str, Any]:
+    """At its peak: the window, an incomplete block as old as a block can get, and the compressed ones, halves of the rest."""
+    compressed = (budget - COMPRESSION) // 2
+    return {
+        "window": budget - COMPRESSION - compressed,
+        "compression_rate": COMPRESSION,
+        "compressed_window": compressed,
+    }
+
+
+SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "expire_span": _spans,
+    "adaptive_span": _spans,
+    "transformer_xl": _window,
+    "compressive": _recent_and_compressed,
+}
+"""The settings with which a kind keeps to a budget. A kind that is not here has no size: one cell per seed."""
+
+OURS = {"memory", "seed", "run_dir", "resume", "overwrite", "torch_threads", "progress_bar"}
+"""Flags of train_rl.py that the sweep itself sets, beside those of SIZES."""
+IMMATERIAL = {"run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every"}
+"""Settings that a sweep may change from one call to the next."""
+QUICK = {"env_kwargs": '{"max_length": 24}', "total_timesteps": "196608"}
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Memory kinds."""
+    budgets: tuple[int, ...] = (16, 32, 64, 128)
+    """Live memories per layer. A kind without a size is trained once per seed."""
+    seeds: int = 3
+    """Seeds 1, 2, ..., each a training of its own."""
+    jobs: int = 2
+    """Trainings at a time, one thread each."""
+    eval_episodes: int = 1000
+    """Episodes of a cell's evaluation, the same for all."""
+    out: str = ""
+    """Sweep directory. Default: benchmarks/results/comparison-<env>, with --quick runs/comparison-quick."""
+    quick: bool = False
+    """Finish within 10 minutes on two cores: budgets 8 and 16, 2 seeds, short corridors, few steps, 300 episodes."""
+    report: bool = False
+    """Train nothing: write table and figure of the cells that are there."""
+
+    def __post_init__(self):
+        for kind in self.kinds:
+            cli.choice("--kinds", kind, KINDS)
+        for name in ("seeds", "jobs", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if not self.kinds or not self.budgets or min(self.budgets) < SMALLEST_BUDGET:
+            told = f"{list(self.kinds)} and {list(self.budgets)}"
+            raise ValueError(f"--kinds, --budgets: expected some, budgets of at least {SMALLEST_BUDGET}, got {told}")
+
+
+class Cell(NamedTuple):
+    """One training and its evaluation."""
+
+    kind: str
+    budget: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.budget or 'any'}-{self.seed}"
+
+
+def main() -> None:
+    own, rest = split_arguments(ComparisonConfig, sys.argv[1:])
+    if "--quick" in own:
+        own = ["--budgets", "8", "16", "--seeds", "2", "--eval-episodes", "300", "--out", "runs/comparison-quick", *own]
+        rest = [*_unless_given(QUICK, rest), *rest]
+    config = cli.parse(ComparisonConfig, own, "Memory kinds at the same budgets. Flags of train_rl.py may follow.")
+    sweep = Sweep(config, [*_unless_given({"total_timesteps": "1_000_000"}, rest), *rest])
+    with sweep.claimed():
+        sweep.check()
+        sweep.run()
+
+
+def _unless_given(flags: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in flags.items())
+    return [part for name, value in pairs if name not in given for part in (name, value)]
+
+
+class Sweep:
+    """A directory of cells. Raises ValueError, one line, for settings that make no sense, before anything is written."""
+
+    def __init__(self, config: ComparisonConfig, flags: Sequence[str]):
+        sized = {name for size in SIZES.values() for name in size(SMALLEST_BUDGET)}
+        for flag in (argument.split("=")[0] for argument in flags if argument.startswith("--")):
+            name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+            if name in OURS | sized:
+                raise cli.UsageError(f"{flag}: expected only flags that the sweep leaves open, it sets {flag} itself")
+        self.config, self.flags = config, list(flags)
+        self.settings = {kind: train_rl.parse_config(["--memory", kind, *flags]) for kind in config.kinds}
+        self.env = self.settings[config.kinds[0]]["env"]
+        self.out = Path(config.out or f"benchmarks/results/comparison-{self.env.replace('/', '-')}")
+        first_of_kind = {cell.kind: cell for cell in reversed(self.cells())}
+        for cell in first_of_kind.values():  # what cannot be built is told before hours of others
+            train_rl.build(self.run_config(cell)).trainer.env.close()
+
+    def cells(self) -> list[Cell]:
+        """By seed first: a sweep that is stopped has compared all kinds on fewer seeds."""
+        budgets = {kind: self.config.budgets if kind in SIZES else (None,) for kind in self.config.kinds}
+        seeds = range(1, self.config.seeds + 1)
+        return [Cell(kind, size, seed) for seed in seeds for kind in self.config.kinds for size in budgets[kind]]
+
+    def run_config(self, cell: Cell) -> dict[str, Any]:
+        """What train_rl.py trains for a cell."""
+        if cell.kind not in self.settings:
+            self.settings[cell.kind] = train_rl.parse_config(["--memory", cell.kind, *self.flags])
+        size = SIZES[cell.kind](cell.budget) if cell.budget else {}
+        here = {"seed": cell.seed, "run_dir": str(self.out / "runs" / str(cell)), "torch_threads": 1}
+        return {**self.settings[cell.kind], **size, **here, "progress_bar": False}
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory, made where it is not there, for this process alone."""
+        if self.out.exists() and (
+            not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / "cells").is_dir())
+        ):
+            raise cli.UsageError(f"--out: expected a new directory or one of a sweep, {self.out} is another")
+        for folder in ("cells", "runs"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        with (self.out / "runs" / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise cli.UsageError(f"--out: expected a directory of its own, a sweep runs in {self.out}") from None
+            yield
+
+    def finished(self) -> dict[Cell, dict[str, Any]]:
+        """The cells in the directory."""
+        found = {}
+        for file in sorted((self.out / "cells").glob("*.json")):
+            try:
+                told = json.loads(file.read_text())
+                found[Cell(*(told[name] for name in Cell._fields))] = told
+            except (KeyError, TypeError, json.JSONDecodeError):
+                raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it") from None
+        return found
+
+    def check(self) -> None:
+        """Raises UsageError unless what lies in the directory was made with the settings of now."""
+        for cell, told in self.finished().items():
+            self._same(str(cell), {**told["config"], "eval_episodes": told["eval_episodes"]}, cell)
+        for cell in self.cells():
+            begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
+            if begun.is_file():
+                self._same(str(cell), train_rl._resumed_config(begun.parent), cell)
+
+    def _same(self, name: str, then: Mapping[str, Any], cell: Cell) -> None:
+        now = json.loads(json.dumps({**self.run_config(cell), "eval_episodes": self.config.eval_episodes}))
+        for key in sorted((then.keys() | now.keys() - {"eval_episodes"}) - IMMATERIAL):
+            if then.get(key) != now.get(key):
+                raise cli.UsageError(
+                    f"{self.out}: expected --{key.replace('_', '-')} {then.get(key)} as in its cell {name}, got "
+                    f"{now.get(key)}: name another --out for other settings"
+                )
+
+    def run(self) -> None:
+        """Trains and evaluates what is missing. Table and figure are written after every cell."""
+        finished = self.finished()
+        missing = [cell for cell in self.cells() if cell not in finished]
+        self._report(finished)
+        if missing and not self.config.report:
+            total = len(self.cells())
+            _say(f"{total - len(missing)} of {total} cells are there, {len(missing)} to go -> {self.out}")
+            work = [(c, self.run_config(c), str(self.file(c)), self.config.eval_episodes) for c in missing]
+            for count, told in enumerate(_each(finish_cell, work, self.config.jobs), total - len(missing) + 1):
+                finished[Cell(*(told[name] for name in Cell._fields))] = told
+                self._report(finished)
+                figures = {name: value for name, value in told["figures"].items() if value is not None}
+                _say(f"[{count}/{total}] {told['kind']} {told['budget'] or ''} seed {told['seed']}: {_short(figures)}")
+        if not finished:
+            raise cli.UsageError(f"--report: expected a sweep with finished cells, {self.out} has none")
+        print((self.out / "table.md").read_text())
+        print(f"cells: {self.out / 'results.csv'}, figure: {self.out / 'success.png'}")
+
+    def file(self, cell: Cell) -> Path:
+        return self.out / "cells" / f"{cell}.json"
+
+    def _report(self, finished: Mapping[Cell, dict[str, Any]]) -> None:
+        if finished:
+            order = list(KINDS)
+            cells = sorted(finished.values(), key=lambda c: (order.index(c["kind"]), c["budget"] or 0, c["seed"]))
+            given = [a for a in sys.argv[1:] if a != "--report"]
+            write_report(self.out, self.env, cells, f"python -m benchmarks.comparison {shlex.join(given)}")
+
+
+def finish_cell(work: tuple[Cell, dict[str, Any], str, int]) -> dict[str, Any]:
+    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the cell."""
+    cell, config, file, episodes = work
+    run_dir = Path(config["run_dir"])
+    begun = (run_dir / "checkpoint.safetensors").is_file()
+    train_rl.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
+    policy, info = load_policy(run_dir)
+    torch.manual_seed(0)
+    result = evaluate.evaluate(policy, config["env"], info["env_kwargs"], episodes)
+    told = {
+        **cell._asdict(),
+        "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
+        "policy_timesteps": info["timesteps"],
+        "eval_episodes": episodes,
+        "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
+        "evaluation": result,
+    }
+    write_atomically(file, (json.dumps(told, indent=1) + "\n").encode())
+    return told
+
+
+def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the table shows of an evaluation. Live memories: the mean over layers, and the largest count in any."""
+    live = result["live_memories_mean"]
+    return {
+        "success": result["success_rate"],
+        "return": result["mean_return"],
+        "memory_efficiency": result["memory_efficiency"],
+        "live_mean": sum(live) / len(live) if live else None,
+        "live_peak": max(result["live_memories_max"]) if live else None,
+        "bytes": result["memory_bytes"],
+        "acting_steps_per_second": result["acting_steps_per_second"],
+    }
+
+
+def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """From the run's log, which a resumed run continues: minutes without pauses, environment steps per second."""
+    with (run_dir / "progress.csv").open(newline="") as log:
+        rows = list(csv.DictReader(log))
+    seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
+    steps = float(rows[-1]["time/total_timesteps"])
+    return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
+
+
+def _each(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
+    """The results, as they come; one job needs no other process."""
+    if jobs == 1:
+        yield from map(function, work)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, _worker, (os.getpid(),), maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(function, work)
+
+
+def _worker(parent: int) -> None:
+    """A worker leaves an interrupt to its parent, and does not outlive it: a sweep that is continued works alone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _short(figures: Mapping[str, float]) -> str:
+    shown = ("success", "return", "memory_efficiency", "live_mean", "live_peak", "training_minutes")
+    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3g}" for name in shown if name in figures)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,169 @@
+"""What a comparison's cells say: results.csv, table.md, success.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks.statistics import iqm_interval
+from policies.io import write_atomically
+
+Estimate = tuple[float, float, float]  # interquartile mean, low, high
+
+SHOWN = {
+    "success": ("success", "{:.1%}"),
+    "return": ("return", "{:.3g}"),
+    "memory_efficiency": ("memory efficiency", "{:.3f}"),
+    "live_mean": ("live mean", "{:.1f}"),
+    "live_peak": ("live peak", "{:.0f}"),
+    "bytes": ("bytes", "{:,.0f}"),
+    "training_minutes": ("training minutes", "{:.1f}"),
+    "training_steps_per_second": ("training steps/s", "{:,.0f}"),
+    "acting_steps_per_second": ("acting steps/s", "{:,.0f}"),
+}
+"""Figures of a cell: heading and format."""
+
+LEGEND = (
+    "Interquartile mean over seeds [95% stratified bootstrap interval]. Live memories are per layer, the query's own step "
+    "included; bytes are an environment's, timings one core's. *: the mean of live memories is above the budget."
+)
+
+
+def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str) -> None:
+    """Writes the three files. cells: as `benchmarks.comparison` keeps them, sorted by kind, budget and seed; command: what
+    continues the sweep."""
+    write_atomically(folder / "results.csv", _csv(cells).encode())
+    rows = summary(cells)
+    write_atomically(folder / "table.md", _markdown(env, rows, command).encode())
+    plot(env, rows, folder / "success.png")
+
+
+def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per kind and budget: `kind`, `budget`, `seeds`, and each figure's Estimate over seeds, None where the
+    environment or the kind has no such figure."""
+    rows = []
+    for (kind, budget), group in groupby(cells, lambda cell: (cell["kind"], cell["budget"])):
+        runs = [cell["figures"] for cell in group]
+        row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs)}
+        for name in SHOWN:
+            values = [run[name] for run in runs if run[name] is not None]
+            row[name] = iqm_interval([values]) if values else None  # one environment, one stratum
+        rows.append(row)
+    return rows
+
+
+def score(row: Mapping[str, Any]) -> Estimate:
+    """Success, or the return where there is none."""
+    return row["success"] or row["return"]
+
+
+def keeps_budget(row: Mapping[str, Any]) -> bool:
+    """Whether the mean of live memories is within the budget, as far as there is one."""
+    return row["budget"] is None or row["live_mean"][0] <= row["budget"]
+
+
+def highest(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
+    """By budget: the kinds with the highest score among those that keep to it."""
+    best = {}
+    for budget in sorted({row["budget"] for row in rows} - {None}):
+        within = [row for row in rows if row["budget"] == budget and keeps_budget(row)]
+        top = max((score(row)[0] for row in within), default=None)
+        best[budget] = [row["kind"] for row in within if score(row)[0] == top]
+    return best
+
+
+def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["kind", "budget", "seed", *SHOWN, "policy_timesteps"])
+    for cell in cells:
+        figures = (cell["figures"][name] for name in SHOWN)
+        told = ("" if value is None else f"{value:.6g}" for value in figures)
+        writer.writerow([cell["kind"], cell["budget"] or "", cell["seed"], *told, cell["policy_timesteps"]])
+    return out.getvalue()
+
+
+def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
+    names = [name for name in SHOWN if any(row[name] for row in rows)]
+    lines = [
+        f"# {env}: memory kinds at the same budgets",
+        "",
+        LEGEND,
+        "",
+        "| memory | budget | seeds | " + " | ".join(SHOWN[name][0] for name in names) + " |",
+        "|---|--:|--:|" + "--:|" * len(names),
+    ]
+    for row in rows:
+        budget = f"{row['budget']}{'' if keeps_budget(row) else ' *'}" if row["budget"] else "-"
+        told = (_told(row[name], SHOWN[name][1]) for name in names)
+        lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(told) + " |")
+    lines += ["", f"Highest within its budget: {_highest(rows)}.", "", f"Continued by `{command}`.", ""]
+    return "\n".join(lines)
+
+
+def _highest(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(f"{budget}: {', '.join(kinds) or 'none'}" for budget, kinds in highest(rows).items()) or "none"
+
+
+def _told(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return "-"
+    value, low, high = (form.format(part) for part in estimate)
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
+def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Right: how many
+    memories were live, mean (solid) and peak (dotted)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True, width_ratios=(3, 2))
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    budgets = sorted({row["budget"] for row in rows} - {None}) or [1]
+    for i, kind in enumerate(kinds):
+        mine = [row for row in rows if row["kind"] == kind]
+        colour = f"C{i}"
+        if mine[0]["budget"] is None:
+            value, low, high = score(mine[0])
+            left.axhline(value, linestyle="--", color=colour, label=f"{kind} (no size)")
+            left.axhspan(low, high, alpha=0.13, color=colour, linewidth=0)
+            continue
+        shift = 1.015 ** (i - len(kinds) / 2)  # intervals beside one another, not over one another
+        x = [row["budget"] * shift for row in mine]
+        value, low, high = zip(*map(score, mine), strict=True)
+        ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
+        left.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
+        filled = [colour if keeps_budget(row) else "white" for row in mine]
+        left.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
+        right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
+        right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
+    right.plot(budgets, budgets, color="0.6", linewidth=5, alpha=0.4, zorder=0)
+    right.set(ylabel="live memories: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
+    right.set_yscale("log", base=2)
+    right.yaxis.set_major_formatter("{x:.0f}")
+    with_success = rows[0]["success"] is not None
+    left.set(
+        ylabel="success rate" if with_success else "mean return", title=f"highest within its budget: {_highest(rows)}"
+    )
+    if with_success:
+        left.set_ylim(-0.02, 1.05)
+    left.legend(fontsize=8)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [str(b) for b in budgets])
+        axes.set_xlabel("memory budget (live memories per layer)")
+        axes.title.set_fontsize(8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    seeds = sorted({row["seeds"] for row in rows})
+    told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    figure.suptitle(f"{env}: interquartile mean over {told} seeds, 95% intervals; hollow: held more than the budget")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
