@@ -24,10 +24,10 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from tqdm import tqdm
 
 import cli
-from agents import AGENTS, ForgettingConfig, Trainer
+from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from envs import make_vec_env, training_kwargs
-from policies import KINDS, ActorCritic, core_config, save_policy
+from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
 from policies.io import write_atomically
 
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
@@ -95,10 +95,21 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     Raises UsageError, one line."""
     memory = cli.choice("--memory", _value("memory", arguments) or RunConfig.memory, KINDS)
     agent = cli.choice("--agent", _value("agent", arguments) or RunConfig.agent, AGENTS)
+    if AGENTS[agent].network is not None:
+        return _baseline_config(agent, arguments)
     parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
     flags = _joined(*parts, KINDS[memory].Config, core_config(memory))
     description = f"Trains a policy with {memory} memory by {agent}. Flags depend on --memory ({', '.join(KINDS)}) and "
     return dataclasses.asdict(cli.parse(flags, arguments, f"{description}--agent ({', '.join(AGENTS)})."))
+
+
+def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:
+    """`parse_config` for an agent that brings its own policy, whose name stands for the memory kind."""
+    network = AGENTS[agent].network
+    if (memory := _value("memory", arguments)) is not None:
+        raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
+    flags = cli.parse(_joined(RunConfig, AGENTS[agent].Config), arguments, f"Trains the baseline {agent}.")
+    return {**dataclasses.asdict(flags), "memory": network}
 
 
 def _joined(*configs: type) -> type:
@@ -140,8 +151,8 @@ def _resumed_config(run_dir: Path) -> dict[str, Any]:
 class Run:
     """What `build` makes of a config."""
 
-    trainer: Trainer
-    policy: ActorCritic
+    trainer: Trainer | SB3Trainer
+    policy: Any
     info: dict[str, Any]
 
 
@@ -154,6 +165,9 @@ def build(config: Mapping[str, Any]) -> Run:
     if config.get("wrap"):
         own["wraps"] = list(config["wrap"])
     env = make_vec_env(config["env"], config["num_envs"], **{**training_kwargs(config["env"]), **own})
+    info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
+    if AGENTS[config["agent"]].network is not None:
+        return Run(*_baseline(config, env), info)
     kind = KINDS[config["memory"]]
     settings = dict(config)
     if settings.get("max_span") == 0:
@@ -171,8 +185,23 @@ def build(config: Mapping[str, Any]) -> Run:
     # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
     seed = config["seed"] * 1_000_003
     trainer = Trainer(env, policy, agent, _part(ForgettingConfig, config), config["total_timesteps"], seed)
-    info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
     return Run(trainer, policy, info)
+
+
+def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
+    """Trainer and policy of a third-party agent. Raises ValueError, one line, if its package is not installed."""
+    from envs.sb3_adapter import SB3VecEnv
+    from policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig, policy_class
+
+    agent = AGENTS[config["agent"]]
+    settings = _part(agent.Config, config)
+    spec = observation_spec(env.single_observation_space)
+    made = SB3PolicyConfig(spec, int(env.single_action_space.n), agent.network, settings.width)
+    seeds = config["seed"], config["seed"] * 1_000_003
+    flat, network, device = FlatVecEnv(SB3VecEnv(env), spec), policy_class(agent.network), _device(config["device"])
+    total = config["total_timesteps"]
+    trainer = SB3Trainer(flat, agent, network, made.policy_kwargs, settings, total, seeds, device)
+    return trainer, SB3Policy(made, trainer.algorithm.policy)
 
 
 def _device(name: str) -> str:
@@ -239,7 +268,7 @@ def train(config: dict[str, Any]) -> Path:
     return run_dir
 
 
-def _resume(run_dir: Path, trainer: Trainer) -> list[dict[str, str]]:
+def _resume(run_dir: Path, trainer: Trainer | SB3Trainer) -> list[dict[str, str]]:
     """Loads the checkpoint and returns the rows of the log up to it."""
     tensors, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
     try:

@@ -2,8 +2,9 @@
 
 from agents.forgetting import ForgettingConfig, ForgettingController
 from agents.ppo import PPO, PPOConfig
+from agents.sb3 import SB3PPO, SB3RecurrentPPO, SB3Trainer
 from agents.training import Trainer
 
-AGENTS = {"ppo": PPO}
+AGENTS = {"ppo": PPO, "sb3-ppo": SB3PPO, "sb3-recurrent-ppo": SB3RecurrentPPO}
 
-__all__ = ["AGENTS", "PPO", "ForgettingConfig", "ForgettingController", "PPOConfig", "Trainer"]
+__all__ = ["AGENTS", "PPO", "ForgettingConfig", "ForgettingController", "PPOConfig", "SB3Trainer", "Trainer"]

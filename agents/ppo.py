@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class PPO:
     """Learns a policy from rollouts: `update`."""
 
     Config = PPOConfig
+    network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
 
     def __init__(self, policy: Any, config: PPOConfig, num_envs: int, seed: int):
         """Raises ValueError if there are more minibatches than environments."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,26 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
         raise PolicyFileError(
             f"{file}: expected format version {VERSION}, got {header.get('version')}: update the toolkit"
         )
+    make = _maker(header)
     try:
-        policy = ActorCritic(PolicyConfig.from_json(header["config"]))
+        policy = make(header["config"])
         policy.load_state_dict(weights)
         info = dict(header["info"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         raise PolicyFileError(f"{file}: expected a config and weights that belong together ({told})") from None
     return policy.to(device).eval(), info
+
+
+def _maker(header: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package that is not there."""
+    network = header["config"].get("memory") if isinstance(header.get("config"), dict) else None
+    if not (isinstance(network, str) and network.startswith("sb3-")):
+        return lambda config: ActorCritic(PolicyConfig.from_json(config))
+    from policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # takes a second, and only baselines need it
+
+    policy_class(network)
+    return lambda config: SB3Policy(SB3PolicyConfig(**config))
 
 
 def policy_path(path: str | Path) -> Path:

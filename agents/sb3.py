@@ -1,0 +1,180 @@
+"""The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, as they are, under our trainer's calls.
+
+Their defaults are kept but for what goes with many environments and short rollouts (`num_steps`, `batch_size`, `n_epochs`), and
+for exploration and learning rate, which are those of our own PPO.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SB3Config:
+    num_steps: int = 64
+    """Time steps per rollout and environment (Stable-Baselines3: n_steps)."""
+    batch_size: int = 1024
+    """Steps of a minibatch."""
+    n_epochs: int = 4
+    """Passes over a rollout."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at the start; it falls linearly to 0."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clipping of the probability ratio."""
+    ent_coef: float = 0.01
+    """Entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradient norm to which gradients are clipped."""
+    width: int = 64
+    """Width of the encoder, of the hidden layers and of the LSTM."""
+
+    def __post_init__(self):
+        for name in ("num_steps", "n_epochs", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.batch_size < 2:  # advantages are normalised over a minibatch
+            raise ValueError(f"--batch-size: expected at least 2, got {self.batch_size}")
+
+
+class SB3PPO:
+    """Stable-Baselines3's PPO, memoryless."""
+
+    Config = SB3Config
+    network: ClassVar[str] = "sb3-mlp"
+
+    @staticmethod
+    def algorithm() -> Any:
+        """The class of the algorithm, imported when it is needed."""
+        from stable_baselines3 import PPO
+
+        return PPO
+
+
+class SB3RecurrentPPO:
+    """sb3-contrib's RecurrentPPO, with an LSTM."""
+
+    Config = SB3Config
+    network: ClassVar[str] = "sb3-lstm"
+
+    @staticmethod
+    def algorithm() -> Any:
+        """The class of the algorithm, imported when it is needed."""
+        from sb3_contrib import RecurrentPPO
+
+        return RecurrentPPO
+
+
+class SB3Trainer:
+    """Trains by an algorithm of Stable-Baselines3, one rollout per `update()`: the calls of `agents.Trainer`."""
+
+    best: ClassVar[None] = None  # it has no memories to be fewer: the last policy is kept
+
+    def __init__(
+        self,
+        env: Any,
+        agent: Any,
+        policy_class: Any,
+        policy_kwargs: Mapping[str, Any],
+        config: SB3Config,
+        total: int,
+        seeds: tuple[int, int],
+        device: str,
+    ):
+        """env: a Stable-Baselines3 VecEnv; total: as `Trainer`'s; seeds: of weights and actions, of the environments."""
+        from stable_baselines3.common.logger import Logger
+
+        self.env, self.rollout_size = env, config.num_steps * env.num_envs
+        if self.rollout_size % config.batch_size == 1:
+            raise ValueError(
+                f"--batch-size: expected no minibatch of one of {self.rollout_size}, got {config.batch_size}"
+            )
+        self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
+        self.updates = self.episodes = 0
+        self.algorithm = agent.algorithm()(
+            policy_class,
+            env,
+            learning_rate=lambda remaining: remaining * config.learning_rate,
+            n_steps=config.num_steps,
+            batch_size=config.batch_size,
+            n_epochs=config.n_epochs,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            clip_range=config.clip_range,
+            ent_coef=config.ent_coef,
+            vf_coef=config.vf_coef,
+            max_grad_norm=config.max_grad_norm,
+            stats_window_size=1000,
+            policy_kwargs=dict(policy_kwargs),
+            seed=seeds[0],
+            device=device,
+        )
+        env.seed(seeds[1])
+        self.algorithm.set_logger(Logger(None, []))
+        _, self._callback = self.algorithm._setup_learn(self.total_timesteps)
+
+    @property
+    def timesteps(self) -> int:
+        return self.algorithm.num_timesteps
+
+    @property
+    def done(self) -> bool:
+        return self.timesteps >= self.total_timesteps
+
+    def update(self) -> dict[str, float]:
+        """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log."""
+        algorithm, began = self.algorithm, time.perf_counter()
+        algorithm._update_current_progress_remaining(self.timesteps, self.total_timesteps)
+        algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
+        collected = time.perf_counter()
+        algorithm.train()
+        ended = time.perf_counter()
+        self.updates += 1
+        figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
+        algorithm.logger.dump()
+        recent = algorithm.ep_info_buffer
+        if recent:
+            figures["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
+            figures["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)
+        if algorithm.ep_success_buffer:
+            figures["rollout/success_rate"] = sum(algorithm.ep_success_buffer) / len(algorithm.ep_success_buffer)
+        figures["time/fps"] = self.rollout_size / (ended - began)
+        figures["time/rollout_seconds"] = collected - began
+        figures["time/update_seconds"] = ended - collected
+        figures["time/total_timesteps"] = self.timesteps
+        return figures
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, Adam's state and counters; not the environments' state nor the LSTM's."""
+        policy = self.algorithm.policy
+        tensors = {f"policy/{name}": parameter.detach() for name, parameter in policy.named_parameters()}
+        for index, entries in policy.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
+        return tensors, {"timesteps": self.timesteps, "updates": self.updates, "n_updates": self.algorithm._n_updates}
+
+    def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
+        """Continues from `state`. Returns False: the environments begin new episodes."""
+        policy = self.algorithm.policy
+        moments: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                parameter.copy_(tensors[f"policy/{name}"])
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, entry = name.split("/")
+                moments.setdefault(int(index), {})[entry] = tensor.clone()
+        policy.optimizer.load_state_dict({**policy.optimizer.state_dict(), "state": moments})
+        self.algorithm.num_timesteps, self.updates = figures["timesteps"], figures["updates"]
+        self.algorithm._n_updates = figures["n_updates"]
+        return False

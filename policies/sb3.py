@@ -1,0 +1,194 @@
+"""The third-party baselines' policies, Stable-Baselines3's own, behind the calls that evaluate.py makes of ours.
+
+    sb3-mlp     stable_baselines3's ActorCriticPolicy: memoryless
+    sb3-lstm    sb3_contrib's RecurrentActorCriticPolicy: an LSTM each for actor and critic (requirements-baselines.txt)
+
+Both read observations through our `Encoder`. (On a 3x3 image Stable-Baselines3 would choose its Atari CNN, which fails.) It
+gets every entry of an observation as one float32 vector, `flat`, which leaves nothing for its image and one-hot preprocessing
+to do, and which the encoder reads as well. On disk a policy is a file as any other: weights as safetensors and this module's
+config as JSON, from which the network is built again; nothing is unpickled.
+
+B environments, A actions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from torch import Tensor, nn
+
+from policies.encoders import Encoder
+from policies.memory import Memory
+
+NETWORKS = ("sb3-mlp", "sb3-lstm")
+STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic
+
+
+@dataclass(frozen=True)
+class SB3PolicyConfig:
+    """All that is needed to build the network again; it travels inside the policy file."""
+
+    observation: Mapping[str, Mapping[str, Any]]
+    """The spec of the observation (`policies.encoders.observation_spec`)."""
+    num_actions: int
+    memory: str
+    """A name in NETWORKS."""
+    width: int = 64
+    """Width D of the encoder, of the hidden layers and of the LSTM's state."""
+
+    def __post_init__(self):
+        if self.memory not in NETWORKS:
+            raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {self.memory!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict, whose entries are the arguments of this class."""
+        return asdict(self)
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Stable-Baselines3's `policy_kwargs`."""
+        extractor = {"spec": self.observation, "width": self.width}
+        hidden = {"pi": [self.width] * 2, "vf": [self.width] * 2}
+        common = {
+            "features_extractor_class": EncoderExtractor,
+            "features_extractor_kwargs": extractor,
+            "net_arch": hidden,
+        }
+        return {**common, "lstm_hidden_size": self.width} if self.memory == "sb3-lstm" else common
+
+
+def policy_class(network: str) -> type[ActorCriticPolicy]:
+    """Stable-Baselines3's class of a network in NETWORKS. Raises ValueError, one line, if its package is not installed."""
+    if network != "sb3-lstm":
+        return ActorCriticPolicy
+    try:
+        from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    except ImportError:
+        raise ValueError(
+            f"{network}: expected the package sb3-contrib, which is not installed: pip install -r requirements-baselines.txt"
+        ) from None
+    return RecurrentActorCriticPolicy
+
+
+def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
+    """The space of `flat` observations."""
+    sizes = {key: int(np.prod(entry.get("shape", ()))) for key, entry in spec.items()}
+    return spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
+
+
+class EncoderExtractor(BaseFeaturesExtractor):
+    """Our encoder as Stable-Baselines3's features extractor: flat observations, entries [B,columns], to [B,D]."""
+
+    def __init__(self, observation_space: spaces.Dict, spec: Mapping[str, Mapping[str, Any]], width: int):
+        super().__init__(observation_space, width)
+        self.encoder = Encoder(spec, width)
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        return self.encoder(observation)
+
+
+class FlatVecEnv(VecEnvWrapper):
+    """A VecEnv of our environments (`envs.sb3_adapter`) whose observations are flat."""
+
+    def __init__(self, env: VecEnv, spec: Mapping[str, Mapping[str, Any]]):
+        super().__init__(env, flat_space(spec))
+
+    def reset(self) -> dict[str, np.ndarray]:
+        return self._flat(self.venv.reset())
+
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observation, reward, done, infos = self.venv.step_wait()
+        for b in np.flatnonzero(done):
+            final = infos[b]["terminal_observation"]
+            infos[b]["terminal_observation"] = {key: np.float32(final[key]).reshape(-1) for key in final}
+        return self._flat(observation), reward, done, infos
+
+    def _flat(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {key: np.float32(observation[key]).reshape(self.num_envs, -1) for key in self.observation_space}
+
+
+@dataclass
+class SB3Acting:
+    """What evaluation steps on. It is never full: nothing accumulates."""
+
+    state: Tensor  # [B,STATES,D] of an LSTM; [B,0,D] without
+    time: Tensor  # [B] clock of the observation that comes next
+    live: ClassVar[None] = None
+    full: ClassVar[bool] = False
+
+    def memory(self) -> Memory:
+        """The state after the last step."""
+        return Memory((), self.time, self.state.new_zeros(len(self.time), 0), self.state)
+
+
+class SB3Policy(nn.Module):
+    """A network of Stable-Baselines3, and the calls of `ActorCritic` that acting takes. Raises ValueError, one line, if its
+    package is not installed."""
+
+    def __init__(self, config: SB3PolicyConfig, network: ActorCriticPolicy | None = None):
+        """network: a trained one, that of an algorithm; built anew if None."""
+        super().__init__()
+        self.config = config
+        if network is None:
+            space, actions = flat_space(config.observation), spaces.Discrete(config.num_actions)
+            network = policy_class(config.memory)(space, actions, lambda _: 0.0, **config.policy_kwargs)
+        self.network = network
+        self.recurrent = config.memory == "sb3-lstm"
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.value_net.weight.device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every parameter once. (The network has its extractor under three names, which a file must not hold thrice.)"""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Raises RuntimeError for other names or shapes."""
+        own = self.state_dict()
+        shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, weights)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"weights: expected {shapes[0]}, got {shapes[1]}")
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        """States of zeros, clock 0."""
+        weight = self.network.value_net.weight
+        state = weight.new_zeros(batch_size, STATES if self.recurrent else 0, self.config.width)
+        time = torch.zeros(batch_size, dtype=torch.int32, device=weight.device)
+        return SB3Acting(state, time).memory()
+
+    def begin(self, memory: Memory, horizon: int) -> SB3Acting:
+        """Ready to act, for as many steps as one likes."""
+        return SB3Acting(memory.state, memory.time.clone())
+
+    @torch.no_grad()
+    def step(
+        self, observation: Mapping[str, Tensor], acting: SB3Acting, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One time step, as `ActorCritic.step`: logits [B,A], values [B]. Writes into `acting`."""
+        network = self.network
+        flat = {key: observation[key].float().reshape(len(episode_start), -1) for key in self.config.observation}
+        actor = critic = network.extract_features(flat)  # [B,D]
+        if self.recurrent:
+            states, start = acting.state.transpose(0, 1)[:, None].contiguous(), episode_start.float()  # [STATES,1,B,D]
+            actor, mine = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
+            critic, its = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
+            acting.state = torch.cat([*mine, *its]).transpose(0, 1)
+        acting.time = acting.time.masked_fill(episode_start, 0) + 1
+        logits = network.action_net(network.mlp_extractor.forward_actor(actor))
+        values = network.value_net(network.mlp_extractor.forward_critic(critic)).squeeze(-1)
+        return logits.log_softmax(-1), values
+
+    def inspect(self, *_: Any) -> None:
+        """Raises ValueError: there is nothing to look at."""
+        raise ValueError(f"{self.config.memory}: expected a policy with memories to look at, a baseline has none")
