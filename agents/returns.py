@@ -32,3 +32,43 @@ def gae(
         following = delta[t] + decay[t] * following
         advantages[t] = following
     return advantages, advantages + values
+
+
+def vtrace(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    log_ratios: Tensor,
+    gamma: float,
+    trace_lambda: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """V-trace (Espeholt et al., 2018, section 4.1): (advantages rho_s (r_s + gamma v_{s+1} - V(x_s)), corrected values
+    v_s), [T,B] each.
+
+    All tensors [T,B]. values, next_values: of the learner; next_values as for `gae`: of the observation that followed in
+    the same episode, which counts for nothing after a termination. log_ratios: log pi(a|x) - log mu(a|x), learner over
+    actor; ratios are clipped at rho_clip (which decides whose values are learned) and c_clip (how far corrections reach
+    back); trace_lambda: as in remark 2. Nothing flows back over the end of an episode. Raises ValueError for shapes that
+    differ.
+    """
+    shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, truncated, log_ratios)}
+    if len(shapes) != 1 or rewards.ndim != 2:
+        raise ValueError(f"vtrace: expected six tensors [T,B] of one shape, got {sorted(shapes)}")
+    ratios = log_ratios.exp()
+    rho, c = ratios.clamp(max=rho_clip), trace_lambda * ratios.clamp(max=c_clip)
+    next_values = next_values.masked_fill(terminated, 0)
+    goes_on = ~(terminated | truncated)
+    delta = rho * (rewards + gamma * next_values - values)
+    corrections = torch.empty_like(values)  # v_s - V(x_s)
+    advantages = torch.empty_like(values)
+    following = torch.zeros_like(values[0])
+    for t in range(len(rewards) - 1, -1, -1):
+        following = following * goes_on[t]
+        advantages[t] = delta[t] + rho[t] * gamma * following
+        following = delta[t] + gamma * c[t] * following
+        corrections[t] = following
+    return advantages, corrections + values
