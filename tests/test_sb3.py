@@ -23,7 +23,9 @@ def test_evaluate_policy_carries_the_memory_through():
     policy, _ = load_policy(PRETRAINED / "corridor-expire_span.safetensors")
     env = SB3VecEnv(envs.make_vec_env("Corridor-v0", 20, min_length=20, max_length=60))
     env.seed(5)
-    returns, lengths = evaluate_policy(policy, env, n_eval_episodes=100, deterministic=True, return_episode_rewards=True)
+    returns, lengths = evaluate_policy(
+        policy, env, n_eval_episodes=100, deterministic=True, return_episode_rewards=True
+    )
     assert np.mean(returns) >= 0.98
     assert 20 <= min(lengths) and max(lengths) <= 62
     ours = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 20, "max_length": 60}, 100)
