@@ -18,6 +18,15 @@ from torch import Tensor, nn
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
 
+def check_spans(config: Any) -> None:
+    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
+    for name, low in (("ramp", 1), ("max_span", 0)):
+        if getattr(config, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+    if not 0 < config.initial_span < 1:
+        raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
+
+
 @dataclass(frozen=True)
 class LayerMemory:
     """The slots of one layer, oldest first, padding on the left (`alive` is False there)."""

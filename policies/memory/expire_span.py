@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind
+from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class ExpireSpanConfig:
     """Weight alpha of the span loss at full pressure."""
 
     def __post_init__(self):
-        for name, low in (("ramp", 1), ("max_span", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(self, name)}")
-        if not 0 < self.initial_span < 1:
-            raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {self.initial_span}")
+        check_spans(self)
 
 
 class ExpireSpan(MemoryKind):
