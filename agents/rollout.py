@@ -17,6 +17,8 @@ from torch import Tensor
 
 from agents.episodes import finished
 
+HORIZON = 16  # steps, at least, between two compactions of the memory that acts
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -80,7 +82,7 @@ class Collector:
         per layer, over steps and environments (the step's own included); empty for a memory without slots."""
         policy, device, steps, batch = self.policy, self.policy.device, self.num_steps, self.env.num_envs
         memory = policy.draw(self.memory, self.generator)
-        acting = policy.begin(memory, steps)
+        acting = policy.begin(memory, _horizon(memory))
         shown: list[dict[str, Tensor]] = []
         kept: dict[str, list[Tensor]] = {name: [] for name in ("logits", "values", "actions", "start")}
         rewards, terminated, truncated = (np.zeros((steps, batch), kind) for kind in (np.float32, bool, bool))
@@ -99,6 +101,9 @@ class Collector:
                 final_b.extend(rows.tolist())
 
         for t in range(steps):
+            if acting.full:
+                compact = acting.memory()
+                acting = policy.begin(compact, _horizon(compact))
             observation = _tensors(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
@@ -180,6 +185,12 @@ class Collector:
             tensors[name].numpy().copy() for name in ("episode_start", "returns", "lengths")
         )
         return True
+
+
+def _horizon(memory: Any) -> int:
+    """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to keep."""
+    counts = memory.live()
+    return HORIZON if counts is None else max(HORIZON, int(counts.max()))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

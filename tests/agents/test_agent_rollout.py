@@ -71,7 +71,9 @@ def test_a_rollout_is_what_single_environments_give():
             spanning += steps[b] > t + 1
             expected.append({"return": returns[b], "steps": steps[b], **info})
             now[b], returns[b], steps[b] = singles[b].reset()[0], 0.0, 0
-        ends_apart = sorted(cut_at, key=lambda at: (not rollout.truncated[at], at))  # truncations, then the rollout's end
+        ends_apart = sorted(
+            cut_at, key=lambda at: (not rollout.truncated[at], at)
+        )  # truncations, then the rollout's end
         assert episodes == expected and list(finals) == ends_apart
         assert 0 < rollout.truncated.sum() < len(cut_at) and rollout.terminated.any()
     assert spanning > 3 and {e["return"] for _, episodes in rollouts for e in episodes} == {0, 1}
