@@ -20,6 +20,8 @@ CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: roun
 
 @dataclass(frozen=True)
 class ImpalaConfig(LearnerConfig):
+    num_minibatches: int = 4
+    """Minibatches of a rollout, each a set of environments that is used once."""
     trace_lambda: float = 0.9
     """Lambda of the V-trace targets (remark 2 of the paper, which has 1)."""
     rho_clip: float = 1.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.episodes import finished
 
-HORIZON = 16  # steps, at least, between two compactions of the memory that acts
+HORIZON = 8  # steps, at least, between two compactions of the memory that acts
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Collector:
 def _horizon(memory: Any) -> int:
     """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to keep."""
     counts = memory.live()
-    return HORIZON if counts is None else max(HORIZON, int(counts.max()))
+    return HORIZON if counts is None else max(HORIZON, int(counts.max()) // 2)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
