@@ -41,6 +41,9 @@ class LearnerConfig:
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
     """Weight of an auxiliary loss: predict the reward of the action taken (squared error over the rewards' variance)."""
+    observation_prediction_coef: float = 0.0
+    """Weight of an auxiliary loss: predict the observation that follows the action taken (nats). It teaches memory what led
+    where, long before reward does; 0: none."""
     max_grad_norm: float = 0.5
     """Gradient norm to which each parameter group is clipped."""
     advantage_std_floor: float = 0.15
@@ -88,9 +91,13 @@ class Learner:
                 f"environments, got {config.num_minibatches}"
             )
         self.policy, self.config = policy, config
+        self.predictor = policy.observation_predictor() if config.observation_prediction_coef else None
+        groups = policy.parameter_groups(config.learning_rate)
+        if self.predictor is not None:
+            groups.append({"params": list(self.predictor.parameters()), "lr": config.learning_rate, "scale": 1.0})
         # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps.
         self.optimizer = torch.optim.Adam(
-            policy.parameter_groups(config.learning_rate),
+            groups,
             betas=(0.9, config.adam_beta2),
             eps=config.adam_eps,
             amsgrad=True,
@@ -114,6 +121,8 @@ class Learner:
         tensors = {"generator": self.generator.get_state()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entry.items()}
+        if self.predictor is not None:
+            tensors |= {f"predictor/{name}": tensor for name, tensor in self.predictor.state_dict().items()}
         return tensors, {}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
@@ -126,6 +135,11 @@ class Learner:
                 _, index, entry = name.split("/")
                 full["state"].setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict(full)
+        if self.predictor is not None:
+            prefix = "predictor/"
+            self.predictor.load_state_dict(
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            )
 
     def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
         """The optimiser steps of one rollout. Returns figures."""
@@ -153,6 +167,11 @@ class Learner:
         reward_loss = (predicted - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
+        figures: dict[str, float] = {}
+        if self.predictor is not None:
+            observation_loss = self._observation_loss(part, out)
+            loss = loss + config.observation_prediction_coef * observation_loss
+            figures["train/observation_prediction_loss"] = float(observation_loss.detach())
         if not torch.isfinite(loss):
             raise RuntimeError(f"loss: expected a finite number, got {float(loss)}: a lower --learning-rate may help")
         self.optimizer.zero_grad()
@@ -160,7 +179,7 @@ class Learner:
         norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]
         self.optimizer.step()
         with torch.no_grad():
-            return {
+            return figures | {
                 "train/policy_gradient_loss": float(policy_loss),
                 "train/value_loss": float(value_loss),
                 "train/entropy_loss": float(-entropy),
@@ -168,6 +187,12 @@ class Learner:
                 "train/reward_prediction_loss": float(reward_loss),
                 "train/grad_norm": float(norms[0]),
             }
+
+    def _observation_loss(self, part: Rollout, out: Any) -> Tensor:
+        """How badly the next observations were predicted, in nats. What follows an episode's end is left out."""
+        on = ~part.episode_start[1:]  # [T-1,b]: the episode goes on
+        following = {name: entry[1:][on] for name, entry in part.observation.items()}
+        return self.predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
 
 
 def log_prob(logits: Tensor, actions: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from policies.core import Acting, Core, LayerInspection
 from policies.encoders import Encoder, as_tensors, observation_spec
 from policies.memory import KINDS, Memory, MemoryKind
+from policies.prediction import NextObservation
 from policies.transformer import Transformer, TransformerConfig
 
 Observation = Mapping[str, Tensor]
@@ -65,6 +66,7 @@ class Unrolled:
     values: Tensor  # [T,B]
     final_values: Tensor  # [F]
     memory_loss: Tensor  # scalar
+    features: Tensor  # [T,B,D] what the heads read
     rewards: Tensor  # [T,B,A] predicted for each action, the auxiliary task of learning
 
 
@@ -134,6 +136,11 @@ class ActorCritic(nn.Module):
         rates = {scale: 1.0 if scale is None else scale for scale in groups}
         return [{"params": p, "lr": learning_rate * rates[s], "scale": rates[s]} for s, p in groups.items()]
 
+    def observation_predictor(self) -> NextObservation:
+        """A new network, of the policy's size and not part of it, that learns to predict the next observation from
+        `Unrolled.features`."""
+        return NextObservation(self.config.observation, self.config.core.width, self.config.num_actions).to(self.device)
+
     # Acting
 
     def initial_memory(self, batch_size: int) -> Memory:
@@ -189,7 +196,7 @@ class ActorCritic(nn.Module):
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure)
         logits, values = self._heads(output.features)
         final_values = self._heads(output.final_features)[1]
-        return Unrolled(logits, values, final_values, output.loss, self.reward_head(output.features))
+        return Unrolled(logits, values, final_values, output.loss, output.features, self.reward_head(output.features))
 
     @torch.no_grad()
     def inspect(

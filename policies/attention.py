@@ -17,18 +17,25 @@ from torch.autograd.function import once_differentiable
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    age: Tensor,
+    bias: Tensor,
+    recent: int | None = None,
+    age_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Queries with slots of their own: acting, and final observations.
 
     q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C] for all heads or [B,H,C], minus
     infinity hides. Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last `recent`
-    (P if not given).
+    (P if not given). age_bias: [H,P], what each head adds to the scores of an age, None for nothing.
     """
     scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
     reach = min(recent or len(positions), k.shape[2])
     index = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
-    by_age = F.pad(q @ positions.T, (0, 1))  # [B,H,P+1], 0 beyond P
+    by_age = F.pad(_by_age(q, positions, age_bias, q.shape[-1] ** 0.5), (0, 1))  # [B,H,P+1], 0 beyond P
     scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, index)], 2)
     weights = torch.softmax(scores * q.shape[-1] ** -0.5 + _by_head(bias, 2), -1)
     return torch.matmul(weights[:, :, None], v).squeeze(2), weights
@@ -42,15 +49,16 @@ def attend_rollout(
     memory_age: Tensor,
     bias: Tensor,
     extension_age: Tensor | None = None,
+    age_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
     positions: [P,d]; extension_age: [B,T,E], age of the first E slots at all queries, None for E = 0;
     memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C]
-    for all heads or [B,H,T,C]. Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
+    for all heads or [B,H,T,C]; age_bias: [H,P] as in `attend`. Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
     """
-    by_age = F.pad((q * q.shape[-1] ** -0.5) @ positions.T, (0, 1))  # [B,H,T,P+1], 0 beyond P
+    by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias, 1.0), (0, 1))  # [B,H,T,P+1], 0 beyond P
     reach, heads = len(positions), q.shape[1]
     index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
     corner = by_age[:, :, : index.shape[2]].gather(3, index)
@@ -98,6 +106,14 @@ class _RolloutAttention(torch.autograd.Function):
         if ctx.needs_input_grad[6]:
             grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
         return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.left], grad_bias
+
+
+def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None, scale: float) -> Tensor:
+    """Scores of the ages 0 .. P - 1: q [B,H,(T,)d] -> [B,H,(T,)P]."""
+    scores = q @ positions.T
+    if age_bias is None:
+        return scores
+    return scores + scale * (age_bias if q.ndim == 3 else age_bias[:, None])
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:

@@ -48,7 +48,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: Mapping[str, Mapping[str, Any]], width: int):
         super().__init__()
         self.spec = {key: dict(entry) for key, entry in spec.items()}
-        self.project = nn.Linear(sum(_features(entry) for entry in self.spec.values()), width)
+        self.project = nn.Linear(sum(entry_size(entry) for entry in self.spec.values()), width)
         self.mix = nn.Linear(width, width)
         for linear in (self.project, self.mix):  # PyTorch's default biases would drown what tells observations apart
             nn.init.orthogonal_(linear.weight, 2**0.5)
@@ -61,7 +61,8 @@ class Encoder(nn.Module):
         return self.mix(F.relu(self.project(torch.cat(parts, -1))))
 
 
-def _features(entry: Mapping[str, Any]) -> int:
+def entry_size(entry: Mapping[str, Any]) -> int:
+    """How many numbers an entry of the spec becomes, one-hot."""
     if entry["kind"] == "cells":
         return entry["shape"][0] * entry["shape"][1] * sum(CELL_VALUES)
     if entry["kind"] == "discrete":

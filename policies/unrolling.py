@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.attention import attend, attend_rollout
+from policies.attention import attend_rollout
 from policies.core import LayerInspection
 from policies.extension import Extension, extend
 from policies.memory.base import LayerMemory, Memory, MemoryKind
@@ -103,7 +103,7 @@ def unroll_layer(
     youngest = age[:, :corner, past - (len(layer.positions) - 1) : past]
     left = None if extension is None else age[:, :, : extension.hidden.shape[1]]
     queries = layer.queries(normed[:, past:]).transpose(1, 2)  # [B,H,T,d]
-    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left)
+    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left, layer.age_bias)
     after = layer.residual(x, attended.transpose(1, 2))
     if len(final_x):
         final_x = _finals(layer, final_x, axis, keys, values, slots)
@@ -166,6 +166,4 @@ def _finals(layer: Layer, x: Tensor, axis: Axis, keys: Tensor, values: Tensor, s
     slots = slots.shifted(b, place, now, own)
     age, _, bias = slots.seen(layer.kind, now[:, None], axis.episode[b, t][:, None])
     recent = None if slots.until is None else keys.shape[2]  # slots that came into being are not in order
-    queries = layer.queries(normed)
-    attended, _ = attend(queries, keys, values, layer.positions, age[:, 0], bias[..., 0, :], recent)
-    return layer.residual(x, attended)
+    return layer.residual(x, layer.attend(normed, keys, values, age[:, 0], bias[..., 0, :], recent))

@@ -8,7 +8,7 @@ from itertools import chain
 
 import pytest
 import torch
-from agent_cases import P, Q, Table, make_rollout, through_a_file
+from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
 from agents import PPO, PPOConfig
 from agents.rollout import Rollout
@@ -181,3 +181,26 @@ def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError) as error:
         PPOConfig(**settings)
     assert str(error.value) == message
+
+
+def test_the_next_observation_is_learned_where_the_episode_goes_on(tmp_path):
+    """With the predictor Recall's next observations are learned (all are certain but for the cue that follows a reset, which
+    is no next observation); its weights come back from a checkpoint; without it nothing is there to learn."""
+    trainer = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3)
+    losses = [trainer.update()["train/observation_prediction_loss"] for _ in range(30)]
+    assert losses[-1] < 0.3 * losses[0]
+    tensors, figures = through_a_file(trainer.state(), tmp_path)
+    again = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3, seed=1)
+    again.load_state(tensors, figures)
+    ours, theirs = trainer.agent.predictor.state_dict(), again.agent.predictor.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    rollout, _ = trainer.collector.collect()
+    out = trainer.policy.unroll(rollout.observation, rollout.memory, rollout.episode_start)
+    loss = trainer.agent._observation_loss(rollout, out)
+    for entry in rollout.observation.values():  # what begins an episode follows nothing
+        entry[rollout.episode_start] = 0
+    assert rollout.episode_start[1:].any() and torch.equal(trainer.agent._observation_loss(rollout, out), loss)
+
+    plain = make_trainer("ProbeRecall-v0", "transformer_xl", 1)
+    assert plain.agent.predictor is None and "train/observation_prediction_loss" not in plain.update()

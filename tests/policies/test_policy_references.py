@@ -80,9 +80,9 @@ class Reference:
         return self._norm("core.norm", x), looked
 
     def _attended(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Looked]:
-        """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d), head by head."""
+        """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, head by head."""
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
-        positions = self.weights[f"{name}.positions"]
+        positions, by_age = self.weights[f"{name}.positions"], self.weights[f"{name}.age_bias"]
         to_key, to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)
         query = self.weights[f"{name}.query.weight"] @ self._norm(f"{name}.norm", x)
         seen = Looked({}, {})
@@ -96,7 +96,7 @@ class Reference:
                 age = clock - slot.clock
                 score = query[part] @ (to_key @ normed)[part]
                 if age < len(positions):
-                    score += query[part] @ positions[age]
+                    score += query[part] @ positions[age] + math.sqrt(width) * by_age[head, age]
                 weights.append(self._mask(i, slot, clock, head) * math.exp(score / math.sqrt(width)))
                 values.append((to_value @ normed)[part])
             total = sum(weights)

@@ -1,0 +1,86 @@
+"""Predicting the next observation, and the heads that begin by looking at the step before. N time steps, T steps of a rollout."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from policy_cases import SPEC, observations
+
+from policies import KINDS, ActorCritic, PolicyConfig, core_config
+from policies.prediction import VARIANCE_FLOOR, NextObservation
+from policies.transformer import TransformerConfig
+
+SIZES = (11, 6, 4)  # values of a cell's object, colour and state
+
+
+def test_the_loss_is_what_it_says():
+    """Cross entropies of every cell and discrete entry, squared errors of numbers over twice their variance, one by one."""
+    generator = torch.Generator().manual_seed(0)
+    spec = {**SPEC, "speed": {"kind": "vector", "shape": [2]}}
+    predictor = NextObservation(spec, 8, 4).double()
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    features, actions = torch.randn(5, 8, dtype=torch.float64, generator=generator), torch.tensor([0, 3, 1, 1, 2])
+    following = {**observations(generator, 5), "speed": torch.randn(5, 2, dtype=torch.float64, generator=generator)}
+    following["speed"][:, 1] = 0.25  # what never varies is not divided by zero
+    expected = 0.0
+    columns = torch.cat([following["previous_reward"][:, None], following["speed"]], 1)
+    variance = ((columns - columns.mean(0)) ** 2).mean(0).clamp(min=VARIANCE_FLOOR)
+    for n in range(5):
+        hidden = predictor.features.weight @ features[n] + predictor.features.bias + predictor.action.weight[actions[n]]
+        numbers = (predictor.out.weight @ hidden.clamp(min=0) + predictor.out.bias).tolist()
+
+        def surprise(logits: list[float], right: int) -> float:
+            return math.log(sum(math.exp(x - logits[right]) for x in logits))
+
+        for y in range(3):
+            for x in range(3):
+                for i, size in enumerate(SIZES):
+                    expected += surprise(numbers[:size], int(following["image"][n, y, x, i]))
+                    numbers = numbers[size:]
+        expected += surprise(numbers[:5], int(following["previous_action"][n]))
+        for value, spread, guess in zip(columns[n].tolist(), variance.tolist(), numbers[5:], strict=True):
+            expected += (value - guess) ** 2 / (2 * spread)
+    assert float(predictor.loss(features, actions, following).detach()) == pytest.approx(expected / 5, rel=1e-12)
+
+
+def test_before_learning_nothing_is_expected():
+    generator = torch.Generator().manual_seed(1)
+    spec = {name: SPEC[name] for name in ("image", "previous_action")}
+    predictor = NextObservation(spec, 8, 4)
+    seen = observations(generator, 7)
+    loss = predictor.loss(torch.randn(7, 8, generator=generator), torch.zeros(7, dtype=torch.int64), seen)
+    assert float(loss.detach()) == pytest.approx(9 * sum(map(math.log, SIZES)) + math.log(5), rel=1e-6)
+
+
+def test_nothing_to_predict_is_no_loss():
+    """A rollout in which every step ends an episode: zero, not NaN, and a gradient of zero."""
+    predictor = NextObservation(SPEC, 8, 4)
+    features = torch.zeros(0, 8, requires_grad=True)
+    loss = predictor.loss(features, torch.zeros(0, dtype=torch.int64), observations(torch.Generator(), 0))
+    loss.backward()
+    assert float(loss) == 0 and features.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if core_config(kind) is TransformerConfig and KINDS[kind].stores]
+)
+def test_shifted_heads_begin_with_the_step_before(kind):
+    """Before any learning, and only they: the sharp initial attention to content outdoes their bias at some steps."""
+    core = TransformerConfig(shifted_heads=1)
+    torch.manual_seed(0)
+    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, core))
+    plain = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig()))
+    assert not any("age_bias" in name for name in plain.state_dict())
+    seen = observations(torch.Generator().manual_seed(2), 20, 3, dtype=torch.float32)
+    start = torch.zeros(20, 3, dtype=torch.bool)
+    start[0] = start[11, 1] = True
+    for layer in policy.inspect(seen, policy.initial_memory(3), start)[2]:
+        before = layer.attention[:, :, :, -20:].diagonal(-1, 2, 3)  # [B,H,T-1]
+        goes_on = ~start[1:].T
+        assert before[:, 0][goes_on].mean() > 0.5
+        assert before[:, 1:].mean(1)[goes_on].mean() < 0.25
+        assert (before[:, 0][~goes_on] == 0).all()
