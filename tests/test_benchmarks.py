@@ -55,6 +55,6 @@ def test_training_times_a_shipped_policy(tmp_path, monkeypatch, capsys):
     assert call(training, [policy, *small], monkeypatch) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "corridor" in line or ".safetensors" in line)
-    assert "resident" in out and row.count("│") == 9  # a figure in each of the seven columns
+    assert "resident" in out and row.count("│") == 10  # the agent and a figure in each of the seven columns
     assert call(training, small, monkeypatch) == 2
     assert "expected at least one policy file" in capsys.readouterr().err
