@@ -155,7 +155,7 @@ class ActorPool:
         """A new actor, with a seed that no other had."""
         seed = self.seed + self.made * 100_003  # environments of one actor have the seeds from its own on
         self.made += 1
-        return _RayActor.remote([self._shared], seed)
+        return _RayActor.remote(seed)
 
     def _request(self) -> None:
         """Sends the weights of now to every actor that has room for a request."""
@@ -166,7 +166,7 @@ class ActorPool:
             for _ in range(QUEUE - sum(owner == index for owner in self.pending.values())):
                 if weights is None:
                     weights = ray.put({name: t.detach().cpu().numpy() for name, t in self.policy.state_dict().items()})
-                self.pending[actor.collect.remote(weights, request)] = index
+                self.pending[actor.collect.remote(weights, request, [self._shared])] = index
 
     def _delivered(self) -> Delivery:
         """The next rollout that an actor has, whatever befalls others meanwhile."""
@@ -244,13 +244,20 @@ class ActorPool:
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
-class _RayActor(Actor):
-    def __init__(self, shared: list[Any], seed: int):
-        """shared: holds a reference to what all actors have in common."""
-        made, policy, num_steps, context_steps = ray.get(shared[0])
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            seed += int.from_bytes(os.urandom(3), "big")  # not the episodes of the dead one once more
-        super().__init__(lambda: cloudpickle.loads(made)(), policy, num_steps, context_steps, seed)
+class _RayActor:
+    """Makes its `Actor` at the first request: what Ray keeps in order to restart it is a number."""
+
+    def __init__(self, seed: int):
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self.seed = seed + int.from_bytes(os.urandom(3), "big") * again  # not the episodes of the dead one once more
+        self.actor: Actor | None = None
+
+    def collect(self, weights: dict[str, Any], request: Request, shared: list[Any]) -> Delivery:
+        """shared: holds a reference to what all actors have in common, so that it is not fetched each time."""
+        if self.actor is None:
+            made, policy, num_steps, context_steps = ray.get(shared[0])
+            self.actor = Actor(lambda: cloudpickle.loads(made)(), policy, num_steps, context_steps, self.seed)
+        return self.actor.collect(weights, request)
 
 
 def _start(address: str) -> Path | None:
