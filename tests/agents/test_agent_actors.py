@@ -27,6 +27,7 @@ import train_rl
 from agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
 from agents.checkpoint import load_checkpoint
 from envs import make_vec_env, vec_env_maker
+from policies import KINDS, ActorCritic
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPALA = ["--agent", "impala"]
@@ -78,13 +79,17 @@ def test_two_nodes_train_and_one_actor_is_killed():
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     said: list[str] = []
-    corridor = {"max_length": 6}
-    env = make_vec_env("Corridor-v0", 32, **corridor)
-    policy = make_policy(env, "expire_span")
-    config = ImpalaConfig(num_steps=24, learning_rate=3e-3, num_minibatches=2, num_actors=2)
-    maker = vec_env_maker("Corridor-v0", 32, **corridor)
+    corridor = {"max_length": 8}
+    env = make_vec_env("Corridor-v0", 64, **corridor)
+    torch.manual_seed(0)
+    spaces = env.single_observation_space, env.single_action_space
+    policy = ActorCritic.for_spaces(
+        *spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32)
+    )
+    config = ImpalaConfig(num_steps=32, num_actors=2)
+    maker = vec_env_maker("Corridor-v0", 64, **corridor)
     pool = ActorPool(maker, policy, config.num_steps, 0, 2, cluster.address, say=said.append)
-    trainer = Trainer(env, policy, Impala(policy, config, 32, 0), ForgettingConfig(forgetting=False), 400_000, 0, pool)
+    trainer = Trainer(env, policy, Impala(policy, config, 64, 0), ForgettingConfig(forgetting=False), 400_000, 0, pool)
     try:
         nodes = {node["NodeID"] for node in ray.nodes()}
         lags, drifts, killed = set(), [], None
@@ -93,11 +98,11 @@ def test_two_nodes_train_and_one_actor_is_killed():
             lags.add(figures["actors/policy_lag"])
             drifts += [figures["actors/memory_drift"]] if "actors/memory_drift" in figures else []
             assert 0 <= figures["actors/queue_occupancy"] <= 1 and 0 <= figures["actors/idle_share"] < 1
-            assert figures["actors/rollout_bytes"] > 24 * 32 * 10
-            if trainer.updates == 20:
+            assert figures["actors/rollout_bytes"] > 32 * 64 * 10
+            if trainer.updates == 10:
                 killed = pool.incarnations[1]
                 os.kill(int(killed.split("-")[0]), signal.SIGKILL)
-            if trainer.updates > 60 and pool.restarts and figures["rollout/success_rate"] > 0.98:
+            if len(trainer.window.recent) == 1000 and pool.restarts and figures["rollout/success_rate"] > 0.98:
                 break
         assert pool.restarts == 1 and pool.incarnations[1] != killed
         assert said == ["actor 1 died and was restarted by Ray (restart 1 of this training)"]
