@@ -92,7 +92,10 @@ class Impala(Learner):
                 config.rho_clip,
                 config.c_clip,
             )
-            scaled, scale = self._scaled(advantages)
+            # Centred with the importance weights in: what the learner would hardly do must weigh nothing, or it is pushed
+            # away without end.
+            rho = log_ratio.exp().clamp(max=config.rho_clip)
+            scaled, scale = self._scaled(advantages - rho * advantages.mean() / rho.mean())
         figures = self._descend(part, out, -(log_p * scaled).mean(), targets, weights)
         with torch.no_grad():
             ratio = log_ratio.exp()

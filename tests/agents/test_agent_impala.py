@@ -125,6 +125,15 @@ def test_the_policy_gradient_weighs_log_probabilities():
     assert (figures["train/advantage_std"], figures["train/clipped_share"]) == (1, 0)
 
 
+def test_what_the_learner_would_hardly_do_is_not_pushed_further():
+    """Action 1, of probability 1e-9 now and 1/2 when acting, and action 0, certain now: the first has weight 0 whatever the
+    mean advantage is, so that no gradient comes from it; and what is left of the second lies around 0 itself."""
+    policy = Table(logits=(20.7, 0.0))
+    agent = make_impala(policy, 2, ent_coef=0.0, final_ent_coef=0.0)
+    agent.update(make_rollout([[8, 8]], [[0, 1]], [[0.5, 0.5]]), 0.0, 0.0)
+    assert policy.logits.grad.tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_each_environment_is_used_once():
     policy = Table()
     rollout = make_rollout([[float(b % 3) for b in range(7)]], [[0] * 7], [[P] * 7])
