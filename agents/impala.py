@@ -25,6 +25,9 @@ CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: roun
 class ImpalaConfig(LearnerConfig):
     num_minibatches: int = 4
     """Minibatches of a rollout, each a set of environments that is used once."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate at the start. Half of PPO's: nothing here holds a step back, and with a policy lag of three
+    updates 1e-3 forgot in the middle of a run what it had learned."""
     trace_lambda: float = 0.9
     """Lambda of the V-trace targets (remark 2 of the paper, which has 1)."""
     rho_clip: float = 1.0
