@@ -38,7 +38,7 @@ PATIENCE = 60.0  # seconds without a rollout after which that is said
 try:
     _installed = importlib.metadata.version("ray")
 except importlib.metadata.PackageNotFoundError:
-    _installed = "none"
+    _installed = "no ray"
 if _installed != RAY:
     raise ValueError(f"--num-actors: expected ray {RAY} (pip install -r requirements-ray.txt), got {_installed}")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

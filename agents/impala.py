@@ -16,8 +16,8 @@ from agents.learner import Learner, LearnerConfig, Weights, check_fractions, exp
 from agents.returns import vtrace
 from agents.rollout import Rollout
 
-AGES = {"none": 0, "to_64": 64, "to_256": 256, "above_256": math.inf}
-"""Ages of memories in steps, up to which figures are told apart."""
+AGES = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
+"""Ages of memories in steps by which figures are told apart: the largest of each."""
 CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: rounding alone puts half of them above 1
 
 

@@ -249,7 +249,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
     monkeypatch.delitem(sys.modules, "agents.actors", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
-        f"error: --num-actors: expected ray 2.60.0 (pip install -r requirements-ray.txt), got {version or 'none'}"
+        f"error: --num-actors: expected ray 2.60.0 (pip install -r requirements-ray.txt), got {version or 'no ray'}"
     )
 
 
