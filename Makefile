@@ -6,7 +6,7 @@ DEMO := runs/demo
 
 setup: .venv/ready
 
-.venv/ready: requirements.txt requirements-baselines.txt requirements-dev.txt
+.venv/ready: requirements.txt requirements-baselines.txt requirements-ray.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt

@@ -11,9 +11,12 @@ import csv
 import dataclasses
 import json
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ from tqdm import tqdm
 import cli
 from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
-from envs import make_vec_env, training_kwargs
+from agents.rollout import RolloutsEnded
+from envs import make_vec_env, training_kwargs, vec_env_maker
 from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
 from policies.io import write_atomically
 
@@ -164,7 +168,8 @@ def build(config: Mapping[str, Any]) -> Run:
     own = cli.json_object("--env-kwargs", config["env_kwargs"])
     if config.get("wrap"):
         own["wraps"] = list(config["wrap"])
-    env = make_vec_env(config["env"], config["num_envs"], **{**training_kwargs(config["env"]), **own})
+    env_kwargs = {**training_kwargs(config["env"]), **own}
+    env = make_vec_env(config["env"], config["num_envs"], **env_kwargs)
     info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
     if AGENTS[config["agent"]].network is not None:
         return Run(*_baseline(config, env), info)
@@ -184,8 +189,19 @@ def build(config: Mapping[str, Any]) -> Run:
     agent = algorithm(policy, _part(algorithm.Config, config), config["num_envs"], config["seed"])
     # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
     seed = config["seed"] * 1_000_003
-    trainer = Trainer(env, policy, agent, _part(ForgettingConfig, config), config["total_timesteps"], seed)
-    return Run(trainer, policy, info)
+    forgetting, source = _part(ForgettingConfig, config), None
+    if config.get("num_actors") or config.get("ray_address"):
+        maker = vec_env_maker(config["env"], config["num_envs"], **env_kwargs)
+        source = _actors(config, maker, policy, seed)
+    return Run(Trainer(env, policy, agent, forgetting, config["total_timesteps"], seed, source), policy, info)
+
+
+def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int) -> Any:
+    """The rollouts of Ray actors. Raises ValueError, one line, before any of them starts."""
+    from agents.actors import ActorPool  # only here, since Ray may not be installed
+
+    numbers = config["num_actors"], config["ray_address"], config["refresh_memory"]
+    return ActorPool(maker, policy, config["num_steps"], seed, *numbers, _run_dir(config), _say)
 
 
 def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
@@ -213,10 +229,15 @@ def _device(name: str) -> str:
     return name
 
 
-def train(config: dict[str, Any]) -> Path:
-    """Runs the training of `config` and returns its run directory."""
+def _run_dir(config: Mapping[str, Any]) -> Path:
     name = f"{config['env'].replace('/', '-')}-{config['memory']}-{config['agent']}-{config['seed']}"
-    run_dir = Path(config["run_dir"] or f"runs/{name}")
+    return Path(config["run_dir"] or f"runs/{name}")
+
+
+def train(config: dict[str, Any]) -> Path:
+    """Runs the training of `config` and returns its run directory. Raises RolloutsEnded and KeyboardInterrupt after the
+    checkpoint was written."""
+    run_dir = _run_dir(config)
     resuming = bool(config["resume"])
     if run_dir.exists() and not resuming and not config["overwrite"]:
         raise cli.UsageError(
@@ -224,7 +245,16 @@ def train(config: dict[str, Any]) -> Path:
             "with --overwrite, or name another"
         )
     run = build(config)
-    trainer = run.trainer
+    try:
+        _learn(config, run, run_dir)
+    finally:
+        run.trainer.close()
+    return run_dir
+
+
+def _learn(config: dict[str, Any], run: Run, run_dir: Path) -> None:
+    """Trains what was built."""
+    trainer, resuming = run.trainer, bool(config["resume"])
     rows: list[dict[str, str]] = []
     if resuming:
         rows = _resume(run_dir, trainer)
@@ -241,12 +271,17 @@ def train(config: dict[str, Any]) -> Path:
     _say(f"{config['env']}, {config['memory']} memory, {config['agent']}, {size:,} parameters -> {run_dir}")
     began = time.time()
     saved = trainer.timesteps
-    with tqdm(
+    ended: RolloutsEnded | None = None
+    with _interruptible(trainer.stop), tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not config["progress_bar"], dynamic_ncols=True, mininterval=1,
     ) as bar:  # fmt: skip
-        while not trainer.done:
-            figures = trainer.update()
+        while not (trainer.done or trainer.stop.is_set()):
+            try:
+                figures = trainer.update()
+            except RolloutsEnded as error:
+                ended = error
+                break
             for key, value in figures.items():
                 logger.record(key, value)
             logger.dump(trainer.timesteps)
@@ -255,7 +290,12 @@ def train(config: dict[str, Any]) -> Path:
             if trainer.timesteps - saved >= config["checkpoint_every"] or trainer.done:
                 saved = trainer.timesteps
                 _save(run_dir, run)
+        if not trainer.done:
+            _save(run_dir, run)
+            _say(f"stopped after {trainer.timesteps:,} steps; --resume {run_dir} goes on")
     logger.close()
+    if not trainer.done:
+        raise KeyboardInterrupt if trainer.stop.is_set() or ended is None else ended
     kept = trainer.best
     _say(f"trained {trainer.timesteps:,} steps in {(time.time() - began) / 60:.1f} minutes")
     if kept:
@@ -265,7 +305,26 @@ def train(config: dict[str, Any]) -> Path:
         _say(f"{run_dir / 'policy.safetensors'}: the policy of step {kept['timesteps']:,}, {told}")
     else:
         _say(f"{run_dir / 'policy.safetensors'}: the last policy")
-    return run_dir
+
+
+@contextmanager
+def _interruptible(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets `stop`, so that the update under way is finished and a checkpoint can be written; the second one
+    interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+
+    def interrupted(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _resume(run_dir: Path, trainer: Trainer | SB3Trainer) -> list[dict[str, str]]:

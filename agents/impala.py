@@ -6,6 +6,7 @@ T time steps, B environments, A actions, F observations after which a trace is c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from agents.learner import Learner, LearnerConfig, Weights, check_fractions, exp
 from agents.returns import vtrace
 from agents.rollout import Rollout
 
+AGES = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
+"""Ages of memories in steps by which figures are told apart: the largest of each."""
 CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: rounding alone puts half of them above 1
 
 
@@ -22,20 +25,40 @@ CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: roun
 class ImpalaConfig(LearnerConfig):
     num_minibatches: int = 4
     """Minibatches of a rollout, each a set of environments that is used once."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate at the start. Half of PPO's: nothing here holds a step back, and with a policy lag of three
+    updates 1e-3 forgot in the middle of a run what it had learned."""
     trace_lambda: float = 0.9
     """Lambda of the V-trace targets (remark 2 of the paper, which has 1)."""
     rho_clip: float = 1.0
     """Clipping of the importance weights that decide whose values are learned."""
     c_clip: float = 1.0
     """Clipping of the importance weights that decide how far back corrections reach."""
+    num_actors: int = 0
+    """Ray actors, each with --num-envs environments, that act while the learner learns (pip install -r
+    requirements-ray.txt). 0: act and learn in turn in one process; with --ray-address one actor per free CPU."""
+    ray_address: str = ""
+    """A Ray cluster to join, host:port or auto. Default: Ray is started on this machine for the run."""
+    refresh_memory: int = 0
+    """With actors: steps, in whole rollouts, over which memories are computed anew by the learner's weights."""
 
     def __post_init__(self):
         super().__post_init__()
         check_fractions(self, "trace_lambda")
+        for name in ("num_actors", "refresh_memory"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 0, got {getattr(self, name)}")
+        if self.refresh_memory and not self.distributed:
+            raise ValueError("--refresh-memory: expected --num-actors or --ray-address with it, got neither")
         if not self.c_clip > 0:
             raise ValueError(f"--c-clip: expected more than 0, got {self.c_clip}")
         if not self.rho_clip >= self.c_clip:
             raise ValueError(f"--rho-clip: expected at least --c-clip ({self.c_clip}), got {self.rho_clip}")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether rollouts come from actors."""
+        return bool(self.num_actors or self.ray_address)
 
 
 class Impala(Learner):
@@ -72,17 +95,38 @@ class Impala(Learner):
                 config.rho_clip,
                 config.c_clip,
             )
-            scaled, scale = self._scaled(advantages)
+            # Centred with the importance weights in: what the learner would hardly do must weigh nothing, or it is pushed
+            # away without end.
+            rho = log_ratio.exp().clamp(max=config.rho_clip)
+            scaled, scale = self._scaled(advantages - rho * advantages.mean() / rho.mean())
         figures = self._descend(part, out, -(log_p * scaled).mean(), targets, weights)
         with torch.no_grad():
             ratio = log_ratio.exp()
-            return figures | {
-                "train/approx_kl": float((ratio - 1 - log_ratio).mean()),
-                "train/clipped_share": float((ratio > CUT * config.rho_clip).float().mean()),
-                "train/importance_weight": float(ratio.clamp(max=config.rho_clip).mean()),
-                "train/advantage_std": float(scale),
-                "train/explained_variance": explained_variance(out.values, targets),
-            }
+            clipped = (ratio > CUT * config.rho_clip).float()
+            return (
+                figures
+                | by_age(clipped, part)
+                | {
+                    "train/approx_kl": float((ratio - 1 - log_ratio).mean()),
+                    "train/clipped_share": float(clipped.mean()),
+                    "train/importance_weight": float(ratio.clamp(max=config.rho_clip).mean()),
+                    "train/advantage_std": float(scale),
+                    "train/explained_variance": explained_variance(out.values, targets),
+                }
+            )
+
+
+def by_age(clipped: Tensor, part: Rollout) -> dict[str, float]:
+    """The share of clipped [T,b] by the age of the oldest memory that the row began with and still has: memories were
+    computed by the weights of then."""
+    held = part.memory.oldest() * (part.episode_start.cumsum(0) == 0)  # [T,b]
+    shares, above = {}, -1
+    for name, limit in AGES.items():
+        inside = (held > above) & (held <= limit)
+        if inside.any():
+            shares[f"train/clipped_share/memory_age_{name}"] = float(clipped[inside].mean())
+        above = limit
+    return shares
 
 
 def following(values: Tensor, final_values: Tensor, final_at: tuple[Tensor, Tensor]) -> Tensor:

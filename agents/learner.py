@@ -207,8 +207,12 @@ def explained_variance(values: Tensor, targets: Tensor) -> float:
 
 
 def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The figures of several optimiser steps, averaged by name."""
-    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    """The figures of several optimiser steps, averaged by name over those that have it."""
+    gathered: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            gathered.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in gathered.items()}
 
 
 def _between(start: float, end: float, progress: float) -> float:

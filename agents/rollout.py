@@ -6,9 +6,10 @@ was truncated, and the rollout's last, where the episode goes on.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from agents.episodes import finished
 
+LARGEST_DIFFERENCE = 1e-2  # of float32 logits and values, between acting and learning; what is larger is no rounding
 HORIZON = 8  # steps, at least, between two compactions of the memory that acts
 
 
@@ -63,9 +65,39 @@ class Rollout:
             (t[mine], place[b[mine]]),
         )
 
+    def with_memory(self, memory: Any) -> Rollout:
+        """The same steps after another memory."""
+        return replace(self, memory=memory)
+
+
+class RolloutsEnded(RuntimeError):
+    """No rollout will come. The training's state is whole: a checkpoint can be written. One line."""
+
+
+class RolloutSource(Protocol):
+    """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.actors` has another."""
+
+    on_policy: bool  # the weights of now acted: acting can be checked against learning
+    stop: threading.Event  # set by whoever wants the training to end
+    live: dict[str, list[float]]  # mean and maximum of live memories per layer; empty for a memory without slots
+
+    def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
+        """A rollout and the episodes that ended in it. Raises RolloutsEnded."""
+
+    def figures(self) -> dict[str, float]:
+        """What the source has to say of the last rollout, for the log."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool: ...
+
+    def close(self) -> None: ...
+
 
 class Collector:
     """Steps a vector environment (SAME_STEP autoreset) with a policy and keeps what lives between rollouts."""
+
+    on_policy: ClassVar[bool] = True
 
     def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
         self.env, self.policy, self.num_steps = env, policy, num_steps
@@ -76,6 +108,15 @@ class Collector:
         self.returns = np.zeros(env.num_envs)
         self.lengths = np.zeros(env.num_envs, np.int64)
         self.live: dict[str, list[float]] = {}
+        self.stop = threading.Event()
+
+    def figures(self) -> dict[str, float]:
+        """Nothing: the trainer sees it all."""
+        return {}
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.env.close()
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
         """One rollout and the episodes that ended in it. Afterwards `live` has the mean and maximum of live memories
@@ -175,12 +216,12 @@ class Collector:
         """Continues from `state`. Returns False if the environments could not save theirs: all begin a new episode."""
         self.generator.set_state(tensors["generator"])
         self.live = dict(known["live"])
-        env_state = _under("env/", tensors)
+        env_state = under("env/", tensors)
         if not env_state:
             return False
         self.env.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
-        self.memory = self.policy.memory_from(_under("memory/", tensors))
-        self.observation = {name: tensor.numpy() for name, tensor in _under("observation/", tensors).items()}
+        self.memory = self.policy.memory_from(under("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
         self.episode_start, self.returns, self.lengths = (
             tensors[name].numpy().copy() for name in ("episode_start", "returns", "lengths")
         )
@@ -193,7 +234,8 @@ def _horizon(memory: Any) -> int:
     return HORIZON if counts is None else max(HORIZON, int(counts.max()) // 2)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -6,6 +6,7 @@ for exploration and learning rate, which are those of our own PPO.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class SB3Trainer:
             )
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.updates = self.episodes = 0
+        self.stop = threading.Event()
         self.algorithm = agent.algorithm()(
             policy_class,
             env,
@@ -178,3 +180,7 @@ class SB3Trainer:
         self.algorithm.num_timesteps, self.updates = figures["timesteps"], figures["updates"]
         self.algorithm._n_updates = figures["n_updates"]
         return False
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.env.close()

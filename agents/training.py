@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +13,28 @@ from torch import Tensor
 
 from agents.episodes import EpisodeWindow
 from agents.forgetting import ForgettingConfig, ForgettingController
-from agents.rollout import Collector, acting_learning_difference
+from agents.rollout import LARGEST_DIFFERENCE, Collector, RolloutSource, acting_learning_difference, under
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
-LARGEST_DIFFERENCE = 1e-2  # of float32 logits and values; what is larger is no rounding
 
 
 class Trainer:
     """Trains `policy` with `agent` in `env`, one rollout per `update()`."""
 
-    def __init__(self, env: VectorEnv, policy: Any, agent: Any, forgetting: ForgettingConfig, total: int, seed: int):
-        """total: environment steps of the whole training, rounded up to whole rollouts in `total_timesteps`."""
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: Any,
+        agent: Any,
+        forgetting: ForgettingConfig,
+        total: int,
+        seed: int,
+        source: RolloutSource | None = None,
+    ):
+        """total: environment steps of the whole training, rounded up to whole rollouts in `total_timesteps`; source: of
+        rollouts of `env.num_envs` environments, None to collect them here, in `env` with `seed`."""
         self.env, self.policy, self.agent = env, policy, agent
-        self.collector = Collector(env, policy, agent.config.num_steps, seed)
+        self.collector = Collector(env, policy, agent.config.num_steps, seed) if source is None else source
         self.window = EpisodeWindow(env.metadata.get("difficulty_key"))
         self.controller = ForgettingController(forgetting)
         self.rollout_size = agent.config.num_steps * env.num_envs
@@ -36,11 +46,16 @@ class Trainer:
     _COUNTERS = ("timesteps", "updates", "episodes", "last_check")
 
     @property
+    def stop(self) -> threading.Event:
+        """Set it to end the training: a source that waits for a rollout gives up."""
+        return self.collector.stop
+
+    @property
     def done(self) -> bool:
         return self.timesteps >= self.total_timesteps
 
     def update(self) -> dict[str, float]:
-        """One rollout and what is learned from it. Returns figures for the log."""
+        """One rollout and what is learned from it. Returns figures for the log. Raises RolloutsEnded."""
         began = time.perf_counter()
         rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
@@ -53,8 +68,8 @@ class Trainer:
         self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
         pressure = self.controller.update(score, count, is_success, mean_live) if can_forget else 0.0
-        figures: dict[str, float] = {}
-        if self._check_due(rollout):
+        figures = dict(self.collector.figures())
+        if self.collector.on_policy and self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
         figures.update(self.agent.update(rollout, self.timesteps / self.total_timesteps, pressure))
@@ -102,20 +117,20 @@ class Trainer:
     def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
         """Continues from `state`: the next update is what it would have been. Returns False if the environments could
         not save their state, so that they begin new episodes."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        self.policy.load_state_dict(under("policy/"))
-        self.agent.load_state(under("agent/"), figures["agent"])
-        continued = self.collector.load_state(under("collector/"), figures["collector"])
+        self.policy.load_state_dict(under("policy/", tensors))
+        self.agent.load_state(under("agent/", tensors), figures["agent"])
+        continued = self.collector.load_state(under("collector/", tensors), figures["collector"])
         for name, value in figures["counters"].items():
             setattr(self, name, value)
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
         best = figures["best"]
-        self.best = None if best is None else {**best, "weights": under("best/")}
+        self.best = None if best is None else {**best, "weights": under("best/", tensors)}
         return continued
+
+    def close(self) -> None:
+        """Lets environments and actors go."""
+        self.collector.close()
 
     def _check_due(self, rollout: Any) -> bool:
         if self.last_check is not None:

@@ -1,8 +1,17 @@
 """What agents act in. `make_env` and `make_vec_env` give environments wrapped as a policy expects."""
 
 from envs.errors import EnvError
-from envs.registration import env_ids, make_env, make_vec_env, training_kwargs
+from envs.registration import env_ids, make_env, make_vec_env, training_kwargs, vec_env_maker
 from envs.rendering import render_observation
 from envs.wraps import parse_wraps
 
-__all__ = ["EnvError", "env_ids", "make_env", "make_vec_env", "parse_wraps", "render_observation", "training_kwargs"]
+__all__ = [
+    "EnvError",
+    "env_ids",
+    "make_env",
+    "make_vec_env",
+    "parse_wraps",
+    "render_observation",
+    "training_kwargs",
+    "vec_env_maker",
+]

@@ -87,6 +87,25 @@ def make_vec_env(id: str, num_envs: int, /, wraps: Sequence[str] = (), **kwargs:
     return VectorPreviousActionReward(SyncVectorEnv([lambda: first, *others], autoreset_mode=AutoresetMode.SAME_STEP))
 
 
+@dataclass(frozen=True)
+class VecEnvMaker:
+    """Makes what `make_vec_env` makes, in another process too: an id that was registered in this one only comes along."""
+
+    id: str
+    num_envs: int
+    kwargs: Mapping[str, Any]
+    spec: EnvSpec
+
+    def __call__(self) -> VectorPreviousActionReward:
+        gym.registry.setdefault(self.id, self.spec)
+        return make_vec_env(self.id, self.num_envs, **self.kwargs)
+
+
+def vec_env_maker(id: str, num_envs: int, **kwargs: Any) -> VecEnvMaker:
+    """A function without arguments that is `make_vec_env` with these. Raises EnvError for an unknown id."""
+    return VecEnvMaker(id, num_envs, kwargs, _spec(id))
+
+
 def _core(id: str, num_envs: int, kwargs: Mapping[str, Any], builders: Iterable[Callable[[Core], Core]]) -> Core:
     """The core of a task, or one over another package's environments, in the wraps that `builders` make."""
     if id in TASKS:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from benchmarks import learning, training
+from benchmarks import learning, scaling, training
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--total-timesteps", "512"]
@@ -55,6 +55,21 @@ def test_training_times_a_shipped_policy(tmp_path, monkeypatch, capsys):
     assert call(training, [policy, *small], monkeypatch) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "corridor" in line or ".safetensors" in line)
-    assert "resident" in out and row.count("│") == 9  # a figure in each of the seven columns
+    assert "resident" in out and row.count("│") == 10  # the agent and a figure in each of the seven columns
     assert call(training, small, monkeypatch) == 2
     assert "expected at least one policy file" in capsys.readouterr().err
+
+
+def test_scaling_measures_one_process_a_fed_learner_and_actors(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    policy = ROOT / "pretrained" / "corridor-expire_span.safetensors"
+    small = ["--updates", "2", "--warm-up", "2", "--num-envs", "8", "--num-minibatches", "2", "--torch-threads", "1"]
+    assert call(scaling, [policy, *small, "--actors", "1", "--out", "x.json", "--plot", "x.png"], monkeypatch) == 0
+    figures = json.loads(Path("x.json").read_text())
+    one = figures["actors"]["1"]
+    assert min(figures["one_process"], figures["learner_intake"], figures["actor_output"], one["steps_per_second"]) > 0
+    assert 0 <= one["learner_idle"] < 1 and one["lag"] >= 1 and figures["rollout_bytes"] > 64 * 8 * 10
+    assert "one learner feeds on" in capsys.readouterr().out and Path("x.png").stat().st_size > 5_000
+    assert call(scaling, [policy, "--actors", "0"], monkeypatch) == 2
+    assert "--actors: expected at least 1, got 0" in capsys.readouterr().err

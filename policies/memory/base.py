@@ -80,6 +80,50 @@ class Memory:
             total += self.state[0].numel() * self.state.element_size()
         return total
 
+    def oldest(self) -> Tensor:
+        """[B]: age of the oldest live memory at the next query, 0 if there is none; of a hidden state, all steps so far."""
+        if self.state is not None:
+            return self.time
+        oldest = torch.zeros_like(self.time)
+        for layer in self.layers:
+            if layer.birth.shape[1]:
+                age = (self.time[:, None] - layer.birth).masked_fill(~layer.alive, 0)
+                oldest = torch.maximum(oldest, age.amax(1))
+        return oldest
+
+    def drift(self, other: Memory, within: int) -> float:
+        """How far the hidden vectors of another computation of the same memory lie from these: the mean of |h' - h| / |h|
+        over the memories that both have and that are at most `within` steps old. NaN if there are none."""
+        pairs = []
+        for mine, theirs in zip(self.layers, other.layers):
+            (ours, keys), (others, other_keys) = (_keyed(layer, self.time, within) for layer in (mine, theirs))
+            place = torch.searchsorted(other_keys, keys).clamp(max=max(len(other_keys) - 1, 0))
+            if len(other_keys):
+                both = other_keys[place] == keys
+                pairs.append((ours[both], others[place[both]]))
+        if self.state is not None:
+            begun = self.time > 0
+            pairs.append((self.state[begun].flatten(1), other.state[begun].flatten(1)))
+        moved = [(b - a).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-8) for a, b in pairs]
+        return float(torch.cat(moved).mean()) if moved else math.nan
+
+    def drawn_as(self, other: Memory) -> Memory:
+        """The same memory with what the kind drew for `other`."""
+        return replace(self, drawn=other.drawn)
+
+    def packed(self) -> dict[str, Tensor]:
+        """`to_tensors` without the padding: of each layer only the live memories, [N,D] and [N], and how many of them each
+        environment has, [B]. `from_tensors` reads these too."""
+        out = {name: tensor for name, tensor in self.to_tensors().items() if "/" not in name}
+        for i, layer in enumerate(self.layers):
+            count = layer.alive.sum(1)
+            out |= {
+                f"{i}/hidden": layer.hidden[layer.alive],
+                f"{i}/birth": layer.birth[layer.alive],
+                f"{i}/count": count,
+            }
+        return out
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a file; `from_tensors` reads them."""
         out = {"time": self.time, "drawn": self.drawn} | ({} if self.state is None else {"state": self.state})
@@ -89,8 +133,14 @@ class Memory:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Memory:
-        count = sum(name.endswith("/hidden") for name in tensors)
-        layers = (LayerMemory(*(tensors[f"{i}/{name}"] for name in ("hidden", "birth", "alive"))) for i in range(count))
+        """What `to_tensors` or `packed` gave."""
+        layers = []
+        for i in range(sum(name.endswith("/hidden") for name in tensors)):
+            hidden, birth = tensors[f"{i}/hidden"], tensors[f"{i}/birth"]
+            if (count := tensors.get(f"{i}/count")) is None:
+                layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"]))
+            else:
+                layers.append(_spread(hidden, birth, count))
         return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
     def without(self, layer: int, slots: Tensor) -> Memory:
@@ -105,6 +155,24 @@ class Memory:
         new = torch.where(slots[..., None], hidden, layers[layer].hidden)
         layers[layer] = replace(layers[layer], hidden=new)
         return replace(self, layers=tuple(layers))
+
+
+def _spread(hidden: Tensor, birth: Tensor, count: Tensor) -> LayerMemory:
+    """Slots [B,S] of live memories [N,D] and [N], of which the environments have `count` [B] each; S is the largest."""
+    size = int(count.max())
+    alive = torch.arange(size, device=count.device) >= size - count[:, None]  # [B,S], padding on the left
+    slots = hidden.new_zeros(*alive.shape, hidden.shape[1])
+    births = birth.new_zeros(alive.shape)
+    slots[alive], births[alive] = hidden, birth
+    return LayerMemory(slots, births, alive)
+
+
+def _keyed(layer: LayerMemory, time: Tensor, within: int) -> tuple[Tensor, Tensor]:
+    """Hidden vectors [N,D] of the live memories at most `within` steps old, and a number [N] for each, rising, that no
+    other memory of the layer has."""
+    young = layer.alive & (time[:, None] - layer.birth <= within)
+    row = torch.arange(len(time), device=time.device)[:, None]
+    return layer.hidden[young], (row * 2**32 + layer.birth)[young]
 
 
 @dataclass(frozen=True)

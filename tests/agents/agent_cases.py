@@ -199,6 +199,9 @@ class Rows:
     def rows(self, indices: torch.Tensor) -> Rows:
         return Rows(self.indices[indices])
 
+    def oldest(self) -> torch.Tensor:
+        return torch.zeros_like(self.indices)
+
 
 class Table(nn.Module):
     """One distribution and one value for all observations; `span` stands for the memory kind's own parameters. `seen`

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from agent_cases import P, Q, Table, make_policy, make_rollout, make_trainer, pl
 
 import envs
 from agents import Impala, ImpalaConfig
-from agents.impala import following
+from agents.impala import by_age, following
 from agents.returns import gae
 from agents.rollout import Collector
 from policies import KINDS
@@ -123,6 +124,26 @@ def test_the_policy_gradient_weighs_log_probabilities():
     figures = agent.update(make_rollout([[8, 6]], [[0, 1]], [[0.5, 0.5]]), 0.0, 0.0)
     assert policy.logits.grad.tolist() == pytest.approx([-0.5, 0.5])
     assert (figures["train/advantage_std"], figures["train/clipped_share"]) == (1, 0)
+
+
+def test_what_the_learner_would_hardly_do_is_not_pushed_further():
+    """Action 1, of probability 1e-9 now and 1/2 when acting, and action 0, certain now: the first has weight 0 whatever the
+    mean advantage is, so that no gradient comes from it; and what is left of the second lies around 0 itself."""
+    policy = Table(logits=(20.7, 0.0))
+    agent = make_impala(policy, 2, ent_coef=0.0, final_ent_coef=0.0)
+    agent.update(make_rollout([[8, 8]], [[0, 1]], [[0.5, 0.5]]), 0.0, 0.0)
+    assert policy.logits.grad.tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_clipped_weights_are_told_by_the_age_of_what_is_remembered():
+    """Three steps of four rows that began with memories of age 0, 64, 65 and 300; the last begins an episode at step 1. All
+    of age 65 are clipped, one of three of age 64, and of the oldest the only one that counts is not."""
+    start = torch.zeros(3, 4, dtype=torch.bool)
+    start[1, 3] = True
+    part = SimpleNamespace(memory=SimpleNamespace(oldest=lambda: torch.tensor([0, 64, 65, 300])), episode_start=start)
+    clipped = torch.tensor([[0.0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    shares = {name.removeprefix("train/clipped_share/memory_age_"): x for name, x in by_age(clipped, part).items()}
+    assert shares == pytest.approx({"0": 2 / 5, "1_to_64": 1 / 3, "65_to_256": 1, "above_256": 0})
 
 
 def test_each_environment_is_used_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -192,3 +193,41 @@ def test_learning_equals_acting_after_a_removal(kind):
     expected = act(policy, memory.without(0, slots), given).logits
     out = policy.unroll(given.observation, memory.without(0, slots), given.start)
     torch.testing.assert_close(out.logits, expected, rtol=0, atol=1e-9)
+
+
+def ragged() -> Memory:
+    """Three environments with two, none and one live memories, a dead one between the two; clocks 9, 0 and 4."""
+    hidden = torch.arange(9.0).reshape(3, 3, 1).expand(-1, -1, 2).clone()
+    birth = torch.tensor([[2, 5, 7], [0, 0, 0], [0, 0, 3]])
+    alive = torch.tensor([[True, False, True], [False] * 3, [False, False, True]])
+    layer = LayerMemory(hidden, birth, alive)
+    return Memory((layer,), torch.tensor([9, 0, 4]), torch.zeros(3, 0))
+
+
+def test_packed_has_the_live_only_and_is_read_again():
+    packed = ragged().packed()
+    assert packed["0/hidden"][:, 0].tolist() == [0, 2, 8] and packed["0/birth"].tolist() == [2, 7, 3]
+    assert packed["0/count"].tolist() == [2, 0, 1]
+    layer = Memory.from_tensors(packed).layers[0]
+    assert layer.alive.tolist() == [[True, True], [False, False], [False, True]]
+    assert layer.hidden[layer.alive][:, 0].tolist() == [0, 2, 8] and layer.birth[layer.alive].tolist() == [2, 7, 3]
+    assert torch.equal(ragged().live(), Memory.from_tensors(packed).live())
+
+
+def test_the_age_of_the_oldest():
+    """9 - 2, none, 4 - 3; without slots the clock, or 0."""
+    assert ragged().oldest().tolist() == [7, 0, 1]
+    empty = Memory((), torch.tensor([9, 0]), torch.zeros(2, 0))
+    assert empty.oldest().tolist() == [0, 0]
+    assert Memory((), torch.tensor([9, 0]), torch.zeros(2, 0), torch.zeros(2, 1, 3)).oldest().tolist() == [9, 0]
+
+
+def test_drift_by_hand():
+    """The memories of births 7 and 3 are (2, 2) and (8, 8); theirs are half as long again and the same. The one of birth 2
+    is too old to count, and one that only they have does not either."""
+    mine, theirs = ragged(), ragged()
+    theirs.layers[0].hidden[0, 2] *= 1.5
+    theirs.layers[0].hidden[0, 0] += 100
+    theirs.layers[0].alive[1, 2] = True
+    assert mine.drift(theirs, 3) == pytest.approx((0.5 + 0) / 2)
+    assert mine.drift(mine, 100) == 0 and math.isnan(mine.drift(theirs, 0))

@@ -1,0 +1,302 @@
+"""Actors on Ray: training over two nodes of which one loses an actor, environments that raise, Ctrl-C, bad input. Skipped
+where Ray is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from agent_cases import make_policy, played
+
+pytest.importorskip("ray")
+import cli
+import train_rl
+from agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
+from agents.checkpoint import load_checkpoint
+from envs import make_vec_env, vec_env_maker
+from policies import KINDS, ActorCritic
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPALA = ["--agent", "impala"]
+SMALL = [
+    "--num-envs",
+    "8",
+    "--num-steps",
+    "16",
+    "--num-minibatches",
+    "2",
+    "--torch-threads",
+    "1",
+    "--no-progress-bar",
+    "--width",
+    "16",
+]
+
+
+def call(arguments: list[str], monkeypatch) -> int:
+    """The exit code of train_rl.py's command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train_rl.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train_rl.main)
+    return int(stop.value.code or 0)
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes, other than this one, in whose command line or environment `word` occurs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                said = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:  # ended meanwhile
+                continue
+            if word.encode() in said:
+                found.append(int(entry.name))
+    return found
+
+
+def test_two_nodes_train_and_one_actor_is_killed():
+    """A short corridor, actors on both nodes of a cluster. One actor's process is killed under way: one line says so, with
+    the count, and training reaches 95% as it must."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from agents.actors import ActorPool
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    said: list[str] = []
+    corridor = {"max_length": 8}
+    env = make_vec_env("Corridor-v0", 64, **corridor)
+    torch.manual_seed(0)
+    spaces = env.single_observation_space, env.single_action_space
+    policy = ActorCritic.for_spaces(
+        *spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32)
+    )
+    config = ImpalaConfig(num_steps=32, num_actors=2)
+    maker = vec_env_maker("Corridor-v0", 64, **corridor)
+    pool = ActorPool(maker, policy, config.num_steps, 0, 2, cluster.address, say=said.append)
+    trainer = Trainer(env, policy, Impala(policy, config, 64, 0), ForgettingConfig(forgetting=False), 400_000, 0, pool)
+    try:
+        nodes = {node["NodeID"] for node in ray.nodes()}
+        lags, drifts, killed = set(), [], None
+        while not trainer.done:
+            figures = trainer.update()
+            lags.add(figures["actors/policy_lag"])
+            drifts += [figures["actors/memory_drift"]] if "actors/memory_drift" in figures else []
+            assert 0 <= figures["actors/queue_occupancy"] <= 1 and 0 <= figures["actors/idle_share"] < 1
+            assert figures["actors/rollout_bytes"] > 32 * 64 * 10
+            if trainer.updates == 10:
+                killed = pool.incarnations[1]
+                os.kill(int(killed.split("-")[0]), signal.SIGKILL)
+            if len(trainer.window.recent) == 1000 and pool.restarts and figures["rollout/success_rate"] > 0.98:
+                break
+        assert pool.restarts == 1 and pool.incarnations[1] != killed
+        assert said == ["actor 1 died and was restarted by Ray (restart 1 of this training)"]
+        assert len(nodes) == 2 and max(lags) >= 1 and drifts and min(drifts) > 0
+        assert played(policy, "Corridor-v0", 400, **corridor).mean() >= 0.95
+    finally:
+        trainer.close()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def breaking() -> str:
+    """The id of an environment, known in this process only, that raises in its third step."""
+
+    class Breaking(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            if self.steps == 3:
+                raise ZeroDivisionError("the floor gave way")
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    gym.register("ProbeBreaking-v0", entry_point=Breaking)
+    yield "ProbeBreaking-v0"
+    del gym.registry["ProbeBreaking-v0"]
+
+
+def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breaking, tmp_path, monkeypatch, capsys):
+    """Each time is told with the traceback; then one line, exit code 1, a checkpoint, and Ray's logs beside it."""
+    arguments = [*IMPALA, *SMALL, "--env", breaking, "--num-actors", "1", "--run-dir", str(tmp_path / "x")]
+    assert call(arguments, monkeypatch) == 1
+    told = capsys.readouterr().err
+    assert told.count("actor 0 failed, ZeroDivisionError in step (test_agent_actors.py:") == 5
+    assert told.count("Traceback") == 5 and "(time 5 of 5)" in told
+    last = told.strip().splitlines()[-1]
+    assert last.startswith("error: RolloutsEnded: actors failed 5 times by ZeroDivisionError in step")
+    assert last.endswith("the floor gave way")
+    _, figures = load_checkpoint(tmp_path / "x" / "checkpoint.safetensors")
+    assert figures["counters"]["timesteps"] == 0
+    assert list((tmp_path / "x" / "ray").glob("raylet*"))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_ends_all_within_ten_seconds(tmp_path):
+    """Sent to the whole group, as a terminal does. Nothing of Ray is left, and the run can be continued."""
+    temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # Ray's sockets need a short path; tests find processes by it
+    run_dir = tmp_path / "x"
+    command = [
+        sys.executable,
+        str(ROOT / "train_rl.py"),
+        *IMPALA,
+        *SMALL,
+        "--num-actors",
+        "1",
+        "--run-dir",
+        str(run_dir),
+    ]
+    environment = {**os.environ, "TMPDIR": temporary}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        log, waited = run_dir / "progress.csv", time.monotonic()
+        while not (log.is_file() and len(log.read_text().splitlines()) > 3):
+            assert process.poll() is None and time.monotonic() - waited < 90
+            time.sleep(0.1)
+        assert len(processes_with(temporary)) > 3  # the learner, Ray's, and the actor
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+        assert time.monotonic() - began < 10
+        assert process.returncode == 130 and told.strip().splitlines()[-1] == "error: interrupted"
+        time.sleep(0.5)
+        assert processes_with(temporary) == [] and list(Path(temporary).iterdir()) == []
+        _, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
+        assert figures["counters"]["timesteps"] > 0
+        assert json.loads((run_dir / "config.json").read_text())["num_actors"] == 1
+    finally:
+        process.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refused(arguments: list[str], monkeypatch, capsys, folder: Path) -> str:
+    """The one line with which train_rl.py refuses, exit code 2, before there is a run directory."""
+    monkeypatch.chdir(folder)
+    assert call([*([] if "--agent" in arguments else IMPALA), *SMALL, *arguments], monkeypatch) == 2
+    error = capsys.readouterr().err
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("error: ") and list(folder.iterdir()) == []
+    return line
+
+
+def test_more_actors_than_cpus_are_refused(monkeypatch, capsys, tmp_path):
+    line = refused(["--num-actors", "5000"], monkeypatch, capsys, tmp_path)
+    assert line.startswith("error: --num-actors: expected at most the ") and line.endswith("1 node(s), got 5000")
+
+
+def test_an_environment_that_cannot_be_pickled_is_refused(monkeypatch, capsys, tmp_path):
+    lock = threading.Lock()
+
+    class Locked(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        action_space = gym.spaces.Discrete(2)
+        held = lock
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+    gym.register("ProbeLocked-v0", entry_point=Locked)
+    try:
+        line = refused(["--num-actors", "1", "--env", "ProbeLocked-v0"], monkeypatch, capsys, tmp_path)
+    finally:
+        del gym.registry["ProbeLocked-v0"]
+    assert "environment: expected one that can be pickled" in line and "lock" in line
+
+
+def test_an_address_that_does_not_answer_is_refused(monkeypatch, capsys, tmp_path):
+    """A port at which nobody listens, and one that takes the connection and says nothing, for which a limit is set."""
+    from agents import actors
+
+    monkeypatch.setattr(actors, "ANSWER_WITHIN", 6.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        line = refused(["--ray-address", f"127.0.0.1:{port}"], monkeypatch, capsys, tmp_path)
+    assert line == f"error: --ray-address: expected a Ray cluster at 127.0.0.1:{port}, got no answer within 6 seconds"
+
+
+@pytest.mark.parametrize("version", [None, "2.9.0"])
+def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
+    import importlib.metadata
+
+    def installed(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    monkeypatch.delitem(sys.modules, "agents.actors", raising=False)
+    line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
+    assert line == (
+        f"error: --num-actors: expected ray 2.60.0 (pip install -r requirements-ray.txt), got {version or 'no ray'}"
+    )
+
+
+def test_the_version_is_that_of_the_requirements():
+    from agents.actors import RAY
+
+    assert f"ray=={RAY}" in (ROOT / "requirements-ray.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--num-actors", "-1"], "--num-actors: expected at least 0, got -1"),
+        (["--refresh-memory", "64"], "--refresh-memory: expected --num-actors or --ray-address with it, got neither"),
+        (["--agent", "ppo", "--num-actors", "1"], "unknown flag --num-actors"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(arguments, told, monkeypatch, capsys, tmp_path):
+    assert told in refused(arguments, monkeypatch, capsys, tmp_path)
+
+
+def test_refreshing_replaces_what_the_actor_cached():
+    """With a learner whose encoder has moved on, the rollout's memory is the one its own weights compute from the last
+    rollout's observations, and learning goes on with it."""
+    from agents.actors import ActorPool
+    from agents.transport import recomputed
+
+    env = make_vec_env("Corridor-v0", 4, min_length=40, max_length=40)
+    policy = make_policy(env, "transformer_xl")
+    maker = vec_env_maker("Corridor-v0", 4, min_length=40, max_length=40)
+    pools = []
+    try:
+        pool = ActorPool(maker, policy, 8, 0, 1, refresh=8)
+        pools.append(pool)
+        pool.collect()
+        with torch.no_grad():
+            for parameter in policy.encoder.parameters():
+                parameter *= 1.5
+        seen = []
+        unrefreshed = pool._delivered
+        pool._delivered = lambda: seen.append(unrefreshed()) or seen[-1]
+        rollout, _ = pool.collect()
+        expected = recomputed(policy, seen[0].context)
+        assert torch.equal(rollout.memory.live(), expected.live()) and int(expected.live().min()) == 8
+        for ours, theirs in zip(rollout.memory.layers, expected.layers, strict=True):
+            assert torch.equal(ours.hidden, theirs.hidden)
+        assert pool.figures()["actors/memory_drift"] > 0.05
+    finally:
+        for pool in pools:
+            pool.close()
