@@ -1,0 +1,270 @@
+"""Did a memory matter? The policy is run again with the memory gone, or with what it would have been had the fact been the
+other way round.
+
+*Direct*: at a decision, one slot of one layer is taken away or exchanged; only that step is run again.
+*Total*: the whole episode is run again on the same actions, up to the decision. *Removed*: the observation's slots go from
+all layers right after it was written, and all that would have descended from them is computed anew without them.
+*Swapped*: every observation that shows the fact shows its counterpart instead. A fact that was seen twice, or that later
+memories copied into a higher layer, survives a direct removal; of a total swap nothing survives.
+
+T steps, V variants at once, A actions, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from policies import ActorCritic, Memory
+from viewer.play import CHUNK, Episode, LayerLives, tensors_of
+from viewer.record import rounded
+
+AT_ONCE = 32  # variants replayed together
+MOST_SUGGESTED = 8  # decisions, where the environment names none,
+LEAST_INFLUENCE = 0.1  # with at least this much influence of memory
+MOST_ROWS = 30  # of the table on a terminal
+EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the policy says at one step."""
+
+    probabilities: np.ndarray  # float64 [A]
+    value: float
+
+    def against(self, base: Answer) -> dict[str, Any]:
+        """JSON-able: itself, its action, and how far it is from `base`: `shift`, the total variation of the actions'
+        probabilities, in [0, 1], and `value_change`."""
+        return {
+            "probabilities": rounded(self.probabilities),
+            "value": rounded(self.value),
+            "action": int(self.probabilities.argmax()),
+            "shift": rounded(abs(self.probabilities - base.probabilities).sum() / 2),
+            "value_change": rounded(self.value - base.value),
+        }
+
+
+def _answers(logits: Tensor, values: Tensor) -> list[Answer]:
+    """logits [V,A], values [V]."""
+    chances = torch.softmax(logits.double(), -1).cpu().numpy()
+    return [Answer(p, float(v)) for p, v in zip(chances, values, strict=True)]
+
+
+@torch.no_grad()
+def replay(
+    policy: ActorCritic,
+    observations: Mapping[str, Tensor],
+    removed: Sequence[int] | None = None,
+    memories_before: Sequence[int] = (),
+) -> Iterator[tuple[Tensor, Tensor, Memory | None]]:
+    """Runs the policy again over observations [T,V,...] of V episodes: yields logits [V,A], values [V] of each step, and
+    for the steps of `memories_before` the memory that the step began with.
+
+    removed: per variant the step whose observation leaves no memory, in any layer, -1 for none.
+    """
+    steps, count = next(iter(observations.values())).shape[:2]
+    removed = torch.full((count,), -1) if removed is None else torch.as_tensor(removed)
+    removed = removed.to(policy.device)
+    pauses = {*memories_before, *(removed + 1).tolist()}
+    memory: Memory | None = policy.initial_memory(count)
+    acting = policy.begin(memory, CHUNK)
+    for t in range(steps):
+        if t and (acting.full or t in pauses):
+            memory = acting.memory()
+            for i, layer in enumerate(memory.layers):
+                memory = memory.without(i, layer.birth == removed[:, None])
+            acting = policy.begin(memory, CHUNK)
+        start = torch.full((count,), t == 0, device=policy.device)
+        logits, values = policy.step({key: value[t] for key, value in observations.items()}, acting, start)
+        yield logits, values, memory if t in memories_before else None
+
+
+def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
+    """How much memory as a whole decides: [T], the total variation between the actions' probabilities and those of the
+    same policy had the episode just begun with this observation."""
+    steps = len(episode.actions)
+    alone = {key: value[:, 0] for key, value in tensors_of(policy, episode.observations).items()}  # [T,...]
+    acting = policy.begin(policy.initial_memory(steps), 1)
+    logits, _ = policy.step(alone, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))
+    without = torch.softmax(logits.double(), -1).cpu().numpy()
+    return abs(without - episode.probabilities).sum(1) / 2
+
+
+def decisions(episode: Episode, influence: np.ndarray) -> list[int]:
+    """The steps at which memory is to be audited: where the environment says that facts decide, else the local maxima of
+    the influence of memory, the largest first, in order."""
+    if episode.decisions is not None:
+        return np.flatnonzero(episode.decisions).tolist()
+    padded = np.pad(influence, 1, constant_values=-1)
+    peaks = (influence >= padded[:-2]) & (influence > padded[2:]) & (influence >= LEAST_INFLUENCE)
+    steps = np.flatnonzero(peaks)
+    return sorted(steps[np.argsort(-influence[steps], kind="stable")][:MOST_SUGGESTED].tolist())
+
+
+def most_attended(lives: Sequence[LayerLives], step: int, count: int) -> list[tuple[int, int, float]]:
+    """The memories to which some head attends most at `step`, over all layers: (layer, step it was written, weight)."""
+    found = [
+        (-weight, layer, int(written))
+        for layer, life in enumerate(lives)
+        for written, weight in zip(life.attention[step][0], life.attention[step][1].max(0), strict=True)
+        if written < step
+    ]
+    return [(layer, written, -weight) for weight, layer, written in sorted(found)[:count]]
+
+
+def audit(
+    policy: ActorCritic,
+    episode: Episode,
+    lives: Sequence[LayerLives],
+    count: int,
+    swap: Callable[[np.ndarray], np.ndarray | None] | None,
+) -> dict[str, Any]:
+    """JSON-able: `influence` [T], `decisions`, and `memories`, a list of the `count` memories attended to most at each of
+    them, with what became of the decision. swap: from an environment's image to its counterpart, None for none."""
+    whole = influence(policy, episode)
+    chosen = decisions(episode, whole)
+    told: dict[str, Any] = {"influence": rounded(whole), "decisions": chosen, "memories": []}
+    asked = [(t, *memory) for t in chosen for memory in most_attended(lives, t, count)] if count else []
+    if not asked:
+        return told
+    base = [Answer(p, v) for p, v in zip(episode.probabilities, episode.values, strict=True)]
+    real = {key: value[: max(chosen) + 1] for key, value in tensors_of(policy, episode.observations).items()}
+    gone = _removed(policy, real, sorted({written for _, _, written, _ in asked}))
+    other, held = _swapped(policy, episode, real, [(layer, written) for _, layer, written, _ in asked], swap)
+    for t, (*_, memory) in enumerate(replay(policy, real, memories_before=chosen)):
+        mine = [(layer, written, weight) for step, layer, written, weight in asked if step == t]
+        slots = [(layer, written) for layer, written, _ in mine]
+        now = {key: value[t] for key, value in real.items()}
+        without = _direct(policy, now, memory, slots, None) if mine else []
+        exchanged = _direct(policy, now, memory, slots, held) if mine and held else [None] * len(mine)
+        for (layer, written, weight), *direct in zip(mine, without, exchanged, strict=True):
+            fact = _fact(episode, written)
+            total = gone[written][t], other[fact][t] if fact in other else None
+            effects = zip(EFFECTS, (*direct, *total), strict=True)
+            told["memories"].append(
+                {
+                    "step": t, "layer": layer, "written": written, "attention": rounded(weight), "fact": fact,
+                    "base": base[t].against(base[t]),
+                    **{name: None if answer is None else answer.against(base[t]) for name, answer in effects},
+                }
+            )  # fmt: skip
+    return told
+
+
+def _direct(
+    policy: ActorCritic,
+    now: Mapping[str, Tensor],
+    memory: Memory,
+    slots: Sequence[tuple[int, int]],
+    held: Mapping[tuple[int, int], Tensor] | None,
+) -> list[Answer | None]:
+    """The answers to one observation `now` [1,...] on `memory` (of one environment) when one of the slots (layer, step) is
+    removed, or, if given, holds the vector in `held` instead. None where the slot is part of another by now, or `held` lacks
+    it."""
+    count = len(slots)
+    memory = memory.rows(torch.zeros(count, dtype=torch.int64, device=policy.device))
+    there = []
+    for row, (layer, written) in enumerate(slots):
+        mask = memory.layers[layer].alive & (memory.layers[layer].birth == written)
+        mask &= torch.arange(count, device=policy.device)[:, None] == row
+        there.append(bool(mask.any()) and (held is None or (layer, written) in held))
+        if not there[-1]:
+            continue
+        if held is None:
+            memory = memory.without(layer, mask)
+        else:
+            hidden = memory.layers[layer].hidden
+            memory = memory.replaced(layer, mask, held[layer, written].expand_as(hidden))
+    observation = {key: value.expand(count, *value.shape[1:]) for key, value in now.items()}
+    start = torch.zeros(count, dtype=torch.bool, device=policy.device)
+    answers = _answers(*policy.step(observation, policy.begin(memory, 1), start))
+    return [answer if known else None for answer, known in zip(answers, there, strict=True)]
+
+
+def _fact(episode: Episode, written: int) -> int | None:
+    """The fact that a memory may carry: the latest that was seen when it was written; None if none was."""
+    if episode.facts is None:
+        return None
+    seen = np.flatnonzero(episode.facts[: written + 1] >= 0)
+    return int(episode.facts[seen[-1]]) if len(seen) else None
+
+
+def _removed(policy: ActorCritic, real: Mapping[str, Tensor], written: Sequence[int]) -> dict[int, list[Answer]]:
+    """By step in `written`: the answers at every step when the observation of that step leaves no memory."""
+    answers: dict[int, list[Answer]] = {step: [] for step in written}
+    for i in range(0, len(written), AT_ONCE):
+        some = written[i : i + AT_ONCE]
+        observations = {key: value.expand(-1, len(some), *value.shape[2:]) for key, value in real.items()}
+        for logits, values, _ in replay(policy, observations, some):
+            for step, answer in zip(some, _answers(logits, values), strict=True):
+                answers[step].append(answer)
+    return answers
+
+
+def _swapped(
+    policy: ActorCritic,
+    episode: Episode,
+    real: Mapping[str, Tensor],
+    slots: Sequence[tuple[int, int]],
+    swap: Callable[[np.ndarray], np.ndarray | None] | None,
+) -> tuple[dict[int, list[Answer]], dict[tuple[int, int], Tensor]]:
+    """By fact: the answers at every step when all observations of that fact show its counterpart; and by slot (layer, step):
+    the hidden vector [D] that it gets then. Both empty where there are no counterparts."""
+    facts = sorted({fact for _, written in slots if (fact := _fact(episode, written)) is not None})
+    image = real.get("image")
+    if not facts or image is None or swap is None or swap(image[0].cpu().numpy()) is None:
+        return {}, {}
+    answers: dict[int, list[Answer]] = {fact: [] for fact in facts}
+    held: dict[tuple[int, int], Tensor] = {}
+    other = torch.as_tensor(swap(image.cpu().numpy()), device=policy.device)  # [T,1,...]
+    shown = torch.as_tensor(episode.facts[: len(image)], device=policy.device)
+    for i in range(0, len(facts), AT_ONCE):
+        some = facts[i : i + AT_ONCE]
+        exchanged = shown[:, None] == torch.tensor(some, device=policy.device)  # [T,V]
+        exchanged = exchanged.reshape(*exchanged.shape, *[1] * (image.ndim - 2))
+        observations = {key: value.expand(-1, len(some), *value.shape[2:]) for key, value in real.items()}
+        observations["image"] = torch.where(exchanged, other, image)
+        mine = {slot for slot in slots if _fact(episode, slot[1]) in some}
+        after = sorted({written + 1 for _, written in mine})
+        for t, (logits, values, memory) in enumerate(replay(policy, observations, memories_before=after)):
+            for fact, answer in zip(some, _answers(logits, values), strict=True):
+                answers[fact].append(answer)
+            for layer, written in mine if memory is not None else ():
+                row = some.index(_fact(episode, written))
+                found = memory.layers[layer].alive[row] & (memory.layers[layer].birth[row] == t - 1)
+                if written == t - 1 and bool(found.any()):
+                    held[layer, written] = memory.layers[layer].hidden[row][found][0]
+    return answers, held
+
+
+def table(record: Mapping[str, Any]) -> Table:
+    """The audit of an episode's `record` for the terminal. A cell has the shift of the actions' probabilities, and the
+    action that is taken instead where it is another."""
+    names, told = record["action_names"], record["audit"]["memories"]
+    where = f"{record['env']}, seed {record['seed']}"
+    shown = Table(title=f"Did it matter? {where}: shift of the action probabilities (0 to 1) and of the value")
+    for name in ("decision", "action", "memory", "layer", "attention"):
+        shown.add_column(name, justify="right")
+    for name in EFFECTS:
+        shown.add_column(name.replace("_", "\n"), justify="right")
+    for row in told[:MOST_ROWS]:
+        cells = [f"step {row['step']}", names[row["base"]["action"]], f"step {row['written']}"]
+        cells += [f"{row['layer'] + 1}", f"{row['attention']:.2f}"]
+        for name in EFFECTS:
+            effect = row[name]
+            if effect is None:
+                cells.append("-")
+                continue
+            flips = f" {names[effect['action']]}!" if effect["action"] != row["base"]["action"] else ""
+            cells.append(f"{effect['shift']:.2f}{flips} ({effect['value_change']:+.2f})")
+        shown.add_row(*cells)
+    if len(told) > MOST_ROWS:
+        shown.caption = f"{len(told) - MOST_ROWS} more rows in the page and in --json"
+    return shown
