@@ -22,12 +22,14 @@ from policies import ActorCritic, load_policy, observation_spec
 from policies.io import write_atomically
 from viewer.audit import audit, table
 from viewer.figure import draw
-from viewer.film import Film, pack_observations
+from viewer.film import Film, observation_pictures, pack_observations
 from viewer.page import page
 from viewer.play import Episode, LayerLives, action_names, look, outcome, play
 from viewer.record import record, shared
+from viewer.video import scenes, video
 
 PICTURES = (".png", ".pdf", ".svg")
+FPS = 10  # of the film
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def main() -> None:
         )
     if form == ".html":
         written.append((flags.out, lambda: page([_paged(policy, one) for one in shown])))
+    if flags.video:
+        written.append((flags.video, lambda: _filmed(policy, first)))
     if flags.json:
         numbers = shared([one.record for one in shown])
         written.append((flags.json, lambda: json.dumps(numbers, allow_nan=False).encode()))
@@ -148,9 +152,20 @@ def _shown(flags: Flags, policy: ActorCritic, env: gym.Env, env_id: str, names: 
 
 def _paged(policy: ActorCritic, shown: Shown) -> dict[str, Any]:
     """What the page needs of an episode."""
-    cells = policy.config.observation.get("image", {}).get("kind") == "cells"
-    seen = pack_observations(shown.episode.observations, cells)
+    seen = pack_observations(shown.episode.observations, _has_cells(policy))
     return {"record": shown.record, "film": shown.film.packed(), "seen": seen}
+
+
+def _filmed(policy: ActorCritic, shown: Shown) -> bytes:
+    """The MP4 of an episode."""
+    seen = observation_pictures(shown.episode.observations, _has_cells(policy))
+    frames = list(shown.film.frames()) or None
+    return video(scenes(shown.record, frames, seen), FPS)
+
+
+def _has_cells(policy: ActorCritic) -> bool:
+    """Does it see MiniGrid's cells?"""
+    return policy.config.observation.get("image", {}).get("kind") == "cells"
 
 
 def _environment(flags: Flags, policy: ActorCritic, info: Mapping[str, Any]) -> tuple[str, gym.Env]:

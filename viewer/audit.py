@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -29,6 +30,7 @@ AT_ONCE = 32  # variants replayed together
 MOST_SUGGESTED = 8  # decisions, where the environment names none,
 LEAST_INFLUENCE = 0.1  # with at least this much influence of memory
 MOST_ROWS = 30  # of the table on a terminal
+Asked = tuple[int, int, int, float]  # decision, layer, step at which the memory was written, attention
 EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
 
 
@@ -61,29 +63,43 @@ def _answers(logits: Tensor, values: Tensor) -> list[Answer]:
 def replay(
     policy: ActorCritic,
     observations: Mapping[str, Tensor],
+    memory: Memory | None = None,
+    first: int = 0,
     removed: Sequence[int] | None = None,
     memories_before: Sequence[int] = (),
-) -> Iterator[tuple[Tensor, Tensor, Memory | None]]:
-    """Runs the policy again over observations [T,V,...] of V episodes: yields logits [V,A], values [V] of each step, and
-    for the steps of `memories_before` the memory that the step began with.
+) -> Iterator[tuple[int, Tensor, Tensor, Memory | None]]:
+    """Runs the policy again over observations [t,V,...] of V episodes from step `first` on, which begins with `memory` (None:
+    the episodes' start): yields each step's number, logits [V,A] and values [V], and for the steps of `memories_before` the
+    memory that the step began with.
 
     removed: per variant the step whose observation leaves no memory, in any layer, -1 for none.
     """
     steps, count = next(iter(observations.values())).shape[:2]
-    removed = torch.full((count,), -1) if removed is None else torch.as_tensor(removed)
-    removed = removed.to(policy.device)
-    pauses = {*memories_before, *(removed + 1).tolist()}
-    memory: Memory | None = policy.initial_memory(count)
+    gone = torch.full((count,), -1) if removed is None else torch.as_tensor(removed)
+    gone = gone.to(policy.device)
+    pauses = {*memories_before, *(gone + 1).tolist()}
+    memory = policy.initial_memory(count) if memory is None else memory
     acting = policy.begin(memory, CHUNK)
-    for t in range(steps):
-        if t and (acting.full or t in pauses):
+    for t in range(first, first + steps):
+        if t > first and (acting.full or t in pauses):
             memory = acting.memory()
             for i, layer in enumerate(memory.layers):
-                memory = memory.without(i, layer.birth == removed[:, None])
+                memory = memory.without(i, layer.birth == gone[:, None])
             acting = policy.begin(memory, CHUNK)
         start = torch.full((count,), t == 0, device=policy.device)
-        logits, values = policy.step({key: value[t] for key, value in observations.items()}, acting, start)
-        yield logits, values, memory if t in memories_before else None
+        logits, values = policy.step({key: value[t - first] for key, value in observations.items()}, acting, start)
+        yield t, logits, values, memory if t in memories_before else None
+
+
+def _repeated(
+    policy: ActorCritic, episode: Episode, count: int, first: int, past: int
+) -> tuple[int, dict[str, Tensor], Memory]:
+    """`count` variants of an episode, still all alike, up to step `past`: where to begin so that step `first` is in it, the
+    observations [t,count,...] from there on, and the memory then."""
+    begin = max(step for step in episode.memories if step <= first)
+    observations = tensors_of(policy, episode.observations[begin:past])
+    wide = {key: value.expand(-1, count, *value.shape[2:]) for key, value in observations.items()}
+    return begin, wide, episode.memories[begin].rows(torch.zeros(count, dtype=torch.int64, device=policy.device))
 
 
 def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
@@ -135,19 +151,20 @@ def audit(
     if not asked:
         return told
     base = [Answer(p, v) for p, v in zip(episode.probabilities, episode.values, strict=True)]
-    real = {key: value[: max(chosen) + 1] for key, value in tensors_of(policy, episode.observations).items()}
-    gone = _removed(policy, real, sorted({written for _, _, written, _ in asked}))
-    other, held = _swapped(policy, episode, real, [(layer, written) for _, layer, written, _ in asked], swap)
-    for t, (*_, memory) in enumerate(replay(policy, real, memories_before=chosen)):
-        mine = [(layer, written, weight) for step, layer, written, weight in asked if step == t]
-        slots = [(layer, written) for layer, written, _ in mine]
+    gone = _removed(policy, episode, asked)
+    other, held = _swapped(policy, episode, asked, swap)
+    begin, real, memory = _repeated(policy, episode, 1, 0, max(chosen) + 1)
+    for t, _, _, before in replay(policy, real, memory, begin, memories_before=chosen):
+        mine = [one for one in asked if one[0] == t]
+        if not mine:
+            continue
+        slots = [(layer, written) for _, layer, written, _ in mine]
         now = {key: value[t] for key, value in real.items()}
-        without = _direct(policy, now, memory, slots, None) if mine else []
-        exchanged = _direct(policy, now, memory, slots, held) if mine and held else [None] * len(mine)
-        for (layer, written, weight), *direct in zip(mine, without, exchanged, strict=True):
+        without = _direct(policy, now, before, slots, None)
+        exchanged = _direct(policy, now, before, slots, held) if held else [None] * len(mine)
+        for (_, layer, written, weight), *direct in zip(mine, without, exchanged, strict=True):
             fact = _fact(episode, written)
-            total = gone[written][t], other[fact][t] if fact in other else None
-            effects = zip(EFFECTS, (*direct, *total), strict=True)
+            effects = zip(EFFECTS, (*direct, gone[written, t], other.get((fact, t))), strict=True)
             told["memories"].append(
                 {
                     "step": t, "layer": layer, "written": written, "attention": rounded(weight), "fact": fact,
@@ -196,52 +213,55 @@ def _fact(episode: Episode, written: int) -> int | None:
     return int(episode.facts[seen[-1]]) if len(seen) else None
 
 
-def _removed(policy: ActorCritic, real: Mapping[str, Tensor], written: Sequence[int]) -> dict[int, list[Answer]]:
-    """By step in `written`: the answers at every step when the observation of that step leaves no memory."""
-    answers: dict[int, list[Answer]] = {step: [] for step in written}
-    for i in range(0, len(written), AT_ONCE):
-        some = written[i : i + AT_ONCE]
-        observations = {key: value.expand(-1, len(some), *value.shape[2:]) for key, value in real.items()}
-        for logits, values, _ in replay(policy, observations, some):
-            for step, answer in zip(some, _answers(logits, values), strict=True):
-                answers[step].append(answer)
+def _removed(policy: ActorCritic, episode: Episode, asked: Sequence[Asked]) -> dict[tuple[int, int], Answer]:
+    """By (observation, decision): the answer when the observation leaves no memory."""
+    last = {written: t for t, _, written, _ in asked}  # decisions ascend
+    answers: dict[tuple[int, int], Answer] = {}
+    for some in _batches(sorted(last)):
+        begin, observations, memory = _repeated(policy, episode, len(some), some[0], max(last[w] for w in some) + 1)
+        for t, logits, values, _ in replay(policy, observations, memory, begin, some):
+            answers |= {(w, t): answer for w, answer in zip(some, _answers(logits, values), strict=True)}
     return answers
 
 
 def _swapped(
     policy: ActorCritic,
     episode: Episode,
-    real: Mapping[str, Tensor],
-    slots: Sequence[tuple[int, int]],
+    asked: Sequence[Asked],
     swap: Callable[[np.ndarray], np.ndarray | None] | None,
-) -> tuple[dict[int, list[Answer]], dict[tuple[int, int], Tensor]]:
-    """By fact: the answers at every step when all observations of that fact show its counterpart; and by slot (layer, step):
-    the hidden vector [D] that it gets then. Both empty where there are no counterparts."""
-    facts = sorted({fact for _, written in slots if (fact := _fact(episode, written)) is not None})
-    image = real.get("image")
-    if not facts or image is None or swap is None or swap(image[0].cpu().numpy()) is None:
-        return {}, {}
-    answers: dict[int, list[Answer]] = {fact: [] for fact in facts}
+) -> tuple[dict[tuple[int, int], Answer], dict[tuple[int, int], Tensor]]:
+    """By (fact, decision): the answer when all observations of the fact show its counterpart; and by slot (layer, step): the
+    hidden vector [D] that it gets then. Both empty where there are no counterparts."""
+    last = {fact: t for t, _, written, _ in asked if (fact := _fact(episode, written)) is not None}
+    answers: dict[tuple[int, int], Answer] = {}
     held: dict[tuple[int, int], Tensor] = {}
-    other = torch.as_tensor(swap(image.cpu().numpy()), device=policy.device)  # [T,1,...]
-    shown = torch.as_tensor(episode.facts[: len(image)], device=policy.device)
-    for i in range(0, len(facts), AT_ONCE):
-        some = facts[i : i + AT_ONCE]
-        exchanged = shown[:, None] == torch.tensor(some, device=policy.device)  # [T,V]
+    if not last or swap is None or "image" not in episode.observations[0]:
+        return answers, held
+    if swap(episode.observations[0]["image"]) is None:
+        return answers, held
+    for some in _batches(sorted(last, key=lambda fact: int((episode.facts == fact).argmax()))):
+        first = int((episode.facts == some[0]).argmax())
+        begin, observations, memory = _repeated(policy, episode, len(some), first, max(last[f] for f in some) + 1)
+        image = observations["image"]
+        shown = torch.as_tensor(episode.facts[begin : begin + len(image)], device=policy.device)
+        exchanged = shown[:, None] == torch.tensor(some, device=policy.device)  # [t,V]
         exchanged = exchanged.reshape(*exchanged.shape, *[1] * (image.ndim - 2))
-        observations = {key: value.expand(-1, len(some), *value.shape[2:]) for key, value in real.items()}
+        other = torch.as_tensor(swap(image.cpu().numpy()), device=policy.device)
         observations["image"] = torch.where(exchanged, other, image)
-        mine = {slot for slot in slots if _fact(episode, slot[1]) in some}
+        mine = {(layer, written) for _, layer, written, _ in asked if _fact(episode, written) in some}
         after = sorted({written + 1 for _, written in mine})
-        for t, (logits, values, memory) in enumerate(replay(policy, observations, memories_before=after)):
-            for fact, answer in zip(some, _answers(logits, values), strict=True):
-                answers[fact].append(answer)
-            for layer, written in mine if memory is not None else ():
+        for t, logits, values, before in replay(policy, observations, memory, begin, memories_before=after):
+            answers |= {(f, t): answer for f, answer in zip(some, _answers(logits, values), strict=True)}
+            for layer, written in mine if before is not None else ():
                 row = some.index(_fact(episode, written))
-                found = memory.layers[layer].alive[row] & (memory.layers[layer].birth[row] == t - 1)
+                found = before.layers[layer].alive[row] & (before.layers[layer].birth[row] == t - 1)
                 if written == t - 1 and bool(found.any()):
-                    held[layer, written] = memory.layers[layer].hidden[row][found][0]
+                    held[layer, written] = before.layers[layer].hidden[row][found][0]
     return answers, held
+
+
+def _batches(items: Sequence[int]) -> list[Sequence[int]]:
+    return [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
 
 
 def table(record: Mapping[str, Any]) -> Table:
@@ -249,21 +269,21 @@ def table(record: Mapping[str, Any]) -> Table:
     action that is taken instead where it is another."""
     names, told = record["action_names"], record["audit"]["memories"]
     where = f"{record['env']}, seed {record['seed']}"
-    shown = Table(title=f"Did it matter? {where}: shift of the action probabilities (0 to 1) and of the value")
-    for name in ("decision", "action", "memory", "layer", "attention"):
-        shown.add_column(name, justify="right")
-    for name in EFFECTS:
-        shown.add_column(name.replace("_", "\n"), justify="right")
+    shown = Table(
+        title=f"Did it matter? {where}: shift of the action probabilities (0 to 1), and the action taken instead"
+    )
+    for name in ("step", "action", "memory", "layer", "att.", *EFFECTS):
+        shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action")
     for row in told[:MOST_ROWS]:
-        cells = [f"step {row['step']}", names[row["base"]["action"]], f"step {row['written']}"]
+        cells = [f"{row['step']}", names[row["base"]["action"]], f"{row['written']}"]
         cells += [f"{row['layer'] + 1}", f"{row['attention']:.2f}"]
         for name in EFFECTS:
             effect = row[name]
             if effect is None:
                 cells.append("-")
                 continue
-            flips = f" {names[effect['action']]}!" if effect["action"] != row["base"]["action"] else ""
-            cells.append(f"{effect['shift']:.2f}{flips} ({effect['value_change']:+.2f})")
+            flips = f" {names[effect['action']]}" if effect["action"] != row["base"]["action"] else ""
+            cells.append(f"{effect['shift']:.2f}{flips}")
         shown.add_row(*cells)
     if len(told) > MOST_ROWS:
         shown.caption = f"{len(told) - MOST_ROWS} more rows in the page and in --json"

@@ -33,7 +33,7 @@ class Charts {
     const steps = Array.from({ length: this.page.record.steps }, (_, t) => t);
     const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 }, font: `12px ${css("--font")}` };
     const options = {
-      width: this.box.clientWidth, height: 128, pxAlign: true,
+      width: this.box.clientWidth, height: 128, pxAlign: true, hooks: { ready: [() => this.move()] },
       cursor: { points: { size: 6 }, drag: { x: false, y: false }, y: false },
       scales: { x: { time: false, range: [0, Math.max(1, steps.length - 1)] }, y: range ? { range: [range[0] - 0.02, range[1] + 0.02] } : {} },
       axes: [{ ...axis, size: 28 }, { ...axis, size: 46 }],

@@ -74,7 +74,7 @@ function newThumb(page, written) {
   node.append(element("canvas"), element("b", "step"));
   const weight = element("span", "weight");
   weight.append(element("i"));
-  node.append(weight, element("span", "number"), element("br"), element("span", "told soft"));
+  node.append(weight, element("span", "number"), element("span", "told soft"));
   page.seen.draw(node.firstChild, written);
   node.addEventListener("pointerenter", () => page.point(written));
   node.addEventListener("pointerleave", () => page.point(null));
@@ -136,9 +136,10 @@ function effectsOf(page, row) {
     const verdict = element("div", `verdict ${flips ? "flips" : effect.shift < 0.05 ? "none" : ""}`);
     verdict.append(element("b", "", flips ? `${names[effect.action]} instead` : effect.shift < 0.05 ? "no difference" : `still ${names[effect.action]}`));
     verdict.append(` with ${what}: shift ${two(effect.shift)}, value ${effect.value_change < 0 ? "−" : "+"}${two(Math.abs(effect.value_change))}`);
-    const order = names.map((_, a) => a).sort((a, b) => Math.max(effect.probabilities[b], row.base.probabilities[b]) - Math.max(effect.probabilities[a], row.base.probabilities[a]));
+    const larger = (a) => Math.max(effect.probabilities[a], row.base.probabilities[a]);
     const pair = element("div", "pair");
-    for (const a of order.slice(0, 4).sort((a, b) => a - b)) {
+    for (const a of names.keys()) {
+      if (larger(a) < 0.05) continue;
       const bars = element("div", "two");
       for (const p of [row.base.probabilities[a], effect.probabilities[a]]) {
         const bar = element("i");

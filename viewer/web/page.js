@@ -153,7 +153,8 @@ const page = {
   },
 };
 
-const shift = (row) => Math.max(row.total_removed?.shift ?? 0, row.total_swapped?.shift ?? 0);
+/** What is shown first: the memory without which the policy would have decided otherwise. */
+const shift = (row) => row.total_removed.shift;
 const trimmed = (number) => String(Number(number.toFixed(4)));
 
 function told(page, written) {
@@ -193,7 +194,7 @@ function lifeNote(layers) {
   const one = layers[0], begin = "One bar per observation, from the step it is written to the step it is forgotten";
   const end = "Live ones are coloured by the attention that they receive at this moment.";
   if (one.merged) return `${begin}. It thins where ${one.merge_size} of them are compressed into one memory. ${end}`;
-  if (one.span) return `${begin}; behind it, pale, the span that was predicted (the rest is the ramp over which it fades). ${end}`;
+  if (one.span) return `${begin}; the bluish part behind it is the span that was predicted, the rest the ramp over which it fades. ${end}`;
   if (one.head_spans) {
     const spans = layers.map((layer, i) => `layer ${i + 1}: ${layer.head_spans.map(Math.round).join(", ")}`).join("; ");
     return `${begin}: what the head with the longest span reaches (spans of the heads, ${spans}). ${end}`;
