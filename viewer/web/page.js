@@ -6,7 +6,8 @@ const page = {
   t: 0, layer: "all", head: "max", sort: "attention",
   chosen: null, marked: null, // observations, by the step at which they were written
   weights: [], // per layer: a map from observations to the attention that they receive now
-  timer: null, playedFrom: null, due: false,
+  until: 0, // the step at which the timelines end
+  timer: null, addressing: null, due: false,
 
   /** Shows step t. */
   go(t) {
@@ -143,6 +144,9 @@ const page = {
       box.append(holder);
       return new Timeline(canvas, layer, i, record.steps, this);
     });
+    // Room for what was still to come when the episode ended, but no more than a fifth of it.
+    const last = Math.max(...this.timelines.map((timeline) => timeline.last));
+    this.until = Math.max(record.steps + 1, Math.min(last, record.steps * 1.2));
     this.charts ??= new Charts(byId("charts"), this);
     buildAudit(this);
     const strongest = record.audit.memories.reduce((best, row) => (best && shift(best) >= shift(row) ? best : row), null);
@@ -174,12 +178,13 @@ function describe(page) {
   const [first, ...rest] = record.outcome.split(", ");
   title.className = success === true ? "good" : success === false ? "bad" : "";
   title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
-  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`);
+  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")} ${typeof value === "number" ? trimmed(value) : value}`);
   const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
   byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info].join(" · ");
   byId("slider").max = record.steps - 1;
   const has = record.layers.length > 0;
-  for (const id of ["memory", "lives"]) byId(id).hidden = !has;
+  for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;
+  byId("chosen-title").textContent = has ? "Did it matter?" : "What it remembers";
   byId("frame").hidden = !page.film;
   byId("place").hidden = !page.film;
   byId("decision").hidden = !record.audit.decisions.length;

@@ -38,9 +38,7 @@ function lanesOf(layer) {
 class Timeline {
   constructor(canvas, layer, index, steps, page) {
     Object.assign(this, { canvas, layer, index, steps, page, lanes: lanesOf(layer) });
-    // Room for what was still to come when the episode ended, but no more than a fifth of it.
-    const last = Math.max(...layer.end.map((end, w) => this.predicted(w)));
-    this.until = Math.max(steps + 1, Math.min(last, steps * 1.2));
+    this.last = layer.end.reduce((most, _, w) => Math.max(most, this.predicted(w)), 0);
     canvas.addEventListener("pointermove", (event) => page.point(this.at(event), event));
     canvas.addEventListener("pointerleave", () => page.point(null));
     canvas.addEventListener("click", (event) => {
@@ -55,7 +53,7 @@ class Timeline {
     return this.layer.span ? written + this.layer.span[written] : this.layer.expires[written] ?? this.steps;
   }
 
-  get scale() { return (this.width - this.left - 4) / this.until; }
+  get scale() { return (this.width - this.left - 4) / this.page.until; }
   toX(step) { return this.left + step * this.scale; }
   toStep(x) { return (x - this.left) / this.scale; }
 
@@ -78,7 +76,7 @@ class Timeline {
     const context = this.still.getContext("2d");
     context.scale(ratio, ratio);
     const span = css("--span"), dead = css("--dead");
-    for (let w = 0; w < this.steps; w++) if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.until, this.predicted(w)), span, 1);
+    for (let w = 0; w < this.steps; w++) if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.page.until, this.predicted(w)), span, 1);
     for (let w = 0; w < this.steps; w++) this.life(context, w, dead);
     this.axis(context);
   }
@@ -105,7 +103,7 @@ class Timeline {
     context.textAlign = "center";
     let gap = 1;
     for (const step of [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]) { gap = step; if (step * this.scale > 56) break; }
-    for (let t = 0; t <= this.until; t += gap) context.fillText(t, this.toX(t + 0.5), this.height - 5);
+    for (let t = 0; t <= this.page.until && this.toX(t + 0.5) < this.width - 12; t += gap) context.fillText(t, this.toX(t + 0.5), this.height - 5);
     context.strokeStyle = css("--soft");
     context.setLineDash([3, 3]);
     context.beginPath();
