@@ -3,7 +3,8 @@ other way round.
 
 *Direct*: at a decision, one slot of one layer is taken away or exchanged; only that step is run again.
 *Total*: the whole episode is run again on the same actions, up to the decision. *Removed*: the observation's slots go from
-all layers right after it was written, and all that would have descended from them is computed anew without them.
+all layers right after it was written, and all that would have descended from them is computed anew without them (where a
+block is merged at that very moment, it goes with them).
 *Swapped*: every observation that shows the fact shows its counterpart instead. A fact that was seen twice, or that later
 memories copied into a higher layer, survives a direct removal; of a total swap nothing survives.
 
@@ -84,7 +85,8 @@ def replay(
         if t > first and (acting.full or t in pauses):
             memory = acting.memory()
             for i, layer in enumerate(memory.layers):
-                memory = memory.without(i, layer.birth == gone[:, None])
+                # Only now: what these slots are merged into later bears the number of the last of them.
+                memory = memory.without(i, (layer.birth == t - 1) & (gone == t - 1)[:, None])
             acting = policy.begin(memory, CHUNK)
         start = torch.full((count,), t == 0, device=policy.device)
         logits, values = policy.step({key: value[t - first] for key, value in observations.items()}, acting, start)
@@ -183,15 +185,18 @@ def _direct(
     held: Mapping[tuple[int, int], Tensor] | None,
 ) -> list[Answer | None]:
     """The answers to one observation `now` [1,...] on `memory` (of one environment) when one of the slots (layer, step) is
-    removed, or, if given, holds the vector in `held` instead. None where the slot is part of another by now, or `held` lacks
-    it."""
-    count = len(slots)
+    removed, or, if given, holds the vector in `held` instead. What was merged goes with the whole slot that it is a part of by
+    now, and is not exchanged. None for what is not exchanged."""
+    count, clock = len(slots), memory.time[0]
     memory = memory.rows(torch.zeros(count, dtype=torch.int64, device=policy.device))
     there = []
     for row, (layer, written) in enumerate(slots):
-        mask = memory.layers[layer].alive & (memory.layers[layer].birth == written)
+        merging = policy.core.layers[layer].kind.merging
+        merged = merging is not None and bool(clock >= merging.clock(torch.tensor(written)))
+        birth = (written // merging.size + 1) * merging.size - 1 if merged else written
+        mask = memory.layers[layer].alive & (memory.layers[layer].birth == birth)
         mask &= torch.arange(count, device=policy.device)[:, None] == row
-        there.append(bool(mask.any()) and (held is None or (layer, written) in held))
+        there.append(bool(mask.any()) and (held is None or (not merged and (layer, written) in held)))
         if not there[-1]:
             continue
         if held is None:

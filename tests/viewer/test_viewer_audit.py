@@ -144,14 +144,32 @@ def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
     assert all(written < 10 for _, written, _ in found)
 
 
-def test_compressed_memories_are_audited_where_they_are_whole():
-    policy = make_policy("compressive")
-    episode = replace(played(policy, 24), decisions=np.arange(24) == 23)
-    rows = audit(policy, episode, look(policy, episode), 12, None)["memories"]
-    merged = {row["written"] for row in rows if row["direct_removed"] is None}
-    assert merged and all(written < 20 for written in merged)
-    assert all(row["total_removed"] is not None and row["total_swapped"] is None for row in rows)
-    assert any(row["total_removed"]["shift"] > 0.001 for row in rows if row["written"] in merged)
+def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
+    policy = make_policy("compressive")  # at step 23 the slots of steps 12 to 15 and 16 to 19 are one each
+    episode = replace(played(policy, 24), decisions=np.arange(24) == 23, facts=np.where(np.arange(24) < 1, 0, -1))
+    rows = audit(policy, episode, look(policy, episode), 24, Corridor.swap_observation)["memories"]
+    assert {row["written"] for row in rows} == set(range(12, 23))
+    for row in rows:
+        layer, written = row["layer"], row["written"]
+        last = written if written >= 20 else written // 4 * 4 + 3
+
+        def forget(now, acting, layer=layer, last=last):
+            if now == 23:
+                slots = acting.layers[layer]
+                assert (slots.alive & (slots.birth == last))[0].sum() == 1
+                slots.alive &= slots.birth != last
+
+        def never(now, acting, written=written):
+            if now == written + 1:
+                for slots in acting.layers:
+                    slots.alive[0, written] = False
+
+        direct, total = by_hand(policy, episode, forget), by_hand(policy, episode, never)
+        np.testing.assert_allclose(row["direct_removed"]["probabilities"], direct[0][23], atol=2e-4)
+        np.testing.assert_allclose(row["total_removed"]["probabilities"], total[0][23], atol=2e-4)
+        assert (row["direct_swapped"] is None) == (written < 20)
+        assert row["total_swapped"] is not None
+    assert max(row["total_removed"]["shift"] for row in rows if row["written"] < 20) > 0.001
 
 
 def test_in_switch_a_swap_changes_one_signal_only():

@@ -30,7 +30,7 @@ def make_policy(
     config = KINDS[kind].Config(**(CONFIGS.get(kind, {}) if settings is None else settings))
     policy = ActorCritic.for_spaces(env.observation_space, env.action_space, memory=kind, memory_config=config)
     for head in (policy.policy_head, policy.value_head):
-        torch.nn.init.normal_(head.weight)
+        torch.nn.init.normal_(head.weight, std=0.3)
     for layer in policy.core.layers:
         torch.nn.init.normal_(layer.out.weight, std=0.5)  # so that memory matters
         if kind == "expire_span":
