@@ -275,7 +275,9 @@ def table(record: Mapping[str, Any]) -> Table:
     names, told = record["action_names"], record["audit"]["memories"]
     where = f"{record['env']}, seed {record['seed']}"
     shown = Table(
-        title=f"Did it matter? {where}: shift of the action probabilities (0 to 1), and the action taken instead"
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"Did it matter? {where}: shift of the action probabilities (0 to 1), and the action taken instead",
     )
     for name in ("step", "action", "memory", "layer", "att.", *EFFECTS):
         shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action")

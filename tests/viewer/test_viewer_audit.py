@@ -219,7 +219,11 @@ def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
     twice = {**base.observations[0], "previous_action": np.int64(3), "previous_reward": np.float32(0)}
     observations = [base.observations[0], twice, *base.observations[1:]]
     real = tensors_of(policy, observations)
-    rounds = list(replay(policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removed=[-1, 0, 1, -1]))
+    rounds = list(
+        replay(
+            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removed=[-1, 0, 1, -1]
+        )
+    )
     doors = rounds[-1][1].argmax(-1).tolist()
     assert doors[0] == base.actions[-1]
     assert doors[1] == doors[2] == doors[0]

@@ -90,5 +90,3 @@ def test_a_span_and_a_life_are_told_beside_the_picture():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the oldest on top
     lines = ax.collections[0].get_segments()
     assert [line.tolist() for line in lines][-1] == [[-0.5, 0], [2.5, 0]]  # the largest attention is drawn last
-
-

@@ -8,7 +8,7 @@ import torch
 from viewer_cases import STORING, make_policy
 
 from envs import make_env
-from viewer.play import FAINTEST, Episode, action_names, ends, look, outcome, play, strongest, tensors_of
+from viewer.play import Episode, action_names, ends, look, outcome, play, tensors_of
 
 
 def test_ends_equals_a_loop():
@@ -129,5 +129,3 @@ def test_outcome(rewards, ended, info, told):
 def test_action_names_are_the_environments():
     assert action_names(make_env("MiniGrid-MemoryS7-v0"))[:3] == ["left", "right", "forward"]
     assert action_names(make_env("CartPole-v1")) == ["action 0", "action 1"]
-
-
