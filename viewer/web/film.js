@@ -68,7 +68,7 @@ class Film {
     for (const [width, stroke] of [[7, "#000"], [4, colour]]) {
       context.lineWidth = width;
       context.strokeStyle = stroke;
-      context.strokeRect(spot.x + 2.5, spot.y + 2.5, this.size - 5, this.size - 5);
+      context.strokeRect(spot.x + 4, spot.y + 4, this.size - 8, this.size - 8);
     }
   }
 }

@@ -154,6 +154,7 @@ const page = {
     this.t = Math.max(0, Math.min(record.steps - 1, t ?? strongest?.step ?? record.steps - 1));
     this.layOut();
     document.documentElement.dataset.ready = index;
+    document.documentElement.dataset.milliseconds = Math.round(performance.now()); // to the first picture
   },
 };
 

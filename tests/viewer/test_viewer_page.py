@@ -1,0 +1,443 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright. What it shows is what the JSON says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from viewer_cases import CONFIGS, SHIPPED, make_policy
+
+import visualize
+from envs import make_env, render_observation
+from policies import KINDS, save_policy
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+CORRIDOR = {"min_length": 100}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists() and not os.environ.get("CI"):
+        pytest.skip("no chromium on this machine: apt-get install chromium (.ci/run does)")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what must not happen in it."""
+
+    page: Page
+    troubles: list[str] = field(default_factory=list)
+
+    def until(self, condition: str) -> None:
+        """Waits until the JavaScript expression holds. (Playwright's own waiting needs eval, which the page forbids.)"""
+        for _ in range(400):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(25)
+        pytest.fail(f"did not come to pass: {condition}")
+
+    def now(self) -> int:
+        return self.page.evaluate("page.t")
+
+    def settled(self, t: int) -> None:
+        """Waits until step t is what is shown."""
+        self.until(f"document.documentElement.dataset.t === '{t}' && !page.due")
+
+    def image(self, selector: str) -> np.ndarray:
+        """The pixels of a canvas."""
+        url = self.page.eval_on_selector(selector, "canvas => canvas.toDataURL()")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Any]:
+    contexts = []
+
+    def go(path: Path, fragment: str = "", viewport: dict = WIDE, scheme: str = "light") -> Opened:
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        contexts.append(context)
+        one = Opened(context.new_page())
+        one.page.on("console", lambda message: one.troubles.append(message.text))
+        one.page.on("pageerror", lambda error: one.troubles.append(str(error)))
+        one.page.on("request", lambda r: r.url.startswith(("data:", "blob:")) or one.troubles.append(r.url))
+        one.page.goto(f"file://{path}{fragment}")
+        one.until("document.documentElement.dataset.ready !== undefined")
+        assert one.troubles.pop(0).startswith(f"file://{path}")  # the page itself, the only request there may be
+        return one
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+def made(folder: Path, *arguments: str) -> tuple[Path, list[dict]]:
+    """The page that the command line makes, and the episodes of its JSON."""
+    out, numbers = folder / "memory.html", folder / "memory.json"
+    before, sys.argv = sys.argv, ["visualize.py", *arguments, "--out", str(out), "--json", str(numbers)]
+    try:
+        visualize.main()
+    finally:
+        sys.argv = before
+    return out, json.loads(numbers.read_text())["episodes"]
+
+
+@pytest.fixture(scope="module")
+def corridor(tmp_path_factory) -> tuple[Path, list[dict]]:
+    kwargs = json.dumps(CORRIDOR)
+    return made(tmp_path_factory.mktemp("corridor"), SHIPPED, "--seed", "3", "--env-kwargs", kwargs, "--episodes", "2")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A thousand steps of the kind that has most to tell: a wide window, attention all over it."""
+    folder = tmp_path_factory.mktemp("long")
+    policy = make_policy("transformer_xl", "Switch-v0", {"window": 256})
+    save_policy(policy, folder / "p.safetensors", {"env": "Switch-v0", "env_kwargs": {}})
+    return made(folder, str(folder / "p.safetensors"), "--stochastic", "--audit", "1")
+
+
+def remembered(record: dict, t: int) -> dict[int, float]:
+    """Observations that are live at step t in some layer, with the largest attention that any head of any gives them."""
+    found: dict[int, float] = {}
+    for layer in record["layers"]:
+        now = layer["attention"][t]
+        weights = dict(zip(now["to"], np.max(now["weights"], 0) if now["to"] else []))
+        for w in range(t + 1):
+            if layer["end"][w] > t:
+                found[w] = max(found.get(w, 0.0), float(weights.get(w, 0.0)))
+    return found
+
+
+def agrees(one: Opened, record: dict, t: int) -> None:
+    """All that is told of step t is what the record says."""
+    page = one.page
+    one.settled(t)
+    assert page.input_value("#slider") == str(t)
+    assert page.inner_text("#clock") == f"step {t} of {record['steps'] - 1}"
+    facts = dict(zip(page.locator("#facts dt").all_inner_texts(), page.locator("#facts dd").all_inner_texts()))
+    assert facts["action"] == record["action_names"][record["actions"][t]]
+    assert float(facts["value"]) == pytest.approx(record["values"][t], abs=6e-4)
+    assert float(facts["return so far"]) == pytest.approx(sum(record["rewards"][: t + 1]))
+    shown = [float(p) for p in page.locator("#chances .number").all_inner_texts()]
+    assert shown == pytest.approx(record["probabilities"][t], abs=6e-3)
+    totals = [int(n) for n in page.locator("#totals b").all_inner_texts()]
+    expected = [[t + 1, layer["live"][t], t + 1 - layer["remembered"][t]] for layer in record["layers"]]
+    assert totals == [n for row in expected for n in row]
+    live = remembered(record, t)
+    assert page.evaluate("remembered(page).map(one => one.written)").sort() == [*live].sort()
+    thumbs = page.evaluate(
+        "[...document.querySelectorAll('.thumb')].map(n => [+n.dataset.written, n.querySelector('.number').innerText])"
+    )
+    assert len(thumbs) == min(48, len(live))
+    ranked = sorted(live.values(), reverse=True)
+    for (written, told), weight in zip(thumbs, ranked):
+        assert float(told.split()[1]) == pytest.approx(live[written], abs=6e-3)
+        assert live[written] == pytest.approx(weight)
+    for i, layer in enumerate(record["layers"]):
+        count = sum(layer["end"][w] > t for w in range(t + 1))
+        assert page.evaluate(f"page.timelines[{i}].liveNow") == count == layer["remembered"][t]
+
+
+def test_it_opens_alone_and_shows_what_the_json_says(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path)
+    last = record["audit"]["decisions"][-1]
+    agrees(one, record, last)
+    assert "success" in one.page.inner_text("#title") and record["outcome"] in one.page.inner_text("#title")
+    rows = one.page.locator("#audit-table tr[data-step]")
+    assert rows.count() == len(record["audit"]["memories"]) == 3
+    for i, row in enumerate(record["audit"]["memories"]):
+        cells = rows.nth(i).locator("td").all_inner_texts()
+        assert cells[0] == f"step {row['step']}" and cells[2] == f"step {row['written']}"
+        for cell, name in zip(cells[5:], ("direct_removed", "direct_swapped", "total_removed", "total_swapped")):
+            assert float(cell.split()[0]) == pytest.approx(row[name]["shift"], abs=6e-3)
+            flips = row[name]["action"] != row["base"]["action"]
+            assert cell.endswith(f"→ {record['action_names'][row[name]['action']]}") == flips
+    assert one.troubles == []
+
+
+def test_the_slider_moves_frame_bars_and_thumbnails_together(opened, corridor):
+    path, (record, _) = corridor
+    one, env = opened(path, "#t=0"), make_env("Corridor-v0", render_mode="rgb_array", **CORRIDOR)
+    observation, _ = env.reset(seed=3)
+    frames, seen = [], []
+    for action in record["actions"]:
+        frames.append(env.render())
+        seen.append(render_observation(observation["image"], 16))
+        observation, *_ = env.step(action)
+    one.page.evaluate("page.choose(null)")
+    bars = {}
+    for t in (0, 1, 57, 120, 139, 30):
+        one.page.locator("#slider").fill(str(t))
+        agrees(one, record, t)
+        np.testing.assert_array_equal(one.image("#world"), frames[t])
+        np.testing.assert_array_equal(one.image("#view"), seen[t])
+        bars[t] = [one.image(f"#timelines div:nth-child({i}) canvas").tobytes() for i in (1, 2)]
+    assert len({tuple(picture) for picture in bars.values()}) == 6
+    cursor = one.page.evaluate("page.charts.plots.map(plot => plot.cursor.idx)")
+    assert cursor == [30] * 4
+    assert one.troubles == []
+
+
+def test_arrows_space_home_end_and_the_next_decision(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path, "#t=10")
+    keys = one.page.keyboard
+    for key, t in (
+        ("ArrowRight", 11),
+        ("ArrowLeft", 10),
+        ("Shift+ArrowRight", 20),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("End", 139),
+        ("ArrowRight", 139),
+    ):
+        keys.press(key)
+        one.settled(t)
+    keys.press("Home")
+    keys.press("d")
+    one.settled(record["audit"]["decisions"][0])
+    keys.press("Home")
+    one.settled(0)
+    keys.press("Space")
+    one.until("page.t >= 3")
+    expect(one.page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    keys.press("Space")
+    expect(one.page.locator("#play")).to_have_attribute("aria-label", "Play")
+    stopped = one.now()
+    one.page.wait_for_timeout(250)
+    assert one.now() == stopped
+    agrees(one, record, stopped)
+
+
+def test_a_link_to_a_moment_and_back_into_the_address(opened, corridor):
+    path, (first, second) = corridor
+    one = opened(path, "#t=137")
+    agrees(one, first, 137)
+    one.page.keyboard.press("ArrowLeft")
+    one.until("location.hash === '#t=136'")
+    one.page.evaluate("location.hash = '#t=5'")
+    agrees(one, first, 5)
+    other = opened(path, "#e=1&t=20")
+    agrees(other, second, 20)
+    for nonsense, t in (("#t=99999", 139), ("#t=-3", 139), ("#t=x&e=7", 139)):
+        agrees(opened(path, nonsense), first, t)
+
+
+def test_the_list_of_episodes(opened, corridor):
+    path, (_, second) = corridor
+    one = opened(path)
+    options = one.page.locator("#episode option").all_inner_texts()
+    assert len(options) == 2 and options[1] == f"2. seed 4: {second['outcome']}"
+    one.page.select_option("#episode", "1")
+    one.until("document.documentElement.dataset.ready === '1'")
+    agrees(one, second, second["audit"]["decisions"][-1])
+    assert one.troubles == []
+
+
+def test_sorting_layers_and_heads(opened, corridor):
+    path, (record, _) = corridor
+    one, t = opened(path, "#t=60"), 60
+    one.settled(t)
+    one.page.select_option("#sort", "life")
+    one.page.select_option("#layer", value="1")
+    one.until("!page.due && page.layer === 1")
+    layer = record["layers"][1]
+    live = [w for w in range(t + 1) if layer["end"][w] > t]
+    order = [int(w) for w in one.page.evaluate("[...document.querySelectorAll('.thumb')].map(n => n.dataset.written)")]
+    assert order == sorted(live, key=lambda w: (-layer["expires"][w], w)) and order[0] == 0
+    left = one.page.locator(".thumb .told").all_inner_texts()
+    assert left[0] == f"{layer['expires'][0] - t} left"
+    one.page.select_option("#head", value="2")
+    one.page.select_option("#sort", "attention")
+    one.until("page.head === 2 && !page.due")
+    now = layer["attention"][t]
+    weights = dict(zip(now["to"], now["weights"][2]))
+    for node in one.page.locator(".thumb").all()[:4]:
+        told = float(node.locator(".number").inner_text().split()[1])
+        assert told == pytest.approx(weights.get(int(node.get_attribute("data-written")), 0), abs=6e-3)
+
+
+def test_pointing_at_a_thumbnail_marks_its_bar_and_its_place_and_the_other_way_round(opened, corridor):
+    one = opened(corridor[0], "#t=60")
+    one.page.evaluate("page.choose(null)")
+    one.settled(60)
+    before = [one.image(f"#timelines div:nth-child({i}) canvas") for i in (1, 2)]
+    plain = one.image("#world")
+    one.page.hover(".thumb[data-written='0']")
+    one.until("page.marked === 0 && !page.due")
+    marked = one.image("#world")
+    changed = np.argwhere((marked != plain).any(-1))
+    assert changed[:, 1].min() >= 32 and changed[:, 1].max() < 64  # tile 0 is the second column, right of the ball
+    assert changed[:, 0].min() >= 32 and changed[:, 0].max() < 64
+    for i, picture in enumerate(before, 1):
+        assert (one.image(f"#timelines div:nth-child({i}) canvas") != picture).any()
+    canvas = one.page.locator("#timelines canvas").nth(1)
+    canvas.scroll_into_view_if_needed()
+    x, y = one.page.evaluate(
+        "(() => { const l = page.timelines[1]; return [l.toX(60.5), l.top + (l.lanes.of[55] + 0.5) * l.lane]; })()"
+    )
+    canvas.hover(position={"x": x, "y": y})
+    one.until("page.marked === 55 && !page.due")
+    assert "observation of step 55" in one.page.inner_text("#tip")
+    expect(one.page.locator(".thumb[data-written='55']")).to_have_class("thumb marked")
+    canvas.click(position={"x": x, "y": y})
+    one.until("page.chosen === 55 && !page.due")
+    assert "Observation of step 55" in one.page.inner_text("#effect")
+    assert "Not measured" in one.page.inner_text("#effect")
+    assert one.now() == 60
+
+
+def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path, "#t=139")
+    one.page.evaluate("page.choose(null)")
+    for _ in range(60):
+        one.page.keyboard.press("Tab")
+        if one.page.evaluate("document.activeElement.dataset.written") == "0":
+            break
+    else:
+        pytest.fail("the thumbnail of step 0 cannot be reached by the tabulator")
+    assert one.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    one.until("page.marked === 0")
+    one.page.keyboard.press("Enter")
+    one.until("page.chosen === 0 && !page.due")
+    (row,) = [row for row in record["audit"]["memories"] if row["written"] == 0]
+    told = one.page.inner_text("#effect")
+    assert "no difference" in told and "never remembered" in told
+    assert told.count("instead") == sum(
+        row[n]["action"] != row["base"]["action"] for n in row if n.startswith(("direct", "total"))
+    )
+    one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
+    one.settled(138)
+    assert one.page.evaluate("document.activeElement.dataset.written") == "0"
+
+
+CONTRAST = """() => {
+  const parse = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return c.startsWith("color(srgb") ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1] : [...n.slice(0, 3), n[3] ?? 1]; };
+  const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const poor = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (!node.checkVisibility() || node.closest(".uplot canvas, #tip") || ![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const style = getComputedStyle(node);
+    let under = node, back = [0, 0, 0, 0];
+    while (under && back[3] < 1) { back = parse(getComputedStyle(under).backgroundColor); under = under.parentElement; }
+    const [a, b] = [light(parse(style.color).slice(0, 3)), light(back.slice(0, 3))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5 || parseFloat(style.fontSize) < 12) poor.push(`${node.tagName} ${node.className} "${node.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${style.fontSize}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_it_can_be_read_in_every_width_and_light(opened, corridor, viewport, scheme):
+    path, (record, _) = corridor
+    one = opened(path, "#t=139", viewport, scheme)
+    agrees(one, record, 139)
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert one.page.evaluate(CONTRAST) == []
+    back = one.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(n) for n in back[4:-1].split(",")) / 3
+    assert (brightness > 200) == (scheme == "light")
+    overlaps = one.page.evaluate("""() => {
+      const boxes = [...document.querySelectorAll("nav > *")].filter(n => n.checkVisibility()).map(n => n.getBoundingClientRect());
+      return boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1));
+    }""")
+    assert not overlaps
+    for control in ("#play", "#back", "#forth", "#slider", "#decision"):
+        box = one.page.locator(control).bounding_box()
+        assert box["height"] >= 32 and box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
+    one.page.keyboard.press("ArrowLeft")
+    agrees(one, record, 138)
+    assert one.troubles == []
+
+
+def test_light_and_dark_follow_the_system_at_once(opened, corridor):
+    one = opened(corridor[0])
+    before = one.page.evaluate("page.charts.plots.length"), one.image("#timelines div:first-child canvas")
+    one.page.emulate_media(color_scheme="dark")
+    one.page.wait_for_timeout(200)
+    assert one.page.evaluate("page.charts.plots.length") == before[0]
+    assert (one.image("#timelines div:first-child canvas") != before[1]).any()
+
+
+def test_a_thousand_steps_are_small_quick_and_smooth(opened, long):
+    path, (record,) = long
+    assert record["steps"] == 1000
+    assert path.stat().st_size < 5e6
+    assert (
+        min(
+            int(opened(path, "#t=500").page.evaluate("document.documentElement.dataset.milliseconds")) for _ in range(3)
+        )
+        < 1000
+    )
+    one = opened(path, "#t=500")
+    agrees(one, record, 500)
+    took = one.page.evaluate("""() => {
+      const began = performance.now();
+      for (let t = 400; t < 440; t++) { page.t = t; page.paint(); }
+      return (performance.now() - began) / 40;
+    }""")
+    assert took < 100  # milliseconds a step
+    assert one.troubles == []
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"expire_span"}))
+def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
+    settings = dict(CONFIGS.get(kind, {}))
+    save_policy(
+        make_policy(kind, settings=settings), tmp_path / "p.safetensors", {"env": "Corridor-v0", "env_kwargs": {}}
+    )
+    kwargs = json.dumps({"min_length": 12, "max_length": 12})
+    path, (record,) = made(tmp_path, str(tmp_path / "p.safetensors"), "--stochastic", "--env-kwargs", kwargs)
+    t = record["steps"] - 2
+    one = opened(path, f"#t={t}")
+    if not record["layers"]:
+        one.settled(t)
+        assert not one.page.is_visible("#memory") and not one.page.is_visible("#lives")
+        told = one.page.inner_text("#effect")
+        assert f"{record['state_bytes']} bytes" in told if record["state_bytes"] else "has no memory" in told
+    else:
+        agrees(one, record, t)
+        told = one.page.inner_text("#lives-note")
+        wanted = {
+            "transformer_xl": "a window of 9 steps",
+            "compressive": "4 of them are compressed into one memory",
+            "adaptive_span": "spans of the heads",
+        }
+        assert wanted[kind] in told
+        parts = one.page.evaluate("remembered(page).filter(one => one.part).length")
+        merged = record["layers"][0]["merged"]
+        assert parts == (0 if merged is None else sum(merged[w] <= t for w in remembered(record, t)))
+        assert (parts > 0) == (kind == "compressive")
+    assert one.troubles == []
+
+
+def test_without_pictures_observations_are_heat_maps(opened, tmp_path, monkeypatch):
+    save_policy(make_policy(env_id="CartPole-v1"), tmp_path / "p.safetensors", {"env": "CartPole-v1", "env_kwargs": {}})
+    made_env = visualize.make_env
+    monkeypatch.setattr(visualize, "make_env", lambda id, **kwargs: made_env(id, **{**kwargs, "render_mode": None}))
+    one = opened(made(tmp_path, str(tmp_path / "p.safetensors"))[0])
+    one.settled(one.now())
+    assert not one.page.is_visible("#world") and one.page.is_visible("#view")
+    assert one.image("#view").shape == (48, 32, 3) or one.image("#view").size > 0
+    assert one.troubles == []
