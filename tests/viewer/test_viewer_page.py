@@ -257,7 +257,7 @@ def test_sorting_layers_and_heads(opened, corridor):
     one, t = opened(path, "#t=60"), 60
     one.settled(t)
     one.page.select_option("#sort", "life")
-    one.page.select_option("#layer", value="1")
+    one.page.select_option("#layer", index=2)
     one.until("!page.due && page.layer === 1")
     layer = record["layers"][1]
     live = [w for w in range(t + 1) if layer["end"][w] > t]
