@@ -79,15 +79,18 @@ def draw(
     how: str,
     names: Sequence[str],
     form: str = "png",
+    brief: bool = False,
 ) -> bytes:
-    """The picture as a png, pdf or svg. title, how: what was played and how; names: one per action."""
+    """The picture as a png, pdf or svg. title, how: what was played and how; names: one per action; brief: without the film
+    and the last decision, and smaller."""
     config, steps = policy.config, len(episode.actions)
     has_image = config.observation.get("image", {}).get("kind") == "cells"
+    has_film = has_image and not brief
     images = [o["image"] for o in episode.observations] if has_image else None
     looks = [b"".join(o[key].tobytes() for key in (["image"] if has_image else o)) for o in episode.observations]
     last = f"step {steps - 1}: {names[episode.actions[-1]]}"
-    rows = [(0.6, 0.4, partial(_film, images))] if has_image else []
-    rows += [(0.25, 0.1 if has_image else 0.4, partial(_actions, episode.actions, names))]
+    rows = [(0.6, 0.4, partial(_film, images))] if has_film else []
+    rows += [(0.25, 0.1 if has_film else 0.4, partial(_actions, episode.actions, names))]
     rows += [(0.45, 0.12, partial(_rewards, episode.rewards))]
     for i, layer in enumerate(lives):
         of = f"Layer {i + 1} of {len(lives)}"
@@ -95,14 +98,14 @@ def draw(
             (3.3, 0.75, partial(_lives, layer, looks, images, f"{of}: which observations it keeps, and for how long"))
         ]
         rows += [(0.7, 0.15, partial(_live, layer.live))]
-    for i, layer in enumerate(lives):
+    for i, layer in enumerate([] if brief else lives):
         of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
         rows += [(1.0, 1.85 if has_image else 1.25, partial(_decision, layer.decision, layer.end == steps, images, of))]
     if not lives:
         rows += [(0.8, 0.5, partial(_nothing, config.memory, int(episode.memories[0].bytes()[0])))]
     height = 1.0 + sum(row[0] + row[1] for row in rows) + 0.55
     with matplotlib.rc_context(STYLE):
-        figure = Figure((LEFT + WIDE + GUTTER, height), dpi=120, facecolor="white")
+        figure = Figure((LEFT + WIDE + GUTTER, height), dpi=72 if brief else 120, facecolor="white")
         colour = GOOD if ": success" in title else BAD if ": failure" in title else INK
         at = LEFT / (LEFT + WIDE + GUTTER)
         figure.text(at, 1 - 0.35 / height, title, fontsize=15, weight="bold", color=colour, va="center")
