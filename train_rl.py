@@ -29,7 +29,6 @@ from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from envs import make_env, make_vec_env, training_kwargs
 from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
 from policies.io import write_atomically
-from viewer.snapshot import snapshot
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
@@ -303,6 +302,8 @@ def _logger(run_dir: Path, rows: list[dict[str, str]]) -> Logger:
 
 def _record_memory(logger: Logger, config: Mapping[str, Any], run: Run) -> None:
     """A picture of what the policy remembers, always of the same episode, one that is not trained on."""
+    from viewer.snapshot import snapshot  # takes a second, and only who draws needs it
+
     env = make_env(config["env"], **run.info["env_kwargs"])
     title = f"{config['env']} after {run.trainer.timesteps:,} steps"
     picture = snapshot(run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
