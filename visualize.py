@@ -127,7 +127,11 @@ def main() -> None:
         numbers = shared([one.record for one in shown])
         written.append((flags.json, lambda: json.dumps(numbers, allow_nan=False).encode()))
     for path, made in written:
-        write_atomically(path, made())
+        data = made()
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise cli.UsageError(f"{path}: expected a file that can be written ({error.strerror})") from None
     console = Console()
     for one in shown:
         if one.record["audit"]["memories"]:
@@ -138,7 +142,11 @@ def main() -> None:
 def _shown(flags: Flags, policy: ActorCritic, env: gym.Env, env_id: str, names: list[str], seed: int) -> Shown:
     """Plays one episode and measures it. Raises UsageError if it is longer than --max-steps."""
     film = Film()
-    episode = play(policy, env, seed, flags.max_steps, not flags.stochastic, watch=film)
+    try:
+        episode = play(policy, env, seed, flags.max_steps, not flags.stochastic, watch=film)
+    except gym.error.DependencyNotInstalled as error:
+        hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
+        raise cli.UsageError(f"{env_id}: expected to be able to draw it ({error}); {hint}") from None
     if episode.ended == "stopped":
         raise cli.UsageError(
             f"--max-steps: expected an episode of at most {flags.max_steps} steps, that of seed {seed} is longer"
@@ -178,7 +186,7 @@ def _environment(flags: Flags, policy: ActorCritic, info: Mapping[str, Any]) -> 
     kwargs = dict(known) if env_id == own and isinstance(known, dict) else {}
     kwargs |= cli.json_object("--env-kwargs", flags.env_kwargs)
     env = make_env(env_id, **kwargs)
-    if "rgb_array" in env.unwrapped.metadata.get("render_modes", []) and env.render_mode is None:
+    if "rgb_array" in env.unwrapped.metadata.get("render_modes", []) and "render_mode" not in kwargs:
         env.close()
         env = make_env(env_id, **{**kwargs, "render_mode": "rgb_array"})
     given = {**observation_spec(env.observation_space), "actions": int(env.action_space.n)}

@@ -105,6 +105,30 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     assert out.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["memory.html"]
 
 
+def test_what_cannot_draw_is_told_how_to_do_without(tmp_path, monkeypatch, capsys):
+    from gymnasium.envs.classic_control import CartPoleEnv
+    from gymnasium.error import DependencyNotInstalled
+
+    def render(self):
+        raise DependencyNotInstalled("no pygame here")
+
+    monkeypatch.setattr(CartPoleEnv, "render", render)
+    path, out = saved(tmp_path / "p.safetensors", env_id="CartPole-v1"), str(tmp_path / "x.html")
+    code, _, complaints = run(monkeypatch, capsys, path, "--out", out)
+    assert (
+        code == 2
+        and complaints.count("\n") == 1
+        and "CartPole-v1: expected to be able to draw it (no pygame" in complaints
+    )
+    assert run(monkeypatch, capsys, path, "--out", out, "--env-kwargs", '{"render_mode": null}')[0] == 0
+
+
+def test_an_output_that_cannot_be_written_is_bad_usage(monkeypatch, capsys):
+    code, _, complaints = run(monkeypatch, capsys, SHIPPED, "--out", "/proc/memory.html", "--audit", "0")
+    assert code == 2 and complaints.startswith("error: ") and complaints.count("\n") == 1
+    assert "expected a file that can be written" in complaints
+
+
 def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     path = saved(tmp_path / "policy.safetensors", view_size=5, max_length=30)
     policy, info = load_policy(path)

@@ -32,6 +32,7 @@ def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:
         "STYLE": "\n".join((WEB / name).read_text() for name in STYLES),
         "EPISODES": json.dumps(listed, allow_nan=False).replace("<", "\\u003c"),
         "DATA": "\n".join(blocks),
+        "LICENCE": (WEB / "uPlot.LICENSE").read_text(),
         "SCRIPT": "\n".join((WEB / name).read_text() for name in SCRIPTS),
     }
     text = (WEB / "page.html").read_text()

@@ -121,7 +121,7 @@ function nothing(record) {
 
 function effectsOf(page, row) {
   const names = page.record.action_names, nodes = [];
-  const heading = element("h3", "", `Decision at step ${row.step}: ${names[row.base.action]}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
+  const heading = element("h3", "", `Decision at step ${row.step}: ${page.record.deterministic ? "" : "most likely "}${names[row.base.action]}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
   const jump = element("button", "", "go there");
   jump.addEventListener("click", () => page.go(row.step));
   if (page.t !== row.step) heading.append(jump);
