@@ -198,7 +198,7 @@ function describe(page) {
 /** How to read the bars, by what the memory kind does. */
 function lifeNote(layers) {
   const one = layers[0], begin = "One bar per observation, from the step it is written to the step it is forgotten";
-  const end = "Live ones are coloured by the attention that they receive at this moment.";
+  const end = "Live ones are coloured by the attention that they receive at this moment. Ticks below are decisions.";
   if (one.merged) return `${begin}. It thins where ${one.merge_size} of them are compressed into one memory. ${end}`;
   if (one.span) return `${begin}; the bluish part behind it is the span that was predicted, the rest the ramp over which it fades. ${end}`;
   if (one.head_spans) {

@@ -104,6 +104,8 @@ class Timeline {
     let gap = 1;
     for (const step of [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]) { gap = step; if (step * this.scale > 56) break; }
     for (let t = 0; t <= this.page.until && this.toX(t + 0.5) < this.width - 12; t += gap) context.fillText(t, this.toX(t + 0.5), this.height - 5);
+    context.fillStyle = css("--cursor"); // decisions
+    for (const t of this.page.record.audit.decisions) context.fillRect(this.toX(t + 0.5) - 1, this.bottom, 2, 5);
     context.strokeStyle = css("--soft");
     context.setLineDash([3, 3]);
     context.beginPath();
