@@ -179,7 +179,7 @@ function describe(page) {
   const [first, ...rest] = record.outcome.split(", ");
   title.className = success === true ? "good" : success === false ? "bad" : "";
   title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
-  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")} ${typeof value === "number" ? trimmed(value) : value}`);
+  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`);
   const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
   byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info].join(" · ");
   byId("slider").max = record.steps - 1;
