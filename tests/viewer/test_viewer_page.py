@@ -73,6 +73,34 @@ def test_the_slider_moves_frame_bars_and_thumbnails_together(opened, corridor):
     assert one.troubles == []
 
 
+def test_bars_have_the_colour_of_the_attention_and_the_span_behind_them(opened, corridor):
+    path, (record, _) = corridor
+    one, t = opened(path, "#t=60"), 60
+    one.page.evaluate("page.choose(null)")
+    one.settled(t)
+    coloured = one.page.evaluate("""() => page.timelines.map((line, i) => {
+      const context = line.canvas.getContext("2d"), known = document.createElement("canvas").getContext("2d");
+      const pixel = (c, x, y) => [...c.getImageData(Math.round(x * line.ratio), Math.round(y * line.ratio), 1, 1).data].slice(0, 3);
+      const flat = (colour) => { known.fillStyle = colour; known.fillRect(0, 0, 1, 1); return pixel(known, 0, 0); };
+      const at = (w, step) => pixel(context, line.toX(step), line.top + (line.lanes.of[w] + 0.5) * line.lane);
+      const live = line.layer.end.map((_, w) => w).filter(w => w < 58 && line.layer.end[w] > 60);
+      return {
+        live: live.map(w => [w, at(w, 59.5), flat(heat(page.weights[i].get(w) ?? 0))]),
+        dead: [at(20, 21.5), flat(css("--dead"))],
+        beyond: [at(0, 150), flat(css("--span")), flat(css("--card"))],
+      };
+    })""")
+    for layer, told in zip(record["layers"], coloured):
+        assert [w for w, *_ in told["live"]] == [w for w in range(58) if layer["end"][w] > t]
+        for _, shown, wanted in told["live"]:
+            assert shown == wanted
+        assert layer["end"][20] < t and told["dead"][0] == told["dead"][1]
+        # What was predicted for the ball beyond the end of the episode; what is still to come is dimmed.
+        shown, span, card = told["beyond"]
+        assert shown == pytest.approx([0.45 * s + 0.55 * c for s, c in zip(span, card)], abs=3)
+        assert layer["span"][0] > 150
+
+
 def test_arrows_space_home_end_and_the_next_decision(opened, corridor):
     path, (record, _) = corridor
     one = opened(path, "#t=10")
