@@ -123,14 +123,17 @@ def _stop(message: str, code: int) -> None:
 
 
 def field_docs(config: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, by field name."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    """The docstring under each field of a dataclass, its bases' too, by field name."""
     docs: dict[str, str] = {}
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for statement, following in itertools.pairwise(body):
-        match statement, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                docs[name] = inspect.cleandoc(doc)
+    for part in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(part):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for statement, following in itertools.pairwise(body):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                    docs[name] = inspect.cleandoc(doc)
     return docs
 
 

@@ -26,11 +26,7 @@ def gae(
         raise ValueError(f"gae: expected five tensors [T,B] of one shape, got {sorted(shapes)}")
     delta = rewards + gamma * next_values.masked_fill(terminated, 0) - values
     decay = gamma * gae_lambda * (~(terminated | truncated)).to(values.dtype)
-    advantages = torch.empty_like(values)
-    following = torch.zeros_like(values[0])
-    for t in range(len(rewards) - 1, -1, -1):
-        following = delta[t] + decay[t] * following
-        advantages[t] = following
+    advantages = _traced(delta, decay)
     return advantages, advantages + values
 
 
@@ -60,15 +56,17 @@ def vtrace(
         raise ValueError(f"vtrace: expected six tensors [T,B] of one shape, got {sorted(shapes)}")
     ratios = log_ratios.exp()
     rho, c = ratios.clamp(max=rho_clip), trace_lambda * ratios.clamp(max=c_clip)
-    next_values = next_values.masked_fill(terminated, 0)
-    goes_on = ~(terminated | truncated)
-    delta = rho * (rewards + gamma * next_values - values)
-    corrections = torch.empty_like(values)  # v_s - V(x_s)
-    advantages = torch.empty_like(values)
-    following = torch.zeros_like(values[0])
-    for t in range(len(rewards) - 1, -1, -1):
-        following = following * goes_on[t]
-        advantages[t] = delta[t] + rho[t] * gamma * following
-        following = delta[t] + gamma * c[t] * following
-        corrections[t] = following
-    return advantages, corrections + values
+    goes_on = gamma * (~(terminated | truncated)).to(values.dtype)
+    delta = rho * (rewards + gamma * next_values.masked_fill(terminated, 0) - values)
+    corrections = _traced(delta, goes_on * c)  # v_s - V(x_s)
+    following = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])])
+    return delta + rho * goes_on * following, corrections + values
+
+
+def _traced(delta: Tensor, decay: Tensor) -> Tensor:
+    """x with x_t = delta_t + decay_t x_{t+1}, and nothing after the last. [T,B] each."""
+    traced = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        following = torch.addcmul(delta[t], decay[t], following, out=traced[t])
+    return traced

@@ -1,4 +1,8 @@
-"""Collecting experience. T time steps, B environments, A actions, L layers, F final observations of truncated episodes."""
+"""Collecting experience. T time steps, B environments, A actions, L layers, F final observations.
+
+A final observation is one after which a row's trace is cut and bootstrapped with its value: an episode's last, where it
+was truncated, and the rollout's last, where the episode goes on.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from agents.episodes import finished
+
+HORIZON = 8  # steps, at least, between two compactions of the memory that acts
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Rollout:
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
     memory: Any
-    final_observation: dict[str, Tensor]  # entries [F, ...]: what truncated episodes saw last
+    final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to it
 
     def rows(self, indices: Tensor) -> Rollout:
@@ -76,7 +82,7 @@ class Collector:
         per layer, over steps and environments (the step's own included); empty for a memory without slots."""
         policy, device, steps, batch = self.policy, self.policy.device, self.num_steps, self.env.num_envs
         memory = policy.draw(self.memory, self.generator)
-        acting = policy.begin(memory, steps)
+        acting = policy.begin(memory, _horizon(memory))
         shown: list[dict[str, Tensor]] = []
         kept: dict[str, list[Tensor]] = {name: [] for name in ("logits", "values", "actions", "start")}
         rewards, terminated, truncated = (np.zeros((steps, batch), kind) for kind in (np.float32, bool, bool))
@@ -85,7 +91,19 @@ class Collector:
         final_t, final_b = [], []
         episodes: list[dict[str, Any]] = []
         live = []
+
+        def cut(t: int, rows: np.ndarray, following: Mapping[str, np.ndarray]) -> None:
+            """The traces of `rows` are cut after step t, which led to these rows of `following`."""
+            if len(rows):
+                finals.append(_tensors({key: value[rows] for key, value in following.items()}, device))
+                final_values.append(policy.value(finals[-1], acting, torch.as_tensor(rows, device=device)))
+                final_t.extend([t] * len(rows))
+                final_b.extend(rows.tolist())
+
         for t in range(steps):
+            if acting.full:
+                compact = acting.memory()
+                acting = policy.begin(compact, _horizon(compact))
             observation = _tensors(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
@@ -101,26 +119,19 @@ class Collector:
             self.lengths += 1
             ended = terminated[t] | truncated[t]
             self.episode_start = ended
-            if not ended.any():
-                continue
-            episodes += finished(infos, self.returns, self.lengths)
-            self.returns[ended], self.lengths[ended] = 0, 0
-            rows = np.flatnonzero(truncated[t] & ~terminated[t])
-            if len(rows):
-                final = {key: value[rows] for key, value in infos["final_obs"].items()}
-                finals.append(_tensors(final, device))
-                final_values.append(policy.value(finals[-1], acting, torch.as_tensor(rows, device=device)))
-                final_t += [t] * len(rows)
-                final_b += rows.tolist()
-        everyone = torch.arange(batch, device=device)
-        last_values = policy.value(_tensors(self.observation, device), acting, everyone)  # [B]
+            if ended.any():
+                episodes += finished(infos, self.returns, self.lengths)
+                self.returns[ended], self.lengths[ended] = 0, 0
+                if (cut_short := truncated[t] & ~terminated[t]).any():
+                    cut(t, np.flatnonzero(cut_short), infos["final_obs"])
+        cut(steps - 1, np.flatnonzero(~self.episode_start), self.observation)
         self.memory = acting.memory()
         if live:
             counts = torch.stack(live)  # [T,B,L]
             self.live = {"mean": counts.float().mean((0, 1)).tolist(), "max": counts.amax((0, 1)).tolist()}
 
         values = torch.stack(kept["values"])
-        next_values = torch.cat([values[1:], last_values[None]])
+        next_values = torch.cat([values[1:], torch.zeros_like(values[:1])])
         at = (
             torch.tensor(final_t, dtype=torch.int64, device=device),
             torch.tensor(final_b, dtype=torch.int64, device=device),
@@ -174,6 +185,12 @@ class Collector:
             tensors[name].numpy().copy() for name in ("episode_start", "returns", "lengths")
         )
         return True
+
+
+def _horizon(memory: Any) -> int:
+    """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to keep."""
+    counts = memory.live()
+    return HORIZON if counts is None else max(HORIZON, int(counts.max()) // 2)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

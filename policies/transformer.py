@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,10 @@ from policies.attention import attend
 from policies.core import CoreOutput
 from policies.extension import merge_in_place
 from policies.gating import Gate
+from policies.grouping import GroupedActing, Places, acting_groups, learning_groups
 from policies.memory.base import LayerMemory, Memory, MemoryKind
 from policies.unrolling import Axis, unroll_layer
 
-ROWS_AT_ONCE = 8  # unroll: rows of like memory size go together, so that padding is small,
-PADDING = 1.2  # where all rows at once would take this many times the slots that are needed
 SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
 memory among a hundred is 1% of what is read; with 5 some head looks at the odd one out from the start: above 5% in 85
@@ -153,8 +153,14 @@ class Transformer(nn.Module):
 
     # Acting
 
-    def begin(self, memory: Memory, horizon: int) -> TransformerActing:
+    def begin(self, memory: Memory, horizon: int) -> TransformerActing | GroupedActing:
         """Projects `memory` once and lays it out with room for `horizon` more steps."""
+        groups = acting_groups(memory.live().amax(1)) if self._stores else None
+        if groups is not None:
+            return GroupedActing.begin(partial(self._begin, horizon=horizon), memory, groups)
+        return self._begin(memory, horizon)
+
+    def _begin(self, memory: Memory, horizon: int) -> TransformerActing:
         size = max((layer.hidden.shape[1] for layer in memory.layers), default=0)
         buffers = [
             self._laid_out(layer, held, memory, size, horizon) for layer, held in zip(self.layers, memory.layers)
@@ -181,8 +187,10 @@ class Transformer(nn.Module):
             room(held.alive, 1),
         )
 
-    def step(self, x: Tensor, acting: TransformerActing, episode_start: Tensor) -> Tensor:
+    def step(self, x: Tensor, acting: TransformerActing | GroupedActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
+        if isinstance(acting, GroupedActing):
+            return acting.each(self.step, x, episode_start)
         if acting.full:
             raise ValueError(f"acting: expected room for a step, got {acting.filled} of {acting.capacity} slots filled")
         if episode_start.any():
@@ -229,9 +237,11 @@ class Transformer(nn.Module):
             for layer, buffers in zip(self.layers, acting.layers):
                 merge_in_place(layer, buffers, rows, time, acting.filled, drawn)
 
-    def value(self, x: Tensor, acting: TransformerActing, rows: Tensor) -> Tensor:
+    def value(self, x: Tensor, acting: TransformerActing | GroupedActing, rows: Tensor) -> Tensor:
         """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which
         nothing else will attend: `acting` is not written."""
+        if isinstance(acting, GroupedActing):
+            return acting.some(self.value, x, rows)
         n = acting.filled
         for i, layer in enumerate(self.layers):
             normed = layer.norm(x)
@@ -281,32 +291,23 @@ class Transformer(nn.Module):
         fresh = episode_start[0]
         layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)
         memory = replace(memory, layers=layers)
-        batch = x.shape[1]
-        if details or not self._stores or batch < 2 * ROWS_AT_ONCE:
-            return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details)
-        slots = memory.live().amax(1) + len(x)  # [B] what each row needs; together all would take the largest of them
-        if int(slots.max()) * batch < PADDING * int(slots.sum()):
-            return self._unroll(
-                x, memory.rows(torch.arange(batch, device=x.device)), episode_start, final_x, final_at, pressure, False
-            )
-        order = torch.argsort(slots)
-        groups = order.tensor_split(max(1, batch // ROWS_AT_ONCE))
-        place = torch.empty_like(order)  # row -> position in its group
-        group_of = torch.empty_like(order)
-        for g, rows in enumerate(groups):
-            place[rows] = torch.arange(len(rows), device=order.device)
-            group_of[rows] = g
+        slots = memory.live().amax(1) + len(x) if self._stores else None  # [B] what each row needs
+        groups = None if details or slots is None else learning_groups(slots)
+        if groups is None:
+            trimmed = memory if details else memory.rows(torch.arange(x.shape[1], device=x.device))
+            return self._unroll(x, trimmed, episode_start, final_x, final_at, pressure, details)
+        places, (t, b) = Places(groups), final_at
         outputs, final_index, loss = [], [], 0.0
-        for g, rows in enumerate(groups):
-            mine = torch.nonzero(group_of[final_at[1]] == g).squeeze(1)
-            at = (final_at[0][mine], place[final_at[1][mine]])
+        for number, rows in enumerate(groups):
+            mine = torch.nonzero(places.group[b] == number).squeeze(1)
+            at = (t[mine], places.place[b[mine]])
             part = self._unroll(
                 x[:, rows], memory.rows(rows), episode_start[:, rows], final_x[mine], at, pressure, False
             )
             outputs.append(part)
             final_index.append(mine)
-            loss = loss + part.loss * (len(rows) / batch)
-        features = torch.cat([part.features for part in outputs], 1)[:, torch.argsort(order)]
+            loss = loss + part.loss * (len(rows) / len(places.back))
+        features = torch.cat([part.features for part in outputs], 1)[:, places.back]
         finals = torch.cat([part.final_features for part in outputs])[torch.argsort(torch.cat(final_index))]
         return CoreOutput(features, finals, loss)
 

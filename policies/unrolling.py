@@ -156,11 +156,13 @@ def _finals(layer: Layer, x: Tensor, axis: Axis, keys: Tensor, values: Tensor, s
     normed = layer.norm(x)
     key, value = layer.keys_values(normed[:, None])
     own = layer.kind.describe(normed[:, None], axis.drawn[b])
-    # The slots of later steps come between: they are hidden, and the relative positions want the youngest last.
     place = torch.arange(keys.shape[2], device=x.device) - (axis.queries.shape[0] - 1 - t)[:, None]  # [F,C]
-    wide = place.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-    keys = torch.cat([keys[b].gather(2, wide), key], 2)
-    values = torch.cat([values[b].gather(2, wide), value], 2)
+    keys, values = keys[b], values[b]
+    if bool((place[:, 0] < 0).any()):
+        # The slots of later steps come between: they are hidden, and the relative positions want the youngest last.
+        wide = place.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        keys, values = keys.gather(2, wide), values.gather(2, wide)
+    keys, values = torch.cat([keys, key], 2), torch.cat([values, value], 2)
     slots = slots.shifted(b, place, now, own)
     age, _, bias = slots.seen(layer.kind, now[:, None], axis.episode[b, t][:, None])
     recent = None if slots.until is None else keys.shape[2]  # slots that came into being are not in order

@@ -205,7 +205,7 @@ def test_wilson_interval_known_values():
 BAD_TRAINING = {
     "unknown environment": (["--env", "Coridor-v0"], "did you mean 'Corridor-v0'"),
     "unknown memory": (["--memory", "expire-span"], "did you mean 'expire_span'"),
-    "unknown agent": (["--agent", "pp"], "expected one of ppo"),
+    "unknown agent": (["--agent", "pp"], "expected one of ppo, impala, sb3-ppo, sb3-recurrent-ppo, got 'pp'"),
     "unknown flag": (["--learning-rat", "1"], "did you mean --learning-rate"),
     "flag of another kind": (["--memory", "none", "--window", "4"], "unknown flag --window"),
     "no JSON": (["--env-kwargs", "{max_length: 3}"], "expected a JSON object"),

@@ -5,17 +5,21 @@ The probes are reached as any foreign environment is, by `envs.make_vec_env` and
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import nn
 
 import envs
-from agents import PPO, ForgettingConfig, PPOConfig, Trainer
+from agents import AGENTS, ForgettingConfig, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
+from agents.rollout import Rollout
 from policies import KINDS, ActorCritic, core_config
 from policies.transformer import TransformerConfig
 
@@ -144,16 +148,18 @@ def make_trainer(
     seed: int = 0,
     forgetting: ForgettingConfig | None = None,
     env_kwargs: dict | None = None,
+    agent: str = "ppo",
     **settings,
 ) -> Trainer:
-    """A trainer of quick settings without forgetting; `settings`: of PPO."""
+    """A trainer of quick settings without forgetting; `settings`: of the agent."""
     env = envs.make_vec_env(id, num_envs, **(env_kwargs or {}))
     policy = make_policy(env, kind, seed)
-    quick = {"num_steps": 12, "learning_rate": 3e-3, "ent_coef": 0.01, "final_ent_coef": 0.0, "clip_coef": 0.2}
-    config = PPOConfig(**{**quick, "num_minibatches": 2, "update_epochs": 4, **settings})
-    agent = PPO(policy, config, num_envs, seed)
+    quick = {"num_steps": 12, "learning_rate": 3e-3, "ent_coef": 0.01, "final_ent_coef": 0.0, "num_minibatches": 2}
+    quick |= {"clip_coef": 0.2, "update_epochs": 4} if agent == "ppo" else {}
+    config = AGENTS[agent].Config(**{**quick, **settings})
+    learner = AGENTS[agent](policy, config, num_envs, seed)
     total = updates * config.num_steps * num_envs
-    return Trainer(env, policy, agent, forgetting or ForgettingConfig(forgetting=False), total, seed)
+    return Trainer(env, policy, learner, forgetting or ForgettingConfig(forgetting=False), total, seed)
 
 
 def played(policy: ActorCritic, id: str, episodes: int, num_envs: int = 50, **env_kwargs) -> np.ndarray:
@@ -178,3 +184,66 @@ def through_a_file(state: tuple[dict[str, torch.Tensor], dict[str, Any]], direct
     file = directory / "state.safetensors"
     file.write_bytes(checkpoint_bytes(*state))
     return load_checkpoint(file)
+
+
+P, Q = 0.75, 0.25  # the probabilities of actions 0 and 1 under a policy with logits [ln 3, 0]
+LN3 = math.log(3)
+
+
+class Rows:
+    """A memory that knows only whose it is."""
+
+    def __init__(self, indices: torch.Tensor):
+        self.indices = indices
+
+    def rows(self, indices: torch.Tensor) -> Rows:
+        return Rows(self.indices[indices])
+
+
+class Table(nn.Module):
+    """One distribution and one value for all observations; `span` stands for the memory kind's own parameters. `seen`
+    has the environments of each minibatch; `drift`, if given, is added to the logit of action 0, call by call."""
+
+    def __init__(self, logits: tuple[float, ...] = (LN3, 0.0), value: float = 0.5, drift: list[float] | None = None):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+        self.span = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.seen: list[list[int]] = []
+        self.drift = drift
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [
+            {"params": [self.logits, self.value], "lr": learning_rate, "scale": 1.0},
+            {"params": [self.span], "lr": learning_rate * 0.1, "scale": 0.1},
+        ]
+
+    def unroll(self, observation, memory, episode_start, final=None, final_at=None, pressure=0.0) -> SimpleNamespace:
+        """The memory loss is pressure * span."""
+        assert observation["id"][0].tolist() == memory.indices.tolist()
+        drift = torch.tensor([self.drift[len(self.seen)] if self.drift else 0.0, 0.0])
+        self.seen.append(memory.indices.tolist())
+        logits = (self.logits + drift).expand(*episode_start.shape, 2)  # [T,b,A]
+        nothing = torch.zeros_like(logits)  # what an auxiliary loss may ask for
+        return SimpleNamespace(
+            logits=logits,
+            values=self.value.expand(episode_start.shape),
+            final_values=self.value.expand(0 if final is None else len(final_at[0])),
+            memory_loss=pressure * self.span,
+            rewards=nothing,
+        )
+
+
+def make_rollout(rewards: list[list[float]], actions: list[list[int]], acted: list[list[float]]) -> Rollout:
+    """[T,B] steps that are each an episode, values 0, so that rewards are the returns and the advantages; `acted`: the
+    probability that the acting policy gave the action taken."""
+    reward = torch.tensor(rewards, dtype=torch.float64)
+    action = torch.tensor(actions)
+    p = torch.tensor(acted, dtype=torch.float64)
+    zero, yes, none = torch.zeros_like(reward), torch.ones_like(action, dtype=torch.bool), torch.zeros(0).long()
+    chosen = torch.nn.functional.one_hot(action, 2).bool()
+    logits = torch.where(chosen, p[..., None], 1 - p[..., None]).log()
+    ids = torch.arange(reward.shape[1]).expand(reward.shape)
+    return Rollout(
+        {"id": ids}, yes, action, logits, zero, zero, reward, yes, ~yes, Rows(ids[0]), {"id": none}, (none, none)
+    )

@@ -5,77 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from itertools import chain
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from agent_cases import through_a_file
-from torch import nn
+from agent_cases import P, Q, Table, make_rollout, through_a_file
 
 from agents import PPO, PPOConfig
 from agents.rollout import Rollout
-
-P, Q = 0.75, 0.25  # the probabilities of actions 0 and 1 under a policy with logits [ln 3, 0]
-LN3 = math.log(3)
-
-
-class Rows:
-    """A memory that knows only whose it is."""
-
-    def __init__(self, indices: torch.Tensor):
-        self.indices = indices
-
-    def rows(self, indices: torch.Tensor) -> Rows:
-        return Rows(self.indices[indices])
-
-
-class Table(nn.Module):
-    """One distribution and one value for all observations; `span` stands for the memory kind's own parameters. `seen`
-    has the environments of each minibatch; `drift`, if given, is added to the logit of action 0, call by call."""
-
-    def __init__(self, logits: tuple[float, ...] = (LN3, 0.0), value: float = 0.5, drift: list[float] | None = None):
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
-        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
-        self.span = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-        self.seen: list[list[int]] = []
-        self.drift = drift
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return [
-            {"params": [self.logits, self.value], "lr": learning_rate, "scale": 1.0},
-            {"params": [self.span], "lr": learning_rate * 0.1, "scale": 0.1},
-        ]
-
-    def unroll(self, observation, memory, episode_start, pressure=0.0) -> SimpleNamespace:
-        """The memory loss is pressure * span."""
-        assert observation["id"][0].tolist() == memory.indices.tolist()
-        drift = torch.tensor([self.drift[len(self.seen)] if self.drift else 0.0, 0.0])
-        self.seen.append(memory.indices.tolist())
-        logits = (self.logits + drift).expand(*episode_start.shape, 2)  # [T,b,A]
-        nothing = torch.zeros_like(logits)  # what an auxiliary loss may ask for
-        return SimpleNamespace(
-            logits=logits,
-            values=self.value.expand(episode_start.shape),
-            memory_loss=pressure * self.span,
-            rewards=nothing,
-        )
-
-
-def make_rollout(rewards: list[list[float]], actions: list[list[int]], acted: list[list[float]]) -> Rollout:
-    """[T,B] steps that are each an episode, values 0, so that rewards are the returns and the advantages; `acted`: the
-    probability that the acting policy gave the action taken."""
-    reward = torch.tensor(rewards, dtype=torch.float64)
-    action = torch.tensor(actions)
-    p = torch.tensor(acted, dtype=torch.float64)
-    zero, yes, none = torch.zeros_like(reward), torch.ones_like(action, dtype=torch.bool), torch.zeros(0).long()
-    chosen = torch.nn.functional.one_hot(action, 2).bool()
-    logits = torch.where(chosen, p[..., None], 1 - p[..., None]).log()
-    ids = torch.arange(reward.shape[1]).expand(reward.shape)
-    return Rollout(
-        {"id": ids}, yes, action, logits, zero, zero, reward, yes, ~yes, Rows(ids[0]), {"id": none}, (none, none)
-    )
 
 
 def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:

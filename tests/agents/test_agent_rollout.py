@@ -47,7 +47,8 @@ def is_at(observation: dict[str, torch.Tensor], index: tuple | int, expected: di
 
 def test_a_rollout_is_what_single_environments_give():
     """Row b replayed in an environment of its own, seeded with seed + b: observations, rewards, ends and starts, what
-    truncated episodes saw last, and the finished episodes in the order of their ends, over three rollouts."""
+    truncated episodes saw last and what those that go on saw after the rollout's end, and the finished episodes in the
+    order of their ends, over three rollouts."""
     collector = make_collector()
     rollouts = [collector.collect() for _ in range(3)]
     singles = [envs.make_env("Corridor-v0", **SHORT) for _ in range(B)]
@@ -55,23 +56,26 @@ def test_a_rollout_is_what_single_environments_give():
     start, returns, steps, spanning = [True] * B, [0.0] * B, [0] * B, 0
     for rollout, episodes in rollouts:
         finals = {at: i for i, at in enumerate(zip(*(x.tolist() for x in rollout.final_at)))}
-        expected, truncated_at = [], set()
+        expected, cut_at = [], []
         for t, b in np.ndindex(T, B):
             assert is_at(rollout.observation, (t, b), now[b]) and bool(rollout.episode_start[t, b]) == start[b]
             now[b], reward, *ends, info = singles[b].step(int(rollout.actions[t, b]))
             assert float(rollout.rewards[t, b]) == reward
             assert [bool(rollout.terminated[t, b]), bool(rollout.truncated[t, b])] == ends
             start[b], returns[b], steps[b] = any(ends), returns[b] + reward, steps[b] + 1
+            if ends[1] or (t == T - 1 and not start[b]):
+                cut_at.append((t, b))
+                assert is_at(rollout.final_observation, finals[t, b], now[b])
             if not start[b]:
                 continue
             spanning += steps[b] > t + 1
-            if ends[1]:
-                truncated_at.add((t, b))
-                assert is_at(rollout.final_observation, finals[t, b], now[b])
             expected.append({"return": returns[b], "steps": steps[b], **info})
             now[b], returns[b], steps[b] = singles[b].reset()[0], 0.0, 0
-        assert episodes == expected and finals.keys() == truncated_at
-        assert truncated_at and rollout.terminated.any()
+        ends_apart = sorted(
+            cut_at, key=lambda at: (not rollout.truncated[at], at)
+        )  # truncations, then the rollout's end
+        assert episodes == expected and list(finals) == ends_apart
+        assert 0 < rollout.truncated.sum() < len(cut_at) and rollout.terminated.any()
     assert spanning > 3 and {e["return"] for _, episodes in rollouts for e in episodes} == {0, 1}
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from policy_cases import CASES, SMALL, act, experience, make_policy, observations, poisoned
 
-from policies import KINDS
+from policies import KINDS, grouping
+from policies.grouping import GroupedActing
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -100,6 +101,36 @@ def test_grouping_rows_changes_nothing_but_the_speed(kind, settings):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind, settings", CASES)
+def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypatch):
+    """26 rows of unlike memories, acted on all at once and in groups of eight: outputs, final values, live counts, and
+    what is remembered afterwards."""
+    generator = torch.Generator().manual_seed(6)
+    policy = make_policy(kind, settings)
+    memory = policy.draw(policy.initial_memory(26), generator)
+    memory = poisoned(act(policy, memory, experience(generator, 9, 26)).memory)
+    given = experience(generator, 12, 26)
+    begun = []
+    begin = policy.core.begin
+    monkeypatch.setattr(policy.core, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
+    once = act(policy, memory, given, 5)
+    monkeypatch.setattr(grouping, "ACTING_ROWS", 8)
+    monkeypatch.setattr(grouping, "ACTING_SLOTS", 0)
+    apart = act(policy, memory, given, 5)
+    grouped = [isinstance(acting, GroupedActing) for acting in begun]
+    half = len(grouped) // 2
+    assert grouped == [False] * half + [bool(memory.layers)] * half
+    for name in ("logits", "values", "final_values"):
+        torch.testing.assert_close(getattr(apart, name), getattr(once, name), rtol=0, atol=1e-12)
+    for left, right in zip(apart.live, once.live, strict=True):
+        assert torch.equal(left, right)
+    assert torch.equal(apart.memory.time, once.memory.time)
+    for left, right in zip(apart.memory.layers, once.memory.layers, strict=True):
+        assert torch.equal(left.alive, right.alive)
+        assert torch.equal(left.birth[left.alive], right.birth[right.alive])
+        torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind, settings", CASES)
