@@ -16,10 +16,11 @@ demo: setup
 	$(BIN)/python train_rl.py --run-dir $(DEMO) --overwrite --total-timesteps 2000000
 	$(BIN)/python evaluate.py $(DEMO) pretrained/corridor-transformer_xl.safetensors pretrained/corridor-none.safetensors \
 		--json $(DEMO)/evaluation.json --plot $(DEMO)/evaluation.png
-	$(BIN)/python visualize.py $(DEMO) --seed 3 --env-kwargs '{"min_length": 100}' --out $(DEMO)/memory.png
+	$(BIN)/python visualize.py $(DEMO) --seed 3 --env-kwargs '{"min_length": 100}' --episodes 3 --out $(DEMO)/memory.html --png $(DEMO)/memory.png
 	@echo
 	@echo "Everything lies in $(DEMO):"
-	@echo "  policy.safetensors   the trained policy          memory.png       what it remembered in one episode"
+	@echo "  memory.html          what it remembered, episode by episode: open it in a browser (memory.png: a figure)"
+	@echo "  policy.safetensors   the trained policy"
 	@echo "  progress.csv         the training's figures      evaluation.png   the comparison as a plot (evaluation.json: all figures)"
 	@echo "Next:"
 	@echo "  $(BIN)/tensorboard --logdir $(DEMO)"

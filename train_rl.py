@@ -23,17 +23,18 @@ from typing import Any
 
 import torch
 import tyro
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, Image, Logger, TensorBoardOutputFormat
 from tqdm import tqdm
 
 import cli
 from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from agents.rollout import RolloutsEnded
-from envs import make_vec_env, training_kwargs, vec_env_maker
+from envs import make_env, make_vec_env, training_kwargs, vec_env_maker
 from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
 from policies.io import write_atomically
 
+IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
 
@@ -67,6 +68,8 @@ class RunConfig:
     """CPU threads of PyTorch."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where there is one."""
+    memory_image_every: int = 50
+    """Updates between two pictures, in TensorBoard, of what the policy remembers in an evaluation episode. 0: none."""
     progress_bar: bool = True
     """Show progress on stderr."""
 
@@ -74,8 +77,9 @@ class RunConfig:
         for name in ("total_timesteps", "num_envs", "checkpoint_every", "torch_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+        for name in ("seed", "memory_image_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 0, got {getattr(self, name)}")
 
 
 def main() -> None:
@@ -272,6 +276,8 @@ def _learn(config: dict[str, Any], run: Run, run_dir: Path) -> None:
     began = time.time()
     saved = trainer.timesteps
     ended: RolloutsEnded | None = None
+    # Runs from before there was such a flag have none in their config. Baselines have no memories to look at.
+    every = config.get("memory_image_every", 0) if isinstance(run.policy, ActorCritic) else 0
     with _interruptible(trainer.stop), tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not config["progress_bar"], dynamic_ncols=True, mininterval=1,
@@ -284,6 +290,8 @@ def _learn(config: dict[str, Any], run: Run, run_dir: Path) -> None:
                 break
             for key, value in figures.items():
                 logger.record(key, value)
+            if every and trainer.updates % every == 1 % every:
+                _record_memory(logger, config, run)
             logger.dump(trainer.timesteps)
             bar.update(trainer.rollout_size)
             bar.set_postfix_str(_short(figures))
@@ -349,6 +357,18 @@ def _logger(run_dir: Path, rows: list[dict[str, str]]) -> Logger:
     for row in rows:
         table.write({key: float(value) for key, value in row.items() if value}, {})
     return Logger(str(run_dir), [table, TensorBoardOutputFormat(str(run_dir))])
+
+
+def _record_memory(logger: Logger, config: Mapping[str, Any], run: Run) -> None:
+    """A picture of what the policy remembers, always of the same episode, one that is not trained on."""
+    from viewer.snapshot import snapshot  # takes a second, and only who draws needs it
+
+    env = make_env(config["env"], **run.info["env_kwargs"])
+    title = f"{config['env']} after {run.trainer.timesteps:,} steps"
+    picture = snapshot(run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
+    env.close()
+    if picture is not None:
+        logger.record("memory/timeline", Image(picture, "HWC"), exclude=("csv",))
 
 
 def _save(run_dir: Path, run: Run) -> None:

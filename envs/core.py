@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 
 from envs.errors import EnvError
+
+if TYPE_CHECKING:
+    from envs.rendering import Place, Strip
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,9 +86,38 @@ class Core(ABC):
     def final_info(self) -> dict[str, np.ndarray]:
         """What is told when an episode ends: new arrays [B], `is_success` (bool) and the difficulty among them."""
 
-    @abstractmethod
     def render(self, row: int) -> np.ndarray:
-        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode."""
+        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. A task whose
+        world is a `strip` has it already."""
+        strip = self.strip(row)
+        if strip is None:
+            raise NotImplementedError(f"{type(self).__name__}.render")
+        return strip.picture()
+
+    # What a task may tell to those who look at a policy (`viewer`); None where it does not say.
+
+    def strip(self, row: int) -> Strip | None:
+        """What `render` draws of environment `row`, in tiles."""
+        return None
+
+    def place(self, row: int) -> Place | None:
+        """Where the agent of environment `row` is in the picture that `render` draws."""
+        strip = self.strip(row)
+        return None if strip is None else strip.place()
+
+    def decisions(self) -> np.ndarray | None:
+        """bool [B]: is the next action one that must be chosen by remembered facts?"""
+        return None
+
+    def facts(self) -> np.ndarray | None:
+        """int64 [B]: the number of the fact that the observation shows, -1 for none. All observations of an episode with
+        the same number show the same fact."""
+        return None
+
+    @staticmethod
+    def swap_observation(observation: Any) -> Any | None:
+        """A copy of observations [..., ...] in which the fact that they show is the other way round: its counterpart."""
+        return None
 
     # What all tasks share.
 

@@ -16,16 +16,30 @@ are, so all windows there are stand in one table and observing is one gather.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from minigrid.core.constants import OBJECT_TO_IDX
 
 from envs.core import Core
 from envs.errors import EnvError, expect_choice, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import ACTION_NAMES, BALL, COLOURS, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
+from envs.tiles import (
+    ACTION_NAMES,
+    BALL,
+    COLOURS,
+    DOOR,
+    EMPTY,
+    STEP_X,
+    STEP_Y,
+    WALL,
+    expect_view_size,
+    opened,
+    swapped_balls,
+)
+
+if TYPE_CHECKING:
+    from envs.rendering import Strip
 
 LENGTH_DISTRIBUTIONS = ("uniform", "log_uniform")
 LARGEST_LENGTH = 10**9
@@ -130,9 +144,22 @@ class Corridor(Core):
             "door_side": np.where(self.door < 0, "north", "south"),
         }
 
-    def render(self, row: int) -> np.ndarray:
-        """The corridor in MiniGrid's tiles, the agent's view lit; of a long one both ends and the agent's section."""
-        from envs.rendering import render_strip
+    def decisions(self) -> np.ndarray:
+        """Between the doors."""
+        return self.x == self.length - 1
+
+    def facts(self) -> np.ndarray:
+        """The ball's colour is fact 0."""
+        return np.where(self.x < self.view_size // 2, 0, -1)
+
+    @staticmethod
+    def swap_observation(image: np.ndarray) -> np.ndarray:
+        """A copy of the observations [..., V, V, 3] in which a red ball is blue and a blue one red: what if?"""
+        return swapped_balls(image)
+
+    def strip(self, row: int) -> Strip:
+        """The corridor, the agent's view lit; of a long one both ends and the agent's section."""
+        from envs.rendering import Strip
 
         length, ball, door, x, y = (int(getattr(self, name)[row]) for name in self.state_fields)
         reach = self.view_size // 2
@@ -141,16 +168,7 @@ class Corridor(Core):
             code = tile(column, line, length, ball, door)
             return opened(code) if y and (column, line) == (x, y) else code
 
-        return render_strip(encoded, (-1, length), self.max_length + 2, (x, y), reach)
-
-    @staticmethod
-    def swap_observation(image: np.ndarray) -> np.ndarray:
-        """A copy of the observations [..., V, V, 3] in which a red ball is blue and a blue one red: what if?"""
-        swapped = image.copy()
-        is_ball = image[..., 0] == OBJECT_TO_IDX["ball"]
-        for old, new in (BALL, BALL[::-1]):
-            swapped[is_ball & (image[..., 1] == old[1]), 1] = new[1]
-        return swapped
+        return Strip(encoded, (-1, length), self.max_length + 2, (x, y), reach)
 
 
 def _window_index(r: int, west: Any, east: Any, y: Any, ball: Any, door: Any) -> Any:

@@ -24,7 +24,7 @@ Names: B environments, R rows.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -33,6 +33,9 @@ from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from envs.core import Core, MaskedCore, counter_uniform
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import LARGEST_VIEW
+
+if TYPE_CHECKING:
+    from envs.rendering import Place
 
 DISTRACTIONS = 256  # different observations of distraction
 _SALT = 1 << 40  # draws of the wraps begin here, one range for each, far above a task's own
@@ -67,6 +70,26 @@ class Wrap(MaskedCore):
     def render(self, row: int) -> np.ndarray:
         return self.inner.render(row)
 
+    def place(self, row: int) -> Place | None:
+        return self.inner.place(row)
+
+    def decisions(self) -> np.ndarray | None:
+        return self._where_real(self.inner.decisions(), False)
+
+    def facts(self) -> np.ndarray | None:
+        return self._where_real(self.inner.facts(), -1)
+
+    def _where_real(self, told: np.ndarray | None, otherwise: Any) -> np.ndarray | None:
+        """What is told [B] of those whose observation is the inner one, `otherwise` of the others."""
+        return None if told is None else np.where(self.hidden(), otherwise, told)
+
+    def hidden(self) -> np.ndarray:
+        """bool [B]: whose observation is not the inner one."""
+        return np.zeros(self.num_envs, bool)
+
+    def swap_observation(self, observation: Any) -> Any | None:
+        return self.inner.swap_observation(observation)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -100,6 +123,9 @@ class Stretch(Wrap):
         self.wait = np.where(mask, np.where(real, self.between, self.wait - 1), self.wait)
         self.wait[terminated | truncated] = 0
         return reward, terminated, truncated
+
+    def hidden(self) -> np.ndarray:
+        return self.wait > 0
 
     def observe(self) -> Any:
         rows = np.flatnonzero(self.wait)
@@ -154,6 +180,11 @@ class Episodes(Wrap):
         self._next(ended[~over[ended]])
         return reward, terminated & over, truncated & over
 
+    def facts(self) -> np.ndarray | None:
+        """Those of fresh episodes are others."""
+        facts = self.inner.facts()
+        return facts if facts is None or not self.fresh else np.where(facts < 0, -1, facts + (self.played << 32))
+
     def final_info(self) -> dict[str, np.ndarray]:
         told = self.inner.final_info()
         if self._judged:
@@ -171,8 +202,7 @@ class Occlude(Wrap):
         self.intervals = intervals
         self._shown = _blank(self.single_observation_space)
 
-    def _hidden(self) -> np.ndarray:
-        """Whose observation is hidden: bool [B]."""
+    def hidden(self) -> np.ndarray:
         hidden = np.zeros(self.num_envs, bool)
         for first, last, period in self.intervals:
             step = self.steps if period is None else self.steps % period
@@ -180,13 +210,13 @@ class Occlude(Wrap):
         return hidden
 
     def observe(self) -> Any:
-        rows = np.flatnonzero(self._hidden())
+        rows = np.flatnonzero(self.hidden())
         return _overwritten(self.inner.observe(), rows, self._shown, np.zeros(len(rows), np.int64))
 
     def render(self, row: int) -> np.ndarray:
         """The picture beneath, darkened while it is hidden."""
         picture = self.inner.render(row)
-        return picture // 4 if self._hidden()[row] else picture
+        return picture // 4 if self.hidden()[row] else picture
 
 
 def _blank(space: spaces.Space) -> Any:

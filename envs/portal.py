@@ -22,7 +22,7 @@ the last two and the landmark from the last. All windows but for the landmark st
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -32,6 +32,9 @@ from envs.core import Core
 from envs.errors import EnvError, expect_int, expect_number
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
+
+if TYPE_CHECKING:
+    from envs.rendering import Strip
 
 HOME = (OBJECT_TO_IDX["goal"], COLOR_TO_IDX["green"], 0)
 THINGS = np.array(
@@ -199,9 +202,14 @@ class Portal(Core):
             "agent_steps": np.where(success, self.steps, limit),
         }
 
-    def render(self, row: int) -> np.ndarray:
-        """The chain in MiniGrid's tiles, the agent's view lit; of a long one both ends and the agent's section."""
-        from envs.rendering import render_strip
+    def decisions(self) -> np.ndarray:
+        """Between the doors of a room in which a door has been taken before. (What a door does is seen only by taking it:
+        no single observation shows the fact, so none has a counterpart.)"""
+        return (self.x == self.room_length - 1) & (self.room < self.known)
+
+    def strip(self, row: int) -> Strip:
+        """The chain, the agent's view lit; of a long one both ends and the agent's section."""
+        from envs.rendering import Strip
 
         rooms, room, x, y = (int(getattr(self, name)[row]) for name in ("rooms", "room", "x", "y"))
         width = self.room_length + 2  # with the walls on either side
@@ -214,7 +222,7 @@ class Portal(Core):
 
         begin = room * width
         agent, sight = (begin + 1 + x, y), (begin, begin + width - 1)
-        return render_strip(encoded, (0, rooms * width - 1), self.max_rooms * width, agent, self.view_size // 2, sight)
+        return Strip(encoded, (0, rooms * width - 1), self.max_rooms * width, agent, self.view_size // 2, sight)
 
 
 def oracle_steps(rooms: Any, room_length: Any) -> Any:

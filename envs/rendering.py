@@ -6,6 +6,7 @@ Names: V view size, N columns; codes are MiniGrid's (object, colour, state), ima
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from minigrid.core.constants import OBJECT_TO_IDX
@@ -71,42 +72,50 @@ def strip_columns(first: int, last: int, x: int, width: int) -> list[int | None]
     return [*range(first, inner_first), *section, *range(inner_last + 1, last + 1)]
 
 
-def render_strip(
-    encoded: Callable[[int, int], tuple[int, int, int]],
-    span: tuple[int, int],
-    most_columns: int,
-    agent: tuple[int, int],
-    reach: int,
-    sight: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """A world three lines high (-1, 0, 1) as a strip of constant size, cut where it is longer than fits.
+@dataclass(frozen=True)
+class Place:
+    """Where an agent is in the world, and which of it the picture shows. In tiles."""
 
-    Args:
-        encoded: the code of tile (x, y).
-        span: the first and last column of the world.
-        most_columns: the most columns any world has; the strip is as wide, up to STRIP_COLUMNS.
-        agent: its tile (x, y); the tiles within `reach` of it are lit.
-        sight: the first and last column that can be seen at all; None for all of them.
+    agent: tuple[int, int]  # column and line of the world
+    columns: list[int | None]  # the world's columns that the picture shows, left to right; None for a gap
+    tile_size: int  # pixels
 
-    Returns uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are
-    three dots.
-    """
-    width = min(most_columns, STRIP_COLUMNS)
-    columns = strip_columns(*span, agent[0], width)
-    codes = np.zeros((width, 3, 3), np.uint8)
-    lit = np.zeros((width, 3), bool)
-    for i, column in enumerate(columns):
-        if column is not None:
-            codes[i] = [encoded(column, line - 1) for line in range(3)]
-            if sight is None or sight[0] <= column <= sight[1]:
-                lit[i] = [max(abs(column - agent[0]), abs(line - 1 - agent[1])) <= reach for line in range(3)]
-    picture = render_tiles(codes, STRIP_TILE, (columns.index(agent[0]), agent[1] + 1), lit)
-    middle, dot = STRIP_TILE * 3 // 2, STRIP_TILE // 16
-    for i, column in enumerate(columns):
-        for part in (1, 2, 3) if column is None else ():
-            centre = i * STRIP_TILE + part * STRIP_TILE // 4
-            picture[middle - dot : middle + dot, centre - dot : centre + dot] = 160
-    return picture
+
+@dataclass(frozen=True)
+class Strip:
+    """A world three lines high (-1, 0, 1) as a strip of constant size, cut where it is longer than fits."""
+
+    encoded: Callable[[int, int], tuple[int, int, int]]  # the code of tile (x, y)
+    span: tuple[int, int]  # the first and last column of the world
+    most_columns: int  # the most columns any world has; the strip is as wide, up to STRIP_COLUMNS
+    agent: tuple[int, int]  # its tile (x, y)
+    reach: int  # the tiles within it of the agent are lit
+    sight: tuple[int, int] | None = None  # the first and last column that can be seen at all; None for all of them
+
+    def place(self) -> Place:
+        """Lines count from 0 here."""
+        width = min(self.most_columns, STRIP_COLUMNS)
+        columns = strip_columns(*self.span, self.agent[0], width)
+        return Place((self.agent[0], self.agent[1] + 1), columns, STRIP_TILE)
+
+    def picture(self) -> np.ndarray:
+        """uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are three
+        dots."""
+        columns, width, (x, y) = self.place().columns, min(self.most_columns, STRIP_COLUMNS), self.agent
+        codes = np.zeros((width, 3, 3), np.uint8)
+        lit = np.zeros((width, 3), bool)
+        for i, column in enumerate(columns):
+            if column is not None:
+                codes[i] = [self.encoded(column, line - 1) for line in range(3)]
+                if self.sight is None or self.sight[0] <= column <= self.sight[1]:
+                    lit[i] = [max(abs(column - x), abs(line - 1 - y)) <= self.reach for line in range(3)]
+        picture = render_tiles(codes, STRIP_TILE, (columns.index(x), y + 1), lit)
+        middle, dot = STRIP_TILE * 3 // 2, STRIP_TILE // 16
+        for i, column in enumerate(columns):
+            for part in (1, 2, 3) if column is None else ():
+                centre = i * STRIP_TILE + part * STRIP_TILE // 4
+                picture[middle - dot : middle + dot, centre - dot : centre + dot] = 160
+        return picture
 
 
 class Window:

@@ -20,7 +20,7 @@ other passages nothing is seen. With V = 3 a signal is seen from the first tile 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -28,7 +28,10 @@ from gymnasium import spaces
 from envs.core import Core
 from envs.errors import EnvError, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import ACTION_NAMES, BALL, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size
+from envs.tiles import ACTION_NAMES, BALL, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, swapped_balls
+
+if TYPE_CHECKING:
+    from envs.rendering import Strip
 
 SUCCESS_SHARE = 0.95
 FEWEST_JUNCTIONS = 20
@@ -165,16 +168,31 @@ class Switch(Core):
             told[f"junctions_{group}"] = self.junctions_in[:, k].copy()
         return told
 
-    def render(self, row: int) -> np.ndarray:
-        """The agent's passage in MiniGrid's tiles, its view lit."""
-        from envs.rendering import render_strip
+    def decisions(self) -> np.ndarray:
+        """Between the doors."""
+        return self.x == self.passage_length - 1
+
+    def facts(self) -> np.ndarray:
+        """Each signal is a fact of its own."""
+        return np.where(self.shown & (self.x < self.view_size // 2), self.signals, -1)
+
+    @staticmethod
+    def swap_observation(image: np.ndarray) -> np.ndarray:
+        """A copy of the observations [..., V, V, 3] in which a red signal is blue and a blue one red: what if?"""
+        return swapped_balls(image)
+
+    def strip(self, row: int) -> Strip:
+        """The agent's passage, its view lit. Columns count on from one passage to the next."""
+        from envs.rendering import Strip
 
         x, north, signal, shown = (int(getattr(self, name)[row]) for name in ("x", "north", "signal", "shown"))
+        first = int(self.passage[row]) * (self.passage_length + 2)  # of the passage, its wall or signal
 
         def encoded(column: int, line: int) -> tuple[int, int, int]:
-            return tile(column, line, self.passage_length, north, signal if shown else None)
+            return tile(column - first - 1, line, self.passage_length, north, signal if shown else None)
 
-        return render_strip(encoded, (-1, self.passage_length), self.passage_length + 2, (x, 0), self.view_size // 2)
+        last = first + self.passage_length + 1
+        return Strip(encoded, (first, last), self.passage_length + 2, (first + 1 + x, 0), self.view_size // 2)
 
 
 def _window_index(x: Any, north: Any, signal: Any) -> Any:

@@ -35,6 +35,15 @@ def expect_view_size(value: Any) -> int:
     return value
 
 
+def swapped_balls(image: np.ndarray) -> np.ndarray:
+    """A copy of codes uint8 [..., 3] in which a red ball is blue and a blue one red."""
+    swapped = image.copy()
+    is_ball = image[..., 0] == OBJECT_TO_IDX["ball"]
+    for old, new in (BALL, BALL[::-1]):
+        swapped[is_ball & (image[..., 1] == old[1]), 1] = new[1]
+    return swapped
+
+
 def opened(code: tuple[int, int, int]) -> tuple[int, int, int]:
     """The code of a door that stands open."""
     return (*code[:2], STATE_TO_IDX["open"])

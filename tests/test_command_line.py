@@ -107,6 +107,21 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkey
     assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
 
 
+def test_the_memories_are_drawn_every_n_updates_and_that_changes_nothing(in_folder, monkeypatch):
+    runs = {}
+    for name, every, memory in (("none", 0, "expire_span"), ("some", 2, "expire_span"), ("state", 1, "gru")):
+        flags = ["--total-timesteps", "640", "--memory-image-every", every, "--memory", memory, "--run-dir", name]
+        assert call(train_rl, [*SMALL, *SHORT, *flags], monkeypatch) == 0
+        events = EventAccumulator(name, size_guidance={"images": 0}).Reload()
+        runs[name] = events.Images("memory/timeline") if "memory/timeline" in events.Tags()["images"] else []
+    assert runs["none"] == runs["state"] == []
+    assert [image.step for image in runs["some"]] == [128, 384, 640]  # updates 1, 3 and 5
+    assert all(image.width > 900 and image.height > 500 for image in runs["some"])
+    for without, drawn in zip(log(Path("none")), log(Path("some")), strict=True):
+        assert without.keys() == drawn.keys()
+        assert all(without[key] == drawn[key] for key in without if not key.startswith("time/"))
+
+
 def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):
     arguments = [
         run_dir,

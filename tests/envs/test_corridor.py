@@ -194,3 +194,15 @@ def test_swap_observation_turns_the_ball_and_nothing_else():
     np.testing.assert_array_equal(swapped, image)
     core.x[:] = core.length - 1  # doors are no balls
     np.testing.assert_array_equal(Corridor.swap_observation(core.observe()), core.observe())
+
+
+def test_the_ball_is_a_fact_while_it_is_seen_and_the_doors_decide():
+    """Whatever the view: a fact is told exactly where swapping the ball changes the observation."""
+    for view_size in (3, 5, 7):
+        core = drawn(64, 0, view_size=view_size, max_length=9)
+        for _ in range(9):
+            image = core.observe()
+            seen = (Corridor.swap_observation(image) != image).any((1, 2, 3))
+            np.testing.assert_array_equal(core.facts(), np.where(seen, 0, -1))
+            np.testing.assert_array_equal(core.decisions(), core.x == core.length - 1)
+            core.x = np.minimum(core.x + 1, core.length - 1)

@@ -334,3 +334,15 @@ def test_the_picture_shows_the_chain_with_the_agents_room_lit_and_no_other():
     after = env.render().reshape(3, 32, 15, 32, 3).transpose(2, 0, 1, 3, 4)
     changed = [column for column in range(15) if (columns[column] != after[column]).any()]
     assert changed == [0, 1, 2, 5, 6, 7]
+
+
+def test_what_was_tried_decides_between_the_doors_of_a_room_that_is_known():
+    core = Portal(1, min_rooms=2, max_rooms=2, room_length=2)
+    core.reset(np.arange(1), np.zeros(1, np.int64))
+    wrong, right = (SOUTH, NORTH) if core.right[0, 0] < 0 else (NORTH, SOUTH)
+    told = []
+    for action in (EAST, wrong, EAST, right, EAST, EAST):
+        told.append(bool(core.decisions()[0]))
+        core.step(np.array([action]))
+    assert told == [False, False, False, True, False, False]  # the second room's doors are new
+    assert core.facts() is None and core.swap_observation(core.observe()) is None

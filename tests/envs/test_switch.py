@@ -266,3 +266,19 @@ def test_the_picture_shows_the_signal_and_both_doors():
     expected = {(0, 1): (Ball(COLOURS[core.signal[0]]), True), (5, 0): (Door(COLOURS[core.north[0]]), False)}
     for place, (thing, lit) in expected.items():
         np.testing.assert_array_equal(tiles[place], Grid.render_tile(thing, highlight=lit).astype(np.uint8))
+
+
+@pytest.mark.parametrize("view_size", [3, 5])
+def test_each_signal_is_a_fact_of_its_own_while_it_is_seen(view_size):
+    core = Switch(8, view_size=view_size, passage_length=5, min_hold=1, max_hold=2)
+    core.reset(np.arange(8), np.arange(8))
+    rng, told = np.random.default_rng(0), set()
+    for _ in range(120):
+        image = core.observe()
+        seen = (Switch.swap_observation(image) != image).any((1, 2, 3))
+        np.testing.assert_array_equal(core.facts(), np.where(seen, core.signals, -1))
+        told |= {*core.facts().tolist()}
+        before, at_doors = core.passage.copy(), core.decisions()
+        core.step(rng.choice(4, 8, p=[0.15, 0.7, 0.1, 0.05]))
+        assert (at_doors | (core.passage == before)).all()  # a passage is left from between its doors only
+    assert len(told) > 5

@@ -1,0 +1,273 @@
+"""Did it matter: the audit against runs that are kept from remembering by hand, and what it finds in the shipped policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from viewer_cases import SHIPPED, STORING, make_policy, played
+
+from envs import make_env, make_vec_env
+from envs.corridor import Corridor
+from envs.switch import Switch
+from policies import as_tensors, load_policy
+from viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
+from viewer.play import Episode, look, play, tensors_of
+
+SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # of which none is merged
+
+
+def chances(logits: torch.Tensor) -> np.ndarray:
+    return torch.softmax(logits.double(), -1).numpy()
+
+
+def by_hand(policy, episode: Episode, change, images=None) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [T,A] and values [T] in one piece of acting, in whose buffers `change(t, acting)` meddles before each
+    step."""
+    observations = tensors_of(policy, episode.observations)
+    if images is not None:
+        observations["image"] = images
+    acting = policy.begin(policy.initial_memory(1), len(episode.actions))
+    told = []
+    for t in range(len(episode.actions)):
+        change(t, acting)
+        told.append(policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0])))
+    return chances(torch.cat([logits for logits, _ in told])), torch.cat([values for _, values in told]).numpy()
+
+
+@pytest.mark.parametrize("kind", STORING)
+def test_a_replay_from_anywhere_is_what_was_played(kind):
+    policy = make_policy(kind)
+    episode = played(policy, 40)
+    assert sorted(episode.memories) == [0, 16, 32]
+    for first in episode.memories:
+        rest = tensors_of(policy, episode.observations[first:])
+        memory = episode.memories[first]
+        for t, logits, values, before in replay(policy, rest, memory, first, memories_before=[35]):
+            np.testing.assert_allclose(chances(logits)[0], episode.probabilities[t], atol=1e-5)
+            assert float(values) == pytest.approx(episode.values[t], abs=1e-4)
+            assert (before is not None) == (t == 35)
+
+
+@pytest.mark.parametrize("kind", SLOTS)
+def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
+    policy = make_policy(kind)
+    episode = played(policy, 30)
+    episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
+    other = torch.as_tensor(Corridor.swap_observation(tensors_of(policy, episode.observations)["image"].numpy()))
+    other[::11, ..., 0] = (other[::11, ..., 0] + 3) % 9  # so that every swap changes something
+    real = tensors_of(policy, episode.observations)["image"]
+    images = torch.where(torch.as_tensor(episode.facts == 5)[:, None, None, None, None], other, real)
+    known = {real[t].numpy().tobytes(): other[t].numpy() for t in range(0, 30, 11)}
+
+    def swap(image: np.ndarray) -> np.ndarray:
+        """[..., V, V, 3]"""
+        flat = image.reshape(-1, *image.shape[-3:])
+        return np.stack([known.get(i.tobytes(), i[None])[0] for i in flat]).reshape(image.shape)
+
+    rows = audit(policy, episode, look(policy, episode), 3, swap)["memories"]
+    assert len(rows) == 9 and {row["step"] for row in rows} == {7, 20, 29}
+    hidden = {}  # (layer, step) -> what the slot holds in the other world
+
+    def remember(t, acting):
+        for i, layer in enumerate(acting.layers):
+            if t:
+                hidden[i, t - 1] = layer.hidden[0, t - 1].clone()
+
+    swapped = by_hand(policy, episode, remember, images)
+    for row in rows:
+        t, layer, written = row["step"], row["layer"], row["written"]
+
+        def forget(now, acting, at=None, layers=(0, 1), written=written):
+            if now == (written + 1 if at is None else at):
+                for i in layers:
+                    acting.layers[i].alive[0, written] = False
+
+        def exchange(now, acting, t=t, layer=layer, written=written):
+            if now == t:
+                buffers, module = acting.layers[layer], policy.core.layers[layer]
+                normed = module.norm(hidden[layer, written][None, None])
+                key, value = module.keys_values(normed)
+                buffers.keys[0, :, written], buffers.values[0, :, written] = key[0, :, 0], value[0, :, 0]
+                if buffers.described is not None:
+                    buffers.described[0, written] = module.kind.describe(normed, acting.drawn)[0, 0]
+
+        expected = {
+            "direct_removed": by_hand(policy, episode, lambda n, a, t=t, i=layer, f=forget: f(n, a, t, (i,))),
+            "direct_swapped": by_hand(policy, episode, exchange),
+            "total_removed": by_hand(policy, episode, forget),
+            "total_swapped": swapped,
+        }
+        for name, (probabilities, values) in expected.items():
+            np.testing.assert_allclose(row[name]["probabilities"], probabilities[t], atol=2e-4, err_msg=name)
+            assert row[name]["value"] == pytest.approx(values[t], abs=2e-3)
+            shift = abs(probabilities[t] - episode.probabilities[t]).sum() / 2
+            assert row[name]["shift"] == pytest.approx(shift, abs=2e-4)
+            assert row[name]["action"] == probabilities[t].argmax()
+            assert row[name]["value_change"] == pytest.approx(values[t] - episode.values[t], abs=2e-3)
+    assert any(row[name]["shift"] > 0.01 for row in rows for name in EFFECTS)
+
+
+def test_influence_is_the_shift_when_the_episode_begins_anew():
+    policy = make_policy()
+    episode = played(policy, 12)
+    for t, told in enumerate(influence(policy, episode)):
+        fresh = policy.begin(policy.initial_memory(1), 1)
+        now = {key: value[0] for key, value in tensors_of(policy, episode.observations[t : t + 1]).items()}
+        logits, _ = policy.step(now, fresh, torch.tensor([True]))
+        assert told == pytest.approx(abs(chances(logits)[0] - episode.probabilities[t]).sum() / 2, abs=1e-5)
+    none = make_policy("none")
+    np.testing.assert_allclose(influence(none, played(none, 12)), 0, atol=1e-5)
+
+
+def test_decisions_are_the_environments_or_the_peaks_of_influence():
+    episode = played(make_policy(), 8)
+    told = replace(episode, decisions=np.isin(np.arange(8), [2, 5]))
+    assert decisions(told, np.zeros(8)) == [2, 5]
+    unknown = replace(episode, decisions=None)
+    assert decisions(unknown, np.array([0, 0.3, 0.2, 0.2, 0.9, 0.05, 0.07, 0])) == [1, 4]
+    assert decisions(unknown, np.full(8, 0.09)) == []
+    assert decisions(unknown, np.tile([0.5, 0], 4)) == [0, 2, 4, 6]
+
+
+def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
+    policy = make_policy()
+    lives = look(policy, played(policy, 12))
+    found = most_attended(lives, 10, 4)
+    all_of_them = sorted(
+        ((float(w), i, int(to)) for i, life in enumerate(lives) for to, w in zip(life.attention[10][0], life.attention[10][1].max(0)) if to < 10),
+        reverse=True,
+    )  # fmt: skip
+    assert [weight for *_, weight in found] == [weight for weight, *_ in all_of_them[:4]]
+    assert all(written < 10 for _, written, _ in found)
+
+
+def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
+    policy = make_policy("compressive")  # at step 23 the slots of steps 12 to 15 and 16 to 19 are one each
+    episode = replace(played(policy, 24), decisions=np.arange(24) == 23, facts=np.where(np.arange(24) < 1, 0, -1))
+    rows = audit(policy, episode, look(policy, episode), 24, Corridor.swap_observation)["memories"]
+    assert {row["written"] for row in rows} == set(range(12, 23))
+    for row in rows:
+        layer, written = row["layer"], row["written"]
+        last = written if written >= 20 else written // 4 * 4 + 3
+
+        def forget(now, acting, layer=layer, last=last):
+            if now == 23:
+                slots = acting.layers[layer]
+                assert (slots.alive & (slots.birth == last))[0].sum() == 1
+                slots.alive &= slots.birth != last
+
+        def never(now, acting, written=written):
+            if now == written + 1:
+                for slots in acting.layers:
+                    slots.alive[0, written] = False
+
+        direct, total = by_hand(policy, episode, forget), by_hand(policy, episode, never)
+        np.testing.assert_allclose(row["direct_removed"]["probabilities"], direct[0][23], atol=2e-4)
+        np.testing.assert_allclose(row["total_removed"]["probabilities"], total[0][23], atol=2e-4)
+        assert (row["direct_swapped"] is None) == (written < 20)
+        assert row["total_swapped"] is not None
+    assert max(row["total_removed"]["shift"] for row in rows if row["written"] < 20) > 0.001
+
+
+def test_in_switch_a_swap_changes_one_signal_only():
+    policy = make_policy(env_id="Switch-v0")
+    head = policy.policy_head.weight.clone()
+    torch.nn.init.zeros_(policy.policy_head.weight)  # any action, so that it gets on
+    env = make_env("Switch-v0", max_steps=60, passage_length=2, min_hold=1, max_hold=2)
+    episode = play(policy, env, 0, 60, False)
+    policy.policy_head.weight.data.copy_(head)
+    probabilities, values = by_hand(policy, episode, lambda t, acting: None)
+    episode = replace(episode, probabilities=probabilities, values=values)
+    assert len({*episode.facts.tolist()} - {-1}) > 2
+    told = audit(policy, episode, look(policy, episode), 1, Switch.swap_observation)
+    assert told["decisions"] == np.flatnonzero(episode.decisions).tolist()
+    real = tensors_of(policy, episode.observations)["image"]
+    for row in told["memories"][::5]:
+        before = episode.facts[: row["written"] + 1]
+        assert row["fact"] == before[before >= 0][-1]
+        this = torch.as_tensor(episode.facts == row["fact"])[:, None, None, None, None]
+        other = torch.where(this, torch.as_tensor(Switch.swap_observation(real.numpy())), real)
+        assert (other != real).any()
+        expected, _ = by_hand(policy, episode, lambda t, acting: None, other)
+        np.testing.assert_allclose(row["total_swapped"]["probabilities"], expected[row["step"]], atol=2e-4)
+    assert max(row["total_swapped"]["shift"] for row in told["memories"]) > 0.01
+
+
+# What it finds in the shipped policy
+
+
+def test_a_fact_that_a_later_memory_copied_survives_the_direct_removal_and_not_the_total_one():
+    policy, _ = load_policy(SHIPPED)
+    episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
+    told = audit(policy, episode, look(policy, episode), 3, Corridor.swap_observation)
+    assert told["decisions"] == [len(episode.actions) - 1]
+    (ball,) = [row for row in told["memories"] if row["written"] == 0]
+    assert ball["direct_removed"]["shift"] < 0.05
+    assert ball["direct_removed"]["action"] == ball["base"]["action"]
+    assert ball["total_removed"]["shift"] > 0.9 and ball["total_swapped"]["action"] != ball["base"]["action"]
+    shown = table({"env": "Corridor-v0", "seed": 3, "action_names": ["n", "e", "s", "w"], "audit": told})
+    assert len(shown.rows) == 3
+
+
+def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
+    """The agent bumps into the ball once: the observation of step 0 comes twice."""
+    policy, _ = load_policy(SHIPPED)
+    base = play(policy, make_env("Corridor-v0", min_length=60, max_length=60), 1, 1000, True)
+    twice = {**base.observations[0], "previous_action": np.int64(3), "previous_reward": np.float32(0)}
+    observations = [base.observations[0], twice, *base.observations[1:]]
+    real = tensors_of(policy, observations)
+    rounds = list(
+        replay(
+            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removed=[-1, 0, 1, -1]
+        )
+    )
+    doors = rounds[-1][1].argmax(-1).tolist()
+    assert doors[0] == base.actions[-1]
+    assert doors[1] == doors[2] == doors[0]
+    other = {**real, "image": torch.as_tensor(Corridor.swap_observation(real["image"].numpy()))}
+    assert [*replay(policy, other)][-1][1].argmax(-1).item() != doors[0]
+
+
+def test_at_the_door_the_ball_is_remembered_and_its_colour_decides_in_200_episodes():
+    """All in one batch: what was played, and the same with the ball's colour swapped in every observation of it. (Where an
+    episode is over, another follows: what it does counts no more.)"""
+    policy, _ = load_policy(SHIPPED)
+    count = 200
+    env = make_vec_env("Corridor-v0", count)
+    seen, _ = env.reset(seed=10_000)
+    acting = policy.begin(policy.initial_memory(count), 256)
+    observations, doors, length = [], np.full(count, -1), np.zeros(count, int)
+    alive, beside_the_ball = np.zeros(count, bool), np.zeros(count, bool)
+    while (doors < 0).any():
+        observations.append(seen)
+        going = doors < 0
+        at_door = env.unwrapped.core.decisions() & going
+        facts = env.unwrapped.core.facts()
+        if len(observations) == 1:
+            beside_the_ball = facts == 0
+        start = torch.full((count,), len(observations) == 1)
+        if acting.full:
+            acting = policy.begin(acting.memory(), 256)
+        if at_door.any():
+            layers = acting.memory().layers
+            held = np.stack([((layer.birth == 0) & layer.alive).any(1).numpy() for layer in layers]).any(0)
+        logits, _ = policy.step(as_tensors({k: seen[k] for k in policy.config.observation}, "cpu"), acting, start)
+        actions = logits.argmax(-1).numpy()
+        seen, _, terminated, truncated, _ = env.step(actions)
+        ended = going & (terminated | truncated)
+        assert (at_door | ~ended).all()
+        if ended.any():
+            alive[ended], doors[ended], length[ended] = held[ended], actions[ended], len(observations)
+    assert beside_the_ball.all()
+    assert alive.mean() >= 0.95
+    stacked = {key: np.stack([o[key] for o in observations]) for key in policy.config.observation}
+    stacked["image"] = Corridor.swap_observation(stacked["image"])
+    flipped = np.zeros(count, bool)
+    for t, logits, _, _ in replay(policy, as_tensors(stacked, "cpu")):
+        now = length == t + 1
+        other = logits.argmax(-1).numpy()
+        flipped[now] = (doors[now] + other[now] == 2) & (doors[now] != other[now])  # north is 0, south is 2
+    assert flipped.mean() >= 0.95

@@ -1,0 +1,346 @@
+"""The page in a real browser. What it shows is what the JSON says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+from viewer_browser import NARROW, WIDE, agrees, made, remembered
+from viewer_cases import CONFIGS, SHIPPED, make_policy
+
+from envs import make_env, render_observation
+from policies import KINDS, save_policy
+
+CORRIDOR = {"min_length": 100}
+
+
+@pytest.fixture(scope="module")
+def corridor(tmp_path_factory) -> tuple[Path, list[dict]]:
+    kwargs = json.dumps(CORRIDOR)
+    return made(tmp_path_factory.mktemp("corridor"), SHIPPED, "--seed", "3", "--env-kwargs", kwargs, "--episodes", "2")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A thousand steps of the kind that has most to tell: a wide window, attention all over it."""
+    folder = tmp_path_factory.mktemp("long")
+    policy = make_policy("transformer_xl", "Switch-v0", {"window": 256})
+    save_policy(policy, folder / "p.safetensors", {"env": "Switch-v0", "env_kwargs": {}})
+    return made(folder, str(folder / "p.safetensors"), "--stochastic", "--audit", "1")
+
+
+def test_it_opens_alone_and_shows_what_the_json_says(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path)
+    last = record["audit"]["decisions"][-1]
+    agrees(one, record, last)
+    assert "success" in one.page.inner_text("#title") and record["outcome"] in one.page.inner_text("#title")
+    rows = one.page.locator("#audit-table tr[data-step]")
+    assert rows.count() == len(record["audit"]["memories"]) == 3
+    for i, row in enumerate(record["audit"]["memories"]):
+        cells = rows.nth(i).locator("td").all_inner_texts()
+        assert cells[0] == f"step {row['step']}" and cells[2] == f"step {row['written']}"
+        for cell, name in zip(cells[5:], ("direct_removed", "direct_swapped", "total_removed", "total_swapped")):
+            assert float(cell.split()[0]) == pytest.approx(row[name]["shift"], abs=6e-3)
+            flips = row[name]["action"] != row["base"]["action"]
+            assert cell.endswith(f"→ {record['action_names'][row[name]['action']]}") == flips
+    assert one.troubles == []
+
+
+def test_the_slider_moves_frame_bars_and_thumbnails_together(opened, corridor):
+    path, (record, _) = corridor
+    one, env = opened(path, "#t=0"), make_env("Corridor-v0", render_mode="rgb_array", **CORRIDOR)
+    observation, _ = env.reset(seed=3)
+    frames, seen = [], []
+    for action in record["actions"]:
+        frames.append(env.render())
+        seen.append(render_observation(observation["image"], 16))
+        observation, *_ = env.step(action)
+    one.page.evaluate("page.choose(null)")
+    bars = {}
+    for t in (0, 1, 57, 120, 139, 30):
+        one.page.locator("#slider").fill(str(t))
+        agrees(one, record, t)
+        np.testing.assert_array_equal(one.image("#world"), frames[t])
+        np.testing.assert_array_equal(one.image("#view"), seen[t])
+        bars[t] = [one.image(f"#timelines div:nth-child({i}) canvas").tobytes() for i in (1, 2)]
+    assert len({tuple(picture) for picture in bars.values()}) == 6
+    cursor = one.page.evaluate("page.charts.plots.map(plot => plot.cursor.idx)")
+    assert cursor == [30] * 4
+    assert one.troubles == []
+
+
+def test_bars_have_the_colour_of_the_attention_and_the_span_behind_them(opened, corridor):
+    path, (record, _) = corridor
+    one, t = opened(path, "#t=60"), 60
+    one.page.evaluate("page.choose(null)")
+    one.settled(t)
+    coloured = one.page.evaluate("""() => page.timelines.map((line, i) => {
+      const context = line.canvas.getContext("2d"), known = document.createElement("canvas").getContext("2d");
+      const pixel = (c, x, y) => [...c.getImageData(Math.round(x * line.ratio), Math.round(y * line.ratio), 1, 1).data].slice(0, 3);
+      const flat = (colour) => { known.fillStyle = colour; known.fillRect(0, 0, 1, 1); return pixel(known, 0, 0); };
+      const at = (w, step) => pixel(context, line.toX(step), line.top + (line.lanes.of[w] + 0.5) * line.lane);
+      const live = line.layer.end.map((_, w) => w).filter(w => w < 58 && line.layer.end[w] > 60);
+      return {
+        live: live.map(w => [w, at(w, 59.5), flat(heat(page.weights[i].get(w) ?? 0))]),
+        dead: [at(20, 21.5), flat(css("--dead"))],
+        beyond: [at(0, 150), flat(css("--span")), flat(css("--card"))],
+      };
+    })""")
+    for layer, told in zip(record["layers"], coloured):
+        assert [w for w, *_ in told["live"]] == [w for w in range(58) if layer["end"][w] > t]
+        for _, shown, wanted in told["live"]:
+            assert shown == wanted
+        assert layer["end"][20] < t and told["dead"][0] == told["dead"][1]
+        # What was predicted for the ball beyond the end of the episode; what is still to come is dimmed.
+        shown, span, card = told["beyond"]
+        assert shown == pytest.approx([0.45 * s + 0.55 * c for s, c in zip(span, card)], abs=3)
+        assert layer["span"][0] > 150
+
+
+def test_arrows_space_home_end_and_the_next_decision(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path, "#t=10")
+    keys = one.page.keyboard
+    for key, t in (
+        ("ArrowRight", 11),
+        ("ArrowLeft", 10),
+        ("Shift+ArrowRight", 20),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("End", 139),
+        ("ArrowRight", 139),
+    ):
+        keys.press(key)
+        one.settled(t)
+    keys.press("Home")
+    keys.press("d")
+    one.settled(record["audit"]["decisions"][0])
+    keys.press("Home")
+    one.settled(0)
+    keys.press("Space")
+    one.until("page.t >= 3")
+    expect(one.page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    keys.press("Space")
+    expect(one.page.locator("#play")).to_have_attribute("aria-label", "Play")
+    stopped = one.now()
+    one.page.wait_for_timeout(250)
+    assert one.now() == stopped
+    agrees(one, record, stopped)
+
+
+def test_a_link_to_a_moment_and_back_into_the_address(opened, corridor):
+    path, (first, second) = corridor
+    one = opened(path, "#t=137")
+    agrees(one, first, 137)
+    one.page.keyboard.press("ArrowLeft")
+    one.until("location.hash === '#t=136'")
+    one.page.evaluate("location.hash = '#t=5'")
+    agrees(one, first, 5)
+    other = opened(path, "#e=1&t=20")
+    agrees(other, second, 20)
+    for nonsense, t in (("#t=99999", 139), ("#t=-3", 139), ("#t=x&e=7", 139)):
+        agrees(opened(path, nonsense), first, t)
+
+
+def test_the_list_of_episodes(opened, corridor):
+    path, (_, second) = corridor
+    one = opened(path)
+    options = one.page.locator("#episode option").all_inner_texts()
+    assert len(options) == 2 and options[1] == f"2. seed 4: {second['outcome']}"
+    one.page.select_option("#episode", "1")
+    one.until("document.documentElement.dataset.ready === '1'")
+    agrees(one, second, second["audit"]["decisions"][-1])
+    assert one.troubles == []
+
+
+def test_sorting_layers_and_heads(opened, corridor):
+    path, (record, _) = corridor
+    one, t = opened(path, "#t=60"), 60
+    one.settled(t)
+    one.page.select_option("#sort", "life")
+    one.page.select_option("#layer", index=2)
+    one.until("!page.due && page.layer === 1")
+    layer = record["layers"][1]
+    live = [w for w in range(t + 1) if layer["end"][w] > t]
+    order = [int(w) for w in one.page.evaluate("[...document.querySelectorAll('.thumb')].map(n => n.dataset.written)")]
+    assert order == sorted(live, key=lambda w: (-layer["expires"][w], w)) and order[0] == 0
+    left = one.page.locator(".thumb .told").all_inner_texts()
+    assert left[0] == f"{layer['expires'][0] - t} left"
+    one.page.select_option("#head", value="2")
+    one.page.select_option("#sort", "attention")
+    one.until("page.head === 2 && !page.due")
+    now = layer["attention"][t]
+    weights = dict(zip(now["to"], now["weights"][2]))
+    for node in one.page.locator(".thumb").all()[:4]:
+        told = float(node.locator(".number").inner_text().split()[1])
+        assert told == pytest.approx(weights.get(int(node.get_attribute("data-written")), 0), abs=6e-3)
+
+
+def test_pointing_at_a_thumbnail_marks_its_bar_and_its_place_and_the_other_way_round(opened, corridor):
+    one = opened(corridor[0], "#t=60")
+    one.page.evaluate("page.choose(null)")
+    one.settled(60)
+    before = [one.image(f"#timelines div:nth-child({i}) canvas") for i in (1, 2)]
+    plain = one.image("#world")
+    one.page.hover(".thumb[data-written='0']")
+    one.until("page.marked === 0 && !page.due")
+    marked = one.image("#world")
+    changed = np.argwhere((marked != plain).any(-1))
+    assert changed[:, 1].min() >= 32 and changed[:, 1].max() < 64  # tile 0 is the second column, right of the ball
+    assert changed[:, 0].min() >= 32 and changed[:, 0].max() < 64
+    for i, picture in enumerate(before, 1):
+        assert (one.image(f"#timelines div:nth-child({i}) canvas") != picture).any()
+    canvas = one.page.locator("#timelines canvas").nth(1)
+    canvas.scroll_into_view_if_needed()
+    x, y = one.page.evaluate(
+        "(() => { const l = page.timelines[1]; return [l.toX(60.5), l.top + (l.lanes.of[55] + 0.5) * l.lane]; })()"
+    )
+    canvas.hover(position={"x": x, "y": y})
+    one.until("page.marked === 55 && !page.due")
+    assert "observation of step 55" in one.page.inner_text("#tip")
+    expect(one.page.locator(".thumb[data-written='55']")).to_have_class("thumb marked")
+    canvas.click(position={"x": x, "y": y})
+    one.until("page.chosen === 55 && !page.due")
+    assert "Observation of step 55" in one.page.inner_text("#effect")
+    assert "Not measured" in one.page.inner_text("#effect")
+    assert one.now() == 60
+
+
+def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, corridor):
+    path, (record, _) = corridor
+    one = opened(path, "#t=139")
+    one.page.evaluate("page.choose(null)")
+    for _ in range(60):
+        one.page.keyboard.press("Tab")
+        if one.page.evaluate("document.activeElement.dataset.written") == "0":
+            break
+    else:
+        pytest.fail("the thumbnail of step 0 cannot be reached by the tabulator")
+    assert one.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    one.until("page.marked === 0")
+    one.page.keyboard.press("Enter")
+    one.until("page.chosen === 0 && !page.due")
+    (row,) = [row for row in record["audit"]["memories"] if row["written"] == 0]
+    told = one.page.inner_text("#effect")
+    assert "no difference" in told and "never remembered" in told
+    assert told.count("instead") == sum(
+        row[n]["action"] != row["base"]["action"] for n in row if n.startswith(("direct", "total"))
+    )
+    one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
+    one.settled(138)
+    assert one.page.evaluate("document.activeElement.dataset.written") == "0"
+
+
+CONTRAST = """() => {
+  const parse = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return c.startsWith("color(srgb") ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1] : [...n.slice(0, 3), n[3] ?? 1]; };
+  const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const poor = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (!node.checkVisibility() || node.closest(".uplot canvas, #tip") || ![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const style = getComputedStyle(node);
+    let under = node, back = [0, 0, 0, 0];
+    while (under && back[3] < 1) { back = parse(getComputedStyle(under).backgroundColor); under = under.parentElement; }
+    const [a, b] = [light(parse(style.color).slice(0, 3)), light(back.slice(0, 3))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5 || parseFloat(style.fontSize) < 12) poor.push(`${node.tagName} ${node.className} "${node.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${style.fontSize}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_it_can_be_read_in_every_width_and_light(opened, corridor, viewport, scheme):
+    path, (record, _) = corridor
+    one = opened(path, "#t=139", viewport, scheme)
+    agrees(one, record, 139)
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert one.page.evaluate(CONTRAST) == []
+    back = one.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(n) for n in back[4:-1].split(",")) / 3
+    assert (brightness > 200) == (scheme == "light")
+    overlaps = one.page.evaluate("""() => {
+      const boxes = [...document.querySelectorAll("nav > *")].filter(n => n.checkVisibility()).map(n => n.getBoundingClientRect());
+      return boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1));
+    }""")
+    assert not overlaps
+    for control in ("#play", "#back", "#forth", "#slider", "#decision"):
+        box = one.page.locator(control).bounding_box()
+        assert box["height"] >= 32 and box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
+    one.page.keyboard.press("ArrowLeft")
+    agrees(one, record, 138)
+    assert one.troubles == []
+
+
+def test_light_and_dark_follow_the_system_at_once(opened, corridor):
+    one = opened(corridor[0])
+    before = one.page.evaluate("page.charts.plots.length"), one.image("#timelines div:first-child canvas")
+    one.page.emulate_media(color_scheme="dark")
+    one.page.wait_for_timeout(200)
+    assert one.page.evaluate("page.charts.plots.length") == before[0]
+    assert (one.image("#timelines div:first-child canvas") != before[1]).any()
+
+
+def test_a_thousand_steps_are_small_quick_and_smooth(opened, long):
+    path, (record,) = long
+    assert record["steps"] == 1000
+    assert path.stat().st_size < 5e6
+    assert (
+        min(
+            int(opened(path, "#t=500").page.evaluate("document.documentElement.dataset.milliseconds")) for _ in range(3)
+        )
+        < 1000
+    )
+    one = opened(path, "#t=500")
+    agrees(one, record, 500)
+    took = one.page.evaluate("""() => {
+      const began = performance.now();
+      for (let t = 400; t < 440; t++) { page.t = t; page.paint(); }
+      return (performance.now() - began) / 40;
+    }""")
+    assert took < 100  # milliseconds a step
+    assert one.troubles == []
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"expire_span"}))
+def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
+    settings = dict(CONFIGS.get(kind, {}))
+    save_policy(
+        make_policy(kind, settings=settings), tmp_path / "p.safetensors", {"env": "Corridor-v0", "env_kwargs": {}}
+    )
+    kwargs = json.dumps({"min_length": 12, "max_length": 12})
+    path, (record,) = made(tmp_path, str(tmp_path / "p.safetensors"), "--stochastic", "--env-kwargs", kwargs)
+    t = record["steps"] - 2
+    one = opened(path, f"#t={t}")
+    if not record["layers"]:
+        one.settled(t)
+        assert not one.page.is_visible("#memory") and not one.page.is_visible("#lives")
+        told = one.page.inner_text("#effect")
+        assert f"{record['state_bytes']} bytes" in told if record["state_bytes"] else "has no memory" in told
+    else:
+        agrees(one, record, t)
+        told = one.page.inner_text("#lives-note")
+        wanted = {
+            "transformer_xl": "a window of 9 steps",
+            "compressive": "4 of them are compressed into one memory",
+            "adaptive_span": "spans of the heads",
+        }
+        assert wanted[kind] in told
+        parts = one.page.evaluate("remembered(page).filter(one => one.part).length")
+        merged = record["layers"][0]["merged"]
+        assert parts == (0 if merged is None else sum(merged[w] <= t for w in remembered(record, t)))
+        assert (parts > 0) == (kind == "compressive")
+    assert one.troubles == []
+
+
+def test_without_pictures_observations_are_heat_maps(opened, tmp_path):
+    save_policy(make_policy(env_id="CartPole-v1"), tmp_path / "p.safetensors", {"env": "CartPole-v1", "env_kwargs": {}})
+    one = opened(made(tmp_path, str(tmp_path / "p.safetensors"), "--env-kwargs", '{"render_mode": null}')[0])
+    one.settled(one.now())
+    assert not one.page.is_visible("#world") and one.page.is_visible("#view")
+    assert one.image("#view").shape == (32, 48, 3)  # 6 numbers: 4 of the pole, the previous action and reward
+    assert one.troubles == []

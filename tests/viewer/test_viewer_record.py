@@ -1,0 +1,215 @@
+"""The numbers of the page against plain loops, and what its pictures keep."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import gymnasium as gym
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+from viewer_cases import STORING, make_policy, played
+
+from envs import make_env, render_observation
+from policies import KINDS
+from viewer import film as film_module
+from viewer.audit import audit
+from viewer.film import SEEN_TILE, TILE, Atlas, Film, cut, joined, observation_pictures, pack_observations, place
+from viewer.play import look
+from viewer.record import record
+from viewer.video import WIDE, scenes, video
+
+
+def numbers(kind: str, steps: int = 40) -> dict:
+    policy = make_policy(kind)
+    episode = played(policy, steps)
+    lives = look(policy, episode)
+    return record(policy, episode, lives, ["n", "e", "s", "w"], {"env": "x"}, audit(policy, episode, lives, 1, None))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_record_of_any_kind_is_json_and_its_sums_are_right(kind):
+    told = json.loads(json.dumps(numbers(kind), allow_nan=False))
+    assert len(told["probabilities"]) == len(told["values"]) == len(told["audit"]["influence"]) == told["steps"] == 40
+    assert all(sum(row) == pytest.approx(1, abs=3e-4) for row in told["probabilities"])
+    assert told["return"] == pytest.approx(sum(told["rewards"]))
+    assert len(told["layers"]) == (2 if KINDS[kind].stores else 0)
+    oldest = 0
+    for layer in told["layers"]:
+        for t in range(40):
+            remembered = [w for w in range(t + 1) if layer["end"][w] > t]
+            oldest = max([oldest, *(t - w for w in remembered)])
+            assert layer["remembered"][t] == len(remembered)
+            slots = {
+                w if layer["merged"] is None or layer["merged"][w] > t else -1 - w // layer["merge_size"]
+                for w in remembered
+            }
+            assert layer["live"][t] == len(slots)
+            now = layer["attention"][t]
+            assert set(now["to"]) <= {*remembered} and now["to"] == sorted(now["to"])
+            for head in now["weights"]:
+                assert sum(head) <= 1.001 + 0.001 * len(head)
+            if kind != "adaptive_span" and len(now["to"]) == len(remembered):
+                assert all(sum(head) == pytest.approx(1, abs=0.001 * len(head)) for head in now["weights"])
+    if KINDS[kind].stores:
+        assert told["transformer_xl"] == {"window": oldest, "live": [min(t, oldest) + 1 for t in range(40)]}
+    else:
+        assert told["transformer_xl"] is None
+
+
+@pytest.mark.parametrize("kind", STORING)
+def test_expiry_is_the_end_that_a_longer_episode_shows(kind):
+    """What is predicted beyond the end of a short episode is what happens in a longer one."""
+    short, long = numbers(kind, 20), numbers(kind, 60)
+    for now, later in zip(short["layers"], long["layers"]):
+        beyond = 0
+        for w in range(20):
+            end = later["end"][w] if later["end"][w] < 60 else None
+            assert now["expires"][w] == later["expires"][w]
+            if end is not None:
+                assert now["expires"][w] == end
+                beyond += now["end"][w] == 20 < end
+        assert beyond or kind == "expire_span"
+        if kind == "expire_span":  # the mask is 0 from age span + ramp on
+            for w, span in enumerate(now["span"]):  # which is rounded to a tenth
+                assert now["expires"][w] - w in {math.ceil(span + 3 - 0.05), math.ceil(span + 3 + 0.05)}
+
+
+# Pictures
+
+
+def frames_of(packed: dict) -> list[np.ndarray]:
+    """The frames as the page's script puts them together."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(packed["png"].split(",")[1]))))
+    size, wide = packed["size"], -(-packed["width"] // packed["size"])
+    tall, frames = -(-packed["height"] // size), []
+    frame = np.zeros((tall * size, wide * size, 3), np.uint8)
+    for changes in packed["changes"]:
+        for at, tile in zip(changes[::2], changes[1::2]):
+            y, x = at // wide * size, at % wide * size
+            top, left = tile // packed["columns"] * size, tile % packed["columns"] * size
+            frame[y : y + size, x : x + size] = sheet[top : top + size, left : left + size]
+        frames.append(frame[: packed["height"], : packed["width"]].copy())
+    return frames
+
+
+@pytest.mark.parametrize("env_id", ["Corridor-v0", "Portal-v0", "Switch-v0", "MiniGrid-MemoryS7-v0", "CartPole-v1"])
+def test_the_film_gives_back_what_was_rendered(env_id):
+    env, film, rendered = make_env(env_id, render_mode="rgb_array"), Film(), []
+    env.reset(seed=1)
+    for t in range(12):
+        film(env)
+        rendered.append(env.render())
+        if any(env.step(t % env.action_space.n)[2:4]):
+            break
+    packed = json.loads(json.dumps(film.packed()))
+    for kept, again, frame in zip(film.frames(), frames_of(packed), rendered, strict=True):
+        np.testing.assert_array_equal(kept, frame)
+        np.testing.assert_array_equal(again, frame)
+    assert (packed["places"] is None) == (env_id == "CartPole-v1")
+
+
+@pytest.mark.parametrize("env_id", ["Corridor-v0", "Portal-v0", "Switch-v0", "MiniGrid-MemoryS7-v0"])
+def test_the_agent_stands_where_the_place_says(env_id):
+    """Its tile alone has MiniGrid's red triangle."""
+    env = make_env(env_id, render_mode="rgb_array")
+    env.reset(seed=4)
+    for t in range(40):
+        where, frame = place(env), env.render()
+        x, y = where.columns.index(where.agent[0]) * TILE, where.agent[1] * TILE
+        tile = frame[y : y + TILE, x : x + TILE]
+        assert tile.shape == (TILE, TILE, 3)
+        red = (tile[..., 0] > 200) & (tile[..., 1] < 120) & (tile[..., 2] < 120)
+        assert red.mean() > 0.15
+        if any(env.step((1, 1, 0, 1, 2)[t % 5])[2:4]):
+            break
+
+
+def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():
+    env = make_env("Corridor-v0", wraps=["stretch=2"], min_length=3, max_length=3)
+    env.reset(seed=0)
+    core, told = env.unwrapped.core, []
+    for _ in range(9):
+        told.append((int(core.facts()[0]), bool(core.decisions()[0])))
+        env.step(1)
+    assert told == [(0, False), (-1, False), (-1, False)] + [(-1, False)] * 3 + [(-1, True), (-1, False), (-1, False)]
+    fresh = make_env("Corridor-v0", wraps=["fresh_episodes=2"], min_length=3, max_length=3)
+    fresh.reset(seed=0)
+    core, facts = fresh.unwrapped.core, []
+    for action in (1, 1, 0, 1):
+        facts.append(int(core.facts()[0]))
+        fresh.step(action)
+    assert facts == [0, -1, -1, 1 << 32]
+    assert core.swap_observation(core.observe()) is not None
+
+
+def test_a_film_of_too_many_tiles_gets_coarser_and_stays_a_film(monkeypatch):
+    monkeypatch.setattr(film_module, "MOST_TILES", 60)
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (256, 320, 3), dtype=np.uint8) for _ in range(40)]
+
+    class Noise(gym.Env):
+        render_mode = "rgb_array"
+
+        def render(self):
+            return frames[self.t]
+
+    env, film = Noise(), Film()
+    for env.t in range(40):
+        film(env)
+    kept = list(film.frames())
+    assert len(kept) == 40 and len(film._atlas) <= 60
+    assert kept[0].shape == (64, 80, 3)  # a quarter, and fewer frames beyond that
+    np.testing.assert_array_equal(kept[0], frames[0][::4, ::4])
+    assert sum((a != b).any() for a, b in pairwise(kept)) < 20
+
+
+def test_tiles_are_cut_and_joined():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    tiles = cut(picture, 32)
+    assert tiles.shape == (6, 32, 32, 3)
+    np.testing.assert_array_equal(joined(tiles, 3)[:50, :70], picture)
+    atlas = Atlas(32)
+    assert [atlas.add(tile) for tile in (*tiles, tiles[2])] == [0, 1, 2, 3, 4, 5, 2]
+    np.testing.assert_array_equal(atlas.tiles(), tiles)
+
+
+def test_observations_are_minigrids_tiles_or_heat_maps():
+    policy = make_policy()
+    episode = played(policy, 30)
+    packed = pack_observations(episode.observations, True)
+    looks = {o["image"].tobytes() for o in episode.observations}
+    assert len(packed["looks"]) == len(looks) and (packed["wide"], packed["tall"]) == (3, 3)
+    for t, picture in enumerate(observation_pictures(episode.observations, True)):
+        np.testing.assert_array_equal(picture, render_observation(episode.observations[t]["image"], SEEN_TILE))
+    poles = played(make_policy(env_id="CartPole-v1"), 10, "CartPole-v1").observations
+    values = np.stack([o["observation"] for o in poles])
+    pictures = np.stack(observation_pictures(poles, False))[:, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE]
+    brightness = pictures.sum(-1).reshape(len(poles), -1)
+    for i in range(4):
+        assert brightness[values[:, i].argmax(), i] == brightness[:, i].max() > brightness[:, i].min()
+        assert brightness[values[:, i].argmin(), i] == brightness[:, i].min()
+
+
+@pytest.mark.parametrize(("kind", "has_frames"), [("expire_span", True), ("gru", False)])
+def test_the_video_has_a_frame_per_step(tmp_path, kind, has_frames):
+    told = numbers(kind, 12)
+    policy = make_policy(kind)
+    seen = observation_pictures(played(policy, 12).observations, True)
+    frames = [np.full((96, 800, 3), 20 * t, np.uint8) for t in range(12)] if has_frames else None
+    pictures = list(scenes(told, frames, seen))
+    assert len(pictures) == 12 and len({p.shape for p in pictures}) == 1 and pictures[0].shape[1] == WIDE
+    (tmp_path / "x.mp4").write_bytes(video(iter(pictures), 10))
+    reader = imageio.get_reader(tmp_path / "x.mp4")
+    back = [frame for frame in reader]
+    assert len(back) == 12 and back[0].shape == pictures[0].shape
+    assert reader.get_meta_data()["codec"] == "h264"
+    for before, after in zip(pictures, back):
+        assert abs(before.astype(float) - after).mean() < 6

@@ -1,0 +1,309 @@
+"""The figure: one picture of what a policy saw, did and kept in an episode.
+
+Names: T steps of the episode, H heads. An observation is named by the step at which it was written.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Patch
+
+from envs import render_observation
+from policies import ActorCritic
+from viewer.play import Episode, LayerLives
+
+SHOWN = 6  # observations of a layer that get a thumbnail
+NOTABLE = 0.05  # attention weight from which a memory is worth a thumbnail
+
+
+def choose(lives: LayerLives, looks: Sequence[bytes], most: int = SHOWN) -> list[int]:
+    """Steps of the observations that get a thumbnail, in order: at most `most`, no two of which look the same.
+
+    Taken in turn from three rankings: attention at the decision (the last step), attention at any later step, and
+    length of life. Attention below NOTABLE does not count, nor does a life of less than half the longest. Of those
+    that look the same the one that comes first stands for all. looks: T byte strings, equal where the pictures are.
+    """
+    decision, duration = lives.decision.max(0), lives.end - np.arange(len(looks))
+    decision[-1] = duration[-1] = 0  # what the last step sees is no memory yet
+    scores = ((decision, NOTABLE), (lives.peak, NOTABLE), (duration, max(2, duration.max() / 2)))
+    ranked = [[int(i) for i in np.argsort(-score, kind="stable") if score[i] >= least] for score, least in scores]
+    chosen: dict[bytes, int] = {}
+    while len(chosen) < most and any(ranked):
+        for ranking in ranked:
+            ranking[:] = [step for step in ranking if looks[step] not in chosen]
+            if ranking and len(chosen) < most:
+                chosen[looks[ranking[0]]] = ranking[0]
+    return sorted(chosen.values())
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Places in low..high near the ascending `wanted`, `gap` apart or more (they must fit)."""
+    places = np.clip(np.array(wanted, float), low, high)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], high if i == len(places) - 1 else places[i + 1] - gap)
+    return places
+
+
+# The picture. Inches: the axes are WIDE, to their left labels, to their right a gutter for legends and thumbnails.
+
+LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
+GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
+ACTION_COLOURS = matplotlib.colormaps["tab20"].colors[::2] + matplotlib.colormaps["tab20"].colors[1::2]
+HEAD_COLOURS = matplotlib.colormaps["Dark2"].colors
+ATTENTION = LinearSegmentedColormap.from_list("attention", ["#ccd6e2", "#f2cf7e", "#ee8a33", "#b3121d"])
+STYLE = {
+    "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
+}  # fmt: skip
+
+
+def draw(
+    policy: ActorCritic,
+    episode: Episode,
+    lives: Sequence[LayerLives],
+    title: str,
+    how: str,
+    names: Sequence[str],
+    form: str = "png",
+    brief: bool = False,
+) -> bytes:
+    """The picture as a png, pdf or svg. title, how: what was played and how; names: one per action; brief: without the film
+    and the last decision, and smaller."""
+    config, steps = policy.config, len(episode.actions)
+    has_image = config.observation.get("image", {}).get("kind") == "cells"
+    has_film = has_image and not brief
+    images = [o["image"] for o in episode.observations] if has_image else None
+    looks = [b"".join(o[key].tobytes() for key in (["image"] if has_image else o)) for o in episode.observations]
+    last = f"step {steps - 1}: {names[episode.actions[-1]]}"
+    rows = [(0.6, 0.4, partial(_film, images))] if has_film else []
+    rows += [(0.25, 0.1 if has_film else 0.4, partial(_actions, episode.actions, names))]
+    rows += [(0.45, 0.12, partial(_rewards, episode.rewards))]
+    for i, layer in enumerate(lives):
+        of = f"Layer {i + 1} of {len(lives)}"
+        rows += [
+            (3.3, 0.75, partial(_lives, layer, looks, images, f"{of}: which observations it keeps, and for how long"))
+        ]
+        rows += [(0.7, 0.15, partial(_live, layer.live))]
+    for i, layer in enumerate([] if brief else lives):
+        of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
+        rows += [(1.0, 1.85 if has_image else 1.25, partial(_decision, layer.decision, layer.end == steps, images, of))]
+    if not lives:
+        rows += [(0.8, 0.5, partial(_nothing, config.memory, int(episode.memories[0].bytes()[0])))]
+    height = 1.0 + sum(row[0] + row[1] for row in rows) + 0.55
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((LEFT + WIDE + GUTTER, height), dpi=72 if brief else 120, facecolor="white")
+        colour = GOOD if ": success" in title else BAD if ": failure" in title else INK
+        at = LEFT / (LEFT + WIDE + GUTTER)
+        figure.text(at, 1 - 0.35 / height, title, fontsize=15, weight="bold", color=colour, va="center")
+        shape = f"memory kind {config.memory}, {config.core.num_layers} layer{'s' * (config.core.num_layers != 1)}"
+        shape += f" of {len(lives[0].decision)} heads" if lives else ""
+        figure.text(at, 1 - 0.63 / height, " · ".join([*_told(episode.info), how]), fontsize=9.5, va="center")
+        figure.text(at, 1 - 0.85 / height, f"policy: {shape}", fontsize=9.5, va="center")
+        top = height - 1.0
+        for tall, gap, paint in rows:
+            top -= gap + tall
+            ax = figure.add_axes((at, top / height, WIDE / (LEFT + WIDE + GUTTER), tall / height))
+            ax.set_xlim(-0.5, steps - 0.5)
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            paint(ax)
+        return saved(figure, form)
+
+
+def saved(figure: Figure, form: str) -> bytes:
+    """The figure as a file; the same figure gives the same bytes. Text in an svg or pdf stays text."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory", "pdf.fonttype": 42}):
+        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        figure.savefig(buffer, format=form, metadata=dated.get(form))
+    return buffer.getvalue()
+
+
+def _told(info: Mapping[str, Any]) -> list[str]:
+    """What of the last step's info can be told in a few words."""
+    told = {key: value for key, value in info.items() if key != "is_success" and np.ndim(value) == 0}
+    plain = {key: value for key, value in told.items() if isinstance(value, (str, int, float, np.generic))}
+    return [f"{str(key)[:24].replace('_', ' ')} {str(value)[:24]}" for key, value in list(plain.items())[:6]]
+
+
+def _heading(ax: Axes, text: str, points: float = 5) -> None:
+    ax.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", weight="bold", fontsize=10)
+
+
+def _picture(ax: Axes, image: np.ndarray, box: tuple[float, float]) -> None:
+    """An observation, THUMB inches wide, centred at `box` in fractions of the axes."""
+    picture = render_observation(image, max(4, round(144 * THUMB / len(image))))
+    offset = OffsetImage(picture, zoom=72 * THUMB / picture.shape[1], interpolation="antialiased")
+    style = {"pad": 0.08, "bboxprops": {"edgecolor": FAINT, "linewidth": 0.6}, "annotation_clip": False}
+    ax.add_artist(AnnotationBbox(offset, box, xycoords="axes fraction", **style))
+
+
+def _leader(ax: Axes, xy: tuple[float, float], box: tuple[float, float]) -> None:
+    """A thin line from the data point `xy` to `box` in fractions of the axes."""
+    arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", xy, box, "data", "axes fraction", arrow, annotation_clip=False)
+
+
+def _legend(ax: Axes, **options: Any) -> Legend:
+    """A legend in the gutter."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.015, 0.5), "borderaxespad": 0, "frameon": False}
+    return ax.legend(**place, alignment="left", **options)
+
+
+def _film(images: Sequence[np.ndarray], ax: Axes) -> None:
+    """What the agent saw: every step of a short episode, some of a long one."""
+    count = min(len(images), int(WIDE / (THUMB + 0.14)))
+    steps = np.linspace(0, len(images) - 1, count).round().astype(int)
+    half = THUMB / 2 / WIDE
+    for step, place in zip(steps, spread((steps + 0.5) / len(images), 2.4 * half, half, 1 - half)):
+        _picture(ax, images[step], (place, 0.5))
+    ax.set_axis_off()
+    some = "" if count == len(images) else f" ({count} of {len(images)} steps)"
+    _heading(ax, f"What the agent saw{some}, what it did, and its reward")
+
+
+def _actions(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
+    """actions [T] as a coloured strip; its legend has the actions that were taken."""
+    colours = np.array([ACTION_COLOURS[a % len(ACTION_COLOURS)] for a in range(len(names))])
+    ax.imshow(colours[actions][None], aspect="auto", extent=(-0.5, len(actions) - 0.5, 0, 1), interpolation="nearest")
+    taken = np.bincount(actions, minlength=len(names))
+    most = [a for a in np.argsort(-taken, kind="stable") if taken[a]][:10]
+    handles = [Patch(color=colours[a], label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
+    _legend(ax, handles=handles, ncols=1 + (len(handles) > 5), title="action × times")
+    ax.set_yticks([0.5], ["action"])
+    ax.tick_params(length=0, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+
+def _rewards(rewards: np.ndarray, ax: Axes) -> None:
+    """rewards [T]; where there are few, each with its value."""
+    steps = np.flatnonzero(rewards)
+    colours = [GOOD if reward > 0 else BAD for reward in rewards[steps]]
+    ax.vlines(steps, 0, rewards[steps], colors=colours, linewidth=2)
+    ax.axhline(0, color=FAINT, linewidth=0.8)
+    if len(steps) <= 8:
+        ax.scatter(steps, rewards[steps], s=18, c=colours, clip_on=False)
+        for step in steps:
+            at = (step, rewards[step])
+            ax.annotate(f"{rewards[step]:+.3g}", at, (-6, 0), "data", "offset points", ha="right", va="center")
+    if not len(steps):
+        ax.text(0.5, 0.6, "no reward at any step", transform=ax.transAxes, ha="center", color=FAINT)
+        ax.set_yticks([0])
+    ax.set_ylabel("reward", rotation=0, ha="right", va="center")
+    ax.set_xlabel("step of the episode")
+    ax.margins(y=0.15)
+
+
+def _lives(
+    lives: LayerLives, looks: Sequence[bytes], images: Sequence[np.ndarray] | None, heading: str, ax: Axes
+) -> None:
+    """A line per observation, from the step it was written to the first that no longer sees it; the notable ones named
+    in the gutter."""
+    steps = len(looks)
+    order = np.argsort(lives.peak, kind="stable")  # what mattered is drawn last, on top
+    start = np.arange(steps) - 0.5
+    lines = np.stack([np.stack([start, start + 0.5], 1), np.stack([lives.end - 0.5, start + 0.5], 1)], 1)  # [T,2,2]
+    width = float(np.clip(0.7 * 72 * 3.3 / steps, 0.8, 12))
+    bars = LineCollection(lines[order], array=lives.peak[order], cmap=ATTENTION, linewidths=width, capstyle="butt")
+    bars.set_clim(0, 1)
+    ax.add_collection(bars)
+    ax.set_ylim(steps - 0.5, -0.5 - 0.01 * steps)
+    ax.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.set_ylabel("step at which the\nobservation was written")
+    ax.tick_params(labelbottom=False)
+    _heading(ax, heading)
+    told = (
+        "One line per observation: it begins when the observation\nis written and ends when it has expired. "
+        "Colour: largest\nattention weight that a later step gave it"
+    )
+    ax.text(0.02, 0.21, told, transform=ax.transAxes, va="bottom")
+    bar = ax.inset_axes((0.022, 0.15, 0.2, 0.035))
+    ax.figure.colorbar(bars, cax=bar, orientation="horizontal", ticks=[0, 0.5, 1]).outline.set_visible(False)
+    chosen = choose(lives, looks)
+    thick = [step for step in order if step in chosen]  # in a long episode a line is a hair
+    colours = bars.to_rgba(lives.peak[thick])
+    ax.add_collection(LineCollection(lines[thick], colors=colours, linewidths=max(width, 3), capstyle="butt"))
+    places = spread([1 - (step + 0.5) / steps for step in chosen[::-1]], 1 / SHOWN, 0.06, 0.94)[::-1]
+    for step, place in zip(chosen, places):
+        _leader(ax, (lives.end[step] - 0.5, step), (1.02, place))
+        if images is not None:
+            _picture(ax, images[step], (1.05, place))
+        alike = looks.count(looks[step])
+        same = f" (1 of {alike} alike)" if alike > 1 else ""
+        kept = "live to the end" if lives.end[step] == steps else f"kept for {lives.end[step] - step} steps"
+        span = "" if lives.span is None else f", span {lives.span[step]:.0f}"
+        told = f"step {step}{same}\n{kept}{span}\nlargest attention {lives.peak[step]:.2f}"
+        x = 1.085 if images is not None else 1.025
+        ax.text(x, place, told, transform=ax.transAxes, va="center", fontsize=7.5, linespacing=1.15)
+    if not chosen:
+        ax.text(1.02, 0.5, "no observation outlived its step", transform=ax.transAxes, va="center")
+
+
+def _live(live: np.ndarray, ax: Axes) -> None:
+    """live [T]: how many memories each step saw."""
+    ax.stairs(live, np.arange(len(live) + 1) - 0.5, fill=True, color="#7fb2e5")
+    ax.set_ylim(0, 1.15 * live.max())
+    ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    ax.set_ylabel("live\nmemories", rotation=0, ha="right", va="center")
+    ax.set_xlabel("step of the episode")
+    told = f"live memories: {live.mean():.1f} on average,\n{live.max()} at most, of {len(live)} observations"
+    ax.text(1.02, 0.5, told, transform=ax.transAxes, va="center")
+
+
+def _decision(
+    weights: np.ndarray, seen: np.ndarray, images: Sequence[np.ndarray] | None, heading: str, ax: Axes
+) -> None:
+    """weights [H,T] of the last step, whose query saw `seen` [T]: a bar per head and live memory, the largest named."""
+    slots = np.flatnonzero(seen)
+    weights, heads = weights[:, slots], len(weights)
+    middle = np.arange(len(slots)) + 0.8 * ((np.arange(heads)[:, None] + 0.5) / heads - 0.5)  # [H, slots]
+    for head in range(heads):
+        style = {"colors": HEAD_COLOURS[head % len(HEAD_COLOURS)], "label": f"head {head + 1}"}
+        ax.vlines(middle[head], 0, weights[head], linewidth=max(0.4, 0.8 / heads * 72 * WIDE / len(slots)), **style)
+    best = weights.max(0)
+    ax.set_xlim(-0.5, len(slots) - 0.5)
+    stride = -(-len(slots) // 14)
+    ticks = [0, *(tick for tick in range(len(slots) - 1, 0, -stride) if tick > 0.6 * stride)]
+    ax.set_xticks(ticks, slots[ticks])
+    ax.set_ylim(0, max(0.25, 1.02 * best.max()))
+    ax.set_ylabel("attention\nweight")
+    ax.set_xlabel("memories still live, by the step at which they were written")
+    legend = _legend(ax, ncols=1 + (heads > 4))
+    for handle in legend.legend_handles:
+        handle.set_linewidth(6)
+    top = sorted(int(slot) for slot in np.argsort(-best)[:SHOWN] if best[slot] >= NOTABLE)
+    for slot, place in zip(top, spread([(slot + 0.5) / len(slots) for slot in top], 0.13, 0.03, 0.97)):
+        head = int(weights[:, slot].argmax())
+        _leader(ax, (middle[head, slot], best[slot]), (place, 1.12))
+        if images is not None:
+            _picture(ax, images[slots[slot]], (place, 1.37))
+        now = " (now)" if slot == len(slots) - 1 else ""
+        told = f"step {slots[slot]}{now}\n{best[slot]:.2f} by head {head + 1}"
+        above = (place, 1.67 if images is not None else 1.12)
+        ax.annotate(told, above, xycoords="axes fraction", ha="center", va="bottom", fontsize=7.5)
+    if not top:
+        told = f"no memory got a weight of {NOTABLE} or more"
+        ax.text(0.5, 1.1, told, transform=ax.transAxes, ha="center", color=FAINT)
+    _heading(ax, heading, 76 if images is not None else 40)
+
+
+def _nothing(memory: str, size: int, ax: Axes) -> None:
+    """Instead of the layers: why there are none. size: bytes of a memory without slots."""
+    ax.set_axis_off()
+    told = f"This policy has no memory (kind {memory!r}): it chose every action from the current observation alone."
+    if size:
+        told = f"What this policy remembers (kind {memory!r}) is a state of {size:,} bytes: no observation can be told apart."
+    ax.text(0.5, 0.5, told, transform=ax.transAxes, ha="center", va="center", fontsize=11)

@@ -1,0 +1,189 @@
+"use strict";
+// What is in memory now: totals and thumbnails; and what became of the decisions without the chosen one.
+
+const MOST_THUMBS = 48;
+const EFFECTS = [
+  ["direct_removed", "this slot alone removed"],
+  ["direct_swapped", "this slot alone as if the fact were the other way"],
+  ["total_removed", "this observation never remembered, in any layer"],
+  ["total_swapped", "the fact the other way wherever it was seen"],
+];
+const two = (number) => (number ?? NaN).toFixed(2);
+
+/** What is live at the page's moment: a list of {written, weight, left, layers}, of one layer or of all. */
+function remembered(page) {
+  const found = new Map();
+  page.record.layers.forEach((layer, i) => {
+    if (page.layer !== "all" && page.layer !== i) return;
+    for (let w = 0; w <= page.t; w++) {
+      if (layer.end[w] <= page.t) continue;
+      const one = found.get(w) ?? { written: w, weight: 0, left: 0, layers: [], part: true };
+      one.weight = Math.max(one.weight, page.weights[i].get(w) ?? 0);
+      one.left = Math.max(one.left, (layer.expires[w] ?? Infinity) - page.t);
+      one.layers.push(i + 1);
+      one.part = one.part && layer.merged !== null && layer.merged[w] <= page.t;
+      found.set(w, one);
+    }
+  });
+  const order = {
+    attention: (a, b) => b.weight - a.weight || b.left - a.left,
+    life: (a, b) => b.left - a.left || a.written - b.written,
+    age: (a, b) => a.written - b.written,
+  }[page.sort];
+  return [...found.values()].sort(order);
+}
+
+function drawTotals(page) {
+  const box = byId("totals"), { record, t } = page;
+  box.replaceChildren(...["", "observations seen", "live now", "forgotten"].map((text) => element("span", "", text)));
+  record.layers.forEach((layer, i) => {
+    box.append(element("span", "", `layer ${i + 1}`));
+    for (const number of [t + 1, layer.live[t], t + 1 - layer.remembered[t]]) box.append(element("b", "", number));
+  });
+}
+
+function drawThumbs(page) {
+  const box = byId("thumbs"), all = remembered(page), shown = all.slice(0, MOST_THUMBS);
+  const focused = document.activeElement?.dataset?.written;
+  const nodes = new Map([...box.children].map((node) => [Number(node.dataset.written), node]));
+  const wanted = shown.map((one) => {
+    const node = nodes.get(one.written) ?? newThumb(page, one.written);
+    const several = page.record.layers.length > 1 && page.layer === "all" ? ` · L${one.layers.join("+")}` : "";
+    const now = one.written === page.t;
+    node.querySelector(".weight i").style.cssText = `width:${Math.round(100 * one.weight)}%;background:${heat(one.weight)}`;
+    node.querySelector(".told").textContent = now ? "now" : `${one.left === Infinity ? "no end" : `${one.left} left`}${several}`;
+    node.querySelector(".number").textContent = `att. ${two(one.weight)}`;
+    node.classList.toggle("marked", one.written === page.marked);
+    node.classList.toggle("chosen", one.written === page.chosen);
+    node.setAttribute("aria-pressed", one.written === page.chosen);
+    node.setAttribute("aria-label", `Observation of step ${one.written}${one.part ? ", part of a compressed memory" : ""}`);
+    node.querySelector(".step").textContent = `${one.part ? "▤ " : ""}step ${one.written}`;
+    return node;
+  });
+  if (wanted.length !== box.children.length || wanted.some((node, i) => node !== box.children[i])) {
+    box.replaceChildren(...wanted);
+    if (focused !== undefined) box.querySelector(`[data-written="${focused}"]`)?.focus({ preventScroll: true });
+  }
+  const hidden = all.length - shown.length, parts = all.some((one) => one.part);
+  byId("more").textContent = (hidden > 0 ? `and ${hidden} more. ` : "") + (parts ? "▤: lives on as a part of a compressed memory." : "");
+}
+
+function newThumb(page, written) {
+  const node = element("button", "thumb");
+  node.dataset.written = written;
+  node.append(element("canvas"), element("b", "step"));
+  const weight = element("span", "weight");
+  weight.append(element("i"));
+  node.append(weight, element("span", "number"), element("span", "told soft"));
+  page.seen.draw(node.firstChild, written);
+  node.addEventListener("pointerenter", () => page.point(written));
+  node.addEventListener("pointerleave", () => page.point(null));
+  node.addEventListener("focus", () => page.point(written));
+  node.addEventListener("blur", () => page.point(null));
+  node.addEventListener("click", () => page.choose(written));
+  return node;
+}
+
+/** Which memory is chosen, what it is now, and what its removal did at the decision that comes next (or was the last). */
+function drawChosen(page) {
+  const box = byId("effect"), { record, t, chosen } = page;
+  if (chosen === null) {
+    const text = record.layers.length ? "Choose a memory: a thumbnail or a bar." : nothing(record);
+    box.replaceChildren(element("p", "note", text));
+    return;
+  }
+  const subject = element("div", "subject"), picture = element("canvas"), told = element("div");
+  page.seen.draw(picture, chosen);
+  told.append(element("b", "", `Observation of step ${chosen}`));
+  record.layers.forEach((layer, i) => {
+    const span = layer.span ? `span ${Math.round(layer.span[chosen])}, ` : "";
+    const life = layer.end[chosen] >= record.steps ? "live to the last step" : `gone at step ${layer.end[chosen]}`;
+    const live = chosen <= t && layer.end[chosen] > t;
+    told.append(element("p", "note", `layer ${i + 1}: ${span}${life}; ${live ? `attention now ${two(page.weights[i].get(chosen) ?? 0)}` : "not live now"}`));
+  });
+  subject.append(picture, told);
+  const rows = record.audit.memories.filter((row) => row.written === chosen);
+  const next = rows.find((row) => row.step >= t) ?? rows.at(-1);
+  const here = next ? rows.filter((row) => row.step === next.step) : [];
+  box.replaceChildren(subject, ...here.flatMap((row) => effectsOf(page, row)));
+  if (!rows.length) box.append(element("p", "note", unmeasured(record)));
+}
+
+function unmeasured(record) {
+  if (!record.audit.decisions.length) return "Nothing to measure: no step at which memory decides was found.";
+  return "Not measured: it is not among those attended to most at a decision. visualize.py --audit K measures K of them.";
+}
+
+function nothing(record) {
+  if (record.state_bytes) return `This policy (${record.memory}) remembers in a state of ${record.state_bytes} bytes: no observation in it can be told apart.`;
+  return `This policy (${record.memory}) has no memory: it chose every action from the observation of that step alone.`;
+}
+
+function effectsOf(page, row) {
+  const names = page.record.action_names, nodes = [];
+  const heading = element("h3", "", `Decision at step ${row.step}: ${page.record.deterministic ? "" : "most likely "}${names[row.base.action]}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
+  const jump = element("button", "", "go there");
+  jump.addEventListener("click", () => page.go(row.step));
+  if (page.t !== row.step) heading.append(jump);
+  nodes.push(heading);
+  const key = element("p", "note", "probabilities ");
+  key.append(element("i", "key"), "as it was", element("i", "key other"), "as it would have been");
+  nodes.push(key);
+  for (const [name, what] of EFFECTS) {
+    const effect = row[name];
+    if (!effect) continue;
+    const flips = effect.action !== row.base.action;
+    const verdict = element("div", `verdict ${flips ? "flips" : effect.shift < 0.05 ? "none" : ""}`);
+    verdict.append(element("b", "", flips ? `${names[effect.action]} instead` : effect.shift < 0.05 ? "no difference" : `still ${names[effect.action]}`));
+    verdict.append(` with ${what}: shift ${two(effect.shift)}, value ${effect.value_change < 0 ? "−" : "+"}${two(Math.abs(effect.value_change))}`);
+    const larger = (a) => Math.max(effect.probabilities[a], row.base.probabilities[a]);
+    const pair = element("div", "pair");
+    for (const a of names.keys()) {
+      if (larger(a) < 0.05) continue;
+      const bars = element("div", "two");
+      for (const p of [row.base.probabilities[a], effect.probabilities[a]]) {
+        const bar = element("i");
+        bar.style.width = `${100 * p}%`;
+        bars.append(bar);
+      }
+      bars.title = `${two(row.base.probabilities[a])} → ${two(effect.probabilities[a])}`;
+      pair.append(element("span", "", names[a]), bars);
+    }
+    verdict.append(pair);
+    nodes.push(verdict);
+  }
+  return nodes;
+}
+
+function buildAudit(page) {
+  const { record } = page, { memories, decisions } = record.audit, names = record.action_names, table = byId("audit-table");
+  const count = `${decisions.length} decision${decisions.length === 1 ? "" : "s"}`;
+  byId("audit-note").textContent = memories.length
+    ? `${count}; the memories attended to most at each. Shift of the action probabilities (0 to 1), and the action taken instead. Direct: one slot of one layer; total: with all that descends from it.`
+    : decisions.length ? `${count}, no memories measured.` : "No step at which memory decides was found.";
+  table.replaceChildren();
+  if (!memories.length) return;
+  const head = element("tr");
+  for (const name of ["decision", "action", "memory", "layer", "attention", "direct, removed", "direct, swapped", "total, removed", "total, swapped"]) head.append(element("th", "", name));
+  table.append(head);
+  for (const row of memories.slice(0, 200)) {
+    const line = element("tr"), go = element("td"), button = element("button", "", `step ${row.step}`);
+    line.dataset.step = row.step;
+    line.dataset.written = row.written;
+    button.addEventListener("click", () => { page.choose(row.written); page.go(row.step); });
+    go.append(button);
+    line.append(go, ...[names[row.base.action], `step ${row.written}`, row.layer + 1, two(row.attention)].map((text) => element("td", "", text)));
+    for (const [name] of EFFECTS) {
+      const effect = row[name], flips = effect && effect.action !== row.base.action;
+      line.append(element("td", flips ? "flips" : "", effect ? `${two(effect.shift)}${flips ? ` → ${names[effect.action]}` : ""}` : "–"));
+    }
+    table.append(line);
+  }
+  if (memories.length > 200) byId("audit-note").textContent += ` The first 200 rows of ${memories.length}; --json has all.`;
+}
+
+function markAudit(page) {
+  for (const line of byId("audit-table").querySelectorAll("tr[data-step]")) {
+    line.classList.toggle("here", Number(line.dataset.step) === page.t && Number(line.dataset.written) === page.chosen);
+  }
+}
