@@ -220,7 +220,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "live on hard ": f"{_mean(figures['hard']['live_memories_mean']) or 0:.1f}",
         "at its end": f"{figures['hard'].get('live_memories_at_end', 0):.1f}",
         "steps/s": f"{history[-1]['fps']:,.0f}",
-        "peak GB": f"{result['peak_rss_gb']:.2f}",
+        "peak GB": f"{peak:.2f}" if (peak := result["peak_rss_gb"]) else "-",
     }
 
 
