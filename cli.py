@@ -14,9 +14,11 @@ import io
 import itertools
 import json
 import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -140,3 +142,49 @@ def field_docs(config: type) -> dict[str, str]:
 def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
     """The field's type, with its docstring as the flag's help."""
     return Annotated[get_type_hints(config, include_extras=True)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]
+
+
+def joined(*configs: type) -> type:
+    """One flat dataclass with the fields of all, their docstrings as help, and all their checks."""
+    fields, helps = [], {}
+    for config in configs:
+        helps |= field_docs(config)
+        for f in dataclasses.fields(config):
+            kind = field_type(config, f, helps[f.name])
+            fields.append((f.name, kind, dataclasses.field(default=f.default)))
+    return dataclasses.make_dataclass("Flags", fields, frozen=True)
+
+
+def part(config: type, flat: Mapping[str, Any]) -> Any:
+    """The component's own config out of the flat settings; its checks raise ValueError."""
+    return config(**{f.name: flat[f.name] for f in dataclasses.fields(config) if f.name in flat})
+
+
+def value_of(name: str, arguments: list[str]) -> str | None:
+    """The value of --name in the arguments; None if it is not there."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"--{name}="):
+            return argument.split("=", 1)[1]
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+@contextlib.contextmanager
+def interruptible(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets `stop`, so that the update under way is finished and a checkpoint can be written; the second one
+    interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+
+    def interrupted(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,13 +11,10 @@ import csv
 import dataclasses
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +81,7 @@ class RunConfig:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    resume = _value("resume", arguments)
+    resume = cli.value_of("resume", arguments)
     if resume is not None:
         extra = [a for a in arguments if a.startswith("--") and not a.startswith(("--resume", "--no-progress-bar"))]
         if extra:
@@ -101,12 +98,12 @@ def main() -> None:
 def parse_config(arguments: list[str]) -> dict[str, Any]:
     """All settings of a run, flat. The flags are those of the chosen memory kind and agent, and of what all runs share.
     Raises UsageError, one line."""
-    memory = cli.choice("--memory", _value("memory", arguments) or RunConfig.memory, KINDS)
-    agent = cli.choice("--agent", _value("agent", arguments) or RunConfig.agent, AGENTS)
+    memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
+    agent = cli.choice("--agent", cli.value_of("agent", arguments) or RunConfig.agent, AGENTS)
     if AGENTS[agent].network is not None:
         return _baseline_config(agent, arguments)
     parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
-    flags = _joined(*parts, KINDS[memory].Config, core_config(memory))
+    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory))
     description = f"Trains a policy with {memory} memory by {agent}. Flags depend on --memory ({', '.join(KINDS)}) and "
     return dataclasses.asdict(cli.parse(flags, arguments, f"{description}--agent ({', '.join(AGENTS)})."))
 
@@ -114,36 +111,10 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
 def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:
     """`parse_config` for an agent that brings its own policy, whose name stands for the memory kind."""
     network = AGENTS[agent].network
-    if (memory := _value("memory", arguments)) is not None:
+    if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    flags = cli.parse(_joined(RunConfig, AGENTS[agent].Config), arguments, f"Trains the baseline {agent}.")
+    flags = cli.parse(cli.joined(RunConfig, AGENTS[agent].Config), arguments, f"Trains the baseline {agent}.")
     return {**dataclasses.asdict(flags), "memory": network}
-
-
-def _joined(*configs: type) -> type:
-    """One flat dataclass with the fields of all, their docstrings as help, and all their checks."""
-    fields, helps = [], {}
-    for config in configs:
-        helps |= cli.field_docs(config)
-        for f in dataclasses.fields(config):
-            default = f.default
-            fields.append((f.name, cli.field_type(config, f, helps[f.name]), field(default=default)))
-    return dataclasses.make_dataclass("Flags", fields, frozen=True)
-
-
-def _part(config: type, flat: Mapping[str, Any]) -> Any:
-    """The component's own config out of the flat settings; its checks raise ValueError."""
-    return config(**{f.name: flat[f.name] for f in dataclasses.fields(config) if f.name in flat})
-
-
-def _value(name: str, arguments: list[str]) -> str | None:
-    """The value of --name in the arguments; None if it is not there."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"--{name}="):
-            return argument.split("=", 1)[1]
-        if argument == f"--{name}" and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None
 
 
 def _resumed_config(run_dir: Path) -> dict[str, Any]:
@@ -166,7 +137,7 @@ class Run:
 
 def build(config: Mapping[str, Any]) -> Run:
     """Environments, policy, agent and trainer. Raises ValueError, one line, before anything is written."""
-    _part(RunConfig, config)
+    cli.part(RunConfig, config)
     torch.set_num_threads(config["torch_threads"])
     torch.manual_seed(config["seed"])
     own = cli.json_object("--env-kwargs", config["env_kwargs"])
@@ -186,14 +157,14 @@ def build(config: Mapping[str, Any]) -> Run:
         env.single_observation_space,
         env.single_action_space,
         memory=config["memory"],
-        memory_config=_part(kind.Config, settings),
-        core=_part(core_config(config["memory"]), settings),
+        memory_config=cli.part(kind.Config, settings),
+        core=cli.part(core_config(config["memory"]), settings),
     ).to(_device(config["device"]))
     algorithm = AGENTS[config["agent"]]
-    agent = algorithm(policy, _part(algorithm.Config, config), config["num_envs"], config["seed"])
+    agent = algorithm(policy, cli.part(algorithm.Config, config), config["num_envs"], config["seed"])
     # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
     seed = config["seed"] * 1_000_003
-    forgetting, source = _part(ForgettingConfig, config), None
+    forgetting, source = cli.part(ForgettingConfig, config), None
     if config.get("num_actors") or config.get("ray_address"):
         maker = vec_env_maker(config["env"], config["num_envs"], **env_kwargs)
         source = _actors(config, maker, policy, seed)
@@ -214,7 +185,7 @@ def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
     from policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig, policy_class
 
     agent = AGENTS[config["agent"]]
-    settings = _part(agent.Config, config)
+    settings = cli.part(agent.Config, config)
     spec = observation_spec(env.single_observation_space)
     made = SB3PolicyConfig(spec, int(env.single_action_space.n), agent.network, settings.width)
     seeds = config["seed"], config["seed"] * 1_000_003
@@ -278,7 +249,7 @@ def _learn(config: dict[str, Any], run: Run, run_dir: Path) -> None:
     ended: RolloutsEnded | None = None
     # Runs from before there was such a flag have none in their config. Baselines have no memories to look at.
     every = config.get("memory_image_every", 0) if isinstance(run.policy, ActorCritic) else 0
-    with _interruptible(trainer.stop), tqdm(
+    with cli.interruptible(trainer.stop), tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not config["progress_bar"], dynamic_ncols=True, mininterval=1,
     ) as bar:  # fmt: skip
@@ -313,26 +284,6 @@ def _learn(config: dict[str, Any], run: Run, run_dir: Path) -> None:
         _say(f"{run_dir / 'policy.safetensors'}: the policy of step {kept['timesteps']:,}, {told}")
     else:
         _say(f"{run_dir / 'policy.safetensors'}: the last policy")
-
-
-@contextmanager
-def _interruptible(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets `stop`, so that the update under way is finished and a checkpoint can be written; the second one
-    interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
-        yield
-        return
-
-    def interrupted(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _resume(run_dir: Path, trainer: Trainer | SB3Trainer) -> list[dict[str, str]]:

@@ -99,7 +99,7 @@ def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
     config |= SIZES[kind](budget)
     env = evaluate.make_vec_env("Corridor-v0", 1)
     space = env.single_observation_space
-    memory = train_rl._part(KINDS[kind].Config, config)
+    memory = cli.part(KINDS[kind].Config, config)
     core = core_config(kind)(width=16, num_layers=1, num_heads=1)
     policy = ActorCritic.for_spaces(space, env.single_action_space, memory=kind, memory_config=memory, core=core)
     assert policy.config.observation == observation_spec(space)
