@@ -86,10 +86,12 @@ def test_two_nodes_train_and_one_actor_is_killed():
     policy = ActorCritic.for_spaces(
         *spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32)
     )
-    config = ImpalaConfig(num_steps=32, num_actors=2)
+    config = ImpalaConfig(num_steps=32, num_actors=2, num_minibatches=2)  # see docs/scaling.md, small rollouts
     maker = vec_env_maker("Corridor-v0", 64, **corridor)
     pool = ActorPool(maker, policy, config.num_steps, 0, 2, cluster.address, say=said.append)
-    trainer = Trainer(env, policy, Impala(policy, config, 64, 0), ForgettingConfig(forgetting=False), 400_000, 0, pool)
+    trainer = Trainer(
+        env, policy, Impala(policy, config, 64, 0), ForgettingConfig(forgetting=False), 1_000_000, 0, pool
+    )
     try:
         nodes = {node["NodeID"] for node in ray.nodes()}
         lags, drifts, killed = set(), [], None

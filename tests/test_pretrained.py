@@ -1,0 +1,40 @@
+"""The shipped policies do what pretrained/README.md says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evaluate import evaluate
+from policies import load_policy
+
+FOLDER = Path(__file__).parents[1] / "pretrained"
+LEAST = {
+    "corridor-expire_span": 0.95,
+    "corridor-transformer_xl": 0.95,
+    "corridor-none": 0.3,
+    "corridor1000-expire_span": 0.95,
+    "portal-expire_span": 0.95,
+}
+"""Success on 100 episodes of the environment that the policy was trained in."""
+
+
+def test_every_policy_is_described():
+    shipped = {file.stem for file in FOLDER.glob("*.safetensors")}
+    assert shipped == set(LEAST)
+    told = (FOLDER / "README.md").read_text()
+    assert all(f"| {name} |" in told for name in shipped)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_shipped_policy_succeeds_as_told(name):
+    policy, info = load_policy(FOLDER / f"{name}.safetensors")
+    result = evaluate(policy, info["env"], info["env_kwargs"], 100)
+    assert result["success_rate"] >= LEAST[name]
+    if name == "corridor-none":  # the control is at chance
+        assert result["success_rate"] <= 0.7
+    if name == "corridor1000-expire_span":
+        assert max(result["live_memories_mean"]) < 50
+    if name.startswith("portal"):
+        assert result["memory_efficiency"] >= 0.8
