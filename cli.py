@@ -144,6 +144,13 @@ def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
     return Annotated[get_type_hints(config, include_extras=True)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]
 
 
+def check_at_least(config: Any, **least: int) -> None:
+    """Raises UsageError, one line, for the first of the named settings that is below its least."""
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+
+
 def joined(*configs: type) -> type:
     """One flat dataclass with the fields of all, their docstrings as help, and all their checks."""
     fields, helps = [], {}

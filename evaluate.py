@@ -65,11 +65,7 @@ class EvaluateConfig:
     def __post_init__(self):
         if not self.policies:
             raise ValueError("policies: expected at least one policy file or run directory, got none")
-        for name in ("episodes", "num_envs", "torch_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+        cli.check_at_least(self, episodes=1, num_envs=1, torch_threads=1, seed=0)
         if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot!r}")
         for flag in ("json", "plot"):

@@ -71,12 +71,8 @@ class RunConfig:
     """Show progress on stderr."""
 
     def __post_init__(self):
-        for name in ("total_timesteps", "num_envs", "checkpoint_every", "torch_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        for name in ("seed", "memory_image_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 0, got {getattr(self, name)}")
+        cli.check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
+        cli.check_at_least(self, seed=0, memory_image_every=0)
 
 
 def main() -> None:

@@ -63,10 +63,7 @@ class Flags:
         """Raises UsageError for a value out of range. (tyro would wrap what `__post_init__` raises.)"""
         if not 0 <= self.seed < 2**63:
             raise cli.UsageError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
-        for name, low in (("max-steps", 1), ("episodes", 1), ("audit", 0)):
-            given = getattr(self, name.replace("-", "_"))
-            if given < low:
-                raise cli.UsageError(f"--{name}: expected at least {low}, got {given}")
+        cli.check_at_least(self, max_steps=1, episodes=1, audit=0)
         for name, endings in (
             ("out", (".html", *PICTURES)),
             ("png", PICTURES),

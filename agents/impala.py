@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.learner import Learner, LearnerConfig, Weights, check_fractions, explained_variance, log_prob, means
+from agents.learner import (
+    Learner,
+    LearnerConfig,
+    Weights,
+    check_at_least,
+    check_fractions,
+    explained_variance,
+    log_prob,
+    means,
+)
 from agents.returns import vtrace
 from agents.rollout import Rollout
 
@@ -45,9 +54,7 @@ class ImpalaConfig(LearnerConfig):
     def __post_init__(self):
         super().__post_init__()
         check_fractions(self, "trace_lambda")
-        for name in ("num_actors", "refresh_memory"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 0, got {getattr(self, name)}")
+        check_at_least(self, num_actors=0, refresh_memory=0)
         if self.refresh_memory and not self.distributed:
             raise ValueError("--refresh-memory: expected --num-actors or --ray-address with it, got neither")
         if not self.c_clip > 0:

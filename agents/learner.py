@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.rollout import Rollout
+from agents.rollout import Rollout, under
 
 REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
 
@@ -50,15 +50,15 @@ class LearnerConfig:
     """Advantages are divided by their standard deviation, but by no less than this: a solved task is not scaled up."""
 
     def __post_init__(self):
-        check_counts(self, "num_steps", "num_minibatches")
+        check_at_least(self, num_steps=1, num_minibatches=1)
         check_fractions(self, "gamma")
 
 
-def check_counts(config: Any, *names: str) -> None:
-    """Raises ValueError, one line, for a setting below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(config, name)}")
+def check_at_least(config: Any, **least: int) -> None:
+    """Raises ValueError, one line, for the first of the named settings that is below its least."""
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
 
 
 def check_fractions(config: Any, *names: str) -> None:
@@ -130,16 +130,12 @@ class Learner:
         self.generator.set_state(tensors["generator"])
         full = self.optimizer.state_dict()
         full["state"] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, entry = name.split("/")
-                full["state"].setdefault(int(index), {})[entry] = tensor
+        for name, tensor in under("optimizer/", tensors).items():
+            index, entry = name.split("/")
+            full["state"].setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict(full)
         if self.predictor is not None:
-            prefix = "predictor/"
-            self.predictor.load_state_dict(
-                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            )
+            self.predictor.load_state_dict(under("predictor/", tensors))
 
     def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
         """The optimiser steps of one rollout. Returns figures."""

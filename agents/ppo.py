@@ -14,7 +14,7 @@ from agents.learner import (
     Learner,
     LearnerConfig,
     Weights,
-    check_counts,
+    check_at_least,
     check_fractions,
     explained_variance,
     log_prob,
@@ -37,7 +37,7 @@ class PPOConfig(LearnerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "update_epochs")
+        check_at_least(self, update_epochs=1)
         check_fractions(self, "gae_lambda")
 
 

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from agents.learner import check_at_least
+
 
 @dataclass(frozen=True)
 class SB3Config:
@@ -42,11 +44,8 @@ class SB3Config:
     """Width of the encoder, of the hidden layers and of the LSTM."""
 
     def __post_init__(self):
-        for name in ("num_steps", "n_epochs", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        if self.batch_size < 2:  # advantages are normalised over a minibatch
-            raise ValueError(f"--batch-size: expected at least 2, got {self.batch_size}")
+        check_at_least(self, num_steps=1, n_epochs=1, width=1)
+        check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch
 
 
 class SB3PPO:

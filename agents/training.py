@@ -159,9 +159,8 @@ class Trainer:
             return
         cost = 0.0
         if self.policy.can_forget and self.controller.config.forgetting and live is not None:
-            cost = max(
-                live, self.controller.config.memory_budget
-            )  # below the budget fewer is no better: take the later
+            # Below the budget fewer is no better: take the later.
+            cost = max(live, self.controller.config.memory_budget)
         if self.best is None or cost <= self.best["cost"]:
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
             kept = {"cost": cost, "live": live, "score": score, "timesteps": self.timesteps}

@@ -108,9 +108,7 @@ class ComparisonConfig:
     def __post_init__(self):
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
-        for name in ("seeds", "jobs", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
         if not self.kinds or not self.budgets or min(self.budgets) < SMALLEST_BUDGET:
             told = f"{list(self.kinds)} and {list(self.budgets)}"
             raise ValueError(f"--kinds, --budgets: expected some, budgets of at least {SMALLEST_BUDGET}, got {told}")

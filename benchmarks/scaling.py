@@ -49,9 +49,9 @@ class ScalingConfig:
     """Throughput against actors, as a picture."""
 
     def __post_init__(self):
-        for name, value in (("updates", self.updates), ("warm-up", self.warm_up), ("actors", min(self.actors))):
-            if value < 1:
-                raise ValueError(f"--{name}: expected at least 1, got {value}")
+        cli.check_at_least(self, updates=1, warm_up=1)
+        if min(self.actors) < 1:
+            raise ValueError(f"--actors: expected at least 1, got {min(self.actors)}")
 
 
 def main() -> None:

@@ -43,9 +43,7 @@ class BenchmarkConfig:
     def __post_init__(self):
         if not self.policies:
             raise ValueError("policies: expected at least one policy file or run directory, got none")
-        for name in ("updates", "warm_up"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        cli.check_at_least(self, updates=1, warm_up=1)
 
 
 def main() -> None:

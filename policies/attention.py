@@ -32,12 +32,13 @@ def attend(
     infinity hides. Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last `recent`
     (P if not given). age_bias: [H,P], what each head adds to the scores of an age, None for nothing.
     """
+    q = q * q.shape[-1] ** -0.5
     scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
     reach = min(recent or len(positions), k.shape[2])
     index = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
-    by_age = F.pad(_by_age(q, positions, age_bias, q.shape[-1] ** 0.5), (0, 1))  # [B,H,P+1], 0 beyond P
+    by_age = F.pad(_by_age(q, positions, age_bias), (0, 1))  # [B,H,P+1], 0 beyond P
     scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, index)], 2)
-    weights = torch.softmax(scores * q.shape[-1] ** -0.5 + _by_head(bias, 2), -1)
+    weights = torch.softmax(scores + _by_head(bias, 2), -1)
     return torch.matmul(weights[:, :, None], v).squeeze(2), weights
 
 
@@ -58,7 +59,7 @@ def attend_rollout(
     memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C]
     for all heads or [B,H,T,C]; age_bias: [H,P] as in `attend`. Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
     """
-    by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias, 1.0), (0, 1))  # [B,H,T,P+1], 0 beyond P
+    by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias), (0, 1))  # [B,H,T,P+1], 0 beyond P
     reach, heads = len(positions), q.shape[1]
     index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
     corner = by_age[:, :, : index.shape[2]].gather(3, index)
@@ -108,12 +109,12 @@ class _RolloutAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.left], grad_bias
 
 
-def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None, scale: float) -> Tensor:
-    """Scores of the ages 0 .. P - 1: q [B,H,(T,)d] -> [B,H,(T,)P]."""
+def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:
+    """Scores of the ages 0 .. P - 1: q [B,H,(T,)d], divided by sqrt(d) -> [B,H,(T,)P]."""
     scores = q @ positions.T
     if age_bias is None:
         return scores
-    return scores + scale * (age_bias if q.ndim == 3 else age_bias[:, None])
+    return scores + (age_bias if q.ndim == 3 else age_bias[:, None])
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:

@@ -66,6 +66,7 @@ class GroupedActing:
     rows: tuple[Tensor, ...]
     parts: list[TransformerActing]
     places: Places
+    live: Tensor | None = None  # [B,L] memories that the last step saw, itself included
 
     @classmethod
     def begin(
@@ -76,10 +77,6 @@ class GroupedActing:
     @property
     def time(self) -> Tensor:
         return self._joined([part.time for part in self.parts])
-
-    @property
-    def live(self) -> Tensor | None:
-        return None if self.parts[0].live is None else self._joined([part.live for part in self.parts])
 
     @property
     def full(self) -> bool:
@@ -98,7 +95,9 @@ class GroupedActing:
 
     def each(self, step: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
         """`step` of every part: x [B,D], start [B] -> [B,D]."""
-        return self._joined([step(x[rows], part, start[rows]) for rows, part in zip(self.rows, self.parts)])
+        features = self._joined([step(x[rows], part, start[rows]) for rows, part in zip(self.rows, self.parts)])
+        self.live = self._joined([part.live for part in self.parts])
+        return features
 
     def some(self, value: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
         """`value` of the environments `rows` [R]: x [R,D] -> [R,D]."""

@@ -21,7 +21,7 @@ from policies.core import CoreOutput
 from policies.extension import merge_in_place
 from policies.gating import Gate
 from policies.grouping import GroupedActing, Places, acting_groups, learning_groups
-from policies.memory.base import LayerMemory, Memory, MemoryKind
+from policies.memory.base import LayerMemory, Memory, MemoryKind, check_at_least
 from policies.unrolling import Axis, unroll_layer
 
 SHARPNESS = 5.0
@@ -49,9 +49,7 @@ class TransformerConfig:
     """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL)."""
 
     def __post_init__(self):
-        for name in ("width", "num_layers", "num_heads", "num_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:
@@ -312,8 +310,9 @@ class Transformer(nn.Module):
         slots = memory.live().amax(1) + len(x) if self._stores else None  # [B] what each row needs
         groups = None if details or slots is None else learning_groups(slots)
         if groups is None:
-            trimmed = memory if details else memory.rows(torch.arange(x.shape[1], device=x.device))
-            return self._unroll(x, trimmed, episode_start, final_x, final_at, pressure, details)
+            if not details:
+                memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
+            return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details)
         places, (t, b) = Places(groups), final_at
         outputs, final_index, loss = [], [], 0.0
         for number, rows in enumerate(groups):

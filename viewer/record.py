@@ -78,9 +78,8 @@ def _layer(policy: ActorCritic, index: int, lives: LayerLives) -> dict[str, Any]
     kind, steps = policy.core.layers[index].kind, len(lives.end)
     merging, written = kind.merging, torch.arange(steps)
     ended = np.bincount(lives.end, minlength=steps + 1)[:steps].cumsum()
-    last = (
-        written if merging is None else (written // merging.size + 1) * merging.size - 1
-    )  # from which a slot's age counts
+    # The step from which a slot's age counts.
+    last = written if merging is None else (written // merging.size + 1) * merging.size - 1
     spans = getattr(kind, "spans", None)  # of the heads, where they have their own
     return {
         "heads": len(lives.decision),

@@ -18,11 +18,16 @@ from torch import Tensor, nn
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
 
-def check_spans(config: Any) -> None:
-    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
-    for name, low in (("ramp", 1), ("max_span", 0)):
+def check_at_least(config: Any, **least: int) -> None:
+    """Raises ValueError, one line, for the first of the named settings that is below its least."""
+    for name, low in least.items():
         if getattr(config, name) < low:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+
+
+def check_spans(config: Any) -> None:
+    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
+    check_at_least(config, ramp=1, max_span=0)
     if not 0 < config.initial_span < 1:
         raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
 
@@ -38,9 +43,13 @@ class LayerMemory:
     def rows(self, indices: Tensor) -> LayerMemory:
         """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""
         alive = self.alive[indices]
-        columns = torch.nonzero(alive.any(0))
-        first = int(columns[0]) if len(columns) else alive.shape[1]
+        first = _first_live(alive)
         return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
+
+    def trimmed(self) -> LayerMemory:
+        """Views of the same without the columns before the oldest live slot."""
+        first = _first_live(self.alive)
+        return LayerMemory(self.hidden[:, first:], self.birth[:, first:], self.alive[:, first:])
 
     def padded(self, size: int) -> LayerMemory:
         """The same with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""
@@ -49,6 +58,12 @@ class LayerMemory:
         return LayerMemory(
             F.pad(hidden, (0, 0, missing, 0)), F.pad(self.birth, (missing, 0)), F.pad(self.alive, (missing, 0))
         )
+
+
+def _first_live(alive: Tensor) -> int:
+    """The first column of [B,S] with a live slot; S if there is none."""
+    columns = torch.nonzero(alive.any(0))
+    return int(columns[0]) if len(columns) else alive.shape[1]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import MemoryKind, Merging
+from policies.memory.base import MemoryKind, Merging, check_at_least
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class CompressiveConfig:
     """Compressed memories that are kept: the oldest goes when a new one comes."""
 
     def __post_init__(self):
-        for name, low in (("window", 0), ("compression_rate", 2), ("compressed_window", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(self, name)}")
+        check_at_least(self, window=0, compression_rate=2, compressed_window=1)
 
 
 class Compressive(MemoryKind):

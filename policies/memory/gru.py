@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.core import CoreOutput
-from policies.memory.base import Memory
+from policies.memory.base import Memory, check_at_least
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class RecurrentConfig:
     """Recurrent layers, each fed by the one below it."""
 
     def __post_init__(self):
-        for name in ("width", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        check_at_least(self, width=1, num_layers=1)
 
 
 @dataclass
