@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from policies.core import Acting, Core, LayerInspection
 from policies.encoders import Encoder, as_tensors, observation_spec
+from policies.layer import TransformerConfig
 from policies.memory import KINDS, Memory, MemoryKind
 from policies.prediction import NextObservation
-from policies.transformer import Transformer, TransformerConfig
+from policies.transformer import Transformer
 
 Observation = Mapping[str, Tensor]
 PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it

@@ -20,7 +20,7 @@ from policies.memory.base import LayerMemory, MemoryKind
 
 if TYPE_CHECKING:
     from policies.acting import LayerBuffers
-    from policies.transformer import Layer
+    from policies.layer import Layer
 
 
 @dataclass(frozen=True)

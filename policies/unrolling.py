@@ -21,7 +21,7 @@ from policies.extension import Extension, extend
 from policies.memory.base import LayerMemory, Memory, MemoryKind
 
 if TYPE_CHECKING:
-    from policies.transformer import Layer
+    from policies.layer import Layer
 
 
 @dataclass(frozen=True)

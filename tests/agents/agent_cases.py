@@ -21,7 +21,7 @@ from agents import AGENTS, ForgettingConfig, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
 from agents.rollout import Rollout
 from policies import KINDS, ActorCritic, core_config
-from policies.transformer import TransformerConfig
+from policies.layer import TransformerConfig
 
 SMALL = {
     "expire_span": {"max_span": 16, "ramp": 4},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policies import KINDS, ActorCritic, Memory, PolicyConfig, core_config
-from policies.transformer import TransformerConfig
+from policies.layer import TransformerConfig
 
 SPEC = {
     "image": {"kind": "cells", "shape": [3, 3, 3]},

@@ -8,8 +8,8 @@ from policy_cases import CORES, SPEC, act, experience, make_policy
 from torch import nn
 
 from policies import ActorCritic, PolicyConfig, core_config
+from policies.layer import TransformerConfig
 from policies.memory import Memory
-from policies.transformer import TransformerConfig
 
 
 class Reference:

@@ -10,7 +10,7 @@ from policy_cases import CASES, SMALL, SPEC, experience, make_policy
 
 import envs
 from policies import KINDS, ActorCritic, PolicyConfig, observation_spec, sample
-from policies.transformer import TransformerConfig
+from policies.layer import TransformerConfig
 
 
 def arrays(kind: str = "expire_span", steps: int = 150, batch: int = 3):

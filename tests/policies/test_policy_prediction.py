@@ -9,8 +9,8 @@ import torch
 from policy_cases import SPEC, observations
 
 from policies import KINDS, ActorCritic, PolicyConfig, core_config
+from policies.layer import TransformerConfig
 from policies.prediction import VARIANCE_FLOOR, NextObservation
-from policies.transformer import TransformerConfig
 
 SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 
