@@ -26,6 +26,7 @@ from tqdm import tqdm
 import cli
 from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
+from agents.learner import with_entropy_for
 from agents.rollout import RolloutsEnded
 from envs import make_env, make_vec_env, training_kwargs, vec_env_maker
 from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
@@ -157,7 +158,8 @@ def build(config: Mapping[str, Any]) -> Run:
         core=cli.part(core_config(config["memory"]), settings),
     ).to(_device(config["device"]))
     algorithm = AGENTS[config["agent"]]
-    agent = algorithm(policy, cli.part(algorithm.Config, config), config["num_envs"], config["seed"])
+    learner = with_entropy_for(cli.part(algorithm.Config, config), env.memory_horizon)
+    agent = algorithm(policy, learner, config["num_envs"], config["seed"])
     # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
     seed = config["seed"] * 1_000_003
     forgetting, source = cli.part(ForgettingConfig, config), None

@@ -6,7 +6,7 @@ T time steps, B environments, A actions; a minibatch is a set of b environments.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from agents.rollout import Rollout, under
 
+ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
+ENT_HORIZON = 200  # steps. Reward comes once per episode and the bonus at every step: in longer ones the same bonus would outweigh it
+RATE_AT_REST = 0.05
+"""Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may follow the
+task, but not run off on the noise of its gradient, which Adam scales up to full steps."""
 REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
 
 
@@ -33,10 +38,10 @@ class LearnerConfig:
     """Adam's decay of squared gradients. Below 0.999 so that after a quiet spell a sudden gradient makes no leap."""
     gamma: float = 0.99
     """Discount."""
-    ent_coef: float = 0.01
-    """Entropy bonus at the start."""
-    final_ent_coef: float = 0.003
-    """Entropy bonus at the end; linear in between."""
+    ent_coef: float | None = None
+    """Entropy bonus per step at the start. None: 0.01, and less where a fact must last more than 200 steps, in proportion."""
+    final_ent_coef: float | None = None
+    """Entropy bonus at the end; linear in between. None: 0.003, and less where a fact must last more than 200 steps."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
@@ -52,6 +57,14 @@ class LearnerConfig:
     def __post_init__(self):
         check_at_least(self, num_steps=1, num_minibatches=1)
         check_fractions(self, "gamma")
+
+
+def with_entropy_for(config: Any, horizon: int | None) -> Any:
+    """The config with entropy bonuses where none are set: the usual ones for tasks whose facts must last `horizon` steps
+    up to ENT_HORIZON (None: unknown), less in proportion beyond."""
+    scale = min(1.0, ENT_HORIZON / horizon) if horizon else 1.0
+    usual = {"ent_coef": scale * ENT_COEF, "final_ent_coef": scale * FINAL_ENT_COEF}
+    return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
 
 
 def check_at_least(config: Any, **least: int) -> None:
@@ -90,18 +103,17 @@ class Learner:
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
                 f"environments, got {config.num_minibatches}"
             )
+        config = with_entropy_for(config, None)
         self.policy, self.config = policy, config
         self.predictor = policy.observation_predictor() if config.observation_prediction_coef else None
         groups = policy.parameter_groups(config.learning_rate)
         if self.predictor is not None:
-            groups.append({"params": list(self.predictor.parameters()), "lr": config.learning_rate, "scale": 1.0})
-        # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps.
-        self.optimizer = torch.optim.Adam(
-            groups,
-            betas=(0.9, config.adam_beta2),
-            eps=config.adam_eps,
-            amsgrad=True,
-        )
+            network = list(self.predictor.parameters())
+            groups.append({"params": network, "lr": config.learning_rate, "scale": 1.0, "pressed": False})
+        # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps. Not for
+        # what is pressed: there it would remember the largest defence for ever, beside which every charge is nothing.
+        groups = [{**group, "amsgrad": not group["pressed"]} for group in groups]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
@@ -111,7 +123,7 @@ class Learner:
         rate = _between(config.learning_rate, config.final_learning_rate, progress)
         entropy_coef = _between(config.ent_coef, config.final_ent_coef, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = rate * group["scale"] * (max(abs(pressure), RATE_AT_REST) if group["pressed"] else 1.0)
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
         return {**figures, "train/learning_rate": rate, "train/ent_coef": entropy_coef}

@@ -81,7 +81,9 @@ SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 OURS = {"memory", "seed", "run_dir", "resume", "overwrite", "torch_threads", "progress_bar"}
 """Flags of train_rl.py that the sweep itself sets, beside those of SIZES."""
-IMMATERIAL = {"run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every"}
+IMMATERIAL = {
+    "run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every",
+}  # fmt: skip
 """Settings that a sweep may change from one call to the next."""
 QUICK = {"env_kwargs": '{"max_length": 24}', "total_timesteps": "196608"}
 

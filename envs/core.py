@@ -39,6 +39,19 @@ def counter_uniform(seed: np.ndarray, episode: np.ndarray, draw: np.ndarray) -> 
     return (_mix(bits) >> np.uint64(11)) * 2.0**-53
 
 
+DISTRIBUTIONS = ("uniform", "log_uniform")
+
+
+def drawn_between(u: np.ndarray, low: int, high: int, distribution: str) -> np.ndarray:
+    """Whole numbers from low to high, both included, for uniform draws u in [0, 1). distribution: "uniform" or
+    "log_uniform", P(n) ~ log((n + 1) / n)."""
+    if distribution == "uniform":
+        return low + (u * (high - low + 1)).astype(np.int64)
+    first, last = np.log(low), np.log(high + 1)
+    # Rounding may carry exp(log(n)) past the ends.
+    return np.exp(first + u * (last - first)).astype(np.int64).clip(low, high)
+
+
 class Core(ABC):
     """The rules of a task for B environments.
 

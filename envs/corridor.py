@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.core import Core
+from envs.core import DISTRIBUTIONS, Core, drawn_between
 from envs.errors import EnvError, expect_choice, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import (
@@ -41,7 +41,6 @@ from envs.tiles import (
 if TYPE_CHECKING:
     from envs.rendering import Strip
 
-LENGTH_DISTRIBUTIONS = ("uniform", "log_uniform")
 LARGEST_LENGTH = 10**9
 
 
@@ -89,7 +88,7 @@ class Corridor(Core):
         self.max_length = expect_int("max_length", max_length, 3, LARGEST_LENGTH)
         if min_length > max_length:
             raise EnvError(f"min_length: expected at most max_length ({max_length}), got {min_length}")
-        self.length_distribution = expect_choice("length_distribution", length_distribution, LENGTH_DISTRIBUTIONS)
+        self.length_distribution = expect_choice("length_distribution", length_distribution, DISTRIBUTIONS)
         self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
 
@@ -106,19 +105,11 @@ class Corridor(Core):
 
     def begin(self, rows: np.ndarray) -> None:
         length, ball, door = self.uniform(rows, 3)  # [R] each
-        self.length[rows] = self._lengths(length)
+        self.length[rows] = drawn_between(length, self.min_length, self.max_length, self.length_distribution)
         self.ball[rows] = ball < 0.5
         self.door[rows] = np.where(door < 0.5, -1, 1)
         self.x[rows] = 0
         self.y[rows] = 0
-
-    def _lengths(self, u: np.ndarray) -> np.ndarray:
-        """Lengths for uniform draws u in [0, 1)."""
-        if self.length_distribution == "uniform":
-            return self.min_length + (u * (self.max_length - self.min_length + 1)).astype(np.int64)
-        low, high = np.log(self.min_length), np.log(self.max_length + 1)
-        # Rounding may carry exp(log(n)) past the ends.
-        return np.exp(low + u * (high - low)).astype(np.int64).clip(self.min_length, self.max_length)
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         last = self.length - 1

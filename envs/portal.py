@@ -28,8 +28,8 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from envs.core import Core
-from envs.errors import EnvError, expect_int, expect_number
+from envs.core import DISTRIBUTIONS, Core, drawn_between
+from envs.errors import EnvError, expect_choice, expect_int, expect_number
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
 
@@ -67,6 +67,7 @@ class Portal(Core):
 
     Args:
         min_rooms, max_rooms: how many rooms, drawn per episode, both included.
+        rooms_distribution: "uniform" or "log_uniform", P(rooms) ~ log((rooms + 1) / rooms).
         room_length: tiles of a room, and the steps through it.
         progress_reward: paid when a room after the first is reached for the first time. Only the learner may see it
             (`Core.shaping`): an agent that saw it would be told which door was right, also where it already knows.
@@ -92,6 +93,7 @@ class Portal(Core):
         *,
         min_rooms: int = 1,
         max_rooms: int = 10,
+        rooms_distribution: str = "uniform",
         room_length: int = 3,
         progress_reward: float = 0.0,
         view_size: int = 3,
@@ -101,6 +103,7 @@ class Portal(Core):
         self.max_rooms = expect_int("max_rooms", max_rooms, 1, LARGEST_ROOMS)
         if min_rooms > max_rooms:
             raise EnvError(f"min_rooms: expected at most max_rooms ({max_rooms}), got {min_rooms}")
+        self.rooms_distribution = expect_choice("rooms_distribution", rooms_distribution, DISTRIBUTIONS)
         self.room_length = expect_int("room_length", room_length, 2, LARGEST_LENGTH)
         self.progress_reward = expect_number("progress_reward", progress_reward, 0.0)
         self.view_size = expect_view_size(view_size)
@@ -127,7 +130,7 @@ class Portal(Core):
 
     def begin(self, rows: np.ndarray) -> None:
         drawn = self.uniform(rows, _DOORS + self.max_rooms)  # [draws, R]
-        self.rooms[rows] = self.min_rooms + (drawn[_ROOMS] * (self.max_rooms - self.min_rooms + 1)).astype(np.int64)
+        self.rooms[rows] = drawn_between(drawn[_ROOMS], self.min_rooms, self.max_rooms, self.rooms_distribution)
         # Each place has its own order of the things. Room k shows number k + turn * place of it, so that among up to
         # 18 rooms no thing is seen twice in the same place, and among up to 50 no two rooms share more than one.
         order = drawn[_ORDER:_DOORS].reshape(3, len(THINGS), -1).argsort(1)  # [3, 18, R]

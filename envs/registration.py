@@ -38,7 +38,11 @@ TASKS: dict[str, Task] = {
     "Corridor-v0": Task(
         "envs.corridor:CorridorEnv", "envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
     ),
-    "Portal-v0": Task("envs.portal:PortalEnv", "envs.portal:PortalVectorEnv", {"progress_reward": 0.1}),
+    "Portal-v0": Task(
+        "envs.portal:PortalEnv",
+        "envs.portal:PortalVectorEnv",
+        {"progress_reward": 0.1, "rooms_distribution": "log_uniform"},
+    ),
     "Switch-v0": Task("envs.switch:SwitchEnv", "envs.switch:SwitchVectorEnv"),
 }
 

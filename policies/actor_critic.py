@@ -125,17 +125,20 @@ class ActorCritic(nn.Module):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the policy first, then parameters that are the memory kind's own, by learning rate.
-        `scale` is a group's learning rate as a multiple of the policy's."""
-        groups: dict[float | None, list[nn.Parameter]] = {None: []}
-        scales = {
-            parameter: layer.kind.learning_rate_scale(name)
+        `scale` is a group's learning rate as a multiple of the policy's; `pressed`: it is what the pressure acts on."""
+        own = {
+            parameter: (layer.kind.learning_rate_scale(name), layer.kind.presses)
             for layer in self.core.layers
             for name, parameter in layer.kind.named_parameters()
         }
+        groups: dict[tuple[float, bool] | None, list[nn.Parameter]] = {None: []}
         for parameter in self.parameters():
-            groups.setdefault(scales.get(parameter), []).append(parameter)
-        rates = {scale: 1.0 if scale is None else scale for scale in groups}
-        return [{"params": p, "lr": learning_rate * rates[s], "scale": rates[s]} for s, p in groups.items()]
+            groups.setdefault(own.get(parameter), []).append(parameter)
+        made = []
+        for key, parameters in groups.items():
+            scale, pressed = key or (1.0, False)
+            made.append({"params": parameters, "lr": learning_rate * scale, "scale": scale, "pressed": pressed})
+        return made
 
     def observation_predictor(self) -> NextObservation:
         """A new network, of the policy's size and not part of it, that learns to predict the next observation from

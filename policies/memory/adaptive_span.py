@@ -22,8 +22,8 @@ class AdaptiveSpanConfig:
     """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
     initial_span: float = 0.5
     """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs."""
-    span_lr_scale: float = 1.0
-    """Learning rate of the spans as a fraction of the policy's."""
+    span_lr_scale: float = 10.0
+    """Learning rate of the spans at full pressure as a multiple of the policy's."""
     span_coef: float = 1.0
     """Weight alpha of the span loss at full pressure."""
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
 
+LONGEST_NEED = 0.99  # fraction of L_max that a memory can need at most
+
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
@@ -25,9 +27,10 @@ class ExpireSpanConfig:
     span_dropout: bool = False
     """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
     span_lr_scale: float = 1.5
-    """Learning rate of the span predictor's weights, which tell memories apart, as a multiple of the policy's."""
-    span_bias_lr_scale: float = 60.0
-    """Learning rate of the span predictor's bias, which all spans share, as a multiple of the policy's."""
+    """Learning rate at full pressure of the span predictor's weights, which tell memories apart, as a multiple of the
+    policy's."""
+    span_bias_lr_scale: float = 15.0
+    """Learning rate at full pressure of the span predictor's bias, which all spans share, as a multiple of the policy's."""
     use_lift: float = 8.0
     """A memory is used where some head gives it this many times the attention that it gives the others on average."""
     use_margin: float = 0.25
@@ -90,26 +93,39 @@ class ExpireSpan(MemoryKind):
     def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
         """Charge on new memories, defence of used ones: quantile regression of the age of last use.
 
-        charge  = pressure * mean_new(e) / L_max                                      (the paper's loss, equation 7)
-        defence = use_coef * sum_used(max(0, (1 + margin) * last use + 1 - e)) / (L_max * number of new memories)
+        charge  = sign(pressure) * mean_new(s(e))                                           (the paper's loss, equation 7)
+        defence = use_coef * sum_used(max(0, s((1 + margin) * last use + 1) - s(e))) / number of new memories
 
-        Together they are the pinball loss of the (1 - pressure / use_coef) quantile of what is needed. Both train the span
-        predictor only: the hidden vectors are detached here. Negative pressure lengthens spans.
+        s(e) is e / L_max up to one half; beyond, where the sigmoid flattens, s goes on along its steepest slope. Otherwise
+        spans near L_max would stay there: what does not change with the level has no gradient.
+        Together they are the pinball loss of the (1 - 1 / use_coef) quantile of what is needed. Both train the span
+        predictor only: the hidden vectors are detached here. Negative pressure lengthens spans. How strong the pressure is
+        makes the predictor's steps longer or shorter (`agents.learner`), not the quantile.
 
         The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all share.
         Otherwise the charge on many dull memories would drag the few precious ones down with them, whose hidden vectors
         point much the same way, long before the weights had learned the difference.
+
+        Without pressure nothing is lost, so nothing is defended: an untrained policy's attention falls on memories of all
+        ages, and their defence alone would drive every span to L_max, where the sigmoid is flat.
         """
+        if pressure == 0:
+            return normed.new_zeros(())
         normed = normed.detach()
         fresh = new[..., None]
         average = (normed * fresh).sum(1, keepdim=True) / fresh.sum(1, keepdim=True).clamp(min=1)  # [B,1,D]
         weight, bias = self.span.weight[0], self.span.bias
         level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
-        spans = self.config.max_span * torch.sigmoid(level)
-        scale = self.config.span_coef / (self.config.max_span * new.sum().clamp(min=1))
-        loss = pressure * spans.masked_fill(~new, 0).sum()
+        spans = _unflattened(level)
+        loss = math.copysign(1, pressure) * spans.masked_fill(~new, 0).sum()
         if last_use is not None:
-            needed = (last_use * (1 + self.config.use_margin) + 1).clamp(max=self.config.max_span)
+            needed = (last_use * (1 + self.config.use_margin) + 1) / self.config.max_span
+            needed = _unflattened(torch.logit(needed.clamp(1e-6, LONGEST_NEED)))
             short = (needed - spans).clamp(min=0).masked_fill(last_use <= 0, 0)
             loss = loss + self.config.use_coef * short.sum()
-        return loss * scale
+        return loss * self.config.span_coef / new.sum().clamp(min=1)
+
+
+def _unflattened(level: Tensor) -> Tensor:
+    """Fractions of L_max by their level, as the loss sees them: the sigmoid below one half, and on at its steepest above."""
+    return torch.where(level > 0, 0.5 + level / 4, torch.sigmoid(level))

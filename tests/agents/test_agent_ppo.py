@@ -11,6 +11,7 @@ import torch
 from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
 from agents import PPO, PPOConfig
+from agents.learner import with_entropy_for
 from agents.rollout import Rollout
 
 
@@ -138,6 +139,24 @@ def test_schedules_are_linear(progress, rate, entropy):
     assert figures["train/ent_coef"] == pytest.approx(entropy)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, rate / 10])
     assert policy.span.item() == pytest.approx(2 - rate / 10)  # Adam's first step is as long as the rate
+
+
+@pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])
+def test_what_is_pressed_learns_as_fast_as_it_is_pressed(pressure, share):
+    """And slowly at rest; by Adam, while all else learns by AMSGrad at the same rate as ever."""
+    ppo = make_ppo(Table(), 7, learning_rate=0.1)
+    ppo.update(experience(7), 0.0, pressure)
+    assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([0.1, 0.01 * share])
+    assert [group["amsgrad"] for group in ppo.optimizer.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize("horizon, scale", [(None, 1.0), (5, 1.0), (200, 1.0), (1000, 0.2), (50_000, 0.004)])
+def test_the_entropy_bonus_goes_with_how_long_facts_must_last(horizon, scale):
+    """Where it is not set."""
+    config = with_entropy_for(PPOConfig(), horizon)
+    assert (config.ent_coef, config.final_ent_coef) == pytest.approx((0.01 * scale, 0.003 * scale))
+    config = with_entropy_for(PPOConfig(ent_coef=0.5, final_ent_coef=0.0), horizon)
+    assert (config.ent_coef, config.final_ent_coef) == (0.5, 0.0)
 
 
 def test_a_state_continues_identically(tmp_path):

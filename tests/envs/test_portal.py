@@ -246,6 +246,16 @@ def test_rooms_are_drawn_uniformly_and_an_episode_does_not_depend_on_how_many_ma
     np.testing.assert_array_equal(more.landmark[:, :, :7], core.landmark)
 
 
+def test_log_uniform_rooms_favour_short_chains():
+    """P(rooms) ~ log((rooms + 1) / rooms), within four standard deviations."""
+    core = drawn(20_000, min_rooms=3, max_rooms=7, rooms_distribution="log_uniform")
+    rooms = np.arange(3, 8)
+    expected = np.log((rooms + 1) / rooms) / np.log(8 / 3)
+    counted = (core.rooms == rooms[:, None]).mean(1)
+    assert (abs(counted - expected) < 4 * np.sqrt(expected * (1 - expected) / 20_000)).all()
+    assert counted.sum() == pytest.approx(1)
+
+
 def walk(core: Portal, wrong: bool = False) -> list[int]:
     """The moves through the room in which environment 0 begins."""
     return [EAST] * (core.room_length - 1) + [NORTH if (core.right[0, core.room[0]] < 0) != wrong else SOUTH]
@@ -307,6 +317,7 @@ def test_shaping_is_told_as_gymnasiums_vectors_tell_it():
     [
         ({"max_rooms": 51}, "max_rooms: expected a whole number from 1 to 50, got 51"),
         ({"min_rooms": 0}, "min_rooms: expected a whole number from 1 to 50, got 0"),
+        ({"rooms_distribution": "log"}, "rooms_distribution: expected one of 'uniform', 'log_uniform', got 'log'"),
         ({"min_rooms": 5, "max_rooms": 4}, "min_rooms: expected at most max_rooms (4), got 5"),
         ({"room_length": 1}, "room_length: expected a whole number from 2 to 100, got 1"),
         ({"progress_reward": -1}, "progress_reward: expected a number of at least 0, got -1"),

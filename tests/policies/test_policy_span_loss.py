@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from policy_cases import act, experience, make_policy
@@ -14,10 +16,16 @@ def lift(layer, b: int, h: int, t: int, c: int) -> float:
     return weight / ((1 - weight) / others) if others and weight else 0.0
 
 
-@pytest.mark.parametrize("pressure", [0.7, -0.4, 0.0])
+def counted(steps: float) -> float:
+    """A span of 24 steps at most as the loss counts it: its fraction up to one half, beyond on along the steepest slope."""
+    fraction = steps / 24
+    return fraction if fraction <= 0.5 else 0.5 + math.log(fraction / (1 - fraction)) / 4
+
+
+@pytest.mark.parametrize("pressure", [0.7, -0.4])
 def test_charge_and_defence(pressure):
     """Charge on the spans of new memories, defence of every memory that attention used up to a margin beyond its age of
-    last use; averaged over new memories, as fractions of the longest span, and over layers."""
+    last use; averaged over new memories and over layers."""
     settings = {"max_span": 24, "ramp": 5, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
     policy = make_policy("expire_span", settings)
     generator = torch.Generator().manual_seed(0)
@@ -33,17 +41,35 @@ def test_charge_and_defence(pressure):
             for c in range(slots):
                 span = float(layer.described[b, c])
                 if c >= slots - steps:
-                    charge += pressure * span
+                    charge += math.copysign(counted(span), pressure)
                 ages = [t - float(layer.coordinate[b, c]) for t in range(steps)
                         if any(lift(layer, b, h, t, c) > 1.5 for h in range(2))]  # fmt: skip
                 if max(ages, default=0) > 0:
-                    needed = min(1.25 * max(ages) + 1, 24)
-                    defence += 9.0 * max(0.0, needed - span)
+                    needed = min(1.25 * max(ages) + 1, 0.99 * 24)
+                    defence += 9.0 * max(0.0, counted(needed) - counted(span))
                     defended += needed > span
-        expected += 0.6 * (charge + defence) / (24 * steps * batch) / len(layers)
+        expected += 0.6 * (charge + defence) / (steps * batch) / len(layers)
     assert defended > 5
     loss = policy.unroll(given.observation, memory, given.start, pressure=pressure).memory_loss
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_pressure_nothing_is_charged_or_defended():
+    """Nothing is lost then, and an untrained policy uses memories of all ages."""
+    policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_lift": 1.5})
+    given = experience(torch.Generator().manual_seed(0), 9, 3)
+    assert float(policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.0).memory_loss) == 0
+
+
+def test_a_span_near_the_longest_can_come_down():
+    """The sigmoid is flat there, the loss is not: the gradient of the level is the same at one half and far above."""
+    kind = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0}).core.layers[0].kind
+    normed, new = torch.zeros(1, 4, 16, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
+    for level in (0.0, 12.0):
+        torch.nn.init.constant_(kind.span.bias, level)
+        kind.zero_grad()
+        kind.loss(normed, new, None, torch.zeros(1, 0), 1.0).backward()
+        assert float(kind.span.bias.grad) == pytest.approx(0.25)
 
 
 def test_only_the_span_predictor_learns_from_it():
