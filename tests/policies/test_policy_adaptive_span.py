@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from policy_cases import CORE, act, experience, make_policy
-from test_policy_references import Reference, assert_same_look, assert_same_memory, row
+from test_policy_references import Reference, compared
 
 from policies import ActorCritic
 
@@ -44,30 +44,11 @@ def with_spans(policy: ActorCritic, *spans: float) -> ActorCritic:
 def test_unroll_is_the_reference():
     """Two rollouts with memory carried over, resets and final observations: logits, values, values of final
     observations, per layer which memories every query sees with what attention of each head, and what survives."""
-    generator, batch = torch.Generator().manual_seed(0), 2
     policy = with_spans(make_policy("adaptive_span", SETTINGS), 2.3, 9.6)
-    references = [AdaptiveSpanReference(policy) for _ in range(batch)]
-    memory = policy.initial_memory(batch)
-    begun = expired = one_head_only = 0
-    for steps in (14, 17):
-        given = experience(generator, steps, batch, start_probability=0.03)
-        out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-        _, _, layers = policy.inspect(given.observation, memory, given.start)
-        for b, reference in enumerate(references):
-            for t in range(steps):
-                logits, value, looked = reference.step(row(given.observation, t, b), bool(given.start[t, b]))
-                np.testing.assert_allclose(out.logits[t, b].detach(), logits, rtol=0, atol=1e-9)
-                np.testing.assert_allclose(out.values[t, b].detach(), value, rtol=0, atol=1e-9)
-                for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
-                    final = reference.final_value(row(given.final_observation, f))
-                    np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
-                for layer, seen in zip(layers, looked):
-                    assert_same_look(layer, b, t, begun, seen)
-                    expired += reference.clock - len(seen.attention)
-                    one_head_only += sum(min(weights) == 0 for weights in seen.attention.values())
-        memory = act(policy, memory, given).memory
-        assert_same_memory(memory, references)
-        begun += steps
+    expired = one_head_only = 0
+    for reference, _, _, seen in compared(policy, [AdaptiveSpanReference(policy) for _ in range(2)], (14, 17)):
+        expired += reference.clock - len(seen.attention)
+        one_head_only += sum(min(weights) == 0 for weights in seen.attention.values())
     assert expired > 50 and one_head_only > 50
 
 

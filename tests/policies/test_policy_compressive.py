@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 from policy_cases import CORE, Acted, Experience, act, experience, make_policy
-from test_policy_references import Reference, Slot, assert_same_look, assert_same_memory, row
+from test_policy_references import Reference, Slot, compared, row
 
 from policies import ActorCritic, Memory
 
@@ -60,36 +61,17 @@ def test_unroll_is_the_reference(settings):
     """Three rollouts with memory carried over, resets and final observations anywhere: logits, values, values of final
     observations, per layer which memories every query sees with what attention, how many steps each stands for, and
     what survives, compressed vectors included."""
-    generator, batch = torch.Generator().manual_seed(0), 3
     policy = make_policy("compressive", settings)
-    references = [CompressiveReference(policy) for _ in range(batch)]
-    memory = policy.initial_memory(batch)
-    begun = compressed = carried = 0
-    for steps in (10, 17, 15):
-        given = experience(generator, steps, batch, start_probability=0.03)
-        out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-        _, _, layers = policy.inspect(given.observation, memory, given.start)
-        for b, reference in enumerate(references):
-            for t in range(steps):
-                logits, value, looked = reference.step(row(given.observation, t, b), bool(given.start[t, b]))
-                np.testing.assert_allclose(out.logits[t, b].detach(), logits, rtol=0, atol=1e-9)
-                np.testing.assert_allclose(out.values[t, b].detach(), value, rtol=0, atol=1e-9)
-                for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
-                    final = reference.final_value(row(given.final_observation, f))
-                    np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
-                blocks = reference.compressed_blocks(reference.clock - 1)
-                for layer, seen in zip(layers, looked):
-                    assert_same_look(layer, b, t, begun, seen)
-                    standing = layer.covers[b, layer.visible[b, t]].tolist()
-                    assert standing.count(policy.config.memory_config.compression_rate) == min(
-                        blocks, policy.config.memory_config.compressed_window
-                    )
-                    compressed += blocks
-        memory = act(policy, memory, given).memory
-        assert_same_memory(memory, references)
-        carried += sum(reference.compressed_blocks(reference.clock) for reference in references)
-        begun += steps
-    assert compressed > 100 and carried > 3
+    references, config = [CompressiveReference(policy) for _ in range(3)], policy.config.memory_config
+    lengths, compressed, carried = (10, 17, 15), 0, 0
+    ends = {step - 1 for step in accumulate(lengths)}
+    for reference, query, layer, _ in compared(policy, references, lengths):
+        blocks = reference.compressed_blocks(reference.clock - 1)
+        standing = layer.covers[query.b, layer.visible[query.b, query.t]].tolist()
+        assert standing.count(config.compression_rate) == min(blocks, config.compressed_window)
+        compressed += blocks
+        carried += query.step in ends and reference.compressed_blocks(reference.clock)
+    assert compressed > 100 and carried > 6
 
 
 def lived(

@@ -4,7 +4,9 @@ memory at a time, no batch, no padding, no bias of minus infinity. Everything in
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -163,12 +165,33 @@ def row(observation: dict, *place) -> dict:
 def test_unroll_is_the_reference(kind):
     """Two rollouts with memory carried from one to the other, resets and final observations: logits, values, values of
     final observations, and per layer exactly which memories every query sees, with what attention and which spans."""
-    generator, batch = torch.Generator().manual_seed(0), 2
     policy = make_policy(kind)
-    references = [Reference(policy, MASKS[kind]) for _ in range(batch)]
-    memory = policy.initial_memory(batch)
-    begun, partly_masked, expired = 0, 0, 0
-    for steps in (14, 17):
+    partly_masked = expired = 0
+    for reference, query, _, seen in compared(policy, [Reference(policy, MASKS[kind]) for _ in range(2)], (14, 17)):
+        masks = [expire_span_mask(query.step - step, e, policy.config.memory_config)
+                 for step, e in seen.spans.items() if not math.isnan(e)]  # fmt: skip
+        partly_masked += sum(0 < mask < 1 for mask in masks)
+        expired += reference.clock - len(seen.attention)
+    assert (kind != "expire_span" or partly_masked > 50) and (kind == "none" or expired > 50)
+
+
+class Query(NamedTuple):
+    """Step t of a rollout of environment b; `step` is never reset."""
+
+    t: int
+    b: int
+    step: int
+
+
+def compared(
+    policy: ActorCritic, references: list[Reference], lengths: tuple[int, ...]
+) -> Iterator[tuple[Reference, Query, Any, Looked]]:
+    """Rollouts of these lengths with memory carried over, resets and final observations, one reference an environment.
+    Asserts after every query and rollout that both agree, and yields for every layer of every query (reference, query, the
+    layer's inspection, what the reference saw). The assertions come as the iterator goes on: exhaust it."""
+    generator, batch = torch.Generator().manual_seed(0), len(references)
+    memory, begun = policy.initial_memory(batch), 0
+    for steps in lengths:
         given = experience(generator, steps, batch, start_probability=0.03)
         out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
         _, _, layers = policy.inspect(given.observation, memory, given.start)
@@ -182,14 +205,10 @@ def test_unroll_is_the_reference(kind):
                     np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
                 for layer, seen in zip(layers, looked):
                     assert_same_look(layer, b, t, begun, seen)
-                    masks = [expire_span_mask(begun + t - step, e, policy.config.memory_config)
-                             for step, e in seen.spans.items() if not math.isnan(e)]  # fmt: skip
-                    partly_masked += sum(0 < mask < 1 for mask in masks)
-                    expired += reference.clock - len(seen.attention)
+                    yield reference, Query(t, b, begun + t), layer, seen
         memory = act(policy, memory, given).memory
         assert_same_memory(memory, references)
         begun += steps
-    assert (kind != "expire_span" or partly_masked > 50) and (kind == "none" or expired > 50)
 
 
 def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
