@@ -151,14 +151,15 @@ def check_at_least(config: Any, **least: int) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
 
 
-def joined(*configs: type) -> type:
-    """One flat dataclass with the fields of all, their docstrings as help, and all their checks."""
+def joined(*configs: type, defaults: Mapping[str, Any] | None = None) -> type:
+    """One flat dataclass with the fields of all, their docstrings as help. `defaults`: those that differ from the configs'."""
+    known = defaults or {}
     fields, helps = [], {}
     for config in configs:
         helps |= field_docs(config)
         for f in dataclasses.fields(config):
             kind = field_type(config, f, helps[f.name])
-            fields.append((f.name, kind, dataclasses.field(default=f.default)))
+            fields.append((f.name, kind, dataclasses.field(default=known.get(f.name, f.default))))
     return dataclasses.make_dataclass("Flags", fields, frozen=True)
 
 

@@ -35,6 +35,13 @@ from policies.io import write_atomically
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
+_PORTAL = {"total_timesteps": 8_000_000, "shifted_heads": 2, "observation_prediction_coef": 0.1, "final_ent_coef": 0.001}
+TUNED: dict[tuple[str, str], dict[str, Any]] = {
+    ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
+    ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
+}
+"""Defaults that an environment and an agent need instead of the flags' own (docs/results.md says what they are worth)."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -100,9 +107,11 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     if AGENTS[agent].network is not None:
         return _baseline_config(agent, arguments)
     parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
-    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory))
-    description = f"Trains a policy with {memory} memory by {agent}. Flags depend on --memory ({', '.join(KINDS)}) and "
-    return dataclasses.asdict(cli.parse(flags, arguments, f"{description}--agent ({', '.join(AGENTS)})."))
+    env = cli.value_of("env", arguments) or RunConfig.env
+    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory), defaults=TUNED.get((env, agent)))
+    description = f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on --memory ({', '.join(KINDS)}) "
+    description += f"and --agent ({', '.join(AGENTS)}), their defaults on --env too."
+    return dataclasses.asdict(cli.parse(flags, arguments, description))
 
 
 def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:

@@ -61,6 +61,27 @@ def run_dir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("agent", ["ppo", "impala"])
+@pytest.mark.parametrize("memory", ["expire_span", "gru"])
+def test_defaults_are_those_that_the_environment_needs(memory, agent):
+    """Where the memory kind has such a flag; what the user says counts."""
+    asked = ["--memory", memory, "--agent", agent]
+    usual, tuned = (train_rl.parse_config([*asked, "--env", env]) for env in ("Corridor-v0", "Portal-v0"))
+    given = train_rl.TUNED["Portal-v0", agent]
+    assert ("shifted_heads" in tuned) == (memory == "expire_span")
+    for name in usual.keys() - {"env"}:
+        assert tuned[name] == given.get(name, usual[name])
+    said = train_rl.parse_config([*asked, "--env", "Portal-v0", "--learning-rate", "0.5", "--final-ent-coef", "0"])
+    assert said == {**tuned, "learning_rate": 0.5, "final_ent_coef": 0.0}
+
+
+@pytest.mark.parametrize("length, scale", [(100, 1.0), (1000, 0.2)])
+def test_the_entropy_bonus_is_the_environments_unless_it_is_said(length, scale):
+    flags = ["--env-kwargs", json.dumps({"max_length": length}), "--final-ent-coef", "0.5", *SMALL]
+    config = train_rl.build(train_rl.parse_config(flags)).trainer.agent.config
+    assert (config.ent_coef, config.final_ent_coef) == (pytest.approx(0.01 * scale), 0.5)
+
+
 def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir):
     config = json.loads((run_dir / "config.json").read_text())
     assert config["memory"] == "expire_span" and config["num_steps"] == 16
