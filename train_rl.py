@@ -45,6 +45,10 @@ _PORTAL = {
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
+    **{
+        ("Portal-v0", name): {"total_timesteps": _PORTAL["total_timesteps"]}
+        for name in ("sb3-ppo", "sb3-recurrent-ppo")
+    },
 }
 """Defaults that an environment and an agent need instead of the flags' own (docs/results.md says what they are worth)."""
 
@@ -115,7 +119,9 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
     env = cli.value_of("env", arguments) or RunConfig.env
     flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory), defaults=TUNED.get((env, agent)))
-    description = f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on --memory ({', '.join(KINDS)}) "
+    description = (
+        f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on --memory ({', '.join(KINDS)}) "
+    )
     description += f"and --agent ({', '.join(AGENTS)}), their defaults on --env too."
     return dataclasses.asdict(cli.parse(flags, arguments, description))
 
@@ -125,8 +131,9 @@ def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:
     network = AGENTS[agent].network
     if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    flags = cli.parse(cli.joined(RunConfig, AGENTS[agent].Config), arguments, f"Trains the baseline {agent}.")
-    return {**dataclasses.asdict(flags), "memory": network}
+    tuned = TUNED.get((cli.value_of("env", arguments) or RunConfig.env, agent))
+    flags = cli.joined(RunConfig, AGENTS[agent].Config, defaults=tuned)
+    return {**dataclasses.asdict(cli.parse(flags, arguments, f"Trains the baseline {agent}.")), "memory": network}
 
 
 def _resumed_config(run_dir: Path) -> dict[str, Any]:

@@ -64,18 +64,23 @@ class EpisodeWindow:
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
 
-    def add(self, episodes: Iterable[dict[str, Any]]) -> None:
-        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped."""
+    def add(self, episodes: Iterable[dict[str, Any]]) -> int:
+        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped. Returns how many
+        of them are hard."""
+        hard = 0
         for episode in episodes:
             self.recent.append(episode)
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
                 kept = [e for e in self.hard if e[self.difficulty_key] >= HARD * difficulty]
+                hard = 0
                 self.hard.clear()
                 self.hard.extend(kept)
             if difficulty >= HARD * self.hardest:
                 self.hard.append(episode)
+                hard += 1
+        return hard
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""

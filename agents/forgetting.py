@@ -1,7 +1,8 @@
 """Learn first, forget afterwards: the controller of the pressure on spans.
 
 Success on the hard episodes is the constraint, live memories are the cost. The controller gives one number per update,
-the pressure in [-1, 1], which the policy hands to its memory kind's loss: above 0 memories get shorter, below 0 longer.
+the pressure in [-1, 1]: above 0 the memory kind's loss makes memories shorter, below 0 longer, and how far from 0 it is says
+how fast the kind's own parameters learn (`agents.learner`).
 docs/forgetting.md explains it with a plot.
 """
 
@@ -23,11 +24,16 @@ class ForgettingConfig:
     success_slack: float = 0.03
     """How far below the target success may fall before spans are lengthened at full strength."""
     pressure_rise: float = 0.05
-    """Increase of the pressure per update while success holds."""
+    """Increase of the pressure per update while success holds, where each brings `full_evidence` hard episodes."""
+    full_evidence: int = 5
+    """Hard episodes per update from which on the pressure goes its full way; with fewer it goes less, in proportion: where
+    episodes are long, what forgetting does to success is seen later."""
     min_hard_episodes: int = 100
     """Hard episodes that must have been seen before success counts as known."""
 
     def __post_init__(self):
+        if self.full_evidence < 1:
+            raise ValueError(f"--full-evidence: expected at least 1, got {self.full_evidence}")
         if self.memory_budget < 0:
             raise ValueError(f"--memory-budget: expected at least 0, got {self.memory_budget}")
         if not 0 < self.success_target <= 1:
@@ -39,6 +45,7 @@ class ForgettingController:
 
     No pressure until the target was met once. Then it rises by a little at each update at which the target is met, falls
     in proportion to the violation below it (down to -1, which lengthens spans: the way back), and is 0 within the budget.
+    Its clock is evidence: an update with few fresh hard episodes moves it little.
     """
 
     def __init__(self, config: ForgettingConfig):
@@ -54,25 +61,27 @@ class ForgettingController:
             return self.config.success_target
         return self.first + self.config.success_target * (self.best - self.first)
 
-    def update(self, score: float, episodes: int, is_success: bool, live: float | None) -> float:
-        """The pressure for the next update. score: mean over `episodes` hard episodes; live: mean live memories per layer."""
+    def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
+        """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this update;
+        live: mean live memories per layer."""
         config = self.config
         if not config.forgetting or episodes < config.min_hard_episodes:
             return self.pressure
         if self.first is None or self.best is None:
             self.first = self.best = score
         self.best = max(self.best, score)
+        evidence = min(1.0, fresh / config.full_evidence)
         short = self.target(is_success) - score
         self.learned |= short <= 0 and (is_success or self.best > self.first)
         if not self.learned:
             self.pressure = 0.0
         elif short > 0:
             scale = config.success_slack if is_success else config.success_slack * max(self.best - self.first, 1e-8)
-            self.pressure = -min(1.0, short / scale)
+            self.pressure = -min(1.0, short / scale) * evidence
         elif live is not None and live <= config.memory_budget:
             self.pressure = 0.0
         else:
-            self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)
+            self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise * evidence)
         return self.pressure
 
     def holds(self, score: float, episodes: int, is_success: bool) -> bool:

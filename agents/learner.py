@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agents.rollout import Rollout, under
 
 ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
-ENT_HORIZON = 200  # steps. Reward comes once per episode and the bonus at every step: in longer ones the same bonus would outweigh it
+ENT_HORIZON = 200  # steps. The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it
 RATE_AT_REST = 0.05
 """Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may follow the
 task, but not run off on the noise of its gradient, which Adam scales up to full steps."""

@@ -1,7 +1,7 @@
 """The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, as they are, under our trainer's calls.
 
 Their defaults are kept but for what goes with many environments and short rollouts (`num_steps`, `batch_size`, `n_epochs`), and
-for exploration and learning rate, which are those of our own PPO.
+for exploration and learning rate, which are those of our own PPO on Corridor-v0.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Trainer:
         began = time.perf_counter()
         rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
-        self.window.add(episodes)
+        fresh = self.window.add(episodes)
         self.episodes += len(episodes)
         live = self.collector.live
         mean_live = float(np.mean(live["mean"])) if live else None
@@ -67,7 +67,7 @@ class Trainer:
         is_success = bool(self.window.recent) and "is_success" in self.window.recent[0]
         self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
-        pressure = self.controller.update(score, count, is_success, mean_live) if can_forget else 0.0
+        pressure = self.controller.update(score, count, is_success, mean_live, fresh) if can_forget else 0.0
         figures = dict(self.collector.figures())
         if self.collector.on_policy and self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)

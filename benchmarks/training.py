@@ -80,10 +80,10 @@ def main() -> None:
 def trainer_of(path: str, flags: list[str]) -> Any:
     """A trainer that goes on from the policy of `path` in its environment."""
     policy, info = load_policy(path)
-    settings = policy.config.memory_config
+    settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
     known = ["--env", info["env"], "--memory", policy.config.memory]
     config = train_rl.parse_config([*known, "--total-timesteps", "1000000000", *flags])
-    own = {name: value for name, value in vars(settings).items() if name in config}
+    own = {name: value for name, value in settings.items() if name in config}
     run = train_rl.build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
     run.policy.load_state_dict(policy.state_dict())
     return run.trainer

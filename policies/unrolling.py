@@ -110,7 +110,7 @@ def unroll_layer(
 
     loss = None
     if torch.is_grad_enabled() and not details:
-        lift, last_use = kind.use_lift(), None
+        lift, last_use = kind.use_lift() if pressure else None, None
         if lift is not None:  # w / (1 - w) * others > lift, solved for w
             others = visible.sum(2, keepdim=True) - 1
             used = weights.amax(1) > lift / (lift + others)  # [B,T,C]

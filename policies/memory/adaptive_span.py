@@ -67,5 +67,6 @@ class AdaptiveSpan(MemoryKind):
 
     def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
         """pressure * alpha * mean over heads of z_h / S_max (section 3, as a fraction of the longest span). Negative
-        pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp."""
+        pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp: how strong the
+        pressure is therefore also says how the charge stands to the task."""
         return self.config.span_coef * pressure * torch.sigmoid(self.logit).mean()

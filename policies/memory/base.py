@@ -217,14 +217,16 @@ class MemoryKind(nn.Module):
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
     stores: ClassVar[bool] = True  # False: it keeps no slots
-    presses: ClassVar[bool] = False  # True: `loss` heeds the pressure, so that live memories can be brought down
+    presses: ClassVar[bool] = False
+    """True: `loss` heeds the pressure, so that live memories can be brought down; the kind's own parameters then learn at a
+    rate in proportion to it, by plain Adam."""
 
     def __init__(self, width: int, num_heads: int, config: Any):
         super().__init__()
         self.config = config
 
     def learning_rate_scale(self, name: str) -> float:
-        """Learning rate of the kind's own parameter `name` as a multiple of the policy's."""
+        """Learning rate of the kind's own parameter `name` as a multiple of the policy's, at full pressure if it presses."""
         return 1.0
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:

@@ -38,7 +38,7 @@ class ExpireSpanConfig:
     use_coef: float = 100.0
     """Weight of the defence against the charge: spans settle where a use falls outside once in this many memories."""
     span_coef: float = 1.0
-    """Weight alpha of the span loss at full pressure."""
+    """Weight alpha of the span loss. It sets how it stands to the task's gradient of the spans; charge and defence go with it."""
 
     def __post_init__(self):
         check_spans(self)
@@ -97,7 +97,8 @@ class ExpireSpan(MemoryKind):
         defence = use_coef * sum_used(max(0, s((1 + margin) * last use + 1) - s(e))) / number of new memories
 
         s(e) is e / L_max up to one half; beyond, where the sigmoid flattens, s goes on along its steepest slope. Otherwise
-        spans near L_max would stay there: what does not change with the level has no gradient.
+        spans near L_max would stay there: what does not change with the level has no gradient. Nothing is charged below one
+        step, or lengthened beyond 0.99 L_max: levels do not run away.
         Together they are the pinball loss of the (1 - 1 / use_coef) quantile of what is needed. Both train the span
         predictor only: the hidden vectors are detached here. Negative pressure lengthens spans. How strong the pressure is
         makes the predictor's steps longer or shorter (`agents.learner`), not the quantile.
@@ -117,7 +118,9 @@ class ExpireSpan(MemoryKind):
         weight, bias = self.span.weight[0], self.span.bias
         level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
         spans = _unflattened(level)
-        loss = math.copysign(1, pressure) * spans.masked_fill(~new, 0).sum()
+        shortest, longest = (math.log(part / (1 - part)) for part in (1 / (self.config.max_span + 1), LONGEST_NEED))
+        pressed = _unflattened(level.clamp(min=shortest) if pressure > 0 else level.clamp(max=longest))
+        loss = math.copysign(1, pressure) * pressed.masked_fill(~new, 0).sum()
         if last_use is not None:
             needed = (last_use * (1 + self.config.use_margin) + 1) / self.config.max_span
             needed = _unflattened(torch.logit(needed.clamp(1e-6, LONGEST_NEED)))

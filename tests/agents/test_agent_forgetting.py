@@ -21,10 +21,14 @@ def make_controller(**settings) -> ForgettingController:
 
 
 def pressures(
-    controller: ForgettingController, scores: list[float], is_success: bool = True, live: float | None = 50.0
+    controller: ForgettingController,
+    scores: list[float],
+    is_success: bool = True,
+    live: float | None = 50.0,
+    fresh: int = MANY,
 ) -> list[float]:
     """What the controller answers to one score after the other."""
-    return [controller.update(score, MANY, is_success, live) for score in scores]
+    return [controller.update(score, MANY, is_success, live, fresh) for score in scores]
 
 
 def solved(**settings) -> ForgettingController:
@@ -63,20 +67,30 @@ def test_pressure_comes_back_when_success_does():
 def test_no_pressure_within_the_budget():
     """Live memories at the budget or below: nothing is pressed; above it again: it is. Lost success still counts."""
     controller = solved(memory_budget=20.0)
-    assert controller.update(1.0, MANY, True, 20.0) == 0
-    assert controller.update(1.0, MANY, True, 3.0) == 0
-    assert controller.update(1.0, MANY, True, 20.5) > 0
-    assert controller.update(0.5, MANY, True, 3.0) == -1
+    assert controller.update(1.0, MANY, True, 20.0, MANY) == 0
+    assert controller.update(1.0, MANY, True, 3.0, MANY) == 0
+    assert controller.update(1.0, MANY, True, 20.5, MANY) > 0
+    assert controller.update(0.5, MANY, True, 3.0, MANY) == -1
+
+
+def test_the_clock_is_evidence():
+    """An update with a tenth of the fresh hard episodes moves the pressure a tenth as far, one with none not at all."""
+    asked = {"full_evidence": 20, "pressure_rise": 0.25}
+    assert pressures(make_controller(**asked), [1.0, 1.0], fresh=2) == pytest.approx([0.025, 0.05])
+    assert pressures(make_controller(**asked), [1.0, 1.0], fresh=20) == pytest.approx([0.25, 0.5])
+    assert pressures(solved(**asked), [0.85, 0.85], fresh=2) == pytest.approx([-0.05, -0.05])
+    assert pressures(solved(**asked), [0.85], fresh=0) == [0]
+    assert pressures(make_controller(**asked), [1.0], fresh=0) == [0]
 
 
 def test_few_hard_episodes_tell_nothing():
     """Neither for the pressure, which stays as it is, nor for the constraint."""
     controller = make_controller(min_hard_episodes=100)
-    assert controller.update(1.0, 99, True, 50.0) == 0 and not controller.holds(1.0, 99, True)
-    first = controller.update(1.0, 100, True, 50.0)
+    assert controller.update(1.0, 99, True, 50.0, 9) == 0 and not controller.holds(1.0, 99, True)
+    first = controller.update(1.0, 100, True, 50.0, MANY)
     assert first > 0 and controller.holds(1.0, 100, True)
-    assert controller.update(0.0, 99, True, 50.0) == first
-    assert controller.update(float("nan"), 0, True, 50.0) == first
+    assert controller.update(0.0, 99, True, 50.0, 9) == first
+    assert controller.update(float("nan"), 0, True, 50.0, 0) == first
 
 
 def test_the_constraint_is_the_target():
@@ -151,7 +165,7 @@ def test_hard_episodes_are_those_from_three_quarters_of_the_largest_difficulty()
     """Lengths 100, 75 and 80 are hard; the others, all failures, do not count."""
     window = EpisodeWindow("length")
     assert str(window.hard_score()) == "(nan, 0)"
-    window.add([episode(100, True), episode(75, False), episode(74, False), episode(3, False), episode(80, True)])
+    assert window.add([episode(n, n in (100, 80)) for n in (100, 75, 74, 3, 80)]) == 3
     assert window.hard_score() == (pytest.approx(2 / 3), 3)
 
 
@@ -162,7 +176,7 @@ def test_a_harder_episode_moves_the_limit():
     assert window.hard_score() == (1, 1)
     window.add([episode(70, False)])
     assert window.hard_score() == (0.5, 2)  # 60 is above 52.5
-    window.add([episode(100, False), episode(60, True)])
+    assert window.add([episode(100, False), episode(60, True)]) == 1
     assert window.hard_score() == (0, 1)
 
 

@@ -41,7 +41,7 @@ def test_charge_and_defence(pressure):
             for c in range(slots):
                 span = float(layer.described[b, c])
                 if c >= slots - steps:
-                    charge += math.copysign(counted(span), pressure)
+                    charge += counted(max(span, 24 / 25)) if pressure > 0 else -counted(min(span, 0.99 * 24))
                 ages = [t - float(layer.coordinate[b, c]) for t in range(steps)
                         if any(lift(layer, b, h, t, c) > 1.5 for h in range(2))]  # fmt: skip
                 if max(ages, default=0) > 0:
@@ -72,6 +72,28 @@ def test_a_span_near_the_longest_can_come_down():
         assert float(kind.span.bias.grad) == pytest.approx(0.25)
 
 
+def test_spans_turn_round_and_do_not_run_away():
+    """500 steps of the learner's optimiser in which old uses drive the span up, then 500 of lengthening, leave it at most near
+    L_max; as many of pressure bring it down to a step, and no further."""
+    kind = make_policy("expire_span", {"max_span": 24, "ramp": 5}).core.layers[0].kind
+    normed, new = torch.zeros(1, 4, 16, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
+    optimizer = torch.optim.Adam(kind.parameters(), lr=0.05, betas=(0.9, 0.99))
+
+    def level(last_use: float, pressure: float) -> float:
+        for _ in range(500):
+            optimizer.zero_grad()
+            kind.loss(
+                normed, new, torch.full((1, 4), last_use, dtype=torch.float64), torch.zeros(1, 0), pressure
+            ).backward()
+            optimizer.step()
+        return float(kind.span.bias.detach())
+
+    longest = math.log(0.99 / 0.01)
+    assert level(1000.0, 1.0) == pytest.approx(longest, abs=0.3)  # a use beyond L_max asks for no more
+    assert level(-1.0, -1.0) == pytest.approx(longest, abs=0.3)
+    assert level(-1.0, 1.0) == pytest.approx(math.log(1 / 24), abs=0.3)
+
+
 def test_only_the_span_predictor_learns_from_it():
     """Hidden vectors are detached in the loss, so that forgetting does not bend what the policy reads."""
     policy = make_policy("expire_span")
@@ -86,6 +108,8 @@ def test_what_all_memories_share_is_the_business_of_the_bias():
     """Memories that look alike give the weights no gradient; one that differs does, along its difference."""
     policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0})
     kind = policy.core.layers[0].kind
+    torch.nn.init.zeros_(kind.span.bias)
+    torch.nn.init.normal_(kind.span.weight, std=0.1)
     alike = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     normed, new, drawn = alike.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
     kind.loss(normed, new, None, drawn, 1.0).backward()
