@@ -110,8 +110,15 @@ def main() -> None:
 
 
 def parse_config(arguments: list[str]) -> dict[str, Any]:
-    """All settings of a run, flat. The flags are those of the chosen memory kind and agent, and of what all runs share.
-    Raises UsageError, one line."""
+    """All settings of a run, flat. The flags are those of the chosen memory kind and agent, and of what all runs share;
+    beside them `training_kwargs`, what training sets differently from the environment's own defaults. Raises UsageError,
+    one line."""
+    config = _own_config(arguments)
+    return {**config, "training_kwargs": training_kwargs(config["env"])}
+
+
+def _own_config(arguments: list[str]) -> dict[str, Any]:
+    """The flags alone."""
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     agent = cli.choice("--agent", cli.value_of("agent", arguments) or RunConfig.agent, AGENTS)
     if AGENTS[agent].network is not None:
@@ -127,7 +134,7 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
 
 
 def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:
-    """`parse_config` for an agent that brings its own policy, whose name stands for the memory kind."""
+    """`_own_config` for an agent that brings its own policy, whose name stands for the memory kind."""
     network = AGENTS[agent].network
     if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
@@ -162,7 +169,8 @@ def build(config: Mapping[str, Any]) -> Run:
     own = cli.json_object("--env-kwargs", config["env_kwargs"])
     if config.get("wrap"):
         own["wraps"] = list(config["wrap"])
-    env_kwargs = {**training_kwargs(config["env"]), **own}
+    # A run goes on as it began: what training sets is in its config (of runs since November 2026).
+    env_kwargs = {**config.get("training_kwargs", training_kwargs(config["env"])), **own}
     env = make_vec_env(config["env"], config["num_envs"], **env_kwargs)
     info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
     if AGENTS[config["agent"]].network is not None:

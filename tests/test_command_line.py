@@ -69,7 +69,7 @@ def test_defaults_are_those_that_the_environment_needs(memory, agent):
     usual, tuned = (train_rl.parse_config([*asked, "--env", env]) for env in ("Corridor-v0", "Portal-v0"))
     given = train_rl.TUNED["Portal-v0", agent]
     assert memory == "gru" or given.keys() <= tuned.keys()
-    for name in usual.keys() - {"env"}:
+    for name in usual.keys() - {"env", "training_kwargs"}:
         assert tuned[name] == given.get(name, usual[name])
     said = train_rl.parse_config([*asked, "--env", "Portal-v0", "--learning-rate", "0.5", "--final-ent-coef", "0"])
     assert said == {**tuned, "learning_rate": 0.5, "final_ent_coef": 0.0}
