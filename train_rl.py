@@ -37,7 +37,6 @@ UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fac
 
 _PORTAL = {
     "total_timesteps": 8_000_000,
-    "initial_span": 0.9,  # who still errs sees a room again much later than the oracle would
     "shifted_heads": 2,
     "observation_prediction_coef": 0.1,
     "final_ent_coef": 0.001,

@@ -20,8 +20,8 @@ class AdaptiveSpanConfig:
     """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
     ramp: int = 8
     """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
-    initial_span: float = 0.5
-    """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs."""
+    initial_span: float = 0.95
+    """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs of whoever still errs."""
     span_lr_scale: float = 10.0
     """Learning rate of the spans at full pressure as a multiple of the policy's."""
     span_coef: float = 1.0

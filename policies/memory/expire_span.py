@@ -22,8 +22,8 @@ class ExpireSpanConfig:
     """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
     ramp: int = 8
     """Ramp R, in steps, over which an expiring memory fades out. Live memory can never be smaller."""
-    initial_span: float = 0.5
-    """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs."""
+    initial_span: float = 0.95
+    """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs of whoever still errs."""
     span_dropout: bool = False
     """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
     span_lr_scale: float = 1.5
