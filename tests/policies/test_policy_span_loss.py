@@ -108,8 +108,8 @@ def test_what_all_memories_share_is_the_business_of_the_bias():
     """Memories that look alike give the weights no gradient; one that differs does, along its difference."""
     policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0})
     kind = policy.core.layers[0].kind
-    torch.nn.init.zeros_(kind.span.bias)
-    torch.nn.init.normal_(kind.span.weight, std=0.1)
+    torch.nn.init.constant_(kind.span.bias, -1.0)  # below one half, where a longer span is charged more steeply
+    torch.nn.init.constant_(kind.span.weight, 0.05)
     alike = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     normed, new, drawn = alike.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
     kind.loss(normed, new, None, drawn, 1.0).backward()
