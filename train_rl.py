@@ -26,7 +26,6 @@ from tqdm import tqdm
 import cli
 from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from agents.checkpoint import checkpoint_bytes, load_checkpoint
-from agents.learner import with_entropy_for
 from agents.rollout import RolloutsEnded
 from envs import make_env, make_vec_env, training_kwargs, vec_env_maker
 from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
@@ -35,19 +34,13 @@ from policies.io import write_atomically
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
-_PORTAL = {
-    "total_timesteps": 8_000_000,
-    "shifted_heads": 2,
-    "observation_prediction_coef": 0.1,
-    "final_ent_coef": 0.001,
-}
+_LONG = {"total_timesteps": 8_000_000}
+_PORTAL = {**_LONG, "shifted_heads": 2, "observation_prediction_coef": 0.1, "final_ent_coef": 0.001}
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
-    **{
-        ("Portal-v0", name): {"total_timesteps": _PORTAL["total_timesteps"]}
-        for name in ("sb3-ppo", "sb3-recurrent-ppo")
-    },
+    ("Portal-v0", "sb3-ppo"): _LONG,
+    ("Portal-v0", "sb3-recurrent-ppo"): _LONG,
 }
 """Defaults that an environment and an agent need instead of the flags' own (docs/results.md says what they are worth)."""
 
@@ -120,24 +113,22 @@ def _own_config(arguments: list[str]) -> dict[str, Any]:
     """The flags alone."""
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     agent = cli.choice("--agent", cli.value_of("agent", arguments) or RunConfig.agent, AGENTS)
-    if AGENTS[agent].network is not None:
-        return _baseline_config(agent, arguments)
-    parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
     env = cli.value_of("env", arguments) or RunConfig.env
-    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory), defaults=TUNED.get((env, agent)))
-    description = (
-        f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on --memory ({', '.join(KINDS)}) "
-    )
-    description += f"and --agent ({', '.join(AGENTS)}), their defaults on --env too."
+    tuned = TUNED.get((env, agent))
+    if AGENTS[agent].network is not None:
+        return _baseline_config(agent, arguments, tuned)
+    parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
+    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory), defaults=tuned)
+    depends = f"--memory ({', '.join(KINDS)}) and --agent ({', '.join(AGENTS)}), their defaults on --env too"
+    description = f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on {depends}."
     return dataclasses.asdict(cli.parse(flags, arguments, description))
 
 
-def _baseline_config(agent: str, arguments: list[str]) -> dict[str, Any]:
+def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] | None) -> dict[str, Any]:
     """`_own_config` for an agent that brings its own policy, whose name stands for the memory kind."""
     network = AGENTS[agent].network
     if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    tuned = TUNED.get((cli.value_of("env", arguments) or RunConfig.env, agent))
     flags = cli.joined(RunConfig, AGENTS[agent].Config, defaults=tuned)
     return {**dataclasses.asdict(cli.parse(flags, arguments, f"Trains the baseline {agent}.")), "memory": network}
 
@@ -187,8 +178,8 @@ def build(config: Mapping[str, Any]) -> Run:
         core=cli.part(core_config(config["memory"]), settings),
     ).to(_device(config["device"]))
     algorithm = AGENTS[config["agent"]]
-    learner = with_entropy_for(cli.part(algorithm.Config, config), env.memory_horizon)
-    agent = algorithm(policy, learner, config["num_envs"], config["seed"])
+    numbers = config["num_envs"], config["seed"], env.memory_horizon
+    agent = algorithm(policy, cli.part(algorithm.Config, config), *numbers)
     # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
     seed = config["seed"] * 1_000_003
     forgetting, source = cli.part(ForgettingConfig, config), None

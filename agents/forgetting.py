@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from agents.learner import check_at_least
+
 
 @dataclass(frozen=True)
 class ForgettingConfig:
@@ -32,10 +34,7 @@ class ForgettingConfig:
     """Hard episodes that must have been seen before success counts as known."""
 
     def __post_init__(self):
-        if self.full_evidence < 1:
-            raise ValueError(f"--full-evidence: expected at least 1, got {self.full_evidence}")
-        if self.memory_budget < 0:
-            raise ValueError(f"--memory-budget: expected at least 0, got {self.memory_budget}")
+        check_at_least(self, full_evidence=1, memory_budget=0)
         if not 0 < self.success_target <= 1:
             raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
 

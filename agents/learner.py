@@ -96,14 +96,15 @@ class Learner:
     Config: ClassVar[type[LearnerConfig]]
     network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
 
-    def __init__(self, policy: Any, config: Any, num_envs: int, seed: int):
-        """config: a `Config`. Raises ValueError if there are more minibatches than environments."""
+    def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
+        """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises ValueError if
+        there are more minibatches than environments."""
         if config.num_minibatches > num_envs:
             raise ValueError(
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
                 f"environments, got {config.num_minibatches}"
             )
-        config = with_entropy_for(config, None)
+        config = with_entropy_for(config, horizon)
         self.policy, self.config = policy, config
         self.predictor = policy.observation_predictor() if config.observation_prediction_coef else None
         groups = policy.parameter_groups(config.learning_rate)

@@ -110,8 +110,8 @@ def unroll_layer(
 
     loss = None
     if torch.is_grad_enabled() and not details:
-        lift, last_use = kind.use_lift() if pressure else None, None
-        if lift is not None:  # w / (1 - w) * others > lift, solved for w
+        last_use = None
+        if pressure and (lift := kind.use_lift()) is not None:  # w / (1 - w) * others > lift, solved for w
             others = visible.sum(2, keepdim=True) - 1
             used = weights.amax(1) > lift / (lift + others)  # [B,T,C]
             last_use = age.masked_fill(~used, -1).amax(1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
 
 LONGEST_NEED = 0.99  # fraction of L_max that a memory can need at most
+LONGEST_LEVEL = math.log(LONGEST_NEED / (1 - LONGEST_NEED))  # of the span predictor's output, whose sigmoid that is
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class ExpireSpan(MemoryKind):
         weight, bias = self.span.weight[0], self.span.bias
         level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
         spans = _unflattened(level)
-        shortest, longest = (math.log(part / (1 - part)) for part in (1 / (self.config.max_span + 1), LONGEST_NEED))
-        pressed = _unflattened(level.clamp(min=shortest) if pressure > 0 else level.clamp(max=longest))
+        shortest = -math.log(self.config.max_span)  # the level of a span of about one step
+        pressed = _unflattened(level.clamp(min=shortest) if pressure > 0 else level.clamp(max=LONGEST_LEVEL))
         loss = math.copysign(1, pressure) * pressed.masked_fill(~new, 0).sum()
         if last_use is not None:
             needed = (last_use * (1 + self.config.use_margin) + 1) / self.config.max_span
