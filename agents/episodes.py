@@ -67,20 +67,18 @@ class EpisodeWindow:
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
         """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped. Returns how many
         of them are hard."""
-        hard = 0
+        episodes = list(episodes)
         for episode in episodes:
             self.recent.append(episode)
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
                 kept = [e for e in self.hard if e[self.difficulty_key] >= HARD * difficulty]
-                hard = 0
                 self.hard.clear()
                 self.hard.extend(kept)
             if difficulty >= HARD * self.hardest:
                 self.hard.append(episode)
-                hard += 1
-        return hard
+        return sum(episode[self.difficulty_key] >= HARD * self.hardest for episode in episodes)
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""

@@ -178,6 +178,7 @@ def test_a_harder_episode_moves_the_limit():
     assert window.hard_score() == (0.5, 2)  # 60 is above 52.5
     assert window.add([episode(100, False), episode(60, True)]) == 1
     assert window.hard_score() == (0, 1)
+    assert window.add([episode(110, False), episode(120, False), episode(80, True)]) == 2  # 110 still is, 80 is not
 
 
 def test_windows_hold_the_latest():
