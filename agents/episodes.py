@@ -58,7 +58,7 @@ def quotients(episodes: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) 
 class EpisodeWindow:
     """The latest episodes, and apart from them the latest hard ones, so that a mean over many easy ones hides nothing."""
 
-    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 200):
+    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
         self.difficulty_key = difficulty_key or "steps"
         self.hardest = 0.0
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)

@@ -123,8 +123,9 @@ class Learner:
         config = self.config
         rate = _between(config.learning_rate, config.final_learning_rate, progress)
         entropy_coef = _between(config.ent_coef, config.final_ent_coef, progress)
+        pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)  # no schedule: a task learned late is forgotten as fast
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"] * (max(abs(pressure), RATE_AT_REST) if group["pressed"] else 1.0)
+            group["lr"] = group["scale"] * (pace if group["pressed"] else rate)
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
         return {**figures, "train/learning_rate": rate, "train/ent_coef": entropy_coef}

@@ -130,15 +130,16 @@ def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
     "progress, rate, entropy", [(0.0, 0.1, 0.02), (0.25, 0.08, 0.015), (1.0, 0.02, 0.0), (1.5, 0.02, 0.0)]
 )
 def test_schedules_are_linear(progress, rate, entropy):
-    """From start to end and no further; the memory kind's own parameters at a tenth of the rate, as it asks."""
+    """From start to end and no further. What is pressed has no schedule: the pressure sets its pace, here a tenth of the
+    first rate, as its kind asks."""
     settings = {"learning_rate": 0.1, "final_learning_rate": 0.02, "ent_coef": 0.02, "final_ent_coef": 0.0}
     policy = Table()
     ppo = make_ppo(policy, 7, vf_coef=0.0, **settings)
     figures = ppo.update(experience(7), progress, 1.0)
     assert figures["train/learning_rate"] == pytest.approx(rate)
     assert figures["train/ent_coef"] == pytest.approx(entropy)
-    assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, rate / 10])
-    assert policy.span.item() == pytest.approx(2 - rate / 10)  # Adam's first step is as long as the rate
+    assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, 0.01])
+    assert policy.span.item() == pytest.approx(2 - 0.01)  # Adam's first step is as long as the rate
 
 
 @pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])
