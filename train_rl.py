@@ -1,8 +1,8 @@
 """Trains an agent: config -> environments, policy, agent -> learn. See README.md, or --help.
 
 A run directory holds config.json, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state,
-for --resume), checkpoints/ (policies on the way) and policy.safetensors: the policy with the fewest live memories among
-those that kept success (the latest of them where nothing is forgotten), or the last one where none did.
+for --resume), checkpoints/ (policies on the way) and policy.safetensors: of the policies that kept success the
+latest with about the fewest live memories (the latest where nothing is forgotten), or the last one where none did.
 """
 
 from __future__ import annotations

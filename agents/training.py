@@ -16,6 +16,9 @@ from agents.forgetting import ForgettingConfig, ForgettingController
 from agents.rollout import LARGEST_DIFFERENCE, Collector, RolloutSource, acting_learning_difference, under
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
+AS_FEW = 1.2
+"""Policies with up to so many times the fewest live memories count as equally good, and the latest of them is kept. The very
+fewest is that of a rollout of short episodes, or of a moment when spans were too short and success had not yet fallen."""
 
 
 class Trainer:
@@ -150,18 +153,18 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with no more live memories than before;
-        where nothing is brought down, the latest with which it holds. Lets those go that no longer meet the target, which
-        without success moves with the best return."""
+        """Keeps the weights that acted in this rollout if the constraint holds with about as few live memories as ever, so that
+        it is the latest of those; where nothing is brought down, the latest with which it holds. Lets those go that no
+        longer meet the target, which without success moves with the best return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
         if not self.controller.holds(score, count, is_success):
             return
-        cost = 0.0
+        cost, budget = 0.0, self.controller.config.memory_budget
         if self.policy.can_forget and self.controller.config.forgetting and live is not None:
-            # Below the budget fewer is no better: take the later.
-            cost = max(live, self.controller.config.memory_budget)
-        if self.best is None or cost <= self.best["cost"]:
+            cost = max(live, budget)  # within the budget fewer is no better
+        fewest = cost if self.best is None else min(cost, self.best["fewest"])
+        if cost <= (AS_FEW * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-            kept = {"cost": cost, "live": live, "score": score, "timesteps": self.timesteps}
+            kept = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps}
             self.best = {**kept, "weights": weights}

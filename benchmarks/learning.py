@@ -4,7 +4,7 @@
 
 Every flag of train_rl.py may follow. Seeds whose results are there are not trained again. Each seed trains with one thread, `--jobs` of them at a time; every `--eval-every` steps
 the policy plays 1,000 fresh episodes with the environment's own (evaluation) settings, at the end also hard ones. Both the
-last policy and the kept one (fewest live memories while success held) are reported. Timings therefore are of one core.
+last policy and the kept one (about the fewest live memories while success held) are reported. Timings therefore are of one core.
 """
 
 from __future__ import annotations
