@@ -18,7 +18,7 @@ from agents.rollout import LARGEST_DIFFERENCE, Collector, RolloutSource, acting_
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2
 """Policies with up to so many times the fewest live memories count as equally good, and the latest of them is kept. The very
-fewest is that of a rollout of short episodes, or of a moment when spans were too short and success had not yet fallen."""
+fewest is a moment picked by chance: a rollout of short episodes, or spans whose brevity success does not show yet."""
 
 
 class Trainer:
