@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+import torch
 import tyro
 
 T = TypeVar("T")
+LARGEST_SEED = 2**31
+"""Seeds are multiplied, so that the environments of different runs do not overlap: this many fit into 64 bits."""
 
 
 class UsageError(ValueError):
@@ -145,9 +148,9 @@ def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises UsageError, one line, for the first of the named settings that is below its least."""
+    """Raises UsageError, one line, for the first of the named settings that is below its least, or no number."""
     for name, low in least.items():
-        if getattr(config, name) < low:
+        if not getattr(config, name) >= low:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
 
 
@@ -169,13 +172,31 @@ def part(config: type, flat: Mapping[str, Any]) -> Any:
 
 
 def value_of(name: str, arguments: list[str]) -> str | None:
-    """The value of --name in the arguments; None if it is not there."""
+    """The value of --name in the arguments, the last one, as tyro takes it; None if it is not there."""
+    value = None
     for i, argument in enumerate(arguments):
         if argument.startswith(f"--{name}="):
-            return argument.split("=", 1)[1]
-        if argument == f"--{name}" and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None
+            value = argument.split("=", 1)[1]
+        elif argument == f"--{name}" and i + 1 < len(arguments):
+            value = arguments[i + 1]
+    return value
+
+
+def check_seed(config: Any) -> None:
+    """Raises UsageError, one line, for a `seed` that no environment could be given."""
+    if not 0 <= config.seed < LARGEST_SEED:
+        raise UsageError(f"--seed: expected 0 to {LARGEST_SEED - 1}, got {config.seed}")
+
+
+def device(name: str) -> str:
+    """The device that --device names. Raises UsageError, one line, if it is not there."""
+    gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if gpu else "cpu"
+    if name != "cpu" and not (gpu and re.fullmatch(r"cuda(:\d+)?", name)):
+        usable = "cpu, cuda or auto" if gpu else "cpu or auto (there is no GPU here)"
+        raise UsageError(f"--device: expected {usable}, got {name!r}")
+    return name
 
 
 @contextlib.contextmanager

@@ -60,28 +60,34 @@ class EvaluateConfig:
     torch_threads: int = 2
     """CPU threads of PyTorch."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """cpu, cuda, or auto: a GPU where there is one."""
 
     def __post_init__(self):
         if not self.policies:
             raise ValueError("policies: expected at least one policy file or run directory, got none")
-        cli.check_at_least(self, episodes=1, num_envs=1, torch_threads=1, seed=0)
+        cli.check_at_least(self, episodes=1, num_envs=1, torch_threads=1)
+        cli.check_seed(self)
         if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot!r}")
         for flag in ("json", "plot"):
             path = getattr(self, flag)
             if path and not Path(path).absolute().parent.is_dir():
                 raise ValueError(f"--{flag}: expected a folder that exists, got {path!r}")
+            if path and Path(path).is_dir():
+                raise ValueError(f"--{flag}: expected a file, {path!r} is a folder")
 
 
 def main() -> None:
     config = cli.parse(EvaluateConfig, sys.argv[1:], "Evaluates saved policies and compares them.")
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
-    loaded = [load_policy(path, config.device) for path in config.policies]
-    info = loaded[0][1]
-    env_id = config.env or info["env"]
-    trained = info.get("env_kwargs", {}) if env_id == info["env"] else {}
+    device = cli.device(config.device)
+    loaded = [load_policy(path, device) for path in config.policies]
+    own, known = (loaded[0][1].get(name) for name in ("env", "env_kwargs"))
+    env_id = config.env or own
+    if not isinstance(env_id, str):
+        raise cli.UsageError(f"--env: expected an environment id, since {config.policies[0]} names none")
+    trained = known if env_id == own and isinstance(known, dict) else {}
     kwargs = {**trained, **cli.json_object("--env-kwargs", config.env_kwargs)}
     if config.wrap:
         kwargs["wraps"] = list(config.wrap)
@@ -126,7 +132,8 @@ def evaluate(
     deterministic: bool = True,
     progress: Any = lambda count: None,
 ) -> dict[str, Any]:
-    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that README.md lists.
+    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that README.md lists, and what the
+    environment itself counts (`metadata["ratios"]`).
 
     Figures of live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
     """

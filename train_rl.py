@@ -82,7 +82,8 @@ class RunConfig:
 
     def __post_init__(self):
         cli.check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
-        cli.check_at_least(self, seed=0, memory_image_every=0)
+        cli.check_at_least(self, memory_image_every=0)
+        cli.check_seed(self)
 
 
 def main() -> None:
@@ -111,9 +112,10 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
 
 def _own_config(arguments: list[str]) -> dict[str, Any]:
     """The flags alone."""
-    memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
-    agent = cli.choice("--agent", cli.value_of("agent", arguments) or RunConfig.agent, AGENTS)
-    env = cli.value_of("env", arguments) or RunConfig.env
+    given = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
+    memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in given.items())
+    cli.choice("--memory", memory, KINDS)
+    cli.choice("--agent", agent, AGENTS)
     tuned = TUNED.get((env, agent))
     if AGENTS[agent].network is not None:
         return _baseline_config(agent, arguments, tuned)
@@ -135,11 +137,14 @@ def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] 
 
 def _resumed_config(run_dir: Path) -> dict[str, Any]:
     try:
-        return json.loads((run_dir / "config.json").read_text())
+        config = json.loads((run_dir / "config.json").read_text())
     except OSError:
         raise cli.UsageError(f"--resume: expected a run directory with config.json, found none in {run_dir}") from None
     except json.JSONDecodeError:
         raise cli.UsageError(f"--resume: expected JSON in {run_dir / 'config.json'}, could not read it") from None
+    if not isinstance(config, dict) or not {"env", "memory", "agent"} <= config.keys():
+        raise cli.UsageError(f"--resume: expected the settings of a run in {run_dir / 'config.json'}, got others")
+    return config
 
 
 @dataclass
@@ -176,7 +181,7 @@ def build(config: Mapping[str, Any]) -> Run:
         memory=config["memory"],
         memory_config=cli.part(kind.Config, settings),
         core=cli.part(core_config(config["memory"]), settings),
-    ).to(_device(config["device"]))
+    ).to(cli.device(config["device"]))
     algorithm = AGENTS[config["agent"]]
     numbers = config["num_envs"], config["seed"], env.memory_horizon
     agent = algorithm(policy, cli.part(algorithm.Config, config), *numbers)
@@ -207,19 +212,10 @@ def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
     spec = observation_spec(env.single_observation_space)
     made = SB3PolicyConfig(spec, int(env.single_action_space.n), agent.network, settings.width)
     seeds = config["seed"], config["seed"] * 1_000_003
-    flat, network, device = FlatVecEnv(SB3VecEnv(env), spec), policy_class(agent.network), _device(config["device"])
+    flat, network, device = FlatVecEnv(SB3VecEnv(env), spec), policy_class(agent.network), cli.device(config["device"])
     total = config["total_timesteps"]
     trainer = SB3Trainer(flat, agent, network, made.policy_kwargs, settings, total, seeds, device)
     return trainer, SB3Policy(made, trainer.algorithm.policy)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        usable = "cpu, cuda or auto" if torch.cuda.is_available() else "cpu or auto (there is no GPU here)"
-        raise cli.UsageError(f"--device: expected {usable}, got {name!r}")
-    return name
 
 
 def _run_dir(config: Mapping[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from agents.learner import check_at_least
+from agents.learner import check_above_zero, check_at_least
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class ForgettingConfig:
     """Hard episodes per update from which on the pressure goes its full way; with fewer it goes less, in proportion: where
     episodes are long, what forgetting does to success is seen later."""
     min_hard_episodes: int = 100
-    """Hard episodes that must have been seen before success counts as known."""
+    """The latest hard episodes, by whose success the target is judged; before there were so many it is not known."""
 
     def __post_init__(self):
-        check_at_least(self, full_evidence=1, memory_budget=0)
+        check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)
+        check_above_zero(self, "success_slack", "pressure_rise")
         if not 0 < self.success_target <= 1:
             raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
 

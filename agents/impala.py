@@ -16,6 +16,7 @@ from agents.learner import (
     Learner,
     LearnerConfig,
     Weights,
+    check_above_zero,
     check_at_least,
     check_fractions,
     explained_variance,
@@ -57,8 +58,7 @@ class ImpalaConfig(LearnerConfig):
         check_at_least(self, num_actors=0, refresh_memory=0)
         if self.refresh_memory and not self.distributed:
             raise ValueError("--refresh-memory: expected --num-actors or --ray-address with it, got neither")
-        if not self.c_clip > 0:
-            raise ValueError(f"--c-clip: expected more than 0, got {self.c_clip}")
+        check_above_zero(self, "c_clip")
         if not self.rho_clip >= self.c_clip:
             raise ValueError(f"--rho-clip: expected at least --c-clip ({self.c_clip}), got {self.rho_clip}")
 

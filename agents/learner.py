@@ -55,8 +55,13 @@ class LearnerConfig:
     """Advantages are divided by their standard deviation, but by no less than this: a solved task is not scaled up."""
 
     def __post_init__(self):
-        check_at_least(self, num_steps=1, num_minibatches=1)
+        check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0, vf_coef=0)
+        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
+        check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
+        check_above_zero(self, "adam_eps", "max_grad_norm", "advantage_std_floor")
         check_fractions(self, "gamma")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
 
 
 def with_entropy_for(config: Any, horizon: int | None) -> Any:
@@ -68,10 +73,17 @@ def with_entropy_for(config: Any, horizon: int | None) -> Any:
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least."""
+    """Raises ValueError, one line, for the first of the named settings that is below its least, or no number."""
     for name, low in least.items():
-        if getattr(config, name) < low:
+        if not getattr(config, name) >= low:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+
+
+def check_above_zero(config: Any, *names: str) -> None:
+    """Raises ValueError, one line, for a setting that is not above 0."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(config, name)}")
 
 
 def check_fractions(config: Any, *names: str) -> None:
@@ -123,7 +135,8 @@ class Learner:
         config = self.config
         rate = _between(config.learning_rate, config.final_learning_rate, progress)
         entropy_coef = _between(config.ent_coef, config.final_ent_coef, progress)
-        pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)  # no schedule: a task learned late is forgotten as fast
+        # What is pressed has no schedule: a task that is learned late is forgotten as fast.
+        pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (pace if group["pressed"] else rate)
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
@@ -183,7 +196,9 @@ class Learner:
             loss = loss + config.observation_prediction_coef * observation_loss
             figures["train/observation_prediction_loss"] = float(observation_loss.detach())
         if not torch.isfinite(loss):
-            raise RuntimeError(f"loss: expected a finite number, got {float(loss)}: a lower --learning-rate may help")
+            raise RuntimeError(
+                f"loss: expected a finite number, got {float(loss.detach())}: a lower --learning-rate may help"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]

@@ -14,6 +14,7 @@ from agents.learner import (
     Learner,
     LearnerConfig,
     Weights,
+    check_above_zero,
     check_at_least,
     check_fractions,
     explained_variance,
@@ -38,6 +39,7 @@ class PPOConfig(LearnerConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, update_epochs=1)
+        check_above_zero(self, "clip_coef", "target_kl")
         check_fractions(self, "gae_lambda")
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.learner import check_at_least
+from agents.learner import check_above_zero, check_at_least, check_fractions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class SB3Config:
     """Width of the encoder, of the hidden layers and of the LSTM."""
 
     def __post_init__(self):
-        check_at_least(self, num_steps=1, n_epochs=1, width=1)
+        check_at_least(self, num_steps=1, n_epochs=1, width=1, learning_rate=0, ent_coef=0, vf_coef=0)
+        check_above_zero(self, "clip_range", "max_grad_norm")
+        check_fractions(self, "gamma", "gae_lambda")
         check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch
 
 

@@ -38,7 +38,7 @@ class Trainer:
         rollouts of `env.num_envs` environments, None to collect them here, in `env` with `seed`."""
         self.env, self.policy, self.agent = env, policy, agent
         self.collector = Collector(env, policy, agent.config.num_steps, seed) if source is None else source
-        self.window = EpisodeWindow(env.metadata.get("difficulty_key"))
+        self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
         self.controller = ForgettingController(forgetting)
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
@@ -128,6 +128,8 @@ class Trainer:
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
         best = figures["best"]
+        if best is not None and "fewest" not in best:  # of a run before 24 November 2026
+            best = {**best, "fewest": best["cost"]}
         self.best = None if best is None else {**best, "weights": under("best/", tensors)}
         return continued
 

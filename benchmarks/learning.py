@@ -59,6 +59,9 @@ class BenchmarkConfig:
     replot: bool = False
     """Train nothing: print and draw the results that are there."""
 
+    def __post_init__(self):
+        cli.check_at_least(self, seeds=1, first_seed=0, jobs=1, eval_every=1, eval_episodes=1)
+
 
 def main() -> None:
     own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
@@ -212,16 +215,22 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "steps to 95%": f"{first['timesteps'] / 1e6:.1f}M" if first else "never",
         "minutes": f"{first['minutes']:.1f}" if first else "-",
         "lowest after": f"{min(h['success_rate'] for h in history[solved[0] :]):.1%}" if first else "-",
-        "last: all": f"{result['last']['all']['success_rate']:.1%}",
-        "last: hard": f"{result['last']['hard']['success_rate']:.1%}",
+        "last: all": _score(result["last"]["all"]),
+        "last: hard": _score(result["last"]["hard"]),
         "live on hard": f"{_mean(result['last']['hard']['live_memories_mean']) or 0:.1f}",
-        "kept: all": f"{figures['all']['success_rate']:.1%}",
-        "kept: hard": f"{figures['hard']['success_rate']:.1%}",
+        "kept: all": _score(figures["all"]),
+        "kept: hard": _score(figures["hard"]),
         "live on hard ": f"{_mean(figures['hard']['live_memories_mean']) or 0:.1f}",
-        "at its end": f"{figures['hard'].get('live_memories_at_end', 0):.1f}",
+        "at its end": f"{figures['hard'].get('live_memories_at_end') or 0:.1f}",
         "steps/s": f"{history[-1]['fps']:,.0f}",
         "peak GB": f"{peak:.2f}" if (peak := result["peak_rss_gb"]) else "-",
     }
+
+
+def _score(figures: dict[str, Any]) -> str:
+    """Success, or the return where there is none."""
+    success = figures["success_rate"]
+    return f"{figures['mean_return']:.3g}" if success is None else f"{success:.1%}"
 
 
 def print_table(report: dict[str, Any]) -> None:

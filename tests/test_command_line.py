@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import cli
 import evaluate
 import train_rl
+import visualize
+from policies import load_policy, save_policy
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]
@@ -242,6 +245,17 @@ BAD_TRAINING = {
     "no number": (["--num-envs", "many"], "--num-envs"),
     "no value": (["--seed"], "--seed"),
     "no steps": (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
+    "negative rate": (["--learning-rate", "-1"], "--learning-rate: expected at least 0, got -1.0"),
+    "rate that is no number": (["--vf-coef", "nan"], "--vf-coef: expected at least 0, got nan"),
+    "norm of 0": (["--max-grad-norm", "0"], "--max-grad-norm: expected more than 0, got 0.0"),
+    "clipping of 0": (["--clip-coef", "0"], "--clip-coef: expected more than 0, got 0.0"),
+    "slack of 0": (["--success-slack", "0"], "--success-slack: expected more than 0, got 0.0"),
+    "lift of 0": (["--use-lift", "0"], "--use-lift: expected more than 0, got 0.0"),
+    "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
+    "Adam's decay": (["--adam-beta2", "1"], "--adam-beta2: expected at least 0 and below 1, got 1.0"),
+    "seed": (["--seed", "99999999999999999999"], "--seed: expected 0 to 2147483647, got 99999999999999999999"),
+    "no memory": (["--memory", ""], "--memory: expected one of expire_span,"),
+    "memory twice": (["--memory", "transformer_xl", "--memory", "gru", "--window", "4"], "unknown flag --window"),
     "heads": (["--width", "30"], "--width: expected a multiple of --num-heads"),
     "device": (["--device", "tpu"], "--device: expected"),
     "nothing to resume": (["--resume", "nowhere"], "expected a run directory with config.json"),
@@ -285,6 +299,9 @@ BAD_EVALUATION = {
     "empty folder": (["folder"], "which it does not have"),
     "no episodes": (["RUN", "--episodes", "0"], "--episodes: expected at least 1"),
     "plot name": (["RUN", "--plot", "x.txt"], "--plot: expected a name that ends in"),
+    "no GPU": (["RUN", "--device", "tpu"], "--device: expected"),
+    "a folder": (["RUN", "--json", "folder"], "--json: expected a file, 'folder' is a folder"),
+    "of no environment": (["nowhere.safetensors"], "--env: expected an environment id"),
     "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
     "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
     "bad wrap": (["RUN", "--wrap", "stretch=much"], "wrap stretch: expected a whole number of steps"),
@@ -298,6 +315,7 @@ def test_bad_evaluation_input_is_told_in_one_line(case, run_dir, in_folder, monk
     Path("short.safetensors").write_bytes(whole[: len(whole) // 2])
     _foreign(Path("foreign.safetensors"))
     Path("folder").mkdir()
+    save_policy(load_policy(run_dir)[0], Path("nowhere.safetensors"), {})
     arguments, told = BAD_EVALUATION[case]
     arguments = [str(run_dir) if a == "RUN" else a for a in arguments]
     assert call(evaluate, arguments, monkeypatch) == 2
@@ -305,8 +323,34 @@ def test_bad_evaluation_input_is_told_in_one_line(case, run_dir, in_folder, monk
     assert told in error and error.startswith("error: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["train_rl.py", "evaluate.py", "visualize.py"])
+@pytest.mark.parametrize("config", ["[]", "{}"])
+def test_resuming_what_is_no_run_is_told_in_one_line(config, in_folder, monkeypatch, capsys):
+    Path("x").mkdir()
+    Path("x/config.json").write_text(config)
+    assert call(train_rl, ["--resume", "x"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "--resume: expected the settings of a run" in error and error.count("\n") == 1
+
+
+def test_a_flag_that_is_given_twice_is_taken_as_it_is_given_last():
+    """The environment's own defaults too."""
+    config = train_rl.parse_config(["--env", "Corridor-v0", "--env", "Portal-v0"])
+    assert (config["env"], config["shifted_heads"]) == (
+        "Portal-v0",
+        train_rl.TUNED["Portal-v0", "ppo"]["shifted_heads"],
+    )
+
+
+FLAGS = {
+    "train_rl.py": [*train_rl.parse_config([])],
+    "evaluate.py": [f.name for f in dataclasses.fields(evaluate.EvaluateConfig)],
+    "visualize.py": [f.name for f in dataclasses.fields(visualize.Flags)],
+}
+
+
+@pytest.mark.parametrize("script", FLAGS)
 def test_help_lists_every_flag_and_exits_with_0(script):
     done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "--seed" in done.stdout and "default" in done.stdout
+    assert done.returncode == 0 and "default" in done.stdout
+    for name in set(FLAGS[script]) - {"policies", "path", "training_kwargs"}:  # no flags: arguments, and what follows
+        assert f"--{name.replace('_', '-')}" in done.stdout

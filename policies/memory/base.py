@@ -19,15 +19,15 @@ UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the e
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least."""
+    """Raises ValueError, one line, for the first of the named settings that is below its least, or no number."""
     for name, low in least.items():
-        if getattr(config, name) < low:
+        if not getattr(config, name) >= low:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
 
 
 def check_spans(config: Any) -> None:
     """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
-    check_at_least(config, ramp=1, max_span=0)
+    check_at_least(config, ramp=1, max_span=0, span_lr_scale=0, span_coef=0)
     if not 0 < config.initial_span < 1:
         raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
 

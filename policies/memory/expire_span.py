@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
+from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_at_least, check_spans
 
 LONGEST_NEED = 0.99  # fraction of L_max that a memory can need at most
 LONGEST_LEVEL = math.log(LONGEST_NEED / (1 - LONGEST_NEED))  # of the span predictor's output, whose sigmoid that is
@@ -43,6 +43,9 @@ class ExpireSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
+        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0)
+        if not self.use_lift > 0:
+            raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
 
 
 class ExpireSpan(MemoryKind):

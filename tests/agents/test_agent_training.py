@@ -187,6 +187,25 @@ def test_a_state_without_a_kept_policy_leaves_none(tmp_path):
     assert other.best is None and other.timesteps == 0
 
 
+def test_a_state_from_before_the_fewest_were_told_apart_continues():
+    """Until 24 November 2026 the kept policy had a cost."""
+    trainer, other = eventful(0), eventful(1)
+    while trainer.best is None:
+        trainer.update()
+    tensors, figures = trainer.state()
+    figures["best"]["cost"] = figures["best"].pop("fewest")
+    other.load_state(tensors, figures)
+    assert other.best["fewest"] == trainer.best["fewest"]
+    other.update()
+
+
+def test_success_is_judged_by_as_many_hard_episodes_as_are_asked_for(monkeypatch):
+    """More than the default of 100, too."""
+    trainer = corridor_trainer(forgetting=ForgettingConfig(min_hard_episodes=300))
+    run_scripted(trainer, [1, 1], [5, 4], monkeypatch)  # 200 episodes each
+    assert trainer.best["live"] == 4 and trainer.controller.pressure > 0
+
+
 def test_environments_that_cannot_save_are_told(tmp_path):
     trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, 4) for _ in range(2)]
     trainers[0].update()
