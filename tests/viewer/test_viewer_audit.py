@@ -199,15 +199,20 @@ def test_in_switch_a_swap_changes_one_signal_only():
 # What it finds in the shipped policy
 
 
-def test_a_fact_that_a_later_memory_copied_survives_the_direct_removal_and_not_the_total_one():
+def test_what_is_attended_to_need_not_matter_and_the_fact_does():
+    """At the door all of one head's attention is on the ball, all of another's on the step before: without the ball it takes the
+    other door, without the other it does not."""
     policy, _ = load_policy(SHIPPED)
     episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
     told = audit(policy, episode, look(policy, episode), 3, Corridor.swap_observation)
     assert told["decisions"] == [len(episode.actions) - 1]
     (ball,) = [row for row in told["memories"] if row["written"] == 0]
-    assert ball["direct_removed"]["shift"] < 0.05
-    assert ball["direct_removed"]["action"] == ball["base"]["action"]
-    assert ball["total_removed"]["shift"] > 0.9 and ball["total_swapped"]["action"] != ball["base"]["action"]
+    others = [row for row in told["memories"] if row["written"] != 0]
+    for row in (ball, *others):
+        assert row["attention"] > 0.9 and row["total_swapped"]["action"] != row["base"]["action"]
+    for cut in ("direct_removed", "direct_swapped", "total_removed"):
+        assert ball[cut]["shift"] > 0.9 and ball[cut]["action"] != ball["base"]["action"]
+        assert all(row[cut]["shift"] < 0.05 and row[cut]["action"] == row["base"]["action"] for row in others)
     shown = table({"env": "Corridor-v0", "seed": 3, "action_names": ["n", "e", "s", "w"], "audit": told})
     assert len(shown.rows) == 3
 

@@ -226,10 +226,15 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, 
     one.until("page.chosen === 0 && !page.due")
     (row,) = [row for row in record["audit"]["memories"] if row["written"] == 0]
     told = one.page.inner_text("#effect")
-    assert "no difference" in told and "never remembered" in told
+    assert "slot alone removed" in told and "never remembered" in told
     assert told.count("instead") == sum(
         row[n]["action"] != row["base"]["action"] for n in row if n.startswith(("direct", "total"))
     )
+    one.page.evaluate("page.choose(138)")  # attended to as much, and of no effect
+    one.until("page.chosen === 138 && !page.due")
+    assert "no difference" in one.page.inner_text("#effect")
+    one.page.evaluate("page.choose(0)")
+    one.until("page.chosen === 0 && !page.due")
     one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
     one.settled(138)
     assert one.page.evaluate("document.activeElement.dataset.written") == "0"
