@@ -11,17 +11,18 @@ import os
 
 os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})  # before numpy
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
+import cli
 import envs
 
 MEMORY_ENV = "MiniGrid-MemoryS17Random-v0"
@@ -37,6 +38,9 @@ class Config:
     """How long each timing lasts, about."""
     minigrid_envs: int = 16
     """Environments in MiniGrid's batch: they run one after the other, so more of them are no faster per step."""
+
+    def __post_init__(self):
+        cli.check_at_least(self, num_envs=1, repeats=1, minigrid_envs=1)
 
 
 class Contender:
@@ -83,8 +87,9 @@ def contenders(config: Config) -> list[Contender]:
     return result
 
 
-def main(config: Config) -> None:
+def main() -> None:
     """Times all contenders and prints the table."""
+    config = cli.parse(Config, sys.argv[1:], "How fast the environments step, next to MiniGrid's own MemoryEnv.")
     field = contenders(config)
     speeds = np.array([[contender.run(config.seconds) for contender in field] for _ in range(config.repeats)])
     ratios = np.median(speeds / speeds[:, -1:], axis=0)  # [contenders]
@@ -98,4 +103,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    cli.run(main)
