@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-import torch
 import tyro
 
 T = TypeVar("T")
-LARGEST_SEED = 2**31
-"""Seeds are multiplied, so that the environments of different runs do not overlap: this many fit into 64 bits."""
+SEED_BITS = 31
+"""Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
 
 
 class UsageError(ValueError):
@@ -182,14 +181,25 @@ def value_of(name: str, arguments: list[str]) -> str | None:
     return value
 
 
-def check_seed(config: Any) -> None:
+def check_seed(config: Any, bits: int = SEED_BITS) -> None:
     """Raises UsageError, one line, for a `seed` that no environment could be given."""
-    if not 0 <= config.seed < LARGEST_SEED:
-        raise UsageError(f"--seed: expected 0 to {LARGEST_SEED - 1}, got {config.seed}")
+    if not 0 <= config.seed < 2**bits:
+        raise UsageError(f"--seed: expected 0 to 2^{bits} - 1, got {config.seed}")
+
+
+def environment_of(env: str, info: Mapping[str, Any], path: str) -> tuple[str, dict[str, Any]]:
+    """The environment id that --env or else the policy file at `path`, of which `info` tells, names, and the keyword arguments
+    that the file has for it. Raises UsageError, one line, if neither names one."""
+    own, known = info.get("env"), info.get("env_kwargs")
+    if not isinstance(env or own, str):
+        raise UsageError(f"--env: expected an environment id, since {path} names none")
+    return env or own, dict(known) if env in ("", own) and isinstance(known, dict) else {}
 
 
 def device(name: str) -> str:
     """The device that --device names. Raises UsageError, one line, if it is not there."""
+    import torch  # only here: not every script needs it
+
     gpu = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if gpu else "cpu"

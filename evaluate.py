@@ -83,11 +83,7 @@ def main() -> None:
     torch.manual_seed(config.seed)
     device = cli.device(config.device)
     loaded = [load_policy(path, device) for path in config.policies]
-    own, known = (loaded[0][1].get(name) for name in ("env", "env_kwargs"))
-    env_id = config.env or own
-    if not isinstance(env_id, str):
-        raise cli.UsageError(f"--env: expected an environment id, since {config.policies[0]} names none")
-    trained = known if env_id == own and isinstance(known, dict) else {}
+    env_id, trained = cli.environment_of(config.env, loaded[0][1], config.policies[0])
     kwargs = {**trained, **cli.json_object("--env-kwargs", config.env_kwargs)}
     if config.wrap:
         kwargs["wraps"] = list(config.wrap)

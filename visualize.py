@@ -61,8 +61,7 @@ class Flags:
 
     def check(self) -> None:
         """Raises UsageError for a value out of range. (tyro would wrap what `__post_init__` raises.)"""
-        if not 0 <= self.seed < 2**63:
-            raise cli.UsageError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
+        cli.check_seed(self, bits=63)
         cli.check_at_least(self, max_steps=1, episodes=1, audit=0)
         for name, endings in (
             ("out", (".html", *PICTURES)),
@@ -176,11 +175,7 @@ def _has_cells(policy: ActorCritic) -> bool:
 def _environment(flags: Flags, policy: ActorCritic, info: Mapping[str, Any]) -> tuple[str, gym.Env]:
     """The environment to play in, with pictures if it has them. Raises ValueError, one line, if it is not one that the
     policy can act in."""
-    own, known = info.get("env"), info.get("env_kwargs")
-    env_id = flags.env or own
-    if not isinstance(env_id, str):
-        raise cli.UsageError(f"--env: expected an environment id, since {flags.path} names none")
-    kwargs = dict(known) if env_id == own and isinstance(known, dict) else {}
+    env_id, kwargs = cli.environment_of(flags.env, info, flags.path)
     kwargs |= cli.json_object("--env-kwargs", flags.env_kwargs)
     env = make_env(env_id, **kwargs)
     if "rgb_array" in env.unwrapped.metadata.get("render_modes", []) and "render_mode" not in kwargs:

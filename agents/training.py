@@ -128,9 +128,9 @@ class Trainer:
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
         best = figures["best"]
-        if best is not None and "fewest" not in best:  # of a run before 24 November 2026
-            best = {**best, "fewest": best["cost"]}
-        self.best = None if best is None else {**best, "weights": under("best/", tensors)}
+        if best is not None:  # runs before 24 November 2026 told the fewest as the cost
+            best = {"fewest": best.get("cost"), **best, "weights": under("best/", tensors)}
+        self.best = best
         return continued
 
     def close(self) -> None:

@@ -253,7 +253,7 @@ BAD_TRAINING = {
     "lift of 0": (["--use-lift", "0"], "--use-lift: expected more than 0, got 0.0"),
     "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
     "Adam's decay": (["--adam-beta2", "1"], "--adam-beta2: expected at least 0 and below 1, got 1.0"),
-    "seed": (["--seed", "99999999999999999999"], "--seed: expected 0 to 2147483647, got 99999999999999999999"),
+    "seed": (["--seed", "99999999999999999999"], "--seed: expected 0 to 2^31 - 1, got 99999999999999999999"),
     "no memory": (["--memory", ""], "--memory: expected one of expire_span,"),
     "memory twice": (["--memory", "transformer_xl", "--memory", "gru", "--window", "4"], "unknown flag --window"),
     "heads": (["--width", "30"], "--width: expected a multiple of --num-heads"),
