@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
+from walks import wandering
 
 from envs.corridor import Corridor, CorridorEnv, CorridorVectorEnv
 from envs.tiles import EAST, NORTH, SOUTH, WEST
@@ -67,15 +70,24 @@ def plain_of(core: Corridor, row: int) -> PlainCorridor:
     return PlainCorridor(int(core.length[row]), colour, side, core.view_size, core.max_steps)
 
 
-@settings(max_examples=60, deadline=None)
+ENDS: Counter[str] = Counter()
+
+
+def test_batched_rules_are_the_plain_rules():
+    """Over whole episodes, one after the other."""
+    ENDS.clear()
+    check_rules()
+    assert all(ENDS[end] >= 20 for end in ("door", "own limit", "default limit"))
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**64),
     lengths=st.tuples(st.integers(3, 9), st.integers(0, 6)),
     view_size=st.sampled_from([3, 5, 7, 9]),
     max_steps=st.sampled_from([None, None, 1, 7]),
-    actions=st.lists(st.lists(st.sampled_from([NORTH, EAST, EAST, EAST, SOUTH, WEST]), min_size=B, max_size=B)),
 )
-def test_batched_rules_are_the_plain_rules(seed, lengths, view_size, max_steps, actions):
+def check_rules(seed, lengths, view_size, max_steps):
     kwargs = {"min_length": lengths[0], "max_length": sum(lengths), "view_size": view_size, "max_steps": max_steps}
     env = CorridorVectorEnv(B, **kwargs)
     observation, infos = env.reset(seed=seed)
@@ -83,8 +95,11 @@ def test_batched_rules_are_the_plain_rules(seed, lengths, view_size, max_steps, 
     assert infos == {}
     for row in range(B):
         np.testing.assert_array_equal(observation[row], plain[row].observation())
-    for step in actions:
-        observation, reward, terminated, truncated, infos = env.step(np.array(step))
+    rng = np.random.default_rng(seed)
+    for _ in range(150):
+        step = wandering(rng, env.core.x == env.core.length - 1, env.core.door)
+        step[2] = WEST if rng.random() < 0.9 else step[2]  # the third agent comes to the time limit
+        observation, reward, terminated, truncated, infos = env.step(step)
         ended = np.zeros(B, bool)
         for row in range(B):
             expected = plain[row].step(step[row])
@@ -93,6 +108,7 @@ def test_batched_rules_are_the_plain_rules(seed, lengths, view_size, max_steps, 
             if ended[row]:
                 np.testing.assert_array_equal(infos["final_obs"][row], plain[row].observation())
                 assert {key: infos["final_info"][key][row] for key in expected[3]} == expected[3]
+                ENDS["door" if terminated[row] else "own limit" if max_steps else "default limit"] += 1
                 plain[row] = plain_of(env.core, row)
             np.testing.assert_array_equal(observation[row], plain[row].observation())
         np.testing.assert_array_equal(infos.get("_final_obs", np.zeros(B, bool)), ended)

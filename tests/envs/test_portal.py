@@ -3,6 +3,8 @@ the task asks for memory: an oracle's steps, chance's failure, and doors that te
 
 from __future__ import annotations
 
+from collections import Counter
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Door, Goal, Wall, WorldObj
+from walks import wandering
 
 import envs
 from envs.portal import HOME, THINGS, Portal, PortalEnv, PortalVectorEnv
@@ -85,10 +88,18 @@ class PlainPortal:
         return left + shaping, shaping, left, truncated, info
 
 
-MOVES = st.sampled_from([NORTH, EAST, EAST, EAST, SOUTH, NORTH, SOUTH, WEST])
+ENDS: Counter[str] = Counter()
 
 
-@settings(max_examples=60, deadline=None)
+def test_batched_rules_are_the_plain_rules():
+    """Over whole episodes, one after the other."""
+    ENDS.clear()
+    check_rules()
+    assert all(ENDS[end] >= 20 for end in ("left several rooms", "default limit", "own limit"))
+    assert ENDS["repeated mistakes in a later episode"] >= 20
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**64),
     rooms=st.tuples(st.integers(1, 4), st.integers(0, 3)),
@@ -96,11 +107,8 @@ MOVES = st.sampled_from([NORTH, EAST, EAST, EAST, SOUTH, NORTH, SOUTH, WEST])
     view_size=st.sampled_from([3, 3, 5, 9]),
     progress_reward=st.sampled_from([0.0, 0.1, 2]),
     max_steps=st.sampled_from([None, None, 1, 7]),
-    actions=st.lists(st.lists(MOVES, min_size=B, max_size=B), max_size=80),
 )
-def test_batched_rules_are_the_plain_rules(
-    seed, rooms, room_length, view_size, progress_reward, max_steps, actions
-):  # fmt: skip
+def check_rules(seed, rooms, room_length, view_size, progress_reward, max_steps):
     env = PortalVectorEnv(
         B, min_rooms=rooms[0], max_rooms=sum(rooms), room_length=room_length, view_size=view_size,
         progress_reward=progress_reward, max_steps=max_steps,
@@ -110,8 +118,12 @@ def test_batched_rules_are_the_plain_rules(
     assert infos == {}
     for row in range(B):
         np.testing.assert_array_equal(observation[row], plain[row].observation())
-    for step in actions:
-        observation, reward, terminated, truncated, infos = env.step(np.array(step))
+    rng = np.random.default_rng(seed)
+    episodes = np.zeros(B, int)
+    for _ in range(200):
+        right = env.core.right[np.arange(B), env.core.room]
+        step = wandering(rng, env.core.x == room_length - 1, right)
+        observation, reward, terminated, truncated, infos = env.step(step)
         ended = np.zeros(B, bool)
         for row in range(B):
             expected = plain[row].step(step[row])
@@ -123,6 +135,10 @@ def test_batched_rules_are_the_plain_rules(
             if ended[row]:
                 np.testing.assert_array_equal(infos["final_obs"][row], plain[row].observation())
                 assert {key: infos["final_info"][key][row] for key in expected[4]} == expected[4]
+                ENDS["left several rooms"] += bool(terminated[row]) and plain[row].rooms > 1
+                ENDS["own limit" if max_steps else "default limit"] += bool(truncated[row])
+                ENDS["repeated mistakes in a later episode"] += plain[row].repeated > 0 and episodes[row] > 0
+                episodes[row] += 1
                 plain[row] = PlainPortal(env.core, row)
             np.testing.assert_array_equal(observation[row], plain[row].observation())
         np.testing.assert_array_equal(infos.get("_final_obs", np.zeros(B, bool)), ended)
@@ -357,3 +373,7 @@ def test_what_was_tried_decides_between_the_doors_of_a_room_that_is_known():
         core.step(np.array([action]))
     assert told == [False, False, False, True, False, False]  # the second room's doors are new
     assert core.facts() is None and core.swap_observation(core.observe()) is None
+
+
+def test_progress_is_not_rewarded_unless_asked_for():
+    assert Portal(1).progress_reward == 0.0

@@ -1,0 +1,21 @@
+"""Long walks for the tests of rules: hardly any sequence of unrelated draws ever comes to the end of an episode."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.tiles import EAST, NORTH, SOUTH, WEST
+
+MISTAKEN = np.array([0, 0.08, 0.5])
+"""How often the three agents take the wrong door."""
+WANDER = np.array([0, 0.1, 0.1])
+"""How often they do anything."""
+
+
+def wandering(
+    rng: np.random.Generator, at_doors: np.ndarray, right: np.ndarray, wander: np.ndarray = WANDER
+) -> np.ndarray:
+    """Actions [3] of three agents of whom some are between their doors (bool [3]), where `right` [3] is the y of the right one."""
+    mistaken = rng.random(3) < MISTAKEN
+    action = np.where(at_doors, np.where((right < 0) != mistaken, NORTH, SOUTH), EAST)
+    return np.where(rng.random(3) < WANDER, rng.choice([NORTH, EAST, SOUTH, WEST], 3), action)
