@@ -61,8 +61,8 @@ def parse(config: type[T], arguments: Sequence[str], description: str) -> T:
         raise UsageError(_one_line(stderr.getvalue())) from None
 
 
-def check_flags(config: Any, arguments: Iterable[str]) -> None:
-    """Raises UsageError for a flag that `config` does not have, with the nearest that it has."""
+def flag_names(config: Any) -> list[str]:
+    """The flags that a dataclass has on the command line, --help first."""
     valid = ["--help"]
     hints = get_type_hints(config, include_extras=True)
     for field in dataclasses.fields(config):
@@ -74,14 +74,28 @@ def check_flags(config: Any, arguments: Iterable[str]) -> None:
         valid.append(f"--{name}")
         if kind is bool:
             valid.append(f"--no-{name}")
+    return valid
+
+
+def flag_of(argument: str) -> str:
+    """The flag in --some_flag=value, as it is listed."""
+    return argument.split("=")[0].replace("_", "-")
+
+
+def check_flags(config: Any, arguments: Iterable[str]) -> None:
+    """Raises UsageError for a flag that `config` does not have, with the nearest that it has."""
+    valid = flag_names(config)
     for argument in arguments:
-        if not argument.startswith("--") or argument == "--":
-            continue
-        given = argument.split("=")[0].replace("_", "-")
-        if given not in valid:
-            near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise UsageError(f"unknown flag {given}: {hint}")
+        if argument.startswith("--") and argument != "--":
+            check_flag(argument, valid)
+
+
+def check_flag(argument: str, valid: Sequence[str]) -> None:
+    """Raises UsageError for a flag that is not among `valid`, with the nearest that is."""
+    given = flag_of(argument)
+    if given not in valid:
+        near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+        raise UsageError(f"unknown flag {given}: {f'did you mean {near[0]}?' if near else 'see --help'}")
 
 
 def json_object(flag: str, text: str) -> dict[str, Any]:

@@ -126,6 +126,13 @@ def _own_config(arguments: list[str]) -> dict[str, Any]:
     return dataclasses.asdict(cli.parse(flags, arguments, description))
 
 
+def flag_names() -> list[str]:
+    """Every flag that some memory kind and agent have."""
+    parts = [RunConfig, ForgettingConfig, *(agent.Config for agent in AGENTS.values())]
+    parts += [part for name, kind in KINDS.items() for part in (kind.Config, core_config(name))]
+    return list(dict.fromkeys(name for part in parts for name in cli.flag_names(part)))
+
+
 def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] | None) -> dict[str, Any]:
     """`_own_config` for an agent that brings its own policy, whose name stands for the memory kind."""
     network = AGENTS[agent].network
@@ -167,7 +174,9 @@ def build(config: Mapping[str, Any]) -> Run:
     # A run goes on as it began: what training sets is in its config (of runs since November 2026).
     env_kwargs = {**config.get("training_kwargs", training_kwargs(config["env"])), **own}
     env = make_vec_env(config["env"], config["num_envs"], **env_kwargs)
-    info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
+    # What training sets differently stays in training, also where the user has set it.
+    lasting = {name: value for name, value in own.items() if name not in training_kwargs(config["env"])}
+    info = {"env": config["env"], "env_kwargs": lasting, "agent": config["agent"], "seed": config["seed"]}
     if AGENTS[config["agent"]].network is not None:
         return Run(*_baseline(config, env), info)
     kind = KINDS[config["memory"]]
@@ -305,7 +314,7 @@ def _resume(run_dir: Path, trainer: Trainer | SB3Trainer) -> list[dict[str, str]
     tensors, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
     try:
         if not trainer.load_state(tensors, figures):
-            _say("the environments cannot save their state: they begin new episodes")
+            _say("the environments' state was not saved: they begin new episodes")
     except (KeyError, TypeError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         raise cli.UsageError(f"{run_dir}: expected config and checkpoint that belong together ({told})") from None

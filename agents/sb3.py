@@ -17,6 +17,9 @@ from torch import Tensor
 
 from agents.learner import check_above_zero, check_at_least, check_fractions
 
+OTHER_EPISODES = 500_000
+"""From this seed on, counted from the run's own, a continued run's episodes are drawn."""
+
 
 @dataclass(frozen=True)
 class SB3Config:
@@ -103,7 +106,7 @@ class SB3Trainer:
                 f"--batch-size: expected no minibatch of one of {self.rollout_size}, got {config.batch_size}"
             )
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
-        self.updates = self.episodes = 0
+        self.updates, self._env_seed = 0, seeds[1]
         self.stop = threading.Event()
         self.algorithm = agent.algorithm()(
             policy_class,
@@ -180,6 +183,9 @@ class SB3Trainer:
         policy.optimizer.load_state_dict({**policy.optimizer.state_dict(), "state": moments})
         self.algorithm.num_timesteps, self.updates = figures["timesteps"], figures["updates"]
         self.algorithm._n_updates = figures["n_updates"]
+        # Not the episodes of the beginning once more, nor those of a run with another seed.
+        self.env.seed(self._env_seed + OTHER_EPISODES + self.updates * self.env.num_envs)
+        self.algorithm._last_obs = self.env.reset()
         return False
 
     def close(self) -> None:

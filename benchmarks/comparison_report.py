@@ -101,12 +101,14 @@ def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
         budget = f"{row['budget']}{'' if keeps_budget(row) else ' *'}" if row["budget"] else "-"
         told = (_told(row[name], SHOWN[name][1]) for name in names)
         lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(told) + " |")
-    lines += ["", f"Highest within its budget: {_highest(rows)}.", "", f"Continued by `{command}`.", ""]
+    if any(row["budget"] for row in rows):
+        lines += ["", f"Highest within its budget: {_highest(rows)}."]
+    lines += ["", f"Continued by `{command}`.", ""]
     return "\n".join(lines)
 
 
 def _highest(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(f"{budget}: {', '.join(kinds) or 'none'}" for budget, kinds in highest(rows).items()) or "none"
+    return "; ".join(f"{budget}: {', '.join(kinds) or 'nobody'}" for budget, kinds in highest(rows).items())
 
 
 def _told(estimate: Estimate | None, form: str) -> str:
@@ -144,7 +146,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         left.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
         right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
         right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
-    right.plot(budgets, budgets, color="0.6", linewidth=5, alpha=0.4, zorder=0)
+    right.plot(budgets, budgets, "s-", color="0.6", linewidth=5, alpha=0.4, zorder=0)
     right.set(ylabel="live memories: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:.0f}")
@@ -164,6 +166,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     seeds = sorted({row["seeds"] for row in rows})
     told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    figure.suptitle(f"{env}: interquartile mean over {told} seeds, 95% intervals; hollow: held more than the budget")
+    told += " seed" if seeds == [1] else " seeds"
+    figure.suptitle(f"{env}: interquartile mean over {told}, 95% intervals; hollow: held more than the budget")
     figure.savefig(path, dpi=120)
     plt.close(figure)

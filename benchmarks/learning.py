@@ -120,14 +120,17 @@ def _seeds(config: BenchmarkConfig) -> range:
 
 
 def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A benchmark's own arguments (flags that `config` has, and what comes before any flag), and those of train_rl.py."""
-    names = {f"--{name.replace('_', '-')}" for name in config.__dataclass_fields__}
+    """A benchmark's own arguments (flags that `config` has, and what comes before any flag), and those of train_rl.py.
+    Raises UsageError, one line, for a flag that neither has."""
+    names = cli.flag_names(config)
+    known = [*names, *train_rl.flag_names()]
     own: list[str] = []
     rest: list[str] = []
     take = own
     for argument in arguments:
         if argument.startswith("--"):
-            take = own if argument.split("=")[0] in names or argument == "--help" else rest
+            cli.check_flag(argument, known)
+            take = own if cli.flag_of(argument) in names else rest
         take.append(argument)
     return own, rest
 

@@ -73,7 +73,8 @@ def policy_class(network: str) -> type[ActorCriticPolicy]:
         from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
     except ImportError:
         raise ValueError(
-            f"{network}: expected the package sb3-contrib, which is not installed: pip install -r requirements-baselines.txt"
+            f"{network} (sb3-recurrent-ppo): expected the package sb3-contrib, which is not installed: "
+            "pip install -r requirements-baselines.txt"
         ) from None
     return RecurrentActorCriticPolicy
 

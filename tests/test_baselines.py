@@ -34,7 +34,7 @@ AGENTS = {"sb3-ppo": "sb3-mlp", "sb3-recurrent-ppo": "sb3-lstm"}
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch, capsys):
-    """Its steps give the actions that Stable-Baselines3's own predict gives, through ends of episodes."""
+    """Its steps give the logits of Stable-Baselines3's own network, through ends of episodes."""
     monkeypatch.chdir(tmp_path)
     assert call(train_rl, ["--agent", agent, *SMALL], monkeypatch) == 0
     assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
@@ -49,13 +49,55 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
     )
     observation, _ = env.reset(seed=[5, 6, 7, 8])
     theirs.seed(5)
-    flat, acting, state, start = theirs.reset(), policy.begin(policy.initial_memory(4), 1), None, np.ones(4, bool)
+    flat, acting, start, ends = theirs.reset(), policy.begin(policy.initial_memory(4), 1), np.ones(4, bool), 0
+    state = (torch.zeros(1, 4, 64), torch.zeros(1, 4, 64))
+    rng = np.random.default_rng(0)
     for _ in range(30):
-        actions, state = policy.network.predict(flat, state, start, deterministic=True)
-        tensors = {key: torch.as_tensor(value) for key, value in observation.items()}
-        assert (policy.step(tensors, acting, torch.as_tensor(start))[0].argmax(-1).numpy() == actions).all()
-        observation, *_ = env.step(actions)
-        flat, _, start, _ = theirs.step(actions)
+        ours = {key: torch.as_tensor(value) for key, value in observation.items()}
+        logits = policy.step(ours, acting, torch.as_tensor(start))[0]
+        inputs = {key: torch.as_tensor(value) for key, value in flat.items()}
+        with torch.no_grad():
+            if agent == "sb3-ppo":
+                distribution = policy.network.get_distribution(inputs)
+            else:
+                distribution, state = policy.network.get_distribution(inputs, state, torch.as_tensor(start).float())
+        torch.testing.assert_close(logits, distribution.distribution.logits)
+        observation, *_, infos = env.step(actions := rng.choice([1, 1, 1, 0, 2], 4))
+        flat, _, start, told = theirs.step(actions)
+        for row in np.flatnonzero(start):
+            final = (
+                infos["final_obs"][row]
+                if isinstance(infos["final_obs"], np.ndarray)
+                else {key: value[row] for key, value in infos["final_obs"].items()}
+            )
+            for key, value in told[row]["terminal_observation"].items():
+                np.testing.assert_array_equal(value, np.float32(final[key]).reshape(-1))
+        ends += start.sum()
+    assert ends > 10
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_baseline_goes_on_where_it_was_interrupted(agent):
+    """Weights, Adam's state, counters and schedule; with episodes that it has not had."""
+    config = train_rl.parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
+    config["total_timesteps"] = 512
+    trainer, again = (train_rl.build({**config, "seed": seed}).trainer for seed in (1, 1))
+    first = {key: value.copy() for key, value in again.algorithm._last_obs.items()}
+    trainer.update()
+    trainer.update()
+    tensors, figures = trainer.state()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    assert again.load_state(tensors, json.loads(json.dumps(figures))) is False
+    loaded, known = again.state()
+    assert known == figures and figures["timesteps"] == 256 and loaded.keys() == tensors.keys()
+    for name, tensor in loaded.items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=0)
+    assert any(name.startswith("optimizer/") and name.endswith("exp_avg_sq") for name in tensors)
+    assert any((value != first[key]).any() for key, value in again.algorithm._last_obs.items())
+    told = again.update()
+    assert again.timesteps == 384 and not again.done
+    assert told["train/learning_rate"] == pytest.approx(0.01 * (1 - 256 / 512))
+    assert again.algorithm.ent_coef == 0.07
 
 
 def test_what_is_not_installed_is_told_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
+import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +191,13 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     "arguments, told",
     [
         (["--kinds", "expire-span"], "--kinds: expected one of"),
-        (["--budgets", "4"], "budgets of at least 8"),
+        (["--budgets", "4"], "--budgets: expected some of at least 8, got [4]"),
+        (["--kinds"], "--kinds: expected some of expire_span"),
+        (["--budget", "8"], "unknown flag --budget: did you mean --budgets?"),
+        (["--eval-episode", "8"], "did you mean --eval-episodes?"),
+        (["--eval_episodes", "0"], "--eval-episodes: expected at least 1"),
+        (["--quick", "--env", "Switch-v0", "--eval-episodes", "0"], "--eval-episodes: expected at least 1"),
+        (["--agent", "sb3-ppo"], "--agent: expected one that learns with any memory kind (ppo, impala), got 'sb3-ppo'"),
         (["--seeds", "0"], "--seeds: expected at least 1"),
         (["--memory", "gru"], "--memory: expected only flags that the sweep leaves open"),
         (["--kinds", "transformer_xl", "--window", "9"], "it sets --window itself"),
@@ -205,6 +217,94 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(arguments, told, in_fo
 def test_there_is_no_report_of_nothing(in_folder, monkeypatch, capsys):
     assert sweep([*TINY, "--report"], monkeypatch) == 2
     assert "expected a sweep with finished cells, sweep has none" in capsys.readouterr().err
+    assert list(in_folder.iterdir()) == []
+
+
+def test_a_sweep_is_one_process_alone(in_folder, monkeypatch, capsys):
+    Path("sweep/runs").mkdir(parents=True)
+    Path("sweep/cells").mkdir()
+    with Path("sweep/runs/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert sweep(TINY, monkeypatch) == 2
+    assert "a sweep runs in sweep" in capsys.readouterr().err
+    assert not list(Path("sweep/cells").iterdir())
+
+
+ONE = ["--kinds", "none", *TINY[4:]]
+
+
+def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
+    """A report needs no other flag than --out, and its command continues the sweep; a cell from before there was some flag
+    goes on counting; JSON that is no cell is named."""
+    assert sweep(ONE, monkeypatch) == 0
+    table = Path("sweep/table.md").read_text()
+    told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])
+    assert told[:3] == ["python", "-m", "benchmarks.comparison"] and "--env-kwargs" in told and "--num-envs" in told
+    file = Path("sweep/cells/none-any-1.json")
+    cell = json.loads(file.read_text())
+    assert cell["config"].pop("observation_prediction_coef") == 0
+    cell["config"]["env_kwargs"] = '{"max_length":6}'
+    file.write_text(json.dumps(cell))
+    monkeypatch.setattr(train_rl, "train", None)  # nothing is to be trained
+    assert sweep(told[3:], monkeypatch) == 0
+    Path("sweep/table.md").unlink()
+    file.write_text(json.dumps({**cell, "config": {**cell["config"], "env_kwargs": '{"max_length": 6}'}}))
+    assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
+    assert Path("sweep/table.md").read_text() == table
+    assert sweep([*ONE, "--observation-prediction-coef", "0.5"], monkeypatch) == 2
+    assert "expected --observation-prediction-coef 0.0 as in its cell" in capsys.readouterr().err
+    for broken in ("{", "[]", json.dumps({**cell, "kind": "lstm"}), json.dumps({**cell, "config": None})):
+        file.write_text(broken)
+        assert sweep(ONE, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert "none-any-1.json: expected a cell of a sweep" in error and error.count("\n") == 1
+
+
+def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder):
+    """As Ctrl-C does it: the signal goes to the sweep, which ends its workers."""
+    arguments = [
+        *ONE,
+        "--jobs",
+        "2",
+        "--seeds",
+        "2",
+        "--total-timesteps",
+        "100_000_000",
+        "--checkpoint-every",
+        "100_000_000",
+    ]
+    command = [sys.executable, "-m", "benchmarks.comparison", *arguments]
+    path = {**os.environ, "PYTHONPATH": str(Path(comparison.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path)
+    logs = [Path(f"sweep/runs/none-any-{seed}/progress.csv") for seed in (1, 2)]
+    deadline = time.time() + 60
+    while not all(log.is_file() and log.stat().st_size for log in logs):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in error and error.rstrip().endswith("error: interrupted")
+    assert all(log.with_name("checkpoint.safetensors").is_file() for log in logs)
+
+
+def test_the_figures_are_the_evaluations_and_the_logs():
+    result = {
+        "success_rate": 0.5, "mean_return": 2.0, "memory_efficiency": None, "live_memories_mean": [3.0, 5.0],
+        "live_memories_max": [7, 9], "memory_bytes": 11.0, "acting_steps_per_second": 13.0,
+    }  # fmt: skip
+    assert comparison.evaluation_figures(result) == {
+        "success": 0.5, "return": 2.0, "memory_efficiency": None, "live_mean": 4.0, "live_peak": 9, "bytes": 11.0,
+        "acting_steps_per_second": 13.0,
+    }  # fmt: skip
+    without = comparison.evaluation_figures({**result, "live_memories_mean": [], "live_memories_max": []})
+    assert without["live_mean"] is without["live_peak"] is None
+
+
+def test_training_minutes_are_those_of_the_log_without_pauses(tmp_path):
+    (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps\n2,120\n1,240\n")
+    figures = comparison.training_figures(tmp_path, {"num_steps": 12, "num_envs": 10})
+    assert figures == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
 
 
 def test_a_folder_that_is_no_sweep_is_refused_and_kept(in_folder, monkeypatch, capsys):
