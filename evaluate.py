@@ -31,6 +31,12 @@ from policies.io import write_atomically
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
 FIRST_SEED = 10**12  # evaluation seeds begin here, training seeds far below
+ALWAYS = {
+    "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return",
+    "mean_episode_length", "live_memories_mean", "live_memories_max", "live_memories_per_episode", "live_memories_at_end",
+    "memory_bytes", "acting_steps_per_second", "buckets",
+}  # fmt: skip
+"""A policy's figures in every report; `memory_efficiency`, too, is None where there is no oracle."""
 BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 
@@ -220,7 +226,8 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Where all or none succeeded one end is exactly the rate itself, whatever rounding does.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def print_tables(report: Mapping[str, Any]) -> None:
@@ -260,11 +267,12 @@ def print_tables(report: Mapping[str, Any]) -> None:
             )  # fmt: skip
     console.print(by)
     for p in report["policies"]:
-        for name, value in p.items():  # what the environment reports beyond success (see `ratios` in envs/core.py)
-            if isinstance(value, Mapping) or (name == "memory_efficiency" and value is not None):
-                told = value.items() if isinstance(value, Mapping) else [("all", value)]
-                shown = "  ".join(f"{label}: {part:.3f}" for label, part in told if part is not None)
-                console.print(f"{p['path']}, {name.replace('_', ' ')}:  {shown}", soft_wrap=True)
+        for name, value in p.items():  # what the environment counts besides (see `ratios` in envs/core.py)
+            if name in ALWAYS or (name == "memory_efficiency" and value is None):
+                continue
+            parts = value.items() if isinstance(value, Mapping) else [("all", value)]
+            shown = "  ".join(f"{label}: {part:.3f}" for label, part in parts if part is not None)
+            console.print(f"{p['path']}, {name.replace('_', ' ')}:  {shown or 'nothing counted'}", soft_wrap=True)
 
 
 def _success(figures: Mapping[str, Any]) -> str:

@@ -69,7 +69,8 @@ class Core(ABC):
     single_observation_space: spaces.Space
     single_action_space: spaces.Discrete
     memory_horizon: int | None
-    """For how many steps the longest-lived fact must survive in an efficient episode, at most; None if not known."""
+    """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation); None if
+    not known."""
     shaping: np.ndarray | None = None
     """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
     The faces tell it as `shaping` in their infos, and `envs.wrappers` keeps it out of the previous reward."""

@@ -35,7 +35,7 @@ def expect_number(name: str, value: Any, low: float) -> float:
     """`value` as a float if it is a finite number of at least `low`. Raises EnvError otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < math.inf:
         return float(value)
-    raise EnvError(f"{name}: expected a number of at least {low:g}, got {value!r}")
+    raise EnvError(f"{name}: expected a finite number of at least {low:g}, got {value!r}")
 
 
 def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
