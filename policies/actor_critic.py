@@ -95,7 +95,7 @@ class ActorCritic(nn.Module):
             raise TypeError(f"core: expected a {expected} for memory kind {config.memory}, got a {type(core).__name__}")
         self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, core)
         width = core.width
-        self.encoder = Encoder(config.observation, width)
+        self.encoder = Encoder(config.observation, width, core.action_gain)
         self.core: Core
         if issubclass(kind, MemoryKind):
             self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))

@@ -45,7 +45,8 @@ class Encoder(nn.Module):
     """Observation -> [N,D]. Image cells are embedded by place, object, colour and state, Discrete entries by number;
     the sum of all embeddings (a one-hot vector times a matrix, the faster way on a CPU) passes one more layer."""
 
-    def __init__(self, spec: Mapping[str, Mapping[str, Any]], width: int):
+    def __init__(self, spec: Mapping[str, Mapping[str, Any]], width: int, action_gain: float = 1.0):
+        """action_gain: initial weights of the previous action over those of one number of an image cell."""
         super().__init__()
         self.spec = {key: dict(entry) for key, entry in spec.items()}
         self.project = nn.Linear(sum(entry_size(entry) for entry in self.spec.values()), width)
@@ -53,6 +54,10 @@ class Encoder(nn.Module):
         for linear in (self.project, self.mix):  # PyTorch's default biases would drown what tells observations apart
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
+        parts = self.project.weight.detach().split([entry_size(entry) for entry in self.spec.values()], 1)
+        for key, weight in zip(self.spec, parts, strict=True):
+            if key == "previous_action":
+                weight.mul_(action_gain)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """observation: tensors [N, ...] -> [N,D]."""

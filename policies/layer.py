@@ -18,8 +18,8 @@ from policies.memory.base import MemoryKind, check_at_least
 
 SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
-memory among a hundred is 1% of what is read; with 5 some head looks at the odd one out from the start: above 5% in 85
-of 100 networks, above 20% in half of them (at the door of a corridor of 100 tiles, four heads, two layers)."""
+memory among a hundred is 1% of what is read; with 5 some head looks at the odd one out from the start: above 5% in 85%
+of 40 networks, above 20% in half of them (at the door of a corridor of 100 tiles, four heads, two layers)."""
 SHIFT = 10.0
 """What a shifted head adds to the score of the step before, at first: more than most contents give. 30 was no faster."""
 
@@ -37,11 +37,14 @@ class TransformerConfig:
     shifted_heads: int = 0
     """Heads of every layer that begin by looking at the step before, by a learned bias per age: what followed what can
     then be read from one memory."""
+    action_gain: float = 1.0
+    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
+    about 5 both have the same say, and what an action led to is told apart from the start."""
     gating: bool = False
     """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL)."""
 
     def __post_init__(self):
-        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
+        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, action_gain=0)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:

@@ -26,9 +26,12 @@ class RecurrentConfig:
     """Width D of the encoder and of the hidden state."""
     num_layers: int = 1
     """Recurrent layers, each fed by the one below it."""
+    action_gain: float = 1.0
+    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
+    about 5 both have the same say, and what an action led to is told apart from the start."""
 
     def __post_init__(self):
-        check_at_least(self, width=1, num_layers=1)
+        check_at_least(self, width=1, num_layers=1, action_gain=0)
 
 
 @dataclass

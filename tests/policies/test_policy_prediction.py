@@ -9,6 +9,7 @@ import torch
 from policy_cases import SPEC, observations
 
 from policies import KINDS, ActorCritic, PolicyConfig, core_config
+from policies.encoders import entry_size
 from policies.layer import TransformerConfig
 from policies.prediction import VARIANCE_FLOOR, NextObservation
 
@@ -84,3 +85,18 @@ def test_shifted_heads_begin_with_the_step_before(kind):
         assert before[:, 0][goes_on].mean() > 0.5
         assert before[:, 1:].mean(1)[goes_on].mean() < 0.25
         assert (before[:, 0][~goes_on] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["expire_span", "gru", "none"])
+def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
+    """As they are drawn: with the same seed all others are the same."""
+
+    def weight(**core):
+        torch.manual_seed(0)
+        return ActorCritic(PolicyConfig(SPEC, 4, kind, core=core_config(kind)(**core))).encoder.project.weight.detach()
+
+    sizes = [entry_size(entry) for entry in SPEC.values()]
+    parts = zip(SPEC, weight().split(sizes, 1), weight(action_gain=3.0).split(sizes, 1), strict=True)
+    for key, usual, gained in parts:
+        torch.testing.assert_close(gained, usual * 3 if key == "previous_action" else usual)
+    assert "previous_action" in SPEC
