@@ -34,16 +34,13 @@ from policies.io import write_atomically
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
-_LONG = {"total_timesteps": 5_000_000}
 _PORTAL = {
-    **_LONG, "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.1, "final_ent_coef": 0.001,
+    "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
     "span_dropout": True, "use_margin": 3.0,
 }  # fmt: skip
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
-    ("Portal-v0", "sb3-ppo"): _LONG,
-    ("Portal-v0", "sb3-recurrent-ppo"): _LONG,
 }
 """Defaults that an environment and an agent need instead of the flags' own (docs/results.md says what they are worth)."""
 

@@ -36,7 +36,8 @@ class TransformerConfig:
     """Relative positions P: a memory older than that is found by its content alone."""
     shifted_heads: int = 0
     """Heads of every layer that begin by looking at the step before, by a learned bias per age: what followed what can
-    then be read from one memory."""
+    then be read from one memory. The other heads of the layers above the first begin by looking for memories whose step
+    before was like now."""
     action_gain: float = 1.0
     """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
     about 5 both have the same say, and what an action led to is told apart from the start."""
@@ -88,6 +89,20 @@ class Layer(nn.Module):
         orthogonal(self.feed_forward[1], 2**0.5)
         orthogonal(self.feed_forward[3], 0.5)
         self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
+
+    @torch.no_grad()
+    def look_for_what_followed(self, below: Layer, shifted: int) -> None:
+        """Makes an induction head (Olsson et al., 2022, arXiv 2209.11895) of every head but the `shifted` first: its initial
+        query is what its key makes of what the shifted heads of the layer `below` write of the step before."""
+        width, size = self.query.in_features, self.query.in_features // self.heads
+        written = (
+            below.out.weight[:, : shifted * size] @ below.key_value.weight[width : width + shifted * size]
+        )  # [D,D]
+        for head in range(shifted, self.heads):
+            rows = slice(head * size, (head + 1) * size)
+            key = self.key_value.weight[rows]
+            query = key @ written
+            self.query.weight[rows] = query * (key.norm() / query.norm())
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,D] -> keys and values [B,H,C,d]."""

@@ -36,11 +36,20 @@ class NextObservation(nn.Module):
         """
         if not len(actions):
             return features.sum() * 0
+        parts = self._parts(features, actions)
+        return sum(_surprise(entry, parts[key], following[key]) for key, entry in self.spec.items())
+
+    def objects(self, features: Tensor, actions: Tensor, key: str, cell: tuple[int, int]) -> Tensor:
+        """The most likely object in a cell of the image `key`: features [N,D], actions int64 [N] -> int64 [N]."""
+        numbers = self._parts(features, actions)[key]
+        width = self.spec[key]["shape"][1]
+        return numbers.unflatten(1, (-1, sum(CELL_VALUES)))[:, cell[0] * width + cell[1], : CELL_VALUES[0]].argmax(1)
+
+    def _parts(self, features: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """What is put out for each entry of the observation [N,o]."""
         outputs = self.out(F.relu(self.features(features) + self.action(actions)))  # [N,O]
         parts = outputs.split([entry_size(entry) for entry in self.spec.values()], 1)
-        return sum(
-            _surprise(entry, part, following[key]) for (key, entry), part in zip(self.spec.items(), parts, strict=True)
-        )
+        return dict(zip(self.spec, parts, strict=True))
 
 
 def _surprise(entry: Mapping[str, Any], outputs: Tensor, value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(Layer(config, make_kind()) for _ in range(config.num_layers))
+        if config.shifted_heads:
+            for below, layer in pairwise(self.layers):
+                layer.look_for_what_followed(below, config.shifted_heads)
         self.norm = nn.LayerNorm(config.width)
 
     @property

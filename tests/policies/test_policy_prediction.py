@@ -100,3 +100,18 @@ def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
     for key, usual, gained in parts:
         torch.testing.assert_close(gained, usual * 3 if key == "previous_action" else usual)
     assert "previous_action" in SPEC
+
+
+def test_the_other_heads_above_begin_by_looking_for_what_followed():
+    """Observations that come a second time: more attention than to the average memory is on what followed the first time."""
+    shares = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        policy = ActorCritic(PolicyConfig(SPEC, 4, "transformer_xl", core=TransformerConfig(shifted_heads=2)))
+        once = observations(torch.Generator().manual_seed(seed), 20, 3)
+        seen = {key: torch.cat([value, value]) for key, value in once.items()}
+        start = torch.zeros(40, 3, dtype=torch.bool)
+        attention = policy.inspect(seen, policy.initial_memory(3), start)[2][1].attention[:, 2:, :, -40:]  # [B,2,T,T]
+        steps = torch.arange(20, 39)
+        shares.append(attention[:, :, steps, steps - 19].mean())
+    assert torch.stack(shares).mean() > 2 / 30  # uniform attention would be 1 / 30
