@@ -20,8 +20,8 @@ SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
 memory among a hundred is 1% of what is read; with 5 some head looks at the odd one out from the start: above 5% in 85%
 of 40 networks, above 20% in half of them (at the door of a corridor of 100 tiles, four heads, two layers)."""
-SHIFT = 10.0
-"""What a shifted head adds to the score of the step before, at first: more than most contents give. 30 was no faster."""
+SHIFT = 20.0
+"""Score of the step before in a shifted head, where all other memories have 0: of thousands none is seen."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ class TransformerConfig:
     num_positions: int = 16
     """Relative positions P: a memory older than that is found by its content alone."""
     shifted_heads: int = 0
-    """Heads of every layer that begin by looking at the step before, by a learned bias per age: what followed what can
-    then be read from one memory. The other heads of the layers above the first begin by looking for memories whose step
-    before was like now."""
+    """Heads of the first layer that look at the step before and nothing else, for good: what followed what can then be read from one
+    memory. The heads of the layers above begin by looking for memories whose step before was like now."""
     action_gain: float = 1.0
     """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
     about 5 both have the same say, and what an action led to is told apart from the start."""
@@ -54,6 +53,12 @@ class TransformerConfig:
             raise ValueError(f"--width: expected a multiple of --num-heads ({self.num_heads}), got {self.width}")
 
 
+def _fixed(tensor: Tensor, axis: int, count: int) -> Tensor:
+    """The tensor, of which the first `count` along an axis learn nothing."""
+    fixed, free = tensor.split([count, tensor.shape[axis] - count], axis)
+    return torch.cat([fixed.detach(), free], axis)
+
+
 def orthogonal(linear: nn.Linear, gain: float) -> None:
     """Orthogonal weights and no bias: differences between inputs reach the output undimmed. With PyTorch's default the
     biases drown what tells two observations apart, and a policy needs several times as many steps to find its memory."""
@@ -64,10 +69,11 @@ def orthogonal(linear: nn.Linear, gain: float) -> None:
 class Layer(nn.Module):
     """Attention over memory, then a feed-forward layer, both residual."""
 
-    def __init__(self, config: TransformerConfig, kind: MemoryKind):
+    def __init__(self, config: TransformerConfig, kind: MemoryKind, shifted: int = 0):
+        """shifted: heads, the first ones, that look at the step before."""
         super().__init__()
-        width = config.width
-        self.heads, self.kind = config.num_heads, kind
+        width, size = config.width, config.width // config.num_heads
+        self.heads, self.kind, self.shifted = config.num_heads, kind, shifted
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -76,7 +82,7 @@ class Layer(nn.Module):
         self.age_bias = None
         if config.shifted_heads:
             bias = torch.zeros(config.num_heads, config.num_positions)
-            bias[: config.shifted_heads, 1] = SHIFT
+            bias[:shifted, 1] = SHIFT
             self.age_bias = nn.Parameter(bias)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
@@ -84,6 +90,7 @@ class Layer(nn.Module):
         with torch.no_grad():
             self.query.weight.mul_(SHARPNESS)
             self.key_value.weight[:width].mul_(SHARPNESS)
+            self.query.weight[: shifted * size] = 0
         nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
         orthogonal(self.feed_forward[1], 2**0.5)
@@ -92,13 +99,13 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def look_for_what_followed(self, below: Layer, shifted: int) -> None:
-        """Makes an induction head (Olsson et al., 2022, arXiv 2209.11895) of every head but the `shifted` first: its initial
-        query is what its key makes of what the shifted heads of the layer `below` write of the step before."""
+        """Makes an induction head (Olsson et al., 2022, arXiv 2209.11895) of every head: its initial query is what its key
+        makes of what the `shifted` first heads of the layer `below` write of the step before."""
         width, size = self.query.in_features, self.query.in_features // self.heads
         written = (
             below.out.weight[:, : shifted * size] @ below.key_value.weight[width : width + shifted * size]
         )  # [D,D]
-        for head in range(shifted, self.heads):
+        for head in range(self.heads):
             rows = slice(head * size, (head + 1) * size)
             key = self.key_value.weight[rows]
             query = key @ written
@@ -121,13 +128,18 @@ class Layer(nn.Module):
 
     def queries(self, normed: Tensor) -> Tensor:
         """[..., D] -> [..., H, d]."""
-        return self.query(normed).unflatten(-1, (self.heads, -1))
+        queries = self.query(normed).unflatten(-1, (self.heads, -1))
+        return queries if not self.shifted else _fixed(queries, -2, self.shifted)
+
+    def by_age(self) -> Tensor | None:
+        """[H,P]: what each head adds to the scores of an age; None for nothing."""
+        return self.age_bias if not self.shifted else _fixed(self.age_bias, 0, self.shifted)
 
     def attend(
         self, normed: Tensor, keys: Tensor, values: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
     ) -> Tensor:
         """One query per row, see `policies.attention.attend`: normed [B,D] -> [B,H,d]."""
-        return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.age_bias)[0]
+        return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.by_age())[0]
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +30,11 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, make_kind: Callable[[], MemoryKind]):
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Layer(config, make_kind()) for _ in range(config.num_layers))
-        if config.shifted_heads:
-            for below, layer in pairwise(self.layers):
-                layer.look_for_what_followed(below, config.shifted_heads)
+        shifted = config.shifted_heads
+        self.layers = nn.ModuleList(Layer(config, make_kind(), 0 if i else shifted) for i in range(config.num_layers))
+        if shifted:
+            for layer in self.layers[1:]:
+                layer.look_for_what_followed(self.layers[0], shifted)
         self.norm = nn.LayerNorm(config.width)
 
     @property

@@ -103,7 +103,7 @@ def unroll_layer(
     youngest = age[:, :corner, past - (len(layer.positions) - 1) : past]
     left = None if extension is None else age[:, :, : extension.hidden.shape[1]]
     queries = layer.queries(normed[:, past:]).transpose(1, 2)  # [B,H,T,d]
-    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left, layer.age_bias)
+    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left, layer.by_age())
     after = layer.residual(x, attended.transpose(1, 2))
     if len(final_x):
         final_x = _finals(layer, final_x, axis, keys, values, slots)

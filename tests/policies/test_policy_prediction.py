@@ -69,22 +69,30 @@ def test_nothing_to_predict_is_no_loss():
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if core_config(kind) is TransformerConfig and KINDS[kind].stores]
 )
-def test_shifted_heads_begin_with_the_step_before(kind):
-    """Before any learning, and only they: the sharp initial attention to content outdoes their bias at some steps."""
-    core = TransformerConfig(shifted_heads=1)
+def test_shifted_heads_look_at_the_step_before_for_good(kind):
+    """Those of the first layer, all their attention, and nothing teaches them otherwise; no other head does."""
     torch.manual_seed(0)
-    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, core))
+    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig(shifted_heads=1)))
     plain = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig()))
     assert not any("age_bias" in name for name in plain.state_dict())
     seen = observations(torch.Generator().manual_seed(2), 20, 3, dtype=torch.float32)
     start = torch.zeros(20, 3, dtype=torch.bool)
     start[0] = start[11, 1] = True
-    for layer in policy.inspect(seen, policy.initial_memory(3), start)[2]:
+    goes_on = ~start[1:].T
+    for i, layer in enumerate(policy.inspect(seen, policy.initial_memory(3), start)[2]):
         before = layer.attention[:, :, :, -20:].diagonal(-1, 2, 3)  # [B,H,T-1]
-        goes_on = ~start[1:].T
-        assert before[:, 0][goes_on].mean() > 0.5
-        assert before[:, 1:].mean(1)[goes_on].mean() < 0.25
-        assert (before[:, 0][~goes_on] == 0).all()
+        for head in range(4):
+            share = before[:, head][goes_on]
+            assert (share > 0.9999).all() if i == head == 0 else share.mean() < 0.5
+        assert (before[:, 0][~goes_on] == 0).all()  # there is no step before an episode
+
+    out = policy.unroll(seen, policy.initial_memory(3), start)
+    (out.features.square().sum() + out.values.sum()).backward()
+    for i, layer in enumerate(policy.core.layers):
+        size = layer.query.in_features // layer.heads
+        heads = layer.query.weight.grad.unflatten(0, (layer.heads, size)).abs().amax((1, 2))  # [H]
+        assert (heads > 0).tolist() == [i > 0, True, True, True]
+        assert (layer.age_bias.grad.abs().amax(1) > 0).tolist() == [i > 0, True, True, True]
 
 
 @pytest.mark.parametrize("kind", ["expire_span", "gru", "none"])
@@ -102,7 +110,7 @@ def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
     assert "previous_action" in SPEC
 
 
-def test_the_other_heads_above_begin_by_looking_for_what_followed():
+def test_the_heads_above_begin_by_looking_for_what_followed():
     """Observations that come a second time: more attention than to the average memory is on what followed the first time."""
     shares = []
     for seed in range(5):
@@ -111,7 +119,7 @@ def test_the_other_heads_above_begin_by_looking_for_what_followed():
         once = observations(torch.Generator().manual_seed(seed), 20, 3)
         seen = {key: torch.cat([value, value]) for key, value in once.items()}
         start = torch.zeros(40, 3, dtype=torch.bool)
-        attention = policy.inspect(seen, policy.initial_memory(3), start)[2][1].attention[:, 2:, :, -40:]  # [B,2,T,T]
+        attention = policy.inspect(seen, policy.initial_memory(3), start)[2][1].attention[:, :, :, -40:]  # [B,2,T,T]
         steps = torch.arange(20, 39)
         shares.append(attention[:, :, steps, steps - 19].mean())
     assert torch.stack(shares).mean() > 2 / 30  # uniform attention would be 1 / 30
