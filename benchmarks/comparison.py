@@ -46,6 +46,7 @@ from benchmarks.comparison_report import write_report
 from benchmarks.learning import split_arguments
 from policies import KINDS, load_policy
 from policies.io import write_atomically
+from policies.memory.expire_span import ExpireSpanConfig
 
 LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
 COMPRESSION = 4  # Compressive's default rate
@@ -59,6 +60,11 @@ SMALLEST_BUDGET = 8
 def _spans(budget: int) -> dict[str, Any]:
     """The ramp, below which live memory cannot fall, takes at most a quarter."""
     return {"memory_budget": SPAN_SHARE * budget, "ramp": min(LARGEST_RAMP, budget // 4)}
+
+
+def _expiring(budget: int) -> dict[str, Any]:
+    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count."""
+    return {**_spans(budget), "use_margin": ExpireSpanConfig.use_margin}
 
 
 def _window(budget: int) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _recent_and_compressed(budget: int) -> dict[str, Any]:
 
 
 SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "expire_span": _spans,
+    "expire_span": _expiring,
     "adaptive_span": _spans,
     "transformer_xl": _window,
     "compressive": _recent_and_compressed,
