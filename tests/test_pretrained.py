@@ -16,6 +16,8 @@ LEAST = {
     "corridor-none": 0.3,
     "corridor1000-expire_span": 0.95,
     "portal-expire_span": 0.95,
+    "portal-transformer_xl": 0.95,
+    "portal-gru": 0.2,
 }
 """Success on 100 episodes of the environment that the policy was trained in."""
 
@@ -36,5 +38,7 @@ def test_a_shipped_policy_succeeds_as_told(name):
         assert result["success_rate"] <= 0.7
     if name == "corridor1000-expire_span":
         assert max(result["live_memories_mean"]) < 50
-    if name.startswith("portal"):
+    if name == "portal-gru":  # does not solve it
+        assert result["success_rate"] <= 0.6
+    elif name.startswith("portal"):
         assert result["memory_efficiency"] >= 0.8
