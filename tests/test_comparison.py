@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -275,14 +276,19 @@ def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder)
     ]
     command = [sys.executable, "-m", "benchmarks.comparison", *arguments]
     path = {**os.environ, "PYTHONPATH": str(Path(comparison.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path)
+    # A shell that started the tests in the background has them ignore SIGINT, and so would the sweep.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path, preexec_fn=heeds)
     logs = [Path(f"sweep/runs/none-any-{seed}/progress.csv") for seed in (1, 2)]
     deadline = time.time() + 60
-    while not all(log.is_file() and log.stat().st_size for log in logs):
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    try:
+        while not all(log.is_file() and log.stat().st_size for log in logs):
+            assert time.time() < deadline and process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()  # its workers end with it
     assert process.returncode == 130
     assert "Traceback" not in error and error.rstrip().endswith("error: interrupted")
     assert all(log.with_name("checkpoint.safetensors").is_file() for log in logs)
