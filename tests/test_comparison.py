@@ -278,7 +278,7 @@ def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder)
     path = {**os.environ, "PYTHONPATH": str(Path(comparison.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     # A shell that started the tests in the background has them ignore SIGINT, and so would the sweep.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path, preexec_fn=heeds)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path, preexec_fn=heeds)  # noqa: PLW1509, no threads here
     logs = [Path(f"sweep/runs/none-any-{seed}/progress.csv") for seed in (1, 2)]
     deadline = time.time() + 60
     try:
