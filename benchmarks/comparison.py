@@ -2,7 +2,7 @@
 
     python -m benchmarks.comparison --quick
     python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive
-    python -m benchmarks.comparison --env Portal-v0 --env-kwargs '{"max_rooms": 6}' --total-timesteps 3000000 \\
+    python -m benchmarks.comparison --env Portal-v0 --env-kwargs '{"max_rooms": 6}' --total-timesteps 1500000 \\
         --kinds expire_span transformer_xl gru none
 
 Every flag of train_rl.py that all the kinds have may follow. A cell is one kind at one budget with one seed: it is trained
@@ -23,16 +23,11 @@ import contextlib
 import csv
 import fcntl
 import json
-import multiprocessing
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +39,7 @@ import train_rl
 from agents import AGENTS
 from benchmarks.comparison_report import write_report
 from benchmarks.learning import split_arguments
+from benchmarks.workers import in_processes
 from policies import KINDS, load_policy
 from policies.io import write_atomically
 from policies.memory.expire_span import ExpireSpanConfig
@@ -205,10 +201,10 @@ def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
     words += ["--budgets", *map(str, sorted(budgets))] if budgets else []
     words += ["--seeds", str(max(c["seed"] for c in cells)), "--eval-episodes", str(cells[0]["eval_episodes"])]
     config = cells[0]["config"]
-    usual = _defaults(kinds[0], config)
+    usual = _defaults(kinds[0], config["env"], config["agent"])
     for name in sorted(config.keys() & usual.keys() - OURS - SIZED - IMMATERIAL - {"training_kwargs"}):
         flag, value = f"--{name.replace('_', '-')}", config[name]
-        if value == usual[name] or name == "env":
+        if value == usual[name]:
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
@@ -219,9 +215,10 @@ def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
     return shlex.join([*words, *env, "--out", str(out)])
 
 
-def _defaults(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What train_rl.py sets for a kind where only environment and agent are given."""
-    return train_rl.parse_config(["--memory", kind, "--env", config["env"], "--agent", config["agent"]])
+@cache
+def _defaults(kind: str, env: str, agent: str) -> Mapping[str, Any]:
+    """What train_rl.py sets where nothing else is given."""
+    return train_rl.parse_config(["--memory", kind, "--env", env, "--agent", agent])
 
 
 class Sweep:
@@ -286,7 +283,9 @@ class Sweep:
     def _same(self, name: str, then: Mapping[str, Any], cell: Cell) -> None:
         now = _comparable({**self.run_config(cell), "eval_episodes": self.config.eval_episodes})
         # A flag that there was not yet had the effect of its default.
-        then = _comparable({**_defaults(cell.kind, then), "eval_episodes": self.config.eval_episodes, **then})
+        then = _comparable(
+            {**_defaults(cell.kind, then["env"], then["agent"]), "eval_episodes": self.config.eval_episodes, **then}
+        )
         for key in sorted((then.keys() | now.keys()) - IMMATERIAL):
             if then.get(key) != now.get(key):
                 raise cli.UsageError(
@@ -303,13 +302,17 @@ class Sweep:
             total = len(self.cells())
             _say(f"{total - len(missing)} of {total} cells are there, {len(missing)} to go -> {self.out}")
             work = [(c, self.run_config(c), str(self.file(c)), self.config.eval_episodes) for c in missing]
-            for count, told in enumerate(_each(finish_cell, work, self.config.jobs), total - len(missing) + 1):
+            for count, told in enumerate(self._each(work), total - len(missing) + 1):
                 known[Cell(*(told[name] for name in Cell._fields))] = told
                 _write(self.out, known)
                 figures = {name: value for name, value in told["figures"].items() if value is not None}
                 size = f" {told['budget']}" if told["budget"] else ""
                 _say(f"[{count}/{total}] {told['kind']}{size} seed {told['seed']}: {_short(figures)}")
         _report(self.out, known)
+
+    def _each(self, work: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """The cells, as they come; one job needs no other process."""
+        return map(finish_cell, work) if self.config.jobs == 1 else in_processes(finish_cell, work, self.config.jobs)
 
     def file(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell}.json"
@@ -367,42 +370,6 @@ def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, floa
     seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
     steps = float(rows[-1]["time/total_timesteps"])
     return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
-
-
-def _each(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
-    """The results, as they come; one job needs no other process."""
-    if jobs == 1:
-        yield from map(function, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, _worker, (os.getpid(),), maxtasksperchild=1) as pool:
-        yield from pool.imap_unordered(partial(_or_stopped, function), work)
-
-
-def _or_stopped(function: Callable[[Any], Any], work: Any) -> Any:
-    """In a worker: an interrupted training has written its checkpoint, and that is all there is to say."""
-    try:
-        return function(work)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _worker(parent: int) -> None:
-    """A worker leaves the terminal's interrupt to its parent, writes a checkpoint when the parent ends it, and does not
-    outlive it: a sweep that is continued works alone."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    def ended(signum: int, frame: Any) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no training that could be saved
-            os._exit(130)
-        signal.raise_signal(signal.SIGINT)
-
-    os.setsid()
-    signal.signal(signal.SIGTERM, ended)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _short(figures: Mapping[str, float]) -> str:

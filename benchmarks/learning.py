@@ -10,7 +10,6 @@ last policy and the kept one (about the fewest live memories while success held)
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import sys
@@ -26,6 +25,7 @@ from rich.table import Table
 import cli
 import evaluate
 import train_rl
+from benchmarks.workers import in_processes
 from policies.io import write_atomically
 
 SOLVED = 0.95
@@ -86,13 +86,12 @@ def main() -> None:
     results = report["seeds"]
     missing = [s for s in _seeds(config) if s not in {result["seed"] for result in results}]
     jobs = [({**flags, "seed": s, "torch_threads": 1}, config, hard) for s in missing]
-    with multiprocessing.get_context("spawn").Pool(config.jobs, maxtasksperchild=1) as pool:
-        for result in pool.imap_unordered(train_and_evaluate, jobs):
-            results.append(result)
-            results.sort(key=lambda r: r["seed"])
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
-            print(f"seed {result['seed']} done", file=sys.stderr, flush=True)
+    for result in in_processes(train_and_evaluate, jobs, config.jobs):
+        results.append(result)
+        results.sort(key=lambda r: r["seed"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
+        print(f"seed {result['seed']} done", file=sys.stderr, flush=True)
     _show(report, config.plot)
     print(f"results: {out}")
 

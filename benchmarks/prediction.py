@@ -1,6 +1,6 @@
 """Prediction alone, a probe: how soon does a memory say what a door of Portal-v0 leads to that has been tried before?
 
-    python -m benchmarks.prediction --memory transformer_xl --window 256 --action-gain 5 --seed 1
+    python -m benchmarks.prediction --memory transformer_xl --window 256 --seed 1
 
 Sequences of 128 steps through 6 rooms, doors at random, nothing remembered at their start; after each optimiser step 16 new ones.
 Only the next observation is learned (`policies.prediction`), by the optimiser of training. The figure is the share of known

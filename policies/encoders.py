@@ -7,6 +7,7 @@ An observation is a dict (see `envs.wrappers`). Its spec, JSON-able, travels wit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,25 @@ def _entry(key: str, space: spaces.Space) -> dict[str, Any]:
     )
 
 
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Part of every core's config."""
+
+    action_gain: float = 1.0
+    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
+    about 5 both have the same say, and what an action led to is told apart from the start."""
+
+    def __post_init__(self):
+        if not self.action_gain >= 0:
+            raise ValueError(f"--action-gain: expected at least 0, got {self.action_gain}")
+
+
 class Encoder(nn.Module):
     """Observation -> [N,D]. Image cells are embedded by place, object, colour and state, Discrete entries by number;
     the sum of all embeddings (a one-hot vector times a matrix, the faster way on a CPU) passes one more layer."""
 
     def __init__(self, spec: Mapping[str, Mapping[str, Any]], width: int, action_gain: float = 1.0):
-        """action_gain: initial weights of the previous action over those of one number of an image cell."""
+        """action_gain: as `EncoderConfig` has it."""
         super().__init__()
         self.spec = {key: dict(entry) for key, entry in spec.items()}
         self.project = nn.Linear(sum(entry_size(entry) for entry in self.spec.values()), width)

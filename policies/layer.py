@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.attention import attend
+from policies.encoders import EncoderConfig
 from policies.gating import Gate
 from policies.memory.base import MemoryKind, check_at_least
 
@@ -25,7 +26,7 @@ SHIFT = 20.0
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(EncoderConfig):
     width: int = 64
     """Model width D."""
     num_layers: int = 2
@@ -37,14 +38,12 @@ class TransformerConfig:
     shifted_heads: int = 0
     """Heads of the first layer that look at the step before and nothing else, for good: what followed what can then be read from one
     memory. The heads of the layers above begin by looking for memories whose step before was like now."""
-    action_gain: float = 1.0
-    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
-    about 5 both have the same say, and what an action led to is told apart from the start."""
     gating: bool = False
     """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL)."""
 
     def __post_init__(self):
-        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, action_gain=0)
+        super().__post_init__()
+        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:
@@ -55,6 +54,8 @@ class TransformerConfig:
 
 def _fixed(tensor: Tensor, axis: int, count: int) -> Tensor:
     """The tensor, of which the first `count` along an axis learn nothing."""
+    if not torch.is_grad_enabled():  # acting
+        return tensor
     fixed, free = tensor.split([count, tensor.shape[axis] - count], axis)
     return torch.cat([fixed.detach(), free], axis)
 

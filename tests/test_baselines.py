@@ -65,13 +65,8 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
         observation, *_, infos = env.step(actions := rng.choice([1, 1, 1, 0, 2], 4))
         flat, _, start, told = theirs.step(actions)
         for row in np.flatnonzero(start):
-            final = (
-                infos["final_obs"][row]
-                if isinstance(infos["final_obs"], np.ndarray)
-                else {key: value[row] for key, value in infos["final_obs"].items()}
-            )
             for key, value in told[row]["terminal_observation"].items():
-                np.testing.assert_array_equal(value, np.float32(final[key]).reshape(-1))
+                np.testing.assert_array_equal(value, np.float32(infos["final_obs"][key][row]).reshape(-1))
         ends += start.sum()
     assert ends > 10
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.core import CoreOutput
+from policies.encoders import EncoderConfig
 from policies.memory.base import Memory, check_at_least
 
 
@@ -21,17 +22,15 @@ class GRUConfig:
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
+class RecurrentConfig(EncoderConfig):
     width: int = 64
     """Width D of the encoder and of the hidden state."""
     num_layers: int = 1
     """Recurrent layers, each fed by the one below it."""
-    action_gain: float = 1.0
-    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
-    about 5 both have the same say, and what an action led to is told apart from the start."""
 
     def __post_init__(self):
-        check_at_least(self, width=1, num_layers=1, action_gain=0)
+        super().__post_init__()
+        check_at_least(self, width=1, num_layers=1)
 
 
 @dataclass

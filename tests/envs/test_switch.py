@@ -97,7 +97,7 @@ class PlainSwitch:
         return reward, truncated, info
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**64),
     holds=st.tuples(st.integers(1, 3), st.integers(0, 3)),
