@@ -119,18 +119,26 @@ def _own_config(arguments: list[str]) -> dict[str, Any]:
     tuned = TUNED.get((env, agent))
     if AGENTS[agent].network is not None:
         return _baseline_config(agent, arguments, tuned)
-    parts = (RunConfig, AGENTS[agent].Config, *([ForgettingConfig] if KINDS[memory].presses else []))
-    flags = cli.joined(*parts, KINDS[memory].Config, core_config(memory), defaults=tuned)
+    flags = cli.joined(*_parts(memory, agent), defaults=tuned)
     depends = f"--memory ({', '.join(KINDS)}) and --agent ({', '.join(AGENTS)}), their defaults on --env too"
     description = f"Trains a policy with {memory} memory by {agent} on {env}. Flags depend on {depends}."
     return dataclasses.asdict(cli.parse(flags, arguments, description))
 
 
-def flag_names() -> list[str]:
-    """Every flag that some memory kind and agent have."""
-    parts = [RunConfig, ForgettingConfig, *(agent.Config for agent in AGENTS.values())]
-    parts += [part for name, kind in KINDS.items() for part in (kind.Config, core_config(name))]
+def flag_names(memory: str | None = None) -> list[str]:
+    """Every flag that some agent has with this memory kind, with any kind if None."""
+    kinds = KINDS if memory is None else [memory]
+    parts = dict.fromkeys(part for kind in kinds for agent in AGENTS for part in _parts(kind, agent))
     return list(dict.fromkeys(name for part in parts for name in cli.flag_names(part)))
+
+
+def _parts(memory: str, agent: str) -> tuple[type, ...]:
+    """The configs whose settings are a run's."""
+    algorithm, kind = AGENTS[agent], KINDS[memory]
+    if algorithm.network is not None:
+        return (RunConfig, algorithm.Config)
+    pressure = [ForgettingConfig] if kind.presses else []
+    return (RunConfig, algorithm.Config, *pressure, kind.Config, core_config(memory))
 
 
 def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] 
     network = AGENTS[agent].network
     if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    flags = cli.joined(RunConfig, AGENTS[agent].Config, defaults=tuned)
+    flags = cli.joined(*_parts(RunConfig.memory, agent), defaults=tuned)
     return {**dataclasses.asdict(cli.parse(flags, arguments, f"Trains the baseline {agent}.")), "memory": network}
 
 

@@ -1,11 +1,11 @@
 """Success against memory size: memory kinds at the same budgets of live memories per layer, on several seeds.
 
     python -m benchmarks.comparison --quick
-    python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive
+    python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive --gating
     python -m benchmarks.comparison --env Portal-v0 --env-kwargs '{"max_rooms": 6}' --total-timesteps 1500000 \\
         --kinds expire_span transformer_xl gru none
 
-Every flag of train_rl.py that all the kinds have may follow. A cell is one kind at one budget with one seed: it is trained
+Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one budget with one seed: it is trained
 and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of one core. The same command again
 continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds make a sweep grow. `--report`
 draws anew what is there.
@@ -20,8 +20,8 @@ its budget is a peak; spans are pressed until their mean over steps is within it
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
+import itertools
 import json
 import shlex
 import sys
@@ -29,19 +29,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 import cli
-import evaluate
 import train_rl
 from agents import AGENTS
+from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished
 from benchmarks.comparison_report import write_report
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
-from policies import KINDS, load_policy
-from policies.io import write_atomically
+from policies import KINDS
 from policies.memory.expire_span import ExpireSpanConfig
 
 LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
@@ -89,10 +86,6 @@ SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
 OURS = {"memory", "seed", "run_dir", "resume", "overwrite", "torch_threads", "progress_bar"}
 """Flags of train_rl.py that the sweep itself sets, beside those of SIZES."""
 SIZED = {name for size in SIZES.values() for name in size(SMALLEST_BUDGET)}
-IMMATERIAL = {
-    "run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
-}  # fmt: skip
-"""Settings that a sweep may change from one call to the next."""
 STEPS = {"Corridor-v0": "1_000_000"}
 """Environment steps of a cell where an environment needs fewer than train_rl.py's default."""
 QUICK_KWARGS = {"Corridor-v0": '{"max_length": 24}', "Portal-v0": '{"max_rooms": 2}'}
@@ -111,6 +104,9 @@ class ComparisonConfig:
     """Trainings at a time, one thread each."""
     eval_episodes: int = 1000
     """Episodes of a cell's evaluation, the same for all."""
+    eval_stochastic: bool = True
+    """Evaluate with actions drawn, as in training. The most likely action of a policy whose memory is too small may be to
+    walk into a wall for good: less than chance, which tells of walls and not of memory."""
     out: str = ""
     """Sweep directory. Default: benchmarks/results/comparison-<env>, with --quick runs/comparison-quick."""
     quick: bool = False
@@ -126,17 +122,6 @@ class ComparisonConfig:
             raise ValueError(f"--kinds: expected some of {', '.join(KINDS)}, got none")
         if not self.budgets or min(self.budgets) < SMALLEST_BUDGET:
             raise ValueError(f"--budgets: expected some of at least {SMALLEST_BUDGET}, got {list(self.budgets)}")
-
-
-class Cell(NamedTuple):
-    """One training and its evaluation."""
-
-    kind: str
-    budget: int | None
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.budget or 'any'}-{self.seed}"
 
 
 def main() -> None:
@@ -162,20 +147,18 @@ def _unless_given(flag: str, value: str | None, arguments: Sequence[str]) -> lis
     return [] if value is None or _given(flag, arguments) else [flag, value]
 
 
-def finished(out: Path) -> dict[Cell, dict[str, Any]]:
-    """The cells in a sweep's directory. Raises UsageError, one line, for a file that is none."""
-    found = {}
-    for file in sorted((out / "cells").glob("*.json")):
-        try:
-            told = json.loads(file.read_text())
-            cell = Cell(*(told[name] for name in Cell._fields))
-            whole = cell.kind in KINDS and told["config"]["env"] and told["eval_episodes"] and told["figures"].keys()
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-            whole = False
-        if not whole:
-            raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it")
-        found[cell] = told
-    return found
+def shared_out(flags: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
+    """By kind: those of the flags, with their values, that it has. Raises UsageError, one line, for one that no kind has."""
+    names = {kind: train_rl.flag_names(kind) for kind in kinds}
+    out: dict[str, list[str]] = {kind: [] for kind in kinds}
+    takers = list(kinds)
+    for argument in flags:
+        if argument.startswith("--"):
+            cli.check_flag(argument, list(dict.fromkeys(itertools.chain(*names.values()))))
+            takers = [kind for kind in kinds if cli.flag_of(argument) in names[kind]]
+        for kind in takers:
+            out[kind].append(argument)
+    return out
 
 
 def _report(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
@@ -200,19 +183,33 @@ def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
     words = ["python", "-m", "benchmarks.comparison", "--kinds", *kinds]
     words += ["--budgets", *map(str, sorted(budgets))] if budgets else []
     words += ["--seeds", str(max(c["seed"] for c in cells)), "--eval-episodes", str(cells[0]["eval_episodes"])]
+    words += [] if cells[0]["eval_stochastic"] else ["--no-eval-stochastic"]
+    for flag, values in _unusual(cells).items():
+        words += [word for value in values for word in (flag, value)] if values else [flag]
     config = cells[0]["config"]
-    usual = _defaults(kinds[0], config["env"], config["agent"])
-    for name in sorted(config.keys() & usual.keys() - OURS - SIZED - IMMATERIAL - {"training_kwargs"}):
-        flag, value = f"--{name.replace('_', '-')}", config[name]
-        if value == usual[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            for part in value if isinstance(value, list | tuple) else [value]:
-                words += [flag, str(part)]
-    env = [] if config["env"] == train_rl.RunConfig.env else ["--env", config["env"]]
-    return shlex.join([*words, *env, "--out", str(out)])
+    for name in ("env", "agent"):
+        words += [] if config[name] == getattr(train_rl.RunConfig, name) else [f"--{name}", config[name]]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _unusual(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The flags of train_rl.py that these cells were given, each with its values; none for a switch."""
+    flags = {}
+    for kind, config in {cell["kind"]: cell["config"] for cell in cells}.items():
+        usual = _defaults(kind, config["env"], config["agent"])
+        for name in sorted(config.keys() & usual.keys() - OURS - SIZED - IMMATERIAL - {"training_kwargs"}):
+            flag, value = f"--{name.replace('_', '-')}", config[name]
+            if isinstance(value, bool):
+                named, values = flag if value else flag.replace("--", "--no-", 1), []
+            else:
+                named, values = flag, [str(part) for part in _listed(value)]
+            if _listed(value) != _listed(usual[name]):
+                flags[named] = values
+    return flags
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 @cache
@@ -234,7 +231,10 @@ class Sweep:
             learn = ", ".join(name for name, known in AGENTS.items() if known.network is None)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
         self.config, self.out = config, out
-        self.settings = {kind: train_rl.parse_config(["--memory", kind, *flags]) for kind in config.kinds}
+        self.settings = {
+            kind: train_rl.parse_config(["--memory", kind, *own])
+            for kind, own in shared_out(flags, config.kinds).items()
+        }
         if not _given("--checkpoint-every", flags):
             for settings in self.settings.values():
                 settings["checkpoint_every"] = -(-settings["total_timesteps"] // CHECKPOINTS)
@@ -253,6 +253,10 @@ class Sweep:
         size = SIZES[cell.kind](cell.budget) if cell.budget else {}
         here = {"seed": cell.seed, "run_dir": str(self.out / "runs" / str(cell)), "torch_threads": 1}
         return {**self.settings[cell.kind], **size, **here, "progress_bar": False}
+
+    def evaluation(self) -> dict[str, Any]:
+        """How a cell is evaluated."""
+        return {name: getattr(self.config, name) for name in EVALUATION}
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -274,18 +278,16 @@ class Sweep:
         """Raises UsageError unless what lies in the directory was made with the settings of now."""
         for cell, told in finished(self.out).items():
             if cell.kind in self.settings:
-                self._same(str(cell), {**told["config"], "eval_episodes": told["eval_episodes"]}, cell)
+                self._same(str(cell), {**told["config"], **{name: told[name] for name in EVALUATION}}, cell)
         for cell in self.cells():
             begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
             if begun.is_file():
                 self._same(str(cell), train_rl._resumed_config(begun.parent), cell)
 
     def _same(self, name: str, then: Mapping[str, Any], cell: Cell) -> None:
-        now = _comparable({**self.run_config(cell), "eval_episodes": self.config.eval_episodes})
+        now = _comparable({**self.run_config(cell), **self.evaluation()})
         # A flag that there was not yet had the effect of its default.
-        then = _comparable(
-            {**_defaults(cell.kind, then["env"], then["agent"]), "eval_episodes": self.config.eval_episodes, **then}
-        )
+        then = _comparable({**_defaults(cell.kind, then["env"], then["agent"]), **self.evaluation(), **then})
         for key in sorted((then.keys() | now.keys()) - IMMATERIAL):
             if then.get(key) != now.get(key):
                 raise cli.UsageError(
@@ -301,7 +303,7 @@ class Sweep:
         if missing:
             total = len(self.cells())
             _say(f"{total - len(missing)} of {total} cells are there, {len(missing)} to go -> {self.out}")
-            work = [(c, self.run_config(c), str(self.file(c)), self.config.eval_episodes) for c in missing]
+            work = [(c, self.run_config(c), str(self.file(c)), self.evaluation()) for c in missing]
             for count, told in enumerate(self._each(work), total - len(missing) + 1):
                 known[Cell(*(told[name] for name in Cell._fields))] = told
                 _write(self.out, known)
@@ -326,50 +328,6 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from a file, whatever blanks there are in the environment's keyword arguments."""
     told = json.loads(json.dumps(dict(settings)))
     return {**told, "env_kwargs": json.loads(told["env_kwargs"])}
-
-
-def finish_cell(work: tuple[Cell, dict[str, Any], str, int]) -> dict[str, Any]:
-    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the cell."""
-    cell, config, file, episodes = work
-    run_dir = Path(config["run_dir"])
-    begun = (run_dir / "checkpoint.safetensors").is_file()
-    train_rl.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
-    policy, info = load_policy(run_dir)
-    torch.manual_seed(0)
-    result = evaluate.evaluate(policy, config["env"], info["env_kwargs"], episodes)
-    told = {
-        **cell._asdict(),
-        "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
-        "policy_timesteps": info["timesteps"],
-        "eval_episodes": episodes,
-        "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
-        "evaluation": result,
-    }
-    write_atomically(file, (json.dumps(told, indent=1) + "\n").encode())
-    return told
-
-
-def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the table shows of an evaluation. Live memories: the mean over layers, and the largest count in any."""
-    live = result["live_memories_mean"]
-    return {
-        "success": result["success_rate"],
-        "return": result["mean_return"],
-        "memory_efficiency": result["memory_efficiency"],
-        "live_mean": sum(live) / len(live) if live else None,
-        "live_peak": max(result["live_memories_max"]) if live else None,
-        "bytes": result["memory_bytes"],
-        "acting_steps_per_second": result["acting_steps_per_second"],
-    }
-
-
-def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, float]:
-    """From the run's log, which a resumed run continues: minutes without pauses, environment steps per second."""
-    with (run_dir / "progress.csv").open(newline="") as log:
-        rows = list(csv.DictReader(log))
-    seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
-    steps = float(rows[-1]["time/total_timesteps"])
-    return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
 
 
 def _short(figures: Mapping[str, float]) -> str:

@@ -20,8 +20,9 @@ import pytest
 import cli
 import evaluate
 import train_rl
-from benchmarks import comparison
-from benchmarks.comparison import SIZES, Cell
+from benchmarks import comparison, comparison_cells
+from benchmarks.comparison import SIZES
+from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
 from benchmarks.statistics import iqm, iqm_interval
 from policies import KINDS, ActorCritic, core_config
@@ -149,6 +150,7 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     for other, told in (
         (["--total-timesteps", "512"], "expected --total-timesteps 256"),
         (["--gamma", "0.5"], "expected --gamma 0.99"),
+        (["--no-eval-stochastic"], "expected --eval-stochastic True"),
     ):
         assert sweep([*TINY, *other], monkeypatch) == 2
         error = capsys.readouterr().err
@@ -254,6 +256,12 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
     assert Path("sweep/table.md").read_text() == table
     assert sweep([*ONE, "--observation-prediction-coef", "0.5"], monkeypatch) == 2
     assert "expected --observation-prediction-coef 0.0 as in its cell" in capsys.readouterr().err
+    # Cells from before actions were drawn: they say so, and the command continues them as they are.
+    file.write_text(json.dumps({name: value for name, value in cell.items() if name != "eval_stochastic"}))
+    assert sweep(ONE, monkeypatch) == 2
+    assert "expected --eval-stochastic False as in its cell" in capsys.readouterr().err
+    assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
+    assert "--eval-episodes 8 --no-eval-stochastic" in Path("sweep/table.md").read_text()
     for broken in ("{", "[]", json.dumps({**cell, "kind": "lstm"}), json.dumps({**cell, "config": None})):
         file.write_text(broken)
         assert sweep(ONE, monkeypatch) == 2
@@ -294,22 +302,54 @@ def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder)
     assert all(log.with_name("checkpoint.safetensors").is_file() for log in logs)
 
 
+def test_a_flag_goes_to_the_kinds_that_have_it(in_folder, monkeypatch, capsys):
+    """And the command in the table gives it back, as it does the agent."""
+    kinds = ["--kinds", "transformer_xl", "gru", *TINY[4:], "--gating", "--agent", "impala"]
+    assert sweep(kinds, monkeypatch) == 0
+    cells = {
+        name: json.loads(Path(f"sweep/cells/{name}-1.json").read_text()) for name in ("transformer_xl-8", "gru-any")
+    }
+    assert cells["transformer_xl-8"]["config"]["gating"] is True and "gating" not in cells["gru-any"]["config"]
+    table = Path("sweep/table.md").read_text()
+    told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])
+    assert "--gating" in told and told[told.index("--agent") + 1] == "impala"
+    monkeypatch.setattr(train_rl, "train", None)  # nothing is to be trained
+    assert sweep(told[3:], monkeypatch) == 0
+    assert sweep(["--kinds", "transformer_xl", "gru", *TINY[4:], "--agent", "impala"], monkeypatch) == 2
+    assert "expected --gating True as in its cell transformer_xl-8-1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_a_cell_is_evaluated_as_it_is_told(stochastic, in_folder, monkeypatch):
+    asked = []
+
+    def played(*arguments, deterministic, **others):
+        asked.append(deterministic)
+        return evaluate_(*arguments, deterministic=deterministic, **others)
+
+    evaluate_ = evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", played)
+    assert sweep([*ONE, *([] if stochastic else ["--no-eval-stochastic"])], monkeypatch) == 0
+    assert asked == [not stochastic]
+    assert json.loads(Path("sweep/cells/none-any-1.json").read_text())["eval_stochastic"] is stochastic
+
+
 def test_the_figures_are_the_evaluations_and_the_logs():
     result = {
         "success_rate": 0.5, "mean_return": 2.0, "memory_efficiency": None, "live_memories_mean": [3.0, 5.0],
         "live_memories_max": [7, 9], "memory_bytes": 11.0, "acting_steps_per_second": 13.0,
     }  # fmt: skip
-    assert comparison.evaluation_figures(result) == {
+    assert comparison_cells.evaluation_figures(result) == {
         "success": 0.5, "return": 2.0, "memory_efficiency": None, "live_mean": 4.0, "live_peak": 9, "bytes": 11.0,
         "acting_steps_per_second": 13.0,
     }  # fmt: skip
-    without = comparison.evaluation_figures({**result, "live_memories_mean": [], "live_memories_max": []})
+    without = comparison_cells.evaluation_figures({**result, "live_memories_mean": [], "live_memories_max": []})
     assert without["live_mean"] is without["live_peak"] is None
 
 
 def test_training_minutes_are_those_of_the_log_without_pauses(tmp_path):
     (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps\n2,120\n1,240\n")
-    figures = comparison.training_figures(tmp_path, {"num_steps": 12, "num_envs": 10})
+    figures = comparison_cells.training_figures(tmp_path, {"num_steps": 12, "num_envs": 10})
     assert figures == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
 
 

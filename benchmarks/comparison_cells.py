@@ -1,0 +1,97 @@
+"""The cells of a comparison: one training and its evaluation each, and the JSON files in which they stay."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import cli
+import evaluate
+import train_rl
+from policies import KINDS, load_policy
+from policies.io import write_atomically
+
+IMMATERIAL = {
+    "run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
+}  # fmt: skip
+"""Settings that a sweep may change from one call to the next."""
+EVALUATION = ("eval_episodes", "eval_stochastic")
+"""Settings of the sweep that a cell's figures depend on."""
+
+
+class Cell(NamedTuple):
+    """One training and its evaluation."""
+
+    kind: str
+    budget: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.budget or 'any'}-{self.seed}"
+
+
+def finished(out: Path) -> dict[Cell, dict[str, Any]]:
+    """The cells in a sweep's directory. Raises UsageError, one line, for a file that is none."""
+    found = {}
+    for file in sorted((out / "cells").glob("*.json")):
+        try:
+            told = json.loads(file.read_text())
+            cell = Cell(*(told[name] for name in Cell._fields))
+            told = {"eval_stochastic": False, **told}  # cells from before that was a setting
+            whole = cell.kind in KINDS and told["config"]["env"] and told["eval_episodes"] and told["figures"].keys()
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+            whole = False
+        if not whole:
+            raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it")
+        found[cell] = told
+    return found
+
+
+def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the cell."""
+    cell, config, file, evaluation = work
+    run_dir = Path(config["run_dir"])
+    begun = (run_dir / "checkpoint.safetensors").is_file()
+    train_rl.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
+    policy, info = load_policy(run_dir)
+    torch.manual_seed(0)
+    episodes, likely = evaluation["eval_episodes"], not evaluation["eval_stochastic"]
+    result = evaluate.evaluate(policy, config["env"], info["env_kwargs"], episodes, deterministic=likely)
+    told = {
+        **cell._asdict(),
+        "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
+        "policy_timesteps": info["timesteps"],
+        **evaluation,
+        "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
+        "evaluation": result,
+    }
+    write_atomically(file, (json.dumps(told, indent=1) + "\n").encode())
+    return told
+
+
+def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the table shows of an evaluation. Live memories: the mean over layers, and the largest count in any."""
+    live = result["live_memories_mean"]
+    return {
+        "success": result["success_rate"],
+        "return": result["mean_return"],
+        "memory_efficiency": result["memory_efficiency"],
+        "live_mean": sum(live) / len(live) if live else None,
+        "live_peak": max(result["live_memories_max"]) if live else None,
+        "bytes": result["memory_bytes"],
+        "acting_steps_per_second": result["acting_steps_per_second"],
+    }
+
+
+def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """From the run's log, which a resumed run continues: minutes without pauses, environment steps per second."""
+    with (run_dir / "progress.csv").open(newline="") as log:
+        rows = list(csv.DictReader(log))
+    seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
+    steps = float(rows[-1]["time/total_timesteps"])
+    return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
