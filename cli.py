@@ -13,6 +13,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import re
 import signal
 import sys
@@ -161,10 +162,12 @@ def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises UsageError, one line, for the first of the named settings that is below its least, or no number."""
+    """Raises UsageError, one line, for the first of the named settings that is below its least, or no finite number."""
     for name, low in least.items():
-        if not getattr(config, name) >= low:
-            raise UsageError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            wanted = "a finite number" if value == math.inf else f"at least {low}"
+            raise UsageError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 
 def joined(*configs: type, defaults: Mapping[str, Any] | None = None) -> type:

@@ -149,14 +149,12 @@ def evaluate(
     start = np.ones(batch, bool)
     returns, lengths = np.zeros(batch), np.zeros(batch, np.int64)
     played: list[dict[str, Any]] = []
-    live_sum, live_max, seen_bytes, steps, acted, seconds = 0.0, 0, [], 0, 0, 0.0
+    live_sum, live_max, steps, acted, seconds = 0.0, 0, 0, 0, 0.0
     episode_live = np.zeros(batch)
     while quota.any():
         began = time.perf_counter()
         if acting.full:
-            memory = acting.memory()
-            seen_bytes.append(memory.bytes()[torch.as_tensor(quota > 0)].double().mean().item())
-            acting = policy.begin(memory, HORIZON)
+            acting = policy.begin(acting.memory(), HORIZON)
         logits, _ = policy.step(
             as_tensors(observation, policy.device), acting, torch.as_tensor(start, device=policy.device)
         )
@@ -183,9 +181,12 @@ def evaluate(
             progress(1)
         quota[start & active] -= 1
         returns[start], lengths[start], episode_live[start] = 0, 0, 0
-    seen_bytes.append(acting.memory().bytes().double().mean().item())
+    memory = acting.memory()
     env.close()
     stores = acting.live is not None
+    if any(e["success"] is not None for e in played):  # where some episodes tell, the others did not succeed
+        for episode in played:
+            episode["success"] = bool(episode["success"])
     largest = max(e["difficulty"] for e in played)
     edges = [largest * i / BUCKETS for i in range(BUCKETS + 1)]
     buckets = []
@@ -199,7 +200,7 @@ def evaluate(
         **_figures(played, stores, ratios),
         "live_memories_mean": (live_sum / steps).tolist() if stores else [],
         "live_memories_max": live_max.tolist() if stores else [],
-        "memory_bytes": float(np.mean(seen_bytes)),
+        "memory_bytes": float(live_sum / steps @ memory.slot_bytes()) if stores else float(memory.bytes()[0]),
         "acting_steps_per_second": acted / seconds,
         "buckets": buckets,
     }
@@ -305,8 +306,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         if with_success:
             low, high = zip(*(b["success_rate_ci95"] for b in p["buckets"]))
             left.fill_between(x, low, high, alpha=0.15, color=line.get_color())
-        live = [b.get("live_memories_per_episode", 1.0) for b in p["buckets"]]
-        right.plot(x, live, color=line.get_color(), label=label, **style)
+        if p["live_memories_mean"]:  # a recurrent state is no number of memories
+            live = [b["live_memories_per_episode"] for b in p["buckets"]]
+            right.plot(x, live, color=line.get_color(), label=label, **style)
     by = policies[0]["buckets"][0]["by"]
     left.set(xlabel=f"{by} of the episode", ylabel="success rate" if with_success else "mean return")
     if with_success:

@@ -174,6 +174,11 @@ class Run:
 def build(config: Mapping[str, Any]) -> Run:
     """Environments, policy, agent and trainer. Raises ValueError, one line, before anything is written."""
     cli.part(RunConfig, config)
+    budget, ramp = config.get("memory_budget", 0), config.get("ramp", 0)
+    if 0 < budget <= ramp:
+        raise cli.UsageError(
+            f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, got {budget}"
+        )
     torch.set_num_threads(config["torch_threads"])
     torch.manual_seed(config["seed"])
     own = cli.json_object("--env-kwargs", config["env_kwargs"])
@@ -245,6 +250,12 @@ def train(config: dict[str, Any]) -> Path:
     checkpoint was written."""
     run_dir = _run_dir(config)
     resuming = bool(config["resume"])
+    if (
+        run_dir.exists()
+        and not (run_dir / "config.json").is_file()
+        and not (run_dir.is_dir() and not any(run_dir.iterdir()))
+    ):
+        raise cli.UsageError(f"--run-dir: expected a new directory or one of a run, {run_dir} is another: name another")
     if run_dir.exists() and not resuming and not config["overwrite"]:
         raise cli.UsageError(
             f"--run-dir: expected a new directory, {run_dir} exists: continue it with --resume {run_dir}, replace it "

@@ -29,11 +29,6 @@ def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray)
     return episodes
 
 
-def score(episode: Mapping[str, Any]) -> float:
-    """Success (1 or 0) where the environment reports it, else the return."""
-    return float(episode.get("is_success", episode["return"]))
-
-
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
     """The entries of an episode that `ratios` divide: {name: (numerator, denominator), or such by label, or None}."""
     parts: list[str] = []
@@ -80,9 +75,19 @@ class EpisodeWindow:
                 self.hard.append(episode)
         return sum(episode[self.difficulty_key] >= HARD * self.hardest for episode in episodes)
 
+    @property
+    def tells_success(self) -> bool:
+        """Whether any episode in the window says so of itself; those that then say nothing did not succeed."""
+        return any("is_success" in episode for episode in (*self.recent, *self.hard))
+
+    def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
+        """Success (1 or 0) where the environment reports it, else the return."""
+        told = self.tells_success
+        return np.array([e.get("is_success", False) if told else e["return"] for e in episodes], float)
+
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""
-        return (float(np.mean([score(e) for e in self.hard])), len(self.hard)) if self.hard else (float("nan"), 0)
+        return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
 
     def summary(self) -> dict[str, float]:
         """Figures for the log: Stable-Baselines3's names where it has one, success by every label episodes carry."""
@@ -95,20 +100,20 @@ class EpisodeWindow:
         }
         if self.hard:
             out["rollout/hard_score"] = self.hard_score()[0]
-        if "is_success" not in recent[0]:
+        if not self.tells_success:
             return out
-        out["rollout/success_rate"] = float(np.mean([e["is_success"] for e in recent]))
+        success = self._scores(recent)
+        out["rollout/success_rate"] = float(success.mean())
         labels = [key for key, value in recent[0].items() if isinstance(value, str)]
         for key in labels:
-            for label in sorted({e[key] for e in recent}):
-                out[f"success/{key}_{label}"] = float(np.mean([e["is_success"] for e in recent if e[key] == label]))
+            for label in sorted({e[key] for e in recent if key in e}):
+                out[f"success/{key}_{label}"] = float(success[[e.get(key) == label for e in recent]].mean())
         for first in labels[:1]:  # one of the combinations can be lost while each label looks well
             for second in labels[1:2]:
-                for pair in sorted({(e[first], e[second]) for e in recent}):
-                    chosen = [e["is_success"] for e in recent if (e[first], e[second]) == pair]
-                    out[f"success/{pair[0]}_{pair[1]}"] = float(np.mean(chosen))
+                for pair in sorted({(e[first], e[second]) for e in recent if first in e and second in e}):
+                    chosen = [(e.get(first), e.get(second)) == pair for e in recent]
+                    out[f"success/{pair[0]}_{pair[1]}"] = float(success[chosen].mean())
         difficulty = np.array([e[self.difficulty_key] for e in recent], float)
-        success = np.array([e["is_success"] for e in recent], float)
         for i in range(4):
             inside = (difficulty > self.hardest * i / 4) & (difficulty <= self.hardest * (i + 1) / 4)
             if inside.any():

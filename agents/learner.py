@@ -5,6 +5,7 @@ T time steps, B environments, A actions; a minibatch is a set of b environments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -73,17 +74,21 @@ def with_entropy_for(config: Any, horizon: int | None) -> Any:
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least, or no number."""
+    """Raises ValueError, one line, for the first of the named settings that is below its least, or no finite number."""
     for name, low in least.items():
-        if not getattr(config, name) >= low:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            wanted = "a finite number" if value == math.inf else f"at least {low}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 
 def check_above_zero(config: Any, *names: str) -> None:
-    """Raises ValueError, one line, for a setting that is not above 0."""
+    """Raises ValueError, one line, for a setting that is not above 0, or no finite number."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            wanted = "a finite number" if value == math.inf else "more than 0"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 
 def check_fractions(config: Any, *names: str) -> None:

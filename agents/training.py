@@ -67,7 +67,7 @@ class Trainer:
         live = self.collector.live
         mean_live = float(np.mean(live["mean"])) if live else None
         score, count = self.window.hard_score()
-        is_success = bool(self.window.recent) and "is_success" in self.window.recent[0]
+        is_success = self.window.tells_success
         self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
         pressure = self.controller.update(score, count, is_success, mean_live, fresh) if can_forget else 0.0

@@ -1,17 +1,17 @@
 """Success against memory size: memory kinds at the same budgets of live memories per layer, on several seeds.
 
     python -m benchmarks.comparison --quick
-    python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive --gating
-    python -m benchmarks.comparison --env Portal-v0 --env-kwargs '{"max_rooms": 6}' --total-timesteps 1500000 \\
-        --kinds expire_span transformer_xl gru none
+    python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive --gating      # 1M steps a cell
+    python -m benchmarks.comparison --kinds expire_span transformer_xl gru none --env Portal-v0 --total-timesteps 1500000 \\
+        --env-kwargs '{"max_rooms": 6, "rooms_distribution": "uniform"}' --success-target 0.9 --use-coef 4
 
 Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one budget with one seed: it is trained
 and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of one core. The same command again
 continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds make a sweep grow. `--report`
 draws anew what is there.
 
-The sweep directory holds cells/ (a JSON per finished cell, all that was measured), runs/ (the trainings), and what is made of
-the cells: results.csv (one row per cell), table.md and success.png (interquartile means and 95% intervals over seeds).
+The sweep directory holds cells/ (a JSON per finished cell, all that was measured), plan.json (which cells there shall be),
+runs/ (the trainings), and what is made of the cells: results.csv (one row per cell), table.md and success.png (interquartile means and 95% intervals over seeds).
 
 A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long episode,
 its budget is a peak; spans are pressed until their mean over steps is within it. The table therefore has both.
@@ -34,7 +34,7 @@ from typing import Any
 import cli
 import train_rl
 from agents import AGENTS
-from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished
+from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished, planned, write_plan
 from benchmarks.comparison_report import write_report
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
@@ -131,7 +131,7 @@ def main() -> None:
         own = ["--budgets", "8", "16", "--seeds", "2", "--eval-episodes", "300", "--out", "runs/comparison-quick", *own]
         rest = [*_unless_given("--env-kwargs", QUICK_KWARGS.get(env), rest), *rest]
         rest = [*_unless_given("--total-timesteps", QUICK_STEPS, rest), *rest]
-    config = cli.parse(ComparisonConfig, own, "Memory kinds at the same budgets. Flags of train_rl.py may follow.")
+    config = cli.parse(ComparisonConfig, own, __doc__ or "")
     out = Path(config.out or f"benchmarks/results/comparison-{env.replace('/', '-')}")
     if config.report:
         _report(out, finished(out))
@@ -178,18 +178,19 @@ def _write(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
 
 
 def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """What makes these cells, or the missing ones between them."""
-    kinds, budgets = (list(dict.fromkeys(c[name] for c in cells if c[name])) for name in ("kind", "budget"))
-    words = ["python", "-m", "benchmarks.comparison", "--kinds", *kinds]
-    words += ["--budgets", *map(str, sorted(budgets))] if budgets else []
-    words += ["--seeds", str(max(c["seed"] for c in cells)), "--eval-episodes", str(cells[0]["eval_episodes"])]
+    """What continues the sweep of these cells until nothing is missing."""
+    plan = planned(out, cells)
+    words = ["python", "-m", "benchmarks.comparison", "--kinds", *plan["kinds"]]
+    words += ["--budgets", *map(str, plan["budgets"])] if plan["budgets"] else []
+    words += ["--seeds", str(plan["seeds"]), "--eval-episodes", str(cells[0]["eval_episodes"])]
     words += [] if cells[0]["eval_stochastic"] else ["--no-eval-stochastic"]
     for flag, values in _unusual(cells).items():
         words += [word for value in values for word in (flag, value)] if values else [flag]
     config = cells[0]["config"]
     for name in ("env", "agent"):
         words += [] if config[name] == getattr(train_rl.RunConfig, name) else [f"--{name}", config[name]]
-    return shlex.join([*words, "--out", str(out)])
+    here = out.absolute()
+    return shlex.join([*words, "--out", str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else out)])
 
 
 def _unusual(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -231,9 +232,10 @@ class Sweep:
             learn = ", ".join(name for name, known in AGENTS.items() if known.network is None)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
         self.config, self.out = config, out
+        there = {cell.kind: cell for cell in finished(out)}  # of kinds, too, that this call does not train
         self.settings = {
             kind: train_rl.parse_config(["--memory", kind, *own])
-            for kind, own in shared_out(flags, config.kinds).items()
+            for kind, own in shared_out(flags, list(dict.fromkeys([*config.kinds, *there]))).items()
         }
         if not _given("--checkpoint-every", flags):
             for settings in self.settings.values():
@@ -277,8 +279,7 @@ class Sweep:
     def check(self) -> None:
         """Raises UsageError unless what lies in the directory was made with the settings of now."""
         for cell, told in finished(self.out).items():
-            if cell.kind in self.settings:
-                self._same(str(cell), {**told["config"], **{name: told[name] for name in EVALUATION}}, cell)
+            self._same(str(cell), {**told["config"], **{name: told[name] for name in EVALUATION}}, cell)
         for cell in self.cells():
             begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
             if begun.is_file():
@@ -288,7 +289,8 @@ class Sweep:
         now = _comparable({**self.run_config(cell), **self.evaluation()})
         # A flag that there was not yet had the effect of its default.
         then = _comparable({**_defaults(cell.kind, then["env"], then["agent"]), **self.evaluation(), **then})
-        for key in sorted((then.keys() | now.keys()) - IMMATERIAL):
+        others = sorted((then.keys() | now.keys()) - IMMATERIAL - {"env", "agent"})
+        for key in ("env", "agent", *others):  # first what others' defaults go with
             if then.get(key) != now.get(key):
                 raise cli.UsageError(
                     f"{self.out}: expected --{key.replace('_', '-')} {then.get(key)} as in its cell {name}, got "
@@ -298,6 +300,7 @@ class Sweep:
     def run(self) -> None:
         """Trains and evaluates what is missing. Table and figure are written after every cell."""
         known = finished(self.out)
+        write_plan(self.out, list(known.values()), self.cells())
         missing = [cell for cell in self.cells() if cell not in known]
         _write(self.out, known)
         if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,27 @@ def finished(out: Path) -> dict[Cell, dict[str, Any]]:
             raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it")
         found[cell] = told
     return found
+
+
+def planned(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them."""
+    try:
+        plan = json.loads((out / "plan.json").read_text())
+        kinds, budgets, seeds = list(plan["kinds"]), list(plan["budgets"]), int(plan["seeds"])
+    except (OSError, KeyError, TypeError, ValueError):  # as it was before there was such a file
+        kinds, budgets, seeds = [], [], 0
+    found = {*kinds, *(cell["kind"] for cell in cells)}
+    return {
+        "kinds": [kind for kind in KINDS if kind in found],
+        "budgets": sorted({*budgets, *(cell["budget"] for cell in cells if cell["budget"])}),
+        "seeds": max([seeds, *(cell["seed"] for cell in cells)]),
+    }
+
+
+def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], more: Sequence[Cell]) -> None:
+    """The plan grows by `more`."""
+    plan = planned(out, [*cells, *(cell._asdict() for cell in more)])
+    write_atomically(out / "plan.json", (json.dumps(plan) + "\n").encode())
 
 
 def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from envs.errors import EnvError
 if TYPE_CHECKING:
     from envs.rendering import Place, Strip
 
+MOST_STEPS = 10**9
+"""Of an episode: a limit beyond that is none, and arrays of int64 hold its multiples."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

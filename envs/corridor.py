@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.core import DISTRIBUTIONS, Core, drawn_between
+from envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
 from envs.errors import EnvError, expect_choice, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import (
@@ -90,7 +90,7 @@ class Corridor(Core):
             raise EnvError(f"min_length: expected at most max_length ({max_length}), got {min_length}")
         self.length_distribution = expect_choice("length_distribution", length_distribution, DISTRIBUTIONS)
         self.view_size = expect_view_size(view_size)
-        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
+        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
         self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
         self.single_action_space = spaces.Discrete(4)

@@ -28,7 +28,7 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from envs.core import DISTRIBUTIONS, Core, drawn_between
+from envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
 from envs.errors import EnvError, expect_choice, expect_int, expect_number
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
@@ -107,7 +107,7 @@ class Portal(Core):
         self.room_length = expect_int("room_length", room_length, 2, LARGEST_LENGTH)
         self.progress_reward = expect_number("progress_reward", progress_reward, 0.0)
         self.view_size = expect_view_size(view_size)
-        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1)
+        self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
         self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
         self.single_action_space = spaces.Discrete(4)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.core import Core
+from envs.core import MOST_STEPS, Core
 from envs.errors import EnvError, expect_int
 from envs.faces import BatchedVectorEnv, SingleEnv
 from envs.tiles import ACTION_NAMES, BALL, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, swapped_balls
@@ -95,7 +95,7 @@ class Switch(Core):
         if min_hold > max_hold:
             raise EnvError(f"min_hold: expected at most max_hold ({max_hold}), got {min_hold}")
         self.view_size = expect_view_size(view_size)
-        self.max_steps = expect_int("max_steps", max_steps, 1)
+        self.max_steps = expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
         self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
         self.single_action_space = spaces.Discrete(4)

@@ -6,6 +6,7 @@ An observation is a dict (see `envs.wrappers`). Its spec, JSON-able, travels wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,8 @@ class EncoderConfig:
     about 5 both have the same say, and what an action led to is told apart from the start."""
 
     def __post_init__(self):
-        if not self.action_gain >= 0:
-            raise ValueError(f"--action-gain: expected at least 0, got {self.action_gain}")
+        if not 0 <= self.action_gain < math.inf:
+            raise ValueError(f"--action-gain: expected a finite number of at least 0, got {self.action_gain}")
 
 
 class Encoder(nn.Module):

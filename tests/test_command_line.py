@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -183,6 +184,44 @@ def test_evaluation_does_not_depend_on_the_batch(run_dir):
         assert together[key] == pytest.approx(apart[key])
 
 
+@pytest.mark.parametrize("episodes", [3, 40])
+def test_bytes_are_those_of_the_memories_that_were_live(episodes):
+    """Without forgetting a corridor of 5 tiles has 1 to 5 live on its way, 3 on average, however often it is walked."""
+    policy, _ = load_policy(ROOT / "pretrained/corridor-transformer_xl.safetensors")
+    result = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 5, "max_length": 5}, episodes)
+    assert result["live_memories_mean"] == [3, 3]
+    hidden, birth, alive = 4 * policy.config.core.width, 4, 1
+    assert result["memory_bytes"] == 2 * 3 * (hidden + birth + alive)
+
+
+class TellsSometimes(gym.Env):
+    """Says `is_success` of every second episode, of the first not."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.episodes += 1
+        info = {"is_success": True} if self.episodes % 2 == 0 else {}
+        return self.observation_space.low, 1.0, True, False, info
+
+
+def test_an_environment_that_tells_of_success_now_and_then(in_folder, monkeypatch):
+    gym.register("TellsSometimes-v0", entry_point=TellsSometimes)
+    try:
+        run = [*SMALL, "--env", "TellsSometimes-v0", "--memory", "none", "--run-dir", "x", "--total-timesteps", "256"]
+        assert call(train_rl, run, monkeypatch) == 0
+        assert float(log(Path("x"))[-1]["rollout/success_rate"]) == 0.5
+        assert call(evaluate, ["x", "--episodes", "4", "--num-envs", "1", "--json", "e.json"], monkeypatch) == 0
+        assert json.loads(Path("e.json").read_text())["policies"][0]["success_rate"] == 0.5
+    finally:
+        del gym.registry["TellsSometimes-v0"]
+
+
 def test_evaluation_reports_the_figures_that_an_environment_names(in_folder, monkeypatch, capsys):
     """Failures are counted at the step limit, sums are divided; what did not occur is null."""
     run = [*SMALL, "--total-timesteps", "128", "--memory", "none", "--env"]
@@ -247,6 +286,10 @@ BAD_TRAINING = {
     "no steps": (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
     "negative rate": (["--learning-rate", "-1"], "--learning-rate: expected at least 0, got -1.0"),
     "rate that is no number": (["--vf-coef", "nan"], "--vf-coef: expected at least 0, got nan"),
+    "infinite rate": (["--learning-rate", "inf"], "--learning-rate: expected a finite number, got inf"),
+    "infinite gain": (["--action-gain", "inf"], "--action-gain: expected a finite number of at least 0, got inf"),
+    "infinite norm": (["--max-grad-norm", "inf"], "--max-grad-norm: expected a finite number, got inf"),
+    "budget below the ramp": (["--memory-budget", "8"], "--memory-budget: expected more than --ramp (8), below which"),
     "norm of 0": (["--max-grad-norm", "0"], "--max-grad-norm: expected more than 0, got 0.0"),
     "clipping of 0": (["--clip-coef", "0"], "--clip-coef: expected more than 0, got 0.0"),
     "slack of 0": (["--success-slack", "0"], "--success-slack: expected more than 0, got 0.0"),
@@ -275,6 +318,7 @@ def test_bad_training_input_is_told_in_one_line_and_leaves_nothing(case, in_fold
 def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, capsys):
     Path("x").mkdir()
     Path("x/mine.txt").write_text("mine")
+    Path("x/config.json").write_text("{}")
     assert call(train_rl, [*SMALL, "--run-dir", "x"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "--resume x" in error and "--overwrite" in error and error.count("\n") == 1
@@ -282,6 +326,19 @@ def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, c
     # Even --overwrite removes nothing before it is known that the new run can begin.
     assert call(train_rl, ["--run-dir", "x", "--overwrite", "--env-kwargs", '{"max_length": 1}'], monkeypatch) == 2
     assert Path("x/mine.txt").read_text() == "mine"
+
+
+def test_what_is_no_run_is_never_overwritten(in_folder, monkeypatch, capsys):
+    Path("thesis").mkdir()
+    Path("thesis/chapter.txt").write_text("mine")
+    for name in ("thesis", "thesis/chapter.txt"):
+        assert call(train_rl, [*SMALL, "--run-dir", name, "--overwrite"], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"--run-dir: expected a new directory or one of a run, {name} is another" in error
+            and error.count("\n") == 1
+        )
+    assert Path("thesis/chapter.txt").read_text() == "mine"
 
 
 def _foreign(path: Path) -> None:

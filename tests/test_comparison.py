@@ -25,6 +25,7 @@ from benchmarks.comparison import SIZES
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
 from benchmarks.statistics import iqm, iqm_interval
+from benchmarks.workers import in_processes
 from policies import KINDS, ActorCritic, core_config
 from policies.encoders import observation_spec
 
@@ -121,6 +122,31 @@ def test_a_ramp_takes_at_most_a_quarter(kind):
     assert SIZES[kind](16)["memory_budget"] == 16 * comparison.SPAN_SHARE <= 16
 
 
+def test_a_budget_sets_what_an_environment_would_set_otherwise():
+    """Portal's own margin is 3: what is kept beyond need would count."""
+    config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
+    made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
+    assert made["use_margin"] == 0.25 and made["shifted_heads"] == 2
+
+
+# Processes
+
+
+def test_results_come_from_processes_of_their_own():
+    assert sorted(in_processes(abs, [-3, 1, -2], 2)) == [1, 2, 3]
+
+
+def test_what_a_process_raises_is_raised():
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(in_processes(int, ["1", "x"], 1))
+
+
+@pytest.mark.parametrize("code, raised", [(9, RuntimeError), (0, RuntimeError), (130, KeyboardInterrupt)])
+def test_a_process_that_dies_is_no_process_that_is_waited_for(code, raised):
+    with pytest.raises(raised):
+        list(in_processes(os._exit, [code], 2))
+
+
 # A sweep
 
 
@@ -143,6 +169,8 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     assert sweep(TINY, monkeypatch) == 130
     assert [file.name for file in Path("sweep/cells").glob("*.json")] == ["transformer_xl-8-1.json"]
     assert Path("sweep/results.csv").read_text().count("\n") == 2
+    continued = shlex.split(Path("sweep/table.md").read_text().partition("Continued by `")[2].partition("`")[0])
+    assert continued[3:7] == ["--kinds", "expire_span", "transformer_xl", "none"]  # what is missing, too
     before = Path("sweep/cells/transformer_xl-8-1.json").read_bytes()
     monkeypatch.setattr(train_rl, "_save", save)
     capsys.readouterr()
@@ -157,9 +185,20 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
         assert f"sweep: {told} as in its cell" in error and error.count("\n") == 1
     assert sweep([a if a != "8" else "9" for a in TINY], monkeypatch) == 2  # budget and evaluation
     assert "expected --eval-episodes 8 as in its cell transformer_xl-8-1, got 9" in capsys.readouterr().err
+    # Kinds that are not there yet must not come by other settings; nor does what was begun go on with others.
+    for other, told in (
+        (["--env", "Portal-v0", "--env-kwargs", "{}"], "expected --env Corridor-v0 as in its cell transformer_xl-8-1"),
+        (["--gating"], "expected --gating False as in its cell transformer_xl-8-1"),
+    ):
+        assert sweep([*TINY, "--kinds", "gru", *other], monkeypatch) == 2
+        assert told in capsys.readouterr().err
+    Path("sweep/cells/transformer_xl-8-1.json").rename("kept.json")
+    assert sweep([*TINY, "--kinds", "expire_span", "--gamma", "0.5"], monkeypatch) == 2
+    assert "expected --gamma 0.99 as in its cell expire_span-8-1" in capsys.readouterr().err
+    Path("kept.json").rename("sweep/cells/transformer_xl-8-1.json")
     assert len(trained) == 2
 
-    assert sweep(TINY, monkeypatch) == 0
+    assert sweep(continued[3:] + ["--jobs", "1"], monkeypatch) == 0
     assert trained == [("transformer_xl", False), ("expire_span", False), ("expire_span", True), ("none", False)]
     assert Path("sweep/cells/transformer_xl-8-1.json").read_bytes() == before
     out = capsys.readouterr().out
@@ -180,6 +219,7 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     cell = json.loads(before)
     assert cell["config"]["window"] == 7 and cell["config"]["total_timesteps"] == 256
     assert cell["evaluation"]["episodes"] == 8
+    assert cell["evaluation"]["buckets"][-1]["high"] <= 6  # the environment that it was trained in
 
     # Nothing is left to do; and a sweep may grow, by processes of their own.
     assert sweep(TINY, monkeypatch) == 0

@@ -19,10 +19,12 @@ UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the e
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least, or no number."""
+    """Raises ValueError, one line, for the first of the named settings that is below its least, or no finite number."""
     for name, low in least.items():
-        if not getattr(config, name) >= low:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            wanted = "a finite number" if value == math.inf else f"at least {low}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 
 def check_spans(config: Any) -> None:
@@ -88,12 +90,15 @@ class Memory:
     def bytes(self) -> Tensor:
         """[B]: bytes that each environment's live memories, or its hidden state, take (padding is not counted)."""
         total = torch.zeros_like(self.time, dtype=torch.int64)
-        for layer in self.layers:
-            slot = layer.hidden.shape[2] * layer.hidden.element_size() + layer.birth.element_size() + 1
-            total += layer.alive.sum(1) * slot
+        for layer, size in zip(self.layers, self.slot_bytes(), strict=True):
+            total += layer.alive.sum(1) * size
         if self.state is not None:
             total += self.state[0].numel() * self.state.element_size()
         return total
+
+    def slot_bytes(self) -> list[int]:
+        """By layer: what one memory takes, its hidden vector, its birth and that it lives."""
+        return [x.hidden.shape[2] * x.hidden.element_size() + x.birth.element_size() + 1 for x in self.layers]
 
     def oldest(self) -> Tensor:
         """[B]: age of the oldest live memory at the next query, 0 if there is none; of a hidden state, all steps so far."""

@@ -238,3 +238,17 @@ def test_a_windows_state_replaces_what_was_there():
         assert other.summary() == window.summary()
         other.add([episode(90, True)])  # 67.5 is the new limit
         assert other.hard_score() == (pytest.approx(2 / 3), 3)
+
+
+def test_an_episode_that_does_not_tell_of_success_did_not_succeed_where_others_tell():
+    """A foreign environment may say `is_success` of some endings only, in any order."""
+    window = EpisodeWindow(None)
+    window.add([{"return": 3.0, "steps": 4}])
+    assert (
+        not window.tells_success and window.hard_score() == (3.0, 1) and "rollout/success_rate" not in window.summary()
+    )
+    window.add([{"return": 1.0, "steps": 4, "is_success": True}, {"return": 9.0, "steps": 4}])
+    assert window.tells_success and window.hard_score() == (pytest.approx(1 / 3), 3)
+    summary = window.summary()
+    assert summary["rollout/success_rate"] == pytest.approx(1 / 3)
+    assert summary["success/steps_quarter_4"] == pytest.approx(1 / 3)
