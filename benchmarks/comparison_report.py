@@ -119,45 +119,42 @@ def _told(estimate: Estimate | None, form: str) -> str:
 
 
 def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Right: how many
-    memories were live, mean (solid) and peak (dotted)."""
+    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Where there is an
+    oracle, the same of memory efficiency. Right: how many memories were live, mean (solid) and peak (dotted)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True, width_ratios=(3, 2))
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
     budgets = sorted({row["budget"] for row in rows} - {None}) or [1]
-    for i, kind in enumerate(kinds):
-        mine = [row for row in rows if row["kind"] == kind]
-        colour = f"C{i}"
-        if mine[0]["budget"] is None:
-            value, low, high = score(mine[0])
-            left.axhline(value, linestyle="--", color=colour, label=f"{kind} (no size)")
-            left.axhspan(low, high, alpha=0.13, color=colour, linewidth=0)
-            continue
-        shift = 1.015 ** (i - len(kinds) / 2)  # intervals beside one another, not over one another
-        x = [row["budget"] * shift for row in mine]
-        value, low, high = zip(*map(score, mine), strict=True)
-        ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
-        left.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
-        filled = [colour if keeps_budget(row) else "white" for row in mine]
-        left.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
+    name = "success" if rows[0]["success"] is not None else "return"
+    shown = {name: "success rate" if name == "success" else "mean return"}
+    if any(row["memory_efficiency"] for row in rows):
+        shown["memory_efficiency"] = "memory efficiency (oracle's steps / agent's)"
+    figure, panels = plt.subplots(
+        1, len(shown) + 1, figsize=(12 + 3 * (len(shown) - 1), 4.6), constrained_layout=True,
+        width_ratios=[*[3] * len(shown), 2],
+    )  # fmt: skip
+    for axes, (figured, label) in zip(panels, shown.items(), strict=False):
+        _against_budget(axes, rows, figured)
+        axes.set_ylabel(label)
+        if figured != "return":
+            axes.set_ylim(bottom=-0.02)
+    left, right = panels[0], panels[-1]
+    left.set_title(f"highest within its budget: {_highest(rows)}")
+    if name == "success":
+        left.set_ylim(top=1.05)
+    left.legend(fontsize=8)
+    for kind, colour in _colours(rows).items():
+        mine = [row for row in rows if row["kind"] == kind and row["budget"]]
+        x = [row["budget"] for row in mine]
         right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
         right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
     right.plot(budgets, budgets, "s-", color="0.6", linewidth=5, alpha=0.4, zorder=0)
     right.set(ylabel="live memories: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:.0f}")
-    with_success = rows[0]["success"] is not None
-    left.set(
-        ylabel="success rate" if with_success else "mean return", title=f"highest within its budget: {_highest(rows)}"
-    )
-    if with_success:
-        left.set_ylim(-0.02, 1.05)
-    left.legend(fontsize=8)
-    for axes in (left, right):
+    for axes in panels:
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(b) for b in budgets])
         axes.set_xlabel("memory budget (live memories per layer)")
@@ -170,3 +167,26 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.suptitle(f"{env}: interquartile mean over {told}, 95% intervals; hollow: held more than the budget")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {kind: f"C{i}" for i, kind in enumerate(dict.fromkeys(row["kind"] for row in rows))}
+
+
+def _against_budget(axes: Any, rows: Sequence[Mapping[str, Any]], figured: str) -> None:
+    """A line per kind."""
+    colours = _colours(rows)
+    for i, (kind, colour) in enumerate(colours.items()):
+        mine = [row for row in rows if row["kind"] == kind]
+        if mine[0]["budget"] is None:
+            value, low, high = mine[0][figured]
+            axes.axhline(value, linestyle="--", color=colour, label=f"{kind} (no size)")
+            axes.axhspan(low, high, alpha=0.13, color=colour, linewidth=0)
+            continue
+        shift = 1.015 ** (i - len(colours) / 2)  # intervals beside one another, not over one another
+        x = [row["budget"] * shift for row in mine]
+        value, low, high = zip(*(row[figured] for row in mine), strict=True)
+        ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
+        axes.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
+        filled = [colour if keeps_budget(row) else "white" for row in mine]
+        axes.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
