@@ -56,8 +56,10 @@ def _spans(budget: int) -> dict[str, Any]:
 
 
 def _expiring(budget: int) -> dict[str, Any]:
-    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count."""
-    return {**_spans(budget), "use_margin": ExpireSpanConfig.use_margin}
+    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count, and what
+    span dropout takes from some rollouts the other kinds may keep."""
+    usual = {"use_margin": ExpireSpanConfig.use_margin, "span_dropout": ExpireSpanConfig.span_dropout}
+    return {**_spans(budget), **usual}
 
 
 def _window(budget: int) -> dict[str, Any]:

@@ -123,10 +123,10 @@ def test_a_ramp_takes_at_most_a_quarter(kind):
 
 
 def test_a_budget_sets_what_an_environment_would_set_otherwise():
-    """Portal's own margin is 3: what is kept beyond need would count."""
+    """Portal's own margin is 3, and it drops spans: what is kept beyond need would count."""
     config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
     made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
-    assert made["use_margin"] == 0.25 and made["shifted_heads"] == 2
+    assert made["use_margin"] == 0.25 and made["span_dropout"] is False and made["shifted_heads"] == 2
 
 
 # Processes
