@@ -277,7 +277,7 @@ def test_facts_last_as_long_as_the_horizon_says():
         ({"min_hold": 9}, "min_hold: expected at most max_hold (8), got 9"),
         ({"max_hold": 0}, "max_hold: expected a whole number from 1 to 1000000, got 0"),
         ({"passage_length": 1}, "passage_length: expected a whole number from 2 to 100, got 1"),
-        ({"max_steps": None}, "max_steps: expected a whole number of at least 1, got None"),
+        ({"max_steps": None}, "max_steps: expected a whole number from 1 to 1000000000, got None"),
         ({"view_size": 6}, "view_size: expected an odd number, so that the agent is in the middle, got 6"),
     ],
 )
