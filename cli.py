@@ -166,7 +166,7 @@ def check_at_least(config: Any, **least: int) -> None:
     for name, low in least.items():
         value = getattr(config, name)
         if not low <= value < math.inf:
-            wanted = "a finite number" if value == math.inf else f"at least {low}"
+            wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
             raise UsageError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 

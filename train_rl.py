@@ -250,13 +250,10 @@ def train(config: dict[str, Any]) -> Path:
     checkpoint was written."""
     run_dir = _run_dir(config)
     resuming = bool(config["resume"])
-    if (
-        run_dir.exists()
-        and not (run_dir / "config.json").is_file()
-        and not (run_dir.is_dir() and not any(run_dir.iterdir()))
-    ):
+    exists = run_dir.exists()
+    if exists and not (run_dir / "config.json").is_file() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise cli.UsageError(f"--run-dir: expected a new directory or one of a run, {run_dir} is another: name another")
-    if run_dir.exists() and not resuming and not config["overwrite"]:
+    if exists and not resuming and not config["overwrite"]:
         raise cli.UsageError(
             f"--run-dir: expected a new directory, {run_dir} exists: continue it with --resume {run_dir}, replace it "
             "with --overwrite, or name another"

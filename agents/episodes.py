@@ -6,6 +6,7 @@ An episode is a dict: `return`, `steps`, and whatever the environment's `final_i
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ class EpisodeWindow:
     @property
     def tells_success(self) -> bool:
         """Whether any episode in the window says so of itself; those that then say nothing did not succeed."""
-        return any("is_success" in episode for episode in (*self.recent, *self.hard))
+        return any("is_success" in episode for episode in itertools.chain(self.recent, self.hard))
 
     def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
         """Success (1 or 0) where the environment reports it, else the return."""

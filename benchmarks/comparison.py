@@ -5,13 +5,14 @@
     python -m benchmarks.comparison --kinds expire_span transformer_xl gru none --env Portal-v0 --total-timesteps 1500000 \\
         --env-kwargs '{"max_rooms": 6, "rooms_distribution": "uniform"}' --success-target 0.9 --use-coef 4
 
-Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one budget with one seed: it is trained
-and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of one core. The same command again
-continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds make a sweep grow. `--report`
-draws anew what is there.
+Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one
+budget with one seed: it is trained and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of
+one core. The same command again continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds
+make a sweep grow. `--report` draws anew what is there.
 
 The sweep directory holds cells/ (a JSON per finished cell, all that was measured), plan.json (which cells there shall be),
-runs/ (the trainings), and what is made of the cells: results.csv (one row per cell), table.md and success.png (interquartile means and 95% intervals over seeds).
+runs/ (the trainings), and what is made of the cells: results.csv (one row per cell), table.md and success.png (interquartile
+means and 95% intervals over seeds).
 
 A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long episode,
 its budget is a peak; spans are pressed until their mean over steps is within it. The table therefore has both.
@@ -140,8 +141,9 @@ def main() -> None:
         return
     sweep = Sweep(config, [*_unless_given("--total-timesteps", STEPS.get(env), rest), *rest], out)
     with sweep.claimed():
-        sweep.check()
-        sweep.run()
+        known = finished(out)
+        sweep.check(known)
+        sweep.run(known)
 
 
 def _unless_given(flag: str, value: str | None, arguments: Sequence[str]) -> list[str]:
@@ -152,11 +154,12 @@ def _unless_given(flag: str, value: str | None, arguments: Sequence[str]) -> lis
 def shared_out(flags: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
     """By kind: those of the flags, with their values, that it has. Raises UsageError, one line, for one that no kind has."""
     names = {kind: train_rl.flag_names(kind) for kind in kinds}
+    known = list(dict.fromkeys(itertools.chain(*names.values())))
     out: dict[str, list[str]] = {kind: [] for kind in kinds}
     takers = list(kinds)
     for argument in flags:
         if argument.startswith("--"):
-            cli.check_flag(argument, list(dict.fromkeys(itertools.chain(*names.values()))))
+            cli.check_flag(argument, known)
             takers = [kind for kind in kinds if cli.flag_of(argument) in names[kind]]
         for kind in takers:
             out[kind].append(argument)
@@ -202,12 +205,12 @@ def _unusual(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         usual = _defaults(kind, config["env"], config["agent"])
         for name in sorted(config.keys() & usual.keys() - OURS - SIZED - IMMATERIAL - {"training_kwargs"}):
             flag, value = f"--{name.replace('_', '-')}", config[name]
+            if _listed(value) == _listed(usual[name]):
+                continue
             if isinstance(value, bool):
-                named, values = flag if value else flag.replace("--", "--no-", 1), []
+                flags[flag if value else flag.replace("--", "--no-", 1)] = []
             else:
-                named, values = flag, [str(part) for part in _listed(value)]
-            if _listed(value) != _listed(usual[name]):
-                flags[named] = values
+                flags[flag] = [str(part) for part in _listed(value)]
     return flags
 
 
@@ -234,10 +237,10 @@ class Sweep:
             learn = ", ".join(name for name, known in AGENTS.items() if known.network is None)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
         self.config, self.out = config, out
-        there = {cell.kind: cell for cell in finished(out)}  # of kinds, too, that this call does not train
+        # The kinds that lie there are compared with the settings of now, too, whether this call trains them or not.
+        kinds = list(dict.fromkeys([*config.kinds, *(cell.kind for cell in finished(out))]))
         self.settings = {
-            kind: train_rl.parse_config(["--memory", kind, *own])
-            for kind, own in shared_out(flags, list(dict.fromkeys([*config.kinds, *there]))).items()
+            kind: train_rl.parse_config(["--memory", kind, *own]) for kind, own in shared_out(flags, kinds).items()
         }
         if not _given("--checkpoint-every", flags):
             for settings in self.settings.values():
@@ -278,9 +281,9 @@ class Sweep:
                 raise cli.UsageError(f"--out: expected a directory of its own, a sweep runs in {self.out}") from None
             yield
 
-    def check(self) -> None:
-        """Raises UsageError unless what lies in the directory was made with the settings of now."""
-        for cell, told in finished(self.out).items():
+    def check(self, known: Mapping[Cell, Mapping[str, Any]]) -> None:
+        """Raises UsageError unless what lies in the directory, finished or begun, was made with the settings of now."""
+        for cell, told in known.items():
             self._same(str(cell), {**told["config"], **{name: told[name] for name in EVALUATION}}, cell)
         for cell in self.cells():
             begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
@@ -299,9 +302,8 @@ class Sweep:
                     f"{now.get(key)}: name another --out for other settings"
                 )
 
-    def run(self) -> None:
-        """Trains and evaluates what is missing. Table and figure are written after every cell."""
-        known = finished(self.out)
+    def run(self, known: dict[Cell, dict[str, Any]]) -> None:
+        """Trains and evaluates what is missing of `known`, which grows. Table and figure are written after every cell."""
         write_plan(self.out, list(known.values()), self.cells())
         missing = [cell for cell in self.cells() if cell not in known]
         _write(self.out, known)

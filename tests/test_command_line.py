@@ -286,7 +286,7 @@ BAD_TRAINING = {
     "no steps": (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
     "negative rate": (["--learning-rate", "-1"], "--learning-rate: expected at least 0, got -1.0"),
     "rate that is no number": (["--vf-coef", "nan"], "--vf-coef: expected at least 0, got nan"),
-    "infinite rate": (["--learning-rate", "inf"], "--learning-rate: expected a finite number, got inf"),
+    "infinite rate": (["--learning-rate", "inf"], "--learning-rate: expected a finite number of at least 0, got inf"),
     "infinite gain": (["--action-gain", "inf"], "--action-gain: expected a finite number of at least 0, got inf"),
     "infinite norm": (["--max-grad-norm", "inf"], "--max-grad-norm: expected a finite number, got inf"),
     "budget below the ramp": (["--memory-budget", "8"], "--memory-budget: expected more than --ramp (8), below which"),

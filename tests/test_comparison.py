@@ -1,4 +1,4 @@
-"""The comparison of memory kinds: budgets that are kept, statistics with known values, a sweep that resumes and refuses."""
+"""The comparison of memory kinds: budgets that are kept, a sweep that resumes and refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import cli
@@ -24,8 +23,6 @@ from benchmarks import comparison, comparison_cells
 from benchmarks.comparison import SIZES
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
-from benchmarks.statistics import iqm, iqm_interval
-from benchmarks.workers import in_processes
 from policies import KINDS, ActorCritic, core_config
 from policies.encoders import observation_spec
 
@@ -46,51 +43,6 @@ def sweep(arguments, monkeypatch) -> int:
 def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-# Statistics
-
-
-@pytest.mark.parametrize(
-    "scores, mean",
-    [
-        ([3.0], 3),
-        ([1, 2, 6], 3),  # int(0.75) = 0: nothing goes
-        ([0, 1, 3, 100], 2),
-        ([9, 1, 5, 3, 1000, 7, -50, 2], 4.25),  # 2, 3, 5, 7 stay
-        ([0, 0, 1, 2, 3], 1),  # one of five at either end
-    ],
-)
-def test_interquartile_mean_is_a_trimmed_mean(scores, mean):
-    """Values by hand; scipy.stats.trim_mean(scores, 0.25) gives the same."""
-    assert iqm(np.array(scores, float)) == pytest.approx(mean)
-
-
-def test_the_interval_of_scores_that_agree_is_a_point():
-    assert iqm_interval([[0.5, 0.5, 0.5]]) == (0.5, 0.5, 0.5)
-
-
-def test_the_interval_of_two_runs_is_all_that_can_be_drawn():
-    """0 and 1: the means 0, 1/2, 1 come with probabilities 1/4, 1/2, 1/4."""
-    assert iqm_interval([[0, 1]]) == (0.5, 0, 1)
-
-
-def test_each_stratum_is_drawn_on_its_own():
-    """Two tasks, each without variance: drawn together, the mean of the mixture would vary."""
-    assert iqm_interval([[0, 0], [1, 1]]) == (0.5, 0.5, 0.5)
-    assert iqm_interval([[0, 0, 1, 1]])[1:] != (0.5, 0.5)
-
-
-def test_the_interval_is_about_what_theory_says():
-    """Of many normal scores: the standard error of the 25% trimmed mean is about 1.09 / sqrt(N)."""
-    scores = np.random.default_rng(0).normal(size=400)
-    mean, low, high = iqm_interval([list(scores)])
-    assert (mean - low, high - mean) == (pytest.approx(1.96 * 1.09 / 20, rel=0.15),) * 2
-
-
-def test_a_stratum_without_runs_is_refused():
-    with pytest.raises(ValueError, match="at least one score"):
-        iqm_interval([[1.0], []])
 
 
 # Budgets
@@ -127,24 +79,6 @@ def test_a_budget_sets_what_an_environment_would_set_otherwise():
     config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
     made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
     assert made["use_margin"] == 0.25 and made["span_dropout"] is False and made["shifted_heads"] == 2
-
-
-# Processes
-
-
-def test_results_come_from_processes_of_their_own():
-    assert sorted(in_processes(abs, [-3, 1, -2], 2)) == [1, 2, 3]
-
-
-def test_what_a_process_raises_is_raised():
-    with pytest.raises(ValueError, match="invalid literal"):
-        list(in_processes(int, ["1", "x"], 1))
-
-
-@pytest.mark.parametrize("code, raised", [(9, RuntimeError), (0, RuntimeError), (130, KeyboardInterrupt)])
-def test_a_process_that_dies_is_no_process_that_is_waited_for(code, raised):
-    with pytest.raises(raised):
-        list(in_processes(os._exit, [code], 2))
 
 
 # A sweep

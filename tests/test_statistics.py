@@ -1,0 +1,50 @@
+"""Interquartile means and their intervals: known values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.statistics import iqm, iqm_interval
+
+
+@pytest.mark.parametrize(
+    "scores, mean",
+    [
+        ([3.0], 3),
+        ([1, 2, 6], 3),  # int(0.75) = 0: nothing goes
+        ([0, 1, 3, 100], 2),
+        ([9, 1, 5, 3, 1000, 7, -50, 2], 4.25),  # 2, 3, 5, 7 stay
+        ([0, 0, 1, 2, 3], 1),  # one of five at either end
+    ],
+)
+def test_interquartile_mean_is_a_trimmed_mean(scores, mean):
+    """Values by hand; scipy.stats.trim_mean(scores, 0.25) gives the same."""
+    assert iqm(np.array(scores, float)) == pytest.approx(mean)
+
+
+def test_the_interval_of_scores_that_agree_is_a_point():
+    assert iqm_interval([[0.5, 0.5, 0.5]]) == (0.5, 0.5, 0.5)
+
+
+def test_the_interval_of_two_runs_is_all_that_can_be_drawn():
+    """0 and 1: the means 0, 1/2, 1 come with probabilities 1/4, 1/2, 1/4."""
+    assert iqm_interval([[0, 1]]) == (0.5, 0, 1)
+
+
+def test_each_stratum_is_drawn_on_its_own():
+    """Two tasks, each without variance: drawn together, the mean of the mixture would vary."""
+    assert iqm_interval([[0, 0], [1, 1]]) == (0.5, 0.5, 0.5)
+    assert iqm_interval([[0, 0, 1, 1]])[1:] != (0.5, 0.5)
+
+
+def test_the_interval_is_about_what_theory_says():
+    """Of many normal scores: the standard error of the 25% trimmed mean is about 1.09 / sqrt(N)."""
+    scores = np.random.default_rng(0).normal(size=400)
+    mean, low, high = iqm_interval([list(scores)])
+    assert (mean - low, high - mean) == (pytest.approx(1.96 * 1.09 / 20, rel=0.15),) * 2
+
+
+def test_a_stratum_without_runs_is_refused():
+    with pytest.raises(ValueError, match="at least one score"):
+        iqm_interval([[1.0], []])
