@@ -39,6 +39,7 @@ from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cel
 from benchmarks.comparison_report import write_report
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
+from cli.settings import RunConfig, flag_names, parse_config, saved_config
 from policies import KINDS
 from policies.memory.expire_span import ExpireSpanConfig
 
@@ -129,7 +130,7 @@ class ComparisonConfig:
 
 def main() -> None:
     own, rest = split_arguments(ComparisonConfig, sys.argv[1:])
-    env = cli.value_of("env", rest) or train_rl.RunConfig.env
+    env = cli.value_of("env", rest) or RunConfig.env
     if "--quick" in own:
         own = ["--budgets", "8", "16", "--seeds", "2", "--eval-episodes", "300", "--out", "runs/comparison-quick", *own]
         rest = [*_unless_given("--env-kwargs", QUICK_KWARGS.get(env), rest), *rest]
@@ -153,7 +154,7 @@ def _unless_given(flag: str, value: str | None, arguments: Sequence[str]) -> lis
 
 def shared_out(flags: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
     """By kind: those of the flags, with their values, that it has. Raises UsageError, one line, for one that no kind has."""
-    names = {kind: train_rl.flag_names(kind) for kind in kinds}
+    names = {kind: flag_names(kind) for kind in kinds}
     known = list(dict.fromkeys(itertools.chain(*names.values())))
     out: dict[str, list[str]] = {kind: [] for kind in kinds}
     takers = list(kinds)
@@ -193,7 +194,7 @@ def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
         words += [word for value in values for word in (flag, value)] if values else [flag]
     config = cells[0]["config"]
     for name in ("env", "agent"):
-        words += [] if config[name] == getattr(train_rl.RunConfig, name) else [f"--{name}", config[name]]
+        words += [] if config[name] == getattr(RunConfig, name) else [f"--{name}", config[name]]
     here = out.absolute()
     return shlex.join([*words, "--out", str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else out)])
 
@@ -221,7 +222,7 @@ def _listed(value: Any) -> list[Any]:
 @cache
 def _defaults(kind: str, env: str, agent: str) -> Mapping[str, Any]:
     """What train_rl.py sets where nothing else is given."""
-    return train_rl.parse_config(["--memory", kind, "--env", env, "--agent", agent])
+    return parse_config(["--memory", kind, "--env", env, "--agent", agent])
 
 
 class Sweep:
@@ -239,9 +240,7 @@ class Sweep:
         self.config, self.out = config, out
         # The kinds that lie there are compared with the settings of now, too, whether this call trains them or not.
         kinds = list(dict.fromkeys([*config.kinds, *(cell.kind for cell in finished(out))]))
-        self.settings = {
-            kind: train_rl.parse_config(["--memory", kind, *own]) for kind, own in shared_out(flags, kinds).items()
-        }
+        self.settings = {kind: parse_config(["--memory", kind, *own]) for kind, own in shared_out(flags, kinds).items()}
         if not _given("--checkpoint-every", flags):
             for settings in self.settings.values():
                 settings["checkpoint_every"] = -(-settings["total_timesteps"] // CHECKPOINTS)
@@ -288,7 +287,7 @@ class Sweep:
         for cell in self.cells():
             begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
             if begun.is_file():
-                self._same(str(cell), train_rl._resumed_config(begun.parent), cell)
+                self._same(str(cell), saved_config(begun.parent), cell)
 
     def _same(self, name: str, then: Mapping[str, Any], cell: Cell) -> None:
         now = _comparable({**self.run_config(cell), **self.evaluation()})

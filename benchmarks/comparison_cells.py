@@ -53,12 +53,18 @@ def finished(out: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def planned(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them."""
-    try:
-        plan = json.loads((out / "plan.json").read_text())
-        kinds, budgets, seeds = list(plan["kinds"]), list(plan["budgets"]), int(plan["seeds"])
-    except (OSError, KeyError, TypeError, ValueError):  # as it was before there was such a file
-        kinds, budgets, seeds = [], [], 0
+    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them. Raises UsageError, one line, for
+    a plan that cannot be read."""
+    file = out / "plan.json"
+    kinds, budgets, seeds = [], [], 0  # as it was before there was such a file
+    if file.exists():
+        try:
+            plan = json.loads(file.read_text())
+            kinds, budgets, seeds = list(plan["kinds"]), list(plan["budgets"]), int(plan["seeds"])
+        except (KeyError, TypeError, ValueError):
+            raise cli.UsageError(
+                f"{file}: expected the plan of a sweep, could not read it: without the file the sweep goes on"
+            ) from None
     found = {*kinds, *(cell["kind"] for cell in cells)}
     return {
         "kinds": [kind for kind in KINDS if kind in found],

@@ -26,6 +26,8 @@ import cli
 import evaluate
 import train_rl
 from benchmarks.workers import in_processes
+from cli.settings import flag_names, parse_config
+from policies import save_policy
 from policies.io import write_atomically
 
 SOLVED = 0.95
@@ -66,7 +68,7 @@ class BenchmarkConfig:
 def main() -> None:
     own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
     config = cli.parse(BenchmarkConfig, own, "Learning on several seeds. Flags of train_rl.py may follow.")
-    flags = train_rl.parse_config(rest)
+    flags = parse_config(rest)
     out = Path(config.out or f"benchmarks/results/learning-{flags['env']}-{flags['memory']}.json")
     if config.replot:
         _show(json.loads(out.read_text()), config.plot)
@@ -122,7 +124,7 @@ def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list
     """A benchmark's own arguments (flags that `config` has, and what comes before any flag), and those of train_rl.py.
     Raises UsageError, one line, for a flag that neither has."""
     names = cli.flag_names(config)
-    known = [*names, *train_rl.flag_names()]
+    known = [*names, *flag_names()]
     own: list[str] = []
     rest: list[str] = []
     take = own
@@ -179,7 +181,7 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{flags['env'].replace('/', '-')}-{flags['memory']}-{flags['seed']}-{int(time.time())}.safetensors"
-    train_rl.save_policy(policy, folder / name, run.info)
+    save_policy(policy, folder / name, run.info)
     out["policy"] = str(folder / name)
     return out
 

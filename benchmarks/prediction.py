@@ -23,6 +23,7 @@ import cli
 import train_rl
 from agents import AGENTS
 from benchmarks.learning import split_arguments
+from cli.settings import parse_config
 from envs import make_vec_env
 from envs.portal import HOME, Portal
 from envs.tiles import EAST, NORTH, SOUTH
@@ -112,7 +113,7 @@ def learn(policy: ActorCritic, learner: Any, seed: int, optimiser_steps: int) ->
 def main() -> None:
     own, rest = split_arguments(ProbeConfig, sys.argv[1:])
     config = cli.parse(ProbeConfig, own, "Prediction alone, on Portal-v0. Flags of train_rl.py may follow.")
-    flags = train_rl.parse_config(["--env", "Portal-v0", *rest])
+    flags = parse_config(["--env", "Portal-v0", *rest])
     if AGENTS[flags["agent"]].network is not None or flags["observation_prediction_coef"] == 0:
         raise cli.UsageError("--agent, --observation-prediction-coef: expected a policy of ours that learns to predict")
     run = train_rl.build({**flags, "torch_threads": 1})

@@ -26,6 +26,7 @@ from rich.table import Table
 import cli
 import train_rl
 from benchmarks.learning import resident_gb, split_arguments
+from cli.settings import parse_config
 from policies import load_policy
 
 
@@ -82,7 +83,7 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     policy, info = load_policy(path)
     settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
     known = ["--env", info["env"], "--memory", policy.config.memory]
-    config = train_rl.parse_config([*known, "--total-timesteps", "1000000000", *flags])
+    config = parse_config([*known, "--total-timesteps", "1000000000", *flags])
     own = {name: value for name, value in settings.items() if name in config}
     run = train_rl.build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
     run.policy.load_state_dict(policy.state_dict())

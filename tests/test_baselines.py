@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_command_line import call
+from script_cases import call
 
 import envs
 import evaluate
 import train_rl
+from cli.settings import parse_config
 from envs.sb3_adapter import SB3VecEnv
 from policies import load_policy
 from policies.sb3 import FlatVecEnv
@@ -74,7 +75,7 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_baseline_goes_on_where_it_was_interrupted(agent):
     """Weights, Adam's state, counters and schedule; with episodes that it has not had."""
-    config = train_rl.parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
+    config = parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
     config["total_timesteps"] = 512
     trainer, again = (train_rl.build({**config, "seed": seed}).trainer for seed in (1, 1))
     first = {key: value.copy() for key, value in again.algorithm._last_obs.items()}

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from script_cases import ROOT, call
 
-import cli
 from benchmarks import learning, scaling, training
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--total-timesteps", "512"]
 TINY += ["--env-kwargs", '{"max_length": 5}', "--eval-every", "256", "--eval-episodes", "20", "--jobs", "1"]
-
-
-def call(module, arguments, monkeypatch) -> int:
-    """The exit code of a benchmark's command line, in this process."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(module.main)
-    return int(stop.value.code or 0)
 
 
 def test_learning_reports_every_seed_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from script_cases import call
 
 import cli
 import evaluate
@@ -23,6 +24,7 @@ from benchmarks import comparison, comparison_cells
 from benchmarks.comparison import SIZES
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
+from cli.settings import parse_config
 from policies import KINDS, ActorCritic, core_config
 from policies.encoders import observation_spec
 
@@ -31,18 +33,7 @@ TINY += ["--jobs", "1", "--out", "sweep", "--env-kwargs", '{"max_length": 6}', "
 TINY += ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--checkpoint-every", "128"]
 
 
-def sweep(arguments, monkeypatch) -> int:
-    """The exit code of the command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["comparison.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(comparison.main)
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture
-def in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+sweep = partial(call, comparison)
 
 
 # Budgets
@@ -56,7 +47,7 @@ def test_every_kind_with_slots_has_a_size():
 @pytest.mark.parametrize("kind", ["transformer_xl", "compressive"])
 def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
     """Counted by evaluate.py over episodes long enough to fill it."""
-    config = train_rl.parse_config(["--memory", kind])
+    config = parse_config(["--memory", kind])
     config |= SIZES[kind](budget)
     env = evaluate.make_vec_env("Corridor-v0", 1)
     space = env.single_observation_space
@@ -241,6 +232,13 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
         assert sweep(ONE, monkeypatch) == 2
         error = capsys.readouterr().err
         assert "none-any-1.json: expected a cell of a sweep" in error and error.count("\n") == 1
+    file.write_text(json.dumps(cell))
+    for broken in ("{", "[]", '{"kinds": ["none"], "budgets": [], "seeds": null}'):
+        Path("sweep/plan.json").write_text(broken)
+        assert sweep(ONE, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert "plan.json: expected the plan of a sweep" in error and error.count("\n") == 1
+        assert Path("sweep/plan.json").read_text() == broken
 
 
 def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder):

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "policies": {"policies"},
     "envs": {"envs"},
     "viewer": {"policies", "envs", "viewer"},
-    "cli": set(),
+    "cli": {"agents", "policies", "envs", "cli"},
     **{script: {"agents", "policies", "envs", "cli"} for script in SCRIPTS - VIEWING},
     **{script: {"agents", "policies", "envs", "viewer", "cli"} for script in VIEWING},
     "benchmarks": {"agents", "policies", "envs", "cli", "benchmarks"} | SCRIPTS,  # they run what users run
@@ -115,7 +115,7 @@ def test_agents_name_no_memory_kind(file):
         ("policies/memory/new.py", "from envs import make_env", "envs"),
         ("envs/new.py", "import policies.io", "policies"),
         ("envs/new.py", "import tests.envs.cases", "tests"),
-        ("cli.py", "import train_rl", "train_rl"),
+        ("cli/new.py", "import train_rl", "train_rl"),
         ("evaluate.py", "from train_rl import build", "train_rl"),
         ("train_rl.py", "from benchmarks import learning", "benchmarks"),
     ],

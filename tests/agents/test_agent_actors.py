@@ -18,40 +18,20 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import script_cases
 import torch
 from agent_cases import make_policy, played
+from script_cases import ROOT, call
 
 pytest.importorskip("ray")
-import cli
 import train_rl
 from agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
 from agents.checkpoint import load_checkpoint
 from envs import make_vec_env, vec_env_maker
 from policies import KINDS, ActorCritic
 
-ROOT = Path(__file__).resolve().parents[2]
 IMPALA = ["--agent", "impala"]
-SMALL = [
-    "--num-envs",
-    "8",
-    "--num-steps",
-    "16",
-    "--num-minibatches",
-    "2",
-    "--torch-threads",
-    "1",
-    "--no-progress-bar",
-    "--width",
-    "16",
-]
-
-
-def call(arguments: list[str], monkeypatch) -> int:
-    """The exit code of train_rl.py's command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["train_rl.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(train_rl.main)
-    return int(stop.value.code or 0)
+SMALL = [*script_cases.SMALL, "--width", "16"]
 
 
 def processes_with(word: str) -> list[int]:
@@ -142,7 +122,7 @@ def breaking() -> str:
 def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breaking, tmp_path, monkeypatch, capsys):
     """Each time is told with the traceback; then one line, exit code 1, a checkpoint, and Ray's logs beside it."""
     arguments = [*IMPALA, *SMALL, "--env", breaking, "--num-actors", "1", "--run-dir", str(tmp_path / "x")]
-    assert call(arguments, monkeypatch) == 1
+    assert call(train_rl, arguments, monkeypatch) == 1
     told = capsys.readouterr().err
     assert told.count("actor 0 failed, ZeroDivisionError in step (test_agent_actors.py:") == 5
     assert told.count("Traceback") == 5 and "(time 5 of 5)" in told
@@ -196,7 +176,7 @@ def test_ctrl_c_writes_a_checkpoint_and_ends_all_within_ten_seconds(tmp_path):
 def refused(arguments: list[str], monkeypatch, capsys, folder: Path) -> str:
     """The one line with which train_rl.py refuses, exit code 2, before there is a run directory."""
     monkeypatch.chdir(folder)
-    assert call([*([] if "--agent" in arguments else IMPALA), *SMALL, *arguments], monkeypatch) == 2
+    assert call(train_rl, [*([] if "--agent" in arguments else IMPALA), *SMALL, *arguments], monkeypatch) == 2
     error = capsys.readouterr().err
     line = error.strip().splitlines()[-1]
     assert line.startswith("error: ") and list(folder.iterdir()) == []

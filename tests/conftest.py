@@ -1,0 +1,39 @@
+"""Fixtures of the tests of the scripts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from script_cases import ROOT, SHORT, SMALL
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory) -> Path:
+    """A short run, trained by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp("run") / "x"
+    command = [
+        sys.executable,
+        str(ROOT / "train_rl.py"),
+        *SMALL,
+        *SHORT,
+        "--total-timesteps",
+        "1000",
+        "--run-dir",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, "--checkpoint-every", "512"], capture_output=True, text=True, check=False, cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rounded up from 1,000 to 1,024" in done.stderr
+    return folder

@@ -1,0 +1,31 @@
+"""The scripts' command lines, called in this process, and small settings for them."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]
+SHORT = ["--env-kwargs", '{"max_length": 6}']
+
+
+def call(script: ModuleType, arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a script's command line."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main)
+    return int(stop.value.code or 0)
+
+
+def log(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of a run's progress.csv."""
+    with (run_dir / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,171 @@
+"""evaluate.py as a user calls it, good and bad: the report, its figures, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from script_cases import ROOT, SHORT, SMALL, call, log
+
+import evaluate
+import train_rl
+from policies import load_policy, save_policy
+
+
+def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):
+    arguments = [
+        run_dir,
+        run_dir / "checkpoints" / "policy_000000512.safetensors",
+        "--episodes",
+        "30",
+        "--torch-threads",
+        "1",
+    ]
+    assert call(evaluate, [*arguments, "--json", "out.json", "--plot", "out.png"], monkeypatch) == 0
+    report = json.loads(Path("out.json").read_text())
+    assert set(report) == {"env", "env_kwargs", "seed", "policies"}
+    assert report["env"] == "Corridor-v0" and report["env_kwargs"] == {"max_length": 6}
+    keys = {"path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return"}
+    keys |= {"mean_episode_length", "live_memories_mean", "live_memories_max", "memory_bytes"}
+    keys |= {"memory_efficiency"}
+    for policy in report["policies"]:
+        assert keys | {"acting_steps_per_second", "buckets"} <= set(policy)
+        assert policy["episodes"] == 30 == sum(b["episodes"] for b in policy["buckets"])
+        assert policy["success_rate"] == policy["mean_return"]
+        assert policy["memory_efficiency"] is None  # Corridor has no oracle
+        low, high = policy["success_rate_ci95"]
+        assert 0 <= low <= policy["success_rate"] <= high <= 1
+        assert len(policy["live_memories_mean"]) == 2
+    assert Path("out.png").stat().st_size > 10_000
+    assert "success" in capsys.readouterr().out
+
+
+def test_evaluation_does_not_depend_on_the_batch(run_dir):
+    """Every environment plays its share, so short episodes are not over-represented; each plays on its own."""
+    policy, _ = evaluate.load_policy(run_dir)
+    together = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=12)
+    apart = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
+    for key in ("success_rate", "mean_episode_length", "live_memories_mean", "live_memories_max"):
+        assert together[key] == pytest.approx(apart[key])
+
+
+@pytest.mark.parametrize("episodes", [3, 40])
+def test_bytes_are_those_of_the_memories_that_were_live(episodes):
+    """Without forgetting a corridor of 5 tiles has 1 to 5 live on its way, 3 on average, however often it is walked."""
+    policy, _ = load_policy(ROOT / "pretrained/corridor-transformer_xl.safetensors")
+    result = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 5, "max_length": 5}, episodes)
+    assert result["live_memories_mean"] == [3, 3]
+    hidden, birth, alive = 4 * policy.config.core.width, 4, 1
+    assert result["memory_bytes"] == 2 * 3 * (hidden + birth + alive)
+
+
+class TellsSometimes(gym.Env):
+    """Says `is_success` of every second episode, of the first not."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.episodes += 1
+        info = {"is_success": True} if self.episodes % 2 == 0 else {}
+        return self.observation_space.low, 1.0, True, False, info
+
+
+def test_an_environment_that_tells_of_success_now_and_then(in_folder, monkeypatch):
+    gym.register("TellsSometimes-v0", entry_point=TellsSometimes)
+    try:
+        run = [*SMALL, "--env", "TellsSometimes-v0", "--memory", "none", "--run-dir", "x", "--total-timesteps", "256"]
+        assert call(train_rl, run, monkeypatch) == 0
+        assert float(log(Path("x"))[-1]["rollout/success_rate"]) == 0.5
+        assert call(evaluate, ["x", "--episodes", "4", "--num-envs", "1", "--json", "e.json"], monkeypatch) == 0
+        assert json.loads(Path("e.json").read_text())["policies"][0]["success_rate"] == 0.5
+    finally:
+        del gym.registry["TellsSometimes-v0"]
+
+
+def test_evaluation_reports_the_figures_that_an_environment_names(in_folder, monkeypatch, capsys):
+    """Failures are counted at the step limit, sums are divided; what did not occur is null."""
+    run = [*SMALL, "--total-timesteps", "128", "--memory", "none", "--env"]
+    portal, switch = {"min_rooms": 2, "max_rooms": 2, "max_steps": 4}, {"max_hold": 1, "passage_length": 2}
+    told = {}
+    for env, kwargs in (("Portal-v0", portal), ("Switch-v0", {**switch, "max_steps": 40})):
+        assert call(train_rl, [*run, env, "--env-kwargs", json.dumps(kwargs), "--run-dir", env], monkeypatch) == 0
+        arguments = [env, "--episodes", "20", "--stochastic", "--torch-threads", "1", "--json", "out.json"]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        told[env] = json.loads(Path("out.json").read_text())["policies"][0]
+    assert told["Portal-v0"]["memory_efficiency"] == 3 * (2 + 2 * 3 / 4) / 4
+    assert told["Portal-v0"]["buckets"][0]["memory_efficiency"] == 3 * (2 + 2 * 3 / 4) / 4
+    assert "memory efficiency:  all: 2.625" in capsys.readouterr().out
+    shares = told["Switch-v0"]["correct_share_by_signals"]
+    assert list(shares) == ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65+"]
+    assert 0 <= shares["1"] <= 1 and shares["33-64"] is None and told["Switch-v0"]["memory_efficiency"] is None
+    assert min(v for v in shares.values() if v is not None) <= told["Switch-v0"]["correct_share"]
+
+
+def test_wraps_travel_with_the_policy_until_others_are_asked_for(in_folder, monkeypatch):
+    wraps = ["--wrap", "stretch=1", "--wrap", "episodes=2"]
+    assert call(train_rl, [*SMALL, *SHORT, *wraps, "--total-timesteps", "128", "--run-dir", "x"], monkeypatch) == 0
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
+    lengths = []
+    for given, expected in (
+        ([], ["stretch=1", "episodes=2"]),
+        (["--wrap", "stretch=3"], ["stretch=3"]),
+        (["--wrap", "none"], ["none"]),
+    ):
+        arguments = ["x", "--episodes", "8", "--stochastic", "--torch-threads", "1", "--json", "out.json", *given]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        report = json.loads(Path("out.json").read_text())
+        assert report["env_kwargs"] == {"max_length": 6, "wraps": expected}
+        lengths.append(report["policies"][0]["mean_episode_length"])
+    assert lengths[2] < lengths[1]
+
+
+def test_wilson_interval_known_values():
+    """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
+    assert evaluate.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert evaluate.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def _foreign(path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"a": zeros(2)}, path)
+
+
+BAD_EVALUATION = {
+    "no policy": ([], "expected at least one policy file"),
+    "missing": (["gone.safetensors"], "found nothing there"),
+    "truncated": (["short.safetensors"], "expected a whole safetensors file"),
+    "foreign": (["foreign.safetensors"], "got another safetensors file"),
+    "empty folder": (["folder"], "which it does not have"),
+    "no episodes": (["RUN", "--episodes", "0"], "--episodes: expected at least 1"),
+    "plot name": (["RUN", "--plot", "x.txt"], "--plot: expected a name that ends in"),
+    "no GPU": (["RUN", "--device", "tpu"], "--device: expected"),
+    "a folder": (["RUN", "--json", "folder"], "--json: expected a file, 'folder' is a folder"),
+    "of no environment": (["nowhere.safetensors"], "--env: expected an environment id"),
+    "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
+    "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
+    "bad wrap": (["RUN", "--wrap", "stretch=much"], "wrap stretch: expected a whole number of steps"),
+    "bad keyword": (["RUN", "--env-kwargs", '{"size": 3}'], "unknown Corridor-v0 keyword 'size'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALUATION)
+def test_bad_evaluation_input_is_told_in_one_line(case, run_dir, in_folder, monkeypatch, capsys):
+    whole = (run_dir / "policy.safetensors").read_bytes()
+    Path("short.safetensors").write_bytes(whole[: len(whole) // 2])
+    _foreign(Path("foreign.safetensors"))
+    Path("folder").mkdir()
+    save_policy(load_policy(run_dir)[0], Path("nowhere.safetensors"), {})
+    arguments, told = BAD_EVALUATION[case]
+    arguments = [str(run_dir) if a == "RUN" else a for a in arguments]
+    assert call(evaluate, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1

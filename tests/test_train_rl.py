@@ -1,0 +1,189 @@
+"""train_rl.py as a user calls it, good and bad: settings, the run directory, exit codes, one-line errors, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from script_cases import SHORT, SMALL, call, log
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_rl
+from cli.settings import TUNED, parse_config
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala"])
+@pytest.mark.parametrize("memory", ["expire_span", "gru"])
+def test_defaults_are_those_that_the_environment_needs(memory, agent):
+    """Where the memory kind has such a flag; what the user says counts."""
+    asked = ["--memory", memory, "--agent", agent]
+    usual, tuned = (parse_config([*asked, "--env", env]) for env in ("Corridor-v0", "Portal-v0"))
+    given = TUNED["Portal-v0", agent]
+    assert memory == "gru" or given.keys() <= tuned.keys()
+    for name in usual.keys() - {"env", "training_kwargs"}:
+        assert tuned[name] == given.get(name, usual[name])
+    said = parse_config([*asked, "--env", "Portal-v0", "--learning-rate", "0.5", "--final-ent-coef", "0"])
+    assert said == {**tuned, "learning_rate": 0.5, "final_ent_coef": 0.0}
+
+
+@pytest.mark.parametrize("length, scale", [(100, 1.0), (1000, 0.2)])
+def test_the_entropy_bonus_is_the_environments_unless_it_is_said(length, scale):
+    flags = ["--env-kwargs", json.dumps({"max_length": length}), "--final-ent-coef", "0.5", *SMALL]
+    config = train_rl.build(parse_config(flags)).trainer.agent.config
+    assert (config.ent_coef, config.final_ent_coef) == (pytest.approx(0.01 * scale), 0.5)
+
+
+def test_a_flag_that_is_given_twice_is_taken_as_it_is_given_last():
+    """The environment's own defaults too."""
+    config = parse_config(["--env", "Corridor-v0", "--env", "Portal-v0"])
+    assert (config["env"], config["shifted_heads"]) == (
+        "Portal-v0",
+        TUNED["Portal-v0", "ppo"]["shifted_heads"],
+    )
+
+
+def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["memory"] == "expire_span" and config["num_steps"] == 16
+    rows = log(run_dir)
+    assert [int(float(row["time/total_timesteps"])) for row in rows] == list(range(128, 1025, 128))
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    wanted = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate", "time/fps", "memory/live_mean"}
+    wanted |= {"memory/live_max", "memory/span_mean/layer_0", "memory/span_mean/layer_1", "memory/pressure"}
+    wanted |= {"time/rollout_seconds", "time/update_seconds", "train/approx_kl", "train/acting_learning_difference"}
+    assert wanted <= set(events.Tags()["scalars"])
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "policy_000000512.safetensors",
+        "policy_000001024.safetensors",
+    ]
+    assert (run_dir / "policy.safetensors").is_file()
+
+
+def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkeypatch):
+    """Weights, log and timesteps: 1,024 steps at once, or 512 and then the rest."""
+    common = [*SMALL, *SHORT, "--total-timesteps", "1024", "--checkpoint-every", "512"]
+    assert call(train_rl, [*common, "--run-dir", "whole"], monkeypatch) == 0
+    whole = train_rl.load_checkpoint("whole/checkpoint.safetensors")
+
+    saves = []
+    original = train_rl._save
+
+    def stop_after_first(folder, run):
+        original(folder, run)
+        saves.append(run.trainer.timesteps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_rl, "_save", stop_after_first)
+    assert call(train_rl, [*common, "--run-dir", "parts"], monkeypatch) == 130
+    assert saves == [512]
+    monkeypatch.setattr(train_rl, "_save", original)
+    assert call(train_rl, ["--resume", "parts", "--no-progress-bar"], monkeypatch) == 0
+    parts = train_rl.load_checkpoint("parts/checkpoint.safetensors")
+    assert parts[0].keys() == whole[0].keys()
+    for name, tensor in whole[0].items():
+        assert (parts[0][name] == tensor).all(), name
+    rows = [log(Path(name)) for name in ("whole", "parts")]
+    key = "train/value_loss"
+    assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
+
+
+def test_the_memories_are_drawn_every_n_updates_and_that_changes_nothing(in_folder, monkeypatch):
+    runs = {}
+    for name, every, memory in (("none", 0, "expire_span"), ("some", 2, "expire_span"), ("state", 1, "gru")):
+        flags = ["--total-timesteps", "640", "--memory-image-every", every, "--memory", memory, "--run-dir", name]
+        assert call(train_rl, [*SMALL, *SHORT, *flags], monkeypatch) == 0
+        events = EventAccumulator(name, size_guidance={"images": 0}).Reload()
+        runs[name] = events.Images("memory/timeline") if "memory/timeline" in events.Tags()["images"] else []
+    assert runs["none"] == runs["state"] == []
+    assert [image.step for image in runs["some"]] == [128, 384, 640]  # updates 1, 3 and 5
+    assert all(image.width > 900 and image.height > 500 for image in runs["some"])
+    for without, drawn in zip(log(Path("none")), log(Path("some")), strict=True):
+        assert without.keys() == drawn.keys()
+        assert all(without[key] == drawn[key] for key in without if not key.startswith("time/"))
+
+
+BAD_TRAINING = {
+    "unknown environment": (["--env", "Coridor-v0"], "did you mean 'Corridor-v0'"),
+    "unknown memory": (["--memory", "expire-span"], "did you mean 'expire_span'"),
+    "unknown agent": (["--agent", "pp"], "expected one of ppo, impala, sb3-ppo, sb3-recurrent-ppo, got 'pp'"),
+    "unknown flag": (["--learning-rat", "1"], "did you mean --learning-rate"),
+    "flag of another kind": (["--memory", "none", "--window", "4"], "unknown flag --window"),
+    "no JSON": (["--env-kwargs", "{max_length: 3}"], "expected a JSON object"),
+    "no object": (["--env-kwargs", "[1]"], "expected a JSON object"),
+    "out of range": (["--env-kwargs", '{"max_length": 1}'], "max_length: expected a whole number"),
+    "unknown keyword": (["--env-kwargs", '{"max_lenght": 9}'], "did you mean 'max_length'"),
+    "unknown wrap": (["--wrap", "stretch=2", "--wrap", "epsodes=2"], "did you mean 'episodes'"),
+    "minibatches": (
+        ["--num-envs", "2", "--num-minibatches", "4"],
+        "--num-minibatches: expected at most --num-envs (2)",
+    ),
+    "window of 0": (["--memory", "transformer_xl", "--window", "0"], "--window: expected at least 1, got 0"),
+    "no number": (["--num-envs", "many"], "--num-envs"),
+    "no value": (["--seed"], "--seed"),
+    "no steps": (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
+    "negative rate": (["--learning-rate", "-1"], "--learning-rate: expected at least 0, got -1.0"),
+    "rate that is no number": (["--vf-coef", "nan"], "--vf-coef: expected at least 0, got nan"),
+    "infinite rate": (["--learning-rate", "inf"], "--learning-rate: expected a finite number of at least 0, got inf"),
+    "infinite gain": (["--action-gain", "inf"], "--action-gain: expected a finite number of at least 0, got inf"),
+    "infinite norm": (["--max-grad-norm", "inf"], "--max-grad-norm: expected a finite number, got inf"),
+    "budget below the ramp": (["--memory-budget", "8"], "--memory-budget: expected more than --ramp (8), below which"),
+    "norm of 0": (["--max-grad-norm", "0"], "--max-grad-norm: expected more than 0, got 0.0"),
+    "clipping of 0": (["--clip-coef", "0"], "--clip-coef: expected more than 0, got 0.0"),
+    "slack of 0": (["--success-slack", "0"], "--success-slack: expected more than 0, got 0.0"),
+    "lift of 0": (["--use-lift", "0"], "--use-lift: expected more than 0, got 0.0"),
+    "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
+    "Adam's decay": (["--adam-beta2", "1"], "--adam-beta2: expected at least 0 and below 1, got 1.0"),
+    "seed": (["--seed", "99999999999999999999"], "--seed: expected 0 to 2^31 - 1, got 99999999999999999999"),
+    "no memory": (["--memory", ""], "--memory: expected one of expire_span,"),
+    "memory twice": (["--memory", "transformer_xl", "--memory", "gru", "--window", "4"], "unknown flag --window"),
+    "heads": (["--width", "30"], "--width: expected a multiple of --num-heads"),
+    "device": (["--device", "tpu"], "--device: expected"),
+    "nothing to resume": (["--resume", "nowhere"], "expected a run directory with config.json"),
+    "resume and more": (["--resume", "nowhere", "--seed", "2"], "expected no other flags"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_input_is_told_in_one_line_and_leaves_nothing(case, in_folder, monkeypatch, capsys):
+    arguments, told = BAD_TRAINING[case]
+    assert call(train_rl, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+    assert list(in_folder.iterdir()) == []
+
+
+def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, capsys):
+    Path("x").mkdir()
+    Path("x/mine.txt").write_text("mine")
+    Path("x/config.json").write_text("{}")
+    assert call(train_rl, [*SMALL, "--run-dir", "x"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "--resume x" in error and "--overwrite" in error and error.count("\n") == 1
+    assert Path("x/mine.txt").read_text() == "mine"
+    # Even --overwrite removes nothing before it is known that the new run can begin.
+    assert call(train_rl, ["--run-dir", "x", "--overwrite", "--env-kwargs", '{"max_length": 1}'], monkeypatch) == 2
+    assert Path("x/mine.txt").read_text() == "mine"
+
+
+def test_what_is_no_run_is_never_overwritten(in_folder, monkeypatch, capsys):
+    Path("thesis").mkdir()
+    Path("thesis/chapter.txt").write_text("mine")
+    for name in ("thesis", "thesis/chapter.txt"):
+        assert call(train_rl, [*SMALL, "--run-dir", name, "--overwrite"], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"--run-dir: expected a new directory or one of a run, {name} is another" in error
+            and error.count("\n") == 1
+        )
+    assert Path("thesis/chapter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("config", ["[]", "{}"])
+def test_resuming_what_is_no_run_is_told_in_one_line(config, in_folder, monkeypatch, capsys):
+    Path("x").mkdir()
+    Path("x/config.json").write_text(config)
+    assert call(train_rl, ["--resume", "x"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "--resume: expected the settings of a run" in error and error.count("\n") == 1
