@@ -1,7 +1,7 @@
 """Evaluates saved policies on the same episodes: success, return, memory use and speed, as a table, JSON and a plot.
 
 Every environment plays a fixed number of episodes, so that short ones are not over-represented, and every policy plays
-the same ones: environment i of a batch has the seed + i, far away from those of training.
+the same ones: environment i of a batch has the seed + i, which no training has (`train_rl.environment_seed`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from policies import ActorCritic, as_tensors, load_policy, observation_spec, sam
 from policies.io import write_atomically
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
-FIRST_SEED = 10**12  # evaluation seeds begin here, training seeds far below
+FIRST_SEED = 10**12  # evaluation seeds begin here; training's are below, or beyond 2^61
 ALWAYS = {
     "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return",
     "mean_episode_length", "live_memories_mean", "live_memories_max", "live_memories_per_episode", "live_memories_at_end",
@@ -86,7 +86,6 @@ class EvaluateConfig:
 def main() -> None:
     config = cli.parse(EvaluateConfig, sys.argv[1:], "Evaluates saved policies and compares them.")
     torch.set_num_threads(config.torch_threads)
-    torch.manual_seed(config.seed)
     device = cli.device(config.device)
     loaded = [load_policy(path, device) for path in config.policies]
     env_id, trained = cli.environment_of(config.env, loaded[0][1], config.policies[0])
@@ -97,11 +96,13 @@ def main() -> None:
         check_spaces(path, policy, env_id, kwargs)
     results = []
     for path, (policy, told) in zip(config.policies, loaded):
+        torch.manual_seed(config.seed)  # each policy's actions are its own, whatever stands before it
         with tqdm(total=config.episodes, unit="episode", desc=path, leave=False, disable=None) as bar:
             result = evaluate(
                 policy, env_id, kwargs, config.episodes, config.num_envs, config.seed, not config.stochastic, bar.update
             )
         results.append({"path": str(path), "memory": policy.config.memory, "agent": told.get("agent"), **result})
+    _tell_all_of_success(results)
     report = {"env": env_id, "env_kwargs": kwargs, "seed": config.seed, "policies": results}
     print_tables(report)
     if config.json:
@@ -110,6 +111,15 @@ def main() -> None:
     if config.plot:
         plot(report, Path(config.plot))
         print(f"plot: {config.plot}")
+
+
+def _tell_all_of_success(results: Sequence[dict[str, Any]]) -> None:
+    """Where an environment told some policies' episodes of success, in place, the others' did not succeed."""
+    every = [figures for result in results for figures in (result, *result["buckets"])]
+    if any(figures["success_rate"] is not None for figures in every):
+        for figures in every:
+            if figures["success_rate"] is None:
+                figures |= {"success_rate": 0.0, "success_rate_ci95": list(wilson(0, figures["episodes"]))}
 
 
 def check_spaces(path: str, policy: ActorCritic, env_id: str, kwargs: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from policies import KINDS, ActorCritic, core_config, observation_spec, save_pol
 from policies.io import write_atomically
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
+FAR = 2**61  # beyond the seeds of every evaluation's environments
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
 
 
@@ -95,13 +96,18 @@ def build(config: Mapping[str, Any]) -> Run:
     algorithm = AGENTS[config["agent"]]
     numbers = config["num_envs"], config["seed"], env.memory_horizon
     agent = algorithm(policy, cli.part(algorithm.Config, config), *numbers)
-    # Seeds of environments of different runs must not overlap: environment i gets the seed + i.
-    seed = config["seed"] * 1_000_003
+    seed = environment_seed(config["seed"])
     forgetting, source = cli.part(ForgettingConfig, config), None
     if config.get("num_actors") or config.get("ray_address"):
         maker = vec_env_maker(config["env"], config["num_envs"], **env_kwargs)
         source = _actors(config, maker, policy, seed)
     return Run(Trainer(env, policy, agent, forgetting, config["total_timesteps"], seed, source), policy, info)
+
+
+def environment_seed(seed: int) -> int:
+    """Where the seeds of a run's environments begin, of which environment i gets the i-th: no two runs share one, nor does any
+    run with an evaluation (evaluate.py's begin at 10^12)."""
+    return seed * 1_000_003 + (FAR if seed >= 999_000 else 0)
 
 
 def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int) -> Any:
@@ -121,7 +127,7 @@ def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
     settings = cli.part(agent.Config, config)
     spec = observation_spec(env.single_observation_space)
     made = SB3PolicyConfig(spec, int(env.single_action_space.n), agent.network, settings.width)
-    seeds = config["seed"], config["seed"] * 1_000_003
+    seeds = config["seed"], environment_seed(config["seed"])
     flat, network, device = FlatVecEnv(SB3VecEnv(env), spec), policy_class(agent.network), cli.device(config["device"])
     total = config["total_timesteps"]
     trainer = SB3Trainer(flat, agent, network, made.policy_kwargs, settings, total, seeds, device)

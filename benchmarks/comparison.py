@@ -137,10 +137,16 @@ def main() -> None:
         rest = [*_unless_given("--total-timesteps", QUICK_STEPS, rest), *rest]
     config = cli.parse(ComparisonConfig, own, __doc__ or "")
     out = Path(config.out or f"benchmarks/results/comparison-{env.replace('/', '-')}")
+    settings = [*_unless_given("--total-timesteps", STEPS.get(env), rest), *rest]
     if config.report:
-        _report(out, finished(out))
+        known = finished(out)
+        if any(cli.flag_of(argument) != "--env" for argument in rest if argument.startswith("--")):
+            Sweep(config, settings, out).check(
+                known
+            )  # a report needs no settings, but is not of others than are asked for
+        _report(out, known)
         return
-    sweep = Sweep(config, [*_unless_given("--total-timesteps", STEPS.get(env), rest), *rest], out)
+    sweep = Sweep(config, settings, out)
     with sweep.claimed():
         known = finished(out)
         sweep.check(known)
@@ -252,7 +258,8 @@ class Sweep:
         """By seed first: a sweep that is stopped has compared all kinds on fewer seeds."""
         budgets = {kind: self.config.budgets if kind in SIZES else (None,) for kind in self.config.kinds}
         seeds = range(1, self.config.seeds + 1)
-        return [Cell(kind, size, seed) for seed in seeds for kind in self.config.kinds for size in budgets[kind]]
+        named = [Cell(kind, size, seed) for seed in seeds for kind in self.config.kinds for size in budgets[kind]]
+        return list(dict.fromkeys(named))
 
     def run_config(self, cell: Cell) -> dict[str, Any]:
         """What train_rl.py trains for a cell."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -28,8 +29,9 @@ SHOWN = {
 """Figures of a cell: heading and format."""
 
 LEGEND = (
-    "Interquartile mean over seeds [95% stratified bootstrap interval]. Live memories are per layer, the query's own step "
-    "included; bytes are an environment's, timings one core's. *: the mean of live memories is above the budget."
+    "Interquartile mean over seeds [95% stratified bootstrap interval]. Live memories, the query's own step included: the mean "
+    "over steps and layers, and of each layer (a budget is shared among the layers as a kind likes); bytes are an "
+    "environment's, timings one core's. *: the mean of live memories is above the budget, with one seed at least."
 )
 
 
@@ -43,17 +45,29 @@ def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], com
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per kind and budget: `kind`, `budget`, `seeds`, and each figure's Estimate over seeds, None where the
-    environment or the kind has no such figure."""
+    """One row per kind and budget: `kind`, `budget`, `seeds`, `layers` (the mean of live memories of each, over seeds),
+    `keeps_budget` (whether every seed's mean of live memories is within it), and each figure's Estimate over seeds, None where
+    the environment or the kind has no such figure."""
     rows = []
+    # Where an environment told some cells of success, the others had none.
+    unknown = {"success": 0.0} if any(cell["figures"]["success"] is not None for cell in cells) else {}
     for (kind, budget), group in groupby(cells, lambda cell: (cell["kind"], cell["budget"])):
-        runs = [cell["figures"] for cell in group]
-        row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs)}
+        runs = list(group)
+        layers = zip(*(_layers(cell) for cell in runs), strict=True)
+        within = all(budget is None or cell["figures"]["live_mean"] <= budget for cell in runs)
+        row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs), "keeps_budget": within}
+        row["layers"] = [sum(layer) / len(layer) for layer in layers]
         for name in SHOWN:
-            values = [run[name] for run in runs if run[name] is not None]
+            values = [unknown.get(name) if (value := cell["figures"][name]) is None else value for cell in runs]
+            values = [value for value in values if value is not None]
             row[name] = iqm_interval([values]) if values else None  # one environment, one stratum
         rows.append(row)
     return rows
+
+
+def _layers(cell: Mapping[str, Any]) -> list[float]:
+    """The mean of live memories of each layer; none for a kind without slots."""
+    return cell["evaluation"]["live_memories_mean"] or []
 
 
 def score(row: Mapping[str, Any]) -> Estimate:
@@ -61,29 +75,26 @@ def score(row: Mapping[str, Any]) -> Estimate:
     return row["success"] or row["return"]
 
 
-def keeps_budget(row: Mapping[str, Any]) -> bool:
-    """Whether the mean of live memories is within the budget, as far as there is one."""
-    return row["budget"] is None or row["live_mean"][0] <= row["budget"]
-
-
 def highest(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """By budget: the kinds with the highest score among those that keep to it."""
+    """By budget: of the kinds that keep to it with every seed the one with the highest score first, and after it those whose
+    intervals overlap its own."""
     best = {}
     for budget in sorted({row["budget"] for row in rows} - {None}):
-        within = [row for row in rows if row["budget"] == budget and keeps_budget(row)]
-        top = max((score(row)[0] for row in within), default=None)
-        best[budget] = [row["kind"] for row in within if score(row)[0] == top]
+        within = [row for row in rows if row["budget"] == budget and row["keeps_budget"]]
+        within.sort(key=lambda row: -score(row)[0])
+        best[budget] = [row["kind"] for row in within if score(row)[2] >= score(within[0])[1]]
     return best
 
 
 def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["kind", "budget", "seed", *SHOWN, "policy_timesteps"])
+    writer.writerow(["kind", "budget", "seed", *SHOWN, "live_by_layer", "policy_timesteps"])
     for cell in cells:
         figures = (cell["figures"][name] for name in SHOWN)
         told = ("" if value is None else f"{value:.6g}" for value in figures)
-        writer.writerow([cell["kind"], cell["budget"] or "", cell["seed"], *told, cell["policy_timesteps"]])
+        layers = " ".join(f"{layer:.6g}" for layer in _layers(cell))
+        writer.writerow([cell["kind"], cell["budget"] or "", cell["seed"], *told, layers, cell["policy_timesteps"]])
     return out.getvalue()
 
 
@@ -94,15 +105,16 @@ def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
         "",
         LEGEND,
         "",
-        "| memory | budget | seeds | " + " | ".join(SHOWN[name][0] for name in names) + " |",
-        "|---|--:|--:|" + "--:|" * len(names),
+        "| memory | budget | seeds | " + " | ".join(SHOWN[name][0] for name in names) + " | live by layer |",
+        "|---|--:|--:|" + "--:|" * (len(names) + 1),
     ]
     for row in rows:
-        budget = f"{row['budget']}{'' if keeps_budget(row) else ' *'}" if row["budget"] else "-"
-        told = (_told(row[name], SHOWN[name][1]) for name in names)
+        budget = f"{row['budget']}{'' if row['keeps_budget'] else ' *'}" if row["budget"] else "-"
+        told = [_told(row[name], SHOWN[name][1]) for name in names]
+        told.append(", ".join(f"{layer:.1f}" for layer in row["layers"]) or "-")
         lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(told) + " |")
     if any(row["budget"] for row in rows):
-        lines += ["", f"Highest within its budget: {_highest(rows)}."]
+        lines += ["", f"Highest within its budget, and those whose intervals overlap the highest's: {_highest(rows)}."]
     lines += ["", f"Continued by `{command}`.", ""]
     return "\n".join(lines)
 
@@ -141,7 +153,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if figured != "return":
             axes.set_ylim(bottom=-0.02)
     left, right = panels[0], panels[-1]
-    left.set_title(f"highest within its budget: {_highest(rows)}")
+    left.set_title("highest within its budget (several: intervals overlap)\n" + textwrap.fill(_highest(rows), 90))
     if name == "success":
         left.set_ylim(top=1.05)
     left.legend(fontsize=8)
@@ -151,7 +163,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
         right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
     right.plot(budgets, budgets, "s-", color="0.6", linewidth=5, alpha=0.4, zorder=0)
-    right.set(ylabel="live memories: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
+    right.set(ylabel="live per layer: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:.0f}")
     for axes in panels:
@@ -164,7 +176,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     seeds = sorted({row["seeds"] for row in rows})
     told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     told += " seed" if seeds == [1] else " seeds"
-    figure.suptitle(f"{env}: interquartile mean over {told}, 95% intervals; hollow: held more than the budget")
+    figure.suptitle(f"{env}: interquartile mean over {told}, 95% intervals; hollow: a seed held more than the budget")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -188,5 +200,5 @@ def _against_budget(axes: Any, rows: Sequence[Mapping[str, Any]], figured: str) 
         value, low, high = zip(*(row[figured] for row in mine), strict=True)
         ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
         axes.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
-        filled = [colour if keeps_budget(row) else "white" for row in mine]
+        filled = [colour if row["keeps_budget"] else "white" for row in mine]
         axes.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)

@@ -121,9 +121,11 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     try:
         config = json.loads((run_dir / "config.json").read_text())
     except OSError:
-        raise cli.UsageError(f"--resume: expected a run directory with config.json, found none in {run_dir}") from None
-    except json.JSONDecodeError:
-        raise cli.UsageError(f"--resume: expected JSON in {run_dir / 'config.json'}, could not read it") from None
+        raise cli.UsageError(f"{run_dir}: expected a run directory with config.json, found none there") from None
+    except ValueError:
+        raise cli.UsageError(
+            f"{run_dir / 'config.json'}: expected the settings of a run, could not read them"
+        ) from None
     if not isinstance(config, dict) or not {"env", "memory", "agent"} <= config.keys():
-        raise cli.UsageError(f"--resume: expected the settings of a run in {run_dir / 'config.json'}, got others")
+        raise cli.UsageError(f"{run_dir / 'config.json'}: expected the settings of a run, got something else")
     return config

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
+
+LARGEST_FLOAT = int(sys.float_info.max)  # an int may be larger and still less than infinity
 
 
 class EnvError(ValueError):
@@ -33,7 +35,7 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def expect_number(name: str, value: Any, low: float) -> float:
     """`value` as a float if it is a finite number of at least `low`. Raises EnvError otherwise."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < math.inf:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= LARGEST_FLOAT:
         return float(value)
     raise EnvError(f"{name}: expected a finite number of at least {low:g}, got {value!r}")
 

@@ -201,6 +201,12 @@ def test_a_sweep_is_one_process_alone(in_folder, monkeypatch, capsys):
 ONE = ["--kinds", "none", *TINY[4:]]
 
 
+def test_what_is_named_twice_is_trained_once(in_folder):
+    config = comparison.ComparisonConfig(kinds=("none", "transformer_xl", "none"), budgets=(8, 16, 8), seeds=1)
+    cells = comparison.Sweep(config, ["--total-timesteps", "256", "--num-envs", "8"], Path("sweep")).cells()
+    assert [str(cell) for cell in cells] == ["none-any-1", "transformer_xl-8-1", "transformer_xl-16-1"]
+
+
 def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
     """A report needs no other flag than --out, and its command continues the sweep; a cell from before there was some flag
     goes on counting; JSON that is no cell is named."""
@@ -219,6 +225,15 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
     file.write_text(json.dumps({**cell, "config": {**cell["config"], "env_kwargs": '{"max_length": 6}'}}))
     assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
     assert Path("sweep/table.md").read_text() == table
+    assert sweep([*ONE, "--report"], monkeypatch) == 0
+    capsys.readouterr()
+    for wrong, answer in (
+        ("--gamma=0.5", "expected --gamma 0.99"),
+        ("--gamma=x", "--gamma"),
+        ("--gama=1", "did you mean"),
+    ):
+        assert sweep([*ONE, "--report", wrong], monkeypatch) == 2
+        assert answer in capsys.readouterr().err
     assert sweep([*ONE, "--observation-prediction-coef", "0.5"], monkeypatch) == 2
     assert "expected --observation-prediction-coef 0.0 as in its cell" in capsys.readouterr().err
     # Cells from before actions were drawn: they say so, and the command continues them as they are.
@@ -338,8 +353,23 @@ def test_who_is_ahead_must_keep_to_the_budget():
     none = dict.fromkeys(("return", "memory_efficiency", "live_peak", "bytes", "training_minutes"))
     none |= dict.fromkeys(("training_steps_per_second", "acting_steps_per_second"))
 
-    def cell(kind, budget, success, live):
-        return {**Cell(kind, budget, 1)._asdict(), "figures": {**none, "success": success, "live_mean": live}}
+    def cell(kind, budget, success, live, seed=1):
+        figures = {**none, "success": success, "live_mean": live}
+        evaluation = {"live_memories_mean": [live - 1, live + 1]}
+        return {**Cell(kind, budget, seed)._asdict(), "figures": figures, "evaluation": evaluation}
 
     rows = summary([cell("a", 8, 0.9, 7.5), cell("a", 16, 0.9, 9), cell("b", 8, 1.0, 8.5), cell("b", 16, 0.9, 16)])
     assert highest(rows) == {8: ["a"], 16: ["a", "b"]}
+    assert [row["layers"] for row in rows] == [[6.5, 8.5], [8, 10], [7.5, 9.5], [15, 17]]
+    # Every seed has to; and intervals that overlap are told together, the highest first.
+    rows = summary([cell("a", 8, 1, 4), cell("a", 8, 1, 9, 2), cell("b", 8, 0.5, 4), cell("b", 8, 0.7, 4, 2)])
+    assert highest(rows) == {8: ["b"]}
+    seeds = [
+        (kind, success, i)
+        for kind, both in (("a", (0.6, 0.8)), ("b", (0.7, 0.9)), ("c", (0.1, 0.2)))
+        for i, success in enumerate(both)
+    ]
+    assert highest(summary([cell(kind, 8, success, 4, i) for kind, success, i in seeds])) == {8: ["b", "a"]}
+    # Who was never told of success, where others are, had none.
+    mean, low, high = summary([cell("a", 8, 0.9, 4), cell("a", 8, None, 4, 2)])[0]["success"]
+    assert (mean, low, high) == (pytest.approx(0.45), 0, 0.9)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from script_cases import ROOT, SHORT, SMALL, call, log
 
+import envs
 import evaluate
 import train_rl
 from policies import load_policy, save_policy
@@ -42,13 +46,76 @@ def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch
     assert "success" in capsys.readouterr().out
 
 
-def test_evaluation_does_not_depend_on_the_batch(run_dir):
-    """Every environment plays its share, so short episodes are not over-represented; each plays on its own."""
-    policy, _ = evaluate.load_policy(run_dir)
-    together = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=12)
-    apart = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
-    for key in ("success_rate", "mean_episode_length", "live_memories_mean", "live_memories_max"):
-        assert together[key] == pytest.approx(apart[key])
+def test_each_environment_plays_as_it_would_alone(run_dir, monkeypatch):
+    """Environment i has the i-th seed, whoever else is in the batch."""
+    policy, first = evaluate.load_policy(run_dir)[0], evaluate.FIRST_SEED
+    together = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
+    apart = []
+    for i in range(12):
+        monkeypatch.setattr(evaluate, "FIRST_SEED", first + i)
+        apart.append(evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 1))
+    assert len({one["mean_episode_length"] for one in apart}) > 1
+    for key in ("success_rate", "mean_episode_length", "live_memories_per_episode", "live_memories_at_end"):
+        assert together[key] == pytest.approx(sum(one[key] for one in apart) / 12)
+    assert together["live_memories_max"] == [max(layer) for layer in zip(*(one["live_memories_max"] for one in apart))]
+
+
+def test_every_environment_plays_its_share():
+    """Of 11 episodes in 4 environments 3, 3, 3 and 2, so that those who play short ones do not play more of them."""
+    policy, _ = load_policy(ROOT / "pretrained/corridor-none.safetensors")
+    steps = []
+    for i, episodes in enumerate((3, 3, 3, 2)):
+        env = envs.make_vec_env("Corridor-v0", 1, max_length=30)
+        observation, _ = env.reset(seed=evaluate.FIRST_SEED + i)
+        steps.append([0])
+        while len(steps[-1]) <= episodes:
+            steps[-1][-1] += 1
+            observation, _, terminated, truncated, _ = env.step(policy.predict(observation, deterministic=True)[0])
+            steps[-1] += [0] * int(terminated[0] | truncated[0])
+    result = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 30}, 11, num_envs=4)
+    assert result["mean_episode_length"] == pytest.approx(sum(map(sum, steps)) / 11)
+
+
+def test_memory_efficiency_is_all_oracles_steps_by_all_of_the_agents():
+    """Over episodes of unlike rooms, some of which fail and are counted at the step limit."""
+    policy, _ = load_policy(ROOT / "pretrained/portal-gru.safetensors")
+    oracles, agents, failures = 0.0, 0, 0
+    for i in range(24):
+        env = envs.make_env("Portal-v0", max_rooms=4)
+        observation, _ = env.reset(seed=evaluate.FIRST_SEED + i)
+        state, start, over, steps = None, True, False, 0
+        while not over:
+            batch = {name: part[None] for name, part in observation.items()}
+            action, state = policy.predict(batch, state, np.array([start]), deterministic=True)
+            observation, _, terminated, truncated, info = env.step(action[0])
+            start, over, steps = False, terminated or truncated, steps + 1
+        oracle = 3 * (info["rooms"] + info["rooms"] * (info["rooms"] + 1) / 4)
+        oracles, agents = oracles + oracle, agents + (steps if terminated else math.ceil(4 * oracle))
+        failures += truncated
+    assert 0 < failures < 24
+    result = evaluate.evaluate(policy, "Portal-v0", {"max_rooms": 4}, 24, num_envs=24)
+    assert result["memory_efficiency"] == pytest.approx(oracles / agents)
+    assert result["success_rate"] == (24 - failures) / 24
+
+
+def test_a_policys_drawn_actions_do_not_depend_on_who_is_evaluated_before_it(in_folder, monkeypatch):
+    path = ROOT / "pretrained/corridor-none.safetensors"
+    arguments = ["--episodes", "20", "--stochastic", "--torch-threads", "1", "--json", "out.json"]
+    lengths = []
+    for paths in ([path], [path, path]):
+        assert call(evaluate, [*paths, *arguments], monkeypatch) == 0
+        lengths += [p["mean_episode_length"] for p in json.loads(Path("out.json").read_text())["policies"]]
+    assert len(lengths) == 3 and len(set(lengths)) == 1
+
+
+def test_trainings_and_evaluations_share_no_seed():
+    """Each has a million of its own, whatever --seed says."""
+    seeds = [0, 1, 7, 998_999, 999_000, 999_997, 999_998, 1_002_144, 20_261_125, 2**31 - 1]
+    training = [train_rl.environment_seed(seed) for seed in seeds]
+    evaluation = [evaluate.FIRST_SEED + seed * 1_000_003 for seed in seeds]
+    ordered = sorted(training + evaluation)
+    assert min(b - a for a, b in itertools.pairwise(ordered)) >= 1_000_003 - 9 and ordered[-1] < 2**63
+    assert set(training[:4]) == {0, 1_000_003, 7_000_021, 998_999 * 1_000_003}
 
 
 @pytest.mark.parametrize("episodes", [3, 40])
@@ -82,6 +149,8 @@ def test_an_environment_that_tells_of_success_now_and_then(in_folder, monkeypatc
     try:
         run = [*SMALL, "--env", "TellsSometimes-v0", "--memory", "none", "--run-dir", "x", "--total-timesteps", "256"]
         assert call(train_rl, run, monkeypatch) == 0
+        silent = evaluate.evaluate(load_policy("x")[0], "TellsSometimes-v0", {}, 1)
+        assert silent["success_rate"] is None  # it has told nothing yet
         assert float(log(Path("x"))[-1]["rollout/success_rate"]) == 0.5
         assert call(evaluate, ["x", "--episodes", "4", "--num-envs", "1", "--json", "e.json"], monkeypatch) == 0
         assert json.loads(Path("e.json").read_text())["policies"][0]["success_rate"] == 0.5

@@ -186,4 +186,4 @@ def test_resuming_what_is_no_run_is_told_in_one_line(config, in_folder, monkeypa
     Path("x/config.json").write_text(config)
     assert call(train_rl, ["--resume", "x"], monkeypatch) == 2
     error = capsys.readouterr().err
-    assert "--resume: expected the settings of a run" in error and error.count("\n") == 1
+    assert "config.json: expected the settings of a run" in error and error.count("\n") == 1
