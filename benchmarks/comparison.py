@@ -2,8 +2,8 @@
 
     python -m benchmarks.comparison --quick
     python -m benchmarks.comparison --kinds expire_span transformer_xl adaptive_span compressive --gating      # 1M steps a cell
-    python -m benchmarks.comparison --kinds expire_span transformer_xl gru none --env Portal-v0 --total-timesteps 1500000 \\
-        --env-kwargs '{"max_rooms": 6, "rooms_distribution": "uniform"}' --success-target 0.9 --use-coef 4
+    python -m benchmarks.comparison --kinds expire_span transformer_xl gru none --env Portal-v0 \\
+        --env-kwargs '{"max_rooms": 6, "rooms_distribution": "uniform"}' --success-target 0.9 --use-coef 4    # 3M
 
 Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one
 budget with one seed: it is trained and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of
@@ -15,7 +15,8 @@ runs/ (the trainings), and what is made of the cells: results.csv (one row per c
 means and 95% intervals over seeds).
 
 A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long episode,
-its budget is a peak; spans are pressed until their mean over steps is within it. The table therefore has both.
+its budget is a peak; spans are pressed until their mean over steps and layers is within it. The table therefore has both, and
+the layers.
 """
 
 from __future__ import annotations
