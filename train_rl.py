@@ -84,8 +84,7 @@ def build(config: Mapping[str, Any]) -> Run:
     kind = KINDS[config["memory"]]
     settings = dict(config)
     if settings.get("max_span") == 0:
-        horizon = env.memory_horizon or UNKNOWN_HORIZON
-        settings["max_span"] = 1 << (2 * horizon - 1).bit_length()  # the power of two that is at least twice as long
+        settings["max_span"] = longest_span(env, settings["ramp"])
     policy = ActorCritic.for_spaces(
         env.single_observation_space,
         env.single_action_space,
@@ -102,6 +101,15 @@ def build(config: Mapping[str, Any]) -> Run:
         maker = vec_env_maker(config["env"], config["num_envs"], **env_kwargs)
         source = _actors(config, maker, policy, seed)
     return Run(Trainer(env, policy, agent, forgetting, config["total_timesteps"], seed, source), policy, info)
+
+
+def longest_span(env: Any, ramp: int) -> int:
+    """L_max where no flag gives it, in steps: the power of two that is at least twice as long as the environment's facts last,
+    for the sake of whoever still errs and comes late; no more than they last, and the ramp, where older ones mislead."""
+    horizon = env.memory_horizon or UNKNOWN_HORIZON
+    if env.metadata.get("old_facts_mislead"):
+        return horizon + ramp
+    return 1 << (2 * horizon - 1).bit_length()
 
 
 def environment_seed(seed: int) -> int:

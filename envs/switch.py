@@ -72,6 +72,7 @@ class Switch(Core):
         **Core.metadata,
         "difficulty_key": "signals",
         "action_names": ACTION_NAMES,
+        "old_facts_mislead": True,
         "ratios": {
             "correct_share": ("correct", "junctions"),
             "correct_share_by_signals": {group: (f"correct_{group}", f"junctions_{group}") for group in GROUPS},

@@ -27,6 +27,24 @@ def test_defaults_are_those_that_the_environment_needs(memory, agent):
     assert said == {**tuned, "learning_rate": 0.5, "final_ent_coef": 0.0}
 
 
+@pytest.mark.parametrize(
+    "flags, longest",
+    [
+        ([], 512),  # corridors to 200: twice as long, and the next power of two
+        (["--env-kwargs", '{"max_length": 256}'], 512),
+        (["--env-kwargs", '{"max_length": 257}'], 1024),
+        (["--env", "Switch-v0"], 48),  # 8 junctions of 5 steps, and the ramp
+        (["--env", "Switch-v0", "--ramp", "4", "--memory", "adaptive_span"], 44),
+        (["--env", "Switch-v0", "--wrap", "stretch=1"], 88),
+        (["--env", "Switch-v0", "--max-span", "128"], 128),
+        (["--env", "CartPole-v1"], 512),
+    ],
+)
+def test_the_longest_span_is_the_environments_unless_it_is_said(flags, longest):
+    policy = train_rl.build(parse_config([*SMALL, *flags])).policy
+    assert policy.config.memory_config.max_span == longest
+
+
 @pytest.mark.parametrize("length, scale", [(100, 1.0), (1000, 0.2)])
 def test_the_entropy_bonus_is_the_environments_unless_it_is_said(length, scale):
     flags = ["--env-kwargs", json.dumps({"max_length": length}), "--final-ent-coef", "0.5", *SMALL]

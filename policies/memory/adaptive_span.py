@@ -17,7 +17,8 @@ from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
 @dataclass(frozen=True)
 class AdaptiveSpanConfig:
     max_span: int = 0
-    """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
+    """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
+    ramp, where older ones mislead)."""
     ramp: int = 8
     """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
     initial_span: float = 0.95

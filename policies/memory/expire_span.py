@@ -20,7 +20,8 @@ LONGEST_LEVEL = math.log(LONGEST_NEED / (1 - LONGEST_NEED))  # of the span predi
 @dataclass(frozen=True)
 class ExpireSpanConfig:
     max_span: int = 0
-    """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last)."""
+    """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
+    ramp, where older ones mislead)."""
     ramp: int = 8
     """Ramp R, in steps, over which an expiring memory fades out. Live memory can never be smaller."""
     initial_span: float = 0.95
