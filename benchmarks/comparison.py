@@ -27,7 +27,7 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,59 +38,16 @@ import train_rl
 from agents import AGENTS
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished, planned, write_plan
 from benchmarks.comparison_report import write_report
+from benchmarks.comparison_sizes import SIZED, SIZES, SMALLEST_BUDGET
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
 from cli.settings import RunConfig, flag_names, parse_config, saved_config
 from policies import KINDS
-from policies.memory.expire_span import ExpireSpanConfig
 
-LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
-COMPRESSION = 4  # Compressive's default rate
-SPAN_SHARE = 0.7
-"""Spans are pressed to this share of the budget: training counts live memories in its own episodes, of which many are short.
-In corridors of 3 to 200 where nothing is forgotten it has some 51 where evaluation has 69; with 0.8 a budget of 64 was missed."""
 CHECKPOINTS = 10  # per cell: what a killed sweep loses is a tenth of a training
-SMALLEST_BUDGET = 8
-
-
-def _spans(budget: int) -> dict[str, Any]:
-    """The ramp, below which live memory cannot fall, takes at most a quarter."""
-    return {"memory_budget": SPAN_SHARE * budget, "ramp": min(LARGEST_RAMP, budget // 4)}
-
-
-def _expiring(budget: int) -> dict[str, Any]:
-    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count, and what
-    span dropout takes from some rollouts the other kinds may keep."""
-    usual = {"use_margin": ExpireSpanConfig.use_margin, "span_dropout": ExpireSpanConfig.span_dropout}
-    return {**_spans(budget), **usual}
-
-
-def _window(budget: int) -> dict[str, Any]:
-    """A query sees as many steps as the window has, and its own."""
-    return {"window": budget - 1}
-
-
-def _recent_and_compressed(budget: int) -> dict[str, Any]:
-    """At its peak: the window, an incomplete block as old as a block can get, and the compressed ones, halves of the rest."""
-    compressed = (budget - COMPRESSION) // 2
-    return {
-        "window": budget - COMPRESSION - compressed,
-        "compression_rate": COMPRESSION,
-        "compressed_window": compressed,
-    }
-
-
-SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "expire_span": _expiring,
-    "adaptive_span": _spans,
-    "transformer_xl": _window,
-    "compressive": _recent_and_compressed,
-}
-"""The settings with which a kind keeps to a budget. A kind that is not here has no size: one cell per seed."""
 
 OURS = {"memory", "seed", "run_dir", "resume", "overwrite", "torch_threads", "progress_bar"}
 """Flags of train_rl.py that the sweep itself sets, beside those of SIZES."""
-SIZED = {name for size in SIZES.values() for name in size(SMALLEST_BUDGET)}
 STEPS = {"Corridor-v0": "1_000_000"}
 """Environment steps of a cell where an environment needs fewer than train_rl.py's default."""
 QUICK_KWARGS = {"Corridor-v0": '{"max_length": 24}', "Portal-v0": '{"max_rooms": 2}'}
@@ -142,9 +99,8 @@ def main() -> None:
     if config.report:
         known = finished(out)
         if any(cli.flag_of(argument) != "--env" for argument in rest if argument.startswith("--")):
-            Sweep(config, settings, out).check(
-                known
-            )  # a report needs no settings, but is not of others than are asked for
+            # A report needs no settings, but is not of others than are asked for.
+            Sweep(config, settings, out).check(known)
         _report(out, known)
         return
     sweep = Sweep(config, settings, out)

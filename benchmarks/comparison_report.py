@@ -49,8 +49,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     `keeps_budget` (whether every seed's mean of live memories is within it), and each figure's Estimate over seeds, None where
     the environment or the kind has no such figure."""
     rows = []
-    # Where an environment told some cells of success, the others had none.
-    unknown = {"success": 0.0} if any(cell["figures"]["success"] is not None for cell in cells) else {}
+    tells_success = any(cell["figures"]["success"] is not None for cell in cells)
     for (kind, budget), group in groupby(cells, lambda cell: (cell["kind"], cell["budget"])):
         runs = list(group)
         layers = zip(*(_layers(cell) for cell in runs), strict=True)
@@ -58,7 +57,9 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs), "keeps_budget": within}
         row["layers"] = [sum(layer) / len(layer) for layer in layers]
         for name in SHOWN:
-            values = [unknown.get(name) if (value := cell["figures"][name]) is None else value for cell in runs]
+            values = [cell["figures"][name] for cell in runs]
+            if name == "success" and tells_success:  # those that were never told had none
+                values = [value or 0.0 for value in values]
             values = [value for value in values if value is not None]
             row[name] = iqm_interval([values]) if values else None  # one environment, one stratum
         rows.append(row)
@@ -67,7 +68,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _layers(cell: Mapping[str, Any]) -> list[float]:
     """The mean of live memories of each layer; none for a kind without slots."""
-    return cell["evaluation"]["live_memories_mean"] or []
+    return cell["evaluation"]["live_memories_mean"]
 
 
 def score(row: Mapping[str, Any]) -> Estimate:

@@ -1,4 +1,4 @@
-"""The comparison of memory kinds: budgets that are kept, a sweep that resumes and refuses."""
+"""The comparison of memory kinds: a sweep that resumes and refuses, cells that speak for themselves, who is ahead."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ from pathlib import Path
 import pytest
 from script_cases import call
 
-import cli
 import evaluate
 import train_rl
 from benchmarks import comparison, comparison_cells
-from benchmarks.comparison import SIZES
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
-from cli.settings import parse_config
-from policies import KINDS, ActorCritic, core_config
-from policies.encoders import observation_spec
 
 TINY = ["--kinds", "transformer_xl", "expire_span", "none", "--budgets", "8", "--seeds", "1", "--eval-episodes", "8"]
 TINY += ["--jobs", "1", "--out", "sweep", "--env-kwargs", '{"max_length": 6}', "--total-timesteps", "256"]
@@ -34,45 +29,6 @@ TINY += ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--ch
 
 
 sweep = partial(call, comparison)
-
-
-# Budgets
-
-
-def test_every_kind_with_slots_has_a_size():
-    assert SIZES.keys() == {name for name, kind in KINDS.items() if kind.stores}
-
-
-@pytest.mark.parametrize("budget", [8, 16, 32, 61])
-@pytest.mark.parametrize("kind", ["transformer_xl", "compressive"])
-def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
-    """Counted by evaluate.py over episodes long enough to fill it."""
-    config = parse_config(["--memory", kind])
-    config |= SIZES[kind](budget)
-    env = evaluate.make_vec_env("Corridor-v0", 1)
-    space = env.single_observation_space
-    memory = cli.part(KINDS[kind].Config, config)
-    core = core_config(kind)(width=16, num_layers=1, num_heads=1)
-    policy = ActorCritic.for_spaces(space, env.single_action_space, memory=kind, memory_config=memory, core=core)
-    assert policy.config.observation == observation_spec(space)
-    played = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 200, "max_length": 200}, 2)
-    assert played["live_memories_max"] == [budget]
-
-
-@pytest.mark.parametrize("kind", ["expire_span", "adaptive_span"])
-def test_a_ramp_takes_at_most_a_quarter(kind):
-    assert [SIZES[kind](budget)["ramp"] for budget in (8, 16, 32, 128)] == [2, 4, 8, 8]
-    assert SIZES[kind](16)["memory_budget"] == 16 * comparison.SPAN_SHARE <= 16
-
-
-def test_a_budget_sets_what_an_environment_would_set_otherwise():
-    """Portal's own margin is 3, and it drops spans: what is kept beyond need would count."""
-    config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
-    made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
-    assert made["use_margin"] == 0.25 and made["span_dropout"] is False and made["shifted_heads"] == 2
-
-
-# A sweep
 
 
 def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
@@ -205,6 +161,13 @@ def test_what_is_named_twice_is_trained_once(in_folder):
     config = comparison.ComparisonConfig(kinds=("none", "transformer_xl", "none"), budgets=(8, 16, 8), seeds=1)
     cells = comparison.Sweep(config, ["--total-timesteps", "256", "--num-envs", "8"], Path("sweep")).cells()
     assert [str(cell) for cell in cells] == ["none-any-1", "transformer_xl-8-1", "transformer_xl-16-1"]
+
+
+def test_a_budget_sets_what_an_environment_would_set_otherwise():
+    """Portal's own margin is 3, and it drops spans: what is kept beyond need would count."""
+    config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
+    made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
+    assert made["use_margin"] == 0.25 and made["span_dropout"] is False and made["shifted_heads"] == 2
 
 
 def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
-from walks import wandering
+from walks import begun, wandering
 
 from envs.corridor import Corridor, CorridorEnv, CorridorVectorEnv
 from envs.tiles import EAST, NORTH, SOUTH, WEST
@@ -90,11 +90,7 @@ def test_batched_rules_are_the_plain_rules():
 def check_rules(seed, lengths, view_size, max_steps):
     kwargs = {"min_length": lengths[0], "max_length": sum(lengths), "view_size": view_size, "max_steps": max_steps}
     env = CorridorVectorEnv(B, **kwargs)
-    observation, infos = env.reset(seed=seed)
-    plain = [plain_of(env.core, row) for row in range(B)]
-    assert infos == {}
-    for row in range(B):
-        np.testing.assert_array_equal(observation[row], plain[row].observation())
+    plain = begun(env, seed, plain_of)
     rng = np.random.default_rng(seed)
     for _ in range(150):
         step = wandering(rng, env.core.x == env.core.length - 1, env.core.door)

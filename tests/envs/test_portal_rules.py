@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Door, Goal, Wall, WorldObj
-from walks import wandering
+from walks import begun, wandering
 
 from envs.portal import THINGS, Portal, PortalVectorEnv
 from envs.tiles import EAST, NORTH, SOUTH, WEST
@@ -107,11 +107,7 @@ def check_rules(seed, rooms, room_length, view_size, progress_reward, max_steps)
         B, min_rooms=rooms[0], max_rooms=sum(rooms), room_length=room_length, view_size=view_size,
         progress_reward=progress_reward, max_steps=max_steps,
     )  # fmt: skip
-    observation, infos = env.reset(seed=seed)
-    plain = [PlainPortal(env.core, row) for row in range(B)]
-    assert infos == {}
-    for row in range(B):
-        np.testing.assert_array_equal(observation[row], plain[row].observation())
+    plain = begun(env, seed, PlainPortal)
     rng = np.random.default_rng(seed)
     episodes = np.zeros(B, int)
     for _ in range(200):

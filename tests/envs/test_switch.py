@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
-from walks import wandering
+from walks import begun, wandering
 
 import envs
 from envs.switch import GROUPS, Switch, SwitchEnv, SwitchVectorEnv
@@ -111,11 +111,7 @@ def test_batched_rules_are_the_plain_rules(seed, holds, passage_length, view_siz
         B, min_hold=holds[0], max_hold=sum(holds), passage_length=passage_length, view_size=view_size,
         max_steps=max_steps,
     )  # fmt: skip
-    observation, infos = env.reset(seed=seed)
-    plain = [PlainSwitch(env.core, row) for row in range(B)]
-    assert infos == {}
-    for row in range(B):
-        np.testing.assert_array_equal(observation[row], plain[row].observation())
+    plain = begun(env, seed, PlainSwitch)
     rng = np.random.default_rng(seed)
     for _ in range(200):
         right = np.where(env.core.north == env.core.signal, -1, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from envs.tiles import EAST, NORTH, SOUTH, WEST
@@ -19,3 +22,14 @@ def wandering(
     mistaken = rng.random(3) < MISTAKEN
     action = np.where(at_doors, np.where((right < 0) != mistaken, NORTH, SOUTH), EAST)
     return np.where(rng.random(3) < WANDER, rng.choice([NORTH, EAST, SOUTH, WEST], 3), action)
+
+
+def begun(env: Any, seed: int, plain: Callable[[Any, int], Any]) -> list[Any]:
+    """Resets a vector environment, and tells its rows' episodes in plain, `plain(core, row)` each, which begin with what it
+    sees."""
+    observation, infos = env.reset(seed=seed)
+    rows = [plain(env.core, row) for row in range(env.num_envs)]
+    assert infos == {}
+    for row, episode in enumerate(rows):
+        np.testing.assert_array_equal(observation[row], episode.observation())
+    return rows
