@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-import cli
-from agents.episodes import quotients, ratio_parts
-from envs import make_vec_env
-from policies import ActorCritic, as_tensors, load_policy, observation_spec, sample
-from policies.io import write_atomically
+from expire_span_rl import cli
+from expire_span_rl.agents.episodes import quotients, ratio_parts
+from expire_span_rl.envs import make_vec_env
+from expire_span_rl.policies import ActorCritic, as_tensors, load_policy, observation_spec, sample
+from expire_span_rl.policies.io import write_atomically
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
 FIRST_SEED = 10**12  # evaluation seeds begin here; training's are below, or beyond 2^61

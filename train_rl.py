@@ -21,14 +21,14 @@ import torch
 from stable_baselines3.common.logger import CSVOutputFormat, Image, Logger, TensorBoardOutputFormat
 from tqdm import tqdm
 
-import cli
-from agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
-from agents.checkpoint import checkpoint_bytes, load_checkpoint
-from agents.rollout import RolloutsEnded
-from cli.settings import RunConfig, parse_config, saved_config
-from envs import make_env, make_vec_env, training_kwargs, vec_env_maker
-from policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
-from policies.io import write_atomically
+from expire_span_rl import cli
+from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
+from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
+from expire_span_rl.agents.rollout import RolloutsEnded
+from expire_span_rl.cli.settings import RunConfig, parse_config, saved_config
+from expire_span_rl.envs import make_env, make_vec_env, training_kwargs, vec_env_maker
+from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec, save_policy
+from expire_span_rl.policies.io import write_atomically
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 FAR = 2**61  # beyond the seeds of every evaluation's environments
@@ -79,9 +79,9 @@ def build(config: Mapping[str, Any]) -> Run:
     # What training sets differently stays in training, also where the user has set it.
     lasting = {name: value for name, value in own.items() if name not in training_kwargs(config["env"])}
     info = {"env": config["env"], "env_kwargs": lasting, "agent": config["agent"], "seed": config["seed"]}
-    if AGENTS[config["agent"]].network is not None:
+    if AGENTS.describe(config["agent"]).network is not None:
         return Run(*_baseline(config, env), info)
-    kind = KINDS[config["memory"]]
+    kind = KINDS.describe(config["memory"])
     settings = dict(config)
     if settings.get("max_span") == 0:
         settings["max_span"] = longest_span(env, settings["ramp"])
@@ -120,7 +120,7 @@ def environment_seed(seed: int) -> int:
 
 def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int) -> Any:
     """The rollouts of Ray actors. Raises ValueError, one line, before any of them starts."""
-    from agents.actors import ActorPool  # only here, since Ray may not be installed
+    from expire_span_rl.agents.actors import ActorPool  # only here, since Ray may not be installed
 
     numbers = config["num_actors"], config["ray_address"], config["refresh_memory"]
     return ActorPool(maker, policy, config["num_steps"], seed, *numbers, _run_dir(config), _say)
@@ -128,8 +128,8 @@ def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int) -> An
 
 def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
     """Trainer and policy of a third-party agent. Raises ValueError, one line, if its package is not installed."""
-    from envs.sb3_adapter import SB3VecEnv
-    from policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig, policy_class
+    from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+    from expire_span_rl.policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig, policy_class
 
     agent = AGENTS[config["agent"]]
     settings = cli.part(agent.Config, config)
@@ -253,7 +253,7 @@ def _logger(run_dir: Path, rows: list[dict[str, str]]) -> Logger:
 
 def _record_memory(logger: Logger, config: Mapping[str, Any], run: Run) -> None:
     """A picture of what the policy remembers, always of the same episode, one that is not trained on."""
-    from viewer.snapshot import snapshot  # takes a second, and only who draws needs it
+    from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
     env = make_env(config["env"], **run.info["env_kwargs"])
     title = f"{config['env']} after {run.trainer.timesteps:,} steps"

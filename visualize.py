@@ -16,17 +16,17 @@ import torch
 import tyro
 from rich.console import Console
 
-import cli
-from envs import make_env
-from policies import ActorCritic, load_policy, observation_spec
-from policies.io import write_atomically
-from viewer.audit import audit, table
-from viewer.figure import draw
-from viewer.film import Film, observation_pictures, pack_observations
-from viewer.page import page
-from viewer.play import Episode, LayerLives, action_names, look, outcome, play
-from viewer.record import record, shared
-from viewer.video import scenes, video
+from expire_span_rl import cli
+from expire_span_rl.envs import make_env
+from expire_span_rl.policies import ActorCritic, load_policy, observation_spec
+from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.viewer.audit import audit, table
+from expire_span_rl.viewer.figure import draw
+from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
+from expire_span_rl.viewer.page import page
+from expire_span_rl.viewer.play import Episode, LayerLives, action_names, look, outcome, play
+from expire_span_rl.viewer.record import record, shared
+from expire_span_rl.viewer.video import scenes, video
 
 PICTURES = (".png", ".pdf", ".svg")
 FPS = 10  # of the film

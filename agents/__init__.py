@@ -1,12 +1,45 @@
-"""How a policy learns. `AGENTS` names the algorithms; `Trainer` is the loop that they share."""
+"""How a policy learns. `AGENTS` names the algorithms; `Trainer` is the loop that they share.
 
-from agents.forgetting import ForgettingConfig, ForgettingController
-from agents.impala import Impala, ImpalaConfig
-from agents.ppo import PPO, PPOConfig
-from agents.sb3 import SB3PPO, SB3RecurrentPPO, SB3Trainer
-from agents.training import Trainer
+What needs torch is imported when it is first asked for.
+"""
 
-AGENTS = {"ppo": PPO, "impala": Impala, "sb3-ppo": SB3PPO, "sb3-recurrent-ppo": SB3RecurrentPPO}
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from expire_span_rl.agents.settings import ForgettingConfig, ImpalaConfig, PPOConfig, SB3Config
+from expire_span_rl.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from expire_span_rl.agents.forgetting import ForgettingController
+    from expire_span_rl.agents.impala import Impala
+    from expire_span_rl.agents.ppo import PPO
+    from expire_span_rl.agents.sb3 import SB3Trainer
+    from expire_span_rl.agents.training import Trainer
+
+
+def _agent(target: str, config: type, network: str | None = None) -> Entry:
+    """network: the policy that a baseline brings; None for an agent that learns any of ours."""
+    return Entry(f"expire_span_rl.agents.{target}", {"Config": config, "network": network})
+
+
+AGENTS = Registry(
+    {
+        "ppo": _agent("ppo:PPO", PPOConfig),
+        "impala": _agent("impala:Impala", ImpalaConfig),
+        "sb3-ppo": _agent("sb3:SB3PPO", SB3Config, "sb3-mlp"),
+        "sb3-recurrent-ppo": _agent("sb3:SB3RecurrentPPO", SB3Config, "sb3-lstm"),
+    }
+)
+_LAZY = {
+    "ForgettingController": "forgetting",
+    "Impala": "impala",
+    "PPO": "ppo",
+    "SB3Trainer": "sb3",
+    "Trainer": "training",
+}
+"""Names by the module of this package that has them."""
 
 __all__ = [
     "AGENTS",
@@ -19,3 +52,9 @@ __all__ = [
     "SB3Trainer",
     "Trainer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

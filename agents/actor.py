@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from agents.rollout import Collector, acting_learning_difference
-from agents.transport import Arrays, Context, pack, to_tensors
+from expire_span_rl.agents.rollout import Collector, acting_learning_difference
+from expire_span_rl.agents.transport import Arrays, Context, pack, to_tensors
 
 
 @dataclass(frozen=True)

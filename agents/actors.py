@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from agents.actor import Actor, Delivery, Request
-from agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
-from agents.transport import recomputed, size, unpack
+from expire_span_rl.agents.actor import Actor, Delivery, Request
+from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
+from expire_span_rl.agents.transport import recomputed, size, unpack
 
 RAY = "2.60.0"  # as requirements-ray.txt has it
 QUEUE = 2  # requests per actor under way

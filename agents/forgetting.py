@@ -8,36 +8,9 @@ docs/forgetting.md explains it with a plot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from agents.learner import check_above_zero, check_at_least
-
-
-@dataclass(frozen=True)
-class ForgettingConfig:
-    forgetting: bool = True
-    """Bring live memories down once the task is solved. --no-forgetting: never any pressure."""
-    memory_budget: float = 0.0
-    """Mean live memories per layer to come down to while success holds. 0: as few as success allows."""
-    success_target: float = 0.98
-    """Success on the hard episodes (the longest quarter) above which memories are pressed. Without success: the
-    fraction of the way from the first to the best return."""
-    success_slack: float = 0.03
-    """How far below the target success may fall before spans are lengthened at full strength."""
-    pressure_rise: float = 0.05
-    """Increase of the pressure per update while success holds, where each brings `full_evidence` hard episodes."""
-    full_evidence: int = 5
-    """Hard episodes per update from which on the pressure goes its full way; with fewer it goes less, in proportion: where
-    episodes are long, what forgetting does to success is seen later."""
-    min_hard_episodes: int = 100
-    """The latest hard episodes, by whose success the target is judged; before there were so many it is not known."""
-
-    def __post_init__(self):
-        check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)
-        check_above_zero(self, "success_slack", "pressure_rise")
-        if not 0 < self.success_target <= 1:
-            raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
+from expire_span_rl.agents.settings import ForgettingConfig
 
 
 class ForgettingController:

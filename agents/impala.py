@@ -7,65 +7,24 @@ T time steps, B environments, A actions, F observations after which a trace is c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from agents.learner import (
+from expire_span_rl.agents.learner import (
     Learner,
-    LearnerConfig,
     Weights,
-    check_above_zero,
-    check_at_least,
-    check_fractions,
     explained_variance,
     log_prob,
     means,
 )
-from agents.returns import vtrace
-from agents.rollout import Rollout
+from expire_span_rl.agents.returns import vtrace
+from expire_span_rl.agents.rollout import Rollout
+from expire_span_rl.agents.settings import ImpalaConfig
 
 AGES = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
 """Ages of memories in steps by which figures are told apart: the largest of each."""
 CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: rounding alone puts half of them above 1
-
-
-@dataclass(frozen=True)
-class ImpalaConfig(LearnerConfig):
-    num_minibatches: int = 4
-    """Minibatches of a rollout, each a set of environments that is used once."""
-    learning_rate: float = 5e-4
-    """Adam's learning rate at the start. Half of PPO's: nothing here holds a step back, and with a policy lag of three
-    updates 1e-3 forgot in the middle of a run what it had learned."""
-    trace_lambda: float = 0.9
-    """Lambda of the V-trace targets (remark 2 of the paper, which has 1)."""
-    rho_clip: float = 1.0
-    """Clipping of the importance weights that decide whose values are learned."""
-    c_clip: float = 1.0
-    """Clipping of the importance weights that decide how far back corrections reach."""
-    num_actors: int = 0
-    """Ray actors, each with --num-envs environments, that act while the learner learns (pip install -r
-    requirements-ray.txt). 0: act and learn in turn in one process; with --ray-address one actor per free CPU."""
-    ray_address: str = ""
-    """A Ray cluster to join, host:port or auto. Default: Ray is started on this machine for the run."""
-    refresh_memory: int = 0
-    """With actors: steps, in whole rollouts, over which memories are computed anew by the learner's weights."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fractions(self, "trace_lambda")
-        check_at_least(self, num_actors=0, refresh_memory=0)
-        if self.refresh_memory and not self.distributed:
-            raise ValueError("--refresh-memory: expected --num-actors or --ray-address with it, got neither")
-        check_above_zero(self, "c_clip")
-        if not self.rho_clip >= self.c_clip:
-            raise ValueError(f"--rho-clip: expected at least --c-clip ({self.c_clip}), got {self.rho_clip}")
-
-    @property
-    def distributed(self) -> bool:
-        """Whether rollouts come from actors."""
-        return bool(self.num_actors or self.ray_address)
 
 
 class Impala(Learner):

@@ -5,97 +5,20 @@ T time steps, B environments, A actions; a minibatch is a set of b environments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
 
-ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
-ENT_HORIZON = 200  # steps. The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it
 RATE_AT_REST = 0.05
 """Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may follow the
 task, but not run off on the noise of its gradient, which Adam scales up to full steps."""
 REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    num_steps: int = 64
-    """Time steps per rollout and environment."""
-    num_minibatches: int = 8
-    """Minibatches per pass over a rollout, each a set of environments."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate at the start."""
-    final_learning_rate: float = 0.0
-    """Adam's learning rate at the end; linear in between."""
-    adam_eps: float = 1e-8
-    """Adam's epsilon. Gradients of attention weights are near 1e-7 here: the usual 1e-5 would freeze them."""
-    adam_beta2: float = 0.99
-    """Adam's decay of squared gradients. Below 0.999 so that after a quiet spell a sudden gradient makes no leap."""
-    gamma: float = 0.99
-    """Discount."""
-    ent_coef: float | None = None
-    """Entropy bonus per step at the start. None: 0.01, and less where a fact must last more than 200 steps, in proportion."""
-    final_ent_coef: float | None = None
-    """Entropy bonus at the end; linear in between. None: 0.003, and less where a fact must last more than 200 steps."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    reward_prediction_coef: float = 0.5
-    """Weight of an auxiliary loss: predict the reward of the action taken (squared error over the rewards' variance)."""
-    observation_prediction_coef: float = 0.0
-    """Weight of an auxiliary loss: predict the observation that follows the action taken (nats). It teaches memory what led
-    where, long before reward does; 0: none."""
-    max_grad_norm: float = 0.5
-    """Gradient norm to which each parameter group is clipped."""
-    advantage_std_floor: float = 0.15
-    """Advantages are divided by their standard deviation, but by no less than this: a solved task is not scaled up."""
-
-    def __post_init__(self):
-        check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0, vf_coef=0)
-        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
-        check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
-        check_above_zero(self, "adam_eps", "max_grad_norm", "advantage_std_floor")
-        check_fractions(self, "gamma")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
-
-
-def with_entropy_for(config: Any, horizon: int | None) -> Any:
-    """The config with entropy bonuses where none are set: the usual ones for tasks whose facts must last `horizon` steps
-    up to ENT_HORIZON (None: unknown), less in proportion beyond."""
-    scale = min(1.0, ENT_HORIZON / horizon) if horizon else 1.0
-    usual = {"ent_coef": scale * ENT_COEF, "final_ent_coef": scale * FINAL_ENT_COEF}
-    return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
-
-
-def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least, or no finite number."""
-    for name, low in least.items():
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
-            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
-
-
-def check_above_zero(config: Any, *names: str) -> None:
-    """Raises ValueError, one line, for a setting that is not above 0, or no finite number."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 < value < math.inf:
-            wanted = "a finite number" if value == math.inf else "more than 0"
-            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
-
-
-def check_fractions(config: Any, *names: str) -> None:
-    """Raises ValueError, one line, for a setting outside 0 to 1."""
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,19 @@ T time steps, B environments, A actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from agents.learner import (
+from expire_span_rl.agents.learner import (
     Learner,
-    LearnerConfig,
     Weights,
-    check_above_zero,
-    check_at_least,
-    check_fractions,
     explained_variance,
     log_prob,
     means,
 )  # fmt: skip
-from agents.returns import gae
-from agents.rollout import Rollout
-
-
-@dataclass(frozen=True)
-class PPOConfig(LearnerConfig):
-    update_epochs: int = 2
-    """Passes over a rollout."""
-    gae_lambda: float = 0.9
-    """Lambda of generalised advantage estimation."""
-    clip_coef: float = 0.2
-    """Clipping of the probability ratio."""
-    target_kl: float = 0.03
-    """An update ends early when the approximate KL divergence from the acting policy exceeds this."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least(self, update_epochs=1)
-        check_above_zero(self, "clip_coef", "target_kl")
-        check_fractions(self, "gae_lambda")
+from expire_span_rl.agents.returns import gae
+from expire_span_rl.agents.rollout import Rollout
+from expire_span_rl.agents.settings import PPOConfig
 
 
 class PPO(Learner):

@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from agents.episodes import finished
+from expire_span_rl.agents.episodes import finished
 
 LARGEST_DIFFERENCE = 1e-2  # of float32 logits and values, between acting and learning; what is larger is no rounding
 HORIZON = 8  # steps, at least, between two compactions of the memory that acts

@@ -9,48 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from agents.learner import check_above_zero, check_at_least, check_fractions
+from expire_span_rl.agents.settings import SB3Config
 
 OTHER_EPISODES = 500_000
 """From this seed on, counted from the run's own, a continued run's episodes are drawn."""
-
-
-@dataclass(frozen=True)
-class SB3Config:
-    num_steps: int = 64
-    """Time steps per rollout and environment (Stable-Baselines3: n_steps)."""
-    batch_size: int = 1024
-    """Steps of a minibatch."""
-    n_epochs: int = 4
-    """Passes over a rollout."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate at the start; it falls linearly to 0."""
-    gamma: float = 0.99
-    """Discount."""
-    gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
-    clip_range: float = 0.2
-    """Clipping of the probability ratio."""
-    ent_coef: float = 0.01
-    """Entropy bonus."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 0.5
-    """Gradient norm to which gradients are clipped."""
-    width: int = 64
-    """Width of the encoder, of the hidden layers and of the LSTM."""
-
-    def __post_init__(self):
-        check_at_least(self, num_steps=1, n_epochs=1, width=1, learning_rate=0, ent_coef=0, vf_coef=0)
-        check_above_zero(self, "clip_range", "max_grad_norm")
-        check_fractions(self, "gamma", "gae_lambda")
-        check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch
 
 
 class SB3PPO:

@@ -11,9 +11,15 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from agents.episodes import EpisodeWindow
-from agents.forgetting import ForgettingConfig, ForgettingController
-from agents.rollout import LARGEST_DIFFERENCE, Collector, RolloutSource, acting_learning_difference, under
+from expire_span_rl.agents.episodes import EpisodeWindow
+from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
+from expire_span_rl.agents.rollout import (
+    LARGEST_DIFFERENCE,
+    Collector,
+    RolloutSource,
+    acting_learning_difference,
+    under,
+)
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2

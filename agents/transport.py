@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, under
 
 Arrays = dict[str, np.ndarray]
 _PLAIN = tuple(f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at"))

@@ -33,16 +33,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cli
 import train_rl
-from agents import AGENTS
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished, planned, write_plan
 from benchmarks.comparison_report import write_report
 from benchmarks.comparison_sizes import SIZED, SIZES, SMALLEST_BUDGET
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
-from cli.settings import RunConfig, flag_names, parse_config, saved_config
-from policies import KINDS
+from expire_span_rl import cli
+from expire_span_rl.agents import AGENTS
+from expire_span_rl.cli.settings import RunConfig, flag_names, parse_config, saved_config
+from expire_span_rl.policies import KINDS
 
 CHECKPOINTS = 10  # per cell: what a killed sweep loses is a tenth of a training
 

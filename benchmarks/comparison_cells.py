@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-import cli
 import evaluate
 import train_rl
-from policies import KINDS, load_policy
-from policies.io import write_atomically
+from expire_span_rl import cli
+from expire_span_rl.policies import KINDS, load_policy
+from expire_span_rl.policies.io import write_atomically
 
 IMMATERIAL = {
     "run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",

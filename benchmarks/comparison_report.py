@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.statistics import iqm_interval
-from policies.io import write_atomically
+from expire_span_rl.policies.io import write_atomically
 
 Estimate = tuple[float, float, float]  # interquartile mean, low, high
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from policies.memory.expire_span import ExpireSpanConfig
+from expire_span_rl.policies.memory.expire_span import ExpireSpanConfig
 
 SMALLEST_BUDGET = 8
 LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp

@@ -22,8 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
-import cli
-import envs
+from expire_span_rl import cli, envs
 
 MEMORY_ENV = "MiniGrid-MemoryS17Random-v0"
 

@@ -22,13 +22,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import cli
 import evaluate
 import train_rl
 from benchmarks.workers import in_processes
-from cli.settings import flag_names, parse_config
-from policies import save_policy
-from policies.io import write_atomically
+from expire_span_rl import cli
+from expire_span_rl.cli.settings import flag_names, parse_config
+from expire_span_rl.policies import save_policy
+from expire_span_rl.policies.io import write_atomically
 
 SOLVED = 0.95
 CURVE = {

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import cli
 import train_rl
-from agents import AGENTS
 from benchmarks.learning import split_arguments
-from cli.settings import parse_config
-from envs import make_vec_env
-from envs.portal import HOME, Portal
-from envs.tiles import EAST, NORTH, SOUTH
-from policies import ActorCritic
+from expire_span_rl import cli
+from expire_span_rl.agents import AGENTS
+from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.envs import make_vec_env
+from expire_span_rl.envs.portal import HOME, Portal
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH
+from expire_span_rl.policies import ActorCritic
 
 ROOMS, SEQUENCES, STEPS = 6, 16, 128
 BEHIND = 0, 1  # the tile west of the agent in its 3x3 window

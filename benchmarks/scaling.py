@@ -24,11 +24,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import cli
-from agents.transport import pack, size, unpack
 from benchmarks.learning import split_arguments
 from benchmarks.training import trainer_of
-from policies.io import write_atomically
+from expire_span_rl import cli
+from expire_span_rl.agents.transport import pack, size, unpack
+from expire_span_rl.policies.io import write_atomically
 
 RECORDED = 8  # rollouts that the learner is fed with, over and over
 

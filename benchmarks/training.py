@@ -23,11 +23,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import cli
 import train_rl
 from benchmarks.learning import resident_gb, split_arguments
-from cli.settings import parse_config
-from policies import load_policy
+from expire_span_rl import cli
+from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.policies import load_policy
 
 
 @dataclass(frozen=True)

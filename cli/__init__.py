@@ -13,7 +13,6 @@ import inspect
 import io
 import itertools
 import json
-import math
 import re
 import signal
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
+
+from expire_span_rl.checks import check_at_least  # noqa: F401, for the scripts
 
 T = TypeVar("T")
 SEED_BITS = 31
@@ -159,15 +160,6 @@ def field_docs(config: type) -> dict[str, str]:
 def field_type(config: type, field: dataclasses.Field, doc: str) -> Any:
     """The field's type, with its docstring as the flag's help."""
     return Annotated[get_type_hints(config, include_extras=True)[field.name], tyro.conf.arg(help=" ".join(doc.split()))]
-
-
-def check_at_least(config: Any, **least: int) -> None:
-    """Raises UsageError, one line, for the first of the named settings that is below its least, or no finite number."""
-    for name, low in least.items():
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
-            raise UsageError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
 
 
 def joined(*configs: type, defaults: Mapping[str, Any] | None = None) -> type:

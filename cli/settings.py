@@ -11,10 +11,10 @@ from typing import Any
 
 import tyro
 
-import cli
-from agents import AGENTS, ForgettingConfig
-from envs import training_kwargs
-from policies import KINDS, core_config
+from expire_span_rl import cli
+from expire_span_rl.agents import AGENTS, ForgettingConfig
+from expire_span_rl.envs import training_kwargs
+from expire_span_rl.policies import KINDS, core_config
 
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
@@ -83,7 +83,7 @@ def _own_config(arguments: list[str]) -> dict[str, Any]:
     cli.choice("--memory", memory, KINDS)
     cli.choice("--agent", agent, AGENTS)
     tuned = TUNED.get((env, agent))
-    if AGENTS[agent].network is not None:
+    if AGENTS.describe(agent).network is not None:
         return _baseline_config(agent, arguments, tuned)
     flags = cli.joined(*_parts(memory, agent), defaults=tuned)
     depends = f"--memory ({', '.join(KINDS)}) and --agent ({', '.join(AGENTS)}), their defaults on --env too"
@@ -100,7 +100,7 @@ def flag_names(memory: str | None = None) -> list[str]:
 
 def _parts(memory: str, agent: str) -> tuple[type, ...]:
     """The configs whose settings are a run's."""
-    algorithm, kind = AGENTS[agent], KINDS[memory]
+    algorithm, kind = AGENTS.describe(agent), KINDS.describe(memory)
     if algorithm.network is not None:
         return (RunConfig, algorithm.Config)
     pressure = [ForgettingConfig] if kind.presses else []
@@ -109,7 +109,7 @@ def _parts(memory: str, agent: str) -> tuple[type, ...]:
 
 def _baseline_config(agent: str, arguments: list[str], tuned: Mapping[str, Any] | None) -> dict[str, Any]:
     """`_own_config` for an agent that brings its own policy, whose name stands for the memory kind."""
-    network = AGENTS[agent].network
+    network = AGENTS.describe(agent).network
     if (memory := cli.value_of("memory", arguments)) is not None:
         raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
     flags = cli.joined(*_parts(RunConfig.memory, agent), defaults=tuned)

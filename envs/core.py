@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.errors import EnvError
+from expire_span_rl.envs.errors import EnvError
 
 if TYPE_CHECKING:
-    from envs.rendering import Place, Strip
+    from expire_span_rl.envs.rendering import Place, Strip
 
 MOST_STEPS = 10**9
 """Of an episode: a limit beyond that is none, and arrays of int64 hold its multiples."""

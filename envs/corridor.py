@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
-from envs.errors import EnvError, expect_choice, expect_int
-from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import (
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
+from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
+from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.tiles import (
     ACTION_NAMES,
     BALL,
     COLOURS,
@@ -39,7 +39,7 @@ from envs.tiles import (
 )
 
 if TYPE_CHECKING:
-    from envs.rendering import Strip
+    from expire_span_rl.envs.rendering import Strip
 
 LARGEST_LENGTH = 10**9
 
@@ -150,7 +150,7 @@ class Corridor(Core):
 
     def strip(self, row: int) -> Strip:
         """The corridor, the agent's view lit; of a long one both ends and the agent's section."""
-        from envs.rendering import Strip
+        from expire_span_rl.envs.rendering import Strip
 
         length, ball, door, x, y = (int(getattr(self, name)[row]) for name in self.state_fields)
         reach = self.view_size // 2

@@ -16,8 +16,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.core import Core
-from envs.errors import EnvError, expect_choice, expect_int
+from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
 
 _SEED_MASK = 2**63 - 1  # seeds live in int64, which every file format knows
 
@@ -108,7 +108,7 @@ class SingleEnv(_Face, gym.Env):
 
     def _show(self) -> None:
         if self.render_mode == "human":
-            from envs.rendering import Window
+            from expire_span_rl.envs.rendering import Window
 
             self._window = self._window or Window(self.core.metadata["render_fps"])
             self._window.draw(self.core.render(0))

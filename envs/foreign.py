@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import create_empty_array
 
-from envs.core import MaskedCore
-from envs.wrappers import kept, kept_space
+from expire_span_rl.envs.core import MaskedCore
+from expire_span_rl.envs.wrappers import kept, kept_space
 
 
 class Foreign(MaskedCore):

@@ -30,12 +30,12 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from envs.core import Core, MaskedCore, counter_uniform
-from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import LARGEST_VIEW
+from expire_span_rl.envs.core import Core, MaskedCore, counter_uniform
+from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.tiles import LARGEST_VIEW
 
 if TYPE_CHECKING:
-    from envs.rendering import Place
+    from expire_span_rl.envs.rendering import Place
 
 DISTRACTIONS = 256  # different observations of distraction
 _SALT = 1 << 40  # draws of the wraps begin here, one range for each, far above a task's own

@@ -28,13 +28,13 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
-from envs.errors import EnvError, expect_choice, expect_int, expect_number
-from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
+from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, expect_number
+from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
 
 if TYPE_CHECKING:
-    from envs.rendering import Strip
+    from expire_span_rl.envs.rendering import Strip
 
 HOME = (OBJECT_TO_IDX["goal"], COLOR_TO_IDX["green"], 0)
 THINGS = np.array(
@@ -212,7 +212,7 @@ class Portal(Core):
 
     def strip(self, row: int) -> Strip:
         """The chain, the agent's view lit; of a long one both ends and the agent's section."""
-        from envs.rendering import Strip
+        from expire_span_rl.envs.rendering import Strip
 
         rooms, room, x, y = (int(getattr(self, name)[row]) for name in ("rooms", "room", "x", "y"))
         width = self.room_length + 2  # with the walls on either side

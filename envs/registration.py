@@ -13,13 +13,13 @@ import minigrid  # noqa: F401, registers its environments
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.core import Core
-from envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
-from envs.faces import SingleEnv
-from envs.foreign import Foreign
-from envs.long import LongEnv, LongVectorEnv
-from envs.wrappers import PreviousActionReward, VectorPreviousActionReward
-from envs.wraps import parse_wraps
+from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
+from expire_span_rl.envs.faces import SingleEnv
+from expire_span_rl.envs.foreign import Foreign
+from expire_span_rl.envs.long import LongEnv, LongVectorEnv
+from expire_span_rl.envs.wrappers import PreviousActionReward, VectorPreviousActionReward
+from expire_span_rl.envs.wraps import parse_wraps
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "Corridor-v0": Task(
-        "envs.corridor:CorridorEnv", "envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
+        "expire_span_rl.envs.corridor:CorridorEnv", "expire_span_rl.envs.corridor:CorridorVectorEnv", {"length_distribution": "log_uniform"}
     ),
     "Portal-v0": Task(
-        "envs.portal:PortalEnv",
-        "envs.portal:PortalVectorEnv",
+        "expire_span_rl.envs.portal:PortalEnv",
+        "expire_span_rl.envs.portal:PortalVectorEnv",
         {"progress_reward": 0.1, "rooms_distribution": "log_uniform"},
     ),
-    "Switch-v0": Task("envs.switch:SwitchEnv", "envs.switch:SwitchVectorEnv"),
+    "Switch-v0": Task("expire_span_rl.envs.switch:SwitchEnv", "expire_span_rl.envs.switch:SwitchVectorEnv"),
 }
 
 for _id, _task in TASKS.items():

@@ -1,6 +1,6 @@
 """Our vector environments as Stable-Baselines3's `VecEnv`, for its `evaluate_policy` and its algorithms.
 
-    from envs.sb3_adapter import SB3VecEnv            # not imported by `envs`: only those who ask need Stable-Baselines3
+    from expire_span_rl.envs.sb3_adapter import SB3VecEnv            # not imported by `envs`: only those who ask need Stable-Baselines3
     evaluate_policy(policy, SB3VecEnv(envs.make_vec_env("Corridor-v0", 8)), n_eval_episodes=100)
 
 B environments. What maps to what:
@@ -33,7 +33,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-from envs.wrappers import VectorPreviousActionReward
+from expire_span_rl.envs.wrappers import VectorPreviousActionReward
 
 
 class SB3VecEnv(VecEnv):

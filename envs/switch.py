@@ -25,13 +25,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from envs.core import MOST_STEPS, Core
-from envs.errors import EnvError, expect_int
-from envs.faces import BatchedVectorEnv, SingleEnv
-from envs.tiles import ACTION_NAMES, BALL, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, swapped_balls
+from expire_span_rl.envs.core import MOST_STEPS, Core
+from expire_span_rl.envs.errors import EnvError, expect_int
+from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.tiles import (
+    ACTION_NAMES,
+    BALL,
+    DOOR,
+    EMPTY,
+    STEP_X,
+    STEP_Y,
+    WALL,
+    expect_view_size,
+    swapped_balls,
+)
 
 if TYPE_CHECKING:
-    from envs.rendering import Strip
+    from expire_span_rl.envs.rendering import Strip
 
 SUCCESS_SHARE = 0.95
 FEWEST_JUNCTIONS = 20
@@ -184,7 +194,7 @@ class Switch(Core):
 
     def strip(self, row: int) -> Strip:
         """The agent's passage, its view lit. Columns count on from one passage to the next."""
-        from envs.rendering import Strip
+        from expire_span_rl.envs.rendering import Strip
 
         x, north, signal, shown = (int(getattr(self, name)[row]) for name in ("x", "north", "signal", "shown"))
         first = int(self.passage[row]) * (self.passage_length + 2)  # of the passage, its wall or signal

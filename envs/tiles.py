@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
 
-from envs.errors import EnvError, expect_int
+from expire_span_rl.envs.errors import EnvError, expect_int
 
 NORTH, EAST, SOUTH, WEST = range(4)
 ACTION_NAMES = ("north", "east", "south", "west")

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from envs.core import Core
-from envs.errors import EnvError, unknown_name
-from envs.long import Episodes, Occlude, Stretch, Wrap
+from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.errors import EnvError, unknown_name
+from expire_span_rl.envs.long import Episodes, Occlude, Stretch, Wrap
 
 MOST_STEPS = 10**6
 MOST_EPISODES = 1000

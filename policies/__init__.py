@@ -1,9 +1,33 @@
-"""What an agent is: a policy whose recurrent core remembers. `ActorCritic` is the contract that agents see."""
+"""What an agent is: a policy whose recurrent core remembers. `ActorCritic` is the contract that agents see.
 
-from policies.actor_critic import ActorCritic, PolicyConfig, core_config, sample
-from policies.encoders import as_tensors, observation_spec
-from policies.io import PolicyFileError, load_policy, save_policy
-from policies.memory import KINDS, Memory
+Everything but `KINDS` and `core_config` needs torch, and is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from expire_span_rl.policies.memory import KINDS
+
+if TYPE_CHECKING:
+    from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig, sample
+    from expire_span_rl.policies.encoders import as_tensors, observation_spec
+    from expire_span_rl.policies.io import PolicyFileError, load_policy, save_policy
+    from expire_span_rl.policies.memory.base import Memory
+
+_LAZY = {
+    "ActorCritic": "actor_critic",
+    "Memory": "memory.base",
+    "PolicyConfig": "actor_critic",
+    "PolicyFileError": "io",
+    "as_tensors": "encoders",
+    "load_policy": "io",
+    "observation_spec": "encoders",
+    "sample": "actor_critic",
+    "save_policy": "io",
+}
+"""Names by the module of this package that has them."""
 
 __all__ = [
     "KINDS",
@@ -18,3 +42,14 @@ __all__ = [
     "sample",
     "save_policy",
 ]
+
+
+def core_config(memory: str) -> type:
+    """The class of the core's settings for a memory kind, a name in `KINDS`."""
+    return KINDS.describe(memory).CoreConfig
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

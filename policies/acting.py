@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policies.memory.base import LayerMemory, Memory, MemoryKind
+from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
 
 
 @dataclass

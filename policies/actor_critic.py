@@ -14,21 +14,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from policies.core import Acting, Core, LayerInspection
-from policies.encoders import Encoder, as_tensors, observation_spec
-from policies.layer import TransformerConfig
-from policies.memory import KINDS, Memory, MemoryKind
-from policies.prediction import NextObservation
-from policies.transformer import Transformer
+from expire_span_rl.policies import core_config
+from expire_span_rl.policies.core import Acting, Core, LayerInspection
+from expire_span_rl.policies.encoders import Encoder, as_tensors, observation_spec
+from expire_span_rl.policies.memory import KINDS
+from expire_span_rl.policies.memory.base import Memory, MemoryKind
+from expire_span_rl.policies.prediction import NextObservation
+from expire_span_rl.policies.transformer import Transformer
 
 Observation = Mapping[str, Tensor]
 PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it
-
-
-def core_config(memory: str) -> type:
-    """The class of the core's config for a memory kind, a name in `KINDS`."""
-    kind = KINDS[memory]
-    return TransformerConfig if issubclass(kind, MemoryKind) else kind.CoreConfig
 
 
 @dataclass(frozen=True)

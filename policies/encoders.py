@@ -6,9 +6,7 @@ An observation is a dict (see `envs.wrappers`). Its spec, JSON-able, travels wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,19 +39,6 @@ def _entry(key: str, space: spaces.Space) -> dict[str, Any]:
         f"observation {key!r}: expected MiniGrid's image (uint8 [V,V,3], V <= {LARGEST_VIEW}), Discrete, "
         f"or a float Box of rank 0 or 1, got {space}"
     )
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Part of every core's config."""
-
-    action_gain: float = 1.0
-    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
-    about 5 both have the same say, and what an action led to is told apart from the start."""
-
-    def __post_init__(self):
-        if not 0 <= self.action_gain < math.inf:
-            raise ValueError(f"--action-gain: expected a finite number of at least 0, got {self.action_gain}")
 
 
 class Encoder(nn.Module):

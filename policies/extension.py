@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.memory.base import LayerMemory, MemoryKind
+from expire_span_rl.policies.memory.base import LayerMemory, MemoryKind
 
 if TYPE_CHECKING:
-    from policies.acting import LayerBuffers
-    from policies.layer import Layer
+    from expire_span_rl.policies.acting import LayerBuffers
+    from expire_span_rl.policies.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from policies.actor_critic import ActorCritic, PolicyConfig
+from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
 
 FORMAT = "expire-span-rl/policy"
 VERSION = 1
@@ -93,7 +93,11 @@ def _maker(header: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     network = header["config"].get("memory") if isinstance(header.get("config"), dict) else None
     if not (isinstance(network, str) and network.startswith("sb3-")):
         return lambda config: ActorCritic(PolicyConfig.from_json(config))
-    from policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # takes a second, and only baselines need it
+    from expire_span_rl.policies.sb3 import (  # takes a second, and only baselines need it
+        SB3Policy,
+        SB3PolicyConfig,
+        policy_class,
+    )
 
     policy_class(network)
     return lambda config: SB3Policy(SB3PolicyConfig(**config))

@@ -6,16 +6,14 @@ normalised memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.attention import attend
-from policies.encoders import EncoderConfig
-from policies.gating import Gate
-from policies.memory.base import MemoryKind, check_at_least
+from expire_span_rl.policies.attention import attend
+from expire_span_rl.policies.gating import Gate
+from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.settings import TransformerConfig
 
 SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
@@ -23,34 +21,6 @@ memory among a hundred is 1% of what is read; with 5 some head looks at the odd 
 of 40 networks, above 20% in half of them (at the door of a corridor of 100 tiles, four heads, two layers)."""
 SHIFT = 20.0
 """Score of the step before in a shifted head, where all other memories have 0: of thousands none is seen."""
-
-
-@dataclass(frozen=True)
-class TransformerConfig(EncoderConfig):
-    width: int = 64
-    """Model width D."""
-    num_layers: int = 2
-    """Layers of attention, each with a memory of its own."""
-    num_heads: int = 4
-    """Attention heads H."""
-    num_positions: int = 16
-    """Relative positions P: a memory older than that is found by its content alone."""
-    shifted_heads: int = 0
-    """Heads of the first layer that look at the step before and nothing else, for good: what followed what can then be read from one
-    memory. The heads of the layers above begin by looking for memories whose step before was like now."""
-    gating: bool = False
-    """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL), which then does not grow:
-    corridors are learned sooner and on more seeds, steps take a quarter longer (docs/results.md)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
-        if not 0 <= self.shifted_heads <= self.num_heads:
-            raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
-        if self.shifted_heads and self.num_positions < 2:
-            raise ValueError(f"--shifted-heads: expected --num-positions of at least 2, got {self.num_positions}")
-        if self.width % self.num_heads:
-            raise ValueError(f"--width: expected a multiple of --num-heads ({self.num_heads}), got {self.width}")
 
 
 def _fixed(tensor: Tensor, axis: int, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.encoders import CELL_VALUES, entry_size
+from expire_span_rl.policies.encoders import CELL_VALUES, entry_size
 
 VARIANCE_FLOOR = 1e-3  # numbers that vary less are not scaled up further
 

@@ -25,8 +25,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor, nn
 
-from policies.encoders import Encoder
-from policies.memory import Memory
+from expire_span_rl.policies.encoders import Encoder
+from expire_span_rl.policies.memory import Memory
 
 NETWORKS = ("sb3-mlp", "sb3-lstm")
 STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.attention import attend_rollout
-from policies.core import LayerInspection
-from policies.extension import Extension, extend
-from policies.memory.base import LayerMemory, Memory, MemoryKind
+from expire_span_rl.policies.attention import attend_rollout
+from expire_span_rl.policies.core import LayerInspection
+from expire_span_rl.policies.extension import Extension, extend
+from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
 
 if TYPE_CHECKING:
-    from policies.layer import Layer
+    from expire_span_rl.policies.layer import Layer
 
 
 @dataclass(frozen=True)

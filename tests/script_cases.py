@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-import cli
+from expire_span_rl import cli
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]

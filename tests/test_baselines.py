@@ -11,13 +11,13 @@ import pytest
 import torch
 from script_cases import call
 
-import envs
 import evaluate
 import train_rl
-from cli.settings import parse_config
-from envs.sb3_adapter import SB3VecEnv
-from policies import load_policy
-from policies.sb3 import FlatVecEnv
+from expire_span_rl import envs
+from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+from expire_span_rl.policies import load_policy
+from expire_span_rl.policies.sb3 import FlatVecEnv
 
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--batch-size", "64", "--torch-threads", "1", "--no-progress-bar"]
 SMALL += [

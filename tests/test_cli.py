@@ -11,7 +11,7 @@ from script_cases import ROOT
 
 import evaluate
 import visualize
-from cli.settings import parse_config
+from expire_span_rl.cli.settings import parse_config
 
 FLAGS = {
     "train_rl.py": [*parse_config([])],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-import cli
 import evaluate
 from benchmarks.comparison_sizes import SIZES, SPAN_SHARE
-from cli.settings import parse_config
-from policies import KINDS, ActorCritic, core_config
-from policies.encoders import observation_spec
+from expire_span_rl import cli
+from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.policies import KINDS, ActorCritic, core_config
+from expire_span_rl.policies.encoders import observation_spec
 
 
 def test_every_kind_with_slots_has_a_size():

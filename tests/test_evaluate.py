@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from script_cases import ROOT, SHORT, SMALL, call, log
 
-import envs
 import evaluate
 import train_rl
-from policies import load_policy, save_policy
+from expire_span_rl import envs
+from expire_span_rl.policies import load_policy, save_policy
 
 
 def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import evaluate
-from policies import load_policy
+from expire_span_rl.policies import load_policy
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 LEAST = {

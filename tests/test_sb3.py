@@ -9,10 +9,10 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
-import envs
 import evaluate
-from envs.sb3_adapter import SB3VecEnv
-from policies import load_policy
+from expire_span_rl import envs
+from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+from expire_span_rl.policies import load_policy
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 

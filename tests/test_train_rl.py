@@ -10,7 +10,7 @@ from script_cases import SHORT, SMALL, call, log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_rl
-from cli.settings import TUNED, parse_config
+from expire_span_rl.cli.settings import TUNED, parse_config
 
 
 @pytest.mark.parametrize("agent", ["ppo", "impala"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import cli
 import visualize
-from policies import KINDS, load_policy, save_policy
+from expire_span_rl import cli
+from expire_span_rl.policies import KINDS, load_policy, save_policy
 
 sys.path.insert(0, str(Path(__file__).parent / "viewer"))
 

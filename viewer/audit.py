@@ -23,9 +23,9 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from policies import ActorCritic, Memory
-from viewer.play import CHUNK, Episode, LayerLives, tensors_of
-from viewer.record import rounded
+from expire_span_rl.policies import ActorCritic, Memory
+from expire_span_rl.viewer.play import CHUNK, Episode, LayerLives, tensors_of
+from expire_span_rl.viewer.record import rounded
 
 AT_ONCE = 32  # variants replayed together
 MOST_SUGGESTED = 8  # decisions, where the environment names none,

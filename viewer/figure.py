@@ -20,9 +20,9 @@ from matplotlib.legend import Legend
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Patch
 
-from envs import render_observation
-from policies import ActorCritic
-from viewer.play import Episode, LayerLives
+from expire_span_rl.envs import render_observation
+from expire_span_rl.policies import ActorCritic
+from expire_span_rl.viewer.play import Episode, LayerLives
 
 SHOWN = 6  # observations of a layer that get a thumbnail
 NOTABLE = 0.05  # attention weight from which a memory is worth a thumbnail

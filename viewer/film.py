@@ -14,8 +14,8 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from envs import render_observation
-from envs.rendering import Place
+from expire_span_rl.envs import render_observation
+from expire_span_rl.envs.rendering import Place
 
 TILE = 32  # pixels; MiniGrid's tiles in `render`
 WIDEST = 1024  # pixels: larger frames lose every second pixel, or more

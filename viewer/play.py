@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies import ActorCritic, Memory, as_tensors, sample
+from expire_span_rl.policies import ActorCritic, Memory, as_tensors, sample
 
 CHUNK = 256  # steps inspected at once; what is shown does not depend on it
 ATTENDED = 64  # observations per step and layer whose attention is kept,

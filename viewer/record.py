@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies import ActorCritic
-from viewer.play import Episode, LayerLives, outcome
+from expire_span_rl.policies import ActorCritic
+from expire_span_rl.viewer.play import Episode, LayerLives, outcome
 
 DIGITS = 4
 LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire

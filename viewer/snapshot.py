@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from policies import ActorCritic
-from viewer.figure import draw
-from viewer.play import action_names, look, outcome, play
+from expire_span_rl.policies import ActorCritic
+from expire_span_rl.viewer.figure import draw
+from expire_span_rl.viewer.play import action_names, look, outcome, play
 
 
 def snapshot(policy: ActorCritic, env: gym.Env, seed: int, max_steps: int, title: str) -> np.ndarray | None:

@@ -1,24 +1,43 @@
-"""Memory kinds by name. A new kind is one file beside this one and one line here.
+"""Memory kinds by name. A new kind is one file beside this one, its settings in `policies.settings`, and one line here.
 
 A kind says how the layers of a Transformer remember (a `MemoryKind`), or is a core of its own (a `policies.core.Core`, such as
-the GRU).
+the GRU). One from outside this package brings its own `Config`: `KINDS["mine"] = MyKind`.
 """
 
-from policies.memory.adaptive_span import AdaptiveSpan
-from policies.memory.base import LayerMemory, Memory, MemoryKind
-from policies.memory.compressive import Compressive
-from policies.memory.expire_span import ExpireSpan
-from policies.memory.gru import GRU
-from policies.memory.none import NoMemory
-from policies.memory.transformer_xl import TransformerXL
+from __future__ import annotations
 
-KINDS: dict[str, type[MemoryKind] | type[GRU]] = {
-    "expire_span": ExpireSpan,
-    "transformer_xl": TransformerXL,
-    "adaptive_span": AdaptiveSpan,
-    "compressive": Compressive,
-    "gru": GRU,
-    "none": NoMemory,
-}
+from typing import TYPE_CHECKING, Any
+
+from expire_span_rl.policies import settings
+from expire_span_rl.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
+
+
+def _kind(target: str, config: type, core: type = settings.TransformerConfig, presses: bool = False) -> Entry:
+    """core: the settings of the core that remembers so; presses: whether pressure brings its live memories down."""
+    module = f"expire_span_rl.policies.memory.{target}"
+    return Entry(module, {"Config": config, "CoreConfig": core, "presses": presses})
+
+
+KINDS = Registry(
+    {
+        "expire_span": _kind("expire_span:ExpireSpan", settings.ExpireSpanConfig, presses=True),
+        "transformer_xl": _kind("transformer_xl:TransformerXL", settings.TransformerXLConfig),
+        "adaptive_span": _kind("adaptive_span:AdaptiveSpan", settings.AdaptiveSpanConfig, presses=True),
+        "compressive": _kind("compressive:Compressive", settings.CompressiveConfig),
+        "gru": _kind("gru:GRU", settings.GRUConfig, settings.RecurrentConfig),
+        "none": _kind("none:NoMemory", settings.NoMemoryConfig),
+    }
+)
 
 __all__ = ["KINDS", "LayerMemory", "Memory", "MemoryKind"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LayerMemory", "Memory", "MemoryKind"):
+        from expire_span_rl.policies.memory import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,30 +6,13 @@ B environments, H heads, C slots, N query steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_spans
-
-
-@dataclass(frozen=True)
-class AdaptiveSpanConfig:
-    max_span: int = 0
-    """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
-    ramp, where older ones mislead)."""
-    ramp: int = 8
-    """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
-    initial_span: float = 0.95
-    """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs of whoever still errs."""
-    span_lr_scale: float = 10.0
-    """Learning rate of the spans at full pressure as a multiple of the policy's."""
-    span_coef: float = 1.0
-    """Weight alpha of the span loss at full pressure."""
-
-    def __post_init__(self):
-        check_spans(self)
+from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, AdaptiveSpanConfig
 
 
 class AdaptiveSpan(MemoryKind):

@@ -15,23 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
-
-
-def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least, or no finite number."""
-    for name, low in least.items():
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
-            raise ValueError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
-
-
-def check_spans(config: Any) -> None:
-    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
-    check_at_least(config, ramp=1, max_span=0, span_lr_scale=0, span_coef=0)
-    if not 0 < config.initial_span < 1:
-        raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
+from expire_span_rl.policies.settings import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -221,6 +205,7 @@ class MemoryKind(nn.Module):
     """
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
+    CoreConfig: ClassVar[type] = TransformerConfig
     stores: ClassVar[bool] = True  # False: it keeps no slots
     presses: ClassVar[bool] = False
     """True: `loss` heeds the pressure, so that live memories can be brought down; the kind's own parameters then learn at a

@@ -8,25 +8,12 @@ width, d head width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import MemoryKind, Merging, check_at_least
-
-
-@dataclass(frozen=True)
-class CompressiveConfig:
-    window: int = 64
-    """Steps for which a memory stays as it is: age <= window. It stays longer until its block is complete."""
-    compression_rate: int = 4
-    """Memories c that become one: blocks of c steps, counted from the start of the episode."""
-    compressed_window: int = 48
-    """Compressed memories that are kept: the oldest goes when a new one comes."""
-
-    def __post_init__(self):
-        check_at_least(self, window=0, compression_rate=2, compressed_window=1)
+from expire_span_rl.policies.memory.base import MemoryKind, Merging
+from expire_span_rl.policies.settings import CompressiveConfig
 
 
 class Compressive(MemoryKind):

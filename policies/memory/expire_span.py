@@ -6,47 +6,16 @@ B environments, C slots, N query steps, D model width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from policies.memory.base import UNKNOWN_MAX_SPAN, MemoryKind, check_at_least, check_spans
+from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
 
 LONGEST_NEED = 0.99  # fraction of L_max that a memory can need at most
 LONGEST_LEVEL = math.log(LONGEST_NEED / (1 - LONGEST_NEED))  # of the span predictor's output, whose sigmoid that is
-
-
-@dataclass(frozen=True)
-class ExpireSpanConfig:
-    max_span: int = 0
-    """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
-    ramp, where older ones mislead)."""
-    ramp: int = 8
-    """Ramp R, in steps, over which an expiring memory fades out. Live memory can never be smaller."""
-    initial_span: float = 0.95
-    """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs of whoever still errs."""
-    span_dropout: bool = False
-    """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
-    span_lr_scale: float = 1.5
-    """Learning rate at full pressure of the span predictor's weights, which tell memories apart, as a multiple of the
-    policy's."""
-    span_bias_lr_scale: float = 15.0
-    """Learning rate at full pressure of the span predictor's bias, which all spans share, as a multiple of the policy's."""
-    use_lift: float = 8.0
-    """A memory is used where some head gives it this many times the attention that it gives the others on average."""
-    use_margin: float = 0.25
-    """Spans are defended up to the age of last use plus this fraction of it."""
-    use_coef: float = 100.0
-    """Weight of the defence against the charge: spans settle where a use falls outside once in this many memories."""
-    span_coef: float = 1.0
-    """Weight alpha of the span loss. It sets how it stands to the task's gradient of the spans; charge and defence go with it."""
-
-    def __post_init__(self):
-        check_spans(self)
-        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0)
-        if not self.use_lift > 0:
-            raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
 
 
 class ExpireSpan(MemoryKind):

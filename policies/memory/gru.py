@@ -11,26 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from policies.core import CoreOutput
-from policies.encoders import EncoderConfig
-from policies.memory.base import Memory, check_at_least
-
-
-@dataclass(frozen=True)
-class GRUConfig:
-    pass
-
-
-@dataclass(frozen=True)
-class RecurrentConfig(EncoderConfig):
-    width: int = 64
-    """Width D of the encoder and of the hidden state."""
-    num_layers: int = 1
-    """Recurrent layers, each fed by the one below it."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least(self, width=1, num_layers=1)
+from expire_span_rl.policies.core import CoreOutput
+from expire_span_rl.policies.memory.base import Memory
+from expire_span_rl.policies.settings import GRUConfig, RecurrentConfig
 
 
 @dataclass

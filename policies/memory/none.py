@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from policies.memory.base import MemoryKind
-
-
-@dataclass(frozen=True)
-class NoMemoryConfig:
-    pass
+from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.settings import NoMemoryConfig
 
 
 class NoMemory(MemoryKind):

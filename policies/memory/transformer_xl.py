@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from policies.memory.base import MemoryKind
-
-
-@dataclass(frozen=True)
-class TransformerXLConfig:
-    window: int = 256
-    """Steps that a memory stays visible: age <= window."""
-
-    def __post_init__(self):
-        if self.window < 1:
-            raise ValueError(
-                f"--window: expected at least 1, got {self.window} (for no memory at all use --memory none)"
-            )
+from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.settings import TransformerXLConfig
 
 
 class TransformerXL(MemoryKind):

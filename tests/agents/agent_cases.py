@@ -16,12 +16,12 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-import envs
-from agents import AGENTS, ForgettingConfig, Trainer
-from agents.checkpoint import checkpoint_bytes, load_checkpoint
-from agents.rollout import Rollout
-from policies import KINDS, ActorCritic, core_config
-from policies.layer import TransformerConfig
+from expire_span_rl import envs
+from expire_span_rl.agents import AGENTS, ForgettingConfig, Trainer
+from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
+from expire_span_rl.agents.rollout import Rollout
+from expire_span_rl.policies import KINDS, ActorCritic, core_config
+from expire_span_rl.policies.layer import TransformerConfig
 
 SMALL = {
     "expire_span": {"max_span": 16, "ramp": 4},

@@ -25,10 +25,10 @@ from script_cases import ROOT, call
 
 pytest.importorskip("ray")
 import train_rl
-from agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
-from agents.checkpoint import load_checkpoint
-from envs import make_vec_env, vec_env_maker
-from policies import KINDS, ActorCritic
+from expire_span_rl.agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
+from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.envs import make_vec_env, vec_env_maker
+from expire_span_rl.policies import KINDS, ActorCritic
 
 IMPALA = ["--agent", "impala"]
 SMALL = [*script_cases.SMALL, "--width", "16"]
@@ -54,7 +54,7 @@ def test_two_nodes_train_and_one_actor_is_killed():
     import ray
     from ray.cluster_utils import Cluster
 
-    from agents.actors import ActorPool
+    from expire_span_rl.agents.actors import ActorPool
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
@@ -209,7 +209,7 @@ def test_an_environment_that_cannot_be_pickled_is_refused(monkeypatch, capsys, t
 
 def test_an_address_that_does_not_answer_is_refused(monkeypatch, capsys, tmp_path):
     """A port at which nobody listens, and one that takes the connection and says nothing, for which a limit is set."""
-    from agents import actors
+    from expire_span_rl.agents import actors
 
     monkeypatch.setattr(actors, "ANSWER_WITHIN", 6.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -228,7 +228,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    monkeypatch.delitem(sys.modules, "agents.actors", raising=False)
+    monkeypatch.delitem(sys.modules, "expire_span_rl.agents.actors", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
         f"error: --num-actors: expected ray 2.60.0 (pip install -r requirements-ray.txt), got {version or 'no ray'}"
@@ -236,7 +236,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
 
 
 def test_the_version_is_that_of_the_requirements():
-    from agents.actors import RAY
+    from expire_span_rl.agents.actors import RAY
 
     assert f"ray=={RAY}" in (ROOT / "requirements-ray.txt").read_text().splitlines()
 
@@ -256,8 +256,8 @@ def test_settings_that_cannot_be_are_refused(arguments, told, monkeypatch, capsy
 def test_refreshing_replaces_what_the_actor_cached():
     """With a learner whose encoder has moved on, the rollout's memory is the one its own weights compute from the last
     rollout's observations, and learning goes on with it."""
-    from agents.actors import ActorPool
-    from agents.transport import recomputed
+    from expire_span_rl.agents.actors import ActorPool
+    from expire_span_rl.agents.transport import recomputed
 
     env = make_vec_env("Corridor-v0", 4, min_length=40, max_length=40)
     policy = make_policy(env, "transformer_xl")

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from agents import ForgettingConfig, ForgettingController
-from agents.episodes import EpisodeWindow
+from expire_span_rl.agents import ForgettingConfig, ForgettingController
+from expire_span_rl.agents.episodes import EpisodeWindow
 
 MANY = 10_000  # hard episodes: success is known
 TARGET = 0.9

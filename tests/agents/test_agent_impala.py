@@ -14,12 +14,12 @@ import pytest
 import torch
 from agent_cases import P, Q, Table, make_policy, make_rollout, make_trainer, played
 
-import envs
-from agents import Impala, ImpalaConfig
-from agents.impala import by_age, following
-from agents.returns import gae
-from agents.rollout import Collector
-from policies import KINDS
+from expire_span_rl import envs
+from expire_span_rl.agents import Impala, ImpalaConfig
+from expire_span_rl.agents.impala import by_age, following
+from expire_span_rl.agents.returns import gae
+from expire_span_rl.agents.rollout import Collector
+from expire_span_rl.policies import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}

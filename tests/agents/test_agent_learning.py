@@ -8,9 +8,9 @@ import pytest
 import torch
 from agent_cases import make_trainer, played
 
-import envs
-from agents import PPO, ForgettingConfig, PPOConfig, Trainer
-from policies import KINDS, ActorCritic
+from expire_span_rl import envs
+from expire_span_rl.agents import PPO, ForgettingConfig, PPOConfig, Trainer
+from expire_span_rl.policies import KINDS, ActorCritic
 
 MEMORIES = ("expire_span", "transformer_xl", "adaptive_span", "compressive", "gru")
 

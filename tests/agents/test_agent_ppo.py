@@ -10,9 +10,9 @@ import pytest
 import torch
 from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
-from agents import PPO, PPOConfig
-from agents.learner import with_entropy_for
-from agents.rollout import Rollout
+from expire_span_rl.agents import PPO, PPOConfig
+from expire_span_rl.agents.learner import with_entropy_for
+from expire_span_rl.agents.rollout import Rollout
 
 
 def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:

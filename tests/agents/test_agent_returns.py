@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.returns import gae
+from expire_span_rl.agents.returns import gae
 
 
 @dataclass(frozen=True)

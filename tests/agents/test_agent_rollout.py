@@ -10,9 +10,9 @@ import pytest
 import torch
 from agent_cases import make_policy, through_a_file
 
-import envs
-from agents.rollout import Collector, Rollout, acting_learning_difference
-from policies import KINDS
+from expire_span_rl import envs
+from expire_span_rl.agents.rollout import Collector, Rollout, acting_learning_difference
+from expire_span_rl.policies import KINDS
 
 T, B, SEED = 12, 6, 5
 SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}

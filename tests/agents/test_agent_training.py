@@ -9,7 +9,7 @@ import pytest
 import torch
 from agent_cases import make_trainer, through_a_file
 
-from agents import ForgettingConfig, Trainer
+from expire_span_rl.agents import ForgettingConfig, Trainer
 
 STEPS, ENVS = 4, 3
 ENDLESS = {"min_length": 100, "max_length": 100, "max_steps": 10}  # no door within reach: all end at 10, 20, ... steps

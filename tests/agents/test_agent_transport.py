@@ -9,11 +9,11 @@ import pytest
 import torch
 from agent_cases import make_policy
 
-import envs
-from agents.actor import Actor, Request
-from agents.rollout import Collector, acting_learning_difference
-from agents.transport import Context, pack, recomputed, size, unpack
-from policies import KINDS
+from expire_span_rl import envs
+from expire_span_rl.agents.actor import Actor, Request
+from expire_span_rl.agents.rollout import Collector, acting_learning_difference
+from expire_span_rl.agents.transport import Context, pack, recomputed, size, unpack
+from expire_span_rl.policies import KINDS
 
 T, B = 12, 6
 LONG = {"min_length": 5, "max_length": 30, "max_steps": 25}

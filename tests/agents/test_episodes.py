@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.episodes import quotients, ratio_parts
+from expire_span_rl.agents.episodes import quotients, ratio_parts
 
 RATIOS = {
     "efficiency": ("oracle", "steps"),

@@ -13,8 +13,8 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
 from walks import begun, wandering
 
-from envs.corridor import Corridor, CorridorEnv, CorridorVectorEnv
-from envs.tiles import EAST, NORTH, SOUTH, WEST
+from expire_span_rl.envs.corridor import Corridor, CorridorEnv, CorridorVectorEnv
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH, WEST
 
 B = 3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gymnasium as gym
 import pytest
 
-import envs
-from envs.corridor import Corridor
+from expire_span_rl import envs
+from expire_span_rl.envs.corridor import Corridor
 
 CORRIDOR_KEYWORDS = "min_length, max_length, length_distribution, view_size, max_steps, render_mode"
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
 
-import envs
-from envs.corridor import CorridorEnv
-from envs.rendering import STRIP_COLUMNS, STRIP_TILE, strip_columns
-from envs.tiles import BALL, DOOR, EAST, EMPTY, NORTH, SOUTH, WALL
+from expire_span_rl import envs
+from expire_span_rl.envs.corridor import CorridorEnv
+from expire_span_rl.envs.rendering import STRIP_COLUMNS, STRIP_TILE, strip_columns
+from expire_span_rl.envs.tiles import BALL, DOOR, EAST, EMPTY, NORTH, SOUTH, WALL
 
 
 @given(st.integers(3, 500), st.data())

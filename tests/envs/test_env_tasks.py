@@ -12,8 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.numpy import load, save
 
-import envs
-from envs.core import counter_uniform
+from expire_span_rl import envs
+from expire_span_rl.envs.core import counter_uniform
 
 B = 4
 every_task = pytest.mark.parametrize("id", envs.env_ids())

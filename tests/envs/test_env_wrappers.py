@@ -8,8 +8,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
-import envs
-from envs.wrappers import PreviousActionReward, VectorPreviousActionReward
+from expire_span_rl import envs
+from expire_span_rl.envs.wrappers import PreviousActionReward, VectorPreviousActionReward
 
 B = 3
 FOREIGN = ["CartPole-v1", "MiniGrid-MemoryS7-v0", "FrozenLake-v1"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from minigrid.core.constants import OBJECT_TO_IDX
 from safetensors.numpy import load, save
 
-import envs
-from envs.long import DISTRACTIONS
-from envs.tiles import EAST, NORTH, SOUTH
+from expire_span_rl import envs
+from expire_span_rl.envs.long import DISTRACTIONS
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH
 
 B = 3
 SETTINGS = {  # so that episodes end soon

@@ -9,10 +9,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Goal
 
-import envs
-from envs.portal import HOME, THINGS, Portal, PortalEnv, PortalVectorEnv
-from envs.tiles import EAST, NORTH, SOUTH
-from envs.wrappers import VectorPreviousActionReward
+from expire_span_rl import envs
+from expire_span_rl.envs.portal import HOME, THINGS, Portal, PortalEnv, PortalVectorEnv
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH
+from expire_span_rl.envs.wrappers import VectorPreviousActionReward
 
 
 def play(core: Portal, choose, episodes: int) -> dict[str, np.ndarray]:

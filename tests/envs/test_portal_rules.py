@@ -11,8 +11,8 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Door, Goal, Wall, WorldObj
 from walks import begun, wandering
 
-from envs.portal import THINGS, Portal, PortalVectorEnv
-from envs.tiles import EAST, NORTH, SOUTH, WEST
+from expire_span_rl.envs.portal import THINGS, Portal, PortalVectorEnv
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH, WEST
 
 B = 3
 

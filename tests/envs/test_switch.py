@@ -11,9 +11,9 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door, Wall
 from walks import begun, wandering
 
-import envs
-from envs.switch import GROUPS, Switch, SwitchEnv, SwitchVectorEnv
-from envs.tiles import EAST, NORTH, SOUTH, WEST
+from expire_span_rl import envs
+from expire_span_rl.envs.switch import GROUPS, Switch, SwitchEnv, SwitchVectorEnv
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH, WEST
 
 B = 3
 COLOURS = ["red", "blue"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.tiles import EAST, NORTH, SOUTH, WEST
+from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH, WEST
 
 MISTAKEN = np.array([0, 0.08, 0.5])
 """How often the three agents take the wrong door."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies import KINDS, ActorCritic, Memory, PolicyConfig, core_config
-from policies.layer import TransformerConfig
+from expire_span_rl.policies import KINDS, ActorCritic, Memory, PolicyConfig, core_config
+from expire_span_rl.policies.layer import TransformerConfig
 
 SPEC = {
     "image": {"kind": "cells", "shape": [3, 3, 3]},

@@ -8,8 +8,8 @@ import pytest
 import torch
 from policy_cases import CASES, SMALL, act, experience, make_policy, observations, poisoned
 
-from policies import KINDS, grouping
-from policies.grouping import GroupedActing
+from expire_span_rl.policies import KINDS, grouping
+from expire_span_rl.policies.grouping import GroupedActing
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 

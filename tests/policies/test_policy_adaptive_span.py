@@ -13,7 +13,7 @@ import torch
 from policy_cases import CORE, act, experience, make_policy
 from test_policy_references import Reference, compared
 
-from policies import ActorCritic
+from expire_span_rl.policies import ActorCritic
 
 SETTINGS = {"max_span": 14, "ramp": 4}
 
@@ -109,7 +109,7 @@ def test_spans_begin_where_the_config_says_and_are_logged():
 
 
 def _spaces():
-    import envs
+    from expire_span_rl import envs
 
     env = envs.make_vec_env("Corridor-v0", 1)
     return env.single_observation_space, env.single_action_space

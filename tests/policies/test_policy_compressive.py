@@ -16,7 +16,7 @@ import torch
 from policy_cases import CORE, Acted, Experience, act, experience, make_policy
 from test_policy_references import Reference, Slot, compared, row
 
-from policies import ActorCritic, Memory
+from expire_span_rl.policies import ActorCritic, Memory
 
 SETTINGS = {"window": 3, "compression_rate": 2, "compressed_window": 3}
 CASES = [SETTINGS, {"window": 0, "compression_rate": 4, "compressed_window": 2},

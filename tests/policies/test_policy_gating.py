@@ -12,8 +12,8 @@ from policy_cases import CORE, CORES, SMALL, act, experience, make_policy, poiso
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from policies import KINDS, load_policy, save_policy
-from policies.gating import Gate
+from expire_span_rl.policies import KINDS, load_policy, save_policy
+from expire_span_rl.policies.gating import Gate
 
 GATED = replace(CORE, gating=True)
 ATTENTION = [kind for kind in KINDS if CORES[kind] is CORE]

@@ -13,8 +13,8 @@ from policy_cases import CORES, SMALL
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import envs
-from policies import KINDS, ActorCritic, PolicyFileError, load_policy, save_policy
+from expire_span_rl import envs
+from expire_span_rl.policies import KINDS, ActorCritic, PolicyFileError, load_policy, save_policy
 
 INFO = {"env": "Corridor-v0", "env_kwargs": {"max_length": 20}, "agent": "ppo", "note": [1, 2.5, None]}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from policy_cases import CORE, SMALL, act, experience, make_policy, poisoned
 
-from policies import KINDS, Memory
-from policies.memory import LayerMemory
+from expire_span_rl.policies import KINDS, Memory
+from expire_span_rl.policies.memory import LayerMemory
 
 LONG = {
     "expire_span": {"max_span": 400, "ramp": 4},

@@ -8,10 +8,10 @@ import pytest
 import torch
 from policy_cases import SPEC, observations
 
-from policies import KINDS, ActorCritic, PolicyConfig, core_config
-from policies.encoders import entry_size
-from policies.layer import TransformerConfig
-from policies.prediction import VARIANCE_FLOOR, NextObservation
+from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, core_config
+from expire_span_rl.policies.encoders import entry_size
+from expire_span_rl.policies.layer import TransformerConfig
+from expire_span_rl.policies.prediction import VARIANCE_FLOOR, NextObservation
 
 SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 

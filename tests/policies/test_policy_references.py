@@ -13,7 +13,7 @@ import pytest
 import torch
 from policy_cases import CORE, SPEC, Experience, act, experience, make_policy
 
-from policies import ActorCritic, Memory
+from expire_span_rl.policies import ActorCritic, Memory
 
 OBJECTS, COLOURS, STATES = 11, 6, 4  # that MiniGrid's encoding has
 

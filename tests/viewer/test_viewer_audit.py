@@ -9,12 +9,12 @@ import pytest
 import torch
 from viewer_cases import SHIPPED, STORING, make_policy, played
 
-from envs import make_env, make_vec_env
-from envs.corridor import Corridor
-from envs.switch import Switch
-from policies import as_tensors, load_policy
-from viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
-from viewer.play import Episode, look, play, tensors_of
+from expire_span_rl.envs import make_env, make_vec_env
+from expire_span_rl.envs.corridor import Corridor
+from expire_span_rl.envs.switch import Switch
+from expire_span_rl.policies import as_tensors, load_policy
+from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
+from expire_span_rl.viewer.play import Episode, look, play, tensors_of
 
 SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # of which none is merged
 

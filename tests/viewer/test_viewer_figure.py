@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from viewer_cases import make_policy
 
-from envs import make_env
-from policies import KINDS, ActorCritic
-from viewer import figure
-from viewer.figure import choose, draw, spread
-from viewer.play import Episode, LayerLives, look, play
+from expire_span_rl.envs import make_env
+from expire_span_rl.policies import KINDS, ActorCritic
+from expire_span_rl.viewer import figure
+from expire_span_rl.viewer.figure import choose, draw, spread
+from expire_span_rl.viewer.play import Episode, LayerLives, look, play
 
 
 def png_size(data: bytes) -> tuple[int, int]:

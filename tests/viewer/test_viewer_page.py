@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from viewer_browser import NARROW, WIDE, agrees, made, remembered
 from viewer_cases import CONFIGS, SHIPPED, make_policy
 
-from envs import make_env, render_observation
-from policies import KINDS, save_policy
+from expire_span_rl.envs import make_env, render_observation
+from expire_span_rl.policies import KINDS, save_policy
 
 CORRIDOR = {"min_length": 100}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from viewer_cases import STORING, make_policy
 
-from envs import make_env
-from viewer.play import Episode, action_names, ends, look, outcome, play, tensors_of
+from expire_span_rl.envs import make_env
+from expire_span_rl.viewer.play import Episode, action_names, ends, look, outcome, play, tensors_of
 
 
 def test_ends_equals_a_loop():

@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 from viewer_cases import STORING, make_policy, played
 
-from envs import make_env, render_observation
-from policies import KINDS
-from viewer import film as film_module
-from viewer.audit import audit
-from viewer.film import SEEN_TILE, TILE, Atlas, Film, cut, joined, observation_pictures, pack_observations, place
-from viewer.play import look
-from viewer.record import record
-from viewer.video import WIDE, scenes, video
+from expire_span_rl.envs import make_env, render_observation
+from expire_span_rl.policies import KINDS
+from expire_span_rl.viewer import film as film_module
+from expire_span_rl.viewer.audit import audit
+from expire_span_rl.viewer.film import (
+    SEEN_TILE,
+    TILE,
+    Atlas,
+    Film,
+    cut,
+    joined,
+    observation_pictures,
+    pack_observations,
+    place,
+)
+from expire_span_rl.viewer.play import look
+from expire_span_rl.viewer.record import record
+from expire_span_rl.viewer.video import WIDE, scenes, video
 
 
 def numbers(kind: str, steps: int = 40) -> dict:

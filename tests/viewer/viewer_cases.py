@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from envs import make_env
-from policies import KINDS, ActorCritic, save_policy
-from viewer.play import Episode, play
+from expire_span_rl.envs import make_env
+from expire_span_rl.policies import KINDS, ActorCritic, save_policy
+from expire_span_rl.viewer.play import Episode, play
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = str(ROOT / "pretrained" / "corridor-expire_span.safetensors")
