@@ -2,17 +2,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test clean
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+TYPECHECK := .typecheck
 
-setup: .venv/ready
+.PHONY: setup demo test lint typecheck clean
 
-.venv/ready: requirements.txt requirements-baselines.txt requirements-ray.txt requirements-dev.txt
+setup: .venv/ready-dev
+
+# What `make demo` needs.
+.venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements.txt
 	touch .venv/ready
 
-demo: setup
+# What the tests need besides.
+.venv/ready-dev: .venv/ready requirements-baselines.txt requirements-ray.txt requirements-video.txt requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch .venv/ready-dev
+
+demo: .venv/ready
 	$(BIN)/python train_rl.py --run-dir $(DEMO) --overwrite --total-timesteps 2000000
 	$(BIN)/python evaluate.py $(DEMO) pretrained/corridor-transformer_xl.safetensors pretrained/corridor-none.safetensors \
 		--json $(DEMO)/evaluation.json --plot $(DEMO)/evaluation.png
@@ -30,5 +39,16 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
+lint: setup
+	$(BIN)/ruff check .
+
+# In a folder laid out as the package is installed, since a type checker does not follow the checkout's __path__.
+typecheck: setup
+	rm -rf $(TYPECHECK)
+	$(PIP) --no-deps --no-build-isolation --target $(TYPECHECK) .
+	cp -r train_rl.py evaluate.py visualize.py benchmarks $(TYPECHECK)
+	cp pyproject.toml $(TYPECHECK)
+	cd $(TYPECHECK) && ../$(BIN)/pyright --pythonpath ../$(BIN)/python
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs $(TYPECHECK)

@@ -7,6 +7,6 @@ from pathlib import Path
 __version__ = "0.2.0"
 
 # In a checkout the subpackages (`agents`, `envs`, `policies`, `viewer`, `cli`) stand beside this folder, not in it.
-_CHECKOUT = Path(__file__).resolve().parent.parent
-if (_CHECKOUT / "train_rl.py").is_file() and (_CHECKOUT / "policies").is_dir():
-    __path__.append(str(_CHECKOUT))
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "policies").is_dir():
+    __path__.append(str(_HERE.parent))
