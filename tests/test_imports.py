@@ -26,6 +26,7 @@ MAY_IMPORT = {
     **{script: {"agents", "policies", "envs", "viewer", "cli"} for script in VIEWING},
     "benchmarks": {"agents", "policies", "envs", "cli", "benchmarks"} | SCRIPTS,  # they run what users run
     "tests": {"agents", "policies", "envs", "viewer", "cli", "benchmarks"} | SCRIPTS,
+    "setup": set(),
     **{leaf: set() for leaf in LEAVES},
 }
 """By the first part of a module's name: which of ours it may import."""
