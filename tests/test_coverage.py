@@ -1,0 +1,77 @@
+"""benchmarks.coverage: which environments it asks for, what it finds out about one, and how it goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import coverage
+from expire_span_rl import cli
+
+RUNS, REFUSED = "CartPole-v1", "GymV21Environment-v0"
+"""An environment of Gymnasium that needs no further package, and an id that only says what to install."""
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of the benchmark's command line."""
+    monkeypatch.setattr(sys, "argv", ["coverage.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(coverage.main)
+    return int(stop.value.code or 0)
+
+
+def test_a_family_is_all_that_its_package_registers():
+    own = coverage.environments("gymnasium")
+    assert {RUNS, REFUSED, "Blackjack-v1", "Ant-v5", "phys2d/CartPole-v1"} <= set(own)
+    minigrid, babyai = coverage.environments("minigrid"), coverage.environments("babyai")
+    assert "MiniGrid-MemoryS17Random-v0" in minigrid and "BabyAI-GoToObj-v0" in babyai
+    assert not set(own) & set(minigrid) and not set(minigrid) & set(babyai)
+    assert (len(minigrid), len(babyai)) == (82, 96)  # of minigrid 3.2.0
+
+
+def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """One id that runs and one that does not, with its reason; ids with a row are measured again only when asked for."""
+    out = tmp_path / "coverage.csv"
+    flags = ["--timesteps", "512", "--out", str(out), "--families", "gymnasium"]
+    monkeypatch.setattr(coverage, "environments", lambda family: [RUNS, REFUSED])
+    assert run(flags, monkeypatch) == 0
+    rows = coverage.read_rows(out)
+    assert list(rows) == [RUNS, REFUSED]
+    assert rows[RUNS].runs and rows[RUNS].why_not == "" and rows[RUNS].timesteps == 512
+    assert rows[RUNS].commit == coverage.current_commit()
+    assert not rows[REFUSED].runs
+    assert rows[REFUSED].why_not.startswith("train_rl: ") and "shimmy" in rows[REFUSED].why_not
+    assert "traceback" not in rows[REFUSED].why_not and "\n" not in rows[REFUSED].why_not
+    shown = capsys.readouterr().out
+    assert "yes" in shown and "shimmy" in shown
+
+    measured = []
+
+    def measure(family, id_, config, commit):
+        measured.append(id_)
+        return coverage.Row(family, id_, True, "", 1.0, config.timesteps, "later")
+
+    monkeypatch.setattr(coverage, "measure", measure)
+    assert run(flags, monkeypatch) == 0 and measured == []
+    assert run([*flags, "--redo", "failed"], monkeypatch) == 0 and measured == [REFUSED]
+    again = coverage.read_rows(out)
+    assert again[RUNS] == rows[RUNS] and again[REFUSED].runs and again[REFUSED].commit == "later"
+    assert run([*flags, "--ids", RUNS], monkeypatch) == 0 and measured == [REFUSED, RUNS]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import time; time.sleep(60)", "broken: no end within 2 seconds"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "broken: ended by SIGKILL: nothing was said"),
+        ("def main(): raise ValueError('--env: no')", "broken: --env: no"),
+        ("def main(): raise KeyError('x')", "broken: traceback: KeyError: 'x'"),
+        ("def main(): print('done')", ""),
+    ],
+)
+def test_what_a_command_did_is_one_line(script, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken.py").write_text(script)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert coverage._failure("broken", [], tmp_path, 2 if "no end" in said else 60) == said
