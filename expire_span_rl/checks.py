@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
+
+SEED_BITS = 31
+"""Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
+USER_TEXT = 200  # characters of the user's own text, or of a file's, that a message repeats
+NEAR = 0.7  # likeness from which on a name is suggested: "expire" is for expire_span, "window" is no width
 
 
 def flag(name: str) -> str:
     """A setting's name as the command line spells it."""
     return f"--{name.replace('_', '-')}"
+
+
+def quoted(text: object) -> str:
+    """The user's own text, or a file's, in quotation marks for a message: control characters escaped, cut after 200 characters."""
+    text = str(text)
+    return repr(text[:USER_TEXT]) + ("..." if len(text) > USER_TEXT else "")
 
 
 def check_at_least(config: Any, **least: int) -> None:
@@ -38,10 +50,40 @@ def check_fractions(config: Any, *names: str) -> None:
             raise ValueError(f"{flag(name)}: expected 0 to 1, got {getattr(config, name)}")
 
 
-def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+def nearest(name: str, choices: Iterable[str], cutoff: float = NEAR) -> str | None:
     """The choice that is spelled most like `name`, capitals aside; None if none is near.
 
     cutoff: the least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`)."""
     spelled = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(name.lower(), list(spelled), n=1, cutoff=cutoff)
     return spelled[near[0]] if near else None
+
+
+def choice(setting: str, value: str, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`. Raises ValueError, one line, with the nearest one."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    near = nearest(value, choices)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise ValueError(f"{setting}: expected one of {', '.join(choices)}, got {quoted(value)}{hint}")
+
+
+def check_seed(config: Any, bits: int = SEED_BITS) -> None:
+    """Raises ValueError, one line, for a `seed` that no environment could be given."""
+    if not 0 <= config.seed < 2**bits:
+        raise ValueError(f"--seed: expected 0 to 2^{bits} - 1, got {config.seed}")
+
+
+def json_object(setting: str, text: str) -> dict[str, Any]:
+    """The JSON object that a setting's text is. Raises ValueError, one line."""
+    wanted = f"""{setting}: expected a JSON object such as '{{"max_length": 100}}', got {quoted(text)}"""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{wanted} ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{wanted} (nested too deep)") from None
+    if isinstance(value, dict):
+        return value
+    raise ValueError(wanted)

@@ -1,0 +1,175 @@
+"""From a command line to a dataclass. The arguments are checked here, for clear one-line errors; tyro makes values of them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import tyro
+
+from expire_span_rl import __version__
+from expire_span_rl.checks import choice, quoted
+from expire_span_rl.cli.errors import UsageError
+from expire_span_rl.cli.fields import Flag, flag_names, flags_of, plain_dataclass
+from expire_span_rl.cli.help import help_text
+from expire_span_rl.cli.values import check_flag, converted, flag_of
+
+T = TypeVar("T")
+SHELLS = ("bash", "zsh", "fish")
+
+
+def parse(config: type[T], arguments: Sequence[str], description: str, examples: Sequence[str] = ()) -> T:
+    """The dataclass `config` filled from the command line.
+
+    description, examples: of the help; examples are arguments alone. Prints what they ask for and exits for --help, --version and
+    --print-completion. Raises UsageError, one line.
+    """
+    flags = flags_of(config)
+    _answer(flags, arguments, description, examples)
+    checked = check_arguments(flags, arguments)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            values = vars(tyro.cli(plain_dataclass(flags), args=checked, add_help=False))
+    except SystemExit:  # a type of somebody else's memory kind, of whose values only tyro knows
+        raise UsageError(_without_box(errors.getvalue())) from None
+    try:
+        return config(**values)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def program() -> str:
+    """How the user starts this program."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """The value of --name in the arguments, the last one, as `parse` takes it; None if it is not there."""
+    value = None
+    for i, argument in enumerate(arguments):
+        if not argument.startswith("--") or flag_of(argument) != f"--{name}":
+            continue
+        if "=" in argument:
+            value = argument.split("=", 1)[1]
+        elif i + 1 < len(arguments):
+            value = arguments[i + 1]
+    return value
+
+
+def check_flags(config: Any, arguments: Iterable[str]) -> None:
+    """Raises UsageError for a flag that `config` does not have, with the nearest that it has."""
+    valid = flag_names(config)
+    for argument in arguments:
+        if _is_flag(argument):
+            check_flag(argument, valid)
+
+
+def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str]:
+    """The arguments as tyro takes them: each value checked, whole numbers in digits, arguments without a flag first.
+
+    Raises UsageError, one line, for the first that is wrong.
+    """
+    by_name = {name: flag for flag in flags if not flag.is_positional for name in flag.names}
+    valid = [*by_name, "--help", "--version", "--print-completion"]
+    bare: list[str] = []
+    flagged: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not _is_flag(argument):
+            bare.append(argument)
+            continue
+        check_flag(argument, valid)
+        name, flag = flag_of(argument), by_name[flag_of(argument)]
+        inline = argument.split("=", 1)[1:]
+        if flag.is_switch:
+            if inline:
+                raise UsageError(f"{name}: expected {' or '.join(flag.names)} without a value, got {quoted(inline[0])}")
+            flagged.append(name)
+        elif flag.is_plain:
+            if not inline and (not rest or rest[0].startswith("--")):
+                got = quoted(rest[0]) if rest else "nothing"
+                raise UsageError(f"{name}: expected a value after it, got {got}")
+            value = converted(flag, inline[0] if inline else rest.pop(0))
+            # Apart, an empty value stays one; joined, one that begins with a minus is no flag.
+            flagged += [f"{name}={value}"] if value.startswith("-") else [name, value]
+        else:
+            values = inline
+            while not inline and rest and not _is_flag(rest[0]):
+                values.append(rest.pop(0))
+            flagged += [name, *(converted(flag, value) for value in values)]
+    return [*_check_bare(flags, bare), *flagged]
+
+
+def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
+    """The arguments without a flag. Raises UsageError for too many or too few."""
+    places = [flag for flag in flags if flag.is_positional]
+    required = [flag.metavar or flag.field for flag in places if flag.default is MISSING]
+    if len(bare) > len(places) and not any(flag.takes_many for flag in places):
+        wanted = f"{len(places)} without a flag" if places else "only flags and their values"
+        raise UsageError(f"arguments: expected {wanted}, got {quoted(bare[len(places)])} too; see --help")
+    if len(bare) < len(required):
+        missing = required[len(bare)]
+        raise UsageError(f"{missing}: expected {_summary(places[len(bare)])}, got none; see --help")
+    return list(bare)
+
+
+def _summary(flag: Flag) -> str:
+    """What an argument is, for a sentence."""
+    text = flag.help.split(". ")[0].rstrip(".") or "a value"
+    article = "" if flag.takes_many else "a "
+    return article + text[0].lower() + text[1:]
+
+
+def _answer(flags: Sequence[Flag], arguments: Sequence[str], description: str, examples: Sequence[str]) -> None:
+    """Prints and exits if the arguments ask for help, the version or a completion script."""
+    names = {flag_of(argument) for argument in arguments if argument.startswith("-")}
+    if names & {"--help", "-h"}:
+        print(help_text(program(), flags, description, examples), end="")
+        sys.exit(0)
+    if "--version" in names:
+        print(f"expire-span-rl {__version__} (Python {sys.version.split()[0]}, PyTorch {_version('torch')})")
+        sys.exit(0)
+    if "--print-completion" in names:
+        shell = value_of("print-completion", arguments) or ""
+        _print_completion(flags, choice("--print-completion", shell, SHELLS))
+
+
+def _version(package: str) -> str:
+    """A package's version, read from its metadata: an import would take a second."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _print_completion(flags: Sequence[Flag], shell: str) -> NoReturn:
+    """Prints tyro's completion script for these flags and those that every command line has, and exits."""
+    version = Flag("version", bool, (tyro.conf.FlagCreatePairsOff,), False, "Print the version and exit.")
+    completion = Flag("print_completion", Literal[SHELLS], (), SHELLS[0], "Print a completion script and exit.")
+    everything = plain_dataclass([*flags, version, completion])
+    tyro.cli(everything, prog=Path(sys.argv[0]).name, args=["--tyro-print-completion", shell])
+    sys.exit(0)
+
+
+def _is_flag(argument: str) -> bool:
+    """Whether an argument is a flag: -1e-3 is a number, and a lone minus a file's name."""
+    return argument.startswith("-") and not re.fullmatch(r"-|-[.\d].*", argument)
+
+
+def _without_box(text: str) -> str:
+    """tyro's message without the box around it and the help below it."""
+    lines = [line.strip("│| \t") for line in text.splitlines()]
+    lines = [line for line in lines if set(line) - set("─-+╭╮╰╯")]
+    return " ".join(lines) or "bad usage, see --help"
