@@ -17,34 +17,37 @@ ENT_HORIZON = 200  # steps. The bonus comes at every step, reward only when a fa
 @dataclass(frozen=True)
 class LearnerConfig:
     num_steps: int = 64
-    """Time steps per rollout and environment."""
+    """Steps that each environment is played between two updates."""
     num_minibatches: int = 8
-    """Minibatches per pass over a rollout, each a set of environments."""
+    """Minibatches per pass over a rollout. Each holds whole environments, so memories are never cut."""
     learning_rate: float = 1e-3
     """Adam's learning rate at the start."""
     final_learning_rate: float = 0.0
-    """Adam's learning rate at the end; linear in between."""
+    """Adam's learning rate at the end of the training. It falls linearly in between."""
     adam_eps: float = 1e-8
-    """Adam's epsilon. Gradients of attention weights are near 1e-7 here: the usual 1e-5 would freeze them."""
+    """Adam's epsilon. Attention weights have gradients near 1e-7 here, which the usual 1e-5 would drown."""
     adam_beta2: float = 0.99
-    """Adam's decay of squared gradients. Below 0.999 so that after a quiet spell a sudden gradient makes no leap."""
+    """Adam's decay rate of squared gradients. The usual 0.999 takes too large a step when gradients grow suddenly."""
     gamma: float = 0.99
-    """Discount."""
+    """Discount factor of the rewards."""
     ent_coef: float | None = None
-    """Entropy bonus per step at the start. None: 0.01, and less where a fact must last more than 200 steps, in proportion."""
+    """Weight of the entropy bonus at the start. None: 0.01, and less in proportion where the environment says that something must
+    be remembered for more than 200 steps."""
     final_ent_coef: float | None = None
-    """Entropy bonus at the end; linear in between. None: 0.003, and less where a fact must last more than 200 steps."""
+    """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef, from 0.003."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
-    """Weight of an auxiliary loss: predict the reward of the action taken (squared error over the rewards' variance)."""
+    """Weight of an auxiliary loss: predict the reward of each action (squared error, divided by the variance of the rewards).
+    0: none."""
     observation_prediction_coef: float = 0.0
-    """Weight of an auxiliary loss: predict the observation that follows the action taken (nats). It teaches memory what led
-    where, long before reward does; 0: none."""
+    """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It teaches the
+    memory which action led where, long before rewards do. 0: none."""
     max_grad_norm: float = 0.5
-    """Gradient norm to which each parameter group is clipped."""
+    """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
     advantage_std_floor: float = 0.15
-    """Advantages are divided by their standard deviation, but by no less than this: a solved task is not scaled up."""
+    """Least standard deviation by which advantages are divided. Once a task is solved its advantages are mostly noise, which a
+    smaller divisor would amplify."""
 
     def __post_init__(self):
         check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0, vf_coef=0)
@@ -67,13 +70,13 @@ def with_entropy_for(config: Any, horizon: int | None) -> Any:
 @dataclass(frozen=True)
 class PPOConfig(LearnerConfig):
     update_epochs: int = 2
-    """Passes over a rollout."""
+    """Passes over each rollout."""
     gae_lambda: float = 0.9
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation (GAE)."""
     clip_coef: float = 0.2
-    """Clipping of the probability ratio."""
+    """PPO's clip range: how far the probability ratio may move from 1."""
     target_kl: float = 0.03
-    """An update ends early when the approximate KL divergence from the acting policy exceeds this."""
+    """An update ends early once the approximate KL divergence from the policy that collected the rollout exceeds this."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,23 +88,24 @@ class PPOConfig(LearnerConfig):
 @dataclass(frozen=True)
 class ImpalaConfig(LearnerConfig):
     num_minibatches: int = 4
-    """Minibatches of a rollout, each a set of environments that is used once."""
+    """Minibatches of a rollout. Each holds whole environments and is used once."""
     learning_rate: float = 5e-4
-    """Adam's learning rate at the start. Half of PPO's: nothing here holds a step back, and with a policy lag of three
-    updates 1e-3 forgot in the middle of a run what it had learned."""
+    """Adam's learning rate at the start. Half of PPO's, since no clipping bounds an update: with 1e-3 and rollouts three updates
+    old, a run lost in the middle what it had learned."""
     trace_lambda: float = 0.9
-    """Lambda of the V-trace targets (remark 2 of the paper, which has 1)."""
+    """Lambda of the V-trace targets (the paper's remark 2; its experiments use 1)."""
     rho_clip: float = 1.0
-    """Clipping of the importance weights that decide whose values are learned."""
+    """Largest importance weight rho of V-trace: it decides which policy's value function is learned."""
     c_clip: float = 1.0
-    """Clipping of the importance weights that decide how far back corrections reach."""
+    """Largest importance weight c of V-trace: it decides how far back a correction reaches."""
     num_actors: int = 0
-    """Ray actors, each with --num-envs environments, that act while the learner learns (pip install -r
-    requirements-ray.txt). 0: act and learn in turn in one process; with --ray-address one actor per free CPU."""
+    """Ray actors that play while the learner learns, each with --num-envs environments. Needs Ray: pip install
+    "expire-span-rl[ray]". 0: one process plays and learns in turn, or with --ray-address one actor per free CPU."""
     ray_address: str = ""
-    """A Ray cluster to join, host:port or auto. Default: Ray is started on this machine for the run."""
+    """Ray cluster to join: host:port, or auto. Default: Ray is started on this machine for the run."""
     refresh_memory: int = 0
-    """With actors: steps, in whole rollouts, over which memories are computed anew by the learner's weights."""
+    """With actors: steps before each rollout whose memories are computed again with the learner's newer weights, rounded up to
+    whole rollouts. 0: none."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,21 +126,22 @@ class ImpalaConfig(LearnerConfig):
 @dataclass(frozen=True)
 class ForgettingConfig:
     forgetting: bool = True
-    """Bring live memories down once the task is solved. --no-forgetting: never any pressure."""
+    """Shorten memory spans once the task is solved, so that fewer memories stay live. --no-forgetting: spans are never penalised."""
     memory_budget: float = 0.0
-    """Mean live memories per layer to come down to while success holds. 0: as few as success allows."""
+    """Target for the mean number of live memories per layer, approached while success holds. 0: as few as success allows."""
     success_target: float = 0.98
-    """Success on the hard episodes (the longest quarter) above which memories are pressed. Without success: the
-    fraction of the way from the first to the best return."""
+    """Success rate on the hard episodes (the longest quarter) above which spans are penalised. In an environment that reports
+    no success: the return, as a fraction of the way from the first to the best."""
     success_slack: float = 0.03
-    """How far below the target success may fall before spans are lengthened at full strength."""
+    """Shortfall below the success target at which spans are lengthened at full strength. Less shortfall lengthens them less."""
     pressure_rise: float = 0.05
-    """Increase of the pressure per update while success holds, where each brings `full_evidence` hard episodes."""
+    """Increase of the pressure per update while success holds. Pressure, 0 to 1, is the strength with which spans are
+    shortened."""
     full_evidence: int = 5
-    """Hard episodes per update from which on the pressure goes its full way; with fewer it goes less, in proportion: where
-    episodes are long, what forgetting does to success is seen later."""
+    """Hard episodes that an update must bring for the full --pressure-rise. With fewer, the pressure rises in proportion: with
+    long episodes, the effect of forgetting shows later."""
     min_hard_episodes: int = 100
-    """The latest hard episodes, by whose success the target is judged; before there were so many it is not known."""
+    """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have ended."""
 
     def __post_init__(self):
         check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)
@@ -148,25 +153,25 @@ class ForgettingConfig:
 @dataclass(frozen=True)
 class SB3Config:
     num_steps: int = 64
-    """Time steps per rollout and environment (Stable-Baselines3: n_steps)."""
+    """Steps that each environment is played between two updates (Stable-Baselines3's n_steps)."""
     batch_size: int = 1024
-    """Steps of a minibatch."""
+    """Steps in a minibatch."""
     n_epochs: int = 4
-    """Passes over a rollout."""
+    """Passes over each rollout."""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the start; it falls linearly to 0."""
+    """Adam's learning rate at the start. It falls linearly to 0."""
     gamma: float = 0.99
-    """Discount."""
+    """Discount factor of the rewards."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation (GAE)."""
     clip_range: float = 0.2
-    """Clipping of the probability ratio."""
+    """PPO's clip range: how far the probability ratio may move from 1."""
     ent_coef: float = 0.01
-    """Entropy bonus."""
+    """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Gradient norm to which gradients are clipped."""
+    """Largest gradient norm. Longer gradients are scaled down to it."""
     width: int = 64
     """Width of the encoder, of the hidden layers and of the LSTM."""
 

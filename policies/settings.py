@@ -19,8 +19,8 @@ class EncoderConfig:
     """Part of every core's config."""
 
     action_gain: float = 1.0
-    """Initial weights of the previous action over those of one number of an image cell, of which a 3x3 window has 27: with
-    about 5 both have the same say, and what an action led to is told apart from the start."""
+    """Factor on the initial weights of the previous action in the first layer. A 3x3 image of MiniGrid has 27 numbers per step:
+    with about 5 the one action counts as much as all of them together."""
 
     def __post_init__(self):
         if not 0 <= self.action_gain < math.inf:
@@ -30,19 +30,19 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
     width: int = 64
-    """Model width D."""
+    """Width D of the Transformer's hidden vectors."""
     num_layers: int = 2
-    """Layers of attention, each with a memory of its own."""
+    """Transformer layers, each with a memory of its own."""
     num_heads: int = 4
-    """Attention heads H."""
+    """Attention heads H of each layer."""
     num_positions: int = 16
-    """Relative positions P: a memory older than that is found by its content alone."""
+    """Relative positions P. Attention knows the age of a memory up to P steps; older ones are found by their content alone."""
     shifted_heads: int = 0
-    """Heads of the first layer that look at the step before and nothing else, for good: what followed what can then be read from one
-    memory. The heads of the layers above begin by looking for memories whose step before was like now."""
+    """Heads of the first layer that always attend to the previous step only, so that one memory holds a step and what
+    followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current one."""
     gating: bool = False
-    """Gates instead of sums where attention and feed-forward layers join the residual stream (GTrXL), which then does not grow:
-    corridors are learned sooner and on more seeds, steps take a quarter longer (docs/results.md)."""
+    """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step takes a
+    quarter longer (docs/results.md)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,7 +58,7 @@ class TransformerConfig(EncoderConfig):
 @dataclass(frozen=True)
 class RecurrentConfig(EncoderConfig):
     width: int = 64
-    """Width D of the encoder and of the hidden state."""
+    """Width D of the encoder's output and of the hidden state."""
     num_layers: int = 1
     """Recurrent layers, each fed by the one below it."""
 
@@ -77,27 +77,31 @@ def check_spans(config: Any) -> None:
 @dataclass(frozen=True)
 class ExpireSpanConfig:
     max_span: int = 0
-    """Longest span L_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
-    ramp, where older ones mislead)."""
+    """Longest span L_max, in steps. 0: a power of two, at least twice as long as the environment says that something must be
+    remembered. Where it says that older facts mislead: just that long, plus the ramp."""
     ramp: int = 8
-    """Ramp R, in steps, over which an expiring memory fades out. Live memory can never be smaller."""
+    """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Fraction f of max_span at which every span starts. It must exceed the delay that the task needs of whoever still errs."""
+    """Span of every memory at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained policy."""
     span_dropout: bool = False
-    """Clip spans to u * max_span in training, u ~ U(0,1) drawn once per rollout (paper, section 3.3)."""
+    """In training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
+    Expire-Span paper)."""
     span_lr_scale: float = 1.5
-    """Learning rate at full pressure of the span predictor's weights, which tell memories apart, as a multiple of the
-    policy's."""
+    """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of --learning-rate. It
+    holds at full pressure."""
     span_bias_lr_scale: float = 15.0
-    """Learning rate at full pressure of the span predictor's bias, which all spans share, as a multiple of the policy's."""
+    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate. It holds at
+    full pressure."""
     use_lift: float = 8.0
-    """A memory is used where some head gives it this many times the attention that it gives the others on average."""
+    """A memory counts as used when some head gives it at least this many times the average attention of the others."""
     use_margin: float = 0.25
-    """Spans are defended up to the age of last use plus this fraction of it."""
+    """Safety margin of the retention hinge: a span should reach the age at which its memory was last used, plus this fraction
+    of it."""
     use_coef: float = 100.0
-    """Weight of the defence against the charge: spans settle where a use falls outside once in this many memories."""
+    """Weight of the retention hinge against the span penalty. Spans settle where one memory in this many expires before its last
+    use."""
     span_coef: float = 1.0
-    """Weight alpha of the span loss. It sets how it stands to the task's gradient of the spans; charge and defence go with it."""
+    """Weight alpha of the whole span loss, penalty and retention hinge, against the gradients that the task has on spans."""
 
     def __post_init__(self):
         check_spans(self)
@@ -109,7 +113,7 @@ class ExpireSpanConfig:
 @dataclass(frozen=True)
 class TransformerXLConfig:
     window: int = 256
-    """Steps that a memory stays visible: age <= window."""
+    """Steps for which a memory stays visible."""
 
     def __post_init__(self):
         if self.window < 1:
@@ -121,14 +125,14 @@ class TransformerXLConfig:
 @dataclass(frozen=True)
 class AdaptiveSpanConfig:
     max_span: int = 0
-    """Longest span S_max, in steps. 0: from the environment (at least twice as long as a fact must last; just as long, and the
-    ramp, where older ones mislead)."""
+    """Longest span S_max, in steps. 0: a power of two, at least twice as long as the environment says that something must be
+    remembered. Where it says that older facts mislead: just that long, plus the ramp."""
     ramp: int = 8
-    """Ramp R, in steps, over which a head's view fades out. Live memory can never be smaller."""
+    """Ramp R: steps over which a head's view fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Fraction of max_span at which every head's span starts. It must exceed the delay that the task needs of whoever still errs."""
+    """Span of every head at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained policy."""
     span_lr_scale: float = 10.0
-    """Learning rate of the spans at full pressure as a multiple of the policy's."""
+    """Learning rate of the spans at full pressure, as a multiple of --learning-rate."""
     span_coef: float = 1.0
     """Weight alpha of the span loss at full pressure."""
 
@@ -139,11 +143,11 @@ class AdaptiveSpanConfig:
 @dataclass(frozen=True)
 class CompressiveConfig:
     window: int = 64
-    """Steps for which a memory stays as it is: age <= window. It stays longer until its block is complete."""
+    """Steps for which a memory stays uncompressed. It stays a little longer if its block is not complete yet."""
     compression_rate: int = 4
-    """Memories c that become one: blocks of c steps, counted from the start of the episode."""
+    """Memories that are compressed into one. Blocks of so many steps are counted from the start of the episode."""
     compressed_window: int = 48
-    """Compressed memories that are kept: the oldest goes when a new one comes."""
+    """Compressed memories that are kept. A new one replaces the oldest."""
 
     def __post_init__(self):
         check_at_least(self, window=0, compression_rate=2, compressed_window=1)
