@@ -97,7 +97,8 @@ class _RolloutAttention(torch.autograd.Function):
         q, k, v, weights, inside = ctx.saved_tensors
         grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
         grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).contiguous()
+        softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
+        grad_scores = softmax_backward(grad_weights, weights, -1, weights.dtype).contiguous()
         scale = q.shape[-1] ** -0.5
         grad_q = torch.matmul(grad_scores, k) * scale
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q) * scale

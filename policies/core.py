@@ -38,15 +38,24 @@ class CoreOutput:
 class Acting(Protocol):
     """A memory to act on. The caller owns it; `step` writes into it."""
 
-    time: Tensor  # [B] clock of the observation that comes next
-    live: Tensor | None  # [B,L] memories that the last step saw, itself included; None for a kind without slots
+    @property
+    def time(self) -> Tensor:
+        """[B] clock of the observation that comes next."""
+        ...
+
+    @property
+    def live(self) -> Tensor | None:
+        """[B,L] memories that the last step saw, itself included; None for a kind without slots."""
+        ...
 
     @property
     def full(self) -> bool:
         """No room for another step: call `begin(acting.memory(), horizon)`."""
+        ...
 
     def memory(self) -> Memory:
         """What is remembered now."""
+        ...
 
 
 class Core(Protocol):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from expire_span_rl.policies.memory.base import LayerMemory, MemoryKind
+from expire_span_rl.policies.memory.base import LayerMemory, MemoryKind, Merging
 
 if TYPE_CHECKING:
     from expire_span_rl.policies.acting import LayerBuffers
@@ -78,10 +78,12 @@ def extend(kind: MemoryKind, held: LayerMemory, time: Tensor, x: Tensor, clock: 
     return Extension(blocks, hidden, coordinate, first.to(x.dtype), until, held.alive & ~raw)
 
 
-def merge_in_place(layer: Layer, buffers: LayerBuffers, rows: Tensor, time: Tensor, filled: int, drawn: Tensor) -> None:
+def merge_in_place(
+    layer: Layer, merging: Merging, buffers: LayerBuffers, rows: Tensor, time: Tensor, filled: int, drawn: Tensor
+) -> None:
     """Merges the block that is due in each of the environments `rows` [n] before their next query, whose clock is
     `time` [n]. The merged slot takes the place of its members, right before what is younger. drawn: [n,K]."""
-    size, reach = layer.kind.merging.size, layer.kind.merging.size + layer.kind.merging.delay
+    size, reach = merging.size, merging.size + merging.delay
     start = max(0, filled - reach)  # members lie right of it
     alive = buffers.alive[rows, start:filled]  # [n,s]
     phase = buffers.birth[rows, start:filled].long() - (time.long() - reach)[:, None]  # 0 .. c - 1 for members
@@ -98,7 +100,8 @@ def merge_in_place(layer: Layer, buffers: LayerBuffers, rows: Tensor, time: Tens
     keys, values = layer.keys_values(normed)
     buffers.keys[rows, :, place], buffers.values[rows, :, place] = keys[:, :, 0], values[:, :, 0]
     buffers.hidden[rows, place] = merged
-    buffers.birth[rows, place] = (time - layer.kind.merging.delay - 1).to(buffers.birth.dtype)
+    buffers.birth[rows, place] = (time - merging.delay - 1).to(buffers.birth.dtype)
     buffers.alive[rows, place] = True
-    if buffers.described is not None:
-        buffers.described[rows, place] = layer.kind.describe(normed, drawn)[:, 0]
+    described = layer.kind.describe(normed, drawn)
+    if buffers.described is not None and described is not None:
+        buffers.described[rows, place] = described[:, 0]

@@ -96,7 +96,8 @@ class GroupedActing:
     def each(self, step: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
         """`step` of every part: x [B,D], start [B] -> [B,D]."""
         features = self._joined([step(x[rows], part, start[rows]) for rows, part in zip(self.rows, self.parts)])
-        self.live = self._joined([part.live for part in self.parts])
+        # Only what has slots is grouped: every part has counts.
+        self.live = self._joined([part.live for part in self.parts if part.live is not None])
         return features
 
     def some(self, value: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:

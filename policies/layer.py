@@ -56,17 +56,16 @@ class Layer(nn.Module):
             bias = torch.zeros(config.num_heads, config.num_positions)
             bias[:shifted, 1] = SHIFT
             self.age_bias = nn.Parameter(bias)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-        )
+        up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.feed_forward = nn.Sequential(nn.LayerNorm(width), up, nn.ReLU(), down)
         with torch.no_grad():
             self.query.weight.mul_(SHARPNESS)
             self.key_value.weight[:width].mul_(SHARPNESS)
             self.query.weight[: shifted * size] = 0
         nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
-        orthogonal(self.feed_forward[1], 2**0.5)
-        orthogonal(self.feed_forward[3], 0.5)
+        orthogonal(up, 2**0.5)
+        orthogonal(down, 0.5)
         self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
 
     @torch.no_grad()
@@ -105,7 +104,9 @@ class Layer(nn.Module):
 
     def by_age(self) -> Tensor | None:
         """[H,P]: what each head adds to the scores of an age; None for nothing."""
-        return self.age_bias if not self.shifted else _fixed(self.age_bias, 0, self.shifted)
+        if self.age_bias is None or not self.shifted:
+            return self.age_bias
+        return _fixed(self.age_bias, 0, self.shifted)
 
     def attend(
         self, normed: Tensor, keys: Tensor, values: Tensor, age: Tensor, bias: Tensor, recent: int | None = None

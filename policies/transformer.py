@@ -7,9 +7,10 @@ observations. Pre-norm; keys, values and spans are read from the normalised memo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         shifted = config.shifted_heads
-        self.layers = nn.ModuleList(Layer(config, make_kind(), 0 if i else shifted) for i in range(config.num_layers))
+        layers = [Layer(config, make_kind(), 0 if i else shifted) for i in range(config.num_layers)]
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
         if shifted:
             for layer in self.layers[1:]:
                 layer.look_for_what_followed(self.layers[0], shifted)
@@ -68,7 +70,8 @@ class Transformer(nn.Module):
 
     def begin(self, memory: Memory, horizon: int) -> TransformerActing | GroupedActing:
         """Projects `memory` once and lays it out with room for `horizon` more steps."""
-        groups = acting_groups(memory.live().amax(1)) if self._stores else None
+        live = memory.live()
+        groups = None if live is None else acting_groups(live.amax(1))
         if groups is not None:
             return GroupedActing.begin(partial(self._begin, horizon=horizon), memory, groups)
         return self._begin(memory, horizon)
@@ -120,8 +123,9 @@ class Transformer(nn.Module):
             key, value = layer.keys_values(normed[:, None])
             buffers.keys[:, :, n - 1], buffers.values[:, :, n - 1] = key[:, :, 0], value[:, :, 0]
             buffers.hidden[:, n - 1] = x
-            if buffers.described is not None:
-                buffers.described[:, n - 1] = layer.kind.describe(normed[:, None], acting.drawn)[:, 0]
+            own = layer.kind.describe(normed[:, None], acting.drawn)
+            if buffers.described is not None and own is not None:
+                buffers.described[:, n - 1] = own[:, 0]
             buffers.birth[:, n - 1] = acting.time
             buffers.alive[:, n - 1] = True
             described = None if buffers.described is None else buffers.described[:, :n]
@@ -146,7 +150,7 @@ class Transformer(nn.Module):
         if len(rows):
             time, drawn = acting.time[rows], acting.drawn[rows]
             for layer, buffers in zip(self.layers, acting.layers):
-                merge_in_place(layer, buffers, rows, time, acting.filled, drawn)
+                merge_in_place(layer, merging, buffers, rows, time, acting.filled, drawn)
 
     def value(self, x: Tensor, acting: TransformerActing | GroupedActing, rows: Tensor) -> Tensor:
         """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which
@@ -163,8 +167,8 @@ class Transformer(nn.Module):
             key, value = layer.keys_values(normed[:, None])
             time = acting.time[rows]
             described = None
-            if buffers.described is not None:
-                own = layer.kind.describe(normed[:, None], acting.drawn[rows])
+            own = layer.kind.describe(normed[:, None], acting.drawn[rows])
+            if buffers.described is not None and own is not None:
                 described = torch.cat([buffers.described[rows, :n], own], 1)
             birth = torch.cat([buffers.birth[rows, :n], time[:, None]], 1)
             alive = F.pad(buffers.alive[rows, :n], (0, 1), value=True)
@@ -202,14 +206,15 @@ class Transformer(nn.Module):
         fresh = episode_start[0]
         layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)
         memory = replace(memory, layers=layers)
-        slots = memory.live().amax(1) + len(x) if self._stores else None  # [B] what each row needs
+        live = memory.live()
+        slots = None if live is None else live.amax(1) + len(x)  # [B] what each row needs
         groups = None if details or slots is None else learning_groups(slots)
         if groups is None:
             if not details:
                 memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
             return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details)
         places, (t, b) = Places(groups), final_at
-        outputs, final_index, loss = [], [], 0.0
+        outputs, final_index, loss = [], [], x.new_zeros(())
         for number, rows in enumerate(groups):
             mine = torch.nonzero(places.group[b] == number).squeeze(1)
             at = (t[mine], places.place[b[mine]])

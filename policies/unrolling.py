@@ -70,7 +70,8 @@ class _Slots:
         coordinate = moved(self.coordinate, now)
         coordinate[:, :-1].masked_fill_(~exists, -math.inf)
         until = None if self.until is None else moved(self.until, torch.full_like(now, math.inf))
-        described = None if self.described is None else moved(self.described, described)
+        if self.described is not None and described is not None:
+            described = moved(self.described, described)
         return _Slots(coordinate, described, moved(self.first, now), until)
 
 
@@ -88,8 +89,8 @@ def unroll_layer(
     steps, kind = x.shape[1], layer.kind
     held = memory.layers[index]
     held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
-    extension = None
-    if kind.merging is not None:
+    extension, merging = None, kind.merging
+    if merging is not None:
         extension = extend(kind, held, memory.time, x, axis.clock(memory.time))
     hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
     hidden = torch.cat(hidden, 1)  # [B,C,D]
@@ -122,13 +123,13 @@ def unroll_layer(
             merge_loss = kind.merge_loss(
                 layer.frozen_keys_values, queries.detach(), extension.blocks, visible[:, :, : extension.hidden.shape[1]]
             )
-            loss = merge_loss if loss is None else loss + merge_loss
+            loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
     looked = None
     if details:
         covers = torch.ones_like(slots.coordinate, dtype=torch.int64)
-        if extension is not None:
+        if extension is not None and merging is not None:
             merged = F.pad(extension.merged, (extension.hidden.shape[1], 0), value=True)  # [B,E+S]
-            covers[:, :past] = torch.where(merged, kind.merging.size, 1)
+            covers[:, :past] = torch.where(merged, merging.size, 1)
         looked = LayerInspection(slots.coordinate, covers, slots.described, visible, weights)
     return after, final_x, loss, looked
 

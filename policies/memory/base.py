@@ -105,7 +105,7 @@ class Memory:
             if len(other_keys):
                 both = other_keys[place] == keys
                 pairs.append((ours[both], others[place[both]]))
-        if self.state is not None:
+        if self.state is not None and other.state is not None:
             begun = self.time > 0
             pairs.append((self.state[begun].flatten(1), other.state[begun].flatten(1)))
         moved = [(b - a).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-8) for a, b in pairs]

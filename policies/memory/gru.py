@@ -5,8 +5,9 @@ N, B environments, T time steps, L layers, D width, F final observations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class GRU(nn.Module):
 
     def __init__(self, config: RecurrentConfig, memory_config: GRUConfig):
         super().__init__()
-        self.cells = nn.ModuleList(nn.GRUCell(config.width, config.width) for _ in range(config.num_layers))
+        cells = [nn.GRUCell(config.width, config.width) for _ in range(config.num_layers)]
+        self.cells = cast(Sequence[nn.GRUCell], nn.ModuleList(cells))
         for cell in self.cells:
             for weight in (cell.weight_ih, cell.weight_hh):
                 for gate in weight.chunk(3):
@@ -63,7 +65,7 @@ class GRU(nn.Module):
 
     def begin(self, memory: Memory, horizon: int) -> RecurrentActing:
         """Ready to act, for as many steps as one likes."""
-        return RecurrentActing(memory.state, memory.time.clone(), memory.drawn)
+        return RecurrentActing(_state(memory), memory.time.clone(), memory.drawn)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -88,7 +90,7 @@ class GRU(nn.Module):
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no loss
         of the memory's own and nothing to look at."""
-        state, states = memory.state, []
+        state, states = _state(memory), []
         for now, start in zip(x, episode_start):
             state = self._advanced(now, _emptied(state, start))
             states.append(state)
@@ -103,6 +105,13 @@ class GRU(nn.Module):
             x = cell(x, hidden)
             layers.append(x)
         return torch.stack(layers, 1)
+
+
+def _state(memory: Memory) -> Tensor:
+    """The hidden state [B,L,D] of a memory. Raises ValueError for one of another core."""
+    if memory.state is None:
+        raise ValueError("memory: expected a hidden state, got slots")
+    return memory.state
 
 
 def _emptied(state: Tensor, episode_start: Tensor) -> Tensor:
