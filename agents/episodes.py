@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+MOST_LABELS = 20  # different texts of one entry by which success is told apart
 HARD = 0.75
 """Episodes are hard from this fraction of the largest difficulty seen: the longest quarter."""
 
@@ -24,10 +25,18 @@ def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray)
     names = [key for key in said if not key.startswith("_") and np.ndim(said[key]) == 1]
     episodes = []
     for row in rows:
-        episode: dict[str, Any] = {"return": float(returns[row]), "steps": int(lengths[row])}
-        episode.update({key: said[key][row].item() for key in names if said.get(f"_{key}", infos["_final_obs"])[row]})
-        episodes.append(episode)
+        given = (key for key in names if said.get(f"_{key}", infos["_final_obs"])[row])
+        entries = {key: plain(said[key][row]) for key in given}
+        # What was measured here goes before entries of the same names.
+        measured = {"return": float(returns[row]), "steps": int(lengths[row])}
+        episodes.append({**{key: value for key, value in entries.items() if value is not None}, **measured})
     return episodes
+
+
+def plain(value: Any) -> Any:
+    """A number, a flag or a text as Python has it; None for anything else, which no figure can be made of."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
@@ -84,7 +93,7 @@ class EpisodeWindow:
     def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
         """Success (1 or 0) where the environment reports it, else the return."""
         told = self.tells_success
-        return np.array([e.get("is_success", False) if told else e["return"] for e in episodes], float)
+        return np.array([bool(e.get("is_success")) if told else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""
@@ -105,7 +114,8 @@ class EpisodeWindow:
             return out
         success = self._scores(recent)
         out["rollout/success_rate"] = float(success.mean())
-        labels = [key for key, value in recent[0].items() if isinstance(value, str)]
+        texts = {key for e in recent for key, value in e.items() if isinstance(value, str)}
+        labels = [key for key in recent[0] if key in texts and self._few_labels(recent, key)]
         for key in labels:
             for label in sorted({e[key] for e in recent if key in e}):
                 out[f"success/{key}_{label}"] = float(success[[e.get(key) == label for e in recent]].mean())
@@ -120,6 +130,12 @@ class EpisodeWindow:
             if inside.any():
                 out[f"success/{self.difficulty_key}_quarter_{i + 1}"] = float(success[inside].mean())
         return out
+
+    @staticmethod
+    def _few_labels(episodes: Iterable[Mapping[str, Any]], key: str) -> bool:
+        """Whether the entry is a text in all episodes that have it, and one of a few: success is then told by each."""
+        values = {e[key] for e in episodes if key in e}
+        return len(values) <= MOST_LABELS and all(isinstance(value, str) for value in values)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""

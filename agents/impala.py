@@ -1,7 +1,7 @@
 """IMPALA (Espeholt et al., 2018, arXiv 1802.01561): one pass over each rollout, corrected by V-trace for the difference
 between the weights that acted and those that learn.
 
-T time steps, B environments, A actions, F observations after which a trace is cut; a minibatch is a set of b environments.
+T time steps, B environments, F observations after which a trace is cut; a minibatch is a set of b environments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from expire_span_rl.agents.learner import (
     Learner,
     Weights,
     explained_variance,
-    log_prob,
     means,
 )
 from expire_span_rl.agents.returns import vtrace
@@ -46,9 +45,9 @@ class Impala(Learner):
             part.final_at,
             pressure=weights.pressure,
         )
-        log_p = log_prob(out.logits, part.actions)  # [T,b]
+        log_p = self.policy.actions.log_prob(out.logits, part.actions)  # [T,b]
         with torch.no_grad():
-            log_ratio = log_p - log_prob(part.logits, part.actions)
+            log_ratio = log_p - self.policy.actions.log_prob(part.logits, part.actions)
             advantages, targets = vtrace(
                 part.rewards,
                 out.values,

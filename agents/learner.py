@@ -1,6 +1,6 @@
 """What the learners share: settings, optimiser, schedules, minibatches, and the losses beside the policy's own.
 
-T time steps, B environments, A actions; a minibatch is a set of b environments.
+T time steps, B environments; a minibatch is a set of b environments.
 """
 
 from __future__ import annotations
@@ -112,9 +112,8 @@ class Learner:
         """One optimiser step on a minibatch [T,b] that was unrolled to `out`; targets: [T,b] of the values."""
         config = self.config
         value_loss = (out.values - targets).square().mean() / 2
-        log_p = torch.log_softmax(out.logits, -1)
-        entropy = -(log_p.exp() * log_p).sum(-1).mean()
-        predicted = out.rewards.gather(-1, part.actions[..., None]).squeeze(-1)  # [T,b]
+        entropy = self.policy.actions.entropy(out.logits).mean()
+        predicted = self.policy.predicted_rewards(out.rewards, part.actions)  # [T,b]
         reward_loss = (predicted - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
@@ -146,11 +145,6 @@ class Learner:
         on = ~part.episode_start[1:]  # [T-1,b]: the episode goes on
         following = {name: entry[1:][on] for name, entry in part.observation.items()}
         return self.predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
-
-
-def log_prob(logits: Tensor, actions: Tensor) -> Tensor:
-    """Of the actions taken: [T,B,A], [T,B] -> [T,B]."""
-    return torch.log_softmax(logits, -1).gather(-1, actions[..., None]).squeeze(-1)
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float:

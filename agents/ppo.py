@@ -1,6 +1,6 @@
 """PPO (Schulman et al., 2017, arXiv 1707.06347) over whole sequences: a minibatch is a set of environments.
 
-T time steps, B environments, A actions.
+T time steps, B environments.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from expire_span_rl.agents.learner import (
     Learner,
     Weights,
     explained_variance,
-    log_prob,
     means,
 )  # fmt: skip
 from expire_span_rl.agents.returns import gae
@@ -37,7 +36,7 @@ class PPO(Learner):
             config.gae_lambda,
         )
         advantages, scale = self._scaled(advantages)
-        acted = log_prob(rollout.logits, rollout.actions)
+        acted = self.policy.actions.log_prob(rollout.logits, rollout.actions)
         steps: list[dict[str, float]] = []
         epochs = 0
         for _ in range(config.update_epochs):
@@ -61,7 +60,7 @@ class PPO(Learner):
         """One optimiser step on a minibatch; acted: [T,b] log-probabilities of the policy that acted."""
         clip = self.config.clip_coef
         out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=weights.pressure)
-        log_ratio = log_prob(out.logits, part.actions) - acted  # [T,b]
+        log_ratio = self.policy.actions.log_prob(out.logits, part.actions) - acted  # [T,b]
         ratio = log_ratio.exp()
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         figures = self._descend(part, out, policy_loss, returns, weights)

@@ -1,4 +1,5 @@
-"""Collecting experience. T time steps, B environments, A actions, L layers, F final observations.
+"""Collecting experience. T time steps, B environments, P parameters of the actions' distribution, L layers, F final
+observations.
 
 A final observation is one after which a row's trace is cut and bootstrapped with its value: an episode's last, where it
 was truncated, and the rollout's last, where the episode goes on.
@@ -28,8 +29,8 @@ class Rollout:
 
     observation: dict[str, Tensor]  # entries [T,B, ...], as the environment gave them
     episode_start: Tensor  # [T,B] bool
-    actions: Tensor  # [T,B] int64
-    logits: Tensor  # [T,B,A] of the policy that acted
+    actions: Tensor  # [T,B] or [T,B,N] canonical (`policy.actions`)
+    logits: Tensor  # [T,B,P] parameters of the distribution of the policy that acted
     values: Tensor  # [T,B]
     next_values: Tensor  # [T,B] of the observation that followed in the same episode (meaningless after a termination)
     rewards: Tensor  # [T,B]
@@ -148,14 +149,15 @@ class Collector:
             observation = _tensors(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
-            noise = torch.empty_like(logits).exponential_(generator=self.generator)
-            actions = (logits - noise.log()).argmax(-1)  # Gumbel-max: a draw from the softmax
+            actions = policy.actions.sample(logits, self.generator)
             shown.append(observation)
             for name, tensor in zip(kept, (logits, values, actions, start)):
                 kept[name].append(tensor)
             if acting.live is not None:
                 live.append(acting.live)
-            self.observation, rewards[t], terminated[t], truncated[t], infos = self.env.step(actions.cpu().numpy())
+            self.observation, rewards[t], terminated[t], truncated[t], infos = self.env.step(
+                policy.actions.to_env(actions)
+            )
             self.returns += rewards[t]
             self.lengths += 1
             ended = terminated[t] | truncated[t]

@@ -82,6 +82,7 @@ class Trainer:
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
         figures.update(self.agent.update(rollout, self.timesteps / self.total_timesteps, pressure))
+        self.policy.observe(rollout.observation)  # afterwards: acting and learning normalise alike
         ended = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1

@@ -12,6 +12,7 @@ from expire_span_rl.policies.memory import KINDS
 
 if TYPE_CHECKING:
     from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig, sample
+    from expire_span_rl.policies.compatibility import check_spaces
     from expire_span_rl.policies.encoders import as_tensors, observation_spec
     from expire_span_rl.policies.io import PolicyFileError, load_policy, save_policy
     from expire_span_rl.policies.memory.base import Memory
@@ -22,6 +23,7 @@ _LAZY = {
     "PolicyConfig": "actor_critic",
     "PolicyFileError": "io",
     "as_tensors": "encoders",
+    "check_spaces": "compatibility",
     "load_policy": "io",
     "observation_spec": "encoders",
     "sample": "actor_critic",
@@ -36,6 +38,7 @@ __all__ = [
     "PolicyConfig",
     "PolicyFileError",
     "as_tensors",
+    "check_spaces",
     "core_config",
     "load_policy",
     "observation_spec",

@@ -1,29 +1,33 @@
 """The policy: encoder, recurrent core, policy and value heads. A pure function of observation and memory.
 
-T time steps, B environments, A actions, D model width, L layers, F final observations. Observations are dicts of tensors.
+T time steps, B environments, P parameters of the actions' distribution, G numbers of the reward head, D model width, L layers, F final observations. Observations are dicts of tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from expire_span_rl.policies import core_config
+from expire_span_rl.policies.actions import action_spec, make_actions
+from expire_span_rl.policies.actions.base import gumbel_max
 from expire_span_rl.policies.core import Acting, Core, LayerInspection
-from expire_span_rl.policies.encoders import Encoder, as_tensors, observation_spec
+from expire_span_rl.policies.encoders import observation_spec
+from expire_span_rl.policies.encoders.encoder import Encoder
+from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.memory.base import Memory, MemoryKind
+from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.transformer import Transformer
+from expire_span_rl.spaces import ACTION_MASK
 
 Observation = Mapping[str, Tensor]
-PREDICT_HORIZON = 64  # predict: steps between two compactions of the memory; results do not depend on it
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,25 @@ class PolicyConfig:
 
     observation: Mapping[str, Mapping[str, Any]]
     """The spec of the observation (`policies.encoders.observation_spec`)."""
-    num_actions: int
+    actions: Mapping[str, Any] | int
+    """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str = "expire_span"
     """Memory kind, a name in `policies.memory.KINDS`."""
     memory_config: Any = None
     """The kind's own Config; None for its defaults."""
     core: Any = None
     """The core's own config (see `core_config`); None for its defaults."""
+
+    features_extractor: str = ""
+    """The class in place of the entries' encoders, "module.Class", which a file cannot bring; empty for none."""
+
+    def __post_init__(self):
+        if isinstance(self.actions, int):
+            object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
+
+    @property
+    def num_actions(self) -> int | None:
+        return self.actions.get("n")  # TEMPORARY, until evaluation and showing ask `check_spaces`
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict that `from_json` reads."""
@@ -51,34 +67,29 @@ class PolicyConfig:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {data['memory']!r}")
         memory_config = KINDS[data["memory"]].Config(**data["memory_config"])
         core = core_config(data["memory"])(**data["core"])
-        return cls(data["observation"], data["num_actions"], data["memory"], memory_config, core)
+        # Files from before November 2026 have Discrete actions only, and their number.
+        actions = data["actions"] if "actions" in data else int(data["num_actions"])
+        extractor = str(data.get("features_extractor", ""))
+        return cls(data["observation"], actions, data["memory"], memory_config, core, extractor)
 
 
 @dataclass(frozen=True)
 class Unrolled:
     """What `ActorCritic.unroll` gives."""
 
-    logits: Tensor  # [T,B,A]
+    logits: Tensor  # [T,B,P] parameters of the actions' distribution: logits, or means and standard deviations
     values: Tensor  # [T,B]
     final_values: Tensor  # [F]
     memory_loss: Tensor  # scalar
     features: Tensor  # [T,B,D] what the heads read
-    rewards: Tensor  # [T,B,A] predicted for each action, the auxiliary task of learning
+    rewards: Tensor  # [T,B,G] by which the reward is predicted, the auxiliary task of learning (`predicted_rewards`)
 
 
-@dataclass(frozen=True)
-class PredictState:
-    """What `predict` hands back for the next call. It can be used once: acting writes into it."""
-
-    acting: Acting
-    position: list[int]  # shared by all states of one run: calls made
-    at: int
-
-
-class ActorCritic(nn.Module):
+class ActorCritic(Predictor, nn.Module):
     """Raises ValueError, one line, for a memory kind that is not there."""
 
-    def __init__(self, config: PolicyConfig):
+    def __init__(self, config: PolicyConfig, extractor: FeaturesExtractor | None = None):
+        """extractor: in place of the entries' own encoders; the config names its class."""
         super().__init__()
         if config.memory not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {config.memory!r}")
@@ -88,26 +99,45 @@ class ActorCritic(nn.Module):
         if not isinstance(core, core_config(config.memory)):
             expected = core_config(config.memory).__name__
             raise TypeError(f"core: expected a {expected} for memory kind {config.memory}, got a {type(core).__name__}")
-        self.config = PolicyConfig(config.observation, config.num_actions, config.memory, memory_config, core)
+        self.config = replace(config, memory_config=memory_config, core=core)
         width = core.width
-        self.encoder = Encoder(config.observation, width, core.action_gain)
+        self.actions = make_actions(self.config.actions)
+        self.encoder = Encoder(config.observation, width, core.action_gain, extractor)
         self.core: Core
         if issubclass(kind, MemoryKind):
             self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))
         else:
             self.core = kind(core, memory_config)
-        self.policy_head = nn.Linear(width, config.num_actions)
+        self.policy_head = nn.Linear(width, self.actions.num_outputs)
         self.value_head = nn.Linear(width, 1)
-        self.reward_head = nn.Linear(width, config.num_actions)
+        self.reward_head = nn.Linear(width, self.actions.num_features)
         # No preference and no expectation before any experience.
         for head in (self.policy_head, self.value_head, self.reward_head):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     @classmethod
-    def for_spaces(cls, observation: spaces.Dict, action: spaces.Discrete, **config: Any) -> ActorCritic:
-        """A policy for an environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line."""
-        return cls(PolicyConfig(observation_spec(observation), int(action.n), **config))
+    def for_spaces(
+        cls,
+        observation: spaces.Dict,
+        action: spaces.Space,
+        normalize: bool = True,
+        features_extractor: tuple[type[nn.Module], Mapping[str, Any]] | None = None,
+        **config: Any,
+    ) -> ActorCritic:
+        """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
+
+        normalize: read numbers over their running mean and standard deviation; features_extractor: (class, keyword arguments)
+        of a Stable-Baselines3 features extractor that reads the environment's own observation.
+        """
+        spec, extractor, name = observation_spec(observation, normalize), None, ""
+        if features_extractor is not None:
+            extractor = FeaturesExtractor(observation, *features_extractor)
+            name = f"{features_extractor[0].__module__}.{features_extractor[0].__qualname__}"
+        policy = cls(PolicyConfig(spec, action_spec(action), features_extractor=name, **config), extractor)
+        for key, entry in policy.encoder.entries():
+            entry.expect(observation[key])
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +168,12 @@ class ActorCritic(nn.Module):
     def observation_predictor(self) -> NextObservation:
         """A new network, of the policy's size and not part of it, that learns to predict the next observation from
         `Unrolled.features`."""
-        return NextObservation(self.config.observation, self.config.core.width, self.config.num_actions).to(self.device)
+        return NextObservation(self.encoder, self.actions, self.config.core.width).to(self.device)
+
+    def observe(self, observation: Observation) -> None:
+        """Takes the observations of a rollout, entries [T,B, ...], into the statistics by which numbers are normalised. Between
+        two rollouts only: acting and learning of one use the same."""
+        self.encoder.observe(observation, 2)
 
     # Acting
 
@@ -161,19 +196,31 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step: entries [B, ...] and episode_start [B] bool -> logits [B,A], values [B].
+        """One time step: entries [B, ...] and episode_start [B] bool -> parameters of the actions [B,P], values [B].
 
         Where `episode_start` the memory is emptied first. Writes the new memory into `acting`. Raises ValueError if
         `acting` is full.
         """
+        params, values, _ = self.step_with_rewards(observation, acting, episode_start)
+        return params, values
+
+    @torch.no_grad()
+    def step_with_rewards(
+        self, observation: Observation, acting: Acting, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`step`, and [B,G], by which the reward is predicted of an action taken now (`predicted_rewards`)."""
         features = self.core.step(self.encoder(observation), acting, episode_start)
-        return self._heads(features)
+        return *self._heads(features, observation), self.reward_head(features)
+
+    def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
+        """The reward predicted of canonical actions [...] or [...,N], from what the reward head puts out, [...,G]."""
+        return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
     @torch.no_grad()
     def value(self, observation: Observation, acting: Acting, rows: Tensor) -> Tensor:
         """Values [R] of observations [R, ...] that follow the last step in the environments `rows` int64 [R] of the
         same episode. Nothing is written."""
-        return self._heads(self.core.value(self.encoder(observation), acting, rows))[1]
+        return self._values(self.core.value(self.encoder(observation), acting, rows))
 
     # Learning
 
@@ -193,18 +240,19 @@ class ActorCritic(nn.Module):
         """
         x, final_x, final_at = self._encoded(observation, episode_start, final_observation, final_at)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure)
-        logits, values = self._heads(output.features)
-        final_values = self._heads(output.final_features)[1]
+        logits, values = self._heads(output.features, observation)
+        final_values = self._values(output.final_features)
         return Unrolled(logits, values, final_values, output.loss, output.features, self.reward_head(output.features))
 
     @torch.no_grad()
     def inspect(
         self, observation: Observation, memory: Memory, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, tuple[LayerInspection, ...]]:
-        """As `unroll`, for those who look: logits [T,B,A], values [T,B], and per layer slots, spans and attention."""
+        """As `unroll`, for those who look: parameters of the actions [T,B,P], values [T,B], and per layer slots, spans and
+        attention."""
         x, final_x, final_at = self._encoded(observation, episode_start, None, None)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, details=True)
-        return *self._heads(output.features), output.layers
+        return *self._heads(output.features, observation), output.layers
 
     @torch.no_grad()
     def memory_figures(self, rollout: Any) -> dict[str, float]:
@@ -229,52 +277,17 @@ class ActorCritic(nn.Module):
             return x, x.new_zeros(0, x.shape[2]), (none, none)
         return x, self.encoder(final_observation), final_at
 
-    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy_head(features), self.value_head(features).squeeze(-1)
+    def _heads(self, features: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Parameters of the actions [..., P] and values [...]; what the mask in the observation forbids has no chance."""
+        params = self.actions.params(self.policy_head(features))
+        if ACTION_MASK in self.config.observation:
+            params = self.actions.masked(params, observation[ACTION_MASK])
+        return params, self._values(features)
 
-    # Stable-Baselines3's signature
-
-    @torch.no_grad()
-    def predict(
-        self,
-        observation: Mapping[str, np.ndarray],
-        state: PredictState | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, PredictState]:
-        """Actions for a batch of observations (entries [B, ...] -> [B]) or for one (-> a scalar), and the next state.
-
-        state: what the last call returned, None to begin; each state serves one call, since acting writes into it.
-        episode_start: bool [B], where an episode begins; None for none. Raises ValueError for a state used before or
-        made for another number of environments.
-        """
-        key, entry = next(iter(self.config.observation.items()))
-        single = np.ndim(observation[key]) == len(entry.get("shape", []))
-        if single:
-            observation = {key: np.asarray(value)[None] for key, value in observation.items()}
-        tensors = as_tensors({key: observation[key] for key in self.config.observation}, self.device)
-        batch = len(next(iter(tensors.values())))
-        acting, position = self._resumed(state, batch)
-        start = np.zeros(batch, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
-        logits, _ = self.step(tensors, acting, torch.as_tensor(start, device=self.device))
-        actions = logits.argmax(-1) if deterministic else sample(logits)
-        position[0] += 1
-        actions = actions.cpu().numpy()
-        return (actions[0] if single else actions), PredictState(acting, position, position[0])
-
-    def _resumed(self, state: PredictState | None, batch: int) -> tuple[Acting, list[int]]:
-        if state is None:
-            return self.begin(self.initial_memory(batch), PREDICT_HORIZON), [0]
-        if state.at != state.position[0]:
-            raise ValueError(f"state: expected the last one returned (call {state.position[0]}), got call {state.at}'s")
-        if len(state.acting.time) != batch:
-            raise ValueError(f"state: expected {batch} environments, got {len(state.acting.time)}")
-        if state.acting.full:
-            return self.begin(state.acting.memory(), PREDICT_HORIZON), state.position
-        return state.acting, state.position
+    def _values(self, features: Tensor) -> Tensor:
+        return self.value_head(features).squeeze(-1)
 
 
 def sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Actions int64 [B] drawn from the softmax of logits [B,A] (the Gumbel-max trick)."""
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(-1)
+    return gumbel_max(logits, generator)

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
 
 FORMAT = "expire-span-rl/policy"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Versions that are read. 1: actions are told by their number, without their space."""
 
 
 class PolicyFileError(ValueError):
@@ -56,9 +58,14 @@ def save_policy(
     write_atomically(path, save(contiguous, {"policy": json.dumps(header)}))
 
 
-def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[ActorCritic, dict[str, Any]]:
-    """The policy in a file, or the `policy.safetensors` of a run directory, and its info. Raises PolicyFileError, one
-    line, for a file that is missing, truncated, foreign, or written by a newer version."""
+def load_policy(
+    path: str | Path, device: str | torch.device = "cpu", extractor: nn.Module | None = None
+) -> tuple[ActorCritic, dict[str, Any]]:
+    """The policy in a file, or the `policy.safetensors` of a run directory, and its info.
+
+    extractor: the `FeaturesExtractor` of a policy that was trained with one: a file names its class but imports nothing.
+    Raises PolicyFileError, one line, for a file that is missing, truncated, foreign, or written by a newer version.
+    """
     file = policy_path(path)
     try:
         with safe_open(file, "pt", device=str(device)) as opened:
@@ -73,11 +80,11 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
         ours = False
     if not ours:
         raise PolicyFileError(f"{file}: expected a policy saved by this toolkit, got another safetensors file")
-    if header.get("version") != VERSION:
+    if header.get("version") not in READABLE:
         raise PolicyFileError(
-            f"{file}: expected format version {VERSION}, got {header.get('version')}: update the toolkit"
+            f"{file}: expected format version {VERSION} or older, got {header.get('version')}: update the toolkit"
         )
-    make = _maker(header)
+    make = _maker(header, extractor)
     try:
         policy = make(header["config"])
         policy.load_state_dict(weights)
@@ -88,19 +95,19 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[A
     return policy.to(device).eval(), info
 
 
-def _maker(header: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package that is not there."""
-    network = header["config"].get("memory") if isinstance(header.get("config"), dict) else None
+def _maker(header: Mapping[str, Any], extractor: nn.Module | None) -> Callable[[Mapping[str, Any]], Any]:
+    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that is not
+    there."""
+    config = header["config"] if isinstance(header.get("config"), dict) else {}
+    network, named = config.get("memory"), config.get("features_extractor")
+    if named and extractor is None:
+        raise ValueError(f"features_extractor: expected the policy's own, {str(named)[:100]}, which a file cannot bring")
     if not (isinstance(network, str) and network.startswith("sb3-")):
-        return lambda config: ActorCritic(PolicyConfig.from_json(config))
-    from expire_span_rl.policies.sb3 import (  # takes a second, and only baselines need it
-        SB3Policy,
-        SB3PolicyConfig,
-        policy_class,
-    )
+        return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
+    from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # a second, and only for baselines
 
     policy_class(network)
-    return lambda config: SB3Policy(SB3PolicyConfig(**config))
+    return lambda config: SB3Policy(SB3PolicyConfig.from_json(config))
 
 
 def policy_path(path: str | Path) -> Path:

@@ -25,7 +25,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor, nn
 
-from expire_span_rl.policies.encoders import Encoder
+from expire_span_rl.policies.actions import Actions, make_actions
+from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
 
 NETWORKS = ("sb3-mlp", "sb3-lstm")
@@ -38,19 +39,29 @@ class SB3PolicyConfig:
 
     observation: Mapping[str, Mapping[str, Any]]
     """The spec of the observation (`policies.encoders.observation_spec`)."""
-    num_actions: int
+    actions: Mapping[str, Any] | int
+    """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str
     """A name in NETWORKS."""
     width: int = 64
     """Width D of the encoder, of the hidden layers and of the LSTM's state."""
 
     def __post_init__(self):
+        if isinstance(self.actions, int):
+            object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
         if self.memory not in NETWORKS:
             raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {self.memory!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict, whose entries are the arguments of this class."""
+        """A JSON-able dict that `from_json` reads."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SB3PolicyConfig:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        # Files from before November 2026 have Discrete actions only, and their number.
+        actions = data["actions"] if "actions" in data else int(data["num_actions"])
+        return cls(data["observation"], actions, data["memory"], data["width"])
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -85,6 +96,21 @@ def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
     return spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
 
 
+def canonical_space(spec: Mapping[str, Any]) -> spaces.Space:
+    """The space of canonical actions (`policies.actions`), which Stable-Baselines3 acts in: its Discrete starts at 0, and its
+    normal distributions fit [-1, 1]. Raises ValueError, one line, for a Box without bounds on both sides."""
+    if spec["kind"] == "discrete":
+        return spaces.Discrete(spec["n"])
+    if spec["kind"] == "multi_discrete":
+        return spaces.MultiDiscrete(spec["nvec"])
+    size = int(np.prod(spec["shape"]))
+    if spec["kind"] == "multi_binary":
+        return spaces.MultiBinary(size)
+    if None in spec["low"] or None in spec["high"]:
+        raise ValueError("action space: expected bounds for Stable-Baselines3's algorithms, got a Box without")
+    return spaces.Box(-1, 1, (size,), np.float32)
+
+
 class EncoderExtractor(BaseFeaturesExtractor):
     """Our encoder as Stable-Baselines3's features extractor: flat observations, entries [B,columns], to [B,D]."""
 
@@ -97,10 +123,14 @@ class EncoderExtractor(BaseFeaturesExtractor):
 
 
 class FlatVecEnv(VecEnvWrapper):
-    """A VecEnv of our environments (`envs.sb3_adapter`) whose observations are flat."""
+    """A VecEnv of our environments (`envs.sb3_adapter`) whose observations are flat and whose actions are canonical."""
 
-    def __init__(self, env: VecEnv, spec: Mapping[str, Mapping[str, Any]]):
-        super().__init__(env, flat_space(spec))
+    def __init__(self, env: VecEnv, spec: Mapping[str, Mapping[str, Any]], actions: Mapping[str, Any]):
+        super().__init__(env, flat_space(spec), canonical_space(actions))
+        self._actions = make_actions(actions)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.venv.step_async(self._actions.to_env(torch.as_tensor(actions)))
 
     def reset(self) -> dict[str, np.ndarray]:
         return self._flat(self.venv.reset())
@@ -139,18 +169,29 @@ class SB3Policy(nn.Module):
         super().__init__()
         self.config = config
         if network is None:
-            space, actions = flat_space(config.observation), spaces.Discrete(config.num_actions)
-            network = policy_class(config.memory)(space, actions, lambda _: 0.0, **config.policy_kwargs)
+            spaces_of = flat_space(config.observation), canonical_space(config.actions)
+            network = policy_class(config.memory)(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
         self.network = network
+        self._actions = (make_actions(config.actions),)  # a tuple: its weights, if any, are not this policy's
         self.recurrent = config.memory == "sb3-lstm"
+
+    @property
+    def actions(self) -> Actions:
+        """What the network's outputs mean, and what the environment takes."""
+        return self._actions[0]
 
     @property
     def device(self) -> torch.device:
         return self.network.value_net.weight.device
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every parameter once. (The network has its extractor under three names, which a file must not hold thrice.)"""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Every parameter of the network, and every statistic, once. (The network has its extractor under three names, which a
+        file must not hold thrice.)"""
+        named = (*self.network.named_parameters(prefix="network"), *self.network.named_buffers(prefix="network"))
+        fixed = {name for name, _ in self.network.named_buffers(prefix="network")} - {
+            f"network.{name}" for name in self.network.state_dict()
+        }
+        return {name: tensor.detach() for name, tensor in named if name not in fixed}
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError for other names or shapes."""
@@ -186,9 +227,17 @@ class SB3Policy(nn.Module):
             critic, its = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
             acting.state = torch.cat([*mine, *its]).transpose(0, 1)
         acting.time = acting.time.masked_fill(episode_start, 0) + 1
-        logits = network.action_net(network.mlp_extractor.forward_actor(actor))
+        outputs = network.action_net(network.mlp_extractor.forward_actor(actor))
         values = network.value_net(network.mlp_extractor.forward_critic(critic)).squeeze(-1)
-        return logits.log_softmax(-1), values
+        return self._params(outputs), values
+
+    def _params(self, outputs: Tensor) -> Tensor:
+        """What the network's actor puts out, as parameters of `policies.actions`: [B,P]."""
+        if self.actions.continuous:
+            return torch.cat([outputs, self.network.log_std.expand_as(outputs)], -1)
+        if self.config.actions["kind"] == "multi_binary":  # its logit of each 1; ours of 0 and 1
+            return torch.stack([torch.zeros_like(outputs), outputs], -1).flatten(-2)
+        return outputs
 
     def inspect(self, *_: Any) -> None:
         """Raises ValueError: there is nothing to look at."""

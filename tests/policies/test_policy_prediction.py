@@ -9,9 +9,10 @@ import torch
 from policy_cases import SPEC, observations
 
 from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, core_config
-from expire_span_rl.policies.encoders import entry_size
+from expire_span_rl.policies.encoders import make_entry
+from expire_span_rl.policies.encoders.base import VARIANCE_FLOOR
 from expire_span_rl.policies.layer import TransformerConfig
-from expire_span_rl.policies.prediction import VARIANCE_FLOOR, NextObservation
+from expire_span_rl.policies.prediction import NextObservation
 
 SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 
@@ -103,7 +104,7 @@ def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
         torch.manual_seed(0)
         return ActorCritic(PolicyConfig(SPEC, 4, kind, core=core_config(kind)(**core))).encoder.project.weight.detach()
 
-    sizes = [entry_size(entry) for entry in SPEC.values()]
+    sizes = [make_entry(entry).size for entry in SPEC.values()]
     parts = zip(SPEC, weight().split(sizes, 1), weight(action_gain=3.0).split(sizes, 1), strict=True)
     for key, usual, gained in parts:
         torch.testing.assert_close(gained, usual * 3 if key == "previous_action" else usual)

@@ -1,0 +1,107 @@
+"""What a policy asks of an action space: how its outputs become a distribution, and actions what the environment takes.
+
+*Canonical* actions are what policies and learners compute with: whole numbers from 0, or reals of which bounded ones lie in
+[-1, 1]. A action of N numbers has P parameters and F features; `...` stands for any leading axes, such as T, B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FORBIDDEN = -1e8  # logit of an action that is not allowed: finite, so that 0 * log 0 is 0
+
+
+class Actions(nn.Module):
+    """The actions of one environment. A subclass is one file in `policies.actions` and one line in its `__init__`."""
+
+    num_outputs: int
+    """Numbers that the policy head puts out."""
+    num_features: int
+    """F: numbers that `encode` makes of an action."""
+    continuous: ClassVar[bool] = False
+
+    def __init__(self, spec: Mapping[str, Any]):
+        """spec: what `spec_of` gave, JSON-able."""
+        super().__init__()
+        self.spec = dict(spec)
+
+    @staticmethod
+    def spec_of(space: Any) -> dict[str, Any]:
+        """The JSON-able description of a space, from which the same actions are made again."""
+        raise NotImplementedError
+
+    def params(self, outputs: Tensor) -> Tensor:
+        """The distribution's parameters [..., P] from the policy head's outputs [..., num_outputs]."""
+        return outputs
+
+    def masked(self, params: Tensor, mask: Tensor) -> Tensor:
+        """The parameters [..., P] of the distribution over the allowed actions. mask: [..., P], 0 for what is not allowed."""
+        return torch.where(mask.bool(), params, FORBIDDEN)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Canonical actions drawn: [..., P] -> int64 [...] (one number), int64 or float [..., N]."""
+        raise NotImplementedError
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The most likely canonical actions."""
+        raise NotImplementedError
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """[...]: the logarithm of the probability, or density, of canonical actions."""
+        raise NotImplementedError
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """[...], in nats."""
+        raise NotImplementedError
+
+    def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Features [..., F] of canonical actions, in which a reward is predicted linearly."""
+        raise NotImplementedError
+
+    def distance(self, params: Tensor, others: Tensor) -> Tensor:
+        """[...] in [0, 1]: the total variation between two distributions, 1 - prod (1 - d) over independent numbers."""
+        raise NotImplementedError
+
+    def marginals(self, params: Tensor) -> Tensor:
+        """What a viewer shows of a distribution, a number for each of `labels`: probabilities, or means in the environment's
+        units."""
+        raise NotImplementedError
+
+    def labels(self) -> list[str]:
+        """A name for each number of `marginals`."""
+        raise NotImplementedError
+
+    def none(self, batch_size: int) -> np.ndarray:
+        """The entry "previous_action" where there is no action before: [B] or [B,N]."""
+        raise NotImplementedError
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """Canonical actions [B] or [B,N] as the environment takes them, batch first."""
+        raise NotImplementedError
+
+
+def gumbel_max(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw from the softmax over the last axis: int64 [...]."""
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(-1)
+
+
+def log_softmax_of(logits: Tensor, actions: Tensor) -> Tensor:
+    """[..., A], int64 [...] -> [...]."""
+    return torch.log_softmax(logits, -1).gather(-1, actions[..., None]).squeeze(-1)
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    """[..., A] -> [...], in nats."""
+    log_p = torch.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def variation(logits: Tensor, others: Tensor) -> Tensor:
+    """The total variation between two softmaxes: [..., A] twice -> [...]."""
+    return (torch.softmax(logits, -1) - torch.softmax(others, -1)).abs().sum(-1) / 2

@@ -1,0 +1,75 @@
+"""What a policy makes of an observation: entries by name, each read by the encoder of its space.
+
+An observation is a dict (see `envs.wrappers`). Its spec, JSON-able, travels with the policy:
+`{"image": {"kind": "cells", "shape": [3, 3, 3]}, "previous_action": {"kind": "discrete", "n": 5}, ...}`.
+A new encoder is one file beside this one and one line here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from expire_span_rl.policies.encoders.base import EntryEncoder
+from expire_span_rl.policies.encoders.cells import CELL_VALUES, CellsEncoder
+from expire_span_rl.policies.encoders.integers import DiscreteEncoder, MultiDiscreteEncoder
+from expire_span_rl.policies.encoders.mask import MaskEncoder
+from expire_span_rl.policies.encoders.picture import PictureEncoder
+from expire_span_rl.policies.encoders.vector import VectorEncoder
+from expire_span_rl.policies.encoders.words import WordsEncoder
+from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
+
+ENCODERS: dict[str, type[EntryEncoder]] = {
+    "cells": CellsEncoder,
+    "words": WordsEncoder,
+    "mask": MaskEncoder,
+    "discrete": DiscreteEncoder,
+    "picture": PictureEncoder,
+    "integers": MultiDiscreteEncoder,
+    "vector": VectorEncoder,
+}
+"""By the name in a policy file. The first that reads a space has it."""
+
+__all__ = ["CELL_VALUES", "ENCODERS", "EntryEncoder", "as_tensors", "make_entry", "observation_spec", "same_observation"]
+
+
+def observation_spec(space: spaces.Dict, normalize: bool = True) -> dict[str, dict[str, Any]]:
+    """The spec of an observation space. normalize: read floats over their running mean and standard deviation, but for the
+    previous action and reward. Raises ValueError, one line, for a space that no policy can read."""
+    return {key: _entry(key, sub, normalize) for key, sub in space.items()}
+
+
+def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
+    for kind, encoder in ENCODERS.items():
+        entry = encoder.spec_of(space)
+        if entry is not None:
+            by_choice = isinstance(space, spaces.Box) and space.dtype.kind == "f"
+            if (by_choice and not normalize) or key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+                entry.pop("normalize", None)
+            return {"kind": kind, **entry}
+    raise ValueError(
+        f"observation {key!r}: expected a Box, Discrete, MultiDiscrete, MultiBinary or Text of moderate size, got {space}"
+    )
+
+
+def same_observation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries of a spec read the same space: all but whether it is normalised is equal."""
+    plain = [{name: value for name, value in entry.items() if name != "normalize"} for entry in (one, other)]
+    return json.dumps(plain[0], sort_keys=True) == json.dumps(plain[1], sort_keys=True)
+
+
+def make_entry(entry: Mapping[str, Any]) -> EntryEncoder:
+    """The encoder of an entry of a spec. Raises ValueError for a kind that is not there."""
+    if entry["kind"] not in ENCODERS:
+        raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {entry['kind']!r}")
+    return ENCODERS[entry["kind"]](entry)
+
+
+def as_tensors(observation: Mapping[str, Any], device: torch.device | str) -> dict[str, Tensor]:
+    """Arrays or tensors of an observation as tensors on `device`; uint8 stays uint8."""
+    return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}

@@ -1,0 +1,65 @@
+"""Observation -> one vector. N observations, C columns of an entry, D model width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expire_span_rl.policies.encoders import EntryEncoder, make_entry
+from expire_span_rl.spaces import PREVIOUS_ACTION
+
+
+class Encoder(nn.Module):
+    """Observation -> [N,D]. Every entry becomes columns; the sum of their embeddings (columns times a matrix, the faster way
+    on a CPU where they are one-hot) passes one more layer.
+
+    extractor: a module in place of the entries' own encoders, for all of them but the previous action and reward (see
+    `policies.encoders.extractor`).
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Mapping[str, Any]],
+        width: int,
+        action_gain: float = 1.0,
+        extractor: nn.Module | None = None,
+    ):
+        """action_gain: as `EncoderConfig` has it."""
+        super().__init__()
+        self.spec = {key: dict(entry) for key, entry in spec.items()}
+        self.extractor = extractor
+        entries = [make_entry(entry) for entry in self.spec.values()]
+        self.keys = [key for key in self.spec if extractor is None or key not in extractor.keys]
+        self.parts = nn.ModuleList(part for key, part in zip(self.spec, entries, strict=True) if key in self.keys)
+        sizes = [part.size for part in self.parts]
+        self.project = nn.Linear(sum(sizes) + (extractor.size if extractor is not None else 0), width)
+        self.mix = nn.Linear(width, width)
+        for linear in (self.project, self.mix):  # PyTorch's default biases would drown what tells observations apart
+            nn.init.orthogonal_(linear.weight, 2**0.5)
+            nn.init.zeros_(linear.bias)
+        columns = self.project.weight.detach().split([*sizes, self.project.in_features - sum(sizes)], 1)
+        for key, weight in zip(self.keys, columns[: len(sizes)], strict=True):
+            if key == PREVIOUS_ACTION:
+                weight.mul_(action_gain)
+
+    def entries(self) -> Iterator[tuple[str, EntryEncoder]]:
+        """(name, encoder) of every entry that has an encoder of its own."""
+        yield from zip(self.keys, self.parts, strict=True)
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """observation: tensors [N, ...] -> [N,D]."""
+        dtype = self.project.weight.dtype
+        columns = [part(observation[key], dtype) for key, part in self.entries()]
+        if self.extractor is not None:
+            columns.append(self.extractor(observation).to(dtype))
+        return self.mix(F.relu(self.project(torch.cat(columns, -1))))
+
+    def observe(self, observation: Mapping[str, Tensor], axes: int) -> None:
+        """Takes observations, entries with so many leading axes, into the statistics by which numbers are normalised."""
+        for key, part in self.entries():
+            if part.learns_statistics and len(observation[key]):
+                part.observe(observation[key].flatten(0, axes - 1))

@@ -1,0 +1,72 @@
+"""Whole numbers of few values: Discrete, MultiDiscrete, MultiBinary, and Boxes of them, one-hot.
+
+A Discrete of more values than MOST_ONE_HOT is written in binary digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor
+
+from expire_span_rl.policies.encoders.base import MOST_ONE_HOT, EntryEncoder, Integers, bounds
+
+
+class DiscreteEncoder(EntryEncoder):
+    """One number from `start` on, of `n` values."""
+
+    def __init__(self, entry: Mapping[str, Any]):
+        super().__init__(entry)
+        n, start = int(entry["n"]), int(entry.get("start", 0))
+        self.start = start
+        self.digits = (n - 1).bit_length() if n > MOST_ONE_HOT else 0
+        self.one_hot = None if self.digits else Integers(entry, [n], start)
+        self.size = self.outputs = self.digits or n
+
+    @classmethod
+    def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
+        if not isinstance(space, spaces.Discrete):
+            return None
+        return {"n": int(space.n), **({"start": int(space.start)} if space.start else {})}
+
+    def _binary(self, value: Tensor) -> Tensor:
+        """[N] -> bool [N, digits]."""
+        return ((value.long() - self.start)[:, None] >> torch.arange(self.digits, device=value.device)) & 1 == 1
+
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._binary(value).to(dtype) if self.one_hot is None else self.one_hot(value, dtype)
+
+    def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
+        if self.one_hot is not None:
+            return self.one_hot.surprise(outputs, value)
+        target = self._binary(value).to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs, target) * self.digits
+
+
+class MultiDiscreteEncoder(Integers):
+    """Numbers of any shape; number i has `nvec[i]` values from `start[i]` on."""
+
+    def __init__(self, entry: Mapping[str, Any]):
+        super().__init__(entry, [int(size) for size in entry["nvec"]], entry.get("start", 0))
+
+    @classmethod
+    def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
+        if isinstance(space, spaces.MultiDiscrete):
+            low, sizes = space.start.ravel(), space.nvec.ravel()
+        elif isinstance(space, spaces.MultiBinary):
+            sizes = np.full(int(np.prod(space.shape)), 2)
+            low = np.zeros_like(sizes)
+        elif isinstance(space, spaces.Box) and space.dtype.kind in "iub" and not hasattr(space, "encoder"):
+            low, high = bounds(space)
+            sizes = high - low + 1
+        else:
+            return None
+        if sum(int(size) for size in sizes) > MOST_ONE_HOT:
+            return None
+        start = {"start": [int(least) for least in low]} if any(low) else {}
+        return {"shape": list(space.shape or ()), "nvec": [int(size) for size in sizes], **start}

@@ -1,0 +1,33 @@
+"""The mask of the actions that are allowed, as numbers: a policy may learn from it beside having to heed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from expire_span_rl.policies.encoders.base import EntryEncoder
+
+
+class MaskEncoder(EntryEncoder):
+    """int8 [C], 1 for what is allowed. Not predicted."""
+
+    def __init__(self, entry: Mapping[str, Any]):
+        super().__init__(entry)
+        (self.size,) = entry["shape"]
+        self.outputs = 0
+
+    @classmethod
+    def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
+        if getattr(space, "encoder", None) == "mask":
+            return {"shape": list(space.shape or ())}
+        return None
+
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        return value.to(dtype)
+
+    def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
+        return outputs.sum() * 0

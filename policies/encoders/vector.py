@@ -1,0 +1,83 @@
+"""Numbers as they are, or over their running mean and standard deviation: Boxes of floats of any rank, and of whole numbers
+of many values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from expire_span_rl.policies.encoders.base import EntryEncoder, squared_error
+from expire_span_rl.spaces import box_scale
+
+LARGEST = 10.0  # normalised numbers are cut off here
+LEAST_VARIANCE = 1e-8
+
+
+class VectorEncoder(EntryEncoder):
+    """With `normalize`, each number less its mean over its standard deviation, both of all observations of training so far.
+    The statistics are part of the policy's weights and change only when `observe` is called."""
+
+    learns_statistics: ClassVar[bool] = True
+
+    def __init__(self, entry: Mapping[str, Any]):
+        super().__init__(entry)
+        self.size = self.outputs = int(np.prod(entry["shape"]))
+        self.normalize = bool(entry.get("normalize", False))
+        if self.normalize:
+            self.register_buffer("mean", torch.zeros(self.size))
+            self.register_buffer("variance", torch.ones(self.size))
+            self.register_buffer("count", torch.zeros(()))
+
+    @classmethod
+    def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
+        numbers = isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary))
+        if not numbers or hasattr(space, "encoder"):
+            return None
+        return {"shape": list(space.shape or ()), "normalize": True}
+
+    @torch.no_grad()
+    def expect(self, space: spaces.Box) -> None:
+        """Until observations are there, numbers with two bounds are normalised as if they were uniform between them."""
+        if self.normalize and isinstance(space, spaces.Box):
+            middle, half = box_scale(space.low.ravel(), space.high.ravel())
+            self.mean.copy_(torch.as_tensor(middle))
+            bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.high > space.low)
+            self.variance.copy_(torch.as_tensor(np.where(bounded.ravel(), half**2 / 3, 1.0)))
+
+    def _columns(self, value: Tensor) -> Tensor:
+        return value[:, None] if value.ndim == 1 else value.flatten(1)
+
+    def _normalized(self, columns: Tensor) -> Tensor:
+        if not self.normalize:
+            return columns
+        scaled = (columns - self.mean) * torch.rsqrt(self.variance + LEAST_VARIANCE)
+        return scaled.clamp(-LARGEST, LARGEST)
+
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._normalized(self._columns(value).to(dtype))
+
+    def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
+        return squared_error(outputs, self._normalized(self._columns(value).to(outputs.dtype)))
+
+    @torch.no_grad()
+    def observe(self, value: Tensor) -> None:
+        """Merges mean and variance of the values [N, ...] into the statistics (Chan et al., 1979)."""
+        if not self.normalize or not len(value):
+            return
+        columns = self._columns(value).double()
+        variance, mean = torch.var_mean(columns, 0, correction=0)
+        count, seen = float(self.count), len(columns)
+        share = seen / (count + seen)
+        delta = mean - self.mean
+        if not count:  # the initial statistics stand for nothing
+            self.variance.copy_(variance)
+        else:
+            within = (1 - share) * self.variance + share * variance
+            self.variance.copy_(within + share * (1 - share) * delta.square())
+        self.mean.add_(share * delta)
+        self.count.add_(seen)

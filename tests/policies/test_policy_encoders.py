@@ -1,0 +1,201 @@
+"""Observations of every space: what an encoder reads, and what travels with the policy. N observations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from expire_span_rl.policies import ActorCritic, check_spaces, observation_spec
+from expire_span_rl.policies.encoders import ENCODERS, make_entry
+from expire_span_rl.policies.encoders.vector import VectorEncoder
+from expire_span_rl.policies.encoders.words import WordsEncoder
+from expire_span_rl.spaces import Cells, Mask, Words, word_numbers
+
+SPACES = {
+    "cells": Cells(3, 5),
+    "words": Words(6),
+    "mask": Mask(4),
+    "discrete": spaces.Discrete(5, start=-2),
+    "discrete of many": spaces.Discrete(100_000, start=7),
+    "integers": spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [0, -1]]),
+    "multi_binary": spaces.MultiBinary([2, 2]),
+    "whole numbers": spaces.Box(-3, 4, (3,), np.int64),
+    "bytes": spaces.Box(0, 255, (3,), np.uint8),
+    "flags": spaces.Box(0, 1, (3,), bool),
+    "whole numbers of many values": spaces.Box(-(2**40), 2**40, (3,), np.int64),
+    "number": spaces.Box(-1, 1, (), np.float32),
+    "vector": spaces.Box(-1, 1, (4,), np.float64),
+    "tensor": spaces.Box(-np.inf, np.inf, (2, 3, 4), np.float32),
+    "picture": spaces.Box(0, 255, (64, 48, 3), np.uint8),
+    "small picture": spaces.Box(0, 255, (28, 28, 3), np.uint8),
+    "grey picture": spaces.Box(0, 255, (20, 30), np.uint8),
+    "stacked frames": spaces.Box(0, 255, (4, 84, 84), np.uint8),
+    "a window of bytes": spaces.Box(0, 255, (3, 3, 3), np.uint8),
+}
+KINDS = {
+    "cells": "cells", "words": "words", "mask": "mask", "discrete": "discrete", "discrete of many": "discrete",
+    "integers": "integers", "multi_binary": "integers", "whole numbers": "integers", "bytes": "integers",
+    "flags": "integers", "whole numbers of many values": "vector", "number": "vector", "vector": "vector",
+    "tensor": "vector", "picture": "picture", "small picture": "picture", "grey picture": "picture",
+    "stacked frames": "picture", "a window of bytes": "vector",
+}  # fmt: skip
+
+
+def drawn(space: spaces.Space, count: int, seed: int = 0) -> torch.Tensor:
+    """[N, ...] samples of a space."""
+    space.seed(seed)
+    return torch.as_tensor(np.stack([np.asarray(space.sample()) for _ in range(count)]))
+
+
+def test_every_encoder_is_here():
+    assert set(KINDS.values()) == ENCODERS.keys()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_is_read_by_its_encoder_and_different_values_look_different(name):
+    space = SPACES[name]
+    spec = json.loads(json.dumps(observation_spec(spaces.Dict({"x": space}))))["x"]
+    assert spec["kind"] == KINDS[name]
+    encoder = make_entry(spec)
+    value = drawn(space, 20)
+    encoder.observe(value)
+    columns = encoder(value, torch.float32)
+    assert columns.shape == (20, encoder.size) and torch.isfinite(columns).all()
+    for i in range(20):
+        for j in range(i):
+            same = torch.equal(value[i], value[j])
+            assert torch.allclose(columns[i], columns[j], atol=1e-6) == same
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_predicting_an_entry_gets_better_by_descent(name):
+    encoder = make_entry(observation_spec(spaces.Dict({"x": SPACES[name]}))["x"])
+    value = drawn(SPACES[name], 6)
+    if not encoder.outputs:
+        assert encoder.surprise(torch.zeros(6, 0), value) == 0
+        return
+    encoder.observe(value)
+    outputs = torch.zeros(6, encoder.outputs, requires_grad=True)
+    before = encoder.surprise(outputs, value)
+    optimizer = torch.optim.Adam([outputs], lr=0.3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        encoder.surprise(outputs, value).backward()
+        optimizer.step()
+    after = encoder.surprise(outputs, value)
+    assert before > 0 and after < before / 3, (before, after)
+
+
+@pytest.mark.parametrize("name", ["discrete", "integers", "whole numbers", "bytes"])
+def test_one_hot_columns_say_the_value(name):
+    space = SPACES[name]
+    encoder = make_entry(observation_spec(spaces.Dict({"x": space}))["x"])
+    low = getattr(space, "start", None) if name in ("discrete", "integers") else space.low
+    sizes = {"discrete": [5], "integers": [2, 3, 4, 5], "whole numbers": [8] * 3, "bytes": [256] * 3}[name]
+    value = drawn(space, 4)
+    columns = encoder(value, torch.float64)
+    counted = (value - torch.as_tensor(np.asarray(low), dtype=torch.int64)).reshape(4, -1)
+    for i, part in enumerate(columns.split(sizes, 1)):
+        assert torch.equal(part, torch.nn.functional.one_hot(counted[:, i], sizes[i]).double())
+
+
+def test_running_statistics_equal_those_of_all_that_was_seen():
+    encoder = VectorEncoder({"shape": [3], "normalize": True})
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(n, 3, generator=generator) * 1e3 + 5e4 for n in (1, 7, 500, 20)]
+    for part in parts:
+        encoder.observe(part)
+    seen = torch.cat(parts).double()
+    torch.testing.assert_close(encoder.mean.double(), seen.mean(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(encoder.variance.double(), seen.var(0, correction=0), rtol=1e-4, atol=0)
+    columns = encoder(seen.float(), torch.float32)
+    assert columns.mean(0).abs().max() < 1e-2 and (columns.std(0) - 1).abs().max() < 1e-2
+    assert encoder(torch.tensor([[1e9, 0, 0]]), torch.float32).abs().max() == 10
+
+
+def test_without_normalization_numbers_are_read_as_they_are_and_nothing_is_learned():
+    encoder = VectorEncoder({"shape": [2]})
+    value = torch.tensor([[1e4, -3.0]])
+    encoder.observe(value)
+    assert torch.equal(encoder(value, torch.float32), value) and not encoder.state_dict()
+
+
+def test_before_any_statistics_a_bounded_number_lies_around_0_by_its_bounds():
+    space = spaces.Dict({"x": spaces.Box(100, 300, (2,)), "y": spaces.Box(-np.inf, np.inf, (1,))})
+    policy = ActorCritic.for_spaces(space, spaces.Discrete(2))
+    (_, x), (_, y) = policy.encoder.entries()
+    torch.testing.assert_close(x(torch.tensor([[100.0, 300.0]]), torch.float32), torch.tensor([[-(3**0.5), 3**0.5]]))
+    assert y(torch.tensor([[4.0]]), torch.float32) == 4
+    whole = ActorCritic.for_spaces(spaces.Dict({"x": spaces.Box(0, 10**6, (1,), np.int64)}), spaces.Discrete(2), False)
+    assert whole.config.observation["x"]["normalize"] is True  # as one-hot columns they would be too many
+
+
+def test_statistics_travel_with_the_policy_and_previous_reward_has_none():
+    space = spaces.Dict({"observation": spaces.Box(-1, 1, (2,)), "previous_reward": spaces.Box(-9, 9, ())})
+    policy = ActorCritic.for_spaces(space, spaces.Discrete(2))
+    policy.observe({"observation": torch.full((3, 2, 2), 5.0), "previous_reward": torch.full((3, 2), 7.0)})
+    state = policy.state_dict()
+    assert [name for name in state if name.endswith("mean")] == ["encoder.parts.0.mean"]
+    assert state["encoder.parts.0.mean"].tolist() == [5.0, 5.0] and state["encoder.parts.0.count"] == 6
+    assert observation_spec(space)["previous_reward"] == {"kind": "vector", "shape": []}
+
+
+def test_the_words_of_a_text_count_and_so_does_their_order():
+    encoder = WordsEncoder({"shape": [12]})
+    texts = ["go to the red ball", "go to the blue ball", "put the red ball next to the blue box",
+             "put the blue ball next to the red box", "", "Go to the RED ball"]  # fmt: skip
+    columns = encoder(torch.stack([torch.as_tensor(word_numbers(text, 12).copy()) for text in texts]), torch.float32)
+    distances = torch.cdist(columns, columns)
+    assert distances[0, 5] == 0 and (distances[:5, :5] + torch.eye(5) > 0.05).all()
+    assert columns[4].abs().max() == 0
+
+
+def test_the_number_of_a_word_is_the_same_everywhere():
+    """The numbers travel: they must not depend on a process's hash seed."""
+    assert word_numbers("red ball!", 5).tolist() == [3947933639, 4073961314, 1584705409, 0, 0]
+
+
+def test_a_features_extractor_of_stable_baselines3_reads_the_environments_own_observation():
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Flat(BaseFeaturesExtractor):
+        def __init__(self, observation_space, features_dim=7):
+            super().__init__(observation_space, features_dim)
+            self.linear = nn.Linear(observation_space.n, features_dim)
+
+        def forward(self, observations):
+            return self.linear(observations)
+
+    space = spaces.Dict({
+        "observation": spaces.Discrete(5), "previous_action": spaces.Discrete(3),
+        "previous_reward": spaces.Box(-9, 9, ()),
+    })  # fmt: skip
+    policy = ActorCritic.for_spaces(space, spaces.Discrete(2), features_extractor=(Flat, {"features_dim": 9}))
+    assert policy.config.features_extractor.endswith("Flat")
+    assert policy.encoder.project.in_features == 9 + 3 + 1
+    observation = {"observation": torch.tensor([0, 4]), "previous_action": torch.tensor([2, 1]),
+                   "previous_reward": torch.zeros(2)}  # fmt: skip
+    policy.encoder(observation).sum().backward()
+    assert policy.encoder.extractor.network.linear.weight.grad.abs().sum() > 0
+    with pytest.raises(TypeError, match=r"^features_extractor_class: expected a subclass of BaseFeaturesExtractor, got "):
+        ActorCritic.for_spaces(space, spaces.Discrete(2), features_extractor=(nn.Linear, {}))
+
+
+def test_a_policy_tells_which_part_of_another_environment_differs():
+    space = spaces.Dict({"a": spaces.Discrete(5), "b": spaces.Box(-1, 1, (2,))})
+    config = ActorCritic.for_spaces(space, spaces.Discrete(2)).config
+    check_spaces(config, space, spaces.Discrete(2), "p", "E")
+    plain = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize=False).config
+    check_spaces(plain, space, spaces.Discrete(2), "p", "E")
+    other = spaces.Dict({"a": spaces.Discrete(6), "b": spaces.Box(-1, 1, (2,))})
+    with pytest.raises(ValueError, match=r"^p: expected an environment with observation 'a' .*5.*, E has .*6"):
+        check_spaces(config, other, spaces.Discrete(2), "p", "E")
+    with pytest.raises(ValueError, match=r"observation 'b' .*, E has none of that name"):
+        check_spaces(config, spaces.Dict({"a": spaces.Discrete(5)}), spaces.Discrete(2), "p", "E")
+    with pytest.raises(ValueError, match=r"^p: expected an environment with actions .*2.*, E has .*3"):
+        check_spaces(config, space, spaces.Discrete(2, start=3), "p", "E")
