@@ -112,6 +112,9 @@ class SB3Trainer:
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
         collected = time.perf_counter()
         algorithm.train()
+        # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...] by now.
+        seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
+        algorithm.policy.features_extractor.encoder.observe(seen, 1)
         ended = time.perf_counter()
         self.updates += 1
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
@@ -132,6 +135,7 @@ class SB3Trainer:
         """Weights, Adam's state and counters; not the environments' state nor the LSTM's."""
         policy = self.algorithm.policy
         tensors = {f"policy/{name}": parameter.detach() for name, parameter in policy.named_parameters()}
+        tensors |= {f"statistics/{name}": buffer for name, buffer in policy.named_buffers()}
         for index, entries in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
         return tensors, {"timesteps": self.timesteps, "updates": self.updates, "n_updates": self.algorithm._n_updates}
@@ -143,6 +147,8 @@ class SB3Trainer:
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
                 parameter.copy_(tensors[f"policy/{name}"])
+            for name, buffer in policy.named_buffers():  # runs from before November 2026 have none
+                buffer.copy_(tensors.get(f"statistics/{name}", buffer))
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
                 _, index, entry = name.split("/")

@@ -112,7 +112,71 @@ class Recall(Probe):
         return float(last and action == self.cue), not last and action != 0
 
 
-PROBES = (ConstantReward, DelayedReward, RightAction, ActionByObservation, Recall)
+class RightNumbers(Probe):
+    """One step, a reward of a third for each of three numbers that is right: 2 of 3 values, the cue, and 1 from 1 on."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.MultiDiscrete([3, 2, 2], start=[0, 0, 1])
+
+    def observe(self):
+        return np.int64(self.cue)
+
+    def step(self, action):
+        reward = float(np.mean(np.asarray(action) == (2, self.cue, 1)))
+        return self.observe(), reward, True, False, {"is_success": reward == 1}
+
+
+class RightSwitches(Probe):
+    """One step, a reward of a half for each of two switches that is right: on, and as the observation."""
+
+    action_space = spaces.MultiBinary(2)
+
+    def observe(self):
+        return np.array([self.cue], np.float32)
+
+    def step(self, action):
+        reward = float(np.mean(np.asarray(action) == (1, self.cue)))
+        return self.observe(), reward, True, False, {"is_success": reward == 1}
+
+
+class RightReals(Probe):
+    """One step; of two numbers, from 0 to 10 and of at least -1, the first should be 7 or 2 as the observation says and the
+    second at its bound: success within 0.5 of both."""
+
+    action_space = spaces.Box(np.array([0, -1], np.float32), np.array([10, np.inf], np.float32))
+
+    def observe(self):
+        return np.array([self.cue], np.float32)
+
+    def step(self, action):
+        off = np.abs(np.asarray(action, float) - (7 if self.cue else 2, -1))
+        return self.observe(), float(-off.clip(max=10).mean() / 5), True, False, {"is_success": off.max() < 0.5}
+
+
+class Forbidden(Probe):
+    """Two steps, reward 1 for the only action that the mask in the info allows, the cue or 2; another ends the episode."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(3)
+    steps = 2
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=seed)
+        return observation, self.allowed()
+
+    def allowed(self):
+        return {"action_mask": np.eye(3, dtype=np.int8)[self.cue if self.t == 0 else 2]}
+
+    def step(self, action):
+        right = self.allowed()["action_mask"][action] == 1
+        self.t += 1
+        over = not right or self.t == self.steps
+        return self.observe(), float(right), over, False, {**self.allowed(), "is_success": bool(right)}
+
+
+PROBES = (
+    ConstantReward, DelayedReward, RightAction, ActionByObservation, Recall, RightNumbers, RightSwitches, RightReals, Forbidden,
+)  # fmt: skip
 for _probe in PROBES:
     if f"Probe{_probe.__name__}-v0" not in gym.registry:
         gym.register(f"Probe{_probe.__name__}-v0", entry_point=_probe)

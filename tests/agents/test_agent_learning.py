@@ -60,6 +60,20 @@ def test_the_policy_learns_what_the_observation_asks_for():
     assert played(trainer.policy, "ProbeActionByObservation-v0", 50).mean() == 1
 
 
+@pytest.mark.parametrize("agent", ["ppo", "impala"])
+@pytest.mark.parametrize("probe", ["RightNumbers", "RightSwitches", "RightReals"])
+def test_actions_of_other_spaces_are_learned(probe, agent):
+    """Several whole numbers that count from 1, switches, and reals of which one is right in the middle and one at its bound."""
+    trainer, _ = trained(f"Probe{probe}-v0", "none", 120 if probe == "RightReals" else 60, agent=agent)
+    assert played(trainer.policy, f"Probe{probe}-v0", 100).mean() == 1
+
+
+def test_what_a_mask_forbids_is_never_done():
+    """Every other action would end the episode at once: not one does, from the first update on."""
+    _, figures = trained("ProbeForbidden-v0", "transformer_xl", 3)
+    assert figures["rollout/ep_len_mean"] == 2 and figures["rollout/ep_rew_mean"] == 2
+
+
 @pytest.mark.parametrize("kind", MEMORIES)
 def test_a_cue_is_remembered(kind):
     """Above 95% where without memory nothing is above 50% (the test below)."""
