@@ -30,13 +30,16 @@ def render_tiles(
     columns, lines, _ = codes.shape
     picture = np.zeros((lines * tile_size, columns * tile_size, 3), np.uint8)
     for column, line in np.ndindex(columns, lines):
-        code = tuple(int(part) for part in codes[column, line])
+        kind, colour, state = (int(part) for part in codes[column, line])
         here = (column, line) == agent
-        if not here and code[0] == OBJECT_TO_IDX["unseen"]:
+        if not here and kind == OBJECT_TO_IDX["unseen"]:
             continue
         picture[line * tile_size : (line + 1) * tile_size, column * tile_size : (column + 1) * tile_size] = (
             Grid.render_tile(
-                _decode(code), _EAST if here else None, bool(lit is not None and lit[column, line]), tile_size
+                _decode((kind, colour, state)),
+                _EAST if here else None,
+                bool(lit is not None and lit[column, line]),
+                tile_size,
             )
         )
     return picture
@@ -106,7 +109,7 @@ class Strip:
         lit = np.zeros((width, 3), bool)
         for i, column in enumerate(columns):
             if column is not None:
-                codes[i] = [self.encoded(column, line - 1) for line in range(3)]
+                codes[i] = np.asarray([self.encoded(column, line - 1) for line in range(3)])
                 if self.sight is None or self.sight[0] <= column <= self.sight[1]:
                     lit[i] = [max(abs(column - x), abs(line - 1 - y)) <= self.reach for line in range(3)]
         picture = render_tiles(codes, STRIP_TILE, (columns.index(x), y + 1), lit)

@@ -47,8 +47,9 @@ def _occlude(text: str) -> Callable[[Core], Wrap] | None:
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?:/(\d{1,9}))?", part)
         if match is None:
             return None
-        first, last, period = (None if number is None else int(number) for number in match.groups())
-        last = first if last is None else last
+        first = int(match[1])
+        last = first if match[2] is None else int(match[2])
+        period = None if match[3] is None else int(match[3])
         if last < first or (period is not None and last >= period):
             return None
         intervals.append((first, last, period))
