@@ -1,17 +1,55 @@
-"""What agents act in. `make_env` and `make_vec_env` give environments wrapped as a policy expects."""
+"""What agents act in. `make_env` and `make_vec_env` give environments wrapped as a policy expects.
 
-from expire_span_rl.envs.errors import EnvError
-from expire_span_rl.envs.registration import env_ids, make_env, make_vec_env, training_kwargs, vec_env_maker
-from expire_span_rl.envs.rendering import render_observation
-from expire_span_rl.envs.wraps import parse_wraps
+What needs MiniGrid is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from expire_span_rl.envs.adapter import EnvironmentWarning
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.naming import import_modules, importable, load_environment
+from expire_span_rl.envs.registration import (
+    check_id,
+    env_ids,
+    make_env,
+    make_vec_env,
+    training_kwargs,
+    vec_env_maker,
+    wrap_env,
+    wrap_vec_env,
+)
+
+if TYPE_CHECKING:
+    from expire_span_rl.envs.rendering import render_observation
+    from expire_span_rl.envs.wraps import parse_wraps
+
+_LAZY = {"parse_wraps": "wraps", "render_observation": "rendering"}
+"""Names by the module of this package that has them."""
 
 __all__ = [
     "EnvError",
+    "EnvironmentFailed",
+    "EnvironmentWarning",
+    "check_id",
     "env_ids",
+    "import_modules",
+    "importable",
+    "load_environment",
     "make_env",
     "make_vec_env",
     "parse_wraps",
     "render_observation",
     "training_kwargs",
     "vec_env_maker",
+    "wrap_env",
+    "wrap_vec_env",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

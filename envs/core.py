@@ -70,10 +70,12 @@ class Core(ABC):
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space
-    single_action_space: spaces.Discrete
+    single_action_space: spaces.Space
     memory_horizon: int | None
     """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation); None if
     not known."""
+    left_out: ClassVar[Mapping[str, str]] = {}
+    """By name, why a part of the observation is not read (`envs.foreign`)."""
     shaping: np.ndarray | None = None
     """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
     The faces tell it as `shaping` in their infos, and `envs.wrappers` keeps it out of the previous reward."""

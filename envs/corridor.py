@@ -37,6 +37,7 @@ from expire_span_rl.envs.tiles import (
     opened,
     swapped_balls,
 )
+from expire_span_rl.spaces import Cells
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Strip
@@ -92,7 +93,7 @@ class Corridor(Core):
         self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
-        self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
+        self.single_observation_space = Cells(view_size, view_size)
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = max_length
         super().__init__(num_envs)
@@ -176,7 +177,7 @@ def _window_table(r: int) -> np.ndarray:
             for y, ball, door in np.ndindex(3, 2, 2):
                 place = (west, west + east + 1, ball, 2 * door - 1)  # x, length, ball, door
                 window = [[tile(west + dx, y - 1 + dy, *place[1:]) for dy in around] for dx in around]
-                table[_window_index(r, west, east, y - 1, ball, 2 * door - 1)] = window
+                table[_window_index(r, west, east, y - 1, ball, 2 * door - 1)] = np.asarray(window)
     table[:, r, r] = EMPTY  # the agent's own tile, also in a door
     return table.reshape(len(table), -1)
 

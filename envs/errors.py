@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable
 from typing import Any
+
+from expire_span_rl.checks import nearest as nearest_name
 
 LARGEST_FLOAT = int(sys.float_info.max)  # an int may be larger and still less than infinity
 
@@ -14,14 +15,16 @@ class EnvError(ValueError):
     """A bad environment id or setting. The message is one line that a command line can print as it is."""
 
 
+class EnvironmentFailed(RuntimeError):
+    """What an environment did wrong after it was made and checked. One line that names it: id, index, step and what."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:
     """The error for `name`, which is no `kind`: the `valid` choices and the one of `nearest` (default: `valid`) that
-    is spelled most like it."""
+    is spelled most like it, if one is near."""
     valid = list(valid)
-    # Capitals are a common slip: compare without them, answer with them.
-    spelled = {choice.lower(): choice for choice in (valid if nearest is None else nearest)}
-    near = difflib.get_close_matches(name.lower(), list(spelled), n=1)
-    hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
+    near = nearest_name(name, valid if nearest is None else nearest)
+    hint = f"; did you mean {near!r}?" if near else ""
     return EnvError(f"unknown {kind} {name!r}: expected one of {', '.join(valid)}{hint}")
 
 
@@ -49,5 +52,12 @@ def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a foreign error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of a foreign error on one line; with the name of its class where the message alone says little."""
+    message = " ".join(str(error).split())
+    name = type(error).__name__
+    if not message:
+        return name
+    is_sentence = isinstance(error, (ValueError, TypeError, AssertionError, ImportError)) or type(
+        error
+    ).__module__.startswith("gymnasium")
+    return message if is_sentence and " " in message else f"{name}: {message}"

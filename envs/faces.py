@@ -51,6 +51,11 @@ class _Face:
         """For how many steps the longest-lived fact must survive in an efficient episode; None if not known."""
         return self.core.memory_horizon
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """By name, why a part of the observation is not read."""
+        return dict(self.core.left_out)
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the whole state, arrays [B]."""
         return self.core.state_dict()
@@ -86,7 +91,7 @@ class SingleEnv(_Face, gym.Env):
         self._show()
         return _first_row(self.core.observe()), {}
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.core.over[0]:
             raise ResetNeeded("expected reset() before step(): no episode has begun, or it is over")
         reward, terminated, truncated = self.core.step(_checked_actions(np.asarray(action)[None], self.action_space, 1))
@@ -155,7 +160,7 @@ class BatchedVectorEnv(_Face, VectorEnv):
         return self.core.observe(), {}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """actions [B] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the class)."""
+        """actions [B] or [B,N] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the class)."""
         core = self.core
         if core.over.any():
             raise ResetNeeded("expected reset() before step()")
@@ -201,13 +206,18 @@ class BatchedVectorEnv(_Face, VectorEnv):
         return np.flatnonzero(mask)
 
 
-def _checked_actions(actions: Any, space: gym.spaces.Discrete, num_envs: int) -> np.ndarray:
-    """Actions as an int array [B]. Raises EnvError for another shape or a number outside the space."""
+def _checked_actions(actions: Any, space: gym.Space, num_envs: int) -> np.ndarray:
+    """Actions as an array [B] or [B,N]. Raises EnvError for another shape or an action outside the space."""
     actions = np.asarray(actions)
+    if not isinstance(space, gym.spaces.Discrete):
+        if actions.shape != (num_envs, *(space.shape or ())):
+            raise EnvError(f"actions: expected [{num_envs}, ...] of {space}, got {actions.dtype}{list(actions.shape)}")
+        return actions
     if actions.shape != (num_envs,) or actions.dtype.kind not in "iu":
         raise EnvError(f"actions: expected int[{num_envs}], got {actions.dtype}{list(actions.shape)}")
-    if actions.min() < 0 or actions.max() >= space.n:
-        raise EnvError(f"actions: expected numbers from 0 to {space.n - 1}, got {actions.min()} to {actions.max()}")
+    low, high = int(space.start), int(space.start + space.n - 1)
+    if actions.min() < low or actions.max() > high:
+        raise EnvError(f"actions: expected numbers from {low} to {high}, got {actions.min()} to {actions.max()}")
     return actions
 
 

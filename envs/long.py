@@ -33,6 +33,7 @@ from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from expire_span_rl.envs.core import Core, MaskedCore, counter_uniform
 from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import LARGEST_VIEW
+from expire_span_rl.spaces import Cells, Mask
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
@@ -50,6 +51,7 @@ class Wrap(MaskedCore):
         self.single_observation_space = inner.single_observation_space
         self.single_action_space = inner.single_action_space
         self.memory_horizon = inner.memory_horizon
+        self.left_out = inner.left_out
         self._first_draw = getattr(inner, "_first_draw", 0) + _SALT
         super().__init__(inner.num_envs)
 
@@ -220,21 +222,23 @@ class Occlude(Wrap):
 
 
 def _blank(space: spaces.Space) -> Any:
-    """An observation that shows nothing (zeros are MiniGrid's unseen tiles), with an axis of 1 in front, per entry."""
+    """An observation that shows nothing (zeros are MiniGrid's unseen tiles), with an axis of 1 in front, per entry. None
+    for a mask, which is no part of what is shown."""
     if isinstance(space, spaces.Dict):
         return {key: _blank(sub) for key, sub in space.items()}
+    if isinstance(space, Mask):
+        return None
     if isinstance(space, spaces.Box):
         return np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)[None]
-    return np.asarray(getattr(space, "start", np.zeros(space.shape)), space.dtype)[None]
+    return np.broadcast_to(getattr(space, "start", 0), space.shape or ()).astype(space.dtype)[None]
 
 
 def _distractions(space: spaces.Space) -> Any:
     """Observations that mean nothing, [DISTRACTIONS, ...] per entry: floor tiles, which no task has, of random colours
-    where MiniGrid's encoding fits; what is no such image shows nothing."""
+    for MiniGrid's cells; what is no such image shows nothing."""
     if isinstance(space, spaces.Dict):
         return {key: _distractions(sub) for key, sub in space.items()}
-    image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-    if not image or space.shape[2] != 3 or max(space.shape) > LARGEST_VIEW:
+    if not isinstance(space, Cells) or max(space.shape) > LARGEST_VIEW:
         return _blank(space)
     tiles = np.zeros((DISTRACTIONS, *space.shape), np.uint8)
     draws = counter_uniform(np.zeros(1, np.int64), np.zeros(1, np.int64), np.arange(tiles[..., 0].size))
@@ -248,7 +252,7 @@ def _overwritten(observation: Any, rows: np.ndarray, shown: Any, number: np.ndar
     if isinstance(observation, dict):
         for key, part in observation.items():
             _overwritten(part, rows, shown[key], number)
-    else:
+    elif shown is not None:
         observation[rows] = shown[number % len(shown)]
     return observation
 

@@ -32,6 +32,7 @@ from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_betw
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, expect_number
 from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
+from expire_span_rl.spaces import Cells
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Strip
@@ -58,7 +59,8 @@ def tile(x: int, y: int, room_length: int, first: bool, north: int, landmark: An
     if x == room_length - 1 and abs(y) == 1:
         return DOOR[north if y < 0 else 1 - north]
     if x == room_length and abs(y) <= 1:
-        return tuple(int(part) for part in landmark[y + 1])
+        kind, colour, state = (int(part) for part in landmark[y + 1])
+        return kind, colour, state
     return WALL
 
 
@@ -109,7 +111,7 @@ class Portal(Core):
         self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
-        self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
+        self.single_observation_space = Cells(view_size, view_size)
         self.single_action_space = spaces.Discrete(4)
         # What is found in the first room is used until the last return. (Whoever notes it anew on every visit needs it
         # for one walk through all rooms at most.)
@@ -244,7 +246,7 @@ def _window_table(room_length: int, r: int) -> np.ndarray:
     table = np.zeros((room_length * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
     for x, first, north, y in np.ndindex(room_length, 2, 2, 3):
         window = [[tile(x + dx, y - 1 + dy, room_length, first, north, nothing) for dy in around] for dx in around]
-        table[_window_index(x, first, north, y - 1)] = window
+        table[_window_index(x, first, north, y - 1)] = np.asarray(window)
     table[:, r, r] = EMPTY  # the agent's own tile, also in a door
     return table.reshape(len(table), -1)
 

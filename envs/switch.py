@@ -39,6 +39,7 @@ from expire_span_rl.envs.tiles import (
     expect_view_size,
     swapped_balls,
 )
+from expire_span_rl.spaces import Cells
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Strip
@@ -108,7 +109,7 @@ class Switch(Core):
         self.view_size = expect_view_size(view_size)
         self.max_steps = expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
-        self.single_observation_space = spaces.Box(0, 255, (view_size, view_size, 3), np.uint8)
+        self.single_observation_space = Cells(view_size, view_size)
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = min(passage_length * max_hold, max_steps)
         super().__init__(num_envs)
@@ -217,7 +218,7 @@ def _window_table(passage_length: int, r: int) -> np.ndarray:
     table = np.zeros((passage_length * 6, 2 * r + 1, 2 * r + 1, 3), np.uint8)
     for x, north, signal in np.ndindex(passage_length, 2, 3):
         window = [[tile(x + dx, dy, passage_length, north, signals[signal]) for dy in around] for dx in around]
-        table[_window_index(x, north, signal)] = window
+        table[_window_index(x, north, signal)] = np.asarray(window)
     return table.reshape(len(table), -1)
 
 

@@ -1,12 +1,13 @@
 """Previous action and previous reward join the observation, so that a policy is a function of its observation alone.
 
-Names: B environments, n actions. The wrapped observation is a Dict:
+Names: B environments, N numbers of an action. The wrapped observation is a flat Dict:
 
-    "image"            the observation itself if it is a uint8 Box of rank 3, else "observation";
-                       a Dict brings its own keys, without text, which a policy of tensors cannot read
-    "previous_action"  int64 in 0..n; n when there is none, at the start of an episode
-    "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that the
-                       environment's info says is for the learner alone
+    entries            of the observation itself (`spaces.Flattener`): "image" or "observation" if it has no parts
+    "previous_action"  `spaces.previous_action_space`: actions counted from 0, one more than the last for none at the
+                       start of an episode; of a Box, its numbers scaled to [-1, 1], and zeros for none
+    "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that one of our
+                       tasks says is for the learner alone
+    "action_mask"      where the environment says which actions are allowed (`envs.masks`)
 
 At an episode's end `final_obs` carries the action just taken and the reward just received, and the observation after it
 starts afresh. Neither wrapper holds a state: what they add is told by the step itself.
@@ -20,43 +21,50 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
+from expire_span_rl.envs.adapter import AdaptedEnv, adapt
+from expire_span_rl.envs.batched import AdaptedVectorEnv
 from expire_span_rl.envs.errors import EnvError
+from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
+from expire_span_rl.spaces import (
+    ADDED,
+    PREVIOUS_ACTION,
+    PREVIOUS_REWARD,
+    entry_name,
+    no_action,
+    previous_action,
+    previous_action_space,
+)
 
-_TENSORS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-
-
-def kept_space(space: spaces.Space) -> spaces.Dict:
-    """The part of an observation space that a policy of tensors can read, as a Dict. Raises EnvError if it is empty."""
-    if not isinstance(space, spaces.Dict):
-        is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-        space = spaces.Dict({"image" if is_image else "observation": space})
-    kept = {key: sub for key, sub in space.items() if isinstance(sub, _TENSORS)}
-    if not kept:
-        raise EnvError(f"observation space: expected a Box, a Discrete or a Dict of them, got {space}")
-    return spaces.Dict(kept)
-
-
-def kept(observation: Any, space: spaces.Dict) -> dict[str, Any]:
-    """The part of an observation (single or batched) that `space`, from `kept_space`, names."""
-    if isinstance(observation, Mapping):
-        return {key: observation[key] for key in space if key in observation}
-    return {next(iter(space)): observation}
+_FLAT_VECTORS = (AdaptedVectorEnv, SyncEnvs, AsyncEnvs)
+_PLAIN_WRAPPERS = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, gym.wrappers.TimeLimit)
 
 
-def _with_previous(space: spaces.Dict, action_space: spaces.Space) -> spaces.Dict:
-    """`space` and the two entries of this module. Raises EnvError unless actions are Discrete and the names free."""
-    if not isinstance(action_space, spaces.Discrete):
-        raise EnvError(f"action space: expected Discrete, got {action_space}")
-    added = {
-        "previous_action": spaces.Discrete(int(action_space.n) + 1),
-        "previous_reward": spaces.Box(-np.inf, np.inf, (), np.float32),
-    }
-    if taken := sorted(added.keys() & space.keys()):
-        raise EnvError(f"observation space: expected none of {sorted(added)} in it, got {taken}")
-    return spaces.Dict({**space.spaces, **added})
+class _Entries:
+    """An observation as a Dict of entries, with those that this module adds."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        """observation_space: flat already, of one of our tasks or adapted. Raises EnvError if a name is taken."""
+        self.name = None if isinstance(observation_space, spaces.Dict) else entry_name((), observation_space)
+        own = {self.name: observation_space} if self.name is not None else observation_space.spaces
+        if taken := sorted({PREVIOUS_ACTION, PREVIOUS_REWARD} & own.keys()):
+            raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {taken}")
+        self.inner = spaces.Dict(own)
+        self.no_action = no_action(action_space)
+        added = {
+            PREVIOUS_ACTION: previous_action_space(action_space),
+            PREVIOUS_REWARD: spaces.Box(-np.inf, np.inf, (), np.float32),
+        }
+        self.space = spaces.Dict({**own, **added})
+
+    def named(self, observation: Any) -> dict[str, Any]:
+        return observation if self.name is None else {self.name: observation}
+
+    def joined(self, entries: Any, action: Any, reward: Any) -> dict[str, Any]:
+        return {**entries, PREVIOUS_ACTION: action, PREVIOUS_REWARD: reward}
 
 
 def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
@@ -67,43 +75,67 @@ def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
     return np.where(ended["_shaping"], ended["shaping"], going) if "shaping" in ended else going
 
 
-class PreviousActionReward(gym.Wrapper):
-    """The single form: see the module."""
+def is_own(env: gym.Env) -> bool:
+    """Whether it is one of our tasks, in nothing but Gymnasium's own plain wrappers: it needs no adapter."""
+    while isinstance(env, _PLAIN_WRAPPERS):
+        env = env.env
+    return isinstance(env, SingleEnv)
 
-    def __init__(self, env: gym.Env) -> None:
+
+class PreviousActionReward(gym.Wrapper):
+    """The single form: see the module. An environment of another package is adapted first (`envs.adapter`).
+
+    `left_out`: by name, why a part of the observation is not read. Raises EnvError for what no policy can take."""
+
+    def __init__(self, env: gym.Env, encoder: str = "auto") -> None:
+        """encoder: see `cells.cells_space`."""
+        if not (isinstance(env, AdaptedEnv) or is_own(env)):
+            env = adapt(env, encoder=encoder)
         super().__init__(env)
-        self._kept_space = kept_space(env.observation_space)
-        self.observation_space = _with_previous(self._kept_space, env.action_space)
+        self.left_out: dict[str, str] = env.left_out if isinstance(env, AdaptedEnv) else env.unwrapped.left_out
+        self._entries = _Entries(env.observation_space, env.action_space)
+        self.observation_space = self._entries.space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._observation(observation, int(self.action_space.n), 0.0), info
+        return self._entries.joined(
+            self._entries.named(observation), self._entries.no_action.copy(), np.array(0, np.float32)
+        ), info
 
-    def step(self, action: int) -> tuple[dict, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict[str, Any]]:
+        previous = previous_action(self.env.action_space, action)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        previous = int(action) - int(self.action_space.start)
-        seen = float(reward) - float(info.get("shaping", 0.0))
-        return self._observation(observation, previous, seen), reward, terminated, truncated, info
-
-    def _observation(self, observation: Any, action: int, reward: float) -> dict[str, Any]:
-        added = {"previous_action": np.int64(action), "previous_reward": np.array(reward, np.float32)}
-        return {**kept(observation, self._kept_space), **added}
+        seen = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
+        return (
+            self._entries.joined(self._entries.named(observation), previous, seen),
+            reward,
+            terminated,
+            truncated,
+            info,
+        )
 
 
 class VectorPreviousActionReward(VectorWrapper):
-    """The vector form, over any SAME_STEP vector environment with Discrete actions: see the module.
+    """The vector form, over any SAME_STEP vector environment: see the module. One of another package is adapted first.
 
     `infos["final_obs"]` is one batch, structured as the observation, whatever the environment beneath makes of it
-    (SyncVectorEnv: an array of objects). Rows outside `_final_obs` mean nothing.
+    (SyncVectorEnv: an array of objects). Rows outside `_final_obs` mean nothing. `left_out` as in the single form.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
-        super().__init__(env)
+    def __init__(self, env: VectorEnv, encoder: str = "auto") -> None:
+        """encoder: see `cells.cells_space`."""
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise EnvError(f"autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}")
-        self._kept_space = kept_space(env.single_observation_space)
-        self.single_observation_space = _with_previous(self._kept_space, env.single_action_space)
+        is_flat = isinstance(env, (*_FLAT_VECTORS, BatchedVectorEnv))
+        if not is_flat and not (isinstance(env, SyncVectorEnv) and all(map(is_own, env.envs))):
+            env = AdaptedVectorEnv(env, encoder=encoder)
+        super().__init__(env)
+        self.left_out: dict[str, str] = getattr(env, "left_out", {})
+        self._entries = _Entries(env.single_observation_space, env.single_action_space)
+        self.single_observation_space = self._entries.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._no_action = np.stack([self._entries.no_action] * self.num_envs)  # [B] or [B,N]
+        self._acts_in = env.single_action_space
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -111,22 +143,29 @@ class VectorPreviousActionReward(VectorWrapper):
         if options is not None and "reset_mask" in options:
             raise EnvError("reset_mask: expected a reset of all environments, got a mask")
         observation, infos = self.env.reset(seed=seed, options=options)
-        none = np.full(self.num_envs, self.single_action_space.n, np.int64)
-        return self._observation(observation, none, np.zeros(self.num_envs, np.float32)), infos
+        none = np.zeros(self.num_envs, np.float32)
+        return self._entries.joined(self._entries.named(observation), self._no_action.copy(), none), infos
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        action = previous_action(self._acts_in, actions)  # [B] or [B,N]
         observation, reward, terminated, truncated, infos = self.env.step(actions)
-        action = np.asarray(actions).astype(np.int64) - self.single_action_space.start  # [B]
         previous_reward = (reward - shaping_of(infos)).astype(np.float32)  # [B]
         ended = terminated | truncated
         if "final_obs" in infos:
             final = self._batched(infos["final_obs"], ended)
-            infos = {**infos, "final_obs": self._observation(final, action, previous_reward)}
-            action = np.where(ended, self.single_action_space.n, action)
+            infos = {**infos, "final_obs": self._entries.joined(final, action, previous_reward)}
+            rows = ended if action.ndim == 1 else ended[:, None]
+            action = np.where(rows, self._no_action, action)
             previous_reward = np.where(ended, np.float32(0), previous_reward)
-        return self._observation(observation, action, previous_reward), reward, terminated, truncated, infos
+        return (
+            self._entries.joined(self._entries.named(observation), action, previous_reward),
+            reward,
+            terminated,
+            truncated,
+            infos,
+        )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The state of the environments beneath; empty if they cannot save it."""
@@ -146,16 +185,12 @@ class VectorPreviousActionReward(VectorWrapper):
         """For how many steps the longest-lived fact must survive; None where the environment does not say."""
         return getattr(self.unwrapped, "memory_horizon", None)
 
-    def _observation(self, observation: Any, action: np.ndarray, reward: np.ndarray) -> dict[str, np.ndarray]:
-        added = {"previous_action": action, "previous_reward": reward}
-        return {**kept(observation, self._kept_space), **added}
-
     def _batched(self, final: Any, ended: np.ndarray) -> dict[str, np.ndarray]:
-        """Final observations as one batch with the structure of `_kept_space`; rows outside `ended` mean nothing."""
+        """Final observations as one batch of entries; rows outside `ended` mean nothing."""
         if not (isinstance(final, np.ndarray) and final.dtype == object):
-            return kept(final, self._kept_space)
-        batch = create_empty_array(self._kept_space, self.num_envs)
+            return self._entries.named(final)
+        batch = create_empty_array(self._entries.inner, self.num_envs)
         for row in np.flatnonzero(ended):
-            for key, value in kept(final[row], self._kept_space).items():
+            for key, value in self._entries.named(final[row]).items():
                 batch[key][row] = value
         return batch

@@ -282,7 +282,7 @@ def test_occlusion_hides_the_chosen_steps_and_nothing_else(id, seed, steps):
 def test_other_packages_environments_are_wrapped_too():
     env = envs.make_vec_env("MiniGrid-MemoryS7-v0", 2, wraps=["episodes=2", "stretch=1"], max_episode_steps=3)
     first, _ = env.reset(seed=0)
-    assert first["image"].shape == (2, 7, 7, 3) and "mission" not in first
+    assert first["image"].shape == (2, 7, 7, 3) and first["mission"].any()
     seen = [first["image"]]
     for step in range(1, 12):
         observation, _, _, truncated, infos = env.step(np.array([2, 2]))
@@ -297,8 +297,6 @@ def test_other_packages_environments_are_wrapped_too():
     light = picture.render()
     picture.step(2)
     assert picture.render().mean() < 0.5 * light.mean()
-    with pytest.raises(envs.EnvError, match="^action space: expected Discrete, got Box"):
-        envs.make_vec_env("Pendulum-v1", 2, wraps=["stretch=1"])
 
 
 CHOICES = "expected one of stretch, episodes, fresh_episodes, occlude"

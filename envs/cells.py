@@ -1,0 +1,89 @@
+"""Whether an image is a grid of MiniGrid's cells: decided by the environment and its wrappers, never by the shape alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from expire_span_rl.envs.errors import EnvError, expect_choice
+from expire_span_rl.spaces import CELL_BOUNDS, Cells
+
+ENCODERS = ("auto", "cells")
+IMAGE = "image"
+_KEEP_CELLS = {
+    "ReseedWrapper", "ActionBonus", "PositionBonus", "ImgObsWrapper", "FullyObsWrapper", "DictObservationSpaceWrapper",
+    "ViewSizeWrapper", "DirectionObsWrapper", "StochasticActionWrapper", "NoDeath",
+}  # fmt: skip
+"""Of `minigrid.wrappers`: those whose image, if they have one, is in MiniGrid's encoding."""
+
+
+def cells_space(env: gym.Env, encoder: str = "auto") -> dict[str, spaces.Space]:
+    """{"image": Cells} if the image of `env` is one of cells, else {}: what `spaces.Flattener` takes as `replaced`.
+
+    encoder: "auto", or "cells" for an environment that only its user knows to have them.
+    Raises EnvError for an encoder that the observation does not fit."""
+    expect_choice("encoder", encoder, ENCODERS)
+    if encoder == "cells":
+        return forced_cells(env.observation_space)
+    image = _image_space(env.observation_space)
+    return {IMAGE: Cells(*image.shape[:2])} if image is not None and _has_cells(env) else {}
+
+
+def forced_cells(space: spaces.Space) -> dict[str, spaces.Space]:
+    """{"image": Cells} for an observation space whose user says so. Raises EnvError if its image cannot be one."""
+    image = _image_space(space)
+    if image is None:
+        raise EnvError(f"encoder: 'cells' needs an entry 'image' of uint8 [columns, lines, 3], got {space}")
+    return {IMAGE: Cells(*image.shape[:2])}
+
+
+def fits_cells(observation: Any) -> bool:
+    """Whether the image of an observation holds nothing but objects, colours and states that MiniGrid knows."""
+    image = np.asarray(observation[IMAGE] if isinstance(observation, Mapping) else observation)
+    return image.ndim > 0 and bool((image <= np.array(CELL_BOUNDS)).all())
+
+
+def _image_space(space: spaces.Space) -> spaces.Box | None:
+    """The space of the entry "image" if it may hold cells."""
+    part = space.spaces.get(IMAGE) if isinstance(space, spaces.Dict) else space
+    is_image = isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) == 3 and part.shape[2] == 3
+    return part if is_image else None
+
+
+def _has_cells(env: gym.Env) -> bool:
+    """Walks the wrappers down to a MiniGridEnv; False as soon as one may have changed the encoding."""
+    minigrid = sys.modules.get("minigrid.minigrid_env")  # who has such an environment has imported it
+    if minigrid is None or not isinstance(env.unwrapped, minigrid.MiniGridEnv):
+        return False
+    while isinstance(env, gym.Wrapper):
+        if not _keeps_cells(env):
+            return False
+        env = env.env
+    return True
+
+
+def _keeps_cells(wrapper: gym.Wrapper) -> bool:
+    kind = type(wrapper)
+    if kind.__module__ == "minigrid.wrappers":
+        return kind.__name__ in _KEEP_CELLS
+    above, below = _image_space(wrapper.observation_space), _image_space(wrapper.env.observation_space)
+    if above is None or above != below:
+        return False
+    return not isinstance(wrapper, gym.ObservationWrapper) or _passes_image_on(wrapper)
+
+
+def _passes_image_on(wrapper: gym.ObservationWrapper) -> bool:
+    """Whether an unknown wrapper leaves the image of an observation as it is, tried on one drawn at random."""
+    try:
+        drawn = wrapper.env.observation_space.sample()
+        before = np.array(drawn[IMAGE] if isinstance(drawn, Mapping) else drawn)
+        seen = wrapper.observation(drawn)
+        after = seen[IMAGE] if isinstance(seen, Mapping) else seen
+        return bool(np.array_equal(before, after))
+    except Exception:  # noqa: BLE001, it needs more of its environment than a sample: nothing is known
+        return False

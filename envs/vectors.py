@@ -1,0 +1,309 @@
+"""Many adapted environments as one: one after the other, or each in a process of its own.
+
+Both are Gymnasium's (SyncVectorEnv, AsyncVectorEnv) in SAME_STEP autoreset, over `AdaptedEnv`s, and give identical
+trajectories. A process that dies, or whose environment fails, is replaced a few times: its episode ends truncated.
+B environments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import secrets
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.utils import (
+    CloudpickleWrapper,
+    clear_mpi_env_vars,
+    create_shared_memory,
+    iterate,
+    read_from_shared_memory,
+    write_to_shared_memory,
+)
+
+from expire_span_rl.envs.adapter import AdaptedEnv, EnvironmentWarning
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+
+MOST_RESTARTS = 3
+"""Of the processes of one vector environment."""
+_PATIENCE = 5.0  # seconds that a process has to end by itself
+
+MakeAdapted = Callable[[], AdaptedEnv]
+
+
+class _Infos:
+    """Infos of B environments as arrays that hold whatever a later environment adds."""
+
+    num_envs: int
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        """Gymnasium's, whose arrays take their type from the first environment that has an entry."""
+        for key, value in env_info.items():
+            if isinstance(value, dict) and key != "final_obs":
+                vector_infos[key] = self._add_info(vector_infos.get(key, {}), value, env_num)
+            else:
+                array = vector_infos.get(key)
+                kind = _KINDS.get(type(value), object)
+                if array is None:
+                    array = (
+                        np.zeros(self.num_envs, kind) if kind is not object else np.full(self.num_envs, None, object)
+                    )
+                elif array.dtype != kind:
+                    # A flag beside a number stays a number; anything beside a text is an object.
+                    joint = np.result_type(array.dtype, kind) if object not in (array.dtype, kind) else object
+                    array = array.astype(joint)
+                try:
+                    array[env_num] = value
+                except OverflowError:  # a whole number beyond 64 bits
+                    array = array.astype(np.float64)
+                    array[env_num] = float(value)
+                vector_infos[key] = array
+            mask = vector_infos.setdefault(f"_{key}", np.zeros(self.num_envs, bool))
+            mask[env_num] = True
+        return vector_infos
+
+
+_KINDS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}
+
+
+class SyncEnvs(_Infos, SyncVectorEnv):
+    """Environments that are stepped one after the other."""
+
+    def __init__(self, makers: Sequence[MakeAdapted]) -> None:
+        super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.left_out = self.envs[0].left_out
+
+
+class AsyncEnvs(_Infos, AsyncVectorEnv):
+    """Environments in processes, which write their observations to shared memory.
+
+    The processes are new ones, no forks: what is forked from a process that has torch loaded may never wake up."""
+
+    def __init__(self, makers: Sequence[MakeAdapted], ready: AdaptedEnv) -> None:
+        """makers: make the environments in their processes; ready: what the first of them gives in this one, where
+        Gymnasium asks it for its spaces and closes it. Raises EnvError if an environment cannot be made."""
+        self.left_out, self._name = ready.left_out, ready.adaptation.name
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._processes_from: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._processes_from.set_forkserver_preload([__name__])
+        space = ready.observation_space
+        buffer = create_shared_memory(space, n=len(makers), ctx=self._processes_from)
+        self._restarts = 0
+        self._episodes: list[tuple[int, int] | None] = [None] * len(makers)  # (seed, number) of each row's episode
+        super().__init__(
+            makers,
+            shared_memory=False,  # (Gymnasium's does not outlive a process)
+            context=method,
+            worker=partial(_work, buffer),
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+        self.observations = read_from_shared_memory(space, buffer, n=self.num_envs)
+        self._last = self._copied()
+
+    def reset_async(self, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> None:
+        self._assert_is_running()
+        seeds = [None] * self.num_envs if seed is None else seed
+        seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else list(seeds)
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"seed: expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
+        for i, given in enumerate(seeds):
+            before = self._episodes[i]
+            if given is not None:
+                self._episodes[i] = (int(given), 0)
+            else:
+                self._episodes[i] = (secrets.randbits(31), 0) if before is None else (before[0], before[1] + 1)
+            self._send(i, "start", (*self._episodes[i], options))
+        self._state = AsyncState.WAITING_RESET
+
+    def reset_wait(self, timeout: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        infos: dict[str, Any] = {}
+        for i in range(self.num_envs):
+            info, failed = self._receive(i)
+            if failed is not None:
+                info = self._restarted(i, failed)
+            infos = self._add_info(infos, info, i)
+        self._state = AsyncState.DEFAULT
+        self._last = self._copied()
+        return self._last, infos
+
+    def step_async(self, actions: Any) -> None:
+        self._assert_is_running()
+        for i, action in enumerate(iterate(self.action_space, actions)):
+            self._send(i, "step", action)
+        self._state = AsyncState.WAITING_STEP
+
+    def step_wait(
+        self, timeout: float | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        infos: dict[str, Any] = {}
+        for i in range(self.num_envs):
+            result, failed = self._receive(i)
+            if failed is not None:
+                final = {name: values[i].copy() for name, values in self._last.items()}
+                self._next_episode(i)
+                info = self._restarted(i, failed)
+                result = (0.0, False, True, {"final_obs": final, "final_info": {}, **info})
+            elif result[1] or result[2]:
+                self._next_episode(i)
+            rewards[i], terminated[i], truncated[i], info = result
+            infos = self._add_info(infos, info, i)
+        self._state = AsyncState.DEFAULT
+        self._last = self._copied()
+        return self._last, rewards, terminated, truncated, infos
+
+    def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
+        answers = [self._receive(i) for i in range(self.num_envs)]
+        self._state = AsyncState.DEFAULT
+        for _, failed in answers:
+            if failed is not None:
+                raise EnvironmentFailed(failed[0])
+        return tuple(result for result, _ in answers)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Ends the processes: asks them, and after a few seconds does not ask."""
+        for i, pipe in enumerate(self.parent_pipes):
+            if not terminate:
+                self._send(i, "close", None)
+            pipe.close()
+        for process in self.processes:
+            process.join(0 if terminate else _PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _copied(self) -> dict[str, np.ndarray]:
+        return {name: values.copy() for name, values in self.observations.items()}
+
+    def _next_episode(self, i: int) -> None:
+        seed, number = self._episodes[i]
+        self._episodes[i] = (seed, number + 1)
+
+    def _send(self, i: int, command: str, data: Any) -> None:
+        with contextlib.suppress(OSError):  # that a process is gone shows when its answer is awaited
+            self.parent_pipes[i].send((command, data))
+
+    def _receive(self, i: int) -> tuple[Any, tuple[str, str] | None]:
+        """(answer, None) of the process i, or (None, (what went wrong in one line, traceback))."""
+        try:
+            result, success = self.parent_pipes[i].recv()
+        except (EOFError, OSError):
+            process = self.processes[i]
+            process.join(_PATIENCE)
+            return None, (f"{self._name}, environment {i}: its process ended with exit code {process.exitcode}", "")
+        return (result, None) if success else (None, result)
+
+    def _restarted(self, i: int, failed: tuple[str, str]) -> dict[str, Any]:
+        """A new process for environment i, which begins the row's episode: its info. Raises EnvironmentFailed after
+        `MOST_RESTARTS` restarts."""
+        while True:
+            message, trace = failed
+            self.parent_pipes[i].close()
+            self.processes[i].join(_PATIENCE)
+            if self.processes[i].is_alive():
+                self.processes[i].kill()
+            if self._restarts == MOST_RESTARTS:
+                raise EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
+            self._restarts += 1
+            told = f"{message}; its process is restarted ({self._restarts} of at most {MOST_RESTARTS} times)"
+            warnings.warn(f"{told}\n{trace}".strip(), EnvironmentWarning, stacklevel=2)
+            self._start(i)
+            self._send(i, "start", (*(self._episodes[i] or (secrets.randbits(31), 0)), None))
+            info, failure = self._receive(i)
+            if failure is None:
+                return info
+            failed = failure
+
+    def _start(self, i: int) -> None:
+        """A process for environment i, as Gymnasium's constructor starts it."""
+        parent_pipe, child_pipe = self._processes_from.Pipe()
+        with clear_mpi_env_vars():
+            process = self._processes_from.Process(
+                target=self.worker,
+                name=f"Worker<{type(self).__name__}>-{i}",
+                args=(i, CloudpickleWrapper(self.env_fns[i]), child_pipe, parent_pipe, None, None, None, None),
+                daemon=True,
+            )
+            process.start()
+        child_pipe.close()
+        self.parent_pipes[i], self.processes[i] = parent_pipe, process
+
+    def _check_spaces(self) -> None:
+        """Raises EnvError for an environment that could not be made, or has other spaces than the first."""
+        spaces = (self.single_observation_space, self.single_action_space)
+        for i in range(self.num_envs):
+            self._send(i, "_check_spaces", spaces)
+        for i in range(self.num_envs):
+            same, failed = self._receive(i)
+            if failed is not None:
+                raise EnvError(failed[0])
+            if not same:
+                raise EnvError(f"{self._name}, environment {i}: expected the spaces of the first one, got others")
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        if not all(successes):
+            raise EnvironmentFailed(f"{self._name}: an attribute could not be set")
+
+
+def _work(buffer: Any, index: int, make: MakeAdapted, pipe: Connection, parent_pipe: Connection, *_: Any) -> None:
+    """What a process does: makes its environment and answers (result, True), or ((message, traceback), False) once."""
+    parent_pipe.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us when it is done
+    env = None
+    try:
+        env = make()
+        while True:
+            command, data = pipe.recv()
+            if command == "close":
+                break
+            pipe.send((_answer(env, buffer, index, command, data), True))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone
+    except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
+        name = (
+            "" if isinstance(error, (EnvironmentFailed, EnvError)) else f"environment {index}: {type(error).__name__}: "
+        )
+        message = f"{name}{' '.join(str(error).split())}"
+        with contextlib.suppress(OSError):
+            pipe.send(((message, traceback.format_exc()), False))
+    finally:
+        if env is not None:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _answer(env: AdaptedEnv, buffer: Any, index: int, command: str, data: Any) -> Any:
+    """The answer to one command. Observations go to the shared memory."""
+    if command == "step":
+        observation, reward, terminated, truncated, info = env.step(data)
+        if terminated or truncated:
+            final, final_info = observation, info
+            observation, info = env.reset()
+            info = {"final_obs": final, "final_info": final_info, **info}
+        write_to_shared_memory(env.observation_space, index, observation, buffer)
+        return reward, terminated, truncated, info
+    if command == "start":
+        observation, info = env.start(*data)
+        write_to_shared_memory(env.observation_space, index, observation, buffer)
+        return info
+    if command == "_call":
+        name, args, kwargs = data
+        attribute = env.get_wrapper_attr(name)
+        return attribute(*args, **kwargs) if callable(attribute) else attribute
+    if command == "_setattr":
+        env.set_wrapper_attr(*data)
+        return None
+    if command == "_check_spaces":
+        return data == (env.observation_space, env.action_space)
+    raise ValueError(f"unknown command {command!r}")
