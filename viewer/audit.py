@@ -8,7 +8,7 @@ block is merged at that very moment, it goes with them).
 *Swapped*: every observation that shows the fact shows its counterpart instead. A fact that was seen twice, or that later
 memories copied into a higher layer, survives a direct removal; of a total swap nothing survives.
 
-T steps, V variants at once, A actions, L layers.
+T steps, V variants at once, P parameters of the actions' distribution, L layers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from rich.table import Table
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic, Memory
-from expire_span_rl.viewer.play import CHUNK, Episode, LayerLives, tensors_of
-from expire_span_rl.viewer.record import rounded
+from expire_span_rl.viewer.play import CHUNK, Episode, LayerLives, action_text, shifts, tensors_of
+from expire_span_rl.viewer.record import rounded, shown_as
 
 AT_ONCE = 32  # variants replayed together
 MOST_SUGGESTED = 8  # decisions, where the environment names none,
 LEAST_INFLUENCE = 0.1  # with at least this much influence of memory
-MOST_ROWS = 30  # of the table on a terminal
+MOST_ROWS = 30  # of the table on a terminal,
+MOST_LETTERS = 24  # and of an action there
+LEAST_SHIFT = 0.05  # below it nothing is said to have changed
 Asked = tuple[int, int, int, float]  # decision, layer, step at which the memory was written, attention
 EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
 
@@ -39,25 +41,26 @@ EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
 class Answer:
     """What the policy says at one step."""
 
-    probabilities: np.ndarray  # float64 [A]
+    params: Tensor  # [P] of the actions' distribution
     value: float
 
-    def against(self, base: Answer) -> dict[str, Any]:
-        """JSON-able: itself, its action, and how far it is from `base`: `shift`, the total variation of the actions'
-        probabilities, in [0, 1], and `value_change`."""
+    def against(self, base: Answer, policy: ActorCritic, names: Sequence[str]) -> dict[str, Any]:
+        """JSON-able: itself, its most likely action (a number of `names` if that is one whole number, else as text), and how far
+        it is from `base`: `shift`, the total variation of the actions' distributions, in [0, 1], and `value_change`."""
+        params = self.params.double()
+        action = policy.actions.mode(params)
         return {
-            "probabilities": rounded(self.probabilities),
+            shown_as(policy): rounded(policy.actions.marginals(params).cpu()),
             "value": rounded(self.value),
-            "action": int(self.probabilities.argmax()),
-            "shift": rounded(abs(self.probabilities - base.probabilities).sum() / 2),
+            "action": int(action) if action.ndim == 0 else action_text(policy, action, names),
+            "shift": rounded(shifts(policy, params, base.params)),
             "value_change": rounded(self.value - base.value),
         }
 
 
-def _answers(logits: Tensor, values: Tensor) -> list[Answer]:
-    """logits [V,A], values [V]."""
-    chances = torch.softmax(logits.double(), -1).cpu().numpy()
-    return [Answer(p, float(v)) for p, v in zip(chances, values, strict=True)]
+def _answers(params: Tensor, values: Tensor) -> list[Answer]:
+    """params [V,P], values [V]."""
+    return [Answer(one, float(value)) for one, value in zip(params, values, strict=True)]
 
 
 @torch.no_grad()
@@ -70,8 +73,8 @@ def replay(
     memories_before: Sequence[int] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Memory | None]]:
     """Runs the policy again over observations [t,V,...] of V episodes from step `first` on, which begins with `memory` (None:
-    the episodes' start): yields each step's number, logits [V,A] and values [V], and for the steps of `memories_before` the
-    memory that the step began with.
+    the episodes' start): yields each step's number, parameters [V,P] and values [V], and for the steps of `memories_before`
+    the memory that the step began with.
 
     removed: per variant the step whose observation leaves no memory, in any layer, -1 for none.
     """
@@ -89,8 +92,8 @@ def replay(
                 memory = memory.without(i, (layer.birth == t - 1) & (gone == t - 1)[:, None])
             acting = policy.begin(memory, CHUNK)
         start = torch.full((count,), t == 0, device=policy.device)
-        logits, values = policy.step({key: value[t - first] for key, value in observations.items()}, acting, start)
-        yield t, logits, values, memory if t in memories_before else None
+        params, values = policy.step({key: value[t - first] for key, value in observations.items()}, acting, start)
+        yield t, params, values, memory if t in memories_before else None
 
 
 def _repeated(
@@ -105,14 +108,13 @@ def _repeated(
 
 
 def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
-    """How much memory as a whole decides: [T], the total variation between the actions' probabilities and those of the
-    same policy had the episode just begun with this observation."""
+    """How much memory as a whole decides: [T], the total variation between the actions' distribution and that of the same
+    policy had the episode just begun with this observation."""
     steps = len(episode.actions)
     alone = {key: value[:, 0] for key, value in tensors_of(policy, episode.observations).items()}  # [T,...]
     acting = policy.begin(policy.initial_memory(steps), 1)
-    logits, _ = policy.step(alone, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))
-    without = torch.softmax(logits.double(), -1).cpu().numpy()
-    return abs(without - episode.probabilities).sum(1) / 2
+    params, _ = policy.step(alone, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))
+    return shifts(policy, params, episode.params)
 
 
 def decisions(episode: Episode, influence: np.ndarray) -> list[int]:
@@ -143,22 +145,25 @@ def audit(
     lives: Sequence[LayerLives],
     count: int,
     swap: Callable[[np.ndarray], np.ndarray | None] | None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """JSON-able: `influence` [T], `decisions`, and `memories`, a list of the `count` memories attended to most at each of
-    them, with what became of the decision. swap: from an environment's image to its counterpart, None for none."""
+    them, with what became of the decision. swap: from an environment's image to its counterpart, None for none; names:
+    `action_names`, by default the labels of the policy's actions."""
+    names = policy.actions.labels() if names is None else names
     whole = influence(policy, episode)
     chosen = decisions(episode, whole)
     told: dict[str, Any] = {"influence": rounded(whole), "decisions": chosen, "memories": []}
     asked = [(t, *memory) for t in chosen for memory in most_attended(lives, t, count)] if count else []
     if not asked:
         return told
-    base = [Answer(p, v) for p, v in zip(episode.probabilities, episode.values, strict=True)]
+    base = [Answer(p, v) for p, v in zip(episode.params, episode.values, strict=True)]
     gone = _removed(policy, episode, asked)
     other, held = _swapped(policy, episode, asked, swap)
     begin, real, memory = _repeated(policy, episode, 1, 0, max(chosen) + 1)
     for t, _, _, before in replay(policy, real, memory, begin, memories_before=chosen):
         mine = [one for one in asked if one[0] == t]
-        if not mine:
+        if before is None or not mine:
             continue
         slots = [(layer, written) for _, layer, written, _ in mine]
         now = {key: value[t] for key, value in real.items()}
@@ -166,12 +171,16 @@ def audit(
         exchanged = _direct(policy, now, before, slots, held) if held else [None] * len(mine)
         for (_, layer, written, weight), *direct in zip(mine, without, exchanged, strict=True):
             fact = _fact(episode, written)
-            effects = zip(EFFECTS, (*direct, gone[written, t], other.get((fact, t))), strict=True)
+            swapped = None if fact is None else other.get((fact, t))
+            effects = zip(EFFECTS, (*direct, gone[written, t], swapped), strict=True)
             told["memories"].append(
                 {
                     "step": t, "layer": layer, "written": written, "attention": rounded(weight), "fact": fact,
-                    "base": base[t].against(base[t]),
-                    **{name: None if answer is None else answer.against(base[t]) for name, answer in effects},
+                    "base": base[t].against(base[t], policy, names),
+                    **{
+                        name: None if answer is None else answer.against(base[t], policy, names)
+                        for name, answer in effects
+                    },
                 }
             )  # fmt: skip
     return told
@@ -192,8 +201,9 @@ def _direct(
     there = []
     for row, (layer, written) in enumerate(slots):
         merging = policy.core.layers[layer].kind.merging
-        merged = merging is not None and bool(clock >= merging.clock(torch.tensor(written)))
-        birth = (written // merging.size + 1) * merging.size - 1 if merged else written
+        birth, merged = written, False
+        if merging is not None and bool(clock >= merging.clock(torch.tensor(written))):
+            birth, merged = (written // merging.size + 1) * merging.size - 1, True
         mask = memory.layers[layer].alive & (memory.layers[layer].birth == birth)
         mask &= torch.arange(count, device=policy.device)[:, None] == row
         there.append(bool(mask.any()) and (held is None or (not merged and (layer, written) in held)))
@@ -224,8 +234,8 @@ def _removed(policy: ActorCritic, episode: Episode, asked: Sequence[Asked]) -> d
     answers: dict[tuple[int, int], Answer] = {}
     for some in _batches(sorted(last)):
         begin, observations, memory = _repeated(policy, episode, len(some), some[0], max(last[w] for w in some) + 1)
-        for t, logits, values, _ in replay(policy, observations, memory, begin, some):
-            answers |= {(w, t): answer for w, answer in zip(some, _answers(logits, values), strict=True)}
+        for t, params, values, _ in replay(policy, observations, memory, begin, some):
+            answers |= {(w, t): answer for w, answer in zip(some, _answers(params, values), strict=True)}
     return answers
 
 
@@ -240,24 +250,27 @@ def _swapped(
     last = {fact: t for t, _, written, _ in asked if (fact := _fact(episode, written)) is not None}
     answers: dict[tuple[int, int], Answer] = {}
     held: dict[tuple[int, int], Tensor] = {}
-    if not last or swap is None or "image" not in episode.observations[0]:
+    facts = episode.facts
+    if not last or facts is None or swap is None or "image" not in episode.observations[0]:
         return answers, held
     if swap(episode.observations[0]["image"]) is None:
         return answers, held
-    for some in _batches(sorted(last, key=lambda fact: int((episode.facts == fact).argmax()))):
-        first = int((episode.facts == some[0]).argmax())
+    for some in _batches(sorted(last, key=lambda fact: int((facts == fact).argmax()))):
+        first = int((facts == some[0]).argmax())
         begin, observations, memory = _repeated(policy, episode, len(some), first, max(last[f] for f in some) + 1)
         image = observations["image"]
-        shown = torch.as_tensor(episode.facts[begin : begin + len(image)], device=policy.device)
+        shown = torch.as_tensor(facts[begin : begin + len(image)], device=policy.device)
         exchanged = shown[:, None] == torch.tensor(some, device=policy.device)  # [t,V]
         exchanged = exchanged.reshape(*exchanged.shape, *[1] * (image.ndim - 2))
         other = torch.as_tensor(swap(image.cpu().numpy()), device=policy.device)
         observations["image"] = torch.where(exchanged, other, image)
         mine = {(layer, written) for _, layer, written, _ in asked if _fact(episode, written) in some}
         after = sorted({written + 1 for _, written in mine})
-        for t, logits, values, before in replay(policy, observations, memory, begin, memories_before=after):
-            answers |= {(f, t): answer for f, answer in zip(some, _answers(logits, values), strict=True)}
-            for layer, written in mine if before is not None else ():
+        for t, params, values, before in replay(policy, observations, memory, begin, memories_before=after):
+            answers |= {(f, t): answer for f, answer in zip(some, _answers(params, values), strict=True)}
+            if before is None:
+                continue
+            for layer, written in mine:
                 row = some.index(_fact(episode, written))
                 found = before.layers[layer].alive[row] & (before.layers[layer].birth[row] == t - 1)
                 if written == t - 1 and bool(found.any()):
@@ -272,7 +285,7 @@ def _batches(items: Sequence[int]) -> list[Sequence[int]]:
 def table(record: Mapping[str, Any]) -> Table:
     """The audit of an episode's `record` for the terminal. A cell has the shift of the actions' probabilities, and the
     action that is taken instead where it is another."""
-    names, told = record["action_names"], record["audit"]["memories"]
+    told = record["audit"]["memories"]
     where = f"{record['env']}, seed {record['seed']}"
     shown = Table(
         box=box.SIMPLE_HEAD,
@@ -282,16 +295,29 @@ def table(record: Mapping[str, Any]) -> Table:
     for name in ("step", "action", "memory", "layer", "att.", *EFFECTS):
         shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action")
     for row in told[:MOST_ROWS]:
-        cells = [f"{row['step']}", names[row["base"]["action"]], f"{row['written']}"]
+        cells = [f"{row['step']}", _short(record, row["base"]["action"]), f"{row['written']}"]
         cells += [f"{row['layer'] + 1}", f"{row['attention']:.2f}"]
         for name in EFFECTS:
             effect = row[name]
             if effect is None:
                 cells.append("-")
                 continue
-            flips = f" {names[effect['action']]}" if effect["action"] != row["base"]["action"] else ""
-            cells.append(f"{effect['shift']:.2f}{flips}")
+            other = f" {_short(record, effect['action'])}" if _is_another(record, row["base"], effect) else ""
+            cells.append(f"{effect['shift']:.2f}{other}")
         shown.add_row(*cells)
     if len(told) > MOST_ROWS:
         shown.caption = f"{len(told) - MOST_ROWS} more rows in the page and in --json"
     return shown
+
+
+def _short(record: Mapping[str, Any], action: int | str) -> str:
+    """An answer's action, in a few letters."""
+    text = record["action_names"][action] if isinstance(action, int) else action
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
+
+
+def _is_another(record: Mapping[str, Any], base: Mapping[str, Any], effect: Mapping[str, Any]) -> bool:
+    """Whether an effect's action is another than that of `base`. Real numbers always differ a little: there only if the
+    distribution has shifted too."""
+    least = LEAST_SHIFT if record.get("continuous") else 0
+    return effect["action"] != base["action"] and effect["shift"] >= least

@@ -1,6 +1,6 @@
 """The figure: one picture of what a policy saw, did and kept in an episode.
 
-Names: T steps of the episode, H heads. An observation is named by the step at which it was written.
+Names: T steps of the episode, N numbers of an action, H heads. An observation is named by the step at which it was written.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
+import torch
+from matplotlib.artist import setp
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -22,8 +24,11 @@ from matplotlib.patches import Patch
 
 from expire_span_rl.envs import render_observation
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.play import Episode, LayerLives
+from expire_span_rl.viewer.panels import is_panel, observation_pictures
+from expire_span_rl.viewer.play import Episode, LayerLives, action_text, plain
 
+MOST_ROWS = 8  # numbers of an action that get a line's height
+MOST_LETTERS = 60  # of an action in a heading
 SHOWN = 6  # observations of a layer that get a thumbnail
 NOTABLE = 0.05  # attention weight from which a memory is worth a thumbnail
 
@@ -62,10 +67,11 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
 
 LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
 GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
-ACTION_COLOURS = matplotlib.colormaps["tab20"].colors[::2] + matplotlib.colormaps["tab20"].colors[1::2]
-HEAD_COLOURS = matplotlib.colormaps["Dark2"].colors
+PALETTES = cast(Any, matplotlib.colormaps)  # the type of an entry has no `colors`
+ACTION_COLOURS = PALETTES["tab20"].colors[::2] + PALETTES["tab20"].colors[1::2]
+HEAD_COLOURS = PALETTES["Dark2"].colors
 ATTENTION = LinearSegmentedColormap.from_list("attention", ["#ccd6e2", "#f2cf7e", "#ee8a33", "#b3121d"])
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
@@ -81,16 +87,22 @@ def draw(
     form: str = "png",
     brief: bool = False,
 ) -> bytes:
-    """The picture as a png, pdf or svg. title, how: what was played and how; names: one per action; brief: without the film
+    """The picture as a png, pdf or svg. title, how: what was played and how; names: `action_names`; brief: without the film
     and the last decision, and smaller."""
     config, steps = policy.config, len(episode.actions)
-    has_image = config.observation.get("image", {}).get("kind") == "cells"
-    has_film = has_image and not brief
-    images = [o["image"] for o in episode.observations] if has_image else None
-    looks = [b"".join(o[key].tobytes() for key in (["image"] if has_image else o)) for o in episode.observations]
-    last = f"step {steps - 1}: {names[episode.actions[-1]]}"
-    rows = [(0.6, 0.4, partial(_film, images))] if has_film else []
-    rows += [(0.25, 0.1 if has_film else 0.4, partial(_actions, episode.actions, names))]
+    images = thumbnails(episode.observations, config.observation)
+    film = None if brief else images
+    shown = [name for name, entry in config.observation.items() if is_panel(entry)] or list(config.observation)
+    looks = [b"".join(o[name].tobytes() for name in shown) for o in episode.observations]
+    last = f"step {steps - 1}: {action_text(policy, episode.actions[-1], names)[:MOST_LETTERS]}"
+    rows = [] if film is None else [(0.6, 0.4, partial(_film, film))]
+    above = 0.4 if film is None else 0.1
+    if episode.actions.ndim == 1:
+        rows += [(0.25, above, partial(_actions, episode.actions, names))]
+    else:
+        numbers = policy.actions.to_env(torch.as_tensor(episode.actions)).reshape(episode.actions.shape)
+        tall = 0.25 + 0.09 * min(numbers.shape[1] - 1, MOST_ROWS)
+        rows += [(tall, above, partial(_numbers, numbers, policy.actions.continuous))]
     rows += [(0.45, 0.12, partial(_rewards, episode.rewards))]
     for i, layer in enumerate(lives):
         of = f"Layer {i + 1} of {len(lives)}"
@@ -100,7 +112,7 @@ def draw(
         rows += [(0.7, 0.15, partial(_live, layer.live))]
     for i, layer in enumerate([] if brief else lives):
         of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
-        rows += [(1.0, 1.85 if has_image else 1.25, partial(_decision, layer.decision, layer.end == steps, images, of))]
+        rows += [(1.0, 1.25 if images is None else 1.85, partial(_decision, layer.decision, layer.end == steps, images, of))]
     if not lives:
         rows += [(0.8, 0.5, partial(_nothing, config.memory, int(episode.memories[0].bytes()[0])))]
     height = 1.0 + sum(row[0] + row[1] for row in rows) + 0.55
@@ -111,14 +123,14 @@ def draw(
         figure.text(at, 1 - 0.35 / height, title, fontsize=15, weight="bold", color=colour, va="center")
         shape = f"memory kind {config.memory}, {config.core.num_layers} layer{'s' * (config.core.num_layers != 1)}"
         shape += f" of {len(lives[0].decision)} heads" if lives else ""
-        figure.text(at, 1 - 0.63 / height, " · ".join([*_told(episode.info), how]), fontsize=9.5, va="center")
+        figure.text(at, 1 - 0.63 / height, " · ".join([*_told(episode), how]), fontsize=9.5, va="center")
         figure.text(at, 1 - 0.85 / height, f"policy: {shape}", fontsize=9.5, va="center")
         top = height - 1.0
         for tall, gap, paint in rows:
             top -= gap + tall
             ax = figure.add_axes((at, top / height, WIDE / (LEFT + WIDE + GUTTER), tall / height))
             ax.set_xlim(-0.5, steps - 0.5)
-            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            ax.locator_params(axis="x", integer=True, min_n_ticks=1)
             paint(ax)
         return saved(figure, form)
 
@@ -132,21 +144,39 @@ def saved(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _told(info: Mapping[str, Any]) -> list[str]:
-    """What of the last step's info can be told in a few words."""
-    told = {key: value for key, value in info.items() if key != "is_success" and np.ndim(value) == 0}
-    plain = {key: value for key, value in told.items() if isinstance(value, (str, int, float, np.generic))}
-    return [f"{str(key)[:24].replace('_', ' ')} {str(value)[:24]}" for key, value in list(plain.items())[:6]]
+def thumbnails(
+    observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
+) -> list[np.ndarray] | None:
+    """A picture of each observation, uint8 [height, width, 3]; None if it has nothing that is shown as a picture."""
+    shown = [name for name, entry in spec.items() if is_panel(entry)]
+    if not shown:
+        return None
+    if len(shown) > 1 or spec[shown[0]]["kind"] != "cells":
+        return observation_pictures(observations, spec)
+    known: dict[bytes, np.ndarray] = {}
+    images = [observation[shown[0]] for observation in observations]
+    for image in images:  # sharper than the page's
+        if image.tobytes() not in known:
+            known[image.tobytes()] = render_observation(image, max(4, round(144 * THUMB / len(image))))
+    return [known[image.tobytes()] for image in images]
+
+
+def _told(episode: Episode) -> list[str]:
+    """What can be told of the last step's info in a few words, and the texts that were read at the first step."""
+    info = {key: plain(value) for key, value in episode.info.items() if key != "is_success"}
+    known = [(key, value) for key, value in info.items() if value is not None]
+    told = [f"{str(key)[:24].replace('_', ' ')} {str(value)[:24]}" for key, value in known[:6]]
+    texts = episode.texts[0].values() if episode.texts else ()
+    return [*told, *(f'"{" ".join(text.split())[:60]}"' for text in list(texts)[:2])]
 
 
 def _heading(ax: Axes, text: str, points: float = 5) -> None:
     ax.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", weight="bold", fontsize=10)
 
 
-def _picture(ax: Axes, image: np.ndarray, box: tuple[float, float]) -> None:
-    """An observation, THUMB inches wide, centred at `box` in fractions of the axes."""
-    picture = render_observation(image, max(4, round(144 * THUMB / len(image))))
-    offset = OffsetImage(picture, zoom=72 * THUMB / picture.shape[1], interpolation="antialiased")
+def _picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> None:
+    """An observation, THUMB inches wide or high, centred at `box` in fractions of the axes."""
+    offset = OffsetImage(picture, zoom=72 * THUMB / max(picture.shape[:2]), interpolation="antialiased")
     style = {"pad": 0.08, "bboxprops": {"edgecolor": FAINT, "linewidth": 0.6}, "annotation_clip": False}
     ax.add_artist(AnnotationBbox(offset, box, xycoords="axes fraction", **style))
 
@@ -168,7 +198,8 @@ def _film(images: Sequence[np.ndarray], ax: Axes) -> None:
     count = min(len(images), int(WIDE / (THUMB + 0.14)))
     steps = np.linspace(0, len(images) - 1, count).round().astype(int)
     half = THUMB / 2 / WIDE
-    for step, place in zip(steps, spread((steps + 0.5) / len(images), 2.4 * half, half, 1 - half)):
+    wanted = ((steps + 0.5) / len(images)).tolist()
+    for step, place in zip(steps, spread(wanted, 2.4 * half, half, 1 - half)):
         _picture(ax, images[step], (place, 0.5))
     ax.set_axis_off()
     some = "" if count == len(images) else f" ({count} of {len(images)} steps)"
@@ -181,11 +212,42 @@ def _actions(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
     ax.imshow(colours[actions][None], aspect="auto", extent=(-0.5, len(actions) - 0.5, 0, 1), interpolation="nearest")
     taken = np.bincount(actions, minlength=len(names))
     most = [a for a in np.argsort(-taken, kind="stable") if taken[a]][:10]
-    handles = [Patch(color=colours[a], label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
+    handles = [Patch(color=tuple(colours[a]), label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
     _legend(ax, handles=handles, ncols=1 + (len(handles) > 5), title="action × times")
     ax.set_yticks([0.5], ["action"])
     ax.tick_params(length=0, labelbottom=False)
     ax.spines[:].set_visible(False)
+
+
+def _numbers(actions: np.ndarray, continuous: bool, ax: Axes) -> None:
+    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value, real ones from
+    the smallest to the largest of the episode."""
+    count = actions.shape[1]
+    low, high = actions.min(0), actions.max(0)  # [N]
+    if continuous:
+        pixels = (actions - low) / np.where(high > low, high - low, 1)  # [T,N]
+        told = [f"{i}: {low[i]:.3g} to {high[i]:.3g}" for i in range(min(count, MOST_ROWS))]
+        ax.imshow(pixels.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", **_extent(actions))
+        _note(ax, "\n".join(["number: dark to bright", *told]))
+    else:
+        values = np.unique(actions)
+        colours = np.array(ACTION_COLOURS)[np.searchsorted(values, actions.T) % len(ACTION_COLOURS)]  # [N,T,3]
+        ax.imshow(colours, aspect="auto", interpolation="nearest", **_extent(actions))
+        handles = [Patch(color=ACTION_COLOURS[i % len(ACTION_COLOURS)], label=f"{v}") for i, v in enumerate(values[:10])]
+        _legend(ax, handles=handles, ncols=5, title="value of each number", handlelength=1, columnspacing=1)
+    ax.set_yticks([count / 2], ["action" if count == 1 else f"action,\n{count} numbers"])
+    ax.tick_params(length=0, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+
+def _extent(actions: np.ndarray) -> dict[str, Any]:
+    """Where the picture of actions [T,N] is: the first number on top."""
+    return {"extent": (-0.5, len(actions) - 0.5, actions.shape[1], 0)}
+
+
+def _note(ax: Axes, text: str) -> None:
+    """A text in the gutter."""
+    ax.text(1.015, 0.5, text, transform=ax.transAxes, va="center", fontsize=7, linespacing=1.1)
 
 
 def _rewards(rewards: np.ndarray, ax: Axes) -> None:
@@ -217,11 +279,13 @@ def _lives(
     start = np.arange(steps) - 0.5
     lines = np.stack([np.stack([start, start + 0.5], 1), np.stack([lives.end - 0.5, start + 0.5], 1)], 1)  # [T,2,2]
     width = float(np.clip(0.7 * 72 * 3.3 / steps, 0.8, 12))
-    bars = LineCollection(lines[order], array=lives.peak[order], cmap=ATTENTION, linewidths=width, capstyle="butt")
+    bars = LineCollection(
+        list(lines[order]), array=lives.peak[order], cmap=ATTENTION, linewidths=width, capstyle="butt"
+    )
     bars.set_clim(0, 1)
     ax.add_collection(bars)
     ax.set_ylim(steps - 0.5, -0.5 - 0.01 * steps)
-    ax.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.locator_params(axis="y", integer=True, min_n_ticks=1)
     ax.set_ylabel("step at which the\nobservation was written")
     ax.tick_params(labelbottom=False)
     _heading(ax, heading)
@@ -235,7 +299,7 @@ def _lives(
     chosen = choose(lives, looks)
     thick = [step for step in order if step in chosen]  # in a long episode a line is a hair
     colours = bars.to_rgba(lives.peak[thick])
-    ax.add_collection(LineCollection(lines[thick], colors=colours, linewidths=max(width, 3), capstyle="butt"))
+    ax.add_collection(LineCollection(list(lines[thick]), colors=colours, linewidths=max(width, 3), capstyle="butt"))
     places = spread([1 - (step + 0.5) / steps for step in chosen[::-1]], 1 / SHOWN, 0.06, 0.94)[::-1]
     for step, place in zip(chosen, places):
         _leader(ax, (lives.end[step] - 0.5, step), (1.02, place))
@@ -256,7 +320,7 @@ def _live(live: np.ndarray, ax: Axes) -> None:
     """live [T]: how many memories each step saw."""
     ax.stairs(live, np.arange(len(live) + 1) - 0.5, fill=True, color="#7fb2e5")
     ax.set_ylim(0, 1.15 * live.max())
-    ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    ax.locator_params(axis="y", integer=True, nbins=3)
     ax.set_ylabel("live\nmemories", rotation=0, ha="right", va="center")
     ax.set_xlabel("step of the episode")
     told = f"live memories: {live.mean():.1f} on average,\n{live.max()} at most, of {len(live)} observations"
@@ -282,8 +346,7 @@ def _decision(
     ax.set_ylabel("attention\nweight")
     ax.set_xlabel("memories still live, by the step at which they were written")
     legend = _legend(ax, ncols=1 + (heads > 4))
-    for handle in legend.legend_handles:
-        handle.set_linewidth(6)
+    setp(cast(Any, legend.legend_handles), linewidth=6)
     top = sorted(int(slot) for slot in np.argsort(-best)[:SHOWN] if best[slot] >= NOTABLE)
     for slot, place in zip(top, spread([(slot + 0.5) / len(slots) for slot in top], 0.13, 0.03, 0.97)):
         head = int(weights[:, slot].argmax())

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from expire_span_rl.envs import render_observation
 from expire_span_rl.envs.rendering import Place
+from expire_span_rl.viewer.panels import SEEN_TILE, observation_pictures
+from expire_span_rl.viewer.play import core_of
 
 TILE = 32  # pixels; MiniGrid's tiles in `render`
 WIDEST = 1024  # pixels: larger frames lose every second pixel, or more
 MOST_TILES = 6000  # where an episode has more different ones, its frames are made smaller, and at last fewer
+MOST_LETTERS = 200  # of an environment's error
+MOST_SEEN = 24_000  # tiles of all observations, which are smaller
 ATLAS_COLUMNS = 64
-SEEN_TILE = 16  # pixels of a cell of an observation
 
+__all__ = ["Atlas", "Film", "cut", "joined", "observation_pictures", "pack_observations", "place", "png_url"]
 
 class Atlas:
     """Square tiles of `size` pixels, each kept once."""
@@ -61,7 +65,7 @@ def png_url(picture: np.ndarray) -> str:
 def cut(picture: np.ndarray, size: int) -> np.ndarray:
     """uint8 [height, width, 3] -> tiles [n, size, size, 3], line by line; black to the right and below."""
     height, width, _ = picture.shape
-    picture = np.pad(picture, ((0, -height % size), (0, -width % size), (0, 0)))
+    picture = np.pad(picture, np.array([(0, -height % size), (0, -width % size), (0, 0)]))
     rows, columns = picture.shape[0] // size, picture.shape[1] // size
     return picture.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
 
@@ -73,10 +77,13 @@ def joined(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 class Film:
-    """Call it before each action: it keeps what the environment renders, and where the agent is if that is known."""
+    """Call it before each action: it keeps what the environment renders, and where the agent is if that is known.
+
+    `trouble`: in one line, why there is no picture although the environment has `render_mode` rgb_array; None if there is."""
 
     def __init__(self) -> None:
         self.places: list[Place | None] = []
+        self.trouble: str | None = None
         self._atlas, self._changes = Atlas(TILE), []
         self._tiles = np.zeros(0, int)  # of the latest frame
         self._shape = (0, 0)  # pixels: height, width
@@ -84,13 +91,39 @@ class Film:
 
     def __call__(self, env: gym.Env) -> None:
         self.places.append(place(env))
-        if env.render_mode != "rgb_array":
+        if self.trouble is not None or getattr(env, "render_mode", None) != "rgb_array":
             return
-        frame = np.asarray(env.render())[..., :3].astype(np.uint8, copy=False)
+        frame = self._drawn(env)
+        if frame is None:
+            self._forget()
+            return
         step = -(-max(frame.shape[:2]) // WIDEST)
         self._add(frame[::step, ::step])
         while len(self._atlas) > MOST_TILES:
             self._coarser()
+
+    def _drawn(self, env: gym.Env) -> np.ndarray | None:
+        """What the environment renders, uint8 [height, width, 3]; None, with `trouble` told, if it is no picture. A missing
+        package is the user's to install: DependencyNotInstalled is raised."""
+        try:
+            drawn = env.render()
+        except gym.error.DependencyNotInstalled:
+            raise
+        except Exception as error:  # noqa: BLE001, drawing is extra: the episode is shown without
+            self.trouble = f"render: {type(error).__name__}: {' '.join(str(error).split())}"[:MOST_LETTERS]
+            return None
+        if isinstance(drawn, np.ndarray) and drawn.dtype == np.uint8 and drawn.size:
+            if drawn.ndim == 2:
+                return np.repeat(drawn[..., None], 3, 2)
+            if drawn.ndim == 3 and drawn.shape[2] in (3, 4):
+                return drawn[..., :3]
+        given = f"{drawn.dtype}{list(drawn.shape)}" if isinstance(drawn, np.ndarray) else type(drawn).__name__
+        self.trouble = f"render: expected a picture, uint8 [height, width, 3], got {given}"
+        return None
+
+    def _forget(self) -> None:
+        """No frames: some steps without a picture would put the film out of step."""
+        self._atlas, self._changes, self._count = Atlas(TILE), [], 0
 
     def _add(self, frame: np.ndarray) -> None:
         if not self._changes:
@@ -137,9 +170,10 @@ class Film:
         known = all(place is not None and place.tile_size == TILE for place in self.places)
         columns = [place.columns if place is not None else None for place in self.places]
         same = [i > 0 and columns[i] == columns[i - 1] for i in range(len(columns))]
+        agents = [list(place.agent) for place in self.places if place is not None]
         return {
             **self._atlas.packed(), "height": height, "width": width, "changes": self._changes,
-            "places": [list(place.agent) for place in self.places] if known else None,
+            "places": agents if known else None,
             # -1: as at the step before
             "shown": [-1 if s else c for s, c in zip(same, columns, strict=True)] if known else None,
         }  # fmt: skip
@@ -147,45 +181,34 @@ class Film:
 
 def place(env: gym.Env) -> Place | None:
     """Where the agent is in the picture that `env` renders; None if not known."""
-    inner = env.unwrapped
-    if hasattr(inner, "core"):
-        return inner.core.place(0)
-    position, grid = getattr(inner, "agent_pos", None), getattr(inner, "grid", None)
-    if position is None or grid is None or getattr(inner, "agent_pov", False):
+    core, inner = core_of(env), env.unwrapped
+    if core is not None:
+        return core.place(0)
+    minigrid = sys.modules.get("minigrid.minigrid_env")
+    if minigrid is None or not isinstance(inner, minigrid.MiniGridEnv) or inner.agent_pov:
         return None
-    return Place((int(position[0]), int(position[1])), list(range(grid.width)), int(inner.tile_size))
+    x, y = (int(part) for part in inner.agent_pos)
+    return Place((x, y), list(range(inner.grid.width)), int(inner.tile_size))
 
 
-def observation_pictures(observations: Sequence[dict[str, np.ndarray]], cells: bool) -> list[np.ndarray]:
-    """A picture of each observation, uint8 [height, width, 3] with cells of SEEN_TILE pixels. cells: there is an "image" in
-    MiniGrid's code; other observations are heat maps of all their numbers, each between its smallest and its largest of
-    the episode."""
-    if cells:
-        known: dict[bytes, np.ndarray] = {}
-        for observation in observations:
-            key = observation["image"].tobytes()
-            if key not in known:
-                known[key] = render_observation(observation["image"], SEEN_TILE)
-        return [known[observation["image"].tobytes()] for observation in observations]
-    table = np.stack([np.concatenate([np.ravel(o[key]).astype(float) for key in o]) for o in observations])
-    table = np.nan_to_num(table, posinf=0, neginf=0)
-    low, high = table.min(0), table.max(0)
-    levels = np.round(15 * (table - low) / np.where(high > low, high - low, 1)).astype(int)  # [T, n]
-    wide = int(np.ceil(np.sqrt(levels.shape[1])))
-    grids = np.pad(levels, ((0, 0), (0, -levels.shape[1] % wide))).reshape(len(levels), -1, wide)
-    return [HEAT[grid].repeat(SEEN_TILE, 0).repeat(SEEN_TILE, 1) for grid in grids]
-
-
-def pack_observations(observations: Sequence[dict[str, np.ndarray]], cells: bool) -> dict[str, Any]:
-    """JSON-able: the atlas of cells, `wide` and `tall` in cells, `looks` (cells of each different observation, line by
-    line) and `which` (per step: its look). The pictures are those of `observation_pictures`."""
-    atlas, looks, which = Atlas(SEEN_TILE), {}, []
-    for picture in observation_pictures(observations, cells):
-        look = tuple(atlas.add(tile) for tile in cut(picture, SEEN_TILE))
-        which.append(looks.setdefault(look, len(looks)))
-    tall, wide = picture.shape[0] // SEEN_TILE, picture.shape[1] // SEEN_TILE
-    return {**atlas.packed(), "wide": wide, "tall": tall, "looks": [list(look) for look in looks], "which": which}
-
-
-_LEVEL = np.linspace(0, 1, 16)[:, None]
-HEAT = (np.array([16, 24, 48]) * (1 - _LEVEL) + np.array([250, 214, 120]) * _LEVEL).astype(np.uint8)  # [16, 3]
+def pack_observations(
+    observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """JSON-able: the atlas of tiles, `width` and `height` in pixels, `wide` and `tall` in tiles, `looks` (tiles of each
+    different observation, line by line) and `which` (per step: its look). The pictures are those of `observation_pictures`,
+    smaller where they have too many different tiles."""
+    pictures = observation_pictures(observations, spec)
+    while True:
+        atlas, looks, which = Atlas(SEEN_TILE), {}, []
+        for picture in pictures:
+            look = tuple(atlas.add(tile) for tile in cut(picture, SEEN_TILE))
+            which.append(looks.setdefault(look, len(looks)))
+        height, width, _ = pictures[0].shape
+        if len(atlas) <= MOST_SEEN or max(height, width) <= 2 * SEEN_TILE:
+            break
+        half = max(1, width // 2), max(1, height // 2)
+        pictures = [np.asarray(Image.fromarray(one).resize(half, Image.Resampling.BOX)) for one in pictures]
+    return {
+        **atlas.packed(), "width": width, "height": height, "wide": -(-width // SEEN_TILE), "tall": -(-height // SEEN_TILE),
+        "looks": [list(look) for look in looks], "which": which,
+    }  # fmt: skip

@@ -1,13 +1,16 @@
 """One episode of a saved policy, as it was played, and the lives of its memories.
 
-T steps of the episode, t of them at once, A actions, L layers, H heads, C slots of a layer. An observation is named by
-the step at which it was written; *live* means visible to the query of that step, itself included.
+T steps of the episode, t of them at once, A actions, N numbers of an action, P parameters of the actions' distribution, M
+numbers that are shown of it, L layers, H heads, C slots of a layer. An observation is named by the step at which it was
+written; *live* means visible to the query of that step, itself included.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies import ActorCritic, Memory, as_tensors, sample
+from expire_span_rl.envs.core import Core
+from expire_span_rl.policies import ActorCritic, Memory, as_tensors
+from expire_span_rl.spaces import find_entry, word_numbers
 
 CHUNK = 256  # steps inspected at once; what is shown does not depend on it
 ATTENDED = 64  # observations per step and layer whose attention is kept,
@@ -28,15 +33,19 @@ class Episode:
     """One episode as it was played."""
 
     observations: list[dict[str, np.ndarray]]  # T, without batch axis
-    actions: np.ndarray  # int64 [T], counted from 0
+    actions: np.ndarray  # canonical: int64 [T] or [T,N], counted from 0, or float32 [T,N]
     rewards: np.ndarray  # float64 [T]
     memories: dict[int, Memory]  # by step: what was remembered before it; pieces to inspect begin at these steps
     ended: str  # "terminated", "truncated" or "stopped" (at max_steps)
     info: dict[str, Any]  # what the environment said at the last step
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))  # float64 [T] the policy's, before each action
-    probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # float64 [T,A] of the actions
+    params: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # float64 [T,P] of the actions' distribution
+    marginals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """float64 [T,M]: the probability of every action, or of every value of an action's numbers one number after the other; of
+    real numbers their means, in the environment's units."""
     decisions: np.ndarray | None = None  # bool [T]: the action must be chosen by remembered facts; None: not known
     facts: np.ndarray | None = None  # int64 [T]: the number of the fact that the observation shows, -1 for none
+    texts: list[dict[str, str]] = field(default_factory=list)  # T: what the entries of words say, where that is known
 
 
 def play(
@@ -49,10 +58,10 @@ def play(
     watch: Callable[[gym.Env], None] = lambda env: None,
 ) -> Episode:
     """Plays the episode of `seed`, or its first `max_steps` steps. `watch` is called before each action."""
-    generator = torch.Generator().manual_seed(seed)
-    core = getattr(env.unwrapped, "core", None)
-    observations, actions, rewards, values, chances = [], [], [], [], []
-    decisions, facts = [], []
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    core = core_of(env)
+    observations, actions, rewards, values, given = [], [], [], [], []
+    decisions, facts, texts = [], [], []
     memories = {0: policy.initial_memory(1)}
     observation, info = env.reset(seed=seed)
     acting, ended = policy.begin(memories[0], chunk), "stopped"
@@ -61,26 +70,51 @@ def play(
             memories[len(actions)] = acting.memory()
             acting = policy.begin(memories[len(actions)], chunk)
         observations.append({key: np.array(observation[key]) for key in policy.config.observation})
+        texts.append(_texts(policy, env, observations[-1]))
         watch(env)
         decisions.append(None if core is None else core.decisions())
         facts.append(None if core is None else core.facts())
         now = {key: value[0] for key, value in tensors_of(policy, observations[-1:]).items()}
-        logits, value = policy.step(now, acting, torch.tensor([not actions], device=policy.device))
-        actions.append(int(logits.argmax(-1) if deterministic else sample(logits, generator)))
+        params, value = policy.step(now, acting, torch.tensor([not actions], device=policy.device))
+        action = policy.actions.mode(params) if deterministic else policy.actions.sample(params, generator)
+        actions.append(action[0].cpu().numpy())
         values.append(float(value))
-        chances.append(torch.softmax(logits[0].double(), -1).cpu().numpy())
-        observation, reward, terminated, truncated, info = env.step(actions[-1] + int(env.action_space.start))
+        given.append(params.double())
+        observation, reward, terminated, truncated, info = env.step(policy.actions.to_env(action)[0])
         rewards.append(float(reward))
         ended = "terminated" if terminated else "truncated" if truncated else "stopped"
+    params = torch.cat(given)
     return Episode(
-        observations, np.array(actions), np.array(rewards), memories, ended, dict(info),
-        np.array(values), np.stack(chances), _told(decisions), _told(facts),
+        observations, np.stack(actions), np.array(rewards), memories, ended, dict(info), np.array(values), params,
+        policy.actions.marginals(params).cpu().numpy(), _told(decisions), _told(facts), texts,
     )  # fmt: skip
+
+
+def core_of(env: gym.Env) -> Core | None:
+    """The core of one of our tasks, which can tell more than an environment need; None for any other environment."""
+    core = getattr(env.unwrapped, "core", None)
+    return core if isinstance(core, Core) else None
+
+
+def _texts(policy: ActorCritic, env: gym.Env, observation: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What the entries of words say, which are numbers by now: by name, where the environment can still be asked."""
+    names = [key for key, entry in policy.config.observation.items() if entry["kind"] == "words"]
+    own = env.get_wrapper_attr("own_observation") if names and env.has_wrapper_attr("own_observation") else None
+    told = {}
+    for name in names:
+        try:
+            text = find_entry(own, name) if isinstance(own, (Mapping, tuple)) else own
+        except KeyError:
+            continue
+        if isinstance(text, str) and np.array_equal(word_numbers(text, len(observation[name])), observation[name]):
+            told[name] = text
+    return told
 
 
 def _told(rows: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """What a core of one environment told at each step, [T]; None where it does not say."""
-    return None if rows[0] is None else np.concatenate(rows)
+    told = [row for row in rows if row is not None]
+    return np.concatenate(told) if told else None
 
 
 def tensors_of(policy: ActorCritic, observations: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
@@ -89,20 +123,59 @@ def tensors_of(policy: ActorCritic, observations: Sequence[Mapping[str, np.ndarr
     return as_tensors(stacked, policy.device)
 
 
+def shifts(policy: ActorCritic, params: Tensor, others: Tensor) -> np.ndarray:
+    """float64 [...] in [0, 1]: the total variation between distributions of actions with parameters [...,P]."""
+    return policy.actions.distance(params.double(), others.double()).clamp(0, 1).cpu().numpy()
+
+
 def outcome(episode: Episode) -> str:
     """What happened, in a few words."""
     steps = len(episode.actions)
     told = f"return {episode.rewards.sum():.4g} in {steps} step{'s' * (steps != 1)}"
-    if "is_success" in episode.info and episode.ended != "stopped":
-        told = f"{'success' if episode.info['is_success'] else 'failure'}, {told}"
+    success = plain(episode.info.get("is_success"))
+    if isinstance(success, (bool, int, float)) and episode.ended != "stopped":
+        told = f"{'success' if success else 'failure'}, {told}"
     return told + {"truncated": ", time limit reached", "stopped": ", stopped before its end"}.get(episode.ended, "")
 
 
-def action_names(env: gym.Env) -> list[str]:
-    """A name per action: the environment's (`metadata["action_names"]`, or MiniGrid's enum), else "action 0", ..."""
-    count, enum = int(env.action_space.n), getattr(env.unwrapped, "actions", None)
-    names = env.unwrapped.metadata.get("action_names") or [a.name for a in enum or () if hasattr(a, "name")]
-    return [str(name) for name in names] if len(names) == count else [f"action {i}" for i in range(count)]
+def plain(value: Any) -> str | int | float | bool | None:
+    """A value of an info as Python has it; None for what is no text, no flag and no finite number."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.item() if value.ndim == 0 else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool)) else None
+
+
+def action_names(env: gym.Env, policy: ActorCritic) -> list[str]:
+    """A name for each number that is shown of the actions' distribution: the environment's (`metadata["action_names"]`, or
+    MiniGrid's enum) where it has as many, else "action 0", ... (`policies.actions`)."""
+    labels, enum = policy.actions.labels(), getattr(env.unwrapped, "actions", None)
+    names = (env.unwrapped.metadata or {}).get("action_names")
+    if not names and isinstance(enum, type) and issubclass(enum, Enum):
+        names = [action.name for action in enum]
+    if isinstance(names, (list, tuple)) and len(names) == len(labels):
+        return [str(name) for name in names]
+    return labels
+
+
+def action_text(policy: ActorCritic, action: np.ndarray | Tensor, names: Sequence[str]) -> str:
+    """A canonical action, [] or [N], as one reads it: "north", "0: 2, 1: 0", or "0.31 -0.80" in the environment's units.
+    names: `action_names`."""
+    action = torch.as_tensor(action)
+    if policy.actions.continuous:
+        return " ".join(_number(number) for number in policy.actions.to_env(action[None])[0].ravel().tolist())
+    return ", ".join(names[i] for i in taken(policy, action))
+
+
+def taken(policy: ActorCritic, action: np.ndarray | Tensor) -> list[int]:
+    """Which of the probabilities that are shown are those of an action of whole numbers: one of each number."""
+    return torch.nonzero(policy.actions.encode(torch.as_tensor(action)))[:, 0].tolist()
+
+
+def _number(number: float) -> str:
+    """Two digits after the point, or three that count."""
+    return f"{number:.2f}" if number == 0 or 0.1 <= abs(number) < 1000 else f"{number:.3g}"
 
 
 @dataclass
@@ -154,10 +227,11 @@ def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
             later = attention.max(0) * (np.arange(first, past)[:, None] > written)  # [t,C]
             np.maximum.at(lives[i].peak, written, later.max(0))
             lives[i].decision[:] = 0
-            np.add.at(lives[i].decision, (slice(None), written), attention[:, -1])
+            np.add.at(lives[i].decision.T, written, attention[:, -1].T)
             lives[i].attention += [strongest(weights, written) for weights in attention.transpose(1, 0, 2)]
-            if lives[i].span is not None:
-                lives[i].span[written] = layer.described[0, held].cpu().numpy()[column]
+            span = lives[i].span
+            if span is not None and layer.described is not None:
+                span[written] = layer.described[0, held].cpu().numpy()[column]
     return lives
 
 
@@ -166,7 +240,7 @@ def strongest(weights: np.ndarray, written: np.ndarray) -> tuple[np.ndarray, np.
     weights [H,n]; those written at the same step are added up."""
     steps, column = np.unique(written, return_inverse=True)
     total = np.zeros((len(weights), len(steps)))
-    np.add.at(total, (slice(None), column), weights)
+    np.add.at(total.T, column, weights.T)
     best = total.max(0)
     kept = np.sort(np.argsort(-best, kind="stable")[:ATTENDED])
     kept = kept[best[kept] >= FAINTEST]

@@ -1,6 +1,7 @@
 """Every number of the page as one JSON-able dict, which is also what `--json` writes.
 
-T steps, A actions, H heads, L layers. Steps are counted from 0; weights and probabilities are rounded to DIGITS.
+T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are counted
+from 0; weights and probabilities are rounded to DIGITS.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.play import Episode, LayerLives, outcome
+from expire_span_rl.viewer.entries import entries
+from expire_span_rl.viewer.play import Episode, LayerLives, action_text, outcome, plain, taken
 
 DIGITS = 4
 LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire
@@ -37,9 +39,9 @@ def record(
     about: Mapping[str, Any],
     audit: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """names: one per action; about: how it was played (`env`, `seed`, `deterministic`, ...); audit: `viewer.audit`'s."""
+    """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit: `viewer.audit`'s."""
     steps = len(episode.actions)
-    info = {key: _plain(value) for key, value in episode.info.items() if np.ndim(value) == 0}
+    info = {str(key): plain(value) for key, value in episode.info.items()}
     return {
         "version": VERSION,
         **about,
@@ -50,14 +52,41 @@ def record(
         "state_bytes": int(episode.memories[0].bytes()[0]),
         "steps": steps,
         "action_names": list(names),
-        "actions": episode.actions.tolist(),
+        **_actions(policy, episode, names),
         "rewards": rounded(episode.rewards),
         "return": rounded(episode.rewards.sum()),
         "values": rounded(episode.values),
-        "probabilities": rounded(episode.probabilities),
+        shown_as(policy): rounded(episode.marginals),
         "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
         "transformer_xl": transformer_xl(lives),
         "audit": dict(audit),
+        **({"entries": seen} if (seen := entries(policy, episode, names)) else {}),
+    }
+
+
+def shown_as(policy: ActorCritic) -> str:
+    """What the numbers are that are shown of the actions' distribution."""
+    return "means" if policy.actions.continuous else "probabilities"
+
+
+def _actions(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
+    """`actions`: whole numbers from 0 on, or real ones in the environment's units; if an action is not a single whole number
+    also `action_texts` [T] and either `taken` (per step, which of the probabilities are those of the action) or
+    `continuous` and `action_bounds` [N,2] (None where there is none)."""
+    actions = policy.actions
+    if episode.actions.ndim == 1:
+        return {"actions": episode.actions.tolist()}
+    texts = [action_text(policy, action, names) for action in episode.actions]
+    if not actions.continuous:
+        marked = [taken(policy, action) for action in episode.actions]
+        return {"actions": episode.actions.tolist(), "action_texts": texts, "taken": marked}
+    numbers = actions.to_env(torch.as_tensor(episode.actions)).reshape(episode.actions.shape)
+    bounds = [list(pair) for pair in zip(actions.spec["low"], actions.spec["high"], strict=True)]
+    return {
+        "actions": [[float(str(number)) for number in row] for row in numbers],  # as short as its type allows
+        "action_texts": texts,
+        "continuous": True,
+        "action_bounds": bounds,
     }
 
 
@@ -111,13 +140,6 @@ def _expiry(kind: Any, written: Tensor, spans: np.ndarray | None) -> list[int | 
         survives = kind.survives(middle[None].to(dtype), described)[0]
         low, high = torch.where(survives, middle, low), torch.where(survives, high, middle)
     return [None if ever else step for ever, step in zip(forever.tolist(), (written + high).tolist(), strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, (np.generic, np.ndarray)) else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool)) else None
 
 
 def shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,5 +22,6 @@ def snapshot(policy: ActorCritic, env: gym.Env, seed: int, max_steps: int, title
     if not lives:
         return None
     told = f"{title}: {outcome(episode)}"
-    drawn = draw(policy, episode, lives, told, f"seed {seed}, the most likely actions", action_names(env), brief=True)
+    names = action_names(env, policy)
+    drawn = draw(policy, episode, lives, told, f"seed {seed}, the most likely actions", names, brief=True)
     return np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))

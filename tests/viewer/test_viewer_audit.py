@@ -26,6 +26,12 @@ def chances(logits: torch.Tensor) -> np.ndarray:
 def by_hand(policy, episode: Episode, change, images=None) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [T,A] and values [T] in one piece of acting, in whose buffers `change(t, acting)` meddles before each
     step."""
+    logits, values = logits_by_hand(policy, episode, change, images)
+    return chances(logits), values
+
+
+def logits_by_hand(policy, episode: Episode, change, images=None) -> tuple[torch.Tensor, np.ndarray]:
+    """The same with logits."""
     observations = tensors_of(policy, episode.observations)
     if images is not None:
         observations["image"] = images
@@ -34,7 +40,7 @@ def by_hand(policy, episode: Episode, change, images=None) -> tuple[np.ndarray, 
     for t in range(len(episode.actions)):
         change(t, acting)
         told.append(policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0])))
-    return chances(torch.cat([logits for logits, _ in told])), torch.cat([values for _, values in told]).numpy()
+    return torch.cat([logits for logits, _ in told]), torch.cat([values for _, values in told]).numpy()
 
 
 @pytest.mark.parametrize("kind", STORING)
@@ -46,7 +52,7 @@ def test_a_replay_from_anywhere_is_what_was_played(kind):
         rest = tensors_of(policy, episode.observations[first:])
         memory = episode.memories[first]
         for t, logits, values, before in replay(policy, rest, memory, first, memories_before=[35]):
-            np.testing.assert_allclose(chances(logits)[0], episode.probabilities[t], atol=1e-5)
+            np.testing.assert_allclose(chances(logits)[0], episode.marginals[t], atol=1e-5)
             assert float(values) == pytest.approx(episode.values[t], abs=1e-4)
             assert (before is not None) == (t == 35)
 
@@ -103,7 +109,7 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
         for name, (probabilities, values) in expected.items():
             np.testing.assert_allclose(row[name]["probabilities"], probabilities[t], atol=2e-4, err_msg=name)
             assert row[name]["value"] == pytest.approx(values[t], abs=2e-3)
-            shift = abs(probabilities[t] - episode.probabilities[t]).sum() / 2
+            shift = abs(probabilities[t] - episode.marginals[t]).sum() / 2
             assert row[name]["shift"] == pytest.approx(shift, abs=2e-4)
             assert row[name]["action"] == probabilities[t].argmax()
             assert row[name]["value_change"] == pytest.approx(values[t] - episode.values[t], abs=2e-3)
@@ -117,7 +123,7 @@ def test_influence_is_the_shift_when_the_episode_begins_anew():
         fresh = policy.begin(policy.initial_memory(1), 1)
         now = {key: value[0] for key, value in tensors_of(policy, episode.observations[t : t + 1]).items()}
         logits, _ = policy.step(now, fresh, torch.tensor([True]))
-        assert told == pytest.approx(abs(chances(logits)[0] - episode.probabilities[t]).sum() / 2, abs=1e-5)
+        assert told == pytest.approx(abs(chances(logits)[0] - episode.marginals[t]).sum() / 2, abs=1e-5)
     none = make_policy("none")
     np.testing.assert_allclose(influence(none, played(none, 12)), 0, atol=1e-5)
 
@@ -179,8 +185,8 @@ def test_in_switch_a_swap_changes_one_signal_only():
     env = make_env("Switch-v0", max_steps=60, passage_length=2, min_hold=1, max_hold=2)
     episode = play(policy, env, 0, 60, False)
     policy.policy_head.weight.data.copy_(head)
-    probabilities, values = by_hand(policy, episode, lambda t, acting: None)
-    episode = replace(episode, probabilities=probabilities, values=values)
+    logits, values = logits_by_hand(policy, episode, lambda t, acting: None)
+    episode = replace(episode, params=logits.double(), marginals=chances(logits), values=values)
     assert len({*episode.facts.tolist()} - {-1}) > 2
     told = audit(policy, episode, look(policy, episode), 1, Switch.swap_observation)
     assert told["decisions"] == np.flatnonzero(episode.decisions).tolist()

@@ -24,7 +24,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def drawn(policy: ActorCritic, episode: Episode, form: str = "png") -> bytes:
-    names = [f"action {i}" for i in range(policy.config.num_actions)]
+    names = policy.actions.labels()
     return draw(policy, episode, look(policy, episode), "Corridor-v0: success", "seed 0", names, form)
 
 

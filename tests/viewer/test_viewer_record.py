@@ -194,14 +194,15 @@ def test_tiles_are_cut_and_joined():
 def test_observations_are_minigrids_tiles_or_heat_maps():
     policy = make_policy()
     episode = played(policy, 30)
-    packed = pack_observations(episode.observations, True)
+    packed = pack_observations(episode.observations, policy.config.observation)
     looks = {o["image"].tobytes() for o in episode.observations}
     assert len(packed["looks"]) == len(looks) and (packed["wide"], packed["tall"]) == (3, 3)
-    for t, picture in enumerate(observation_pictures(episode.observations, True)):
+    for t, picture in enumerate(observation_pictures(episode.observations, policy.config.observation)):
         np.testing.assert_array_equal(picture, render_observation(episode.observations[t]["image"], SEEN_TILE))
-    poles = played(make_policy(env_id="CartPole-v1"), 10, "CartPole-v1").observations
+    policy = make_policy(env_id="CartPole-v1")
+    poles = played(policy, 10, "CartPole-v1").observations
     values = np.stack([o["observation"] for o in poles])
-    pictures = np.stack(observation_pictures(poles, False))[:, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE]
+    pictures = np.stack(observation_pictures(poles, policy.config.observation))[:, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE]
     brightness = pictures.sum(-1).reshape(len(poles), -1)
     for i in range(4):
         assert brightness[values[:, i].argmax(), i] == brightness[:, i].max() > brightness[:, i].min()
@@ -212,7 +213,7 @@ def test_observations_are_minigrids_tiles_or_heat_maps():
 def test_the_video_has_a_frame_per_step(tmp_path, kind, has_frames):
     told = numbers(kind, 12)
     policy = make_policy(kind)
-    seen = observation_pictures(played(policy, 12).observations, True)
+    seen = observation_pictures(played(policy, 12).observations, policy.config.observation)
     frames = [np.full((96, 800, 3), 20 * t, np.uint8) for t in range(12)] if has_frames else None
     pictures = list(scenes(told, frames, seen))
     assert len(pictures) == 12 and len({p.shape for p in pictures}) == 1 and pictures[0].shape[1] == WIDE

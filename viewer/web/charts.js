@@ -6,6 +6,8 @@ const LINES = {
   dark: ["#6db3ff", "#ff9a5c", "#5fd38d", "#d69bff", "#f0c24b", "#5fd4e4", "#ff8fc0", "#a5b1c2"],
 };
 
+const MOST_SERIES = 24;
+
 class Charts {
   constructor(box, page) {
     Object.assign(this, { box, page, plots: [] });
@@ -21,8 +23,11 @@ class Charts {
       this.add("Live memories", [...layers.map((layer, i) => [`layer ${i + 1}`, layer.live]), [`Transformer-XL, window ${xl.window}`, xl.live, [6, 4]]], whole);
     }
     this.add("Value", [["value", record.values]]);
-    this.add("Action probabilities", record.action_names.map((name, a) => [name, record.probabilities.map((p) => p[a])]), undefined, [0, 1]);
-    this.add("Influence of memory: how much the action probabilities would shift with none at all", [["influence", record.audit.influence]], undefined, [0, 1]);
+    const shown = shownOf(record), names = record.action_names.slice(0, MOST_SERIES);
+    const some = names.length < record.action_names.length ? ` (the first ${MOST_SERIES} of ${record.action_names.length})` : "";
+    const what = record.continuous ? "Means of the action" : "Action probabilities", moved = record.continuous ? "distribution of actions" : "action probabilities";
+    this.add(`${what}${some}`, names.map((name, a) => [name, shown.map((row) => row[a])]), undefined, record.continuous ? undefined : [0, 1]);
+    this.add(`Influence of memory: how much the ${moved} would shift with none at all`, [["influence", record.audit.influence]], undefined, [0, 1]);
     this.move();
   }
 

@@ -83,8 +83,8 @@ class Seen {
     const look = this.which[t];
     if (canvas.dataset.look === String(look)) return;
     canvas.dataset.look = look;
-    canvas.width = this.wide * this.size;
-    canvas.height = this.tall * this.size;
+    canvas.width = this.width;
+    canvas.height = this.height;
     const context = canvas.getContext("2d");
     this.looks[look].forEach((tile, i) => drawTile(context, this, tile, (i % this.wide) * this.size, Math.floor(i / this.wide) * this.size));
   }

@@ -2,6 +2,7 @@
 // What is in memory now: totals and thumbnails; and what became of the decisions without the chosen one.
 
 const MOST_THUMBS = 48;
+const LEAST_SHIFT = 0.05; // below it nothing is said to have changed
 const EFFECTS = [
   ["direct_removed", "this slot alone removed"],
   ["direct_swapped", "this slot alone as if the fact were the other way"],
@@ -120,46 +121,58 @@ function nothing(record) {
 }
 
 function effectsOf(page, row) {
-  const names = page.record.action_names, nodes = [];
-  const heading = element("h3", "", `Decision at step ${row.step}: ${page.record.deterministic ? "" : "most likely "}${names[row.base.action]}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
+  const { record } = page, nodes = [];
+  const heading = element("h3", "", `Decision at step ${row.step}: ${record.deterministic ? "" : "most likely "}${nameOf(record, row.base.action)}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
   const jump = element("button", "", "go there");
   jump.addEventListener("click", () => page.go(row.step));
   if (page.t !== row.step) heading.append(jump);
   nodes.push(heading);
-  const key = element("p", "note", "probabilities ");
+  const key = element("p", "note", record.continuous ? "means " : "probabilities ");
   key.append(element("i", "key"), "as it was", element("i", "key other"), "as it would have been");
   nodes.push(key);
   for (const [name, what] of EFFECTS) {
     const effect = row[name];
     if (!effect) continue;
-    const flips = effect.action !== row.base.action;
-    const verdict = element("div", `verdict ${flips ? "flips" : effect.shift < 0.05 ? "none" : ""}`);
-    verdict.append(element("b", "", flips ? `${names[effect.action]} instead` : effect.shift < 0.05 ? "no difference" : `still ${names[effect.action]}`));
+    const flips = isAnother(record, row.base, effect), same = effect.shift < LEAST_SHIFT;
+    const verdict = element("div", `verdict ${flips ? "flips" : same ? "none" : ""}`);
+    verdict.append(element("b", "", flips ? `${nameOf(record, effect.action)} instead` : same ? "no difference" : `still ${nameOf(record, effect.action)}`));
     verdict.append(` with ${what}: shift ${two(effect.shift)}, value ${effect.value_change < 0 ? "−" : "+"}${two(Math.abs(effect.value_change))}`);
-    const larger = (a) => Math.max(effect.probabilities[a], row.base.probabilities[a]);
-    const pair = element("div", "pair");
-    for (const a of names.keys()) {
-      if (larger(a) < 0.05) continue;
-      const bars = element("div", "two");
-      for (const p of [row.base.probabilities[a], effect.probabilities[a]]) {
-        const bar = element("i");
-        bar.style.width = `${100 * p}%`;
-        bars.append(bar);
-      }
-      bars.title = `${two(row.base.probabilities[a])} → ${two(effect.probabilities[a])}`;
-      pair.append(element("span", "", names[a]), bars);
-    }
-    verdict.append(pair);
+    verdict.append(pairs(record, shownOf(row.base), shownOf(effect)));
     nodes.push(verdict);
   }
   return nodes;
 }
 
+/** What is shown of two distributions, side by side: of probabilities those of at least LEAST_SHIFT. */
+function pairs(record, base, other) {
+  const pair = element("div", "pair");
+  record.action_names.forEach((name, a) => {
+    const both = [base[a], other[a]];
+    if (!record.continuous && Math.max(...both) < LEAST_SHIFT) return;
+    const bars = element("div", "two");
+    for (const number of both) {
+      const bar = element("i");
+      bar.style.width = `${100 * (record.continuous ? placeOf(record, a, number) : number)}%`;
+      bars.append(bar);
+    }
+    const [was, would] = both.map(record.continuous ? short : two);
+    bars.title = `${was} → ${would}`;
+    pair.append(element("span", "", record.continuous ? `${name}: ${bars.title}` : name), bars);
+  });
+  if (record.continuous) pair.classList.add("means");
+  return pair;
+}
+
+/** Whether an effect's action is another than that of `base`. Real numbers always differ a little: there only if the distribution has shifted too. */
+function isAnother(record, base, effect) {
+  return effect.action !== base.action && (!record.continuous || effect.shift >= LEAST_SHIFT);
+}
+
 function buildAudit(page) {
-  const { record } = page, { memories, decisions } = record.audit, names = record.action_names, table = byId("audit-table");
+  const { record } = page, { memories, decisions } = record.audit, table = byId("audit-table");
   const count = `${decisions.length} decision${decisions.length === 1 ? "" : "s"}`;
   byId("audit-note").textContent = memories.length
-    ? `${count}; the memories attended to most at each. Shift of the action probabilities (0 to 1), and the action taken instead. Direct: one slot of one layer; total: with all that descends from it.`
+    ? `${count}; the memories attended to most at each. Shift of the ${record.continuous ? "distribution of actions" : "action probabilities"} (0 to 1), and the action taken instead. Direct: one slot of one layer; total: with all that descends from it.`
     : decisions.length ? `${count}, no memories measured.` : "No step at which memory decides was found.";
   table.replaceChildren();
   if (!memories.length) return;
@@ -172,10 +185,10 @@ function buildAudit(page) {
     line.dataset.written = row.written;
     button.addEventListener("click", () => { page.choose(row.written); page.go(row.step); });
     go.append(button);
-    line.append(go, ...[names[row.base.action], `step ${row.written}`, row.layer + 1, two(row.attention)].map((text) => element("td", "", text)));
+    line.append(go, ...[nameOf(record, row.base.action), `step ${row.written}`, row.layer + 1, two(row.attention)].map((text) => element("td", "", text)));
     for (const [name] of EFFECTS) {
-      const effect = row[name], flips = effect && effect.action !== row.base.action;
-      line.append(element("td", flips ? "flips" : "", effect ? `${two(effect.shift)}${flips ? ` → ${names[effect.action]}` : ""}` : "–"));
+      const effect = row[name], flips = effect && isAnother(record, row.base, effect);
+      line.append(element("td", flips ? "flips" : "", effect ? `${two(effect.shift)}${flips ? ` → ${nameOf(record, effect.action)}` : ""}` : "–"));
     }
     table.append(line);
   }

@@ -76,20 +76,13 @@ const page = {
       byId("world").setAttribute("aria-label", `The world at step ${t}`);
     }
     seen.draw(byId("view"), t);
-    const facts = byId("facts"), action = record.actions[t];
+    const facts = byId("facts");
     let gained = 0;
     for (let i = 0; i <= t; i++) gained += record.rewards[i];
-    const rows = { step: t, action: record.action_names[action], reward: trimmed(record.rewards[t]), "return so far": trimmed(gained), value: record.values[t].toFixed(3) };
+    const rows = { step: t, action: actionText(record, t), reward: trimmed(record.rewards[t]), "return so far": trimmed(gained), value: record.values[t]?.toFixed(3) ?? "–" };
     facts.replaceChildren(...Object.entries(rows).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]));
-    byId("chances").replaceChildren(...record.action_names.map((name, a) => {
-      const row = element("div", `chance${a === action ? " taken" : ""}`), track = element("div", "track"), bar = element("i");
-      bar.style.width = `${100 * record.probabilities[t][a]}%`;
-      track.append(bar);
-      const label = element("span", "name", `${name}${a === action ? " ◂" : ""}`);
-      label.title = name;
-      row.append(label, track, element("span", "number", record.probabilities[t][a].toFixed(2)));
-      return row;
-    }));
+    drawChances(record, t);
+    drawEntries(record, t);
   },
 
   /** The moment into the address, so that it can be sent to somebody. */
@@ -160,7 +153,7 @@ const page = {
 
 /** What is shown first: the memory without which the policy would have decided otherwise. */
 const shift = (row) => row.total_removed.shift;
-const trimmed = (number) => String(Number(number.toFixed(4)));
+const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
 
 function told(page, written) {
   const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${layer.span ? `span ${Math.round(layer.span[written])}, ` : ""}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
@@ -189,6 +182,8 @@ function describe(page) {
   byId("frame").hidden = !page.film;
   byId("place").hidden = !page.film;
   byId("decision").hidden = !record.audit.decisions.length;
+  describeActions(record);
+  buildEntries(record);
   if (!has) return;
   byId("layer").replaceChildren(new Option("all", "all"), ...record.layers.map((_, i) => new Option(i + 1, i)));
   byId("head").replaceChildren(new Option("all heads, the largest", "max"), ...Array.from({ length: record.layers[0].heads }, (_, h) => new Option(`head ${h + 1}`, h)));

@@ -1,0 +1,117 @@
+"""Observations as pictures: MiniGrid's cells as its tiles, pictures as they are, matrices as heat maps; an observation that has
+none of these as one heat map of all its numbers. Several stand side by side.
+
+T observations, n numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from expire_span_rl.envs import render_observation
+from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
+
+SEEN_TILE = 16  # pixels of a cell of an observation, unless there are many
+LARGEST = 128  # pixels of a side of a picture or a heat map; what is larger is made smaller,
+LARGEST_OF_MANY = 64  # and in an episode of more than
+MANY = 2000  # steps smaller still: all pictures of an episode are held at once
+SMALLEST = 64  # pixels; a smaller picture is drawn with larger pixels
+LEAST_SIDE = 4  # numbers; what is narrower is no matrix to look at
+GAP = 4  # pixels between two panels
+
+
+def is_panel(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of an observation's spec is shown as a picture of its own."""
+    shape = entry.get("shape", [])
+    matrix = len(shape) == 2 and min(shape) >= LEAST_SIDE and entry["kind"] in ("vector", "integers")
+    return entry["kind"] in ("cells", "picture") or matrix
+
+
+def observation_pictures(
+    observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
+) -> list[np.ndarray]:
+    """A picture of each observation, uint8 [height, width, 3], all of one size. spec: the policy's, of the observation."""
+    largest = LARGEST if len(observations) <= MANY else LARGEST_OF_MANY
+    panels = []
+    for name, entry in spec.items():
+        if not is_panel(entry) or name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+            continue
+        values = [observation[name] for observation in observations]
+        if entry["kind"] == "cells":
+            panels.append(_tiles(values))
+        elif entry["kind"] == "picture":
+            panels.append([_sized(as_rgb(value, entry["channels"] == "last"), largest) for value in values])
+        else:
+            panels.append(_heat_maps(np.stack(values), largest))
+    if panels:
+        return panels[0] if len(panels) == 1 else [_side_by_side(parts) for parts in zip(*panels, strict=True)]
+    table = np.stack([np.concatenate([np.ravel(o[name]).astype(float) for name in spec]) for o in observations])  # [T,n]
+    wide = int(np.ceil(np.sqrt(table.shape[1])))
+    padding = -table.shape[1] % wide
+    return _heat_maps(table, largest, (-1, wide), padding)
+
+
+def as_rgb(value: np.ndarray, channels_last: bool) -> np.ndarray:
+    """A picture uint8 [height, width], [height, width, channels] or [channels, height, width] -> [height, width, 3].
+
+    Of several frames in its channels the last is shown, in colour if their number is a multiple of 3; of colours with an
+    opaque fourth channel the colours."""
+    if value.ndim == 3:
+        value = value if channels_last else np.moveaxis(value, 0, 2)
+        count = value.shape[2]
+        if count == 4 and (value[..., 3] == 255).all():
+            return np.ascontiguousarray(value[..., :3])
+        if count % 3 == 0:
+            return np.ascontiguousarray(value[..., -3:])
+        value = value[..., -1]
+    return np.repeat(value[..., None], 3, 2)
+
+
+def _tiles(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """MiniGrid's cells, each different image drawn once."""
+    known: dict[bytes, np.ndarray] = {}
+    for image in images:
+        if image.tobytes() not in known:
+            known[image.tobytes()] = render_observation(image, SEEN_TILE)
+    return [known[image.tobytes()] for image in images]
+
+
+def _sized(picture: np.ndarray, largest: int) -> np.ndarray:
+    """The picture with pixels so many times as large that it can be seen, or averaged so that it is no larger than `largest`."""
+    side = max(picture.shape[:2])
+    if side > largest:
+        height, width = (max(1, round(length * largest / side)) for length in picture.shape[:2])
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+    times = max(1, SMALLEST // side)
+    return picture.repeat(times, 0).repeat(times, 1)
+
+
+def _heat_maps(
+    numbers: np.ndarray, largest: int, shape: tuple[int, ...] | None = None, padding: int = 0
+) -> list[np.ndarray]:
+    """Heat maps of numbers [T, ...], each between its smallest and its largest of the episode. shape: of one map, if it is not
+    that of the numbers; padding: numbers that are missing to it."""
+    values = np.nan_to_num(numbers.astype(float), posinf=0, neginf=0)
+    low, high = values.min(0), values.max(0)
+    levels = np.round(15 * ((values - low) / np.where(high > low, high - low, 1))).astype(np.uint8)  # [T, ...]
+    if shape is not None:
+        levels = np.pad(levels, ((0, 0), (0, padding))).reshape(len(levels), *shape)
+    times = max(1, min(SEEN_TILE, largest // max(levels.shape[1:])))
+    if times > 1:
+        return [HEAT[grid].repeat(times, 0).repeat(times, 1) for grid in levels]
+    return [_sized(HEAT[grid], largest) for grid in levels]
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """One picture of several, black between and below them."""
+    tall = max(len(picture) for picture in pictures)
+    parts = [np.pad(picture, ((0, tall - len(picture)), (0, GAP), (0, 0))) for picture in pictures]
+    return np.concatenate(parts, 1)[:, :-GAP]
+
+
+_LEVEL = np.linspace(0, 1, 16)[:, None]
+HEAT = (np.array([16, 24, 48]) * (1 - _LEVEL) + np.array([250, 214, 120]) * _LEVEL).astype(np.uint8)  # [16, 3]
