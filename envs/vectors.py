@@ -24,6 +24,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import (
     CloudpickleWrapper,
     clear_mpi_env_vars,
+    create_empty_array,
     create_shared_memory,
     iterate,
     read_from_shared_memory,
@@ -76,11 +77,38 @@ _KINDS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.floa
 
 
 class SyncEnvs(_Infos, SyncVectorEnv):
-    """Environments that are stepped one after the other."""
+    """Environments that are stepped one after the other. `infos["final_obs"]` is one batch, structured as the observation."""
 
     def __init__(self, makers: Sequence[MakeAdapted]) -> None:
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.left_out = self.envs[0].left_out
+
+    def step(
+        self, actions: Any
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied again."""
+        observations = create_empty_array(self.single_observation_space, self.num_envs)
+        rewards, infos = np.zeros(self.num_envs), {}
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
+            observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
+            if terminated[i] or truncated[i]:
+                if "final_obs" not in infos:
+                    infos["final_obs"] = create_empty_array(self.single_observation_space, self.num_envs)
+                    infos["_final_obs"] = np.zeros(self.num_envs, bool)
+                _write(infos["final_obs"], i, observation)
+                infos["_final_obs"][i] = True
+                infos = self._add_info(infos, {"final_info": info}, i)
+                observation, info = env.reset()
+            _write(observations, i, observation)
+            if info:
+                infos = self._add_info(infos, info, i)
+        return observations, rewards, terminated, truncated, infos
+
+
+def _write(batch: dict[str, np.ndarray], row: int, observation: dict[str, np.ndarray]) -> None:
+    for name, values in observation.items():
+        batch[name][row] = values
 
 
 class AsyncEnvs(_Infos, AsyncVectorEnv):

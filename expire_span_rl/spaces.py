@@ -141,54 +141,95 @@ class Flattener:
                 f"got {told}"
             )
         self.space = spaces.Dict(entries)
+        self._entries = [_Entry(name, path, entries[name]) for name, path in self._paths.items()]
 
     def __call__(self, observation: Any) -> dict[str, np.ndarray]:
         """One observation -> its entries, new arrays. Raises SpaceError for a part that is missing or not in its space."""
-        return {name: self._entry(name, self._part(observation, name), ()) for name in self._paths}
+        return {entry.name: entry.read(_part(observation, entry), self.outside) for entry in self._entries}
 
     def batched(self, observation: Any, num_envs: int) -> dict[str, np.ndarray]:
         """The same for observations of B environments, batch first."""
-        return {name: self._entry(name, self._part(observation, name), (num_envs,)) for name in self._paths}
+        parts = ((entry, _part(observation, entry)) for entry in self._entries)
+        return {entry.name: entry.check(part, (num_envs,), self.outside) for entry, part in parts}
 
-    def _part(self, observation: Any, name: str) -> Any:
-        try:
-            for step in self._paths[name]:
-                observation = observation[step]
-        except (KeyError, IndexError, TypeError):
-            raise SpaceError(f"observation {name!r}: expected such a part, the observation has none") from None
-        return observation
 
-    def _entry(self, name: str, value: Any, batch: tuple[int, ...]) -> np.ndarray:
-        space = self.space[name]
-        if isinstance(space, Words):
-            texts = value if batch else [value]
-            if not all(isinstance(text, str) for text in texts):
-                raise SpaceError(f"observation {name!r}: expected text, got {_shown(value)}")
-            numbers = np.stack([word_numbers(text, space.shape[0]) for text in texts])
-            return numbers if batch else numbers[0]
+class _Entry:
+    """Reads one part of observations: what its space asks for is worked out once."""
+
+    def __init__(self, name: str, path: tuple[str | int, ...], space: spaces.Space):
+        self.name, self.path, self.space = name, path, space
+        self._is_words, self._is_number = isinstance(space, Words), isinstance(space, spaces.Discrete)
+        self._shape, self._dtype = space.shape or (), space.dtype
+        self._is_float = self._dtype.kind == "f"
+        low, high = (space.low, space.high) if self._is_float else _whole_bounds(space)
+        # Bounds that the type keeps by itself, or that are infinite, need no look.
+        limits = np.finfo(self._dtype) if self._is_float else None if self._dtype.kind == "b" else np.iinfo(self._dtype)
+        least, most = (-np.inf, np.inf) if self._is_float else (0, 1) if limits is None else (limits.min, limits.max)
+        self._low = None if np.all(np.asarray(low) <= least) else low
+        self._high = None if np.all(np.asarray(high) >= most) else high
+
+    def read(self, value: Any, outside: set[str]) -> np.ndarray:
+        """One part -> a new array [...]. Raises SpaceError."""
+        if type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape:
+            array = value.copy()  # some environments write to the same array again
+            self._check_values(array, outside)
+            return array
+        if self._is_number and (type(value) is int or type(value) is np.int64) and self._low <= value <= self._high:
+            return np.array(value, self._dtype)
+        return self.check(value, (), outside)
+
+    def check(self, value: Any, batch: tuple[int, ...], outside: set[str]) -> np.ndarray:
+        """The part of one observation or of a batch -> a new array [*batch, ...]. Raises SpaceError."""
+        if self._is_words:
+            return self._words(value, batch)
         try:
-            array = np.array(value)  # a copy: some environments write to the same array again
+            array = np.array(value)
         except ValueError:
             array = np.array(None)
-        shape = (*batch, *(space.shape or ()))
-        if array.shape != shape or not _fits(array.dtype, space.dtype):
+        shape = (*batch, *self._shape)
+        if array.shape != shape or not _fits(array.dtype, self._dtype):
             told = f"{array.dtype}{list(array.shape)}" if array.dtype != object else _shown(value)
-            raise SpaceError(f"observation {name!r}: expected {space.dtype}{list(shape)}, got {told}")
-        if array.dtype.kind == "f":
-            self._check_floats(name, array, space)
-        else:
-            low, high = _whole_bounds(space)
-            if (array < low).any() or (array > high).any():
-                bad = array[(array < low) | (array > high)].flat[0]
-                raise SpaceError(f"observation {name!r}: expected numbers in its space {_brief(space)}, got {bad}")
-        return array.astype(space.dtype, copy=False)
+            raise SpaceError(f"observation {self.name!r}: expected {self._dtype}{list(shape)}, got {told}")
+        if self._is_float:
+            with np.errstate(over="ignore"):  # what the type cannot hold becomes infinite, which is told
+                array = array.astype(self._dtype, copy=False)
+        self._check_values(array, outside)
+        return array.astype(self._dtype, copy=False)
 
-    def _check_floats(self, name: str, array: np.ndarray, space: spaces.Space) -> None:
-        if not np.isfinite(array).all():
+    def _words(self, value: Any, batch: tuple[int, ...]) -> np.ndarray:
+        if not batch and isinstance(value, str):
+            return word_numbers(value, self._shape[0]).copy()
+        texts = value if batch else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise SpaceError(f"observation {self.name!r}: expected text, got {_shown(value)}")
+        return np.stack([word_numbers(text, self._shape[0]) for text in texts])
+
+    def _check_values(self, array: np.ndarray, outside: set[str]) -> None:
+        """Raises SpaceError for what is not finite, and for whole numbers outside the space."""
+        if self._is_float and not np.isfinite(array).all():
             bad = array[~np.isfinite(array)].flat[0]
-            raise SpaceError(f"observation {name!r}: expected finite numbers, got {bad}")
-        if isinstance(space, spaces.Box) and ((array < space.low) | (array > space.high)).any():
-            self.outside.add(name)
+            raise SpaceError(f"observation {self.name!r}: expected finite numbers, got {bad}")
+        if self._is_float and self.name in outside:
+            return
+        low, high = (self._low, self._high) if array.dtype == self._dtype else _all_bounds(self.space)
+        wrong = (low is not None and (array < low).any()) or (high is not None and (array > high).any())
+        if not wrong:
+            return
+        if self._is_float:
+            outside.add(self.name)
+        else:
+            low, high = _all_bounds(self.space)
+            bad = array[(array < low) | (array > high)].flat[0]
+            raise SpaceError(f"observation {self.name!r}: expected numbers in its space {_brief(self.space)}, got {bad}")
+
+
+def _part(observation: Any, entry: _Entry) -> Any:
+    try:
+        for step in entry.path:
+            observation = observation[step]
+    except (KeyError, IndexError, TypeError):
+        raise SpaceError(f"observation {entry.name!r}: expected such a part, the observation has none") from None
+    return observation
 
 
 def find_entry(observation: Any, name: str) -> Any:
@@ -210,6 +251,10 @@ def find_entry(observation: Any, name: str) -> Any:
 def _fits(given: np.dtype, expected: np.dtype) -> bool:
     """Whether numbers of one type may stand for the other: whole numbers for whole or real ones, reals for reals."""
     return given.kind in {"f": "fiub", "b": "biu"}.get(expected.kind, "iub")
+
+
+def _all_bounds(space: spaces.Space) -> tuple[Any, Any]:
+    return (space.low, space.high) if isinstance(space, spaces.Box) else _whole_bounds(space)
 
 
 def _whole_bounds(space: spaces.Space) -> tuple[Any, Any]:
