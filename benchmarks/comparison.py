@@ -33,7 +33,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import train_rl
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, finished, planned, write_plan
 from benchmarks.comparison_report import write_report
 from benchmarks.comparison_sizes import SIZED, SIZES, SMALLEST_BUDGET
@@ -41,8 +40,10 @@ from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS
-from expire_span_rl.cli.settings import RunConfig, flag_names, parse_config, saved_config
+from expire_span_rl.building import build
+from expire_span_rl.cli.settings import flag_names, parse_config, saved_config
 from expire_span_rl.policies import KINDS
+from expire_span_rl.settings import RunConfig
 
 CHECKPOINTS = 10  # per cell: what a killed sweep loses is a tenth of a training
 
@@ -209,7 +210,7 @@ class Sweep:
                 settings["checkpoint_every"] = -(-settings["total_timesteps"] // CHECKPOINTS)
         first_of_kind = {cell.kind: cell for cell in reversed(self.cells())}
         for cell in first_of_kind.values():  # what cannot be built is told before hours of others
-            train_rl.build(self.run_config(cell)).trainer.env.close()
+            build(self.run_config(cell)).trainer.env.close()
 
     def cells(self) -> list[Cell]:
         """By seed first: a sweep that is stopped has compared all kinds on fewer seeds."""

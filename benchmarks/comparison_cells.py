@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-import evaluate
-import train_rl
-from expire_span_rl import cli
+from expire_span_rl import cli, evaluation, training
 from expire_span_rl.policies import KINDS, load_policy
 from expire_span_rl.policies.io import write_atomically
 
@@ -81,19 +79,19 @@ def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], more: Sequence[Cel
 
 def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> dict[str, Any]:
     """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the cell."""
-    cell, config, file, evaluation = work
+    cell, config, file, settings = work
     run_dir = Path(config["run_dir"])
     begun = (run_dir / "checkpoint.safetensors").is_file()
-    train_rl.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
+    training.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
     policy, info = load_policy(run_dir)
     torch.manual_seed(0)
-    episodes, likely = evaluation["eval_episodes"], not evaluation["eval_stochastic"]
-    result = evaluate.evaluate(policy, config["env"], info["env_kwargs"], episodes, deterministic=likely)
+    episodes, likely = settings["eval_episodes"], not settings["eval_stochastic"]
+    result = evaluation.evaluate(policy, config["env"], info["env_kwargs"], episodes, deterministic=likely)
     told = {
         **cell._asdict(),
         "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
         "policy_timesteps": info["timesteps"],
-        **evaluation,
+        **settings,
         "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
         "evaluation": result,
     }

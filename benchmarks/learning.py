@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import evaluate
-import train_rl
 from benchmarks.workers import in_processes
 from expire_span_rl import cli
+from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config
+from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import save_policy
 from expire_span_rl.policies.io import write_atomically
 
@@ -140,7 +140,7 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
     """One seed: the history of its evaluations and the figures of its last and its kept policy."""
     flags, config, hard = job
     os.environ["OMP_NUM_THREADS"] = "1"
-    run = train_rl.build(flags)
+    run = build(flags)
     trainer, policy = run.trainer, run.policy
     kwargs = run.info["env_kwargs"]
     history, curve, speeds, seconds, due = [], [], [], 0.0, 0
@@ -154,7 +154,7 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
             curve.append([trainer.timesteps, *(_rounded(figures.get(name)) for name in CURVE)])
         if due >= config.eval_every or trainer.done:
             due = 0
-            result = evaluate.evaluate(policy, flags["env"], kwargs, config.eval_episodes)
+            result = evaluate(policy, flags["env"], kwargs, config.eval_episodes)
             history.append(
                 {
                     "timesteps": trainer.timesteps,
@@ -189,8 +189,8 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
 def _final(policy: Any, env: str, kwargs: dict[str, Any], hard: dict[str, Any], episodes: int) -> dict[str, Any]:
     """Figures of a finished policy on all episodes and on hard ones."""
     torch.manual_seed(0)
-    every = evaluate.evaluate(policy, env, kwargs, episodes, seed=1)
-    hardest = evaluate.evaluate(policy, env, {**kwargs, **hard}, episodes, seed=2)
+    every = evaluate(policy, env, kwargs, episodes, seed=1)
+    hardest = evaluate(policy, env, {**kwargs, **hard}, episodes, seed=2)
     return {"all": every, "hard": hardest}
 
 

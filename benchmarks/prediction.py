@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import train_rl
 from benchmarks.learning import split_arguments
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS
+from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs import make_vec_env
 from expire_span_rl.envs.portal import HOME, Portal
@@ -116,7 +116,7 @@ def main() -> None:
     flags = parse_config(["--env", "Portal-v0", *rest])
     if AGENTS[flags["agent"]].network is not None or flags["observation_prediction_coef"] == 0:
         raise cli.UsageError("--agent, --observation-prediction-coef: expected a policy of ours that learns to predict")
-    run = train_rl.build({**flags, "torch_threads": 1})
+    run = build({**flags, "torch_threads": 1})
     figures = []
     for count, told in enumerate(learn(run.policy, run.trainer.agent, flags["seed"], config.optimiser_steps), 1):
         figures.append(told)

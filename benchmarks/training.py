@@ -23,9 +23,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import train_rl
 from benchmarks.learning import resident_gb, split_arguments
 from expire_span_rl import cli
+from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import load_policy
 
@@ -85,7 +85,7 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     known = ["--env", info["env"], "--memory", policy.config.memory]
     config = parse_config([*known, "--total-timesteps", "1000000000", *flags])
     own = {name: value for name, value in settings.items() if name in config}
-    run = train_rl.build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
+    run = build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
     run.policy.load_state_dict(policy.state_dict())
     return run.trainer
 

@@ -14,6 +14,7 @@ from script_cases import call
 import evaluate
 import train_rl
 from expire_span_rl import envs
+from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs.sb3_adapter import SB3VecEnv
 from expire_span_rl.policies import load_policy
@@ -46,7 +47,9 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
     policy, _ = load_policy("x")
     env = envs.make_vec_env("Corridor-v0", 4, max_length=6, max_steps=9)
     theirs = FlatVecEnv(
-        SB3VecEnv(envs.make_vec_env("Corridor-v0", 4, max_length=6, max_steps=9)), policy.config.observation
+        SB3VecEnv(envs.make_vec_env("Corridor-v0", 4, max_length=6, max_steps=9)),
+        policy.config.observation,
+        policy.config.actions,
     )
     observation, _ = env.reset(seed=[5, 6, 7, 8])
     theirs.seed(5)
@@ -62,7 +65,7 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
                 distribution = policy.network.get_distribution(inputs)
             else:
                 distribution, state = policy.network.get_distribution(inputs, state, torch.as_tensor(start).float())
-        torch.testing.assert_close(logits, distribution.distribution.logits)
+        torch.testing.assert_close(logits.log_softmax(-1), distribution.distribution.logits)
         observation, *_, infos = env.step(actions := rng.choice([1, 1, 1, 0, 2], 4))
         flat, _, start, told = theirs.step(actions)
         for row in np.flatnonzero(start):
@@ -77,7 +80,7 @@ def test_a_baseline_goes_on_where_it_was_interrupted(agent):
     """Weights, Adam's state, counters and schedule; with episodes that it has not had."""
     config = parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
     config["total_timesteps"] = 512
-    trainer, again = (train_rl.build({**config, "seed": seed}).trainer for seed in (1, 1))
+    trainer, again = (build({**config, "seed": seed}).trainer for seed in (1, 1))
     first = {key: value.copy() for key, value in again.algorithm._last_obs.items()}
     trainer.update()
     trainer.update()

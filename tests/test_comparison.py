@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from script_cases import call
 
-import evaluate
-import train_rl
 from benchmarks import comparison, comparison_cells
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
+from expire_span_rl import evaluation, training
+from expire_span_rl.run_directory import RunDirectory
 
 TINY = ["--kinds", "transformer_xl", "expire_span", "none", "--budgets", "8", "--seeds", "1", "--eval-episodes", "8"]
 TINY += ["--jobs", "1", "--out", "sweep", "--env-kwargs", '{"max_length": 6}', "--total-timesteps", "256"]
@@ -34,26 +34,26 @@ sweep = partial(call, comparison)
 def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     """Killed in the middle of its second cell; continued from that cell's checkpoint; the first is not trained again."""
     trained = []
-    train, save = train_rl.train, train_rl._save
+    train, save = training.train, RunDirectory.save
 
     def counted(config):
         trained.append((config["memory"], bool(config["resume"])))
         return train(config)
 
-    def killed(run_dir, run):
-        save(run_dir, run)
+    def killed(directory):
+        save(directory)
         if len(trained) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_rl, "train", counted)
-    monkeypatch.setattr(train_rl, "_save", killed)
+    monkeypatch.setattr(training, "train", counted)
+    monkeypatch.setattr(RunDirectory, "save", killed)
     assert sweep(TINY, monkeypatch) == 130
     assert [file.name for file in Path("sweep/cells").glob("*.json")] == ["transformer_xl-8-1.json"]
     assert Path("sweep/results.csv").read_text().count("\n") == 2
     continued = shlex.split(Path("sweep/table.md").read_text().partition("Continued by `")[2].partition("`")[0])
     assert continued[3:7] == ["--kinds", "expire_span", "transformer_xl", "none"]  # what is missing, too
     before = Path("sweep/cells/transformer_xl-8-1.json").read_bytes()
-    monkeypatch.setattr(train_rl, "_save", save)
+    monkeypatch.setattr(RunDirectory, "save", save)
     capsys.readouterr()
 
     for other, told in (
@@ -182,7 +182,7 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
     assert cell["config"].pop("observation_prediction_coef") == 0
     cell["config"]["env_kwargs"] = '{"max_length":6}'
     file.write_text(json.dumps(cell))
-    monkeypatch.setattr(train_rl, "train", None)  # nothing is to be trained
+    monkeypatch.setattr(training, "train", None)  # nothing is to be trained
     assert sweep(told[3:], monkeypatch) == 0
     Path("sweep/table.md").unlink()
     file.write_text(json.dumps({**cell, "config": {**cell["config"], "env_kwargs": '{"max_length": 6}'}}))
@@ -263,7 +263,7 @@ def test_a_flag_goes_to_the_kinds_that_have_it(in_folder, monkeypatch, capsys):
     table = Path("sweep/table.md").read_text()
     told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])
     assert "--gating" in told and told[told.index("--agent") + 1] == "impala"
-    monkeypatch.setattr(train_rl, "train", None)  # nothing is to be trained
+    monkeypatch.setattr(training, "train", None)  # nothing is to be trained
     assert sweep(told[3:], monkeypatch) == 0
     assert sweep(["--kinds", "transformer_xl", "gru", *TINY[4:], "--agent", "impala"], monkeypatch) == 2
     assert "expected --gating True as in its cell transformer_xl-8-1" in capsys.readouterr().err
@@ -277,8 +277,8 @@ def test_a_cell_is_evaluated_as_it_is_told(stochastic, in_folder, monkeypatch):
         asked.append(deterministic)
         return evaluate_(*arguments, deterministic=deterministic, **others)
 
-    evaluate_ = evaluate.evaluate
-    monkeypatch.setattr(evaluate, "evaluate", played)
+    evaluate_ = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", played)
     assert sweep([*ONE, *([] if stochastic else ["--no-eval-stochastic"])], monkeypatch) == 0
     assert asked == [not stochastic]
     assert json.loads(Path("sweep/cells/none-any-1.json").read_text())["eval_stochastic"] is stochastic

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-import evaluate
 from benchmarks.comparison_sizes import SIZES, SPAN_SHARE
-from expire_span_rl import cli
 from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.envs import make_vec_env
+from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import KINDS, ActorCritic, core_config
 from expire_span_rl.policies.encoders import observation_spec
+from expire_span_rl.settings import part
 
 
 def test_every_kind_with_slots_has_a_size():
@@ -22,13 +23,13 @@ def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
     """Counted by evaluate.py over episodes long enough to fill it."""
     config = parse_config(["--memory", kind])
     config |= SIZES[kind](budget)
-    env = evaluate.make_vec_env("Corridor-v0", 1)
+    env = make_vec_env("Corridor-v0", 1)
     space = env.single_observation_space
-    memory = cli.part(KINDS[kind].Config, config)
+    memory = part(KINDS[kind].Config, config)
     core = core_config(kind)(width=16, num_layers=1, num_heads=1)
     policy = ActorCritic.for_spaces(space, env.single_action_space, memory=kind, memory_config=memory, core=core)
     assert policy.config.observation == observation_spec(space)
-    played = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 200, "max_length": 200}, 2)
+    played = evaluate(policy, "Corridor-v0", {"min_length": 200, "max_length": 200}, 2)
     assert played["live_memories_max"] == [budget]
 
 

@@ -14,7 +14,8 @@ from script_cases import ROOT, SHORT, SMALL, call, log
 
 import evaluate
 import train_rl
-from expire_span_rl import envs
+from expire_span_rl import envs, evaluation
+from expire_span_rl.building import environment_seed
 from expire_span_rl.policies import load_policy, save_policy
 
 
@@ -48,12 +49,12 @@ def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch
 
 def test_each_environment_plays_as_it_would_alone(run_dir, monkeypatch):
     """Environment i has the i-th seed, whoever else is in the batch."""
-    policy, first = evaluate.load_policy(run_dir)[0], evaluate.FIRST_SEED
-    together = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
+    policy, first = load_policy(run_dir)[0], evaluation.FIRST_SEED
+    together = evaluation.evaluate(policy, "Corridor-v0", {"max_length": 6}, 12, num_envs=20)
     apart = []
     for i in range(12):
-        monkeypatch.setattr(evaluate, "FIRST_SEED", first + i)
-        apart.append(evaluate.evaluate(policy, "Corridor-v0", {"max_length": 6}, 1))
+        monkeypatch.setattr(evaluation, "FIRST_SEED", first + i)
+        apart.append(evaluation.evaluate(policy, "Corridor-v0", {"max_length": 6}, 1))
     assert len({one["mean_episode_length"] for one in apart}) > 1
     for key in ("success_rate", "mean_episode_length", "live_memories_per_episode", "live_memories_at_end"):
         assert together[key] == pytest.approx(sum(one[key] for one in apart) / 12)
@@ -66,13 +67,13 @@ def test_every_environment_plays_its_share():
     steps = []
     for i, episodes in enumerate((3, 3, 3, 2)):
         env = envs.make_vec_env("Corridor-v0", 1, max_length=30)
-        observation, _ = env.reset(seed=evaluate.FIRST_SEED + i)
+        observation, _ = env.reset(seed=evaluation.FIRST_SEED + i)
         steps.append([0])
         while len(steps[-1]) <= episodes:
             steps[-1][-1] += 1
             observation, _, terminated, truncated, _ = env.step(policy.predict(observation, deterministic=True)[0])
             steps[-1] += [0] * int(terminated[0] | truncated[0])
-    result = evaluate.evaluate(policy, "Corridor-v0", {"max_length": 30}, 11, num_envs=4)
+    result = evaluation.evaluate(policy, "Corridor-v0", {"max_length": 30}, 11, num_envs=4)
     assert result["mean_episode_length"] == pytest.approx(sum(map(sum, steps)) / 11)
 
 
@@ -82,7 +83,7 @@ def test_memory_efficiency_is_all_oracles_steps_by_all_of_the_agents():
     oracles, agents, failures = 0.0, 0, 0
     for i in range(24):
         env = envs.make_env("Portal-v0", max_rooms=4)
-        observation, _ = env.reset(seed=evaluate.FIRST_SEED + i)
+        observation, _ = env.reset(seed=evaluation.FIRST_SEED + i)
         state, start, over, steps = None, True, False, 0
         while not over:
             batch = {name: part[None] for name, part in observation.items()}
@@ -93,7 +94,7 @@ def test_memory_efficiency_is_all_oracles_steps_by_all_of_the_agents():
         oracles, agents = oracles + oracle, agents + (steps if terminated else math.ceil(4 * oracle))
         failures += truncated
     assert 0 < failures < 24
-    result = evaluate.evaluate(policy, "Portal-v0", {"max_rooms": 4}, 24, num_envs=24)
+    result = evaluation.evaluate(policy, "Portal-v0", {"max_rooms": 4}, 24, num_envs=24)
     assert result["memory_efficiency"] == pytest.approx(oracles / agents)
     assert result["success_rate"] == (24 - failures) / 24
 
@@ -111,9 +112,9 @@ def test_a_policys_drawn_actions_do_not_depend_on_who_is_evaluated_before_it(in_
 def test_trainings_and_evaluations_share_no_seed():
     """Each has a million of its own, whatever --seed says."""
     seeds = [0, 1, 7, 998_999, 999_000, 999_997, 999_998, 1_002_144, 20_261_125, 2**31 - 1]
-    training = [train_rl.environment_seed(seed) for seed in seeds]
-    evaluation = [evaluate.FIRST_SEED + seed * 1_000_003 for seed in seeds]
-    ordered = sorted(training + evaluation)
+    training = [environment_seed(seed) for seed in seeds]
+    evaluating = [evaluation.FIRST_SEED + seed * 1_000_003 for seed in seeds]
+    ordered = sorted(training + evaluating)
     assert min(b - a for a, b in itertools.pairwise(ordered)) >= 1_000_003 - 9 and ordered[-1] < 2**63
     assert set(training[:4]) == {0, 1_000_003, 7_000_021, 998_999 * 1_000_003}
 
@@ -122,14 +123,14 @@ def test_trainings_and_evaluations_share_no_seed():
 def test_bytes_are_those_of_the_memories_that_were_live(episodes):
     """Without forgetting a corridor of 5 tiles has 1 to 5 live on its way, 3 on average, however often it is walked."""
     policy, _ = load_policy(ROOT / "pretrained/corridor-transformer_xl.safetensors")
-    result = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 5, "max_length": 5}, episodes)
+    result = evaluation.evaluate(policy, "Corridor-v0", {"min_length": 5, "max_length": 5}, episodes)
     assert result["live_memories_mean"] == [3, 3]
     hidden, birth, alive = 4 * policy.config.core.width, 4, 1
     assert result["memory_bytes"] == 2 * 3 * (hidden + birth + alive)
 
 
 class TellsSometimes(gym.Env):
-    """Says `is_success` of every second episode, of the first not."""
+    """Says `is_success` of every second episode: of the first, in which it is checked, and not of the one after it."""
 
     observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
     episodes = 0
@@ -140,7 +141,7 @@ class TellsSometimes(gym.Env):
 
     def step(self, action):
         self.episodes += 1
-        info = {"is_success": True} if self.episodes % 2 == 0 else {}
+        info = {"is_success": True} if self.episodes % 2 == 1 else {}
         return self.observation_space.low, 1.0, True, False, info
 
 
@@ -149,7 +150,7 @@ def test_an_environment_that_tells_of_success_now_and_then(in_folder, monkeypatc
     try:
         run = [*SMALL, "--env", "TellsSometimes-v0", "--memory", "none", "--run-dir", "x", "--total-timesteps", "256"]
         assert call(train_rl, run, monkeypatch) == 0
-        silent = evaluate.evaluate(load_policy("x")[0], "TellsSometimes-v0", {}, 1)
+        silent = evaluation.evaluate(load_policy("x")[0], "TellsSometimes-v0", {}, 1)
         assert silent["success_rate"] is None  # it has told nothing yet
         assert float(log(Path("x"))[-1]["rollout/success_rate"]) == 0.5
         assert call(evaluate, ["x", "--episodes", "4", "--num-envs", "1", "--json", "e.json"], monkeypatch) == 0
@@ -197,8 +198,8 @@ def test_wraps_travel_with_the_policy_until_others_are_asked_for(in_folder, monk
 
 def test_wilson_interval_known_values():
     """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
-    assert evaluate.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert evaluate.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert evaluation.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert evaluation.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
 def _foreign(path: Path) -> None:
@@ -209,7 +210,7 @@ def _foreign(path: Path) -> None:
 
 
 BAD_EVALUATION = {
-    "no policy": ([], "expected at least one policy file"),
+    "no policy": ([], "policies: expected "),
     "missing": (["gone.safetensors"], "found nothing there"),
     "truncated": (["short.safetensors"], "expected a whole safetensors file"),
     "foreign": (["foreign.safetensors"], "got another safetensors file"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate import evaluate
+from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import load_policy
 
 FOLDER = Path(__file__).parents[1] / "pretrained"

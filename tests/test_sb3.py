@@ -9,9 +9,9 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
-import evaluate
 from expire_span_rl import envs
 from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import load_policy
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -28,7 +28,7 @@ def test_evaluate_policy_carries_the_memory_through():
     )
     assert np.mean(returns) >= 0.98
     assert 20 <= min(lengths) and max(lengths) <= 62
-    ours = evaluate.evaluate(policy, "Corridor-v0", {"min_length": 20, "max_length": 60}, 100)
+    ours = evaluate(policy, "Corridor-v0", {"min_length": 20, "max_length": 60}, 100)
     assert np.mean(returns) == pytest.approx(ours["success_rate"], abs=0.03)
     control, _ = load_policy(PRETRAINED / "corridor-none.safetensors")
     returns, _ = evaluate_policy(control, env, n_eval_episodes=200, deterministic=True, return_episode_rewards=True)

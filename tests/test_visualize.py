@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import visualize
-from expire_span_rl import cli
+from expire_span_rl import cli, showing
 from expire_span_rl.policies import KINDS, load_policy, save_policy
 
 sys.path.insert(0, str(Path(__file__).parent / "viewer"))
@@ -98,7 +98,7 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     assert code == 2 and complaints.startswith(
         "error: --max-steps: expected an episode of at most 3 steps, that of seed 0"
     )
-    monkeypatch.setattr(visualize, "page", lambda episodes: 1 / 0)
+    monkeypatch.setattr(showing, "page", lambda episodes: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["visualize.py", SHIPPED, "--out", str(out)])
     with pytest.raises(ZeroDivisionError):
         visualize.main()
@@ -132,8 +132,7 @@ def test_an_output_that_cannot_be_written_is_bad_usage(monkeypatch, capsys):
 def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     path = saved(tmp_path / "policy.safetensors", view_size=5, max_length=30)
     policy, info = load_policy(path)
-    flags = visualize.Flags(str(tmp_path), env_kwargs='{"max_length": 7}', out=str(tmp_path / "x.png"))
-    name, env = visualize._environment(flags, policy, info)
+    name, env = showing.environment_for(policy, info, path, "", (), {"max_length": 7})
     assert name == "Corridor-v0"
     assert (env.unwrapped.core.view_size, env.unwrapped.core.max_length) == (5, 7)
 
@@ -152,8 +151,8 @@ BAD = [
     (["{p}", "--env-kwargs", "{{"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", "3"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", '{{"max_len": 3}}'], "unknown Corridor-v0 keyword 'max_len': "),
-    (["{p}", "--env-kwargs", '{{"view_size": 5}}'], "Corridor-v0: observation 'image': the policy expects {{"),
-    (["{p}", "--env", "MiniGrid-MemoryS7-v0"], "MiniGrid-MemoryS7-v0: actions: the policy expects 4, got 7"),
+    (["{p}", "--env-kwargs", '{{"view_size": 5}}'], "{p}: expected an environment with observation 'image' "),
+    (["{p}", "--env", "MiniGrid-MemoryS7-v0"], "{p}: expected an environment with observation "),
     (["{p}", "--env", "Coridor-v0"], "unknown environment 'Coridor-v0': "),
     (["{p}", "--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
     (["{p}", "--seed", "x"], ""),
@@ -172,7 +171,7 @@ def test_bad_usage_is_answered_in_one_line(tmp_path, monkeypatch, capsys, argume
     files = {"p": saved(tmp_path / "p.safetensors"), "anonymous": "anonymous.safetensors"}
     code, said, complaints = run(monkeypatch, capsys, *(a.format(**files) for a in arguments))
     assert (code, said) == (2, "")
-    assert complaints.startswith(f"error: {beginning.format()}")
+    assert complaints.startswith(f"error: {beginning.format(**files)}")
     assert complaints.count("\n") == 1 and "Traceback" not in complaints
     assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.html")]
 

@@ -1,0 +1,101 @@
+"""The command line of evaluate.py. See README.md, or --help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from expire_span_rl import cli
+from expire_span_rl.checks import check_at_least, check_seed, json_object
+
+MAX_STEPS = 10_000  # that of `evaluation`, whose import takes torch
+
+_DESCRIPTION = """
+Lets saved policies play the same episodes, which no training has seen, and compares them: success, return, live
+memories and speed, as tables, JSON or a plot.
+"""
+_EXAMPLES = (
+    "runs/Corridor-v0-expire_span-ppo-1",
+    "runs/a runs/b --episodes 1e4 --plot comparison.png",
+    'runs/a --env-kwargs \'{"max_length": 200}\' --json results.json',
+)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Policy files or run directories."""
+    env: str = ""
+    """Environment id, package:Id or path/to/file.py:Id. Default: the one that the first policy was trained in."""
+    imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
+    """Python module, or path of a file, to import first since it registers environments."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as a JSON object. They replace those of the first policy's training, name
+    by name."""
+    wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Makes the episodes longer: stretch=10, episodes=4, fresh_episodes=4 or occlude=5-9/20. Default: as in the first
+    policy's training. none: no wrap."""
+    episodes: int = 1000
+    """Episodes that each policy plays."""
+    max_steps: int = MAX_STEPS
+    """Most steps of an episode. The evaluation stops with an error if one is longer."""
+    num_envs: int = 100
+    """Environments that are stepped together."""
+    seed: int = 0
+    """Seed of the episodes, which are the same for every policy."""
+    stochastic: bool = False
+    """Sample actions from the policy instead of taking the most likely one."""
+    json: str = ""
+    """Write the results to this file."""
+    plot: str = ""
+    """Draw the results into this file (.png, .svg or .pdf)."""
+    torch_threads: int = 2
+    """CPU threads that PyTorch uses."""
+    device: str = "cpu"
+    """Where policies run: cpu, cuda, or auto (a GPU if there is one)."""
+
+    def __post_init__(self):
+        if not self.policies:
+            raise ValueError("policies: expected at least one policy file or run directory, got none")
+        check_at_least(self, episodes=1, num_envs=1, torch_threads=1, max_steps=1)
+        check_seed(self)
+        if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot!r}")
+        for flag in ("json", "plot"):
+            path = getattr(self, flag)
+            if path and not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"--{flag}: expected a folder that exists, got {path!r}")
+            if path and Path(path).is_dir():
+                raise ValueError(f"--{flag}: expected a file, {path!r} is a folder")
+
+
+def main() -> None:
+    config = cli.parse(EvaluateConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
+    kwargs = json_object("--env-kwargs", config.env_kwargs)
+    if config.wrap:
+        kwargs["wraps"] = list(config.wrap)
+
+    # Only now: torch takes a second, which a misspelled flag need not wait for.
+    import torch
+
+    from expire_span_rl.building import device
+    from expire_span_rl.evaluation import Protocol, compare
+    from expire_span_rl.policies.io import write_atomically
+    from expire_span_rl.reporting import plot, print_tables
+
+    torch.set_num_threads(config.torch_threads)
+    protocol = Protocol(config.episodes, config.seed, not config.stochastic, config.max_steps)
+    named = (config.env, config.imports, kwargs)
+    report = compare(config.policies, *named, protocol, config.num_envs, device(config.device))
+    print_tables(report)
+    if config.json:
+        write_atomically(config.json, (json.dumps(report, indent=2) + "\n").encode())
+        print(f"results: {config.json}")
+    if config.plot:
+        plot(report, Path(config.plot))
+        print(f"plot: {config.plot}")

@@ -1,0 +1,107 @@
+"""The command line of visualize.py. See README.md, or --help."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from expire_span_rl import cli
+from expire_span_rl.checks import check_at_least, check_seed, json_object
+
+PICTURES = (".png", ".pdf", ".svg")
+
+_DESCRIPTION = """
+Lets a saved policy play an episode and shows what it saw, did and remembered, and whether that mattered: as a page
+for the browser, a figure or a film.
+"""
+_EXAMPLES = (
+    "runs/Corridor-v0-expire_span-ppo-1",
+    "policy.safetensors --seed 3 --out memory.png",
+    "runs/a --episodes 5 --video episode.mp4 --json memory.json",
+)
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """Policy file or run directory."""
+    env: str = ""
+    """Environment id, package:Id or path/to/file.py:Id. Default: the one the policy was trained in."""
+    imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
+    """Python module, or path of a file, to import first since it registers environments."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as a JSON object. In the policy's own environment they replace those of its
+    training, name by name."""
+    seed: int = 0
+    """Seed of the first episode. The next ones have seed + 1, seed + 2 and so on."""
+    episodes: int = 1
+    """Episodes on the page and in --json. Figure and film show the first."""
+    stochastic: bool = False
+    """Sample actions from the policy instead of taking the most likely one."""
+    max_steps: int = 10_000
+    """Most steps of an episode. A longer one is refused."""
+    audit: int = 3
+    """At every decision, measure whether it changes without each of the most attended memories: this many of them. 0:
+    no measurement."""
+    out: str = "memory.html"
+    """File to write: the page (.html), or the figure (.png, .pdf, .svg)."""
+    png: str = ""
+    """Also write the figure to this file (.png, .pdf or .svg)."""
+    video: str = ""
+    """Also write the episode as a film to this file (.mp4)."""
+    json: str = ""
+    """Also write every number of the page to this file (.json)."""
+
+    def __post_init__(self):
+        check_seed(self, bits=63)
+        check_at_least(self, max_steps=1, episodes=1, audit=0)
+        _check_output("--out", self.out, (".html", *PICTURES))
+        for flag, endings in (("png", PICTURES), ("video", (".mp4",)), ("json", (".json",))):
+            if getattr(self, flag):
+                _check_output(f"--{flag}", getattr(self, flag), endings)
+
+    def outputs(self) -> list[str]:
+        """All files that are written."""
+        return [path for path in (self.out, self.png, self.video, self.json) if path]
+
+
+def _check_output(flag: str, path: str, endings: tuple[str, ...]) -> None:
+    """Raises UsageError unless a file with one of these endings can be written at `path`."""
+    if Path(path).suffix.lower() not in endings:
+        raise cli.UsageError(f"{flag}: expected a file name that ends in {' or '.join(endings)}, got {path!r}")
+    if not Path(path).parent.is_dir():
+        raise cli.UsageError(f"{flag}: expected a folder that exists, there is no {str(Path(path).parent)!r}")
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise cli.UsageError(f"{flag}: expected a file that can be written, got {path!r}")
+
+
+def main() -> None:
+    config = cli.parse(VisualizeConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
+    kwargs = json_object("--env-kwargs", config.env_kwargs)
+
+    # Only now: torch takes a second, which a misspelled flag need not wait for.
+    import torch
+    from rich.console import Console
+
+    from expire_span_rl.policies import load_policy
+    from expire_span_rl.showing import environment_for, show_in
+    from expire_span_rl.viewer.audit import table
+
+    torch.set_num_threads(1)  # the fastest for a batch of one
+    policy, info = load_policy(config.path)
+    name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
+    how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
+    shown = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
+    env.close()
+    for path in config.outputs():
+        shown.save(path)
+    console = Console()
+    for played in shown.episodes:
+        if played.record["audit"]["memories"]:
+            console.print(table(played.record))
+    print(f"{shown.title} -> {', '.join(config.outputs())}")

@@ -1,0 +1,329 @@
+"""The Python interface, in the shape that people know from Stable-Baselines3. `import expire_span_rl as es` has all of it.
+
+An environment is given as an id ("Corridor-v0", "package:Id-v0", "path/to/my_envs.py:Id-v0"), as a function without arguments
+that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium `VectorEnv` in SAME_STEP autoreset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from expire_span_rl import training
+from expire_span_rl.building import build
+from expire_span_rl.environments import environment_of
+from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.evaluation import MAX_STEPS, Protocol, evaluate_in, vector_env
+from expire_span_rl.policies import check_spaces, load_policy, save_policy
+from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
+from expire_span_rl.settings import RunConfig, defaults, resolve
+from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
+
+Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
+
+_OF_LEARN = ("total_timesteps", "progress_bar", "run_dir")
+_OF_THE_COMMAND_LINE = {
+    "resume": "python train_rl.py --resume RUN continues a run",
+    "agent": "the agent is the class: es.PPO, es.IMPALA",
+}
+
+
+class Model:
+    """A policy and what trains it: the base of `PPO` and `IMPALA`."""
+
+    agent: ClassVar[str]
+
+    def __init__(
+        self,
+        memory: str = RunConfig.memory,
+        env: Environment = RunConfig.env,
+        *,
+        features_extractor_class: type | None = None,
+        features_extractor_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ):
+        """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru or none.
+        env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`.
+        features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads observations in
+        place of our encoders, and its arguments.
+        settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores, such as
+        `num_envs`, `learning_rate`, `memory_budget`, `seed`; `env_kwargs` may be a dict.
+
+        Raises ValueError, one line, for settings or an environment that will not do.
+        """
+        for name in settings:
+            if name in _OF_LEARN:
+                raise ValueError(f"{name}: expected as an argument of learn, got it here")
+            if name in _OF_THE_COMMAND_LINE:
+                raise ValueError(f"{name}: expected no such setting ({_OF_THE_COMMAND_LINE[name]})")
+        if features_extractor_kwargs is not None and features_extractor_class is None:
+            raise ValueError("features_extractor_class: expected one with features_extractor_kwargs, got none")
+        extractor = None
+        if features_extractor_class is not None:
+            extractor = (features_extractor_class, dict(features_extractor_kwargs or {}))
+        name, settings = _named(env, settings)
+        usual = defaults(memory, name, self.agent)["num_minibatches"] if "num_envs" in settings else None
+        if usual is not None and "num_minibatches" not in settings:  # each has an environment at least
+            settings["num_minibatches"] = min(usual, settings["num_envs"])
+        config = resolve(memory, name, self.agent, **settings)
+        self._run = build(config, _vector_env(env, config), extractor, training.say)
+        if not isinstance(env, str):
+            self._run.info |= _reference(env)
+        if not isinstance(env, (str, gym.Env, VectorEnv)):
+            self._run.make_env = lambda: make_env(env, encoder=config["encoder"])
+        self._set_info()
+        self._directory: Path | None = None
+        self.metrics: dict[str, float] = {}
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callable[[Self], Any] | None = None,
+        progress_bar: bool = False,
+        run_dir: str | Path | None = None,
+    ) -> Self:
+        """Trains for `total_timesteps` environment steps, rounded up to whole rollouts, and returns the model.
+
+        Called again it trains on, for so many steps more. Schedules (learning rate, entropy) run over all steps from the first call
+        on: a second call of equal length begins in the middle of them.
+        callback: is called with the model after every update; returns False to end the training.
+        run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or that of the last
+        call. Raises KeyboardInterrupt after Ctrl-C, once the update under way is finished; the second one interrupts at once.
+        """
+        if not total_timesteps >= 1:
+            raise ValueError(f"total_timesteps: expected at least 1, got {total_timesteps}")
+        run, trainer = self._run, self._run.trainer
+        directory = self._run_directory(Path(run_dir)) if run_dir is not None else None
+        trainer.stop.clear()
+        rollouts = -(-int(total_timesteps) // trainer.rollout_size)
+        trainer.total_timesteps = trainer.timesteps + rollouts * trainer.rollout_size
+        config = {**run.config, "total_timesteps": trainer.total_timesteps, "run_dir": str(run_dir or "")}
+        run.config = config
+        opened = None
+        if directory is not None:
+            opened = RunDirectory.again(directory, run) if directory == self._directory else RunDirectory.begin(directory, run)
+            self._directory = directory
+
+        def updated(figures: dict[str, float]) -> Any:
+            self.metrics = figures
+            return None if callback is None else callback(self)
+
+        training.learn(run, opened, updated, progress_bar)
+        self._set_info()
+        return self
+
+    @property
+    def policy(self) -> Any:
+        """The policy as it is now: an `ActorCritic`, with `predict`."""
+        return self._run.policy
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps trained so far."""
+        return self._run.trainer.timesteps
+
+    def save(self, path: str | Path, best: bool = False) -> None:
+        """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read. best: not the latest policy but
+        of those that met the success target the latest with about the fewest live memories, if there is one."""
+        if best:
+            save_best(self._run, path)
+        else:
+            save_policy(self.policy, path, self.policy.info)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions and the next state: `policy.predict`, which has Stable-Baselines3's signature."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._run.trainer.close()
+
+    def _set_info(self) -> None:
+        """Tells the policy what its file will say of it."""
+        self.policy.info = {**self._run.info, "timesteps": self.num_timesteps}
+
+    def _run_directory(self, path: Path) -> Path:
+        """Raises ValueError unless a run can be written there."""
+        if path != self._directory:
+            check_run_dir(path, resume=False, overwrite=self._run.config["overwrite"])
+        return path
+
+
+class PPO(Model):
+    """Proximal policy optimisation (Schulman et al., 2017) over whole sequences."""
+
+    agent = "ppo"
+
+
+class IMPALA(Model):
+    """IMPALA (Espeholt et al., 2018): one pass over each rollout, corrected by V-trace."""
+
+    agent = "impala"
+
+
+def load(path: str | Path, device: str = "cpu") -> Any:
+    """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`, `env_kwargs`,
+    `agent`, ... Raises ValueError, one line, for a file that is none."""
+    policy, info = load_policy(path, device)
+    policy.info = info
+    return policy
+
+
+def evaluate(
+    policy: Any,
+    env: Environment | None = None,
+    episodes: int = 1000,
+    *,
+    num_envs: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+    env_kwargs: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """A policy's success, return, memory use and speed over `episodes` episodes: what evaluate.py writes of it as JSON.
+
+    policy: the policy, a model, or the path of a policy file or a run directory. env: see the module; None: the one that the
+    policy was trained in. env_kwargs: over those of its training. seed: which episodes; every policy plays the same.
+    Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than `max_steps` steps.
+    """
+    policy, info, path = _policy(policy, device)
+    kwargs = dict(env_kwargs or {})
+    protocol = Protocol(episodes, seed, deterministic, max_steps)
+    if env is None or isinstance(env, str):
+        name, own = environment_of(env or "", imports, info, path)
+        vector = vector_env(name, min(num_envs, episodes), {**own, **kwargs})
+    else:
+        name, vector = _name(env), _existing(env, min(num_envs, episodes))
+    try:
+        check_spaces(policy.config, vector.single_observation_space, vector.single_action_space, path, name)
+        torch.manual_seed(seed)
+        result = evaluate_in(policy, vector, name, protocol)
+    finally:
+        if not isinstance(env, (gym.Env, VectorEnv)):
+            vector.close()
+    return {"path": path, "memory": policy.config.memory, "agent": info.get("agent"), **result}
+
+
+def show(
+    policy: Any,
+    env: Environment | None = None,
+    seed: int = 0,
+    *,
+    episodes: int = 1,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+    audit: int = AUDITED,
+    env_kwargs: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> Showing:
+    """What a policy remembers in an episode, and whether that mattered: the viewer's page in a notebook; `save` writes it (.html),
+    the figure (.png, .pdf, .svg), the film (.mp4) or all numbers (.json).
+
+    policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next have seed + 1, ...
+    audit: measures the effect of so many of the memories attended to most, at every decision; 0: of none.
+    Raises ValueError, one line, for a policy that cannot act there, and for an episode of more than `max_steps` steps.
+    """
+    policy, info, path = _policy(policy, "cpu")
+    if env is None or isinstance(env, str):
+        name, single = environment_for(policy, info, path, env or "", imports, dict(env_kwargs or {}))
+    elif isinstance(env, VectorEnv):
+        raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
+    else:
+        name, single = _name(env), wrap_env(env) if isinstance(env, gym.Env) else make_env(env)
+        check_spaces(policy.config, single.observation_space, single.action_space, path, name)
+    shown = show_in(policy, single, name, Path(path).name, seed, episodes, deterministic, max_steps, audit)
+    if not isinstance(env, gym.Env):
+        single.close()
+    return shown
+
+
+def _policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
+    """(the policy, its info, its path or what it is called)."""
+    if isinstance(policy, (str, Path)):
+        return *load_policy(policy, device), str(policy)
+    if isinstance(policy, Model):
+        policy = policy.policy
+    if not hasattr(policy, "config"):
+        raise TypeError(f"policy: expected a policy, a model or the path of a policy file, got {policy!r}")
+    return policy, getattr(policy, "info", {}), "policy"
+
+
+def _name(env: Any) -> str:
+    """What an environment that is no id is called: the id that it was made with, or its class or function."""
+    spec = getattr(env, "spec", None)
+    if spec is not None:
+        return spec.id
+    if isinstance(env, (gym.Env, VectorEnv)):
+        return type(env.unwrapped).__name__
+    name = getattr(env, "__name__", type(env).__name__)
+    return name if name.isidentifier() else "environment"  # "<lambda>"
+
+
+def _reference(env: Any) -> dict[str, Any]:
+    """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
+    Gymnasium made it and JSON can hold them."""
+    spec = getattr(env, "spec", None)
+    kwargs = dict(spec.kwargs) if spec is not None else {}
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        spec = None
+    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, "env_kwargs": kwargs}
+
+
+def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the environment and the settings, with the number that exists. Raises TypeError for what is no environment
+    and ValueError for settings that do not go with it, one line."""
+    if isinstance(env, str):
+        return env, dict(settings)
+    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
+        raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
+    for name in ("env_kwargs", "wrap", "imports"):
+        if settings.get(name):
+            raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
+    number = settings.get("num_envs")
+    if isinstance(env, VectorEnv) and number not in (None, env.num_envs):
+        raise ValueError(f"num_envs: expected {env.num_envs}, as the VectorEnv has, or none, got {number}")
+    if isinstance(env, gym.Env) and number != 1:
+        raise ValueError(
+            f"env: expected a function that makes one, such as {_maker(env)}, for {number or RunConfig.num_envs} environments, "
+            "got one that exists and cannot be copied (num_envs=1 trains in it alone)"
+        )
+    return _name(env), {**settings, "num_envs": env.num_envs} if isinstance(env, VectorEnv) else dict(settings)
+
+
+def _maker(env: gym.Env) -> str:
+    """A function that makes such an environment, as one could write it."""
+    return f'lambda: gym.make("{env.spec.id}")' if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _vector_env(env: Any, config: Mapping[str, Any]) -> VectorEnv | None:
+    """The environments to train in, wrapped; None for an id, from which `build` makes them."""
+    if isinstance(env, str):
+        return None
+    return _existing(env, config["num_envs"], encoder=config["encoder"], vectorization=config["vectorization"])
+
+
+def _existing(env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync") -> VectorEnv:
+    """A VectorEnv, one environment, or as many as asked for of a function, wrapped as a policy expects."""
+    if isinstance(env, VectorEnv):
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: gym.make_vec takes "
+                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}'
+            )
+        return wrap_vec_env(env, encoder)
+    if isinstance(env, gym.Env):
+        return make_vec_env(lambda: env, 1, encoder=encoder, vectorization="sync")
+    return make_vec_env(env, num_envs, encoder=encoder, vectorization=vectorization)

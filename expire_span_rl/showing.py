@@ -1,0 +1,155 @@
+"""Shows what a policy remembers: it plays an episode, or several, and a page tells what it saw, did and kept, and whether that
+mattered. The same as a figure, a film, or numbers."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from expire_span_rl.environments import environment_of
+from expire_span_rl.envs import make_env
+from expire_span_rl.policies import check_spaces
+from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.viewer.audit import audit as audit_memories
+from expire_span_rl.viewer.figure import draw
+from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
+from expire_span_rl.viewer.page import page
+from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_of, look, outcome, play
+from expire_span_rl.viewer.record import record, shared
+from expire_span_rl.viewer.video import scenes, video
+
+PICTURES = (".png", ".pdf", ".svg")
+ENDINGS = (".html", *PICTURES, ".mp4", ".json")
+MAX_STEPS = 10_000  # the longest episode, unless the user allows longer ones
+AUDITED = 3  # memories whose effect is measured, at every decision
+FPS = 10  # of the film
+HEIGHT = 900  # pixels of the page in a notebook
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    """One episode and what is known of it."""
+
+    episode: Episode
+    lives: list[LayerLives]
+    record: dict[str, Any]
+    film: Film
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What a policy remembered in episodes that it played. A notebook shows it as the viewer's page."""
+
+    policy: Any
+    title: str
+    subtitle: str
+    actions: list[str]
+    """Their names."""
+    episodes: list[PlayedEpisode]
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All numbers of the page, JSON-able."""
+        return shared([played.record for played in self.episodes])
+
+    def save(self, path: str | Path) -> None:
+        """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first episode,
+        or the numbers (.json). What was there stays until the new file is complete. Raises ValueError, one line."""
+        ending = Path(path).suffix.lower()
+        if ending not in ENDINGS:
+            raise ValueError(f"{path}: expected a file name that ends in {' or '.join(ENDINGS)}")
+        data = self._contents(ending)
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise ValueError(f"{path}: expected a file that can be written ({error.strerror})") from None
+
+    def _contents(self, ending: str) -> bytes:
+        first = self.episodes[0]
+        if ending == ".html":
+            return page([self._paged(played) for played in self.episodes])
+        if ending == ".json":
+            return json.dumps(self.numbers, allow_nan=False).encode()
+        if ending == ".mp4":
+            seen = observation_pictures(first.episode.observations, self.policy.config.observation)
+            return video(scenes(first.record, list(first.film.frames()) or None, seen), FPS)
+        return draw(self.policy, first.episode, first.lives, self.title, self.subtitle, self.actions, ending[1:])
+
+    def _paged(self, played: PlayedEpisode) -> dict[str, Any]:
+        """What the page needs of an episode."""
+        seen = pack_observations(played.episode.observations, self.policy.config.observation)
+        return {"record": played.record, "film": played.film.packed(), "seen": seen}
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own."""
+        source = html.escape(self._contents(".html").decode())
+        return f'<iframe srcdoc="{source}" style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+
+
+def show_in(
+    policy: Any,
+    env: gym.Env,
+    name: str,
+    label: str,
+    seed: int = 0,
+    episodes: int = 1,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+    audit: int = AUDITED,
+) -> Showing:
+    """Plays the episodes of `seed`, seed + 1, ... in an environment that is there (of `make_env`), which is not closed.
+
+    name, label: what the environment and the policy are called. audit: measures the effect of so many of the memories that are
+    attended to most, at every decision; 0: of none. Raises ValueError, one line, for an episode that is longer than `max_steps`.
+    """
+    names = action_names(env, policy)
+    played = []
+    for i in range(episodes):
+        about = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
+        played.append(_played(policy, env, about, names, max_steps, audit))
+    how = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
+    return Showing(policy, f"{name}: {outcome(played[0].episode)}", how, names, played)
+
+
+def _played(
+    policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int
+) -> PlayedEpisode:
+    """Plays one episode and measures it."""
+    film, seed = Film(), about["seed"]
+    try:
+        episode = play(policy, env, seed, max_steps, about["deterministic"], watch=film)
+    except gym.error.DependencyNotInstalled as error:
+        hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
+        raise ValueError(f"{about['env']}: expected to be able to draw it ({error}); {hint}") from None
+    if episode.ended == "stopped":
+        raise ValueError(
+            f"--max-steps: expected an episode of at most {max_steps} steps, that of seed {seed} is longer"
+        )
+    lives = look(policy, episode)
+    swap = getattr(core_of(env), "swap_observation", None)
+    measured = audit_memories(policy, episode, lives, audited, swap, names)
+    return PlayedEpisode(episode, lives, record(policy, episode, lives, names, about, measured), film)
+
+
+def environment_for(
+    policy: Any, info: Mapping[str, Any], path: str, env: str, imports: Sequence[str], env_kwargs: Mapping[str, Any]
+) -> tuple[str, gym.Env]:
+    """The id and the environment for the policy at `path` to play in, with pictures if it has them.
+
+    env, imports: what the user named, as in `environments.environment_of`; env_kwargs: over those of the policy's training.
+    Raises ValueError, one line, if the policy cannot act there.
+    """
+    env_id, kwargs = environment_of(env, imports, info, path)
+    kwargs |= env_kwargs
+    made = make_env(env_id, **kwargs)
+    check_spaces(policy.config, made.observation_space, made.action_space, path, env_id)
+    if "rgb_array" in (made.unwrapped.metadata.get("render_modes") or []) and "render_mode" not in kwargs:
+        made.close()
+        made = make_env(env_id, **{**kwargs, "render_mode": "rgb_array"})
+    return env_id, made
