@@ -1,4 +1,5 @@
-"""One-line errors of a command line, and the exit codes: 0 for success, 2 for bad usage, 1 for anything that fails later."""
+"""One-line errors of a command line, and the exit codes: 0 for success, 2 for bad usage, 1 for anything that fails
+later."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class UsageError(ValueError):
 
 
 def one_line(text: Any) -> str:
-    """`text` on one line of at most WHOLE_MESSAGE characters, with every character that a terminal would not print escaped."""
+    """`text` on one line of at most WHOLE_MESSAGE characters, with every character that a terminal would not print
+    escaped."""
     line = " ".join(str(text).split())
     if len(line) > WHOLE_MESSAGE:
         line = line[:WHOLE_MESSAGE] + "..."
@@ -25,8 +27,8 @@ def one_line(text: Any) -> str:
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main`, turns its errors into one line on stderr, and exits.
 
-    Exit codes: 0 success; 2 bad usage (ValueError, a missing package, what Gymnasium refuses); 1 a failure of the system, of an
-    environment or of the training; 130 interrupted."""
+    Exit codes: 0 success; 2 bad usage (ValueError, a missing package, what Gymnasium refuses); 1 a failure of the
+    system, of an environment or of the training; 130 interrupted."""
     try:
         main()
         sys.stdout.flush()

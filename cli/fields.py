@@ -8,8 +8,9 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import MISSING, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -136,7 +137,8 @@ def joined(
 ) -> type:
     """One flat dataclass with the fields of all.
 
-    defaults: by field, those that differ from the configs'. groups: by config, the title under which the help lists its flags.
+    defaults: by field, those that differ from the configs'.
+    groups: by config, the title under which the help lists its flags.
     choices: by field, the values that it may have.
     """
     flags: dict[str, Flag] = {}
@@ -154,25 +156,30 @@ def plain_dataclass(flags: Iterable[Flag]) -> type:
     """A dataclass with these fields and no checks, required ones first, annotated as tyro reads it."""
     fields = []
     for flag in sorted(flags, key=lambda flag: flag.default is not MISSING):
-        fields.append((flag.field, flag.tyro_type, dataclasses.field(default=flag.default, metadata={_KEY: flag})))
+        field: Any = dataclasses.field(default=flag.default, metadata={_KEY: flag})
+        if isinstance(
+            flag.default, (list, set, dict)
+        ):  # which dataclasses refuse as a default, since all would share it
+            field = dataclasses.field(default_factory=partial(copy, flag.default), metadata={_KEY: flag})
+        fields.append((flag.field, flag.tyro_type, field))
     return dataclasses.make_dataclass("Flags", fields, frozen=True)
-
-
-def part(config: type, flat: Mapping[str, Any]) -> Any:
-    """The component's own config out of the flat settings; its checks raise ValueError."""
-    return config(**{f.name: flat[f.name] for f in dataclasses.fields(config) if f.name in flat})
 
 
 @cache
 def field_docs(config: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, its bases' too, by field name; {} where there is no source to read."""
+    """The docstring under each field of a dataclass, its bases' too, by field name; {} where there is no source to
+    read."""
     docs: dict[str, str] = {}
     for base in reversed(config.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except (OSError, TypeError, SyntaxError):  # typed into an interpreter, made by a function, or shipped as bytecode
+        except (
+            OSError,
+            TypeError,
+            SyntaxError,
+        ):  # typed into an interpreter, made by a function, or shipped as bytecode
             continue
         body = tree.body if isinstance(tree, ast.ClassDef) else []
         for statement, following in itertools.pairwise(body):

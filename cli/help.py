@@ -1,4 +1,5 @@
-"""The text of --help: plain, grouped, the flags that people use first, no line over 80 columns wherever it is printed."""
+"""The text of --help: plain, grouped, the flags that people use first, no line over 80 columns wherever it is
+printed."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_steps", "audit",
     ),
     "environment": (
-        "env_kwargs", "wrap", "import", "import_", "imports", "encoder", "normalize_observations", "vectorization",
+        "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "vectorization",
     ),
     "memory": (),
     "forgetting": (),
@@ -30,11 +31,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "device", "torch_threads",
     ),
 }  # fmt: skip
-"""The groups in their order, and the fields that each begins with. A field that is named nowhere goes by its `Flag.group`."""
+"""The groups in their order, and the fields that each begins with. A field that is named nowhere goes by its
+`Flag.group`."""
 _REST = "more"  # the group of fields that neither GROUPS nor their own group places
 _PLACEHOLDERS = {
-    "env": "ID", "env_kwargs": "JSON", "hard_env_kwargs": "JSON", "wrap": "WRAP", "run_dir": "FOLDER", "resume": "FOLDER",
-    "out": "FILE", "json": "FILE", "plot": "FILE", "png": "FILE", "video": "FILE", "ray_address": "HOST:PORT",
+    "env": "ID", "env_kwargs": "JSON", "hard_env_kwargs": "JSON", "imports": "MODULE", "wrap": "WRAP",
+    "run_dir": "FOLDER", "resume": "FOLDER", "ray_address": "HOST:PORT",
+    "out": "FILE", "json": "FILE", "plot": "FILE", "png": "FILE", "video": "FILE",
 }  # fmt: skip
 _COMMON = (
     ("-h, --help", "Show this help and exit."),
@@ -46,7 +49,9 @@ _COMMON = (
 def help_text(program: str, flags: Sequence[Flag], description: str, examples: Sequence[str] = ()) -> str:
     """The whole help. examples: arguments that are worth trying, without the program's name."""
     positional = [flag for flag in flags if flag.is_positional]
-    usage = " ".join([program, *(_placeholder(flag) + (" ..." if flag.takes_many else "") for flag in positional), "[flags]"])
+    usage = " ".join(
+        [program, *(_placeholder(flag) + (" ..." if flag.takes_many else "") for flag in positional), "[flags]"]
+    )
     parts = [f"usage: {usage}", *(_paragraphs(description))]
     if examples:
         parts.append("\n".join(["examples:", *(_example(f"{program} {example}".rstrip()) for example in examples)]))
@@ -77,7 +82,9 @@ def _heading(flag: Flag) -> str:
     """The flag with what stands for its value."""
     if flag.is_switch:
         return ", ".join(flag.names)
-    return f"{flag.name} {_placeholder(flag)}" + (f" [{_placeholder(flag)} ...]" if flag.takes_many and not flag.is_repeated else "")
+    return f"{flag.name} {_placeholder(flag)}" + (
+        f" [{_placeholder(flag)} ...]" if flag.takes_many and not flag.is_repeated else ""
+    )
 
 
 def _placeholder(flag: Flag) -> str:
@@ -100,7 +107,9 @@ def _explained(flag: Flag) -> str:
         notes.append("may be given several times")
     if flag.default is MISSING:
         notes.append("required")
-    elif flag.default not in ("", ()) or "default:" not in flag.help.lower():  # else the sentence says what stands for nothing
+    elif (
+        flag.default not in ("", ()) or "default:" not in flag.help.lower()
+    ):  # else the sentence says what stands for nothing
         notes.append(f"default:{_NO_BREAK}{_default(flag.default)}")
     return f"{flag.help} ({'; '.join(notes)})".strip() if notes else flag.help
 

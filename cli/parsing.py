@@ -1,4 +1,5 @@
-"""From a command line to a dataclass. The arguments are checked here, for clear one-line errors; tyro makes values of them."""
+"""From a command line to a dataclass. The arguments are checked here, for clear one-line errors; tyro makes values of
+them."""
 
 from __future__ import annotations
 
@@ -7,17 +8,17 @@ import importlib.metadata
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING
+from collections.abc import Sequence
+from dataclasses import MISSING, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
 from expire_span_rl import __version__
 from expire_span_rl.checks import choice, quoted
 from expire_span_rl.cli.errors import UsageError
-from expire_span_rl.cli.fields import Flag, flag_names, flags_of, plain_dataclass
+from expire_span_rl.cli.fields import Flag, flags_of, plain_dataclass
 from expire_span_rl.cli.help import help_text
 from expire_span_rl.cli.values import check_flag, converted, flag_of
 
@@ -28,8 +29,9 @@ SHELLS = ("bash", "zsh", "fish")
 def parse(config: type[T], arguments: Sequence[str], description: str, examples: Sequence[str] = ()) -> T:
     """The dataclass `config` filled from the command line.
 
-    description, examples: of the help; examples are arguments alone. Prints what they ask for and exits for --help, --version and
-    --print-completion. Raises UsageError, one line.
+    description, examples: of the help; examples are arguments alone.
+    Prints what they ask for and exits for --help, --version and --print-completion.
+    Raises ValueError, one line, for bad usage and for what the config's own checks refuse.
     """
     flags = flags_of(config)
     _answer(flags, arguments, description, examples)
@@ -37,15 +39,10 @@ def parse(config: type[T], arguments: Sequence[str], description: str, examples:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            values = vars(tyro.cli(plain_dataclass(flags), args=checked, add_help=False))
+            values = vars(tyro.cli(plain_dataclass(map(_with_default, flags)), args=checked, add_help=False))
     except SystemExit:  # a type of somebody else's memory kind, of whose values only tyro knows
         raise UsageError(_without_box(errors.getvalue())) from None
-    try:
-        return config(**values)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return config(**values)
 
 
 def program() -> str:
@@ -67,18 +64,10 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
-def check_flags(config: Any, arguments: Iterable[str]) -> None:
-    """Raises UsageError for a flag that `config` does not have, with the nearest that it has."""
-    valid = flag_names(config)
-    for argument in arguments:
-        if _is_flag(argument):
-            check_flag(argument, valid)
-
-
 def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str]:
     """The arguments as tyro takes them: each value checked, whole numbers in digits, arguments without a flag first.
 
-    Raises UsageError, one line, for the first that is wrong.
+    Raises ValueError, one line, for the first that is wrong.
     """
     by_name = {name: flag for flag in flags if not flag.is_positional for name in flag.names}
     valid = [*by_name, "--help", "--version", "--print-completion"]
@@ -105,7 +94,7 @@ def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str
             # Apart, an empty value stays one; joined, one that begins with a minus is no flag.
             flagged += [f"{name}={value}"] if value.startswith("-") else [name, value]
         else:
-            values = inline
+            values = list(inline)
             while not inline and rest and not _is_flag(rest[0]):
                 values.append(rest.pop(0))
             flagged += [name, *(converted(flag, value) for value in values)]
@@ -115,7 +104,7 @@ def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str
 def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
     """The arguments without a flag. Raises UsageError for too many or too few."""
     places = [flag for flag in flags if flag.is_positional]
-    required = [flag.metavar or flag.field for flag in places if flag.default is MISSING]
+    required = [flag.metavar or flag.field for flag in places if _with_default(flag).default is MISSING]
     if len(bare) > len(places) and not any(flag.takes_many for flag in places):
         wanted = f"{len(places)} without a flag" if places else "only flags and their values"
         raise UsageError(f"arguments: expected {wanted}, got {quoted(bare[len(places)])} too; see --help")
@@ -125,11 +114,15 @@ def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
     return list(bare)
 
 
+def _with_default(flag: Flag) -> Flag:
+    """Any number of arguments may be none: how many there must be is for the config's own check to say."""
+    return replace(flag, default=()) if flag.is_positional and flag.takes_many and flag.default is MISSING else flag
+
+
 def _summary(flag: Flag) -> str:
     """What an argument is, for a sentence."""
     text = flag.help.split(". ")[0].rstrip(".") or "a value"
-    article = "" if flag.takes_many else "a "
-    return article + text[0].lower() + text[1:]
+    return f"a {text[0].lower()}{text[1:]}"
 
 
 def _answer(flags: Sequence[Flag], arguments: Sequence[str], description: str, examples: Sequence[str]) -> None:
@@ -169,7 +162,11 @@ def _is_flag(argument: str) -> bool:
 
 
 def _without_box(text: str) -> str:
-    """tyro's message without the box around it and the help below it."""
-    lines = [line.strip("│| \t") for line in text.splitlines()]
-    lines = [line for line in lines if set(line) - set("─-+╭╮╰╯")]
-    return " ".join(lines) or "bad usage, see --help"
+    """tyro's message without the box around it, the box's title and the help below."""
+    message: list[str] = []
+    for line in text.splitlines()[1:]:
+        line = line.strip("│| \t")
+        if set(line) <= set("─-+╭╮╰╯"):  # a rule: help follows
+            break
+        message.append(line)
+    return " ".join(message) or "bad usage, see --help"

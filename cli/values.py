@@ -1,11 +1,11 @@
-"""What the values of flags mean, and what is said of those that mean nothing. Every function raises UsageError, one line."""
+"""What the values of flags mean, and what is said of those that mean nothing. Every function raises ValueError, one
+line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any
 
 from expire_span_rl.checks import choice, nearest, quoted
 from expire_span_rl.cli.errors import UsageError
@@ -15,7 +15,9 @@ _NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNOR
 _LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "total-timesteps": ("steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames"),
+    "total-timesteps": (
+        "steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames",
+    ),
     "num-envs": ("n-envs", "envs", "n-env", "num-env", "num-environments", "n-environments", "vec-envs"),
     "num-steps": ("n-steps", "rollout-length", "rollout-steps", "unroll-length", "horizon", "steps-per-rollout"),
     "learning-rate": ("lr", "lrate", "alpha", "step-size"),
@@ -71,7 +73,8 @@ def check_flag(argument: str, valid: Sequence[str]) -> None:
     given = flag_of(argument)
     if given not in valid:
         meant = suggestion(given, valid)
-        raise UsageError(f"unknown flag {quoted(given)[1:-1]}: {f'did you mean {meant}?' if meant else 'see --help'}")
+        shown = given if quoted(given) == f"'{given}'" else quoted(given)  # a strange one in quotation marks
+        raise UsageError(f"unknown flag {shown}: {f'did you mean {meant}?' if meant else 'see --help'}")
 
 
 def suggestion(given: str, valid: Iterable[str]) -> str | None:
@@ -116,27 +119,3 @@ def converted(flag: Flag, text: str) -> str:
         except ValueError:
             raise UsageError(f"{flag.name}: expected a number, got {quoted(text)}") from None
     return text
-
-
-def environment_of(env: str, info: Mapping[str, Any], path: str) -> tuple[str, dict[str, Any]]:
-    """The environment id and its keyword arguments: those of --env (`env`), or else of the policy file at `path`.
-
-    info: the metadata of that file. Its keyword arguments count only if its environment is played.
-    """
-    own, kwargs = info.get("env"), info.get("env_kwargs")
-    if not isinstance(env or own, str):
-        raise UsageError(f"--env: expected an environment id, since {path} names none")
-    return env or own, dict(kwargs) if env in ("", own) and isinstance(kwargs, dict) else {}
-
-
-def device(name: str) -> str:
-    """The device that --device names, if it is there."""
-    import torch  # only here: a command line must answer without it
-
-    gpu = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if gpu else "cpu"
-    if name != "cpu" and not (gpu and re.fullmatch(r"cuda(:\d+)?", name)):
-        usable = "cpu, cuda or auto" if gpu else "cpu or auto (there is no GPU here)"
-        raise UsageError(f"--device: expected {usable}, got {quoted(name)}")
-    return name

@@ -127,7 +127,7 @@ def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breakin
     assert told.count("actor 0 failed, ZeroDivisionError in step (test_agent_actors.py:") == 5
     assert told.count("Traceback") == 5 and "(time 5 of 5)" in told
     last = told.strip().splitlines()[-1]
-    assert last.startswith("error: RolloutsEnded: actors failed 5 times by ZeroDivisionError in step")
+    assert last.startswith("error: actors failed 5 times by ZeroDivisionError in step")
     assert last.endswith("the floor gave way")
     _, figures = load_checkpoint(tmp_path / "x" / "checkpoint.safetensors")
     assert figures["counters"]["timesteps"] == 0
