@@ -31,23 +31,24 @@ class LearnerConfig:
     gamma: float = 0.99
     """Discount factor of the rewards."""
     ent_coef: float | None = None
-    """Weight of the entropy bonus at the start. None: 0.01, and less in proportion where the environment says that something must
-    be remembered for more than 200 steps."""
+    """Weight of the entropy bonus at the start. None: 0.01, and less in proportion where the environment says that
+    something must be remembered for more than 200 steps."""
     final_ent_coef: float | None = None
-    """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef, from 0.003."""
+    """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
+    from 0.003."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
-    """Weight of an auxiliary loss: predict the reward of each action (squared error, divided by the variance of the rewards).
-    0: none."""
+    """Weight of an auxiliary loss: predict the reward of each action (squared error, divided by the variance of the
+    rewards). 0: none."""
     observation_prediction_coef: float = 0.0
-    """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It teaches the
-    memory which action led where, long before rewards do. 0: none."""
+    """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It
+    teaches the memory which action led where, long before rewards do. 0: none."""
     max_grad_norm: float = 0.5
     """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
     advantage_std_floor: float = 0.15
-    """Least standard deviation by which advantages are divided. Once a task is solved its advantages are mostly noise, which a
-    smaller divisor would amplify."""
+    """Least standard deviation by which advantages are divided. Once a task is solved its advantages are mostly noise,
+    which a smaller divisor would amplify."""
 
     def __post_init__(self):
         check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0, vf_coef=0)
@@ -60,8 +61,8 @@ class LearnerConfig:
 
 
 def with_entropy_for(config: Any, horizon: int | None) -> Any:
-    """The config with entropy bonuses where none are set: the usual ones for tasks whose facts must last `horizon` steps
-    up to ENT_HORIZON (None: unknown), less in proportion beyond."""
+    """The config with entropy bonuses where none are set: the usual ones for tasks whose facts must last `horizon`
+    steps up to ENT_HORIZON (None: unknown), less in proportion beyond."""
     scale = min(1.0, ENT_HORIZON / horizon) if horizon else 1.0
     usual = {"ent_coef": scale * ENT_COEF, "final_ent_coef": scale * FINAL_ENT_COEF}
     return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
@@ -76,7 +77,8 @@ class PPOConfig(LearnerConfig):
     clip_coef: float = 0.2
     """PPO's clip range: how far the probability ratio may move from 1."""
     target_kl: float = 0.03
-    """An update ends early once the approximate KL divergence from the policy that collected the rollout exceeds this."""
+    """An update ends early once the approximate KL divergence from the policy that collected the rollout exceeds
+    this."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,8 +92,8 @@ class ImpalaConfig(LearnerConfig):
     num_minibatches: int = 4
     """Minibatches of a rollout. Each holds whole environments and is used once."""
     learning_rate: float = 5e-4
-    """Adam's learning rate at the start. Half of PPO's, since no clipping bounds an update: with 1e-3 and rollouts three updates
-    old, a run lost in the middle what it had learned."""
+    """Adam's learning rate at the start. Half of PPO's, since no clipping bounds an update: with 1e-3 and rollouts
+    three updates old, a run lost in the middle what it had learned."""
     trace_lambda: float = 0.9
     """Lambda of the V-trace targets (the paper's remark 2; its experiments use 1)."""
     rho_clip: float = 1.0
@@ -104,8 +106,8 @@ class ImpalaConfig(LearnerConfig):
     ray_address: str = ""
     """Ray cluster to join: host:port, or auto. Default: Ray is started on this machine for the run."""
     refresh_memory: int = 0
-    """With actors: steps before each rollout whose memories are computed again with the learner's newer weights, rounded up to
-    whole rollouts. 0: none."""
+    """With actors: steps before each rollout whose memories are computed again with the learner's newer weights,
+    rounded up to whole rollouts. 0: none."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,22 +128,26 @@ class ImpalaConfig(LearnerConfig):
 @dataclass(frozen=True)
 class ForgettingConfig:
     forgetting: bool = True
-    """Shorten memory spans once the task is solved, so that fewer memories stay live. --no-forgetting: spans are never penalised."""
+    """Shorten memory spans once the task is solved, so that fewer memories stay live. --no-forgetting: spans are never
+    penalised."""
     memory_budget: float = 0.0
-    """Target for the mean number of live memories per layer, approached while success holds. 0: as few as success allows."""
+    """Target for the mean number of live memories per layer, approached while success holds. 0: as few as success
+    allows."""
     success_target: float = 0.98
-    """Success rate on the hard episodes (the longest quarter) above which spans are penalised. In an environment that reports
-    no success: the return, as a fraction of the way from the first to the best."""
+    """Success rate on the hard episodes (the longest quarter) above which spans are penalised. In an environment that
+    reports no success: the return, as a fraction of the way from the first to the best."""
     success_slack: float = 0.03
-    """Shortfall below the success target at which spans are lengthened at full strength. Less shortfall lengthens them less."""
+    """Shortfall below the success target at which spans are lengthened at full strength. Less shortfall lengthens them
+    less."""
     pressure_rise: float = 0.05
     """Increase of the pressure per update while success holds. Pressure, 0 to 1, is the strength with which spans are
     shortened."""
     full_evidence: int = 5
-    """Hard episodes that an update must bring for the full --pressure-rise. With fewer, the pressure rises in proportion: with
-    long episodes, the effect of forgetting shows later."""
+    """Hard episodes that an update must bring for the full --pressure-rise. With fewer, the pressure rises in
+    proportion: with long episodes, the effect of forgetting shows later."""
     min_hard_episodes: int = 100
-    """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have ended."""
+    """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have
+    ended."""
 
     def __post_init__(self):
         check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)

@@ -19,8 +19,8 @@ class EncoderConfig:
     """Part of every core's config."""
 
     action_gain: float = 1.0
-    """Factor on the initial weights of the previous action in the first layer. A 3x3 image of MiniGrid has 27 numbers per step:
-    with about 5 the one action counts as much as all of them together."""
+    """Factor on the initial weights of the previous action in the first layer. A 3x3 image of MiniGrid has 27 numbers
+    per step: with about 5 the one action counts as much as all of them together."""
 
     def __post_init__(self):
         if not 0 <= self.action_gain < math.inf:
@@ -36,13 +36,15 @@ class TransformerConfig(EncoderConfig):
     num_heads: int = 4
     """Attention heads H of each layer."""
     num_positions: int = 16
-    """Relative positions P. Attention knows the age of a memory up to P steps; older ones are found by their content alone."""
+    """Relative positions P. Attention knows the age of a memory up to P steps; older ones are found by their content
+    alone."""
     shifted_heads: int = 0
     """Heads of the first layer that always attend to the previous step only, so that one memory holds a step and what
-    followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current one."""
+    followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current
+    one."""
     gating: bool = False
-    """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step takes a
-    quarter longer (docs/results.md)."""
+    """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
+    takes a quarter longer (docs/results.md)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,7 +70,8 @@ class RecurrentConfig(EncoderConfig):
 
 
 def check_spans(config: Any) -> None:
-    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of range."""
+    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of
+    range."""
     check_at_least(config, ramp=1, max_span=0, span_lr_scale=0, span_coef=0)
     if not 0 < config.initial_span < 1:
         raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
@@ -77,31 +80,33 @@ def check_spans(config: Any) -> None:
 @dataclass(frozen=True)
 class ExpireSpanConfig:
     max_span: int = 0
-    """Longest span L_max, in steps. 0: a power of two, at least twice as long as the environment says that something must be
-    remembered. Where it says that older facts mislead: just that long, plus the ramp."""
+    """Longest span L_max, in steps. 0: a power of two, at least twice as long as the environment says that something
+    must be remembered. Where it says that older facts mislead: just that long, plus the ramp."""
     ramp: int = 8
     """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Span of every memory at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained policy."""
+    """Span of every memory at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained
+    policy."""
     span_dropout: bool = False
     """In training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
     Expire-Span paper)."""
     span_lr_scale: float = 1.5
-    """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of --learning-rate. It
-    holds at full pressure."""
+    """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of
+    --learning-rate. It holds at full pressure."""
     span_bias_lr_scale: float = 15.0
-    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate. It holds at
-    full pressure."""
+    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate. It
+    holds at full pressure."""
     use_lift: float = 8.0
     """A memory counts as used when some head gives it at least this many times the average attention of the others."""
     use_margin: float = 0.25
-    """Safety margin of the retention hinge: a span should reach the age at which its memory was last used, plus this fraction
-    of it."""
+    """Safety margin of the retention hinge: a span should reach the age at which its memory was last used, plus this
+    fraction of it."""
     use_coef: float = 100.0
-    """Weight of the retention hinge against the span penalty. Spans settle where one memory in this many expires before its last
-    use."""
+    """Weight of the retention hinge against the span penalty. Spans settle where one memory in this many expires before
+    its last use."""
     span_coef: float = 1.0
-    """Weight alpha of the whole span loss, penalty and retention hinge, against the gradients that the task has on spans."""
+    """Weight alpha of the whole span loss, penalty and retention hinge, against the gradients that the task has on
+    spans."""
 
     def __post_init__(self):
         check_spans(self)
@@ -125,12 +130,13 @@ class TransformerXLConfig:
 @dataclass(frozen=True)
 class AdaptiveSpanConfig:
     max_span: int = 0
-    """Longest span S_max, in steps. 0: a power of two, at least twice as long as the environment says that something must be
-    remembered. Where it says that older facts mislead: just that long, plus the ramp."""
+    """Longest span S_max, in steps. 0: a power of two, at least twice as long as the environment says that something
+    must be remembered. Where it says that older facts mislead: just that long, plus the ramp."""
     ramp: int = 8
     """Ramp R: steps over which a head's view fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Span of every head at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained policy."""
+    """Span of every head at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained
+    policy."""
     span_lr_scale: float = 10.0
     """Learning rate of the spans at full pressure, as a multiple of --learning-rate."""
     span_coef: float = 1.0
