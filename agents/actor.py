@@ -90,6 +90,7 @@ class Actor:
 
 
 def _kind(error: Exception) -> str:
-    """The error's type and where it was raised."""
+    """The error's type and where it was raised; of what an environment raised, of that."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {where.name} ({os.path.basename(where.filename)}:{where.lineno})"

@@ -39,6 +39,12 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
+def _success(episode: Mapping[str, Any]) -> float:
+    """1 or 0, or what is between them; 0 where the episode does not say, or says something else than a number."""
+    value = episode.get("is_success", 0.0)
+    return float(value) if isinstance(value, (bool, int, float)) else 0.0
+
+
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
     """The entries of an episode that `ratios` divide: {name: (numerator, denominator), or such by label, or None}."""
     parts: list[str] = []
@@ -93,7 +99,7 @@ class EpisodeWindow:
     def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
         """Success (1 or 0) where the environment reports it, else the return."""
         told = self.tells_success
-        return np.array([bool(e.get("is_success")) if told else e["return"] for e in episodes], float)
+        return np.array([_success(e) if told else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""

@@ -84,7 +84,7 @@ def load_policy(
         raise PolicyFileError(
             f"{file}: expected format version {VERSION} or older, got {header.get('version')}: update the toolkit"
         )
-    make = _maker(header, extractor)
+    make = _maker(file, header, extractor)
     try:
         policy = make(header["config"])
         policy.load_state_dict(weights)
@@ -95,13 +95,17 @@ def load_policy(
     return policy.to(device).eval(), info
 
 
-def _maker(header: Mapping[str, Any], extractor: nn.Module | None) -> Callable[[Mapping[str, Any]], Any]:
+def _maker(
+    file: Path, header: Mapping[str, Any], extractor: nn.Module | None
+) -> Callable[[Mapping[str, Any]], Any]:
     """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that is not
     there."""
     config = header["config"] if isinstance(header.get("config"), dict) else {}
     network, named = config.get("memory"), config.get("features_extractor")
     if named and extractor is None:
-        raise ValueError(f"features_extractor: expected the policy's own, {str(named)[:100]}, which a file cannot bring")
+        raise PolicyFileError(
+            f"{file}: features_extractor: expected the policy's own, {str(named)[:100]}, which a file cannot bring"
+        )
     if not (isinstance(network, str) and network.startswith("sb3-")):
         return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
     from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # a second, and only for baselines

@@ -21,7 +21,7 @@ from expire_span_rl.spaces import box_scale
 
 INITIAL_LOG_STD = -0.5  # 0.6 of the half width of a bounded number
 LOG_STD_RANGE = (-5.0, 2.0)
-UNBOUNDED = 1e9  # stands for infinity: its products with a density of 0 are 0
+FAR = 30.0  # standard deviations to a bound that is not there: no mass is beyond it, and no gradient comes from it
 
 
 class BoxActions(Actions):
@@ -43,7 +43,7 @@ class BoxActions(Actions):
         self.num_outputs, self.num_features = self.size, 1 + 2 * self.size
         self.bounds = low, high
         for name, bound in (("low", low), ("high", high)):
-            canonical = np.clip((bound - self.middle) / self.half, -UNBOUNDED, UNBOUNDED)
+            canonical = (bound - self.middle) / self.half
             self.register_buffer(name, torch.tensor(canonical, dtype=torch.float32), persistent=False)
         self.log_std = nn.Parameter(torch.full((self.size,), INITIAL_LOG_STD))
 
@@ -67,6 +67,12 @@ class BoxActions(Actions):
         mean, log_std = params.chunk(2, -1)
         return mean, log_std.exp()
 
+    def _to_bounds(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """How many standard deviations the lower bound is above the mean, and the upper: [..., N] each."""
+        low, high = self.low.nan_to_num(neginf=0), self.high.nan_to_num(posinf=0)  # infinity has no gradient
+        below = torch.where(torch.isinf(self.low), -FAR, (low - mean) / std)
+        return below, torch.where(torch.isinf(self.high), FAR, (high - mean) / std)
+
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, std = self._normal(params)
         noise = torch.empty_like(mean).normal_(generator=generator)
@@ -78,15 +84,15 @@ class BoxActions(Actions):
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         mean, std = self._normal(params)
         inside = -((actions - mean) / std).square() / 2 - std.log() - math.log(2 * math.pi) / 2
-        below = torch.special.log_ndtr((self.low - mean) / std)
-        above = torch.special.log_ndtr((mean - self.high) / std)
+        low, high = self._to_bounds(mean, std)
+        below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
         by_number = torch.where(actions <= self.low, below, torch.where(actions >= self.high, above, inside))
         return by_number.sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
         """Of the mixed distribution: -P log P at both bounds, and minus the integral of f log f between them."""
         mean, std = self._normal(params)
-        low, high = (self.low - mean) / std, (self.high - mean) / std
+        low, high = self._to_bounds(mean, std)
         log_below, log_above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
         below, above = log_below.exp(), log_above.exp()
         inside = 1 - below - above

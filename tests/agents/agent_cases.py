@@ -21,6 +21,7 @@ from expire_span_rl.agents import AGENTS, ForgettingConfig, Trainer
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.policies import KINDS, ActorCritic, core_config
+from expire_span_rl.policies.actions import make_actions
 from expire_span_rl.policies.layer import TransformerConfig
 
 SMALL = {
@@ -140,8 +141,8 @@ class RightSwitches(Probe):
 
 
 class RightReals(Probe):
-    """One step; of two numbers, from 0 to 10 and of at least -1, the first should be 7 or 2 as the observation says and the
-    second at its bound: success within 0.5 of both."""
+    """One step. Of two numbers, from 0 to 10 and of at least -1, the first should be 7 or 2 as the observation says and the
+    second at its bound: success within 1 of both."""
 
     action_space = spaces.Box(np.array([0, -1], np.float32), np.array([10, np.inf], np.float32))
 
@@ -150,7 +151,7 @@ class RightReals(Probe):
 
     def step(self, action):
         off = np.abs(np.asarray(action, float) - (7 if self.cue else 2, -1))
-        return self.observe(), float(-off.clip(max=10).mean() / 5), True, False, {"is_success": off.max() < 0.5}
+        return self.observe(), float(-off.clip(max=10).mean() / 5), True, False, {"is_success": bool(off.max() < 1)}
 
 
 class Forbidden(Probe):
@@ -278,6 +279,13 @@ class Table(nn.Module):
         self.span = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
         self.seen: list[list[int]] = []
         self.drift = drift
+        self.actions = make_actions({"kind": "discrete", "n": len(logits)})
+
+    def predicted_rewards(self, rewards, actions):
+        return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
+
+    def observe(self, observation):
+        """There is nothing to normalise."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [

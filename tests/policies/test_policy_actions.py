@@ -99,8 +99,9 @@ def test_a_box_without_bounds_is_a_normal_distribution():
 
 
 @pytest.mark.parametrize("mean", [-50.0, -1.0, 0.0, 1.0, 50.0])
-def test_gradients_of_a_box_are_finite_wherever_its_mean_is(mean):
-    actions, _ = made(spaces.Box(-1, 1, (1,), np.float32))
+@pytest.mark.parametrize("low, high", [(-1, 1), (-1, np.inf), (-np.inf, 1), (-np.inf, np.inf)])
+def test_gradients_of_a_box_are_finite_wherever_its_mean_is(low, high, mean):
+    actions, _ = made(spaces.Box(low, high, (1,), np.float32))
     for action in (-1.0, 0.3, 1.0):
         outputs = torch.tensor([[mean]], requires_grad=True)
         params = actions.params(outputs)

@@ -126,9 +126,11 @@ def test_a_newer_version_is_refused(saved):
         (("memory",), "lstm"),
         (("memory",), "transformer_xl"),
         (("memory",), None),
-        (("num_actions",), 5),
-        (("num_actions",), "4"),
-        (("num_actions",), 10**30),
+        (("actions", "n"), 5),
+        (("actions", "n"), "4.5"),
+        (("actions", "n"), 10**30),
+        (("actions",), None),
+        (("actions", "kind"), "sound"),
         (("observation",), []),
         (("observation", "image", "kind"), "sound"),
         (("observation", "image", "shape"), [5, 5, 3]),
@@ -154,6 +156,23 @@ def test_a_config_that_was_tampered_with_is_refused(saved, path, value):
     inner[path[-1]] = value
     save_file(weights, saved, {"policy": json.dumps(header)})
     assert refused(saved).startswith("expected a config and weights that belong together (")
+
+
+def test_a_class_that_a_file_names_is_not_imported(saved):
+    weights, header = opened(saved)
+    header["config"]["features_extractor"] = "os.system"
+    save_file(weights, saved, {"policy": json.dumps(header)})
+    with pytest.raises(PolicyFileError, match=r"features_extractor: expected the policy's own, os\.system, which a file"):
+        load_policy(saved)
+
+
+def test_a_policy_of_the_first_version_still_loads(saved):
+    """It told the number of its actions, which were Discrete."""
+    weights, header = opened(saved)
+    config = header["config"]
+    old = {**{key: value for key, value in config.items() if key not in ("actions", "features_extractor")}, "num_actions": 4}
+    save_file(weights, saved, {"policy": json.dumps({**header, "version": 1, "config": old})})
+    assert load_policy(saved)[0].config == load_policy(saved)[0].config.__class__.from_json(config)
 
 
 def test_a_header_too_deep_to_read_is_refused(saved):

@@ -140,7 +140,7 @@ def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match=rf"^memory kind: expected one of {', '.join(KINDS)}, got 'lstm'$"):
         ActorCritic(PolicyConfig(SPEC, 4, "lstm"))
     space = gym.spaces.Dict({"words": gym.spaces.Text(5)})
-    with pytest.raises(ValueError, match="^observation 'words': expected MiniGrid's image"):
+    with pytest.raises(ValueError, match="^observation 'words': expected a Box, Discrete, MultiDiscrete, MultiBinary or Text"):
         observation_spec(space)
     with pytest.raises(ValueError, match=r"^--width: expected a multiple of --num-heads \(4\), got 10$"):
         TransformerConfig(width=10)

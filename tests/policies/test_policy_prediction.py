@@ -9,19 +9,27 @@ import torch
 from policy_cases import SPEC, observations
 
 from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, core_config
+from expire_span_rl.policies.actions import make_actions
 from expire_span_rl.policies.encoders import make_entry
 from expire_span_rl.policies.encoders.base import VARIANCE_FLOOR
+from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.layer import TransformerConfig
 from expire_span_rl.policies.prediction import NextObservation
 
 SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 
 
+def predictor_of(spec: dict, width: int = 8, actions: int = 4) -> NextObservation:
+    """What predicts observations of a spec after one of so many actions."""
+    made = make_actions({"kind": "discrete", "n": actions})
+    return NextObservation(Encoder(spec, width), made, width)
+
+
 def test_the_loss_is_what_it_says():
     """Cross entropies of every cell and discrete entry, squared errors of numbers over twice their variance, one by one."""
     generator = torch.Generator().manual_seed(0)
     spec = {**SPEC, "speed": {"kind": "vector", "shape": [2]}}
-    predictor = NextObservation(spec, 8, 4).double()
+    predictor = predictor_of(spec).double()
     with torch.no_grad():
         for parameter in predictor.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -52,7 +60,7 @@ def test_the_loss_is_what_it_says():
 def test_before_learning_nothing_is_expected():
     generator = torch.Generator().manual_seed(1)
     spec = {name: SPEC[name] for name in ("image", "previous_action")}
-    predictor = NextObservation(spec, 8, 4)
+    predictor = predictor_of(spec)
     seen = observations(generator, 7)
     loss = predictor.loss(torch.randn(7, 8, generator=generator), torch.zeros(7, dtype=torch.int64), seen)
     assert float(loss.detach()) == pytest.approx(9 * sum(map(math.log, SIZES)) + math.log(5), rel=1e-6)
@@ -60,7 +68,7 @@ def test_before_learning_nothing_is_expected():
 
 def test_nothing_to_predict_is_no_loss():
     """A rollout in which every step ends an episode: zero, not NaN, and a gradient of zero."""
-    predictor = NextObservation(SPEC, 8, 4)
+    predictor = predictor_of(SPEC)
     features = torch.zeros(0, 8, requires_grad=True)
     loss = predictor.loss(features, torch.zeros(0, dtype=torch.int64), observations(torch.Generator(), 0))
     loss.backward()
