@@ -6,6 +6,7 @@ that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.envs.adapter import AdaptedEnv
+from expire_span_rl.envs.wrappers import PreviousActionReward
 from expire_span_rl.evaluation import MAX_STEPS, Protocol, evaluate_in, vector_env
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
 from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
@@ -32,6 +35,10 @@ _OF_THE_COMMAND_LINE = {
     "resume": "python train_rl.py --resume RUN continues a run",
     "agent": "the agent is the class: es.PPO, es.IMPALA",
 }
+
+
+_OF_MAKE_VEC = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
+"""What the spec of a vector environment has among the keyword arguments of the environment."""
 
 
 class Model:
@@ -76,7 +83,7 @@ class Model:
         if not isinstance(env, str):
             self._run.info |= _reference(env)
         if not isinstance(env, (str, gym.Env, VectorEnv)):
-            self._run.make_env = lambda: make_env(env, encoder=config["encoder"])
+            self._run.make_env = lambda: make_env(functools.partial(_made_bare, env), encoder=config["encoder"])
         self._set_info()
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}
@@ -203,6 +210,7 @@ def evaluate(
         name, own = environment_of(env or "", imports, info, path)
         vector = vector_env(name, min(num_envs, episodes), {**own, **kwargs})
     else:
+        _check_settings_of(env, {"env_kwargs": env_kwargs, "imports": imports})
         name, vector = _name(env), _existing(env, min(num_envs, episodes))
     try:
         check_spaces(policy.config, vector.single_observation_space, vector.single_action_space, path, name)
@@ -239,7 +247,8 @@ def show(
     elif isinstance(env, VectorEnv):
         raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
     else:
-        name, single = _name(env), wrap_env(env) if isinstance(env, gym.Env) else make_env(env)
+        _check_settings_of(env, {"env_kwargs": env_kwargs, "imports": imports})
+        name, single = _name(env), wrap_env(env) if isinstance(env, gym.Env) else make_env(functools.partial(_made_bare, env))
         check_spaces(policy.config, single.observation_space, single.action_space, path, name)
     shown = show_in(policy, single, name, Path(path).name, seed, episodes, deterministic, max_steps, audit)
     if not isinstance(env, gym.Env):
@@ -269,11 +278,20 @@ def _name(env: Any) -> str:
     return name if name.isidentifier() else "environment"  # "<lambda>"
 
 
+def _check_settings_of(env: Any, settings: Mapping[str, Any]) -> None:
+    """Raises TypeError for what is no environment, and ValueError for settings that only an id can have, one line."""
+    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
+        raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
+    for name, value in settings.items():
+        if value:
+            raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
+
+
 def _reference(env: Any) -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
     Gymnasium made it and JSON can hold them."""
     spec = getattr(env, "spec", None)
-    kwargs = dict(spec.kwargs) if spec is not None else {}
+    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _OF_MAKE_VEC} if spec is not None else {}
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
@@ -286,11 +304,7 @@ def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     and ValueError for settings that do not go with it, one line."""
     if isinstance(env, str):
         return env, dict(settings)
-    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
-        raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
-    for name in ("env_kwargs", "wrap", "imports"):
-        if settings.get(name):
-            raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
+    _check_settings_of(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})
     number = settings.get("num_envs")
     if isinstance(env, VectorEnv) and number not in (None, env.num_envs):
         raise ValueError(f"num_envs: expected {env.num_envs}, as the VectorEnv has, or none, got {number}")
@@ -325,5 +339,16 @@ def _existing(env: Any, num_envs: int, encoder: str = "auto", vectorization: str
             )
         return wrap_vec_env(env, encoder)
     if isinstance(env, gym.Env):
-        return make_vec_env(lambda: env, 1, encoder=encoder, vectorization="sync")
-    return make_vec_env(env, num_envs, encoder=encoder, vectorization=vectorization)
+        return make_vec_env(lambda: _bare(env), 1, encoder=encoder, vectorization="sync")
+    return make_vec_env(functools.partial(_made_bare, env), num_envs, encoder=encoder, vectorization=vectorization)
+
+
+def _made_bare(make: Callable[[], gym.Env]) -> gym.Env:
+    return _bare(make())
+
+
+def _bare(env: gym.Env) -> gym.Env:
+    """The environment without what `make_env` puts around it."""
+    while isinstance(env, (PreviousActionReward, AdaptedEnv)):
+        env = env.env
+    return env
