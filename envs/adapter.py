@@ -188,7 +188,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto") -> Adapt
 
     name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`.
     Raises EnvError, one line, for what it does wrong or what is not supported."""
-    name = name or (env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
+    name = name or name_of(env)
     for kind in ("observation_space", "action_space"):
         if not isinstance(getattr(env, kind, None), spaces.Space):
             raise EnvError(f"{name}: {kind}: expected a space of Gymnasium, got {_kinds(getattr(env, kind, None))}")
@@ -227,6 +227,11 @@ def _studied(env: gym.Env, name: str, encoder: str) -> Adaptation:
     elif ACTION_MASK in info:
         masks = IN_INFO
     return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv))
+
+
+def name_of(env: gym.Env) -> str:
+    """How errors call an environment: its id, or its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 def find_attribute(env: gym.Env, name: str) -> Any:

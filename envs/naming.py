@@ -28,6 +28,9 @@ _imported: dict[str, str] = {}
 _registered: dict[str, list[str]] = {}
 """By the same names: the ids that appeared when it was imported."""
 
+_classes: dict[str, str] = {}
+"""By the ids of classes that were registered here: their entry points."""
+
 
 def importable(name: str) -> str | None:
     """The module or file that `name` asks to import, such as "popgym" of "popgym:Id-v0"; None for a plain id.
@@ -45,11 +48,16 @@ def load_environment(name: str) -> str:
         return name
     id = name.rpartition(":")[2]
     module = import_module(module_name)
+    found = getattr(module, id, None)
+    is_class = isinstance(found, type) and issubclass(found, gym.Env)
+    point = f"{module.__name__}:{id}"
+    if is_class and _classes.get(id, point) != point:
+        del gym.registry[id]  # a class of that name of another module
     if id in gym.registry:
         return id
-    found = getattr(module, id, None)
-    if isinstance(found, type) and issubclass(found, gym.Env):
-        gym.register(id=id, entry_point=f"{module.__name__}:{id}")
+    if is_class:
+        gym.register(id=id, entry_point=point)
+        _classes[id] = point
         return id
     ids = _registered[_key(module_name)] or _ids_of(module)
     near = nearest(id, ids)

@@ -6,7 +6,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -14,7 +13,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from expire_span_rl.envs.adapter import Adaptation, AdaptedEnv, adapt
+from expire_span_rl.envs.adapter import Adaptation, AdaptedEnv, adapt, name_of
 from expire_span_rl.envs.batched import AdaptedVectorEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
 from expire_span_rl.envs.faces import SingleEnv
@@ -88,7 +87,7 @@ def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "au
         from expire_span_rl.envs.long import LongEnv
 
         return PreviousActionReward(LongEnv(*_long(made, 1, builders)))
-    return _named(made.name, partial(PreviousActionReward, made.first(), encoder))
+    return PreviousActionReward(made.first(), encoder)
 
 
 def make_vec_env(
@@ -188,12 +187,15 @@ class _Made:
     def __init__(self, id: str | None, make: MakeEnv | None, encoder: str, kwargs: Mapping[str, Any]) -> None:
         self.id, self.make, self.encoder, self.kwargs = id, make, encoder, dict(kwargs)
         self.name = id or getattr(make, "__name__", type(make).__name__)
-        self.registered = None if id is None else Registered.of(id)
+        self._registered: Registered | None = None  # in another process: what was registered in the first
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_registered": None if self.id is None else Registered.of(self.id)}
 
     def first(self) -> gym.Env:
         """An environment. Raises EnvError, one line, for whatever goes wrong."""
-        if self.registered is not None:
-            self.registered.restore()
+        if self._registered is not None:
+            self._registered.restore()
         try:
             env = self.make() if self.make is not None else gym.make(self.id, disable_env_checker=True, **self.kwargs)
         except EnvError:
@@ -202,6 +204,8 @@ class _Made:
             raise EnvError(f"{self.name}: {one_line(error)}") from error
         if not isinstance(env, gym.Env):
             raise EnvError(f"{self.name}: expected a gymnasium.Env, got {type(env).__name__}")
+        if self.id is None:
+            self.name = name_of(env)
         return env
 
 
@@ -250,14 +254,6 @@ def _prepared(
     from expire_span_rl.envs.wraps import parse_wraps
 
     return made, parse_wraps(wraps)
-
-
-def _named(name: str, call: Callable[[], Any]) -> Any:
-    """`call()`, whose errors are given the name of the environment if they lack it."""
-    try:
-        return call()
-    except EnvError as error:
-        raise error if str(error).startswith(name) else EnvError(f"{name}: {error}") from error
 
 
 def _long(made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]]) -> tuple[Core, str | None]:

@@ -7,6 +7,7 @@ B environments. What maps to what:
 
     single_observation_space, a Dict       observation_space; numbers of rank 0 become vectors of length 1, which
                                            Stable-Baselines3's networks want (ours take both)
+    single_action_space                    action_space, whatever it is; actions are the environment's own
     terminated | truncated                 dones [B]
     reward float64 [B]                     rewards float32 [B]
     infos["final_obs"], row b              infos[b]["terminal_observation"], where done
@@ -16,8 +17,12 @@ B environments. What maps to what:
     other infos, row b                     entries of infos[b]; where done, of reset_infos[b] (SAME_STEP autoreset)
     reset(seed=[s, s + 1, ...])            seed(s), then reset()
 
-A `SyncVectorEnv` has B environments with attributes and methods of their own. A batched task has one of each, which
-stands for all rows: it can be read for any, but set or called for all of them only.
+Environments that are stepped one by one, here or in processes, have attributes and methods of their own. A batched task
+has one of each, which stands for all rows: it can be read for any, but set or called for all of them only; so can the
+attributes of processes.
+
+`Monitor` goes around a single environment of ours (`envs.make_env`); `VecNormalize` around the adapter, with
+`norm_obs_keys` naming the entries that are real numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
@@ -89,15 +95,26 @@ class SB3VecEnv(VecEnv):
         return list(self.env.render() or [None] * self.num_envs)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        base = self.env.unwrapped
+        if isinstance(base, AsyncVectorEnv):
+            values = base.get_attr(attr_name)
+            return [values[b] for b in self._get_indices(indices)]
         return [_attribute(env, attr_name) for env in self._targets(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        for env in self._targets(indices, each_once=True):
+        targets = self._targets(indices, each_once=True)
+        if isinstance(self.env.unwrapped, AsyncVectorEnv):
+            self.env.unwrapped.set_attr(attr_name, [value] * self.num_envs)
+            return
+        for env in targets:
             put = env.set_wrapper_attr if isinstance(env, gym.Env) else partial(setattr, env)
             put(attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        results = [_attribute(env, method_name)(*args, **kwargs) for env in self._targets(indices, each_once=True)]
+        targets = self._targets(indices, each_once=True)
+        if isinstance(self.env.unwrapped, AsyncVectorEnv):
+            return list(self.env.unwrapped.call(method_name, *args, **kwargs))
+        results = [_attribute(env, method_name)(*args, **kwargs) for env in targets]
         return results if len(results) == len(list(self._get_indices(indices))) else results * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

@@ -83,9 +83,7 @@ class SyncEnvs(_Infos, SyncVectorEnv):
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.left_out = self.envs[0].left_out
 
-    def step(
-        self, actions: Any
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied again."""
         observations = create_empty_array(self.single_observation_space, self.num_envs)
         rewards, infos = np.zeros(self.num_envs), {}
