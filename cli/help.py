@@ -132,15 +132,30 @@ def _entry(heading: str, text: str) -> str:
 
 def _example(command: str) -> str:
     """A command that can be copied, with a backslash at the end of each line but the last."""
-    lines = textwrap.wrap(command, WIDTH - 2, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False,
-                          break_long_words=False)  # fmt: skip
-    return " \\\n".join(lines)
+    whole = re.sub(
+        r"'[^']*'", lambda quoted: quoted[0].replace(" ", _NO_BREAK), command
+    )  # quotes would keep a backslash
+    lines = textwrap.wrap(
+        whole,
+        WIDTH - 2,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return " \\\n".join(lines).replace(_NO_BREAK, " ")
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Each paragraph on lines of at most WIDTH characters."""
-    blocks = textwrap.dedent(text).strip().split("\n\n")
-    return [_wrapped(block, "", "") for block in blocks if block.strip()]
+    """Each paragraph on lines of at most WIDTH characters; indented ones are commands, one a line."""
+    blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", textwrap.dedent(text).strip())]
+    return [_commands(block) if block.startswith(" ") else _wrapped(block, "", "") for block in blocks if block]
+
+
+def _commands(block: str) -> str:
+    """Commands as they are, each wrapped where it is too long."""
+    lines = re.sub(r"\\\n\s*", "", block).splitlines()
+    return "\n".join(_example(" ".join(line.split())) for line in lines)
 
 
 def _wrapped(text: str, first: str, later: str) -> str:

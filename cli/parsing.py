@@ -47,7 +47,10 @@ def parse(config: type[T], arguments: Sequence[str], description: str, examples:
 
 def program() -> str:
     """How the user starts this program."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = Path(sys.argv[0]).name
+    if spec is not None and Path(spec.origin or "").name == name:  # python -m package.module
+        return f"python -m {spec.name}"
     return f"python {name}" if name.endswith(".py") else name
 
 

@@ -11,6 +11,7 @@ from expire_span_rl.checks import choice, nearest, quoted
 from expire_span_rl.cli.errors import UsageError
 from expire_span_rl.cli.fields import Flag
 
+_SLIP = 0.9  # likeness of a name and a slip of the fingers, which comes before another library's name for something
 _NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits
 
@@ -80,18 +81,21 @@ def check_flag(argument: str, valid: Sequence[str]) -> None:
 def suggestion(given: str, valid: Iterable[str]) -> str | None:
     """The flag that `given`, which is none, probably stands for; None if nothing is near."""
     name, by_name = given.lstrip("-").lower(), {flag.lstrip("-"): flag for flag in valid}
+    # All switches' names for off begin alike, which is no likeness.
+    off = name.startswith("no-")
+    names = {
+        flag.removeprefix("no-") if off else flag: by_name[flag] for flag in by_name if flag.startswith("no-") == off
+    }
+    short = name.removeprefix("no-") if off else name
+    if slip := nearest(short, names, cutoff=_SLIP):
+        return names[slip]
     for meant, aliases in ALIASES.items():
         if name in aliases and meant in by_name:
             return by_name[meant]
-    # All switches' names for off begin alike, which is no likeness.
-    off = name.startswith("no-")
-    names = {flag.removeprefix("no-") if off else flag: flag for flag in by_name if flag.startswith("no-") == off}
-    name = name.removeprefix("no-") if off else name
-    near = nearest(name, names)
-    if near is None and len(name) > 2:
-        longer = [flag for flag in names if flag.startswith(name)]
-        near = longer[0] if len(longer) == 1 else None
-    return by_name[names[near]] if near else None
+    if near := nearest(short, names):
+        return names[near]
+    longer = [flag for flag in names if flag.startswith(short)] if len(short) > 2 else []
+    return names[longer[0]] if len(longer) == 1 else None
 
 
 def whole_number(flag: str, text: str) -> int:

@@ -251,6 +251,12 @@ def test_batch_size_is_suggested_where_there_is_one():
     assert cli.suggestion("--bs", cli.flag_names(CONFIGS["train sb3-ppo"])) == "--batch-size"
 
 
+def test_a_slip_comes_before_another_library_s_name():
+    """In a sweep, --memory-budget is a flag too."""
+    assert cli.suggestion("--budget", ["--memory-budget", "--budgets"]) == "--budgets"
+    assert cli.suggestion("--budget", ["--memory-budget"]) == "--memory-budget"
+
+
 def test_every_alias_leads_to_a_flag_of_some_script():
     names = {name for config in CONFIGS.values() for name in cli.flag_names(config)}
     assert {f"--{meant}" for meant in ALIASES} <= names
@@ -279,6 +285,20 @@ def test_help_of_settings():
         assert entry in text
 
 
+def test_commands_in_a_description_stay_commands():
+    text = help_text(
+        "show", [], "Shows.\n\n    show --all  # everything\n    show \\\n        --some\n\nAnd more\nof it."
+    )
+    assert "\n\nShows.\n\n  show --all # everything\n  show --some\n\nAnd more of it.\n\n" in text
+
+
+def test_a_module_is_started_as_one():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.learning", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: python -m benchmarks.learning [flags]\n")
+
+
 def test_an_example_that_is_too_long_can_still_be_copied():
     text = help_text("python show.py", [], "", ("--run-dir " + " ".join(["abcdefgh"] * 12),))
     example = text[text.index("examples:\n") + 10 : text.index("\n\nhelp:")]
@@ -297,6 +317,11 @@ def test_help_is_whole_and_narrow(name):
             entry = re.search(rf"^  {flag.name}\b(?!-).*\n(      .*\n)+", text, re.MULTILINE)
             assert entry is not None and re.search("default: |default:$|required", entry[0], re.IGNORECASE), flag.field
             assert all(choice in entry[0] for choice in flag.choices)
+
+
+def test_quotes_of_an_example_are_not_broken():
+    quoted = "'" + '{"a": 1, ' * 5 + '"b": 2}' + "'"
+    assert f"    {quoted}\n" in help_text("python show.py", [], "", (f"--episodes 1000 --env-kwargs {quoted}",))
 
 
 def test_groups_of_train_rl(monkeypatch, capsys):
