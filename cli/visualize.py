@@ -12,6 +12,7 @@ import tyro
 
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, check_seed, json_object
+from expire_span_rl.cli.notices import plain_warnings
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -91,16 +92,22 @@ def main() -> None:
     from expire_span_rl.policies import load_policy
     from expire_span_rl.showing import environment_for, show_in
     from expire_span_rl.viewer.audit import table
+    from expire_span_rl.viewer.video import check_video
 
+    if config.video:
+        check_video()
     torch.set_num_threads(1)  # the fastest for a batch of one
     policy, info = load_policy(config.path)
-    name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
     how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
-    shown = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
+    with plain_warnings():
+        name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
+        shown = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
     env.close()
     for path in config.outputs():
         shown.save(path)
     console = Console()
+    for trouble in sorted({played.film.trouble for played in shown.episodes if played.film.trouble}):
+        print(f"{name}: the world is not shown ({trouble})", file=sys.stderr)
     for played in shown.episodes:
         if played.record["audit"]["memories"]:
             console.print(table(played.record))

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 
 from expire_span_rl.environments import environment_of
-from expire_span_rl.envs import make_env
+from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.policies import check_spaces
 from expire_span_rl.policies.io import write_atomically
 from expire_span_rl.viewer.audit import audit as audit_memories
@@ -134,6 +134,7 @@ def _played(
     lives = look(policy, episode)
     swap = getattr(core_of(env), "swap_observation", None)
     measured = audit_memories(policy, episode, lives, audited, swap, names)
+    about = about if film.trouble is None else {**about, "not_drawn": film.trouble}
     return PlayedEpisode(episode, lives, record(policy, episode, lives, names, about, measured), film)
 
 
@@ -149,7 +150,12 @@ def environment_for(
     kwargs |= env_kwargs
     made = make_env(env_id, **kwargs)
     check_spaces(policy.config, made.observation_space, made.action_space, path, env_id)
-    if "rgb_array" in (made.unwrapped.metadata.get("render_modes") or []) and "render_mode" not in kwargs:
+    modes = (made.unwrapped.metadata or {}).get("render_modes") or []
+    if "rgb_array" in modes and "render_mode" not in kwargs:
+        try:
+            drawing = make_env(env_id, **{**kwargs, "render_mode": "rgb_array"})
+        except EnvError:  # it says more than it can: the episode is shown without pictures of the world
+            return env_id, made
         made.close()
-        made = make_env(env_id, **{**kwargs, "render_mode": "rgb_array"})
+        return env_id, drawing
     return env_id, made

@@ -6,7 +6,7 @@ Names: T steps of the episode, N numbers of an action, H heads. An observation i
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,16 +18,32 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import Patch
 
-from expire_span_rl.envs import render_observation
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.panels import is_panel, observation_pictures
+from expire_span_rl.viewer.panels import is_panel
 from expire_span_rl.viewer.play import Episode, LayerLives, action_text, plain
+from expire_span_rl.viewer.strips import (
+    BAD,
+    FAINT,
+    GOOD,
+    GUTTER,
+    HEAD_COLOURS,
+    INK,
+    LEFT,
+    MOST_ROWS,
+    WIDE,
+    action_strip,
+    draw_leader,
+    film_strip,
+    gutter_legend,
+    number_strip,
+    place_picture,
+    reward_strip,
+    spread,
+    thumbnails,
+    write_heading,
+)
 
-MOST_ROWS = 8  # numbers of an action that get a line's height
 MOST_LETTERS = 60  # of an action in a heading
 SHOWN = 6  # observations of a layer that get a thumbnail
 NOTABLE = 0.05  # attention weight from which a memory is worth a thumbnail
@@ -53,23 +69,6 @@ def choose(lives: LayerLives, looks: Sequence[bytes], most: int = SHOWN) -> list
     return sorted(chosen.values())
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Places in low..high near the ascending `wanted`, `gap` apart or more (they must fit)."""
-    places = np.clip(np.array(wanted, float), low, high)
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], high if i == len(places) - 1 else places[i + 1] - gap)
-    return places
-
-
-# The picture. Inches: the axes are WIDE, to their left labels, to their right a gutter for legends and thumbnails.
-
-LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
-GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
-PALETTES = cast(Any, matplotlib.colormaps)  # the type of an entry has no `colors`
-ACTION_COLOURS = PALETTES["tab20"].colors[::2] + PALETTES["tab20"].colors[1::2]
-HEAD_COLOURS = PALETTES["Dark2"].colors
 ATTENTION = LinearSegmentedColormap.from_list("attention", ["#ccd6e2", "#f2cf7e", "#ee8a33", "#b3121d"])
 STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
@@ -95,15 +94,15 @@ def draw(
     shown = [name for name, entry in config.observation.items() if is_panel(entry)] or list(config.observation)
     looks = [b"".join(o[name].tobytes() for name in shown) for o in episode.observations]
     last = f"step {steps - 1}: {action_text(policy, episode.actions[-1], names)[:MOST_LETTERS]}"
-    rows = [] if film is None else [(0.6, 0.4, partial(_film, film))]
+    rows = [] if film is None else [(0.6, 0.4, partial(film_strip, film))]
     above = 0.4 if film is None else 0.1
     if episode.actions.ndim == 1:
-        rows += [(0.25, above, partial(_actions, episode.actions, names))]
+        rows += [(0.25, above, partial(action_strip, episode.actions, names))]
     else:
         numbers = policy.actions.to_env(torch.as_tensor(episode.actions)).reshape(episode.actions.shape)
         tall = 0.25 + 0.09 * min(numbers.shape[1] - 1, MOST_ROWS)
-        rows += [(tall, above, partial(_numbers, numbers, policy.actions.continuous))]
-    rows += [(0.45, 0.12, partial(_rewards, episode.rewards))]
+        rows += [(tall, above, partial(number_strip, numbers, policy.actions.continuous))]
+    rows += [(0.45, 0.12, partial(reward_strip, episode.rewards))]
     for i, layer in enumerate(lives):
         of = f"Layer {i + 1} of {len(lives)}"
         rows += [
@@ -112,7 +111,9 @@ def draw(
         rows += [(0.7, 0.15, partial(_live, layer.live))]
     for i, layer in enumerate([] if brief else lives):
         of = f"Layer {i + 1} of {len(lives)}: attention at the last decision ({last})"
-        rows += [(1.0, 1.25 if images is None else 1.85, partial(_decision, layer.decision, layer.end == steps, images, of))]
+        rows += [
+            (1.0, 1.25 if images is None else 1.85, partial(_decision, layer.decision, layer.end == steps, images, of))
+        ]
     if not lives:
         rows += [(0.8, 0.5, partial(_nothing, config.memory, int(episode.memories[0].bytes()[0])))]
     height = 1.0 + sum(row[0] + row[1] for row in rows) + 0.55
@@ -144,23 +145,6 @@ def saved(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnails(
-    observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
-) -> list[np.ndarray] | None:
-    """A picture of each observation, uint8 [height, width, 3]; None if it has nothing that is shown as a picture."""
-    shown = [name for name, entry in spec.items() if is_panel(entry)]
-    if not shown:
-        return None
-    if len(shown) > 1 or spec[shown[0]]["kind"] != "cells":
-        return observation_pictures(observations, spec)
-    known: dict[bytes, np.ndarray] = {}
-    images = [observation[shown[0]] for observation in observations]
-    for image in images:  # sharper than the page's
-        if image.tobytes() not in known:
-            known[image.tobytes()] = render_observation(image, max(4, round(144 * THUMB / len(image))))
-    return [known[image.tobytes()] for image in images]
-
-
 def _told(episode: Episode) -> list[str]:
     """What can be told of the last step's info in a few words, and the texts that were read at the first step."""
     info = {key: plain(value) for key, value in episode.info.items() if key != "is_success"}
@@ -168,105 +152,6 @@ def _told(episode: Episode) -> list[str]:
     told = [f"{str(key)[:24].replace('_', ' ')} {str(value)[:24]}" for key, value in known[:6]]
     texts = episode.texts[0].values() if episode.texts else ()
     return [*told, *(f'"{" ".join(text.split())[:60]}"' for text in list(texts)[:2])]
-
-
-def _heading(ax: Axes, text: str, points: float = 5) -> None:
-    ax.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", weight="bold", fontsize=10)
-
-
-def _picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> None:
-    """An observation, THUMB inches wide or high, centred at `box` in fractions of the axes."""
-    offset = OffsetImage(picture, zoom=72 * THUMB / max(picture.shape[:2]), interpolation="antialiased")
-    style = {"pad": 0.08, "bboxprops": {"edgecolor": FAINT, "linewidth": 0.6}, "annotation_clip": False}
-    ax.add_artist(AnnotationBbox(offset, box, xycoords="axes fraction", **style))
-
-
-def _leader(ax: Axes, xy: tuple[float, float], box: tuple[float, float]) -> None:
-    """A thin line from the data point `xy` to `box` in fractions of the axes."""
-    arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", xy, box, "data", "axes fraction", arrow, annotation_clip=False)
-
-
-def _legend(ax: Axes, **options: Any) -> Legend:
-    """A legend in the gutter."""
-    place = {"loc": "center left", "bbox_to_anchor": (1.015, 0.5), "borderaxespad": 0, "frameon": False}
-    return ax.legend(**place, alignment="left", **options)
-
-
-def _film(images: Sequence[np.ndarray], ax: Axes) -> None:
-    """What the agent saw: every step of a short episode, some of a long one."""
-    count = min(len(images), int(WIDE / (THUMB + 0.14)))
-    steps = np.linspace(0, len(images) - 1, count).round().astype(int)
-    half = THUMB / 2 / WIDE
-    wanted = ((steps + 0.5) / len(images)).tolist()
-    for step, place in zip(steps, spread(wanted, 2.4 * half, half, 1 - half)):
-        _picture(ax, images[step], (place, 0.5))
-    ax.set_axis_off()
-    some = "" if count == len(images) else f" ({count} of {len(images)} steps)"
-    _heading(ax, f"What the agent saw{some}, what it did, and its reward")
-
-
-def _actions(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
-    """actions [T] as a coloured strip; its legend has the actions that were taken."""
-    colours = np.array([ACTION_COLOURS[a % len(ACTION_COLOURS)] for a in range(len(names))])
-    ax.imshow(colours[actions][None], aspect="auto", extent=(-0.5, len(actions) - 0.5, 0, 1), interpolation="nearest")
-    taken = np.bincount(actions, minlength=len(names))
-    most = [a for a in np.argsort(-taken, kind="stable") if taken[a]][:10]
-    handles = [Patch(color=tuple(colours[a]), label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
-    _legend(ax, handles=handles, ncols=1 + (len(handles) > 5), title="action × times")
-    ax.set_yticks([0.5], ["action"])
-    ax.tick_params(length=0, labelbottom=False)
-    ax.spines[:].set_visible(False)
-
-
-def _numbers(actions: np.ndarray, continuous: bool, ax: Axes) -> None:
-    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value, real ones from
-    the smallest to the largest of the episode."""
-    count = actions.shape[1]
-    low, high = actions.min(0), actions.max(0)  # [N]
-    if continuous:
-        pixels = (actions - low) / np.where(high > low, high - low, 1)  # [T,N]
-        told = [f"{i}: {low[i]:.3g} to {high[i]:.3g}" for i in range(min(count, MOST_ROWS))]
-        ax.imshow(pixels.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", **_extent(actions))
-        _note(ax, "\n".join(["number: dark to bright", *told]))
-    else:
-        values = np.unique(actions)
-        colours = np.array(ACTION_COLOURS)[np.searchsorted(values, actions.T) % len(ACTION_COLOURS)]  # [N,T,3]
-        ax.imshow(colours, aspect="auto", interpolation="nearest", **_extent(actions))
-        handles = [Patch(color=ACTION_COLOURS[i % len(ACTION_COLOURS)], label=f"{v}") for i, v in enumerate(values[:10])]
-        _legend(ax, handles=handles, ncols=5, title="value of each number", handlelength=1, columnspacing=1)
-    ax.set_yticks([count / 2], ["action" if count == 1 else f"action,\n{count} numbers"])
-    ax.tick_params(length=0, labelbottom=False)
-    ax.spines[:].set_visible(False)
-
-
-def _extent(actions: np.ndarray) -> dict[str, Any]:
-    """Where the picture of actions [T,N] is: the first number on top."""
-    return {"extent": (-0.5, len(actions) - 0.5, actions.shape[1], 0)}
-
-
-def _note(ax: Axes, text: str) -> None:
-    """A text in the gutter."""
-    ax.text(1.015, 0.5, text, transform=ax.transAxes, va="center", fontsize=7, linespacing=1.1)
-
-
-def _rewards(rewards: np.ndarray, ax: Axes) -> None:
-    """rewards [T]; where there are few, each with its value."""
-    steps = np.flatnonzero(rewards)
-    colours = [GOOD if reward > 0 else BAD for reward in rewards[steps]]
-    ax.vlines(steps, 0, rewards[steps], colors=colours, linewidth=2)
-    ax.axhline(0, color=FAINT, linewidth=0.8)
-    if len(steps) <= 8:
-        ax.scatter(steps, rewards[steps], s=18, c=colours, clip_on=False)
-        for step in steps:
-            at = (step, rewards[step])
-            ax.annotate(f"{rewards[step]:+.3g}", at, (-6, 0), "data", "offset points", ha="right", va="center")
-    if not len(steps):
-        ax.text(0.5, 0.6, "no reward at any step", transform=ax.transAxes, ha="center", color=FAINT)
-        ax.set_yticks([0])
-    ax.set_ylabel("reward", rotation=0, ha="right", va="center")
-    ax.set_xlabel("step of the episode")
-    ax.margins(y=0.15)
 
 
 def _lives(
@@ -288,7 +173,7 @@ def _lives(
     ax.locator_params(axis="y", integer=True, min_n_ticks=1)
     ax.set_ylabel("step at which the\nobservation was written")
     ax.tick_params(labelbottom=False)
-    _heading(ax, heading)
+    write_heading(ax, heading)
     told = (
         "One line per observation: it begins when the observation\nis written and ends when it has expired. "
         "Colour: largest\nattention weight that a later step gave it"
@@ -302,9 +187,9 @@ def _lives(
     ax.add_collection(LineCollection(list(lines[thick]), colors=colours, linewidths=max(width, 3), capstyle="butt"))
     places = spread([1 - (step + 0.5) / steps for step in chosen[::-1]], 1 / SHOWN, 0.06, 0.94)[::-1]
     for step, place in zip(chosen, places):
-        _leader(ax, (lives.end[step] - 0.5, step), (1.02, place))
+        draw_leader(ax, (lives.end[step] - 0.5, step), (1.02, place))
         if images is not None:
-            _picture(ax, images[step], (1.05, place))
+            place_picture(ax, images[step], (1.05, place))
         alike = looks.count(looks[step])
         same = f" (1 of {alike} alike)" if alike > 1 else ""
         kept = "live to the end" if lives.end[step] == steps else f"kept for {lives.end[step] - step} steps"
@@ -345,14 +230,14 @@ def _decision(
     ax.set_ylim(0, max(0.25, 1.02 * best.max()))
     ax.set_ylabel("attention\nweight")
     ax.set_xlabel("memories still live, by the step at which they were written")
-    legend = _legend(ax, ncols=1 + (heads > 4))
+    legend = gutter_legend(ax, ncols=1 + (heads > 4))
     setp(cast(Any, legend.legend_handles), linewidth=6)
     top = sorted(int(slot) for slot in np.argsort(-best)[:SHOWN] if best[slot] >= NOTABLE)
     for slot, place in zip(top, spread([(slot + 0.5) / len(slots) for slot in top], 0.13, 0.03, 0.97)):
         head = int(weights[:, slot].argmax())
-        _leader(ax, (middle[head, slot], best[slot]), (place, 1.12))
+        draw_leader(ax, (middle[head, slot], best[slot]), (place, 1.12))
         if images is not None:
-            _picture(ax, images[slots[slot]], (place, 1.37))
+            place_picture(ax, images[slots[slot]], (place, 1.37))
         now = " (now)" if slot == len(slots) - 1 else ""
         told = f"step {slots[slot]}{now}\n{best[slot]:.2f} by head {head + 1}"
         above = (place, 1.67 if images is not None else 1.12)
@@ -360,7 +245,7 @@ def _decision(
     if not top:
         told = f"no memory got a weight of {NOTABLE} or more"
         ax.text(0.5, 1.1, told, transform=ax.transAxes, ha="center", color=FAINT)
-    _heading(ax, heading, 76 if images is not None else 40)
+    write_heading(ax, heading, 76 if images is not None else 40)
 
 
 def _nothing(memory: str, size: int, ax: Axes) -> None:

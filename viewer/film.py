@@ -28,6 +28,7 @@ ATLAS_COLUMNS = 64
 
 __all__ = ["Atlas", "Film", "cut", "joined", "observation_pictures", "pack_observations", "place", "png_url"]
 
+
 class Atlas:
     """Square tiles of `size` pixels, each kept once."""
 

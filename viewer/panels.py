@@ -49,7 +49,9 @@ def observation_pictures(
             panels.append(_heat_maps(np.stack(values), largest))
     if panels:
         return panels[0] if len(panels) == 1 else [_side_by_side(parts) for parts in zip(*panels, strict=True)]
-    table = np.stack([np.concatenate([np.ravel(o[name]).astype(float) for name in spec]) for o in observations])  # [T,n]
+    table = np.stack(
+        [np.concatenate([np.ravel(o[name]).astype(float) for name in spec]) for o in observations]
+    )  # [T,n]
     wide = int(np.ceil(np.sqrt(table.shape[1])))
     padding = -table.shape[1] % wide
     return _heat_maps(table, largest, (-1, wide), padding)

@@ -83,7 +83,11 @@ def _told(draw: ImageDraw.ImageDraw, record: Mapping[str, Any], t: int, at: tupl
     x, y = at
     names, gained = record["action_names"], sum(reward or 0 for reward in record["rewards"][: t + 1])
     action = record["action_texts"][t] if "action_texts" in record else names[record["actions"][t]]
-    lines = (f"step {t} of {record['steps'] - 1}", f"action {action[:MOST_LETTERS]}", f"value {record['values'][t] or 0:.3f}")
+    lines = (
+        f"step {t} of {record['steps'] - 1}",
+        f"action {action[:MOST_LETTERS]}",
+        f"value {record['values'][t] or 0:.3f}",
+    )
     for i, line in enumerate((*lines, f"return so far {gained:.4g}")):
         draw.text((x, y + 28 * i), line, INK, _font(19))
     for i, (name, part, told, marked) in enumerate(_bars(record, t)):

@@ -31,7 +31,7 @@ function describeActions(record) {
   if (record.action_names.length > MANY_CHANCES) chances.tabIndex = 0; // it scrolls
   chances.setAttribute("aria-label", record.continuous ? "Means of the action's numbers" : "Action probabilities");
   if (!record.continuous) return;
-  note.replaceChildren(element("i", "key mean"), "mean of each number", element("i", "key done"), "what was done");
+  note.replaceChildren(element("i", "key mean"), "mean of each number, ", element("i", "key done"), "what was done");
   record.ranges = record.action_bounds.map(([low, high], i) => {
     const [least, most] = extremes([...record.means, ...record.actions].map((row) => row[i]));
     return [low ?? least, high ?? most];

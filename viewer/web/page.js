@@ -174,7 +174,8 @@ function describe(page) {
   title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
   const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`);
   const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
-  byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info].join(" · ");
+  const undrawn = record.not_drawn ? [`the world could not be drawn (${record.not_drawn})`] : [];
+  byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info, ...undrawn].join(" · ");
   byId("slider").max = record.steps - 1;
   const has = record.layers.length > 0;
   for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;

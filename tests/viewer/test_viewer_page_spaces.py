@@ -1,0 +1,122 @@
+"""The page in a real browser for actions of several numbers, real ones, and observations of many parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from viewer_browser import NARROW, WIDE
+from viewer_cases import make_policy
+from viewer_spaces import ACTIONS, OBSERVATIONS, WORDS, Sampled
+
+from expire_span_rl.envs import make_env
+from expire_span_rl.showing import show_in
+from expire_span_rl.viewer.panels import observation_pictures
+
+
+def paged(folder: Path, observation: str, action: str, **kwargs) -> tuple[Path, dict, list[np.ndarray]]:
+    """(the page of an episode, its record, the pictures of its observations)."""
+    own = Sampled(OBSERVATIONS[observation], ACTIONS[action], **kwargs)
+    policy = make_policy(env_id=lambda: own)
+    told = show_in(policy, make_env(lambda: own), "Sampled-v0", "p.safetensors", seed=3, deterministic=False)
+    told.save(folder / "memory.html")
+    (played,) = told.episodes
+    seen = observation_pictures(played.episode.observations, policy.config.observation)
+    return folder / "memory.html", played.record, seen
+
+
+def chances(one) -> list[tuple[str, float, bool]]:
+    """(name, number, whether it is marked as done) of every bar."""
+    told = """[...document.querySelectorAll('.chance')].map(row => [
+      row.querySelector('.name').title, +row.querySelector('.number').innerText, row.classList.contains('taken')])"""
+    return [tuple(row) for row in one.page.evaluate(told)]
+
+
+def parts(one) -> dict:
+    """What is told of the entries beside the picture, by name."""
+    names = one.page.locator("#entries > .name").all_inner_texts()
+    return dict(zip(names, one.page.locator("#entries > div").all(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["multi_discrete", "multi_binary"])
+def test_several_whole_numbers_have_their_probabilities_and_what_was_taken_of_each(opened, tmp_path, kind):
+    path, record, seen = paged(tmp_path, "nested", kind)
+    one = opened(path, "#t=0")
+    for t in (0, 5, 11):
+        one.page.locator("#slider").fill(str(t))
+        one.settled(t)
+        shown = chances(one)
+        assert [name for name, *_ in shown] == record["action_names"]
+        assert [number for _, number, _ in shown] == pytest.approx(record["probabilities"][t], abs=6e-3)
+        assert [i for i, (*_, marked) in enumerate(shown) if marked] == record["taken"][t]
+        assert record["action_texts"][t] in one.page.inner_text("#facts")
+        np.testing.assert_array_equal(one.image("#view"), seen[t])
+        said = {name: place.inner_text() for name, place in parts(one).items()}
+        assert said["said"] == WORDS
+        entry = next(entry for entry in record["entries"] if entry["name"] == "cards/1/left")
+        assert said["cards/1/left"].split() == [str(number) for number in entry["values"][t]]
+    assert not one.page.is_visible("#world") and not one.page.is_visible("#chances-note")
+    rows = record["audit"]["memories"]
+    assert rows and one.page.locator("#audit-table tr[data-step]").count() == len(rows)
+    first = one.page.locator("#audit-table tr[data-step]").first.locator("td").all_inner_texts()
+    assert first[1] == rows[0]["base"]["action"]
+    assert one.troubles == []
+
+
+@pytest.mark.parametrize("kind", ["box", "box_without_bounds"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_real_numbers_have_means_which_are_called_means(opened, tmp_path, kind, viewport):
+    path, record, _ = paged(tmp_path, "vector", kind)
+    one = opened(path, "#t=7", viewport)
+    one.settled(7)
+    shown = chances(one)
+    assert [name for name, *_ in shown] == [f"number {i}" for i in range(len(record["means"][7]))]
+    assert [number for _, number, _ in shown] == pytest.approx(record["means"][7], rel=6e-3)
+    assert not any(marked for *_, marked in shown)
+    assert one.page.inner_text("#chances-note") == "mean of each number, what was done"
+    assert record["action_texts"][7] in one.page.inner_text("#facts")
+    lows, highs = zip(*record["action_bounds"])
+    seen = np.array([*record["means"], *record["actions"]])
+    low = [least if bound is None else bound for bound, least in zip(lows, seen.min(0))]
+    high = [most if bound is None else bound for bound, most in zip(highs, seen.max(0))]
+    bars = one.page.evaluate(
+        "[...document.querySelectorAll('.chance')].map(row => [...row.querySelectorAll('i')].map(i => parseFloat(i.style.left)))"
+    )
+    for i, (mean, done) in enumerate(bars):
+        assert mean == pytest.approx(100 * (record["means"][7][i] - low[i]) / (high[i] - low[i]), abs=0.1)
+        assert done == pytest.approx(100 * (record["actions"][7][i] - low[i]) / (high[i] - low[i]), abs=0.1)
+    titles = one.page.locator("#charts h3").all_inner_texts()
+    assert "Means of the action" in titles and not any("probabilities" in title for title in titles)
+    assert record["audit"]["memories"]
+    one.page.evaluate("page.choose(page.record.audit.memories[0].written)")
+    one.until("!page.due")
+    told = one.page.inner_text("#effect")
+    assert "means as it was" in told and "probabilities" not in told
+    assert "number 0: " in told and "→" in told
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert one.troubles == []
+
+
+def test_what_a_mask_forbids_is_said(opened, tmp_path):
+    path, record, _ = paged(tmp_path, "vector", "discrete", masks=True)
+    one = opened(path, "#t=1")
+    one.settled(1)
+    assert parts(one)["action_mask"].inner_text() == "not allowed: action -1"
+    assert chances(one)[0][1] == 0
+    one.page.keyboard.press("ArrowLeft")
+    one.settled(0)
+    assert parts(one)["action_mask"].inner_text() == "every action is allowed"
+    title = parts(one)["observation"].get_attribute("title").splitlines()
+    assert [line.split(": ")[0] for line in title] == [f"observation[{i}]" for i in range(3)]
+    assert [float(line.split(": ")[1]) for line in title] == pytest.approx(record["entries"][1]["values"][0], rel=6e-3)
+    assert one.troubles == []
+
+
+def test_a_world_that_cannot_be_drawn_is_said_to_be_missing(opened, tmp_path):
+    path, _, _ = paged(tmp_path, "vector", "discrete", drawn=RuntimeError("no display"))
+    one = opened(path, "#t=1")
+    one.settled(1)
+    assert not one.page.is_visible("#world") and one.page.is_visible("#view")
+    assert "the world could not be drawn (render: RuntimeError: no display)" in one.page.inner_text("#about")
+    assert one.troubles == []

@@ -1,0 +1,157 @@
+"""The upper part of the figure: what the agent saw, did and got, a strip each; and what all parts of the figure are drawn with.
+
+Names: T steps of the episode, N numbers of an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.legend import Legend
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Patch
+
+from expire_span_rl.envs import render_observation
+from expire_span_rl.viewer.panels import is_panel, observation_pictures
+
+MOST_ROWS = 8  # numbers of an action that get a line's height
+
+# Inches: the axes are WIDE, to their left labels, to their right a gutter for legends and thumbnails.
+
+LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
+GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
+PALETTES = cast(Any, matplotlib.colormaps)  # the type of an entry has no `colors`
+ACTION_COLOURS = PALETTES["tab20"].colors[::2] + PALETTES["tab20"].colors[1::2]
+HEAD_COLOURS = PALETTES["Dark2"].colors
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Places in low..high near the ascending `wanted`, `gap` apart or more (they must fit)."""
+    places = np.clip(np.array(wanted, float), low, high)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], high if i == len(places) - 1 else places[i + 1] - gap)
+    return places
+
+
+def thumbnails(
+    observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
+) -> list[np.ndarray] | None:
+    """A picture of each observation, uint8 [height, width, 3]; None if it has nothing that is shown as a picture."""
+    shown = [name for name, entry in spec.items() if is_panel(entry)]
+    if not shown:
+        return None
+    if len(shown) > 1 or spec[shown[0]]["kind"] != "cells":
+        return observation_pictures(observations, spec)
+    known: dict[bytes, np.ndarray] = {}
+    images = [observation[shown[0]] for observation in observations]
+    for image in images:  # sharper than the page's
+        if image.tobytes() not in known:
+            known[image.tobytes()] = render_observation(image, max(4, round(144 * THUMB / len(image))))
+    return [known[image.tobytes()] for image in images]
+
+
+def write_heading(ax: Axes, text: str, points: float = 5) -> None:
+    ax.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", weight="bold", fontsize=10)
+
+
+def place_picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> None:
+    """An observation, THUMB inches wide or high, centred at `box` in fractions of the axes."""
+    offset = OffsetImage(picture, zoom=72 * THUMB / max(picture.shape[:2]), interpolation="antialiased")
+    style = {"pad": 0.08, "bboxprops": {"edgecolor": FAINT, "linewidth": 0.6}, "annotation_clip": False}
+    ax.add_artist(AnnotationBbox(offset, box, xycoords="axes fraction", **style))
+
+
+def draw_leader(ax: Axes, xy: tuple[float, float], box: tuple[float, float]) -> None:
+    """A thin line from the data point `xy` to `box` in fractions of the axes."""
+    arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", xy, box, "data", "axes fraction", arrow, annotation_clip=False)
+
+
+def gutter_legend(ax: Axes, **options: Any) -> Legend:
+    """A legend in the gutter."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.015, 0.5), "borderaxespad": 0, "frameon": False}
+    return ax.legend(**place, alignment="left", **options)
+
+
+def film_strip(images: Sequence[np.ndarray], ax: Axes) -> None:
+    """What the agent saw: every step of a short episode, some of a long one."""
+    count = min(len(images), int(WIDE / (THUMB + 0.14)))
+    steps = np.linspace(0, len(images) - 1, count).round().astype(int)
+    half = THUMB / 2 / WIDE
+    wanted = ((steps + 0.5) / len(images)).tolist()
+    for step, place in zip(steps, spread(wanted, 2.4 * half, half, 1 - half)):
+        place_picture(ax, images[step], (place, 0.5))
+    ax.set_axis_off()
+    some = "" if count == len(images) else f" ({count} of {len(images)} steps)"
+    write_heading(ax, f"What the agent saw{some}, what it did, and its reward")
+
+
+def action_strip(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
+    """actions [T] as a coloured strip; its legend has the actions that were taken."""
+    colours = np.array([ACTION_COLOURS[a % len(ACTION_COLOURS)] for a in range(len(names))])
+    ax.imshow(colours[actions][None], aspect="auto", extent=(-0.5, len(actions) - 0.5, 0, 1), interpolation="nearest")
+    taken = np.bincount(actions, minlength=len(names))
+    most = [a for a in np.argsort(-taken, kind="stable") if taken[a]][:10]
+    handles = [Patch(color=tuple(colours[a]), label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
+    gutter_legend(ax, handles=handles, ncols=1 + (len(handles) > 5), title="action × times")
+    ax.set_yticks([0.5], ["action"])
+    ax.tick_params(length=0, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+
+def number_strip(actions: np.ndarray, continuous: bool, ax: Axes) -> None:
+    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value, real ones from
+    the smallest to the largest of the episode."""
+    count = actions.shape[1]
+    low, high = actions.min(0), actions.max(0)  # [N]
+    if continuous:
+        pixels = (actions - low) / np.where(high > low, high - low, 1)  # [T,N]
+        told = [f"{i}: {low[i]:.3g} to {high[i]:.3g}" for i in range(min(count, MOST_ROWS))]
+        ax.imshow(pixels.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", **_extent(actions))
+        gutter_note(ax, "\n".join(["number: dark to bright", *told]))
+    else:
+        values = np.unique(actions)
+        colours = np.array(ACTION_COLOURS)[np.searchsorted(values, actions.T) % len(ACTION_COLOURS)]  # [N,T,3]
+        ax.imshow(colours, aspect="auto", interpolation="nearest", **_extent(actions))
+        handles = [
+            Patch(color=ACTION_COLOURS[i % len(ACTION_COLOURS)], label=f"{v}") for i, v in enumerate(values[:10])
+        ]
+        gutter_legend(ax, handles=handles, ncols=5, title="value of each number", handlelength=1, columnspacing=1)
+    ax.set_yticks([count / 2], ["action" if count == 1 else f"action,\n{count} numbers"])
+    ax.tick_params(length=0, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+
+def _extent(actions: np.ndarray) -> dict[str, Any]:
+    """Where the picture of actions [T,N] is: the first number on top."""
+    return {"extent": (-0.5, len(actions) - 0.5, actions.shape[1], 0)}
+
+
+def gutter_note(ax: Axes, text: str) -> None:
+    """A text in the gutter."""
+    ax.text(1.015, 0.5, text, transform=ax.transAxes, va="center", fontsize=7, linespacing=1.1)
+
+
+def reward_strip(rewards: np.ndarray, ax: Axes) -> None:
+    """rewards [T]; where there are few, each with its value."""
+    steps = np.flatnonzero(rewards)
+    colours = [GOOD if reward > 0 else BAD for reward in rewards[steps]]
+    ax.vlines(steps, 0, rewards[steps], colors=colours, linewidth=2)
+    ax.axhline(0, color=FAINT, linewidth=0.8)
+    if len(steps) <= 8:
+        ax.scatter(steps, rewards[steps], s=18, c=colours, clip_on=False)
+        for step in steps:
+            at = (step, rewards[step])
+            ax.annotate(f"{rewards[step]:+.3g}", at, (-6, 0), "data", "offset points", ha="right", va="center")
+    if not len(steps):
+        ax.text(0.5, 0.6, "no reward at any step", transform=ax.transAxes, ha="center", color=FAINT)
+        ax.set_yticks([0])
+    ax.set_ylabel("reward", rotation=0, ha="right", va="center")
+    ax.set_xlabel("step of the episode")
+    ax.margins(y=0.15)
