@@ -6,7 +6,7 @@ import copy
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -46,7 +46,7 @@ ACTIONS: dict[str, spaces.Space] = {
 class Stranger(gym.Env):
     """Draws its observations from its space; each episode has its own generator, which actions move on."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Maker:
 class Batch(VectorEnv):
     """A stranger's vector environment that steps a batch by itself: counters, of which environment b ends every b + 2 steps."""
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
     def __init__(self, num_envs: int = 3, masks: str | None = None, **broken: Any):
         self.num_envs, self.masks, self.broken = num_envs, masks, broken

@@ -272,11 +272,10 @@ def test_whole_numbers_outside_are_refused_and_real_ones_told_once():
 
     vector = envs.make_vec_env(lambda: made(spaces.Box(-1, 1, (2,), np.float32)), 3)
     vector.reset(seed=0)
+    vector.step(np.zeros(3, int))
     with pytest.warns(EnvironmentWarning, match="'observation' is outside the bounds of its space") as warned:
-        for _ in range(8):
-            observation, *_ = vector.step(np.zeros(3, int))
-            if (observation["observation"] == 9).all():
-                break
+        observation, *_ = vector.step(np.zeros(3, int))
+    assert (observation["observation"] == 9).all()
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -403,7 +402,7 @@ def test_a_batch_of_a_stranger():
     clock = np.zeros(3, int)
     for step in range(12):
         actions = np.full(3, step % 3)
-        observation, reward, terminated, truncated, infos = vector.step(actions)
+        observation, reward, terminated, _, infos = vector.step(actions)
         assert vector.observation_space.contains(observation)
         clock += 1
         over = clock == [2, 3, 4]

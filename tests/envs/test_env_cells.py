@@ -1,0 +1,108 @@
+"""Which images are MiniGrid's cells: by the environment and its wrappers, or because the user says so."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from env_cases import Maker, Patched, Stranger
+from gymnasium import spaces
+from minigrid import wrappers
+
+from expire_span_rl import envs
+from expire_span_rl.spaces import Cells, Words
+
+
+class Passes(gym.ObservationWrapper):
+    """A user's, which leaves the image alone."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "x": spaces.Discrete(2)})
+
+    def observation(self, observation):
+        return {**observation, "x": 1}
+
+
+class Scrambles(gym.ObservationWrapper):
+    """A user's, which keeps the space and changes what the numbers mean."""
+
+    def observation(self, observation):
+        return {**observation, "image": observation["image"] // 2}
+
+
+CASES = {
+    "bare": (lambda env: env, True),
+    "image_only": (wrappers.ImgObsWrapper, True),
+    "fully": (wrappers.FullyObsWrapper, True),
+    "view_size": (lambda env: wrappers.ViewSizeWrapper(env, agent_view_size=5), True),
+    "reseed": (wrappers.ReseedWrapper, True),
+    "fully_and_image": (lambda env: wrappers.ImgObsWrapper(wrappers.FullyObsWrapper(env)), True),
+    "statistics": (lambda env: gym.wrappers.RecordEpisodeStatistics(env), True),
+    "passes": (Passes, True),
+    "scrambles": (Scrambles, False),
+    "rgb": (lambda env: wrappers.RGBImgPartialObsWrapper(env, tile_size=4), False),
+    "rgb_of_the_same_shape": (lambda env: wrappers.RGBImgPartialObsWrapper(env, tile_size=1), False),
+    "one_hot": (wrappers.OneHotPartialObsWrapper, False),
+    "symbolic": (wrappers.SymbolicObsWrapper, False),
+    "rgb_and_image": (lambda env: wrappers.ImgObsWrapper(wrappers.RGBImgObsWrapper(env)), False),
+}
+
+
+@pytest.mark.parametrize(("wrap", "expected"), CASES.values(), ids=CASES)
+def test_cells_are_found_through_wrappers(wrap, expected):
+    def make():
+        return wrap(gym.make("MiniGrid-MemoryS7-v0"))
+
+    for env in (envs.make_vec_env(make, 2), envs.make_env(make)):
+        space = getattr(env, "single_observation_space", env.observation_space)["image"]
+        assert isinstance(space, Cells) == expected
+        env.reset(seed=0)
+
+
+def test_missions_are_words_and_our_tasks_have_cells():
+    space = envs.make_vec_env("BabyAI-GoToLocal-v0", 2).single_observation_space
+    assert isinstance(space["mission"], Words) and isinstance(space["image"], Cells)
+    observation, _ = envs.make_env("BabyAI-GoToLocal-v0").reset(seed=0)
+    assert (observation["mission"] > 0).sum() >= 4 and not observation["mission"][-1]
+    for id in envs.env_ids():
+        for env in (envs.make_env(id), envs.make_vec_env(id, 2)):
+            assert isinstance(getattr(env, "single_observation_space", env.observation_space)["image"], Cells)
+
+
+GRID = spaces.Box(0, 255, (5, 4, 3), np.uint8)
+
+
+def test_a_user_may_say_that_an_image_is_one_of_cells():
+    def grid(env):
+        return np.full((5, 4, 3), 3 if env.t < 3 else 9, np.uint8)
+
+    def make():
+        env = Patched("observe", grid)
+        env.observation_space = GRID
+        return env
+
+    assert not isinstance(envs.make_vec_env(make, 2).single_observation_space["image"], Cells)
+    vector = envs.make_vec_env(make, 2, encoder="cells")
+    assert (
+        vector.single_observation_space["image"]
+        == Cells(5, 4)
+        == envs.make_env(make, encoder="cells").observation_space["image"]
+    )
+    vector.reset(seed=0)
+    vector.step(np.zeros(2, int))
+    vector.step(np.zeros(2, int))
+    with pytest.raises(envs.EnvironmentFailed, match="observation 'image': expected numbers in its space Cells, got 9"):
+        vector.step(np.zeros(2, int))
+
+
+def test_what_cannot_be_cells_is_refused():
+    with pytest.raises(
+        envs.EnvError, match="^encoder: expected one of 'auto', 'cells', got 'cell'|: encoder: expected one"
+    ):
+        envs.make_vec_env("CartPole-v1", 2, encoder="cell")
+    with pytest.raises(envs.EnvError, match="^CartPole-v1: encoder: 'cells' needs an entry 'image' of uint8 "):
+        envs.make_vec_env("CartPole-v1", 2, encoder="cells")
+    picture = Maker(Stranger, observation_space=spaces.Box(0, 255, (5, 4, 4), np.uint8))
+    with pytest.raises(envs.EnvError, match="^Stranger: encoder: 'cells' needs"):
+        envs.make_env(picture, encoder="cells")
