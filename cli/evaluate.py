@@ -12,6 +12,7 @@ import tyro
 
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, check_seed, json_object
+from expire_span_rl.cli.notices import plain_warnings
 
 MAX_STEPS = 10_000  # that of `evaluation`, whose import takes torch
 
@@ -91,7 +92,8 @@ def main() -> None:
     torch.set_num_threads(config.torch_threads)
     protocol = Protocol(config.episodes, config.seed, not config.stochastic, config.max_steps)
     named = (config.env, config.imports, kwargs)
-    report = compare(config.policies, *named, protocol, config.num_envs, device(config.device))
+    with plain_warnings():
+        report = compare(config.policies, *named, protocol, config.num_envs, device(config.device))
     print_tables(report)
     if config.json:
         write_atomically(config.json, (json.dumps(report, indent=2) + "\n").encode())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from expire_span_rl import cli
+from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.cli.settings import parse_config, saved_config
 
 
@@ -27,4 +28,5 @@ def main() -> None:
         config = {**config, "resume": resume, "run_dir": resume, "progress_bar": "--no-progress-bar" not in arguments}
     from expire_span_rl.training import train  # torch takes a second, which a misspelled flag need not wait for
 
-    train(config)
+    with plain_warnings():
+        train(config)

@@ -6,39 +6,29 @@ that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium 
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.environments import environment_of
-from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
-from expire_span_rl.envs.adapter import AdaptedEnv
-from expire_span_rl.envs.wrappers import PreviousActionReward
 from expire_span_rl.evaluation import MAX_STEPS, Protocol, evaluate_in, vector_env
+from expire_span_rl.given import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
 from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
-from expire_span_rl.settings import RunConfig, defaults, resolve
+from expire_span_rl.settings import RunConfig, resolve
 from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
-
-Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 
 _OF_LEARN = ("total_timesteps", "progress_bar", "run_dir")
 _OF_THE_COMMAND_LINE = {
     "resume": "python train_rl.py --resume RUN continues a run",
     "agent": "the agent is the class: es.PPO, es.IMPALA",
 }
-
-
-_OF_MAKE_VEC = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
-"""What the spec of a vector environment has among the keyword arguments of the environment."""
 
 
 class Model:
@@ -75,15 +65,17 @@ class Model:
         if features_extractor_class is not None:
             extractor = (features_extractor_class, dict(features_extractor_kwargs or {}))
         name, settings = _named(env, settings)
-        usual = defaults(memory, name, self.agent)["num_minibatches"] if "num_envs" in settings else None
-        if usual is not None and "num_minibatches" not in settings:  # each has an environment at least
-            settings["num_minibatches"] = min(usual, settings["num_envs"])
         config = resolve(memory, name, self.agent, **settings)
-        self._run = build(config, _vector_env(env, config), extractor, training.say)
-        if not isinstance(env, str):
-            self._run.info |= _reference(env)
-        if not isinstance(env, (str, gym.Env, VectorEnv)):
-            self._run.make_env = lambda: make_env(functools.partial(_made_bare, env), encoder=config["encoder"])
+        if "num_minibatches" not in settings:  # each has an environment at least
+            config["num_minibatches"] = min(config["num_minibatches"], config["num_envs"])
+        if isinstance(env, str):
+            self._run = build(config, None, extractor, training.say)
+        else:
+            given = vector_of(env, config["num_envs"], config["encoder"], config["vectorization"])
+            self._run = build(config, given, extractor, training.say)
+            self._run.info |= reference(env)
+            if not isinstance(env, (gym.Env, VectorEnv)):
+                self._run.make_env = lambda: single_of(env, config["encoder"])
         self._set_info()
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}
@@ -114,7 +106,11 @@ class Model:
         run.config = config
         opened = None
         if directory is not None:
-            opened = RunDirectory.again(directory, run) if directory == self._directory else RunDirectory.begin(directory, run)
+            opened = (
+                RunDirectory.again(directory, run)
+                if directory == self._directory
+                else RunDirectory.begin(directory, run)
+            )
             self._directory = directory
 
         def updated(figures: dict[str, float]) -> Any:
@@ -180,7 +176,7 @@ def load(path: str | Path, device: str = "cpu") -> Any:
     """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`, `env_kwargs`,
     `agent`, ... Raises ValueError, one line, for a file that is none."""
     policy, info = load_policy(path, device)
-    policy.info = info
+    cast(Any, policy).info = info
     return policy
 
 
@@ -210,8 +206,8 @@ def evaluate(
         name, own = environment_of(env or "", imports, info, path)
         vector = vector_env(name, min(num_envs, episodes), {**own, **kwargs})
     else:
-        _check_settings_of(env, {"env_kwargs": env_kwargs, "imports": imports})
-        name, vector = _name(env), _existing(env, min(num_envs, episodes))
+        check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
+        name, vector = name_of(env), vector_of(env, min(num_envs, episodes))
     try:
         check_spaces(policy.config, vector.single_observation_space, vector.single_action_space, path, name)
         torch.manual_seed(seed)
@@ -247,8 +243,8 @@ def show(
     elif isinstance(env, VectorEnv):
         raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
     else:
-        _check_settings_of(env, {"env_kwargs": env_kwargs, "imports": imports})
-        name, single = _name(env), wrap_env(env) if isinstance(env, gym.Env) else make_env(functools.partial(_made_bare, env))
+        check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
+        name, single = name_of(env), single_of(env)
         check_spaces(policy.config, single.observation_space, single.action_space, path, name)
     shown = show_in(policy, single, name, Path(path).name, seed, episodes, deterministic, max_steps, audit)
     if not isinstance(env, gym.Env):
@@ -267,88 +263,18 @@ def _policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
     return policy, getattr(policy, "info", {}), "policy"
 
 
-def _name(env: Any) -> str:
-    """What an environment that is no id is called: the id that it was made with, or its class or function."""
-    spec = getattr(env, "spec", None)
-    if spec is not None:
-        return spec.id
-    if isinstance(env, (gym.Env, VectorEnv)):
-        return type(env.unwrapped).__name__
-    name = getattr(env, "__name__", type(env).__name__)
-    return name if name.isidentifier() else "environment"  # "<lambda>"
-
-
-def _check_settings_of(env: Any, settings: Mapping[str, Any]) -> None:
-    """Raises TypeError for what is no environment, and ValueError for settings that only an id can have, one line."""
-    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
-        raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
-    for name, value in settings.items():
-        if value:
-            raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
-
-
-def _reference(env: Any) -> dict[str, Any]:
-    """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
-    Gymnasium made it and JSON can hold them."""
-    spec = getattr(env, "spec", None)
-    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _OF_MAKE_VEC} if spec is not None else {}
-    try:
-        json.dumps(kwargs, allow_nan=False)
-    except (TypeError, ValueError):
-        spec = None
-    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, "env_kwargs": kwargs}
-
-
 def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of the environment and the settings, with the number that exists. Raises TypeError for what is no environment
     and ValueError for settings that do not go with it, one line."""
     if isinstance(env, str):
         return env, dict(settings)
-    _check_settings_of(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})
+    check_given(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})
     number = settings.get("num_envs")
     if isinstance(env, VectorEnv) and number not in (None, env.num_envs):
         raise ValueError(f"num_envs: expected {env.num_envs}, as the VectorEnv has, or none, got {number}")
     if isinstance(env, gym.Env) and number != 1:
         raise ValueError(
-            f"env: expected a function that makes one, such as {_maker(env)}, for {number or RunConfig.num_envs} environments, "
+            f"env: expected a function that makes one, such as {maker_of(env)}, for {number or RunConfig.num_envs} environments, "
             "got one that exists and cannot be copied (num_envs=1 trains in it alone)"
         )
-    return _name(env), {**settings, "num_envs": env.num_envs} if isinstance(env, VectorEnv) else dict(settings)
-
-
-def _maker(env: gym.Env) -> str:
-    """A function that makes such an environment, as one could write it."""
-    return f'lambda: gym.make("{env.spec.id}")' if env.spec is not None else type(env.unwrapped).__name__
-
-
-def _vector_env(env: Any, config: Mapping[str, Any]) -> VectorEnv | None:
-    """The environments to train in, wrapped; None for an id, from which `build` makes them."""
-    if isinstance(env, str):
-        return None
-    return _existing(env, config["num_envs"], encoder=config["encoder"], vectorization=config["vectorization"])
-
-
-def _existing(env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync") -> VectorEnv:
-    """A VectorEnv, one environment, or as many as asked for of a function, wrapped as a policy expects."""
-    if isinstance(env, VectorEnv):
-        mode = env.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: gym.make_vec takes "
-                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}'
-            )
-        return wrap_vec_env(env, encoder)
-    if isinstance(env, gym.Env):
-        return make_vec_env(lambda: _bare(env), 1, encoder=encoder, vectorization="sync")
-    return make_vec_env(functools.partial(_made_bare, env), num_envs, encoder=encoder, vectorization=vectorization)
-
-
-def _made_bare(make: Callable[[], gym.Env]) -> gym.Env:
-    return _bare(make())
-
-
-def _bare(env: gym.Env) -> gym.Env:
-    """The environment without what `make_env` puts around it."""
-    while isinstance(env, (PreviousActionReward, AdaptedEnv)):
-        env = env.env
-    return env
+    return name_of(env), {**settings, "num_envs": env.num_envs} if isinstance(env, VectorEnv) else dict(settings)

@@ -76,7 +76,7 @@ def build(
 
 def _built(
     config: Mapping[str, Any],
-    env: VectorEnv,
+    env: Any,
     info: dict[str, Any],
     features_extractor: tuple[type, dict[str, Any]] | None,
     maker: Callable[[], VectorEnv] | None,
@@ -112,7 +112,9 @@ def _built(
     source = None
     if config.get("num_actors") or config.get("ray_address"):
         if maker is None:
-            raise ValueError("--num-actors: expected an environment id, from which actors can make their own, got environments")
+            raise ValueError(
+                "--num-actors: expected an environment id, from which actors can make their own, got environments"
+            )
         source = _actors(config, maker, policy, seed, say)
     trainer = Trainer(env, policy, agent, part(ForgettingConfig, config), config["total_timesteps"], seed, source)
     return Run(config, trainer, policy, info)

@@ -203,7 +203,7 @@ def _play(
         returns, lengths = returns + reward, lengths + 1
         start = terminated | truncated
         for row in np.flatnonzero(start & active):
-            episode = {"return": returns[row], "steps": int(lengths[row]), "info": _final_info(infos, row)}
+            episode = {"return": returns[row], "steps": int(lengths[row]), "info": _final_info(infos, int(row))}
             if session.live is not None:
                 episode["live"] = session.episode_live[row] / lengths[row]
                 episode["live_last"] = session.live[row].mean()

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import gymnasium as gym
 from stable_baselines3.common.logger import CSVOutputFormat, Image, Logger, TensorBoardOutputFormat
 
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
@@ -81,17 +82,17 @@ class RunDirectory:
         trainer = self.run.trainer
         # Runs from before there was such a setting have none in their config. Baselines have no memories to look at.
         every = self.run.config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
-        if every and self.run.make_env is not None and trainer.updates % every == 1 % every:
-            self._record_memory()
+        make_env = self.run.make_env
+        if every and make_env is not None and trainer.updates % every == 1 % every:
+            self._record_memory(make_env())
         self._logger.dump(trainer.timesteps)
         if trainer.timesteps - self.saved >= self.run.config["checkpoint_every"] or trainer.done:
             self.save()
 
-    def _record_memory(self) -> None:
-        """A picture of what the policy remembers, always of the same episode, one that is not trained on."""
+    def _record_memory(self, env: gym.Env) -> None:
+        """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes `env`."""
         from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
-        env = self.run.make_env()
         title = f"{self.run.config['env']} after {self.run.trainer.timesteps:,} steps"
         picture = snapshot(self.run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
         env.close()

@@ -163,7 +163,9 @@ def field_hints(config: type) -> dict[str, Any]:
 def _unknown(name: str, known: Mapping[str, Any], memory: str, agent: str) -> ValueError:
     """The error for a setting that there is not, with the nearest there is, or with the kinds or agents that have
     it."""
-    having = [kind for kind in KINDS if _has(name, kind, agent)] or [other for other in AGENTS if _has(name, memory, other)]
+    having = [kind for kind in KINDS if _has(name, kind, agent)] or [
+        other for other in AGENTS if _has(name, memory, other)
+    ]
     if having:
         return ValueError(f"unknown setting {name!r} of {memory} memory and {agent}: {', '.join(having)} would have it")
     near = nearest(name, known)
@@ -173,6 +175,10 @@ def _unknown(name: str, known: Mapping[str, Any], memory: str, agent: str) -> Va
 
 def _has(name: str, memory: str, agent: str) -> bool:
     return memory in KINDS and any(name in field_hints(own) for own in run_parts(memory, agent))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
@@ -193,9 +199,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         wanted = "True or False"
     elif hint in (int, float):
         wanted = "a whole number" if hint is int else "a number"
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if is_number and (hint is float or (math.isfinite(value) and value == int(value))):
-            return hint(value)
+        number = cast(Any, value)
+        if _is_number(number) and (hint is float or (math.isfinite(number) and number == int(number))):
+            return hint(number)
     else:
         wanted = "a string"
         if isinstance(value, str):

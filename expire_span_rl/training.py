@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from expire_span_rl.agents.rollout import RolloutsEnded
 from expire_span_rl.building import Run, build, run_dir_of
-from expire_span_rl.envs import EnvironmentFailed
+from expire_span_rl.envs import EnvironmentFailed, importable
 from expire_span_rl.run_directory import RunDirectory, check_run_dir
 
 
@@ -24,8 +24,8 @@ def train(config: dict[str, Any]) -> Path:
     in that directory. Raises KeyboardInterrupt, RolloutsEnded and EnvironmentFailed after the checkpoint was written."""
     path, resuming = run_dir_of(config), bool(config["resume"])
     check_run_dir(path, resuming, config["overwrite"])
-    if resuming and (names := [*config.get("imports", ()), *([config["env"]] if ":" in config["env"] else [])]):
-        say(f"imported, as when the run began: {', '.join(names)}")
+    if resuming and (names := [*config.get("imports", ()), *filter(None, [importable(config["env"])])]):
+        say(f"imports {', '.join(names)}, as when the run began")
     run = build(config, say=say)
     try:
         _train(run, path, resuming)

@@ -253,6 +253,7 @@ REFUSED = {
     "range": ({"gamma": 2}, "--gamma: expected 0 to 1, got 2.0"),
     "budget": ({"memory_budget": 3}, r"--memory-budget: expected more than --ramp \(8\)"),
     "whole number": ({"num_envs": 8.5}, "--num-envs: expected a whole number, got 8.5"),
+    "whole number as text": ({"num_envs": "8"}, "--num-envs: expected a whole number, got '8'"),
     "number": ({"learning_rate": "fast"}, "--learning-rate: expected a number, got 'fast'"),
     "flag": ({"forgetting": 1}, "--forgetting: expected True or False, got 1"),
     "text": ({"device": 0}, "--device: expected a string, got 0"),

@@ -1,0 +1,90 @@
+"""Environments that Python gives as objects: a function that makes one, one that exists, or a vector of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.envs.adapter import AdaptedEnv
+from expire_span_rl.envs.wrappers import PreviousActionReward
+
+Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
+"""What the Python interface takes for an environment."""
+_OF_MAKE_VEC = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
+"""What the spec of a vector environment has among the keyword arguments of the environment."""
+
+
+def name_of(env: Any) -> str:
+    """What an environment that is no id is called: the id that it was made with, or its class or function."""
+    spec = getattr(env, "spec", None)
+    if spec is not None:
+        return spec.id
+    if isinstance(env, (gym.Env, VectorEnv)):
+        return type(env.unwrapped).__name__
+    name = getattr(env, "__name__", type(env).__name__)
+    return name if name.isidentifier() else "environment"  # "<lambda>"
+
+
+def check_given(env: Any, settings: Mapping[str, Any]) -> None:
+    """Raises TypeError for what is no environment, and ValueError for settings that only an id can have, one line."""
+    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
+        raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
+    for name, value in settings.items():
+        if value:
+            raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
+
+
+def reference(env: Any) -> dict[str, Any]:
+    """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
+    Gymnasium made it and JSON can hold them."""
+    spec = getattr(env, "spec", None)
+    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _OF_MAKE_VEC} if spec is not None else {}
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        spec = None
+    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, "env_kwargs": kwargs}
+
+
+def maker_of(env: gym.Env) -> str:
+    """A function that makes such an environment, as one could write it."""
+    return f'lambda: gym.make("{env.spec.id}")' if env.spec is not None else type(env.unwrapped).__name__
+
+
+def vector_of(env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync") -> VectorEnv:
+    """A VectorEnv, one environment, or as many as asked for of a function, wrapped as a policy expects."""
+    if isinstance(env, VectorEnv):
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: gym.make_vec takes "
+                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}'
+            )
+        return wrap_vec_env(env, encoder)
+    if isinstance(env, gym.Env):
+        return make_vec_env(lambda: _bare(env), 1, encoder=encoder, vectorization="sync")
+    return make_vec_env(functools.partial(_made_bare, env), num_envs, encoder=encoder, vectorization=vectorization)
+
+
+def single_of(env: Any, encoder: str = "auto") -> gym.Env:
+    """One environment that exists, or one of a function, wrapped as a policy expects."""
+    if isinstance(env, gym.Env):
+        return wrap_env(env, encoder)
+    return make_env(functools.partial(_made_bare, env), encoder=encoder)
+
+
+def _made_bare(make: Callable[[], gym.Env]) -> gym.Env:
+    return _bare(make())
+
+
+def _bare(env: gym.Env) -> gym.Env:
+    """The environment without what `make_env` puts around it."""
+    while isinstance(env, (PreviousActionReward, AdaptedEnv)):
+        env = env.env
+    return env
