@@ -19,11 +19,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from expire_span_rl import checks
 from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recomputed, size, unpack
@@ -45,6 +46,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else actors are at the mercy of all else that runs
 import ray
+import ray.exceptions
 from ray import cloudpickle
 
 
@@ -80,7 +82,7 @@ class ActorPool:
         self._shares: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
         self._handed: float | None = None
         try:
-            made = cloudpickle.dumps(make_env)
+            made = cast(Any, cloudpickle).dumps(make_env)
         except Exception as error:  # noqa: BLE001, pickling calls whatever the environment defines
             told = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -248,7 +250,7 @@ class _RayActor:
     """Makes its `Actor` at the first request: what Ray keeps in order to restart it is a number."""
 
     def __init__(self, seed: int):
-        again = ray.get_runtime_context().was_current_actor_reconstructed
+        again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.seed = seed + int.from_bytes(os.urandom(3), "big") * again  # not the episodes of the dead one once more
         self.actor: Actor | None = None
 
@@ -263,7 +265,7 @@ class _RayActor:
 def _start(address: str) -> Path | None:
     """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take a
     short path, so that it cannot be the run's. Raises ValueError, one line."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(checks.__file__).resolve().parents[1])  # the checkout, or the folder in which we are installed
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",

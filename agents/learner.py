@@ -119,7 +119,7 @@ class Learner:
         loss = loss + config.reward_prediction_coef * reward_loss
         figures: dict[str, float] = {}
         if self.predictor is not None:
-            observation_loss = self._observation_loss(part, out)
+            observation_loss = self._observation_loss(self.predictor, part, out)
             loss = loss + config.observation_prediction_coef * observation_loss
             figures["train/observation_prediction_loss"] = float(observation_loss.detach())
         if not torch.isfinite(loss):
@@ -140,11 +140,11 @@ class Learner:
                 "train/grad_norm": float(norms[0]),
             }
 
-    def _observation_loss(self, part: Rollout, out: Any) -> Tensor:
+    def _observation_loss(self, predictor: Any, part: Rollout, out: Any) -> Tensor:
         """How badly the next observations were predicted, in nats. What follows an episode's end is left out."""
         on = ~part.episode_start[1:]  # [T-1,b]: the episode goes on
         following = {name: entry[1:][on] for name, entry in part.observation.items()}
-        return self.predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
+        return predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -47,23 +47,18 @@ class Rollout:
         place[indices] = torch.arange(len(indices), device=b.device)
         mine = place[b] >= 0
         return Rollout(
-            {key: value[:, indices] for key, value in self.observation.items()},
-            *(
-                x[:, indices]
-                for x in (
-                    self.episode_start,
-                    self.actions,
-                    self.logits,
-                    self.values,
-                    self.next_values,
-                    self.rewards,
-                    self.terminated,
-                    self.truncated,
-                )
-            ),
-            self.memory.rows(indices),
-            {key: value[mine] for key, value in self.final_observation.items()},
-            (t[mine], place[b[mine]]),
+            observation={key: value[:, indices] for key, value in self.observation.items()},
+            episode_start=self.episode_start[:, indices],
+            actions=self.actions[:, indices],
+            logits=self.logits[:, indices],
+            values=self.values[:, indices],
+            next_values=self.next_values[:, indices],
+            rewards=self.rewards[:, indices],
+            terminated=self.terminated[:, indices],
+            truncated=self.truncated[:, indices],
+            memory=self.memory.rows(indices),
+            final_observation={key: value[mine] for key, value in self.final_observation.items()},
+            final_at=(t[mine], place[b[mine]]),
         )
 
     def with_memory(self, memory: Any) -> Rollout:
@@ -84,9 +79,11 @@ class RolloutSource(Protocol):
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
         """A rollout and the episodes that ended in it. Raises RolloutsEnded."""
+        ...
 
     def figures(self) -> dict[str, float]:
         """What the source has to say of the last rollout, for the log."""
+        ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 
@@ -221,7 +218,7 @@ class Collector:
         env_state = under("env/", tensors)
         if not env_state:
             return False
-        self.env.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
+        cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
         self.memory = self.policy.memory_from(under("memory/", tensors))
         self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
         self.episode_start, self.returns, self.lengths = (

@@ -90,7 +90,7 @@ class Trainer:
         for layer, value in enumerate(live.get("mean", ())):
             figures[f"memory/live_mean/layer_{layer}"] = value
             figures[f"memory/live_max/layer_{layer}"] = live["max"][layer]
-        if live:
+        if mean_live is not None:
             figures["memory/live_mean"], figures["memory/live_max"] = mean_live, float(max(live["max"]))
         figures.update({f"memory/{name}": value for name, value in self.policy.memory_figures(rollout).items()})
         if can_forget:

@@ -198,7 +198,7 @@ class Sweep:
             if name in OURS | SIZED:
                 raise cli.UsageError(f"{flag}: expected only flags that the sweep leaves open, it sets {flag} itself")
         agent = cli.value_of("agent", list(flags))
-        if agent in AGENTS and AGENTS[agent].network is not None:
+        if agent is not None and agent in AGENTS and AGENTS[agent].network is not None:
             learn = ", ".join(name for name, known in AGENTS.items() if known.network is None)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
         self.config, self.out = config, out

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +48,7 @@ PREFIXES = {"minigrid": ("minigrid", "MiniGrid-"), "babyai": ("minigrid", "BabyA
 OTHER = "other"  # the family of an id that is in none of them
 TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--no-progress-bar", "--run-dir", "run"]
 EPISODES = 4
-EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--max-steps", "500", "--torch-threads", "1"]
+EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
 REPORT = "evaluation.json"
 PRELOADED = ["torch", "stable_baselines3", "minigrid", "expire_span_rl.training", "expire_span_rl.evaluation"]
 """Modules that are imported once instead of in every process."""
@@ -119,7 +120,7 @@ def environments(family: str) -> list[str]:
     return ids if package == "minigrid" else [f"{package}:{id_}" for id_ in ids]
 
 
-def _of_gymnasium(spec: gym.envs.registration.EnvSpec) -> bool:
+def _of_gymnasium(spec: EnvSpec) -> bool:
     """Whether Gymnasium itself registers it, be it as an id that only says what to install."""
     entry = spec.entry_point
     return (entry if isinstance(entry, str) else entry.__module__).startswith("gymnasium.")

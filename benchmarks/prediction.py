@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.learning import split_arguments
 from expire_span_rl import cli
-from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents import AGENTS, Trainer
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs import make_vec_env
@@ -117,8 +117,8 @@ def main() -> None:
     if AGENTS[flags["agent"]].network is not None or flags["observation_prediction_coef"] == 0:
         raise cli.UsageError("--agent, --observation-prediction-coef: expected a policy of ours that learns to predict")
     run = build({**flags, "torch_threads": 1})
-    figures = []
-    for count, told in enumerate(learn(run.policy, run.trainer.agent, flags["seed"], config.optimiser_steps), 1):
+    trainer, figures = cast(Trainer, run.trainer), []
+    for count, told in enumerate(learn(run.policy, trainer.agent, flags["seed"], config.optimiser_steps), 1):
         figures.append(told)
         if count % config.every == 0 or count == config.optimiser_steps:
             loss, right = np.nanmean(figures, 0)

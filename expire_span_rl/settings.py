@@ -14,7 +14,7 @@ import numbers
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import UseAppendAction, arg
 

@@ -71,7 +71,9 @@ def word_numbers(text: str, length: int) -> np.ndarray:
     return numbers
 
 
-def leaves(space: spaces.Space, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], spaces.Space]]:
+def leaves(
+    space: spaces.Space, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], spaces.Space]]:
     """(path, space) of the parts of a space that are no Dict and no Tuple, in order."""
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
@@ -156,7 +158,9 @@ class Flattener:
 class _Entry:
     """Reads one part of observations: what its space asks for is worked out once."""
 
-    def __init__(self, name: str, path: tuple[str | int, ...], space: spaces.Space):
+    _shape: tuple[int, ...]
+
+    def __init__(self, name: str, path: tuple[str | int, ...], space: Any):
         self.name, self.path, self.space = name, path, space
         self._is_words, self._is_number = isinstance(space, Words), isinstance(space, spaces.Discrete)
         self._shape, self._dtype = space.shape or (), space.dtype
@@ -174,7 +178,12 @@ class _Entry:
             array = value.copy()  # some environments write to the same array again
             self._check_values(array, outside)
             return array
-        if self._is_number and (type(value) is int or type(value) is np.int64) and self._low <= value <= self._high:
+        if (
+            self._is_number
+            and (type(value) is int or type(value) is np.int64)
+            and (self._low is None or self._low <= value)
+            and (self._high is None or value <= self._high)
+        ):
             return np.array(value, self._dtype)
         return self.check(value, (), outside)
 
@@ -220,7 +229,9 @@ class _Entry:
         else:
             low, high = _all_bounds(self.space)
             bad = array[(array < low) | (array > high)].flat[0]
-            raise SpaceError(f"observation {self.name!r}: expected numbers in its space {_brief(self.space)}, got {bad}")
+            raise SpaceError(
+                f"observation {self.name!r}: expected numbers in its space {_brief(self.space)}, got {bad}"
+            )
 
 
 def _part(observation: Any, entry: _Entry) -> Any:

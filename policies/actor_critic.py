@@ -36,7 +36,7 @@ class PolicyConfig:
 
     observation: Mapping[str, Mapping[str, Any]]
     """The spec of the observation (`policies.encoders.observation_spec`)."""
-    actions: Mapping[str, Any] | int
+    actions: Mapping[str, Any]
     """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str = "expire_span"
     """Memory kind, a name in `policies.memory.KINDS`."""
@@ -68,7 +68,7 @@ class PolicyConfig:
         memory_config = KINDS[data["memory"]].Config(**data["memory_config"])
         core = core_config(data["memory"])(**data["core"])
         # Files from before November 2026 have Discrete actions only, and their number.
-        actions = data["actions"] if "actions" in data else int(data["num_actions"])
+        actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
         extractor = str(data.get("features_extractor", ""))
         return cls(data["observation"], actions, data["memory"], memory_config, core, extractor)
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
+from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 
 FORMAT = "expire-span-rl/policy"
 VERSION = 2
@@ -59,7 +60,7 @@ def save_policy(
 
 
 def load_policy(
-    path: str | Path, device: str | torch.device = "cpu", extractor: nn.Module | None = None
+    path: str | Path, device: str | torch.device = "cpu", extractor: FeaturesExtractor | None = None
 ) -> tuple[ActorCritic, dict[str, Any]]:
     """The policy in a file, or the `policy.safetensors` of a run directory, and its info.
 
@@ -96,7 +97,7 @@ def load_policy(
 
 
 def _maker(
-    file: Path, header: Mapping[str, Any], extractor: nn.Module | None
+    file: Path, header: Mapping[str, Any], extractor: FeaturesExtractor | None
 ) -> Callable[[Mapping[str, Any]], Any]:
     """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that is not
     there."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
+from expire_span_rl.policies.memory.base import hidden_state
 
 NETWORKS = ("sb3-mlp", "sb3-lstm")
 STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic
@@ -39,7 +40,7 @@ class SB3PolicyConfig:
 
     observation: Mapping[str, Mapping[str, Any]]
     """The spec of the observation (`policies.encoders.observation_spec`)."""
-    actions: Mapping[str, Any] | int
+    actions: Mapping[str, Any]
     """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str
     """A name in NETWORKS."""
@@ -60,7 +61,7 @@ class SB3PolicyConfig:
     def from_json(cls, data: Mapping[str, Any]) -> SB3PolicyConfig:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         # Files from before November 2026 have Discrete actions only, and their number.
-        actions = data["actions"] if "actions" in data else int(data["num_actions"])
+        actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
         return cls(data["observation"], actions, data["memory"], data["width"])
 
     @property
@@ -127,6 +128,7 @@ class FlatVecEnv(VecEnvWrapper):
 
     def __init__(self, env: VecEnv, spec: Mapping[str, Mapping[str, Any]], actions: Mapping[str, Any]):
         super().__init__(env, flat_space(spec), canonical_space(actions))
+        self._keys = list(spec)
         self._actions = make_actions(actions)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -142,8 +144,8 @@ class FlatVecEnv(VecEnvWrapper):
             infos[b]["terminal_observation"] = {key: np.float32(final[key]).reshape(-1) for key in final}
         return self._flat(observation), reward, done, infos
 
-    def _flat(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {key: np.float32(observation[key]).reshape(self.num_envs, -1) for key in self.observation_space}
+    def _flat(self, observation: Any) -> dict[str, np.ndarray]:
+        return {key: np.float32(observation[key]).reshape(self.num_envs, -1) for key in self._keys}
 
 
 @dataclass
@@ -163,6 +165,8 @@ class SB3Acting:
 class SB3Policy(nn.Module):
     """A network of Stable-Baselines3, and the calls of `ActorCritic` that acting takes. Raises ValueError, one line, if its
     package is not installed."""
+
+    network: Any  # Stable-Baselines3's or sb3-contrib's ActorCriticPolicy
 
     def __init__(self, config: SB3PolicyConfig, network: ActorCriticPolicy | None = None):
         """network: a trained one, that of an algorithm; built anew if None."""
@@ -211,7 +215,7 @@ class SB3Policy(nn.Module):
 
     def begin(self, memory: Memory, horizon: int) -> SB3Acting:
         """Ready to act, for as many steps as one likes."""
-        return SB3Acting(memory.state, memory.time.clone())
+        return SB3Acting(hidden_state(memory), memory.time.clone())
 
     @torch.no_grad()
     def step(

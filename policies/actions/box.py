@@ -38,12 +38,12 @@ class BoxActions(Actions):
             np.array([sign * math.inf if bound is None else bound for bound in spec[name]], np.float64)
             for name, sign in (("low", -1), ("high", 1))
         )
-        self.middle, self.half = box_scale(low, high)
+        self.middle, self.half_width = box_scale(low, high)
         self.size = len(low)
         self.num_outputs, self.num_features = self.size, 1 + 2 * self.size
         self.bounds = low, high
         for name, bound in (("low", low), ("high", high)):
-            canonical = (bound - self.middle) / self.half
+            canonical = (bound - self.middle) / self.half_width
             self.register_buffer(name, torch.tensor(canonical, dtype=torch.float32), persistent=False)
         self.log_std = nn.Parameter(torch.full((self.size,), INITIAL_LOG_STD))
 
@@ -114,7 +114,7 @@ class BoxActions(Actions):
 
     def marginals(self, params: Tensor) -> Tensor:
         mean = torch.clamp(self._normal(params)[0], self.low, self.high)
-        return mean * torch.as_tensor(self.half).to(mean) + torch.as_tensor(self.middle).to(mean)
+        return mean * torch.as_tensor(self.half_width).to(mean) + torch.as_tensor(self.middle).to(mean)
 
     def labels(self) -> list[str]:
         return [f"number {i}" for i in range(self.size)]
@@ -123,7 +123,7 @@ class BoxActions(Actions):
         return np.zeros((batch_size, self.size), np.float32)
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        numbers = np.clip(self.middle + self.half * actions.detach().double().cpu().numpy(), *self.bounds)
+        numbers = np.clip(self.middle + self.half_width * actions.detach().double().cpu().numpy(), *self.bounds)
         return numbers.reshape(len(numbers), *self.spec["shape"]).astype(self.spec["dtype"])
 
 

@@ -35,7 +35,15 @@ ENCODERS: dict[str, type[EntryEncoder]] = {
 }
 """By the name in a policy file. The first that reads a space has it."""
 
-__all__ = ["CELL_VALUES", "ENCODERS", "EntryEncoder", "as_tensors", "make_entry", "observation_spec", "same_observation"]
+__all__ = [
+    "CELL_VALUES",
+    "ENCODERS",
+    "EntryEncoder",
+    "as_tensors",
+    "make_entry",
+    "observation_spec",
+    "same_observation",
+]
 
 
 def observation_spec(space: spaces.Dict, normalize: bool = True) -> dict[str, dict[str, Any]]:

@@ -54,6 +54,10 @@ class EntryEncoder(nn.Module):
 class Integers(EntryEncoder):
     """Whole numbers, columns of `sizes` values each, as one-hot columns one after the other."""
 
+    largest: Tensor
+    first: Tensor
+    start: Tensor
+
     def __init__(self, entry: Mapping[str, Any], sizes: list[int], start: list[int] | int = 0):
         """start: the least value of each column, or of all."""
         super().__init__(entry)

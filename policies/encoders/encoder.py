@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.encoders import EntryEncoder, make_entry
 from expire_span_rl.spaces import PREVIOUS_ACTION
+
+if TYPE_CHECKING:
+    from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 
 
 class Encoder(nn.Module):
@@ -26,7 +29,7 @@ class Encoder(nn.Module):
         spec: Mapping[str, Mapping[str, Any]],
         width: int,
         action_gain: float = 1.0,
-        extractor: nn.Module | None = None,
+        extractor: FeaturesExtractor | None = None,
     ):
         """action_gain: as `EncoderConfig` has it."""
         super().__init__()
@@ -34,7 +37,8 @@ class Encoder(nn.Module):
         self.extractor = extractor
         entries = [make_entry(entry) for entry in self.spec.values()]
         self.keys = [key for key in self.spec if extractor is None or key not in extractor.keys]
-        self.parts = nn.ModuleList(part for key, part in zip(self.spec, entries, strict=True) if key in self.keys)
+        parts = [part for key, part in zip(self.spec, entries, strict=True) if key in self.keys]
+        self.parts = cast(Sequence[EntryEncoder], nn.ModuleList(parts))
         sizes = [part.size for part in self.parts]
         self.project = nn.Linear(sum(sizes) + (extractor.size if extractor is not None else 0), width)
         self.mix = nn.Linear(width, width)

@@ -37,9 +37,11 @@ class PictureEncoder(EntryEncoder):
             sizes = tuple((16 if i == 0 else 32, 3, 2, 1) for i in range(halvings))
         before = channels
         for after, kernel, stride, padding in sizes:
-            layers += [nn.Conv2d(before, after, kernel, stride, padding), nn.ReLU()]
-            nn.init.orthogonal_(layers[-2].weight, 2**0.5)
-            nn.init.zeros_(layers[-2].bias)
+            convolution = nn.Conv2d(before, after, kernel, stride, padding)
+            nn.init.orthogonal_(convolution.weight, 2**0.5)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+            layers += [convolution, nn.ReLU()]
             before = after
         self.network = nn.Sequential(*layers)
         with torch.no_grad():

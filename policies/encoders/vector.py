@@ -23,6 +23,9 @@ class VectorEncoder(EntryEncoder):
     The statistics are part of the policy's weights and change only when `observe` is called."""
 
     learns_statistics: ClassVar[bool] = True
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)

@@ -196,6 +196,13 @@ class Merging:
         return (clock >= self.size + self.delay) & ((clock - self.delay) % self.size == 0)
 
 
+def hidden_state(memory: Memory) -> Tensor:
+    """The hidden state [B,L,D] of a recurrent core's memory. Raises ValueError for one of another core."""
+    if memory.state is None:
+        raise ValueError("memory: expected a hidden state, got slots")
+    return memory.state
+
+
 class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expire_span_rl.policies.core import CoreOutput
-from expire_span_rl.policies.memory.base import Memory
+from expire_span_rl.policies.memory.base import Memory, hidden_state
 from expire_span_rl.policies.settings import GRUConfig, RecurrentConfig
 
 
@@ -65,7 +65,7 @@ class GRU(nn.Module):
 
     def begin(self, memory: Memory, horizon: int) -> RecurrentActing:
         """Ready to act, for as many steps as one likes."""
-        return RecurrentActing(_state(memory), memory.time.clone(), memory.drawn)
+        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -90,7 +90,7 @@ class GRU(nn.Module):
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no loss
         of the memory's own and nothing to look at."""
-        state, states = _state(memory), []
+        state, states = hidden_state(memory), []
         for now, start in zip(x, episode_start):
             state = self._advanced(now, _emptied(state, start))
             states.append(state)
@@ -105,13 +105,6 @@ class GRU(nn.Module):
             x = cell(x, hidden)
             layers.append(x)
         return torch.stack(layers, 1)
-
-
-def _state(memory: Memory) -> Tensor:
-    """The hidden state [B,L,D] of a memory. Raises ValueError for one of another core."""
-    if memory.state is None:
-        raise ValueError("memory: expected a hidden state, got slots")
-    return memory.state
 
 
 def _emptied(state: Tensor, episode_start: Tensor) -> Tensor:
