@@ -92,8 +92,29 @@ def test_a_callback_sees_every_update_and_ends_the_training(model):
 
 def test_training_is_that_of_the_command_line(tmp_path, monkeypatch):
     """The same settings and seed: the same weights and figures."""
-    flags = ["--num-envs", 8, "--num-steps", 16, "--torch-threads", 1, "--device", "cpu", "--memory", "gru", "--seed", 3]
-    flags += ["--env-kwargs", json.dumps(SHORT), "--total-timesteps", 256, "--no-progress-bar", "--learning-rate", "0.002"]
+    flags = [
+        "--num-envs",
+        8,
+        "--num-steps",
+        16,
+        "--torch-threads",
+        1,
+        "--device",
+        "cpu",
+        "--memory",
+        "gru",
+        "--seed",
+        3,
+    ]
+    flags += [
+        "--env-kwargs",
+        json.dumps(SHORT),
+        "--total-timesteps",
+        256,
+        "--no-progress-bar",
+        "--learning-rate",
+        "0.002",
+    ]
     assert call(train_rl, [*flags, "--run-dir", tmp_path / "script"], monkeypatch) == 0
     model = es.PPO("gru", env_kwargs=SHORT, seed=3, learning_rate=0.002, **SMALL).learn(256, run_dir=tmp_path / "api")
     for name, tensor in es.load(tmp_path / "script").state_dict().items():
@@ -148,7 +169,9 @@ def test_evaluate_gives_what_the_script_writes(tmp_path, monkeypatch):
         figures = es.evaluate(policy, episodes=40, seed=2)
         timed = {"path", "acting_steps_per_second"}
         assert figures.keys() == written.keys()
-        assert {key: figures[key] for key in figures.keys() - timed} == {key: written[key] for key in written.keys() - timed}
+        assert {key: figures[key] for key in figures.keys() - timed} == {
+            key: written[key] for key in written.keys() - timed
+        }
     assert figures["success_rate"] == 1 and figures["memory"] == "expire_span"
     longer = es.evaluate(path, "Corridor-v0", episodes=10, env_kwargs={"min_length": 50, "max_length": 50})
     assert longer["mean_episode_length"] == 50
@@ -244,7 +267,10 @@ def test_a_features_extractor_reads_the_observations():
 
 REFUSED = {
     "misspelled": ({"learning_rat": 1e-3}, "unknown setting 'learning_rat': did you mean 'learning_rate'?"),
-    "of another kind": ({"window": 3}, "unknown setting 'window' of expire_span memory and ppo: transformer_xl, compressive"),
+    "of another kind": (
+        {"window": 3},
+        "unknown setting 'window' of expire_span memory and ppo: transformer_xl, compressive",
+    ),
     "of another agent": ({"rho_clip": 2.0}, "unknown setting 'rho_clip' of expire_span memory and ppo: impala would"),
     "nothing like it": ({"zzz": 3}, "unknown setting 'zzz': expected one of the flags of train_rl.py"),
     "of learn": ({"total_timesteps": 3}, "total_timesteps: expected as an argument of learn"),
@@ -260,9 +286,18 @@ REFUSED = {
     "list": ({"wrap": "episodes=2"}, "--wrap: expected a list of strings, got 'episodes=2'"),
     "JSON": ({"env_kwargs": {"a": {1}}}, "--env-kwargs: expected what JSON can hold"),
     "unknown id": ({"env": "Coridor-v0"}, "unknown environment 'Coridor-v0': .*did you mean 'Corridor-v0'"),
-    "one that exists": ({"env": Recall()}, r"env: expected a function that makes one, such as Recall, for 128 environments"),
-    "another number": ({"env": _same_step("CartPole-v1", 2), "num_envs": 3}, "num_envs: expected 2, as the VectorEnv has"),
-    "autoreset": ({"env": gym.make_vec("CartPole-v1", 2)}, "expected a VectorEnv in SAME_STEP autoreset, got NEXT_STEP"),
+    "one that exists": (
+        {"env": Recall()},
+        r"env: expected a function that makes one, such as Recall, for 128 environments",
+    ),
+    "another number": (
+        {"env": _same_step("CartPole-v1", 2), "num_envs": 3},
+        "num_envs: expected 2, as the VectorEnv has",
+    ),
+    "autoreset": (
+        {"env": gym.make_vec("CartPole-v1", 2)},
+        "expected a VectorEnv in SAME_STEP autoreset, got NEXT_STEP",
+    ),
     "keywords": ({"env": Recall, "env_kwargs": {"a": 1}}, "env_kwargs: expected an environment id with it"),
 }
 
@@ -296,7 +331,9 @@ def test_what_is_no_environment_and_no_policy():
 
 def test_what_the_policy_cannot_see_is_said_before_training(capsys):
     class Spoken(Recall):
-        observation_space = gym.spaces.Dict({"card": gym.spaces.Discrete(3), "graph": gym.spaces.Graph(gym.spaces.Discrete(2), None)})
+        observation_space = gym.spaces.Dict(
+            {"card": gym.spaces.Discrete(3), "graph": gym.spaces.Graph(gym.spaces.Discrete(2), None)}
+        )
 
         def reset(self, **options):
             card, info = super().reset(**options)
