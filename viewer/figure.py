@@ -99,8 +99,8 @@ def draw(
     if episode.actions.ndim == 1:
         rows += [(0.25, above, partial(action_strip, episode.actions, names))]
     else:
-        numbers = policy.actions.to_env(torch.as_tensor(episode.actions)).reshape(episode.actions.shape)
-        tall = 0.25 + 0.09 * min(numbers.shape[1] - 1, MOST_ROWS)
+        numbers = policy.actions.to_env(torch.as_tensor(episode.actions)).reshape(steps, -1)
+        tall = 0.25 + 0.09 * min(len(numbers[0]) - 1, MOST_ROWS)
         rows += [(tall, above, partial(number_strip, numbers, policy.actions.continuous))]
     rows += [(0.45, 0.12, partial(reward_strip, episode.rewards))]
     for i, layer in enumerate(lives):

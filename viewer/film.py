@@ -182,7 +182,8 @@ class Film:
 
 def place(env: gym.Env) -> Place | None:
     """Where the agent is in the picture that `env` renders; None if not known."""
-    core, inner = core_of(env), env.unwrapped
+    core = core_of(env)
+    inner: Any = env.unwrapped
     if core is not None:
         return core.place(0)
     minigrid = sys.modules.get("minigrid.minigrid_env")

@@ -101,7 +101,7 @@ def _heat_maps(
     low, high = values.min(0), values.max(0)
     levels = np.round(15 * ((values - low) / np.where(high > low, high - low, 1))).astype(np.uint8)  # [T, ...]
     if shape is not None:
-        levels = np.pad(levels, ((0, 0), (0, padding))).reshape(len(levels), *shape)
+        levels = np.pad(levels, np.array([(0, 0), (0, padding)])).reshape(len(levels), *shape)
     times = max(1, min(SEEN_TILE, largest // max(levels.shape[1:])))
     if times > 1:
         return [HEAT[grid].repeat(times, 0).repeat(times, 1) for grid in levels]
@@ -111,7 +111,7 @@ def _heat_maps(
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """One picture of several, black between and below them."""
     tall = max(len(picture) for picture in pictures)
-    parts = [np.pad(picture, ((0, tall - len(picture)), (0, GAP), (0, 0))) for picture in pictures]
+    parts = [np.pad(picture, np.array([(0, tall - len(picture)), (0, GAP), (0, 0)])) for picture in pictures]
     return np.concatenate(parts, 1)[:, :-GAP]
 
 

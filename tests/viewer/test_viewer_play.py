@@ -127,6 +127,9 @@ def test_outcome(rewards, ended, info, told):
 
 
 def test_action_names_are_the_environments():
-    names = {env_id: action_names(make_env(env_id), make_policy(env_id=env_id)) for env_id in ("MiniGrid-MemoryS7-v0", "CartPole-v1")}
+    names = {
+        env_id: action_names(make_env(env_id), make_policy(env_id=env_id))
+        for env_id in ("MiniGrid-MemoryS7-v0", "CartPole-v1")
+    }
     assert names["MiniGrid-MemoryS7-v0"][:3] == ["left", "right", "forward"]
     assert names["CartPole-v1"] == ["action 0", "action 1"]

@@ -202,7 +202,9 @@ def test_observations_are_minigrids_tiles_or_heat_maps():
     policy = make_policy(env_id="CartPole-v1")
     poles = played(policy, 10, "CartPole-v1").observations
     values = np.stack([o["observation"] for o in poles])
-    pictures = np.stack(observation_pictures(poles, policy.config.observation))[:, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE]
+    pictures = np.stack(observation_pictures(poles, policy.config.observation))[
+        :, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE
+    ]
     brightness = pictures.sum(-1).reshape(len(poles), -1)
     for i in range(4):
         assert brightness[values[:, i].argmax(), i] == brightness[:, i].max() > brightness[:, i].min()

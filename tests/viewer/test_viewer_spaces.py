@@ -20,6 +20,7 @@ from viewer_cases import make_policy
 from viewer_spaces import ACTIONS, OBSERVATIONS, PICTURE, WORDS, Sampled
 
 from expire_span_rl.envs import make_env
+from expire_span_rl.policies import KINDS
 from expire_span_rl.showing import Showing, show_in
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
@@ -34,10 +35,10 @@ SUM_OF = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}
 """How many probabilities each number of an action has."""
 
 
-def world(observation: spaces.Space, action: spaces.Space, **kwargs):
+def world(observation: spaces.Space, action: spaces.Space, memory: str = "expire_span", **kwargs):
     """(policy with random weights, wrapped environment, the environment itself)."""
     own = Sampled(observation, action, **kwargs)
-    policy = make_policy(env_id=lambda: own)
+    policy = make_policy(memory, env_id=lambda: own)
     return policy, make_env(lambda: own), own
 
 
@@ -191,6 +192,16 @@ def test_every_observation_has_a_page_a_figure_and_its_entries(tmp_path, name):
     if name == "vector":
         values = np.stack([o["observation"] for o in told.episodes[0].episode.observations])
         np.testing.assert_allclose(entries["observation"]["values"], values, rtol=6e-4)
+
+
+@pytest.mark.parametrize("memory", sorted(KINDS))
+def test_every_memory_kind_is_looked_at_with_real_actions(memory):
+    policy, env, _ = world(OBSERVATIONS["nested"], ACTIONS["box"], memory=memory)
+    (played,) = show_in(policy, env, "Sampled-v0", "p.safetensors", seed=3).episodes
+    numbers = json.loads(json.dumps(played.record, allow_nan=False))
+    assert len(numbers["layers"]) == (2 if KINDS[memory].stores else 0)
+    assert bool(numbers["audit"]["memories"]) == KINDS[memory].stores
+    assert (max(numbers["audit"]["influence"]) > 0.01) == (memory != "none")
 
 
 def test_words_that_the_environment_cannot_be_asked_for_are_counted():
