@@ -7,7 +7,7 @@ episodes begin as they please, so that only the first of each environment is tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -76,7 +76,7 @@ class AdaptedVectorEnv(VectorWrapper):
             seed = [None if one is None else episode_seed(one, 0) for one in seed]
         elif seed is not None and seed + self.num_envs > 2**31:
             seed = episode_seed(seed, 0) // 2
-        observation, infos = self._called(lambda: self.env.reset(seed=seed, options=options))
+        observation, infos = self._called(lambda: cast(Any, self.env).reset(seed=seed, options=options))
         return self._observed(observation, infos), self._plain(infos)
 
     def step(
@@ -122,7 +122,7 @@ class AdaptedVectorEnv(VectorWrapper):
     def _observed(self, observation: Any, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
         entries = self._flattened(observation, np.arange(self.num_envs))
         if self._masks is not None:
-            entries[ACTION_MASK] = self._mask_rows(observation, infos, np.arange(self.num_envs), False)
+            entries[ACTION_MASK] = self._mask_rows(self._masks, observation, infos, np.arange(self.num_envs), False)
         if len(self._flatten.outside) > self._outside:
             self._outside = len(self._flatten.outside)
             tell_outside(self._name, self._flatten.outside)
@@ -146,18 +146,21 @@ class AdaptedVectorEnv(VectorWrapper):
         if isinstance(final, np.ndarray) and final.dtype == object:  # one observation each, as Gymnasium's own vectors
             parts = [self._flattened(_as_batch_of_one(final[row]), np.array([row])) for row in rows]
             entries = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            masks = {row: final[row].get(ACTION_MASK) for row in rows if isinstance(final[row], Mapping)}
-            final = {ACTION_MASK: masks}
+            each = {row: cast(Any, final[row]) for row in rows}
+            final = {ACTION_MASK: {row: one.get(ACTION_MASK) for row, one in each.items() if isinstance(one, Mapping)}}
         else:
             entries = self._flattened(_taken(final, rows), rows)
         if self._masks is not None:
-            entries[ACTION_MASK] = self._mask_rows(final, info, rows, True)
+            entries[ACTION_MASK] = self._mask_rows(self._masks, final, info, rows, True)
         batch = create_empty_array(self.single_observation_space, self.num_envs, fn=np.zeros)
+        batch = cast(dict[str, np.ndarray], batch)
         for name, values in entries.items():
             batch[name][rows] = values
         return batch
 
-    def _mask_rows(self, observation: Any, infos: Mapping[str, Any], rows: np.ndarray, over: bool) -> np.ndarray:
+    def _mask_rows(
+        self, mask_of: ActionMasks, observation: Any, infos: Mapping[str, Any], rows: np.ndarray, over: bool
+    ) -> np.ndarray:
         """The masks of `rows` [R]. over: their episodes have ended."""
         if self._masks_by == BY_METHOD:
             given = None if over else self._called(getattr(self.env.unwrapped, METHOD))
@@ -167,7 +170,7 @@ class AdaptedVectorEnv(VectorWrapper):
         masks = []
         for row in rows:
             try:
-                masks.append(self._masks(None if given is None else given[row], over))
+                masks.append(mask_of(None if given is None else given[row], over))
             except SpaceError as error:
                 self._fail(int(row), str(error), error)
         return np.array(masks)

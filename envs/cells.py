@@ -51,8 +51,9 @@ def fits_cells(observation: Any) -> bool:
 def _image_space(space: spaces.Space) -> spaces.Box | None:
     """The space of the entry "image" if it may hold cells."""
     part = space.spaces.get(IMAGE) if isinstance(space, spaces.Dict) else space
-    is_image = isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) == 3 and part.shape[2] == 3
-    return part if is_image else None
+    if not isinstance(part, spaces.Box):
+        return None
+    return part if part.dtype == np.uint8 and len(part.shape) == 3 and part.shape[2] == 3 else None
 
 
 def _has_cells(env: gym.Env) -> bool:

@@ -62,7 +62,7 @@ class Core(ABC):
     `seed` and `episode` (which episode this is), `steps` (actions taken in it) and `over` (it ended, or none began).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
+    metadata: Mapping[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
     """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory. It may add
     `ratios`: figures of many episodes, {name: (numerator, denominator)}, two entries of `final_info` whose sums over
     the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values; and
@@ -74,7 +74,7 @@ class Core(ABC):
     memory_horizon: int | None
     """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation); None if
     not known."""
-    left_out: ClassVar[Mapping[str, str]] = {}
+    left_out: Mapping[str, str] = {}
     """By name, why a part of the observation is not read (`envs.foreign`)."""
     shaping: np.ndarray | None = None
     """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.

@@ -18,6 +18,9 @@ class EnvError(ValueError):
 class EnvironmentFailed(RuntimeError):
     """What an environment did wrong after it was made and checked. One line that names it: id, index, step and what."""
 
+    what: str
+    """The last part of the line, where `envs.adapter.failure` made it."""
+
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:
     """The error for `name`, which is no `kind`: the `valid` choices and the one of `nearest` (default: `valid`) that

@@ -7,7 +7,7 @@ the core (`envs.adapter`), so that it can be played again. Names: B environments
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
@@ -29,16 +29,17 @@ class Foreign(MaskedCore):
         self.single_action_space = first.action_space
         self.left_out = first.left_out
         super().__init__(len(envs))
-        self._seen = create_empty_array(self.single_observation_space, len(envs), fn=np.zeros)
+        batch = create_empty_array(self.single_observation_space, len(envs), fn=np.zeros)
+        self._seen = cast(dict[str, np.ndarray], batch)
 
     def begin(self, rows: np.ndarray) -> None:
-        for row in rows:
+        for row in rows.tolist():
             self._see(row, self.envs[row].start(int(self.seed[row]), int(self.episode[row]))[0])
 
     def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             observation, reward[row], terminated[row], truncated[row], _ = self.envs[row].step(actions[row])
             self._see(row, observation)
         return reward, terminated, truncated
@@ -54,7 +55,7 @@ class Foreign(MaskedCore):
         return {}
 
     def render(self, row: int) -> np.ndarray:
-        return self.envs[row].render()
+        return cast(np.ndarray, self.envs[row].render())
 
     def close(self) -> None:
         for env in self.envs:

@@ -24,7 +24,7 @@ Names: B environments, R rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -47,7 +47,7 @@ class Wrap(MaskedCore):
 
     def __init__(self, inner: Core) -> None:
         self.inner = inner
-        self.metadata = dict(inner.metadata)
+        self.metadata: dict[str, Any] = dict(inner.metadata)
         self.single_observation_space = inner.single_observation_space
         self.single_action_space = inner.single_action_space
         self.memory_horizon = inner.memory_horizon
@@ -190,7 +190,7 @@ class Episodes(Wrap):
     def final_info(self) -> dict[str, np.ndarray]:
         told = self.inner.final_info()
         if self._judged:
-            told["is_success"] = self.succeeded.all(1)
+            told["is_success"] = np.asarray(self.succeeded.all(1))
             told["trajectories"] = np.ones(self.num_envs, np.int64)
             told |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
         return told
@@ -268,7 +268,7 @@ class LongEnv(SingleEnv):
 class LongVectorEnv(BatchedVectorEnv):
     """B environments: the face of a core that is there already."""
 
-    metadata: ClassVar[dict[str, Any]] = {}
+    metadata: dict[str, Any] = {}  # noqa: RUF012, an instance's own (Gymnasium declares it so)
 
     def __init__(self, core: Core, render_mode: str | None = None) -> None:
         self.metadata = self.face_metadata(core)

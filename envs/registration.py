@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 import gymnasium as gym
@@ -120,7 +120,7 @@ def make_vec_env(
             return VectorPreviousActionReward(AdaptedVectorEnv(vector, made.name, encoder))
     makers = _adapted(made, num_envs)
     try:
-        vector = AsyncEnvs(makers, makers[0].ready) if vectorization == "async" else SyncEnvs(makers)
+        vector = AsyncEnvs(makers, cast(AdaptedEnv, makers[0].ready)) if vectorization == "async" else SyncEnvs(makers)
     except RuntimeError as error:  # Gymnasium's, of environments that differ
         raise EnvError(f"{made.name}: {one_line(error)}") from error
     return VectorPreviousActionReward(vector)
@@ -197,7 +197,11 @@ class _Made:
         if self._registered is not None:
             self._registered.restore()
         try:
-            env = self.make() if self.make is not None else gym.make(self.id, disable_env_checker=True, **self.kwargs)
+            env = (
+                self.make()
+                if self.make is not None
+                else gym.make(cast(str, self.id), disable_env_checker=True, **self.kwargs)
+            )
         except EnvError:
             raise
         except (Exception, SystemExit) as error:  # whatever a stranger's constructor does
@@ -238,7 +242,7 @@ def _adapted(made: _Made, num_envs: int) -> list[_AdaptedMaker]:
 
 def _prepared(
     id: str | MakeEnv, wraps: Sequence[str], encoder: str, kwargs: Mapping[str, Any]
-) -> tuple[_Made, list[Callable[[Core], Core]]]:
+) -> tuple[_Made, Sequence[Callable[[Core], Core]]]:
     """How to make `id`, and what `wraps` asks for. Raises EnvError, see `make_env`."""
     if not isinstance(id, str):
         if not callable(id) or kwargs:
@@ -276,7 +280,7 @@ def _long(made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]]
 
 
 def _vector_entry_point(made: _Made, num_envs: int) -> VectorEnv:
-    return gym.make_vec(made.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **made.kwargs)
+    return gym.make_vec(cast(str, made.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **made.kwargs)
 
 
 def _own_vector(made: _Made, num_envs: int) -> VectorEnv | None:
@@ -284,14 +288,16 @@ def _own_vector(made: _Made, num_envs: int) -> VectorEnv | None:
     spec = None if made.id is None else _spec(made.id)
     if spec is None or spec.vector_entry_point is None or spec.additional_wrappers:
         return None
-    form = _loaded(made.id, spec.vector_entry_point)
+    form = _loaded(cast(str, made.id), spec.vector_entry_point)
     extra: dict[str, Any] = {}
     if form is not None and "autoreset_mode" in inspect.signature(form).parameters:
         extra = {"autoreset_mode": AutoresetMode.SAME_STEP}
     elif getattr(form, "metadata", {}).get("autoreset_mode", AutoresetMode.SAME_STEP) != AutoresetMode.SAME_STEP:
         return None
     try:
-        env = gym.make_vec(made.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **extra, **made.kwargs)
+        env = gym.make_vec(
+            cast(str, made.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **extra, **made.kwargs
+        )
     except EnvError:
         raise
     except (Exception, SystemExit) as error:

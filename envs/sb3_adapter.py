@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -49,16 +49,16 @@ class SB3VecEnv(VecEnv):
         self.env = env
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self._actions: np.ndarray | None = None
-        space = env.single_observation_space
+        space = cast(spaces.Dict, env.single_observation_space)
         self._numbers = [key for key, sub in space.items() if isinstance(sub, spaces.Box) and sub.shape == ()]
-        vectors = {key: _as_vector(space[key]) for key in self._numbers}
+        vectors = {key: _as_vector(cast(spaces.Box, space[key])) for key in self._numbers}
         super().__init__(env.num_envs, spaces.Dict({**space.spaces, **vectors}), env.single_action_space)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Begins new episodes: those of the seeds last given to `seed`, once; else the next ones."""
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"options: expected the same for all environments, got {self._options}")
-        seeds = None if self._seeds[0] is None else self._seeds
+        seeds: Any = None if self._seeds[0] is None else self._seeds
         observation, infos = self.env.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
@@ -70,7 +70,7 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        observation, reward, terminated, truncated, infos = self.env.step(self._actions)
+        observation, reward, terminated, truncated, infos = self.env.step(cast(np.ndarray, self._actions))
         dones = terminated | truncated
         self._returns += reward
         self._lengths += 1
@@ -92,7 +92,7 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> list[np.ndarray | None]:
-        return list(self.env.render() or [None] * self.num_envs)
+        return list(cast(Any, self.env.render()) or [None] * self.num_envs)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         base = self.env.unwrapped
@@ -133,7 +133,7 @@ class SB3VecEnv(VecEnv):
         rows = list(self._get_indices(indices))
         base = self.env.unwrapped
         if hasattr(base, "envs"):
-            return [base.envs[b] for b in rows]
+            return [cast(Any, base).envs[b] for b in rows]
         if each_once and sorted(rows) != list(range(self.num_envs)):
             raise ValueError(f"indices: expected all {self.num_envs} of a batched environment, got {rows}")
         return [base] if each_once else [base] * len(rows)

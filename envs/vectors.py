@@ -16,9 +16,10 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import (
@@ -52,6 +53,7 @@ class _Infos:
             if isinstance(value, dict) and key != "final_obs":
                 vector_infos[key] = self._add_info(vector_infos.get(key, {}), value, env_num)
             else:
+                value = cast(Any, value)
                 array = vector_infos.get(key)
                 kind = _KINDS.get(type(value), object)
                 if array is None:
@@ -81,18 +83,18 @@ class SyncEnvs(_Infos, SyncVectorEnv):
 
     def __init__(self, makers: Sequence[MakeAdapted]) -> None:
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.left_out = self.envs[0].left_out
+        self.left_out = cast(AdaptedEnv, self.envs[0]).left_out
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied again."""
-        observations = create_empty_array(self.single_observation_space, self.num_envs)
+        observations = _empty(self.single_observation_space, self.num_envs)
         rewards, infos = np.zeros(self.num_envs), {}
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
             if terminated[i] or truncated[i]:
                 if "final_obs" not in infos:
-                    infos["final_obs"] = create_empty_array(self.single_observation_space, self.num_envs)
+                    infos["final_obs"] = _empty(self.single_observation_space, self.num_envs)
                     infos["_final_obs"] = np.zeros(self.num_envs, bool)
                 _write(infos["final_obs"], i, observation)
                 infos["_final_obs"][i] = True
@@ -102,6 +104,11 @@ class SyncEnvs(_Infos, SyncVectorEnv):
             if info:
                 infos = self._add_info(infos, info, i)
         return observations, rewards, terminated, truncated, infos
+
+
+def _empty(space: spaces.Space, num_envs: int) -> dict[str, np.ndarray]:
+    """Room for a batch of flat observations."""
+    return cast(dict[str, np.ndarray], create_empty_array(space, num_envs))
 
 
 def _write(batch: dict[str, np.ndarray], row: int, observation: dict[str, np.ndarray]) -> None:
@@ -130,7 +137,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
             makers,
             shared_memory=False,  # (Gymnasium's does not outlive a process)
             context=method,
-            worker=partial(_work, buffer),
+            worker=cast(Any, partial(_work, buffer)),
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
         self.observations = read_from_shared_memory(space, buffer, n=self.num_envs)
@@ -148,7 +155,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
                 self._episodes[i] = (int(given), 0)
             else:
                 self._episodes[i] = (secrets.randbits(31), 0) if before is None else (before[0], before[1] + 1)
-            self._send(i, "start", (*self._episodes[i], options))
+            self._send(i, "start", (*cast(tuple[int, int], self._episodes[i]), options))
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -213,7 +220,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         return {name: values.copy() for name, values in self.observations.items()}
 
     def _next_episode(self, i: int) -> None:
-        seed, number = self._episodes[i]
+        seed, number = cast(tuple[int, int], self._episodes[i])  # (an episode goes on)
         self._episodes[i] = (seed, number + 1)
 
     def _send(self, i: int, command: str, data: Any) -> None:

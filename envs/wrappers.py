@@ -16,7 +16,7 @@ starts afresh. Neither wrapper holds a state: what they add is told by the step 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -48,8 +48,11 @@ class _Entries:
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         """observation_space: flat already, of one of our tasks or adapted. Raises EnvError if a name is taken."""
-        self.name = None if isinstance(observation_space, spaces.Dict) else entry_name((), observation_space)
-        own = {self.name: observation_space} if self.name is not None else observation_space.spaces
+        if isinstance(observation_space, spaces.Dict):
+            self.name, own = None, observation_space.spaces
+        else:
+            self.name = entry_name((), observation_space)
+            own = {self.name: observation_space}
         if taken := sorted({PREVIOUS_ACTION, PREVIOUS_REWARD} & own.keys()):
             raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {taken}")
         self.inner = spaces.Dict(own)
@@ -92,7 +95,9 @@ class PreviousActionReward(gym.Wrapper):
         if not (isinstance(env, AdaptedEnv) or is_own(env)):
             env = adapt(env, encoder=encoder)
         super().__init__(env)
-        self.left_out: dict[str, str] = env.left_out if isinstance(env, AdaptedEnv) else env.unwrapped.left_out
+        self.left_out: dict[str, str] = (
+            env.left_out if isinstance(env, AdaptedEnv) else cast(Any, env.unwrapped).left_out
+        )
         self._entries = _Entries(env.observation_space, env.action_space)
         self.observation_space = self._entries.space
 
@@ -108,7 +113,7 @@ class PreviousActionReward(gym.Wrapper):
         seen = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
         return (
             self._entries.joined(self._entries.named(observation), previous, seen),
-            reward,
+            cast(float, reward),
             terminated,
             truncated,
             info,
@@ -142,7 +147,7 @@ class VectorPreviousActionReward(VectorWrapper):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if options is not None and "reset_mask" in options:
             raise EnvError("reset_mask: expected a reset of all environments, got a mask")
-        observation, infos = self.env.reset(seed=seed, options=options)
+        observation, infos = cast(Any, self.env).reset(seed=seed, options=options)
         none = np.zeros(self.num_envs, np.float32)
         return self._entries.joined(self._entries.named(observation), self._no_action.copy(), none), infos
 
@@ -189,7 +194,7 @@ class VectorPreviousActionReward(VectorWrapper):
         """Final observations as one batch of entries; rows outside `ended` mean nothing."""
         if not (isinstance(final, np.ndarray) and final.dtype == object):
             return self._entries.named(final)
-        batch = create_empty_array(self._entries.inner, self.num_envs)
+        batch = cast(dict[str, np.ndarray], create_empty_array(self._entries.inner, self.num_envs))
         for row in np.flatnonzero(ended):
             for key, value in self._entries.named(final[row]).items():
                 batch[key][row] = value
