@@ -92,6 +92,7 @@ class AdaptedEnv(gym.Wrapper):
         self._step, self._outside = env.step, 0
         self._seed: int | None = None
         self.episode, self._steps = 0, 0
+        self._tried = False  # whether this is the trial of `adapt`, where a bad reward is left for the run to tell
         self.own_observation: Any = None  # the latest, as the environment gave it: the viewer shows its texts
 
     def reset(
@@ -133,7 +134,7 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"step: expected five values, got {_kinds(result)}")
         if type(reward) is not float:
             reward = self._number(reward)
-        if not -LARGEST_REWARD <= reward <= LARGEST_REWARD:
+        if not -LARGEST_REWARD <= reward <= LARGEST_REWARD and not self._tried:
             self._fail(f"reward: expected a finite number that float32 can hold, got {reward}")
         try:
             terminated, truncated = bool(terminated), bool(truncated)
@@ -195,6 +196,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto") -> Adapt
     try:
         adaptation = _studied(env, name, encoder)
         adapted = AdaptedEnv(env, adaptation)
+        adapted._tried = True
         observation, _ = adapted.reset(seed=0)
         if adapted._masks is not None:
             action = adapted._masks.allowed_action(observation[ACTION_MASK])
@@ -205,7 +207,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto") -> Adapt
         raise EnvError(f"{name}: {getattr(error, 'what', error)}") from error
     except (SpaceError, EnvError) as error:
         raise EnvError(f"{name}: {error}") from error
-    adapted._seed = None
+    adapted._seed, adapted._tried = None, False
     return adapted
 
 

@@ -60,8 +60,10 @@ class AdaptedVectorEnv(VectorWrapper):
                 entries[ACTION_MASK] = self._masks.space
             self.single_observation_space = spaces.Dict(entries)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+            self._tried = True  # a bad reward is left for the run to tell
             observation, _ = self.reset(seed=0)
             self.step(self._first_actions(observation))
+            self._tried = False
         except EnvironmentFailed as error:
             raise EnvError(f"{self._name}: {getattr(error, 'what', error)}") from error
         except (SpaceError, EnvError) as error:
@@ -181,7 +183,7 @@ class AdaptedVectorEnv(VectorWrapper):
         if reward.shape != (self.num_envs,) or reward.dtype.kind not in "biuf":
             self._fail(None, f"reward: expected {self.num_envs} numbers, got {reward.dtype}{list(reward.shape)}")
         reward = reward.astype(np.float64)
-        if (wrong := ~(np.abs(reward) <= LARGEST_REWARD)).any():
+        if (wrong := ~(np.abs(reward) <= LARGEST_REWARD)).any() and not self._tried:
             row = int(np.flatnonzero(wrong)[0])
             self._fail(row, f"reward: expected a finite number that float32 can hold, got {reward[row]}")
         return reward

@@ -199,6 +199,11 @@ def late(value, first, at=3):
 
 X = np.zeros(2, np.float32)
 WRONG = [
+    (
+        "reward",
+        lambda env, *_: 1e39 if env.seeds[-1] == 7 and env.t > 2 else float("nan") if env.seeds[-1] == 0 else 1.0,
+        "reward: expected a finite number that float32 can hold, got 1e+39",
+    ),
     ("reward", late(float("nan"), 1.0), "reward: expected a finite number that float32 can hold, got nan"),
     ("reward", late(1e39, 1.0), "reward: expected a finite number that float32 can hold, got 1e+39"),
     ("reward", late(np.float64(-np.inf), 1.0), "reward: expected a finite number that float32 can hold, got -inf"),
