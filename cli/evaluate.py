@@ -13,8 +13,7 @@ import tyro
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, check_seed, json_object
 from expire_span_rl.cli.notices import plain_warnings
-
-MAX_STEPS = 10_000  # that of `evaluation`, whose import takes torch
+from expire_span_rl.settings import MAX_STEPS
 
 _DESCRIPTION = """
 Lets saved policies play the same episodes, which no training has seen, and compares them: success, return, live
@@ -23,7 +22,7 @@ memories and speed, as tables, JSON or a plot.
 _EXAMPLES = (
     "runs/Corridor-v0-expire_span-ppo-1",
     "runs/a runs/b --episodes 1e4 --plot comparison.png",
-    'runs/a --env-kwargs \'{"max_length": 200}\' --json results.json',
+    "runs/a --env-kwargs '{\"max_length\": 200}' --json results.json",
 )
 
 

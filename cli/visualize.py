@@ -13,6 +13,7 @@ import tyro
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, check_seed, json_object
 from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.settings import MAX_STEPS
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -44,7 +45,7 @@ class VisualizeConfig:
     """Episodes on the page and in --json. Figure and film show the first."""
     stochastic: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
-    max_steps: int = 10_000
+    max_steps: int = MAX_STEPS
     """Most steps of an episode. A longer one is refused."""
     audit: int = 3
     """At every decision, measure whether it changes without each of the most attended memories: this many of them. 0:

@@ -17,11 +17,11 @@ from gymnasium.vector import VectorEnv
 from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.environments import environment_of
-from expire_span_rl.evaluation import MAX_STEPS, Protocol, evaluate_in, vector_env
+from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
 from expire_span_rl.given import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
 from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
-from expire_span_rl.settings import RunConfig, resolve
+from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
 from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
 
 _OF_LEARN = ("total_timesteps", "progress_bar", "run_dir")

@@ -22,10 +22,10 @@ from expire_span_rl.agents.episodes import quotients, ratio_parts
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import env_ids, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
+from expire_span_rl.settings import MAX_STEPS
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
 FIRST_SEED = 10**12  # evaluation seeds begin here; training's are below, or beyond 2^61
-MAX_STEPS = 10_000  # the longest episode, unless the user allows longer ones
 BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 

@@ -24,6 +24,7 @@ from expire_span_rl.policies import KINDS, core_config
 
 ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
+MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,

@@ -16,6 +16,7 @@ from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.policies import check_spaces
 from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
 from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
@@ -26,7 +27,6 @@ from expire_span_rl.viewer.video import scenes, video
 
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", *PICTURES, ".mp4", ".json")
-MAX_STEPS = 10_000  # the longest episode, unless the user allows longer ones
 AUDITED = 3  # memories whose effect is measured, at every decision
 FPS = 10  # of the film
 HEIGHT = 900  # pixels of the page in a notebook
