@@ -54,7 +54,7 @@ class EvaluateConfig:
     """Write the results to this file."""
     plot: str = ""
     """Draw the results into this file (.png, .svg or .pdf)."""
-    torch_threads: int = 2
+    torch_threads: int = 1
     """CPU threads that PyTorch uses."""
     device: str = "cpu"
     """Where policies run: cpu, cuda, or auto (a GPU if there is one)."""

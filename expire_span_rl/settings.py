@@ -75,7 +75,7 @@ class RunConfig:
     after the other. async: each in a process of its own."""
     checkpoint_every: int = 500_000
     """Environment steps between two checkpoints."""
-    torch_threads: int = 2
+    torch_threads: int = 1
     """CPU threads that PyTorch uses."""
     device: str = "auto"
     """Where the policy runs: cpu, cuda, or auto (a GPU if there is one)."""
