@@ -29,19 +29,28 @@ from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recomputed, size, unpack
 
-RAY = "2.60.0"  # as requirements-ray.txt has it
+OLDEST_RAY = "2.60"  # as the extra `ray` in pyproject.toml has it
 QUEUE = 2  # requests per actor under way
 FAILURES = 5  # of the same kind, after which training stops
 CHECK_EVERY = 50  # updates between two looks at drift and at whether acting equals learning
 ANSWER_WITHIN = 30.0  # seconds for a cluster to answer
 PATIENCE = 60.0  # seconds without a rollout after which that is said
 
+
+def _release(version: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 try:
     _installed = importlib.metadata.version("ray")
 except importlib.metadata.PackageNotFoundError:
     _installed = "no ray"
-if _installed != RAY:
-    raise ValueError(f"--num-actors: expected ray {RAY} (pip install -r requirements-ray.txt), got {_installed}")
+if _installed == "no ray" or _release(_installed) < _release(OLDEST_RAY):
+    raise ValueError(
+        f"--num-actors: expected ray {OLDEST_RAY} or newer (pip install 'expire-span-rl[ray]'), got {_installed}"
+    )
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else actors are at the mercy of all else that runs

@@ -86,7 +86,7 @@ def policy_class(network: str) -> type[ActorCriticPolicy]:
     except ImportError:
         raise ValueError(
             f"{network} (sb3-recurrent-ppo): expected the package sb3-contrib, which is not installed: "
-            "pip install -r requirements-baselines.txt"
+            "pip install 'expire-span-rl[baselines]'"
         ) from None
     return RecurrentActorCriticPolicy
 

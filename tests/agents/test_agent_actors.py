@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import gymnasium as gym
@@ -231,14 +232,16 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
     monkeypatch.delitem(sys.modules, "expire_span_rl.agents.actors", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
-        f"error: --num-actors: expected ray 2.60.0 (pip install -r requirements-ray.txt), got {version or 'no ray'}"
+        "error: --num-actors: expected ray 2.60 or newer (pip install 'expire-span-rl[ray]'), got "
+        f"{version or 'no ray'}"
     )
 
 
-def test_the_version_is_that_of_the_requirements():
-    from expire_span_rl.agents.actors import RAY
+def test_the_oldest_version_is_that_of_the_extra():
+    from expire_span_rl.agents.actors import OLDEST_RAY
 
-    assert f"ray=={RAY}" in (ROOT / "requirements-ray.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["ray"] == [f"ray>={OLDEST_RAY}"]
 
 
 @pytest.mark.parametrize(
