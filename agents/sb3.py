@@ -114,7 +114,7 @@ class SB3Trainer:
         algorithm.train()
         # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...] by now.
         seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
-        algorithm.policy.features_extractor.encoder.observe(seen, 1)
+        algorithm.policy.features_extractor.observe(seen)
         ended = time.perf_counter()
         self.updates += 1
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}

@@ -6,7 +6,7 @@ Nothing here imports torch or an environment, so that --help and a typo are answ
 from expire_span_rl.checks import check_at_least, choice, json_object, quoted
 from expire_span_rl.cli.errors import UsageError, run
 from expire_span_rl.cli.fields import field_docs, flag_names, joined
-from expire_span_rl.cli.parsing import parse, value_of
+from expire_span_rl.cli.parsing import parse, value_of, values_of
 from expire_span_rl.cli.values import check_flag, flag_of, suggestion
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "run",
     "suggestion",
     "value_of",
+    "values_of",
 ]

@@ -56,15 +56,20 @@ def program() -> str:
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
     """The value of --name in the arguments, the last one, as `parse` takes it; None if it is not there."""
-    value = None
+    return next(reversed(values_of(name, arguments)), None)
+
+
+def values_of(name: str, arguments: Sequence[str]) -> list[str]:
+    """Every value of --name in the arguments."""
+    values = []
     for i, argument in enumerate(arguments):
         if not argument.startswith("--") or flag_of(argument) != f"--{name}":
             continue
         if "=" in argument:
-            value = argument.split("=", 1)[1]
+            values.append(argument.split("=", 1)[1])
         elif i + 1 < len(arguments):
-            value = arguments[i + 1]
-    return value
+            values.append(arguments[i + 1])
+    return values
 
 
 def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str]:

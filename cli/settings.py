@@ -31,6 +31,10 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     """All settings of a run, flat (`settings.resolve`). Raises ValueError, one line."""
     given = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
     memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in given.items())
+    if modules := cli.values_of("import", arguments):
+        from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
+
+        import_modules(modules)  # before the flags are known: one may register a memory kind, which has flags of its own
     cli.choice("--memory", memory, KINDS)
     network = AGENTS.describe(cli.choice("--agent", agent, AGENTS)).network
     if network is not None and given["memory"] is not None:

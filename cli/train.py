@@ -25,6 +25,9 @@ def main() -> None:
                 f"--resume: expected no other flags, since the run's own config is used, got {extra[0]}"
             )
         config = saved_config(Path(resume))
+        from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
+
+        import_modules(config.get("imports", ()))  # the user's own, from the run's start
         config = {**config, "resume": resume, "run_dir": resume, "progress_bar": "--no-progress-bar" not in arguments}
     from expire_span_rl.training import train  # torch takes a second, which a misspelled flag need not wait for
 

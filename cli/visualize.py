@@ -90,6 +90,7 @@ def main() -> None:
     import torch
     from rich.console import Console
 
+    from expire_span_rl.envs import import_modules
     from expire_span_rl.policies import load_policy
     from expire_span_rl.showing import environment_for, show_in
     from expire_span_rl.viewer.audit import table
@@ -98,6 +99,7 @@ def main() -> None:
     if config.video:
         check_video()
     torch.set_num_threads(1)  # the fastest for a batch of one
+    import_modules(config.imports)  # before the policy is read, whose memory kind one may register
     policy, info = load_policy(config.path)
     how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
     with plain_warnings():

@@ -77,6 +77,7 @@ class AdaptedEnv(gym.Wrapper):
         space, _ = without_mask(env.observation_space)
         self._flatten = Flattener(space, adaptation.replaced)
         self.left_out = self._flatten.left_out
+        self.memory_horizon = _memory_horizon(env)
         entries = dict(self._flatten.space.spaces)
         previous_action_space(env.action_space)  # raises SpaceError for actions that no policy has
         self._masks: ActionMasks | None = None
@@ -229,6 +230,14 @@ def _studied(env: gym.Env, name: str, encoder: str) -> Adaptation:
     elif ACTION_MASK in info:
         masks = IN_INFO
     return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv))
+
+
+def _memory_horizon(env: gym.Env) -> int | None:
+    """For how many steps the longest-lived fact must survive, if the environment has such an attribute. Raises SpaceError."""
+    horizon = find_attribute(env, "memory_horizon")
+    if horizon is None or (isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and horizon > 0):
+        return None if horizon is None else int(horizon)
+    raise SpaceError(f"memory_horizon: expected a whole number of steps of at least 1, or None, got {horizon!r}")
 
 
 def name_of(env: gym.Env) -> str:

@@ -19,15 +19,13 @@ from expire_span_rl.envs.core import MaskedCore
 class Foreign(MaskedCore):
     """B adapted environments. What their infos say at the end of an episode is not passed on."""
 
-    memory_horizon = None
-
     def __init__(self, envs: Sequence[AdaptedEnv]) -> None:
         self.envs = envs
         first = envs[0]
         self.metadata = {"render_modes": [], "render_fps": 10, **first.metadata}
         self.single_observation_space = first.observation_space
         self.single_action_space = first.action_space
-        self.left_out = first.left_out
+        self.left_out, self.memory_horizon = first.left_out, first.memory_horizon
         super().__init__(len(envs))
         batch = create_empty_array(self.single_observation_space, len(envs), fn=np.zeros)
         self._seen = cast(dict[str, np.ndarray], batch)

@@ -83,7 +83,8 @@ class SyncEnvs(_Infos, SyncVectorEnv):
 
     def __init__(self, makers: Sequence[MakeAdapted]) -> None:
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.left_out = cast(AdaptedEnv, self.envs[0]).left_out
+        first = cast(AdaptedEnv, self.envs[0])
+        self.left_out, self.memory_horizon = first.left_out, first.memory_horizon
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied again."""
@@ -124,7 +125,8 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
     def __init__(self, makers: Sequence[MakeAdapted], ready: AdaptedEnv) -> None:
         """makers: make the environments in their processes; ready: what the first of them gives in this one, where
         Gymnasium asks it for its spaces and closes it. Raises EnvError if an environment cannot be made."""
-        self.left_out, self._name = ready.left_out, ready.adaptation.name
+        self.left_out, self.memory_horizon = ready.left_out, ready.memory_horizon
+        self._name = ready.adaptation.name
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._processes_from: Any = multiprocessing.get_context(method)
         if method == "forkserver":

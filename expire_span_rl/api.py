@@ -12,14 +12,18 @@ from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.environments import environment_of
+from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
 from expire_span_rl.given import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
+from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
+from expire_span_rl.policies.io import policy_info
 from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
 from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
 from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
@@ -172,12 +176,43 @@ class IMPALA(Model):
     agent = "impala"
 
 
-def load(path: str | Path, device: str = "cpu") -> Any:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    *,
+    features_extractor_class: type | None = None,
+    features_extractor_kwargs: Mapping[str, Any] | None = None,
+    env: Environment | None = None,
+) -> Any:
     """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`, `env_kwargs`,
-    `agent`, ... Raises ValueError, one line, for a file that is none."""
-    policy, info = load_policy(path, device)
+    `agent`, ... Raises ValueError, one line, for a file that is none.
+
+    features_extractor_class, features_extractor_kwargs: as the policy was trained with, since a file brings no code. env: an
+    environment whose observations it reads; None: the one that the policy was trained in.
+    """
+    extractor = None
+    if features_extractor_class is not None:
+        info = policy_info(path) if env is None else {}
+        space = _observation_space(env, info, path)
+        extractor = FeaturesExtractor(space, features_extractor_class, features_extractor_kwargs or {})
+    policy, info = load_policy(path, device, extractor)
     cast(Any, policy).info = info
     return policy
+
+
+def _observation_space(env: Environment | None, info: Mapping[str, Any], path: Any) -> spaces.Dict:
+    """That of an environment as `make_env` wraps it."""
+    if env is None or isinstance(env, str):
+        name, kwargs = environment_of(env or "", (), info, path)
+        single = make_env(name, **kwargs)
+    elif isinstance(env, VectorEnv):
+        return cast(spaces.Dict, vector_of(env, env.num_envs).single_observation_space)
+    else:
+        check_given(env, {})
+        single = single_of(env)
+    if not isinstance(env, gym.Env):
+        single.close()
+    return cast(spaces.Dict, single.observation_space)
 
 
 def evaluate(

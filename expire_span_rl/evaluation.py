@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
 from expire_span_rl.environments import environment_of
-from expire_span_rl.envs import env_ids, make_vec_env
+from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.settings import MAX_STEPS
 
@@ -61,6 +61,7 @@ def compare(
     env, imports: what the user named, as `environments.environment_of` has it for the first policy; env_kwargs: over those of its
     training. Raises ValueError, one line, before anything is played, for a policy that cannot act there.
     """
+    import_modules(imports)  # before the policies are read, whose memory kind one may register
     loaded = [load_policy(path, device) for path in paths]
     env_id, trained = environment_of(env, imports, loaded[0][1], paths[0])
     kwargs = {**trained, **env_kwargs}

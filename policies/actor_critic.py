@@ -52,10 +52,6 @@ class PolicyConfig:
         if isinstance(self.actions, int):
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
 
-    @property
-    def num_actions(self) -> int | None:
-        return self.actions.get("n")  # TEMPORARY, until evaluation and showing ask `check_spaces`
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict that `from_json` reads."""
         return asdict(self)

@@ -68,8 +68,31 @@ def load_policy(
     Raises PolicyFileError, one line, for a file that is missing, truncated, foreign, or written by a newer version.
     """
     file = policy_path(path)
+    weights, header = _read(file, str(device))
+    make = _maker(file, header, extractor)
     try:
-        with safe_open(file, "pt", device=str(device)) as opened:
+        policy = make(header["config"])
+        policy.load_state_dict(weights)
+        info = dict(header["info"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise PolicyFileError(f"{file}: expected a config and weights that belong together ({told})") from None
+    return policy.to(device).eval(), info
+
+
+def policy_info(path: str | Path) -> dict[str, Any]:
+    """What the policy file at `path` says of its policy: the info that it was saved with. Raises PolicyFileError."""
+    file = policy_path(path)
+    info = _read(file, "cpu")[1].get("info")
+    if not isinstance(info, dict):
+        raise PolicyFileError(f"{file}: expected what the policy was trained in, the file does not say")
+    return info
+
+
+def _read(file: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights by name, the header that `save_policy` wrote). Raises PolicyFileError."""
+    try:
+        with safe_open(file, "pt", device=device) as opened:
             metadata = opened.metadata() or {}
             weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
@@ -85,15 +108,7 @@ def load_policy(
         raise PolicyFileError(
             f"{file}: expected format version {VERSION} or older, got {header.get('version')}: update the toolkit"
         )
-    make = _maker(file, header, extractor)
-    try:
-        policy = make(header["config"])
-        policy.load_state_dict(weights)
-        info = dict(header["info"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise PolicyFileError(f"{file}: expected a config and weights that belong together ({told})") from None
-    return policy.to(device).eval(), info
+    return weights, header
 
 
 def _maker(

@@ -29,8 +29,10 @@ from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
 from expire_span_rl.policies.memory.base import hidden_state
+from expire_span_rl.spaces import ACTION_MASK
 
 NETWORKS = ("sb3-mlp", "sb3-lstm")
+LARGEST_EXACT = 2**24  # whole numbers up to it are float32 numbers
 STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic
 
 
@@ -50,6 +52,10 @@ class SB3PolicyConfig:
     def __post_init__(self):
         if isinstance(self.actions, int):
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
+        if ACTION_MASK in self.observation:
+            raise ValueError(
+                f"{self.memory}: expected an environment without action masks, which Stable-Baselines3's algorithms do not heed"
+            )
         if self.memory not in NETWORKS:
             raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {self.memory!r}")
 
@@ -93,8 +99,30 @@ def policy_class(network: str) -> type[ActorCriticPolicy]:
 
 def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
     """The space of `flat` observations."""
-    sizes = {key: int(np.prod(entry.get("shape", ()))) for key, entry in spec.items()}
+    sizes = {key: int(np.prod(entry.get("shape", ()))) * (1 + _in_halves(entry)) for key, entry in spec.items()}
     return spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
+
+
+def _in_halves(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry has whole numbers that float32 cannot hold: each is written as two of 16 bits."""
+    last = abs(entry.get("start", 0)) + entry["n"] if entry["kind"] == "discrete" else 0
+    return entry["kind"] == "words" or last > LARGEST_EXACT
+
+
+def flat(entry: Mapping[str, Any], value: Tensor) -> Tensor:
+    """Values [B, ...] of an entry as float32 [B,columns]."""
+    columns = value.reshape(len(value), -1)
+    if _in_halves(entry):
+        columns = torch.cat([columns >> 16, columns & 0xFFFF], 1)
+    return columns.float()
+
+
+def unflat(entry: Mapping[str, Any], columns: Tensor) -> Tensor:
+    """What `flat` was given, as a tensor [B, ...]; whole numbers as int64 where they need it."""
+    if _in_halves(entry):
+        high, low = columns.long().chunk(2, 1)
+        columns = (high << 16) + low
+    return columns.reshape(len(columns), *entry.get("shape", ()))
 
 
 def canonical_space(spec: Mapping[str, Any]) -> spaces.Space:
@@ -105,8 +133,8 @@ def canonical_space(spec: Mapping[str, Any]) -> spaces.Space:
     if spec["kind"] == "multi_discrete":
         return spaces.MultiDiscrete(spec["nvec"])
     size = int(np.prod(spec["shape"]))
-    if spec["kind"] == "multi_binary":
-        return spaces.MultiBinary(size)
+    if spec["kind"] == "multi_binary":  # sb3-contrib's RecurrentPPO fails on MultiBinary's int8
+        return spaces.MultiDiscrete([2] * size)
     if None in spec["low"] or None in spec["high"]:
         raise ValueError("action space: expected bounds for Stable-Baselines3's algorithms, got a Box without")
     return spaces.Box(-1, 1, (size,), np.float32)
@@ -120,7 +148,14 @@ class EncoderExtractor(BaseFeaturesExtractor):
         self.encoder = Encoder(spec, width)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        return self.encoder(observation)
+        return self.encoder(self._entries(observation))
+
+    def observe(self, observation: Mapping[str, Tensor]) -> None:
+        """Takes flat observations, entries [N,columns], into the statistics by which numbers are normalised."""
+        self.encoder.observe(self._entries(observation), 1)
+
+    def _entries(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: unflat(entry, observation[key]) for key, entry in self.encoder.spec.items()}
 
 
 class FlatVecEnv(VecEnvWrapper):
@@ -128,7 +163,7 @@ class FlatVecEnv(VecEnvWrapper):
 
     def __init__(self, env: VecEnv, spec: Mapping[str, Mapping[str, Any]], actions: Mapping[str, Any]):
         super().__init__(env, flat_space(spec), canonical_space(actions))
-        self._keys = list(spec)
+        self._spec = spec
         self._actions = make_actions(actions)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -141,11 +176,12 @@ class FlatVecEnv(VecEnvWrapper):
         observation, reward, done, infos = self.venv.step_wait()
         for b in np.flatnonzero(done):
             final = infos[b]["terminal_observation"]
-            infos[b]["terminal_observation"] = {key: np.float32(final[key]).reshape(-1) for key in final}
+            one = self._flat({key: np.asarray(final[key])[None] for key in final})
+            infos[b]["terminal_observation"] = {key: value[0] for key, value in one.items()}
         return self._flat(observation), reward, done, infos
 
     def _flat(self, observation: Any) -> dict[str, np.ndarray]:
-        return {key: np.float32(observation[key]).reshape(self.num_envs, -1) for key in self._keys}
+        return {key: flat(entry, torch.as_tensor(observation[key])).numpy() for key, entry in self._spec.items()}
 
 
 @dataclass
@@ -223,8 +259,8 @@ class SB3Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One time step, as `ActorCritic.step`: logits [B,A], values [B]. Writes into `acting`."""
         network = self.network
-        flat = {key: observation[key].float().reshape(len(episode_start), -1) for key in self.config.observation}
-        actor = critic = network.extract_features(flat)  # [B,D]
+        columns = {key: flat(entry, observation[key]) for key, entry in self.config.observation.items()}
+        actor = critic = network.extract_features(columns)  # [B,D]
         if self.recurrent:
             states, start = acting.state.transpose(0, 1)[:, None].contiguous(), episode_start.float()  # [STATES,1,B,D]
             actor, mine = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
@@ -239,8 +275,6 @@ class SB3Policy(nn.Module):
         """What the network's actor puts out, as parameters of `policies.actions`: [B,P]."""
         if self.actions.continuous:
             return torch.cat([outputs, self.network.log_std.expand_as(outputs)], -1)
-        if self.config.actions["kind"] == "multi_binary":  # its logit of each 1; ours of 0 and 1
-            return torch.stack([torch.zeros_like(outputs), outputs], -1).flatten(-2)
         return outputs
 
     def inspect(self, *_: Any) -> None:

@@ -351,3 +351,19 @@ def test_docstrings_say_what_the_interface_is():
     for name in ("PPO", "IMPALA", "Model", "evaluate", "load", "show", "make_env", "make_vec_env"):
         assert len(getattr(es, name).__doc__) > 30
     assert Path(es.__file__).name == "__init__.py"
+
+
+def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
+    """The file names the class and holds its weights, but brings no code."""
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    model = es.PPO("gru", "CartPole-v1", features_extractor_class=FlattenExtractor, **SMALL).learn(32)
+    model.save(tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match=r"features_extractor: expected the policy's own, .*FlattenExtractor, which a file"):
+        es.load(tmp_path / "p.safetensors")
+    loaded = es.load(tmp_path / "p.safetensors", features_extractor_class=FlattenExtractor)
+    observation = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    actions = [policy.predict(observation, deterministic=True)[0] for policy in (model.policy, loaded)]
+    assert actions[0] == actions[1]
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, model.policy.state_dict()[name])

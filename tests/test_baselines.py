@@ -6,9 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from script_cases import call
 
 import evaluate
@@ -18,7 +20,7 @@ from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs.sb3_adapter import SB3VecEnv
 from expire_span_rl.policies import load_policy
-from expire_span_rl.policies.sb3 import FlatVecEnv
+from expire_span_rl.policies.sb3 import FlatVecEnv, flat, unflat
 
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--batch-size", "64", "--torch-threads", "1", "--no-progress-bar"]
 SMALL += [
@@ -53,13 +55,13 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
     )
     observation, _ = env.reset(seed=[5, 6, 7, 8])
     theirs.seed(5)
-    flat, acting, start, ends = theirs.reset(), policy.begin(policy.initial_memory(4), 1), np.ones(4, bool), 0
+    flattened, acting, start, ends = theirs.reset(), policy.begin(policy.initial_memory(4), 1), np.ones(4, bool), 0
     state = (torch.zeros(1, 4, 64), torch.zeros(1, 4, 64))
     rng = np.random.default_rng(0)
     for _ in range(30):
         ours = {key: torch.as_tensor(value) for key, value in observation.items()}
         logits = policy.step(ours, acting, torch.as_tensor(start))[0]
-        inputs = {key: torch.as_tensor(value) for key, value in flat.items()}
+        inputs = {key: torch.as_tensor(value) for key, value in flattened.items()}
         with torch.no_grad():
             if agent == "sb3-ppo":
                 distribution = policy.network.get_distribution(inputs)
@@ -67,7 +69,7 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
                 distribution, state = policy.network.get_distribution(inputs, state, torch.as_tensor(start).float())
         torch.testing.assert_close(logits.log_softmax(-1), distribution.distribution.logits)
         observation, *_, infos = env.step(actions := rng.choice([1, 1, 1, 0, 2], 4))
-        flat, _, start, told = theirs.step(actions)
+        flattened, _, start, told = theirs.step(actions)
         for row in np.flatnonzero(start):
             for key, value in told[row]["terminal_observation"].items():
                 np.testing.assert_array_equal(value, np.float32(infos["final_obs"][key][row]).reshape(-1))
@@ -109,3 +111,60 @@ def test_what_is_not_installed_is_told_in_one_line_and_leaves_nothing(tmp_path, 
     assert call(train_rl, ["--agent", "sb3-ppo", "--memory", "gru", *SMALL], monkeypatch) == 2
     assert "--memory: expected none, since sb3-ppo brings its own policy" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+class Everything(gym.Env):
+    """Nested observations of every kind, one of them words, and actions of a space; five steps."""
+
+    observation_space = spaces.Dict({
+        "text": spaces.Text(12), "picture": spaces.Box(0, 255, (12, 12, 3), np.uint8), "huge": spaces.Discrete(10**9),
+        "pair": spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(50, 70, (2,)))), "count": spaces.Discrete(4, start=1),
+    })  # fmt: skip
+
+    def __init__(self, action: str = "box"):
+        self.action_space = {
+            "box": spaces.Box(np.array([0.0, -4.0]), np.array([10.0, 4.0]), dtype=np.float64),
+            "multi_discrete": spaces.MultiDiscrete([3, 2], start=[1, 0]),
+            "multi_binary": spaces.MultiBinary(2),
+            "discrete": spaces.Discrete(3, start=-1),
+        }[action]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.left = 5
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.left -= 1
+        return self.observation_space.sample(), float(np.sum(action)), self.left == 0, False, {}
+
+
+gym.register("BaselineEverything-v0", entry_point=Everything)
+
+
+@pytest.mark.parametrize("action", ["box", "multi_discrete", "multi_binary", "discrete"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_baseline_reads_and_acts_in_every_space(agent, action, tmp_path, monkeypatch):
+    """Its policy gives, from the file, the logits that its network gave in training; floats are normalised by what was seen."""
+    monkeypatch.chdir(tmp_path)
+    command = ["--agent", agent, *SMALL, "--env", "BaselineEverything-v0", "--env-kwargs", f'{{"action": "{action}"}}']
+    assert call(train_rl, command, monkeypatch) == 0
+    assert call(evaluate, ["x", "--episodes", "6", "--num-envs", "3", "--torch-threads", "1"], monkeypatch) == 0
+    weights = load_policy("x")[0].state_dict()
+    (mean,) = (value for name, value in weights.items() if name.endswith("mean") and len(value) == 2)
+    assert ((mean > 55) & (mean < 65)).all()
+
+
+def test_whole_numbers_are_the_same_behind_a_flat_observation():
+    """float32 holds whole numbers up to 2^24 only; words and huge Discretes are larger."""
+    for entry, value in (
+        ({"kind": "words", "shape": [3]}, torch.tensor([[2**32, 2**24 + 1, 0], [7, 2**31 - 1, 3]])),
+        ({"kind": "discrete", "n": 10**9, "start": -5}, torch.tensor([-5, 2**24 + 1, 10**9 - 6])),
+        ({"kind": "discrete", "n": 5}, torch.tensor([0, 4])),
+        ({"kind": "picture", "shape": [2, 2, 1]}, torch.randint(256, (2, 2, 2, 1))),
+    ):
+        columns = flat(entry, value)
+        assert columns.dtype == torch.float32 and columns.ndim == 2
+        assert torch.equal(unflat(entry, columns).long(), value)

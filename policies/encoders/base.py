@@ -69,9 +69,9 @@ class Integers(EntryEncoder):
         self.register_buffer("start", torch.tensor(start), persistent=False)
 
     def _indices(self, value: Tensor) -> Tensor:
-        """[N, ...] -> int64 [N, columns], counted from 0. Larger values count as the largest."""
+        """[N, ...] -> int64 [N, columns], counted from 0. Values outside count as the nearest inside: padding is outside."""
         columns = value[:, None] if value.ndim == 1 else value.flatten(1)
-        return torch.minimum(columns.long() - self.start, self.largest)
+        return torch.minimum((columns.long() - self.start).clamp_(min=0), self.largest)
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         hot = self._indices(value) + self.first  # [N, columns]

@@ -336,6 +336,37 @@ def test_an_environment_that_breaks_the_contract_is_refused_before_it_runs(make,
     assert "\n" not in told
 
 
+class Horizon(Stranger):
+    """One that says for how long facts must last."""
+
+    memory_horizon = 40
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_how_long_facts_must_last_is_asked_of_the_environment(vectorization):
+    """Through wrappers, for our own tasks too, and N + 1 times as long where N steps come between two."""
+    make = {"vectorization": vectorization}
+    for id, kwargs, steps in (
+        (Maker(Stranger), {}, None),
+        (Maker(Horizon), {}, 40),
+        ("Corridor-v0", {"max_length": 30}, 30),
+    ):
+        vector = envs.make_vec_env(id, 2, **make, **kwargs)
+        assert vector.memory_horizon == steps
+        vector.close()
+    assert envs.make_vec_env(lambda: gym.wrappers.TimeLimit(Horizon(), 5), 1).memory_horizon == 40
+    assert envs.make_vec_env(Maker(Horizon), 1, ["stretch=2"]).memory_horizon == 120
+
+
+@pytest.mark.parametrize("horizon", [0, -3, 2.5, True, "long"])
+def test_a_horizon_that_is_no_number_of_steps_is_refused(horizon):
+    with pytest.raises(envs.EnvError) as caught:
+        envs.make_vec_env(Maker(Patched, attributes={"memory_horizon": horizon}), 2)
+    assert str(caught.value).endswith(
+        f"memory_horizon: expected a whole number of steps of at least 1, or None, got {horizon!r}"
+    )
+
+
 def test_what_is_left_out_is_named():
     space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Dict({"c": spaces.Graph(spaces.Discrete(2), None)})})
     vector = envs.make_vec_env(Maker(Stranger, observation_space=space), 2)
