@@ -339,7 +339,9 @@ def test_an_environment_that_breaks_the_contract_is_refused_before_it_runs(make,
 class Horizon(Stranger):
     """One that says for how long facts must last."""
 
-    memory_horizon = 40
+    def __init__(self, horizon: object = 40):
+        super().__init__()
+        self.memory_horizon = horizon
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -361,7 +363,7 @@ def test_how_long_facts_must_last_is_asked_of_the_environment(vectorization):
 @pytest.mark.parametrize("horizon", [0, -3, 2.5, True, "long"])
 def test_a_horizon_that_is_no_number_of_steps_is_refused(horizon):
     with pytest.raises(envs.EnvError) as caught:
-        envs.make_vec_env(Maker(Patched, attributes={"memory_horizon": horizon}), 2)
+        envs.make_vec_env(Maker(Horizon, horizon=horizon), 2)
     assert str(caught.value).endswith(
         f"memory_horizon: expected a whole number of steps of at least 1, or None, got {horizon!r}"
     )
