@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from expire_span_rl.policies.compatibility import check_spaces
     from expire_span_rl.policies.encoders import as_tensors, observation_spec
     from expire_span_rl.policies.io import PolicyFileError, load_policy, save_policy
-    from expire_span_rl.policies.memory.base import Memory
+    from expire_span_rl.policies.memory.state import Memory
 
 _LAZY = {
     "ActorCritic": "actor_critic",
-    "Memory": "memory.base",
+    "Memory": "memory.state",
     "PolicyConfig": "actor_critic",
     "PolicyFileError": "io",
     "as_tensors": "encoders",

@@ -21,7 +21,8 @@ from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
-from expire_span_rl.policies.memory.base import Memory, MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.state import Memory
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.transformer import Transformer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.memory.base import Memory
+    from expire_span_rl.policies.memory.state import Memory
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
-from expire_span_rl.policies.memory.base import hidden_state
+from expire_span_rl.policies.memory.state import hidden_state
 from expire_span_rl.spaces import ACTION_MASK
 
 NETWORKS = ("sb3-mlp", "sb3-lstm")

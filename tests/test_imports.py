@@ -165,7 +165,7 @@ def test_a_forbidden_import_is_found(file, source, top):
         ("agents/new.py", "from expire_span_rl.agents.rollout import Rollout\nfrom . import ppo\nfrom .returns import gae"),
         (
             "policies/memory/new.py",
-            "from expire_span_rl.policies.memory.base import MemoryKind\nfrom .. import encoders\nfrom . import base",
+            "from expire_span_rl.policies.memory.kind import MemoryKind\nfrom .. import encoders\nfrom . import state",
         ),
         ("envs/new.py", "import envs_of_another_project\nfrom gymnasium.envs.registration import EnvSpec"),
         ("train_rl.py", "from expire_span_rl import cli\nfrom expire_span_rl.cli.train import main"),

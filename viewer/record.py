@@ -134,10 +134,11 @@ def _expiry(kind: Any, written: Tensor, spans: np.ndarray | None) -> list[int | 
     dtype = next((p.dtype for p in kind.parameters()), torch.float32)
     described = None if spans is None else torch.as_tensor(spans, dtype=dtype)[None]
     low, high = torch.zeros_like(written), torch.full_like(written, LONGEST_LIFE)
-    forever = kind.survives(high[None].to(dtype), described)[0]
+    alive = torch.ones_like(written, dtype=torch.bool)[None]
+    forever = kind.survives(high[None].to(dtype), described, alive)[0]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        survives = kind.survives(middle[None].to(dtype), described)[0]
+        survives = kind.survives(middle[None].to(dtype), described, alive)[0]
         low, high = torch.where(survives, middle, low), torch.where(survives, high, middle)
     return [None if ever else step for ever, step in zip(forever.tolist(), (written + high).tolist(), strict=True)]
 

@@ -12,13 +12,14 @@ from expire_span_rl.policies import settings
 from expire_span_rl.registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
+    from expire_span_rl.policies.memory.kind import MemoryKind
+    from expire_span_rl.policies.memory.state import LayerMemory, Memory
 
 
-def _kind(target: str, config: type, core: type = settings.TransformerConfig, presses: bool = False) -> Entry:
-    """core: the settings of the core that remembers so; presses: whether pressure brings its live memories down."""
+def _kind(target: str, config: type, presses: bool = False) -> Entry:
+    """presses: whether pressure brings its live memories down."""
     module = f"expire_span_rl.policies.memory.{target}"
-    return Entry(module, {"Config": config, "CoreConfig": core, "presses": presses})
+    return Entry(module, {"Config": config, "CoreConfig": settings.TransformerConfig, "presses": presses})
 
 
 KINDS = Registry(
@@ -27,7 +28,10 @@ KINDS = Registry(
         "transformer_xl": _kind("transformer_xl:TransformerXL", settings.TransformerXLConfig),
         "adaptive_span": _kind("adaptive_span:AdaptiveSpan", settings.AdaptiveSpanConfig, presses=True),
         "compressive": _kind("compressive:Compressive", settings.CompressiveConfig),
-        "gru": _kind("gru:GRU", settings.GRUConfig, settings.RecurrentConfig),
+        "gru": Entry(
+            "expire_span_rl.policies.recurrent.gru:GRU",
+            {"Config": settings.GRUConfig, "CoreConfig": settings.RecurrentConfig, "presses": False},
+        ),
         "none": _kind("none:NoMemory", settings.NoMemoryConfig),
     }
 )
@@ -36,8 +40,12 @@ __all__ = ["KINDS", "LayerMemory", "Memory", "MemoryKind"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("LayerMemory", "Memory", "MemoryKind"):
-        from expire_span_rl.policies.memory import base
+    if name == "MemoryKind":
+        from expire_span_rl.policies.memory.kind import MemoryKind
 
-        return getattr(base, name)
+        return MemoryKind
+    if name in ("LayerMemory", "Memory"):
+        from expire_span_rl.policies.memory import state
+
+        return getattr(state, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

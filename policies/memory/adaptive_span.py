@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, AdaptiveSpanConfig
 
 
@@ -34,12 +34,12 @@ class AdaptiveSpan(MemoryKind):
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
 
-    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor, Tensor]:
+    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
         mask = self._mask(age[:, None], self.spans()[:, None, None])  # [B,H,N,C]
         seen = mask > 0
-        return self.survives(age, described), torch.where(seen, torch.log(torch.where(seen, mask, 1)), -math.inf)
+        return self._mask(age, self.spans().max()) > 0, torch.where(seen, torch.log(torch.where(seen, mask, 1)), -math.inf)
 
-    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
         return self._mask(age, self.spans().max()) > 0
 
     def figures(self, normed: Tensor) -> dict[str, float]:

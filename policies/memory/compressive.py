@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from expire_span_rl.policies.memory.base import MemoryKind, Merging
+from expire_span_rl.policies.memory.kind import MemoryKind, Merging
 from expire_span_rl.policies.settings import CompressiveConfig
 
 
@@ -40,10 +40,10 @@ class Compressive(MemoryKind):
         """Age of the oldest compressed memory: it goes at the next query, when another one comes."""
         return self.config.window + self.config.compressed_window * self.config.compression_rate
 
-    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor, None]:
+    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
         return age <= self.reach, None
 
-    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
         return age <= self.reach
 
     def merge(self, blocks: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
 
 LONGEST_NEED = 0.99  # fraction of L_max that a memory can need at most
@@ -41,12 +41,12 @@ class ExpireSpan(MemoryKind):
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
 
-    def visibility(self, age: Tensor, described: Tensor) -> tuple[Tensor, Tensor]:
+    def visibility(self, age: Tensor, described: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
         mask = self._mask(age, described[:, None])  # [B,N,C]
         visible = mask > 0
         return visible, torch.log(torch.where(visible, mask, 1))
 
-    def survives(self, age: Tensor, described: Tensor) -> Tensor:
+    def survives(self, age: Tensor, described: Tensor, alive: Tensor) -> Tensor:
         return self._mask(age, described) > 0
 
     def figures(self, normed: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import NoMemoryConfig
 
 
@@ -13,8 +13,8 @@ class NoMemory(MemoryKind):
     Config = NoMemoryConfig
     stores = False
 
-    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor, None]:
+    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
         return age == 0, None
 
-    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
         return torch.zeros_like(age, dtype=torch.bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import TransformerXLConfig
 
 
@@ -13,8 +13,8 @@ class TransformerXL(MemoryKind):
 
     Config = TransformerXLConfig
 
-    def visibility(self, age: Tensor, described: Tensor | None) -> tuple[Tensor, None]:
+    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
         return age <= self.config.window, None
 
-    def survives(self, age: Tensor, described: Tensor | None) -> Tensor:
+    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
         return age <= self.config.window

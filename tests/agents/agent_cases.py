@@ -22,7 +22,7 @@ from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.policies import KINDS, ActorCritic, core_config
 from expire_span_rl.policies.actions import make_actions
-from expire_span_rl.policies.layer import TransformerConfig
+from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 SMALL = {
     "expire_span": {"max_span": 16, "ramp": 4},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies import KINDS, ActorCritic, Memory, PolicyConfig, core_config
-from expire_span_rl.policies.layer import TransformerConfig
+from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 SPEC = {
     "image": {"kind": "cells", "shape": [3, 3, 3]},

@@ -8,8 +8,9 @@ import pytest
 import torch
 from policy_cases import CASES, SMALL, act, experience, make_policy, observations, poisoned
 
-from expire_span_rl.policies import KINDS, grouping
-from expire_span_rl.policies.grouping import GroupedActing
+from expire_span_rl.policies import KINDS
+from expire_span_rl.policies.transformer import grouping
+from expire_span_rl.policies.transformer.grouping import GroupedActing
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -64,6 +65,26 @@ def test_results_do_not_depend_on_the_horizon(kind, settings):
         assert torch.equal(left.alive, right.alive)
         assert torch.equal(left.birth[left.alive], right.birth[right.alive])
         torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind, settings", CASES)
+def test_live_memories_are_those_that_the_next_query_sees(kind, settings):
+    """`Memory.live()` against what one more step sees, itself not counted, in acting and in learning."""
+    generator = torch.Generator().manual_seed(8)
+    policy = make_policy(kind, settings)
+    memory = policy.initial_memory(6)
+    for steps in (9, 16):
+        given = experience(generator, steps, 6, start_probability=0.05)
+        memory = act(policy, policy.draw(memory, generator), given).memory
+    following = experience(generator, 1, 6, start_probability=0)
+    if memory.live() is None:
+        assert not KINDS[kind].stores
+        return
+    seen = act(policy, memory, following).live[0] - 1
+    inspected = policy.inspect(following.observation, memory, following.start)[2]
+    assert torch.equal(memory.live(), seen)
+    assert torch.equal(memory.live(), torch.stack([layer.visible[:, 0].sum(1) - 1 for layer in inspected], 1))
+    assert memory.live().max() > 0
 
 
 @pytest.mark.parametrize("kind, settings", CASES)

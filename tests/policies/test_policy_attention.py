@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.attention import attend, attend_rollout
+from expire_span_rl.policies.transformer.attention import attend, attend_rollout
 
 B, H, D = 2, 2, 3
 

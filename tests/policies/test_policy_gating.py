@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from expire_span_rl.policies import KINDS, load_policy, save_policy
-from expire_span_rl.policies.gating import Gate
+from expire_span_rl.policies.transformer.gating import Gate
 
 GATED = replace(CORE, gating=True)
 ATTENTION = [kind for kind in KINDS if CORES[kind] is CORE]

@@ -8,8 +8,8 @@ from policy_cases import CORES, SPEC, act, experience, make_policy
 from torch import nn
 
 from expire_span_rl.policies import ActorCritic, PolicyConfig, core_config
-from expire_span_rl.policies.layer import TransformerConfig
 from expire_span_rl.policies.memory import Memory
+from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 
 class Reference:

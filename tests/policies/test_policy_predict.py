@@ -10,7 +10,7 @@ from policy_cases import CASES, SMALL, SPEC, experience, make_policy
 
 from expire_span_rl import envs
 from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, observation_spec, sample
-from expire_span_rl.policies.layer import TransformerConfig
+from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 
 def arrays(kind: str = "expire_span", steps: int = 150, batch: int = 3):

@@ -13,8 +13,8 @@ from expire_span_rl.policies.actions import make_actions
 from expire_span_rl.policies.encoders import make_entry
 from expire_span_rl.policies.encoders.base import VARIANCE_FLOOR
 from expire_span_rl.policies.encoders.encoder import Encoder
-from expire_span_rl.policies.layer import TransformerConfig
 from expire_span_rl.policies.prediction import NextObservation
+from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.state import LayerMemory, Memory
 
 
 @dataclass
@@ -47,7 +48,8 @@ class TransformerActing:
         n = self.filled
         age = self.time[:, None] - layer.birth[:, :n]
         described = None if layer.described is None else layer.described[:, :n]
-        keep = layer.alive[:, :n] & kind.survives(age.to(layer.keys.dtype), described)  # [B,n]
+        alive = layer.alive[:, :n]
+        keep = alive & kind.survives(age.to(layer.keys.dtype), described, alive)  # [B,n]
         size = int(keep.sum(1).max())
         order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
             :, n - size :

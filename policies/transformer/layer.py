@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expire_span_rl.policies.attention import attend
-from expire_span_rl.policies.gating import Gate
-from expire_span_rl.policies.memory.base import MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import TransformerConfig
+from expire_span_rl.policies.transformer.attention import attend
+from expire_span_rl.policies.transformer.gating import Gate
 
 SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
@@ -111,7 +111,7 @@ class Layer(nn.Module):
     def attend(
         self, normed: Tensor, keys: Tensor, values: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
     ) -> Tensor:
-        """One query per row, see `policies.attention.attend`: normed [B,D] -> [B,H,d]."""
+        """One query per row, see `policies.transformer.attention.attend`: normed [B,D] -> [B,H,d]."""
         return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.by_age())[0]
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:

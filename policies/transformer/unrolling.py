@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from expire_span_rl.policies.attention import attend_rollout
 from expire_span_rl.policies.core import LayerInspection
-from expire_span_rl.policies.extension import Extension, extend
-from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
+from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.transformer.attention import attend_rollout
+from expire_span_rl.policies.transformer.merging import Extension, extend
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.layer import Layer
+    from expire_span_rl.policies.transformer.layer import Layer
 
 
 @dataclass(frozen=True)

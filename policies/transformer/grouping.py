@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.acting import TransformerActing
-from expire_span_rl.policies.memory.base import LayerMemory, Memory
+from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.transformer.acting import TransformerActing
 
 LEARNING_ROWS = 8  # rows of a group while learning, where a group's memory is read by all queries of a rollout,
 ACTING_ROWS = 32  # and while acting, where it is read by one query at a time

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expire_span_rl.policies.core import CoreOutput
-from expire_span_rl.policies.memory.base import Memory, hidden_state
+from expire_span_rl.policies.memory.state import Memory, hidden_state
 from expire_span_rl.policies.settings import GRUConfig, RecurrentConfig
 
 

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expire_span_rl.policies.acting import LayerBuffers, TransformerActing
 from expire_span_rl.policies.core import CoreOutput
-from expire_span_rl.policies.extension import merge_in_place
-from expire_span_rl.policies.grouping import GroupedActing, Places, acting_groups, learning_groups
-from expire_span_rl.policies.layer import Layer, TransformerConfig
-from expire_span_rl.policies.memory.base import LayerMemory, Memory, MemoryKind
-from expire_span_rl.policies.unrolling import Axis, unroll_layer
+from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing
+from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, learning_groups
+from expire_span_rl.policies.transformer.layer import Layer, TransformerConfig
+from expire_span_rl.policies.transformer.merging import merge_in_place
+from expire_span_rl.policies.transformer.unrolling import Axis, unroll_layer
 
 
 class Transformer(nn.Module):

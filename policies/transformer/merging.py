@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from expire_span_rl.policies.memory.base import LayerMemory, MemoryKind, Merging
+from expire_span_rl.policies.memory.kind import MemoryKind, Merging
+from expire_span_rl.policies.memory.state import LayerMemory
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.acting import LayerBuffers
-    from expire_span_rl.policies.layer import Layer
+    from expire_span_rl.policies.transformer.acting import LayerBuffers
+    from expire_span_rl.policies.transformer.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The attention that all memory kinds share: scaled dot products, relative positions, an additive bias.
 
 B environments, H heads, N queries, T time steps, S memory slots, C = S + T slots, d head width, P relative positions,
-E slots beside them (see `policies.extension`).
+E slots beside them (see `policies.transformer.merging`).
 A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
 Writing out the backward pass saves the copies that autograd makes of the largest tensors, [B,H,T,C].
 """

@@ -1,0 +1,1 @@
+"""Recurrent cores, which remember in a hidden state instead of slots."""
