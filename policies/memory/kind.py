@@ -38,8 +38,8 @@ class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 
     A kind answers: what a query sees (`visibility`), what that costs (`loss`), which slots become one in the course of
-    time (`merging`), and what survives a rollout (`survives`). It is told which slots there are, so that it can rank them. `describe` turns each slot's hidden vector into the numbers
-    those questions need, once per slot and rollout.
+    time (`merging`), and what survives a rollout (`survives`). It is told which slots there are, so that it can rank them.
+    `describe` turns each slot's hidden vector into the numbers those questions need, once per slot and rollout.
     """
 
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
