@@ -82,6 +82,7 @@ class ActorPool:
         self.policy, self.num_steps, self.seed = policy, num_steps, seed
         self.refresh, self.log_dir, self.say = refresh, log_dir, say
         self.live: dict[str, list[float]] = {}
+        self.notes: list[str] = []
         self.stop = threading.Event()
         self.version = self.restarts = self.made = 0
         self.failures: Counter[str] = Counter()
@@ -140,11 +141,15 @@ class ActorPool:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Nothing that could be continued: actors begin anew."""
-        return {}, {"version": self.version}
+        return {}, {"version": self.version, "made": self.made}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Returns False: the environments begin new episodes."""
-        self.version = known["version"]
+        """Returns False: the environments begin new episodes, of other seeds than any before. A collector's state has no version."""
+        self.version = known.get("version", 0)
+        self.made = max(self.made, known.get("made", 0))
+        for index, actor in enumerate(self.actors):
+            ray.kill(actor)
+            self.actors[index] = self._made()
         return False
 
     def close(self) -> None:

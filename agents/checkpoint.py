@@ -1,27 +1,37 @@
-"""The state of a training on disk: one safetensors file, figures as JSON in its header. Nothing is ever unpickled."""
+"""The state of a training on disk: one safetensors file, figures as JSON in its header. Nothing is ever unpickled.
+
+The header holds a checksum of names, types, shapes and bytes of all tensors and of the figures, so that a file in which a
+single bit has changed is never taken for a whole one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = "expire-span-rl/training"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Versions that are read. 1: without a checksum."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, foreign, or of a newer version. One line."""
 
 
-def checkpoint_bytes(tensors: dict[str, Tensor], figures: dict[str, Any]) -> bytes:
+def checkpoint_bytes(tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bytes:
     """The file's contents; whoever writes them does it atomically."""
     header = json.dumps({"format": FORMAT, "version": VERSION, "figures": figures})
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"training": header})
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, {"training": header, "sha256": _checksum(header, contiguous)})
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,17 +40,29 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: expected a whole checkpoint, could not read it ({error})") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: expected a whole checkpoint, could not read it ({message})") from None
     try:
         header = json.loads(metadata["training"])
-        ours = header["format"] == FORMAT
+        ours = header["format"] == FORMAT and isinstance(header["figures"], dict)
     except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         ours = False
     if not ours:
         raise CheckpointError(f"{path}: expected a checkpoint of this toolkit, got another safetensors file")
-    if header.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: expected format version {VERSION}, got {header.get('version')}: update the toolkit"
-        )
+    version = header.get("version")
+    if version not in READABLE:
+        raise CheckpointError(f"{path}: expected format version {VERSION} or older, got {version!r}: update the toolkit")
+    if (version > 1 or "sha256" in metadata) and metadata.get("sha256") != _checksum(metadata["training"], tensors):
+        raise CheckpointError(f"{path}: expected a whole checkpoint, its checksum does not match its contents")
     return tensors, header["figures"]
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of a header's text and of contiguous tensors on the CPU, whatever their order."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
 
 RATE_AT_REST = 0.05
@@ -56,13 +57,17 @@ class Learner:
         groups = [{**group, "amsgrad": not group["pressed"]} for group in groups]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
         self.generator = torch.Generator().manual_seed(seed)
+        self.schedules = Schedules(
+            {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef},
+            {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
+        )
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
-        """Learns from one rollout. progress: fraction of the training that is done; pressure: of the forgetting.
+        """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
         Returns figures for the log."""
         config = self.config
-        rate = _between(config.learning_rate, config.final_learning_rate, progress)
-        entropy_coef = _between(config.ent_coef, config.final_ent_coef, progress)
+        now = self.schedules.values(progress)
+        rate, entropy_coef = now["learning_rate"], now["ent_coef"]
         # What is pressed has no schedule: a task that is learned late is forgotten as fast.
         pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)
         for group in self.optimizer.param_groups:
@@ -160,7 +165,3 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for name, value in step.items():
             gathered.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in gathered.items()}
-
-
-def _between(start: float, end: float, progress: float) -> float:
-    return start + (end - start) * min(max(progress, 0.0), 1.0)

@@ -7,6 +7,7 @@ was truncated, and the rollout's last, where the episode goes on.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class RolloutSource(Protocol):
     on_policy: bool  # the weights of now acted: acting can be checked against learning
     stop: threading.Event  # set by whoever wants the training to end
     live: dict[str, list[float]]  # mean and maximum of live memories per layer; empty for a memory without slots
+    notes: list[str]  # what the last `load_state` has to say, in lines
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
         """A rollout and the episodes that ended in it. Raises RolloutsEnded."""
@@ -98,7 +100,8 @@ class Collector:
     on_policy: ClassVar[bool] = True
 
     def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
-        self.env, self.policy, self.num_steps = env, policy, num_steps
+        self.env, self.policy, self.num_steps, self.seed = env, policy, num_steps, seed
+        self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
         self.memory = policy.initial_memory(env.num_envs)
         self.observation, _ = env.reset(seed=seed)
@@ -212,11 +215,16 @@ class Collector:
         return tensors, {"live": self.live}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Continues from `state`. Returns False if the environments could not save theirs: all begin a new episode."""
-        self.generator.set_state(tensors["generator"])
-        self.live = dict(known["live"])
+        """Continues from `state`. Returns False if the environments could not save theirs, or if they were an actor's: all begin
+        a new episode, none that the run has seen."""
+        self.notes = []
+        drawn = tensors.get("generator")
+        if drawn is not None:
+            self._continue_drawing(drawn)
+        self.live = dict(known.get("live", {}))
         env_state = under("env/", tensors)
         if not env_state:
+            self.observation, _ = self.env.reset(seed=self.seed + _other_seeds(drawn))
             return False
         cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
         self.memory = self.policy.memory_from(under("memory/", tensors))
@@ -225,6 +233,33 @@ class Collector:
             tensors[name].numpy().copy() for name in ("episode_start", "returns", "lengths")
         )
         return True
+
+    def _continue_drawing(self, state: Tensor) -> None:
+        """Sets the generator's state. That of another kind of device has another size, and seeds it."""
+        if state.shape == self.generator.get_state().shape:
+            self.generator.set_state(state)
+            return
+        self.generator.manual_seed(_number_of(state))
+        self.notes.append(
+            "the run was on another device, which drew random numbers another way: from here on it differs from a run that was "
+            "never interrupted"
+        )
+
+
+OTHER_SEEDS = 500_000
+"""From so many seeds beyond the run's own on, and below twice that, a continued run's new episodes have theirs."""
+
+
+def _other_seeds(state: Tensor | None) -> int:
+    """How far beyond the run's own seeds those of new episodes begin: where depends on when the run was interrupted, so that no
+    two of its parts play the same episodes."""
+    return OTHER_SEEDS + (0 if state is None else _number_of(state) % OTHER_SEEDS)
+
+
+def _number_of(state: Tensor) -> int:
+    """A whole number below 2^63 that every other state of a generator has another of."""
+    digest = hashlib.sha256(state.cpu().numpy().tobytes()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _horizon(memory: Any) -> int:

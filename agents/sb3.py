@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
 OTHER_EPISODES = 500_000
@@ -75,10 +76,12 @@ class SB3Trainer:
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.updates, self._env_seed = 0, seeds[1]
         self.stop = threading.Event()
+        self.notes: list[str] = []  # what `load_state` has to say, in lines
+        self.schedules = Schedules({"learning_rate": config.learning_rate}, {"learning_rate": 0.0})
         self.algorithm = agent.algorithm()(
             policy_class,
             env,
-            learning_rate=lambda remaining: remaining * config.learning_rate,
+            learning_rate=lambda remaining: remaining * self.schedules.starts["learning_rate"],
             n_steps=config.num_steps,
             batch_size=config.batch_size,
             n_epochs=config.n_epochs,
@@ -108,7 +111,8 @@ class SB3Trainer:
     def update(self) -> dict[str, float]:
         """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log."""
         algorithm, began = self.algorithm, time.perf_counter()
-        algorithm._update_current_progress_remaining(self.timesteps, self.total_timesteps)
+        begun = self.schedules.begun
+        algorithm._update_current_progress_remaining(self.timesteps - begun, self.total_timesteps - begun)
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
         collected = time.perf_counter()
         algorithm.train()
@@ -138,7 +142,8 @@ class SB3Trainer:
         tensors |= {f"statistics/{name}": buffer for name, buffer in policy.named_buffers()}
         for index, entries in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
-        return tensors, {"timesteps": self.timesteps, "updates": self.updates, "n_updates": self.algorithm._n_updates}
+        counters = {"timesteps": self.timesteps, "updates": self.updates, "n_updates": self.algorithm._n_updates}
+        return tensors, {**counters, "schedules": self.schedules.state(self.total_timesteps)}
 
     def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
         """Continues from `state`. Returns False: the environments begin new episodes."""
@@ -156,6 +161,11 @@ class SB3Trainer:
         policy.optimizer.load_state_dict({**policy.optimizer.state_dict(), "state": moments})
         self.algorithm.num_timesteps, self.updates = figures["timesteps"], figures["updates"]
         self.algorithm._n_updates = figures["n_updates"]
+        self.notes = []
+        if "schedules" in figures:  # runs from before 26 November 2026 have none
+            last = self.timesteps - self.rollout_size
+            note = self.schedules.load_state(figures["schedules"], self.timesteps, last, self.total_timesteps)
+            self.notes += [note] if note else []
         # Not the episodes of the beginning once more, nor those of a run with another seed.
         self.env.seed(self._env_seed + OTHER_EPISODES + self.updates * self.env.num_envs)
         self.algorithm._last_obs = self.env.reset()

@@ -50,6 +50,7 @@ class Trainer:
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.timesteps = self.updates = self.episodes = 0
         self.last_check: int | None = None
+        self.notes: list[str] = []  # what `load_state` has to say, in lines
         self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
 
     _COUNTERS = ("timesteps", "updates", "episodes", "last_check")
@@ -81,7 +82,7 @@ class Trainer:
         if self.collector.on_policy and self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
-        figures.update(self.agent.update(rollout, self.timesteps / self.total_timesteps, pressure))
+        figures.update(self.agent.update(rollout, self._progress(), pressure))
         self.policy.observe(rollout.observation)  # afterwards: acting and learning normalise alike
         ended = time.perf_counter()
         self.timesteps += self.rollout_size
@@ -121,17 +122,25 @@ class Trainer:
             "window": self.window.state_dict(),
             "controller": self.controller.state_dict(),
             "best": best,
+            "schedules": self.agent.schedules.state(self.total_timesteps),
         }
         return tensors, figures
 
     def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
         """Continues from `state`: the next update is what it would have been. Returns False if the environments could
-        not save their state, so that they begin new episodes."""
+        not save their state, so that they begin new episodes. `notes` then says what does not go on as it was."""
+        self.notes = []
         self.policy.load_state_dict(under("policy/", tensors))
         self.agent.load_state(under("agent/", tensors), figures["agent"])
         continued = self.collector.load_state(under("collector/", tensors), figures["collector"])
         for name, value in figures["counters"].items():
             setattr(self, name, value)
+        self.notes += self.collector.notes
+        schedules = figures.get("schedules")  # runs from before 26 November 2026 have none
+        if schedules is not None:
+            last = self.timesteps - self.rollout_size
+            note = self.agent.schedules.load_state(schedules, self.timesteps, last, self.total_timesteps)
+            self.notes += [note] if note else []
         self.window.load_state_dict(figures["window"])
         self.controller.load_state_dict(figures["controller"])
         best = figures["best"]
@@ -143,6 +152,10 @@ class Trainer:
     def close(self) -> None:
         """Lets environments and actors go."""
         self.collector.close()
+
+    def _progress(self) -> float:
+        """The fraction of the schedules that is over."""
+        return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
 
     def _check_due(self, rollout: Any) -> bool:
         if self.last_check is not None:
