@@ -21,6 +21,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,8 +49,11 @@ PREFIXES = {"minigrid": ("minigrid", "MiniGrid-"), "babyai": ("minigrid", "BabyA
 OTHER = "other"  # the family of an id that is in none of them
 TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--no-progress-bar", "--run-dir", "run"]
 EPISODES = 4
-EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
+EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1", "--stochastic"]
+"""Actions are drawn: after so little training the most likely one may never end an episode that has no time limit."""
 REPORT = "evaluation.json"
+INSTALLED = re.compile(r"/[^\s'\"]*/site-packages/")
+"""Where packages lie, which is another folder on every machine."""
 PRELOADED = ["torch", "stable_baselines3", "minigrid", "expire_span_rl.training", "expire_span_rl.evaluation"]
 """Modules that are imported once instead of in every process."""
 
@@ -171,6 +175,7 @@ def measure(family: str, id_: str, config: CoverageConfig, commit: str) -> Row:
             or _failure("evaluate", evaluation, folder, config.time_limit)
             or _short_evaluation(folder)
         )
+        why_not = INSTALLED.sub("site-packages/", why_not)
     seconds = round(time.perf_counter() - start, 1)
     return Row(family, id_, not why_not, why_not, seconds, config.timesteps, commit)
 
