@@ -1,13 +1,29 @@
 """What the command lines share: flags from dataclasses (tyro), help, one-line errors, exit codes.
 
-Nothing here imports torch or an environment, so that --help and a typo are answered at once.
+Nothing here imports torch or an environment, so that --help and a typo are answered at once; and what imports tyro is imported
+when it is first asked for, so that `run` answers Ctrl-C from the start.
 """
 
-from expire_span_rl.checks import check_at_least, choice, json_object, quoted
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from expire_span_rl.cli.errors import UsageError, run
-from expire_span_rl.cli.fields import field_docs, flag_names, joined
-from expire_span_rl.cli.parsing import parse, value_of, values_of
-from expire_span_rl.cli.values import check_flag, flag_of, suggestion
+
+if TYPE_CHECKING:
+    from expire_span_rl.checks import check_at_least, choice, json_object, quoted
+    from expire_span_rl.cli.fields import field_docs, flag_names, joined
+    from expire_span_rl.cli.parsing import parse, value_of, values_of
+    from expire_span_rl.cli.values import check_flag, flag_of, suggestion
+
+_LAZY = {
+    **dict.fromkeys(("check_at_least", "choice", "json_object", "quoted"), "checks"),
+    **dict.fromkeys(("field_docs", "flag_names", "joined"), "cli.fields"),
+    **dict.fromkeys(("parse", "value_of", "values_of"), "cli.parsing"),
+    **dict.fromkeys(("check_flag", "flag_of", "suggestion"), "cli.values"),
+}
+"""Names by the module of this project that has them."""
 
 __all__ = [
     "UsageError",
@@ -26,3 +42,9 @@ __all__ = [
     "value_of",
     "values_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"expire_span_rl.{_LAZY[name]}"), name)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from expire_span_rl.interrupts import ending
+
 WHOLE_MESSAGE = 1000  # characters of a message: other packages' messages have no bound of their own
 
 
@@ -28,12 +30,13 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main`, turns its errors into one line on stderr, and exits.
 
     Exit codes: 0 success; 2 bad usage (ValueError, a missing package, what Gymnasium refuses); 1 a failure of the
-    system, of an environment or of the training; 130 interrupted."""
+    system, of an environment or of the training; 130, 143 and 129 for Ctrl-C, SIGTERM and SIGHUP."""
     try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _stop("interrupted", 130)
+        with ending():
+            main()
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        _stop(str(error) or "interrupted", getattr(error, "exit_code", 130))
     except BrokenPipeError:  # `--help | head`: the interpreter would complain when it flushes stdout at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from expire_span_rl.agents.rollout import RolloutsEnded
 from expire_span_rl.building import Run, build, run_dir_of
 from expire_span_rl.envs import EnvironmentFailed, importable
+from expire_span_rl.interrupts import Interrupted, finishing
 from expire_span_rl.run_directory import RunDirectory, check_run_dir
 
 
@@ -69,7 +68,7 @@ def learn(
     unfinished is saved in `directory`. Raises KeyboardInterrupt, RolloutsEnded and EnvironmentFailed after that."""
     trainer = run.trainer
     ended: RuntimeError | None = None
-    with interruptible(trainer.stop), tqdm(
+    with finishing(trainer.stop) as asked, tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not progress_bar, dynamic_ncols=True, mininterval=1,
     ) as bar:  # fmt: skip
@@ -93,29 +92,9 @@ def learn(
     if trainer.done:
         return
     if trainer.stop.is_set():
-        raise KeyboardInterrupt
+        raise Interrupted(asked.signum or signal.SIGINT)
     if ended is not None:
         raise ended
-
-
-@contextlib.contextmanager
-def interruptible(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets `stop`, so that the update under way is finished and a checkpoint can be written; the second one
-    interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
-        yield
-        return
-
-    def interrupted(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def say(text: str) -> None:

@@ -1,0 +1,126 @@
+"""Signals that ask a program to end: Ctrl-C (SIGINT), a scheduler or `kill` (SIGTERM), a terminal that closes (SIGHUP).
+
+A program is under `ending`: the first signal ends it, with one line and 128 plus the signal's number as exit code. A training
+within it is under `finishing`: the first signal lets it finish the update under way, the second ends it at once.
+
+Nothing here imports more than the standard library, so that it holds from a program's first moment on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated (SIGTERM)", "SIGHUP": "the terminal closed (SIGHUP)"}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end. Its message is one line."""
+
+    def __init__(self, signum: int = signal.SIGINT):
+        super().__init__(_WORDS[signal.Signals(signum).name])
+        self.signum = int(signum)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+
+class Finishing:
+    """What `finishing` gives: the signal that came, if any."""
+
+    signum: int | None = None
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Within, a signal raises `Interrupted`. While a module is imported the process ends at once instead, since an import may
+    catch the exception or wrap it; so does it at the second signal, in case the first was caught."""
+    came = False
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came or _importing(frame):
+            _exit(Interrupted(signum))
+        came = True
+        raise Interrupted(signum)
+
+    with _handled(end):
+        yield
+
+
+@contextlib.contextmanager
+def finishing(stop: threading.Event) -> Iterator[Finishing]:
+    """Within, the first signal sets `stop`; the second raises `Interrupted`, and the third is the system's to answer."""
+    finishing = Finishing()
+
+    def finish(signum: int, frame: FrameType | None) -> None:
+        if finishing.signum is None and not stop.is_set():
+            finishing.signum = int(signum)
+            stop.set()
+            return
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        raise Interrupted(signum)
+
+    with _handled(finish):
+        yield finishing
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Gives the signals back the handlers that they had before: what is started within may install its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            if handler is not None:  # None: not installed from Python, which cannot put it back
+                signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Within, the signals go to `handler`, but for those that are ignored (nohup) or that somebody else's code handles. Nothing
+    changes in a thread, where signals cannot be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    before = {signum: old for signum, old in before.items() if _is_ours_to_handle(old)}
+    for signum in before:
+        signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def _is_ours_to_handle(handler: Any) -> bool:
+    default = handler in (signal.SIG_DFL, signal.default_int_handler)
+    return default or getattr(handler, "__module__", None) == __name__
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or in one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _exit(interrupted: Interrupted) -> None:
+    """Ends the process now: nothing is flushed, no clean-up runs."""
+    os.write(2, f"error: {interrupted}\n".encode())
+    os._exit(interrupted.exit_code)
