@@ -19,10 +19,21 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def quoted(text: object) -> str:
-    """The user's own text, or a file's, in quotation marks for a message: control characters escaped, cut after 200 characters."""
+def quoted(text: object, most: int = USER_TEXT) -> str:
+    """The user's own text, or a file's, in quotation marks for a message: control characters escaped, cut after `most`
+    characters."""
     text = str(text)
-    return repr(text[:USER_TEXT]) + ("..." if len(text) > USER_TEXT else "")
+    escaped = repr(text[:most])
+    if len(escaped) <= most + 2:
+        return escaped + ("..." if len(text) > most else "")
+    return f"{escaped[: most + 1]}{escaped[0]}..."  # escapes take more than one character each
+
+
+def shown(text: object, most: int = USER_TEXT) -> str:
+    """The same without quotation marks, on one line: what a terminal would not print is escaped."""
+    line = " ".join(str(text)[: 4 * most].split())
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return escaped if len(escaped) <= most else f"{escaped[:most]}..."
 
 
 def check_at_least(config: Any, **least: int) -> None:

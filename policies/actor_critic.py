@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
 from expire_span_rl.policies.actions.base import gumbel_max
@@ -25,6 +26,7 @@ from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import Memory
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
+from expire_span_rl.policies.shapes import settings_of
 from expire_span_rl.policies.transformer import Transformer
 from expire_span_rl.spaces import ACTION_MASK
 
@@ -61,9 +63,9 @@ class PolicyConfig:
     def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         if data["memory"] not in KINDS:
-            raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {data['memory']!r}")
-        memory_config = KINDS[data["memory"]].Config(**data["memory_config"])
-        core = core_config(data["memory"])(**data["core"])
+            raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
+        memory_config = settings_of(KINDS[data["memory"]].Config, data["memory_config"])
+        core = settings_of(core_config(data["memory"]), data["core"])
         # Files from before November 2026 have Discrete actions only, and their number.
         actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
         extractor = str(data.get("features_extractor", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,9 @@ class PictureEncoder(EntryEncoder):
         if min(height, width) >= SMALL:
             sizes = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))  # channels, kernel, stride, padding
         else:
-            halvings = max(1, int(np.ceil(np.log2(max(height, width) / 7))))
+            halvings = max(1, math.ceil(math.log2(max(height, width) / 7)))
             sizes = tuple((16 if i == 0 else 32, 3, 2, 1) for i in range(halvings))
-        before = channels
+        before, sides = channels, [height, width]
         for after, kernel, stride, padding in sizes:
             convolution = nn.Conv2d(before, after, kernel, stride, padding)
             nn.init.orthogonal_(convolution.weight, 2**0.5)
@@ -43,9 +44,9 @@ class PictureEncoder(EntryEncoder):
                 nn.init.zeros_(convolution.bias)
             layers += [convolution, nn.ReLU()]
             before = after
+            sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
         self.network = nn.Sequential(*layers)
-        with torch.no_grad():
-            self.size = self.network(torch.zeros(1, channels, height, width)).numel()
+        self.size = before * sides[0] * sides[1]
         self.small = min(height, PREDICTED), min(width, PREDICTED)
         self.outputs = channels * self.small[0] * self.small[1]
 
