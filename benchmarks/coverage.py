@@ -49,8 +49,9 @@ PREFIXES = {"minigrid": ("minigrid", "MiniGrid-"), "babyai": ("minigrid", "BabyA
 OTHER = "other"  # the family of an id that is in none of them
 TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--no-progress-bar", "--run-dir", "run"]
 EPISODES = 4
-EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1", "--stochastic"]
-"""Actions are drawn: after so little training the most likely one may never end an episode that has no time limit."""
+EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
+TIME_LIMIT = 1000
+"""Steps of an episode in an environment of Gymnasium's without a time limit, which a policy of little training may never end."""
 REPORT = "evaluation.json"
 INSTALLED = re.compile(r"/[^\s'\"]*/site-packages/")
 """Where packages lie, which is another folder on every machine."""
@@ -169,6 +170,9 @@ def measure(family: str, id_: str, config: CoverageConfig, commit: str) -> Row:
         folder = Path(name)
         training = ["--env", id_, "--total-timesteps", str(config.timesteps), *TRAINING]
         evaluation = [*EVALUATION, "--env", id_, "--json", REPORT]
+        spec = gym.registry.get(id_.rpartition(":")[2])
+        if spec is not None and spec.max_episode_steps is None and family == "gymnasium":
+            evaluation += ["--env-kwargs", json.dumps({"max_episode_steps": TIME_LIMIT})]
         why_not = (
             _failure("train_rl", training, folder, config.time_limit)
             or _short_training(folder, config.timesteps)

@@ -216,7 +216,8 @@ def _play(
         if len(endless):
             raise EndlessEpisode(
                 f"{name}, environment {endless[0]}: expected an episode of at most {protocol.max_steps:,} steps, it goes on; "
-                "--max-steps allows longer ones"
+                "--max-steps allows longer ones, and many environments take a time limit: "
+                """--env-kwargs '{"max_episode_steps": 1000}'"""
             )
     session.memory = acting.memory()
 
