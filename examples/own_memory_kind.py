@@ -3,8 +3,8 @@
     PYTHONPATH=. python examples/own_memory_kind.py       # half a minute
     python train_rl.py --import examples/own_memory_kind.py --memory alibi --env examples/my_envs.py:Recall-v0
 
-Attention with linear biases (ALiBi; Press et al., ICLR 2022, arXiv 2108.12409), against a window too short for the task.
-B environments, N queries, C memories, H heads.
+Attention with linear biases (ALiBi; Press et al., ICLR 2022, arXiv 2108.12409), against a window that is too short for
+the task. B environments, N queries, C memories, H heads.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def encoded(observation):
 
 
 def advantages_of(rewards, values, ends, next_value):
-    """Generalised advantage estimation: [T,B]. Nothing follows where an episode `ends` [T,B]: Recall always terminates. A
-    truncated episode would need the value of its final observation instead."""
+    """Generalised advantage estimation: [T,B]. Nothing follows where an episode `ends` [T,B]: Recall always terminates.
+    A truncated episode would need the value of its final observation instead."""
     advantages, advantage = torch.zeros(T, B), torch.zeros(B)
     for t in reversed(range(T)):
         delta = rewards[t] + GAMMA * next_value * ~ends[t] - values[t]
