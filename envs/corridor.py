@@ -171,13 +171,17 @@ def _window_index(r: int, west: Any, east: Any, y: Any, ball: Any, door: Any) ->
 def _window_table(r: int) -> np.ndarray:
     """Every window there is: uint8 [windows, V * V * 3], in the order of `_window_index`."""
     around = range(-r, r + 1)
-    table = np.zeros(((r + 1) * (r + 2) * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
+    table = np.empty(((r + 1) * (r + 2) * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
+    table[:] = WALL
     for west in range(r + 1):
         for east in range(r + 2):
             for y, ball, door in np.ndindex(3, 2, 2):
                 place = (west, west + east + 1, ball, 2 * door - 1)  # x, length, ball, door
-                window = [[tile(west + dx, y - 1 + dy, *place[1:]) for dy in around] for dx in around]
-                table[_window_index(r, west, east, y - 1, ball, 2 * door - 1)] = np.asarray(window)
+                index = _window_index(r, west, east, y - 1, ball, 2 * door - 1)
+                for line in (-1, 0, 1):  # beyond them there are walls
+                    if abs(line - (y - 1)) <= r:
+                        column = [tile(west + dx, line, *place[1:]) for dx in around]
+                        table[index, :, r + line - (y - 1)] = np.asarray(column)
     table[:, r, r] = EMPTY  # the agent's own tile, also in a door
     return table.reshape(len(table), -1)
 

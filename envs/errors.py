@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from expire_span_rl.checks import nearest as nearest_name
+from expire_span_rl.checks import quoted, shown
 
+NAME = 60  # characters of a name or a value, which may stand in a stranger's file, that a message repeats
 LARGEST_FLOAT = int(sys.float_info.max)  # an int may be larger and still less than infinity
 
 
@@ -28,7 +30,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[s
     valid = list(valid)
     near = nearest_name(name, valid if nearest is None else nearest)
     hint = f"; did you mean {near!r}?" if near else ""
-    return EnvError(f"unknown {kind} {name!r}: expected one of {', '.join(valid)}{hint}")
+    return EnvError(f"unknown {kind} {quoted(name, NAME)}: expected one of {', '.join(valid)}{hint}")
 
 
 def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -36,14 +38,14 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
         return value
     span = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise EnvError(f"{name}: expected a whole number {span}, got {value!r}")
+    raise EnvError(f"{name}: expected a whole number {span}, got {shown(repr(value), NAME)}")
 
 
 def expect_number(name: str, value: Any, low: float) -> float:
     """`value` as a float if it is a finite number of at least `low`. Raises EnvError otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= LARGEST_FLOAT:
         return float(value)
-    raise EnvError(f"{name}: expected a finite number of at least {low:g}, got {value!r}")
+    raise EnvError(f"{name}: expected a finite number of at least {low:g}, got {shown(repr(value), NAME)}")
 
 
 def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
@@ -51,12 +53,13 @@ def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     choices = list(choices)
     if any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         return value
-    raise EnvError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    raise EnvError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(repr(value), NAME)}")
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a foreign error on one line; with the name of its class where the message alone says little."""
-    message = " ".join(str(error).split())
+    """The message of a foreign error on one line of a few hundred characters; with the name of its class where the message alone
+    says little."""
+    message = shown(error)
     name = type(error).__name__
     if not message:
         return name

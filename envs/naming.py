@@ -19,8 +19,8 @@ from types import ModuleType
 
 import gymnasium as gym
 
-from expire_span_rl.checks import nearest
-from expire_span_rl.envs.errors import EnvError, one_line
+from expire_span_rl.checks import nearest, quoted
+from expire_span_rl.envs.errors import NAME, EnvError, one_line
 
 _MOST_IDS = 6  # ids that an error lists
 _imported: dict[str, str] = {}
@@ -63,11 +63,11 @@ def load_environment(name: str) -> str:
     near = nearest(id, ids)
     if not ids:
         raise EnvError(
-            f"{module_name}: expected a module that registers {id!r} or has such a class, it registers nothing"
+            f"{module_name}: expected a module that registers {quoted(id, NAME)} or has such a class, it registers nothing"
         )
     listed = ", ".join(ids[:_MOST_IDS]) + (f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else "")
     hint = f"; did you mean {near!r}?" if near else ""
-    raise EnvError(f"{module_name}: expected an id that it registers ({listed}), got {id!r}{hint}")
+    raise EnvError(f"{module_name}: expected an id that it registers ({listed}), got {quoted(id, NAME)}{hint}")
 
 
 def resolve(name: str) -> str:
@@ -77,7 +77,7 @@ def resolve(name: str) -> str:
     if module is None or _key(module) in _imported:
         return load_environment(name)
     raise EnvError(
-        f"environment {name!r}: nothing is imported unless its user asks for it: expected {module!r} to be named on the "
+        f"environment {quoted(name, NAME)}: nothing is imported unless its user asks for it: expected {quoted(module, NAME)} to be named on the "
         "command line (--env or --import), or given to envs.load_environment"
     )
 
@@ -152,7 +152,7 @@ def _import_file(path: Path) -> tuple[ModuleType, str]:
 
 def _import_package(name: str) -> tuple[ModuleType, str]:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise EnvError(f"{name!r}: expected the name of a module, such as popgym, or the path of a .py file")
+        raise EnvError(f"{quoted(name, NAME)}: expected the name of a module, such as popgym, or the path of a .py file")
     top = name.partition(".")[0]
     here = Path.cwd()
     if top not in sys.modules and importlib.util.find_spec(top) is None:

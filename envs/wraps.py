@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from expire_span_rl.checks import quoted, shown
 from expire_span_rl.envs.core import Core
-from expire_span_rl.envs.errors import EnvError, unknown_name
+from expire_span_rl.envs.errors import NAME, EnvError, unknown_name
 from expire_span_rl.envs.long import Episodes, Occlude, Stretch, Wrap
 
 MOST_STEPS = 10**6
 MOST_EPISODES = 1000
+MOST_TIMES = MOST_STEPS + 1  # as long an episode may become as it was
+MOST_WRAPS = 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class _Kind:
     """What its value must be, and an example."""
     build: Callable[[str], Callable[[Core], Wrap] | None]
     """What a value asks for; None for a value it cannot read."""
+    times: Callable[[str], int] = lambda value: 1
+    """How many times as long a value that it can read makes an episode."""
 
 
 def _whole(text: str, low: int, high: int) -> int | None:
@@ -57,25 +62,32 @@ def _occlude(text: str) -> Callable[[Core], Wrap] | None:
 
 
 WRAPS: dict[str, _Kind] = {
-    "stretch": _Kind(f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch),
-    "episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _episodes(fresh=False)),
-    "fresh_episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _episodes(fresh=True)),
+    "stretch": _Kind(f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch, lambda value: int(value) + 1),
+    "episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _episodes(fresh=False), int),
+    "fresh_episodes": _Kind(
+        f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _episodes(fresh=True), int
+    ),
     "occlude": _Kind("steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas", _occlude),
 }
 
 
 def parse_wraps(texts: Sequence[str]) -> list[Callable[[Core], Wrap]]:
     """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given. `["none"]`
-    is no wraps. Raises EnvError, one line, for an unknown wrap or a value it cannot take."""
+    is no wraps. Raises EnvError, one line, for an unknown wrap, a value it cannot take, or too much of it together."""
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise EnvError(f"wraps: expected a list such as ['stretch=10', 'episodes=4'], got {texts!r}")
-    builders = []
+        raise EnvError(f"wraps: expected a list such as ['stretch=10', 'episodes=4'], got {shown(repr(texts), NAME)}")
+    if len(texts) > MOST_WRAPS:
+        raise EnvError(f"wraps: expected at most {MOST_WRAPS}, got {len(texts)}")
+    builders, times = [], 1
     for text in [] if list(texts) == ["none"] else texts:
         name, equals, value = text.partition("=")
         if name not in WRAPS:
             raise unknown_name("wrap", name, WRAPS)
         built = WRAPS[name].build(value) if equals else None
         if built is None:
-            raise EnvError(f"wrap {name}: expected {WRAPS[name].expected}, got {text!r}")
+            raise EnvError(f"wrap {name}: expected {WRAPS[name].expected}, got {quoted(text, NAME)}")
         builders.append(built)
+        times *= WRAPS[name].times(value)
+    if times > MOST_TIMES:
+        raise EnvError(f"wraps: expected episodes of at most {MOST_TIMES:,} times their length, got {times:,} times")
     return builders

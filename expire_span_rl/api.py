@@ -6,6 +6,7 @@ that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -24,7 +25,8 @@ from expire_span_rl.given import Environment, check_given, maker_of, name_of, re
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.io import policy_info
-from expire_span_rl.run_directory import RunDirectory, check_run_dir, save_best
+from expire_span_rl.run_directory import RunDirectory, save_best
+from expire_span_rl.run_files import check_run_dir
 from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
 from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
 
@@ -121,7 +123,8 @@ class Model:
             self.metrics = figures
             return None if callback is None else callback(self)
 
-        training.learn(run, opened, updated, progress_bar)
+        with opened.training() if opened is not None else contextlib.nullcontext():
+            training.learn(run, opened, updated, progress_bar)
         self._set_info()
         return self
 
@@ -235,11 +238,10 @@ def evaluate(
     Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than `max_steps` steps.
     """
     policy, info, path = _policy(policy, device)
-    kwargs = dict(env_kwargs or {})
     protocol = Protocol(episodes, seed, deterministic, max_steps)
     if env is None or isinstance(env, str):
-        name, own = environment_of(env or "", imports, info, path)
-        vector = vector_env(name, min(num_envs, episodes), {**own, **kwargs})
+        name, kwargs = environment_of(env or "", imports, info, path, env_kwargs)
+        vector = vector_env(name, min(num_envs, episodes), kwargs)
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
         name, vector = name_of(env), vector_of(env, min(num_envs, episodes))

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
-from expire_span_rl.environments import environment_of
+from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.settings import MAX_STEPS
@@ -63,9 +63,10 @@ def compare(
     """
     import_modules(imports)  # before the policies are read, whose memory kind one may register
     loaded = [load_policy(path, device) for path in paths]
-    env_id, trained = environment_of(env, imports, loaded[0][1], paths[0])
-    kwargs = {**trained, **env_kwargs}
-    first = vector_env(env_id, 1, kwargs)
+    env_id, kwargs = environment_of(env, imports, loaded[0][1], paths[0], env_kwargs)
+    with soon(env, paths[0]):
+        first = vector_env(env_id, 1, kwargs)
+        first.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
     first.close()
     for path, (policy, _) in zip(paths, loaded):
         check_spaces(policy.config, first.single_observation_space, first.single_action_space, str(path), env_id)

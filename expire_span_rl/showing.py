@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from expire_span_rl.environments import environment_of
+from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.policies import check_spaces
 from expire_span_rl.policies.io import write_atomically
@@ -146,9 +146,10 @@ def environment_for(
     env, imports: what the user named, as in `environments.environment_of`; env_kwargs: over those of the policy's training.
     Raises ValueError, one line, if the policy cannot act there.
     """
-    env_id, kwargs = environment_of(env, imports, info, path)
-    kwargs |= env_kwargs
-    made = make_env(env_id, **kwargs)
+    env_id, kwargs = environment_of(env, imports, info, path, env_kwargs)
+    with soon(env, path):
+        made = make_env(env_id, **kwargs)
+        made.reset(seed=0)
     check_spaces(policy.config, made.observation_space, made.action_space, path, env_id)
     modes = (made.unwrapped.metadata or {}).get("render_modes") or []
     if "rgb_array" in modes and "render_mode" not in kwargs:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from gymnasium import spaces
 
+from expire_span_rl.checks import quoted, shown
 from expire_span_rl.policies.actions import action_spec
 from expire_span_rl.policies.encoders import observation_spec, same_observation
 
@@ -19,12 +20,12 @@ def check_spaces(config: Any, observation: spaces.Space, action: spaces.Space, p
         if name not in wanted or name not in given or not same_observation(wanted[name], given[name]):
             ours, theirs = _shown(wanted.get(name)), _shown(given.get(name))
             raise ValueError(
-                f"{policy}: expected an environment with observation {name!r} {ours}, {environment} has {theirs}"
+                f"{shown(policy)}: expected an environment with observation {quoted(name, 60)} {ours}, {environment} has {theirs}"
             )
     actions = json.loads(json.dumps(action_spec(action)))
     if json.loads(json.dumps(dict(config.actions))) != actions:
         raise ValueError(
-            f"{policy}: expected an environment with actions {_shown(config.actions)}, {environment} has {_shown(actions)}"
+            f"{shown(policy)}: expected an environment with actions {_shown(config.actions)}, {environment} has {_shown(actions)}"
         )
 
 
@@ -33,4 +34,4 @@ def _shown(entry: Any) -> str:
     if entry is None:
         return "none of that name"
     text = json.dumps(entry)
-    return text if len(text) < 120 else f"{text[:117]}..."
+    return shown(text, 100)
