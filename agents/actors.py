@@ -26,6 +26,7 @@ from torch import Tensor
 
 from expire_span_rl import checks
 from expire_span_rl.agents.actor import Actor, Delivery, Request
+from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recomputed, size, unpack
 
@@ -84,6 +85,7 @@ class ActorPool:
         self.live: dict[str, list[float]] = {}
         self.notes: list[str] = []
         self.stop = threading.Event()
+        self.deadline = Deadline(self.stop)
         self.version = self.restarts = self.made = 0
         self.failures: Counter[str] = Counter()
         self.pending: dict[Any, int] = {}  # request -> its actor, oldest first
@@ -134,6 +136,9 @@ class ActorPool:
         self._figures = figures
         self._handed = time.perf_counter()
         return rollout, delivery.episodes
+
+    def rollback(self) -> None:
+        """Nothing to undo: the rollout is lost, others come."""
 
     def figures(self) -> dict[str, float]:
         """Of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and who waits for whom."""
@@ -215,9 +220,9 @@ class ActorPool:
                 self.restarts += 1
                 self.say(f"actor {index} died and was restarted by Ray (restart {self.restarts} of this training)")
             if not (delivery.difference or 0.0) < LARGEST_DIFFERENCE:
-                raise RuntimeError(
-                    f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, got "
-                    f"{delivery.difference:.3g} in actor {index} at update {delivery.version}"
+                raise TrainingEnded(
+                    f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
+                    f"their size, got {delivery.difference:.3g} in actor {index} at update {delivery.version}"
                 )
             return delivery
 

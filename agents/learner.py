@@ -5,13 +5,15 @@ T time steps, B environments; a minibatch is a set of b environments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.rollout import Rollout, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
@@ -57,6 +59,8 @@ class Learner:
         groups = [{**group, "amsgrad": not group["pressed"]} for group in groups]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
         self.generator = torch.Generator().manual_seed(seed)
+        self.check_deadline: Callable[[], None] = lambda: None
+        """Called before each minibatch; what it raises ends the update."""
         self.schedules = Schedules(
             {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef},
             {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
@@ -64,7 +68,7 @@ class Learner:
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
         """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
-        Returns figures for the log."""
+        Returns figures for the log. Raises NotFinite, and whatever `check_deadline` raises, in the midst of it (`backup`)."""
         config = self.config
         now = self.schedules.values(progress)
         rate, entropy_coef = now["learning_rate"], now["ent_coef"]
@@ -75,6 +79,18 @@ class Learner:
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
         return {**figures, "train/learning_rate": rate, "train/ent_coef": entropy_coef}
+
+    def backup(self) -> Backup:
+        """What `update` changes, to put it back: weights, statistics, the optimiser's state."""
+        return Backup(self._modules, self.optimizer)
+
+    def check_finite(self) -> None:
+        """Raises NotFinite for weights and statistics that must not be saved."""
+        check_modules(self._modules)
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy} | ({} if self.predictor is None else {"predictor": self.predictor})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimiser's state and the generator's, as tensors and JSON-able figures."""
@@ -104,7 +120,9 @@ class Learner:
     def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
         """All environments once, in random order, in `num_minibatches` sets int64 [b]."""
         order = torch.randperm(rollout.actions.shape[1], generator=self.generator).to(rollout.actions.device)
-        yield from order.tensor_split(self.config.num_minibatches)
+        for rows in order.tensor_split(self.config.num_minibatches):
+            self.check_deadline()
+            yield rows
 
     def _scaled(self, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """(advantages around 0 over their standard deviation or its floor, what they were divided by)."""
@@ -128,12 +146,32 @@ class Learner:
             loss = loss + config.observation_prediction_coef * observation_loss
             figures["train/observation_prediction_loss"] = float(observation_loss.detach())
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"loss: expected a finite number, got {float(loss.detach())}: a lower --learning-rate may help"
-            )
+            self.check_finite()
+            inputs = {f"observation {name!r}": entry for name, entry in part.observation.items()}
+            outputs = {
+                "logits": out.logits,
+                "values": out.values,
+                "value targets": targets,
+                "predicted rewards": predicted,
+            }
+            losses = {
+                "policy loss": policy_loss,
+                "value loss": value_loss,
+                "memory loss": out.memory_loss,
+                "loss": loss,
+            }
+            raise NotFinite(first_not_finite({**inputs, "rewards": part.rewards, **outputs, **losses}))
         self.optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]
+        if not all(math.isfinite(float(norm)) for norm in norms):
+            gradients = {
+                f"gradient of {name}": parameter.grad
+                for module in self._modules.values()
+                for name, parameter in module.named_parameters()
+            }
+            # Each number may be finite and their norm not.
+            raise NotFinite(first_not_finite(gradients) or "gradient norm: expected a finite number, got inf")
         self.optimizer.step()
         with torch.no_grad():
             return figures | {

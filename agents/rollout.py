@@ -19,8 +19,11 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished
+from expire_span_rl.agents.guard import Deadline, TrainingEnded
 
-LARGEST_DIFFERENCE = 1e-2  # of float32 logits and values, between acting and learning; what is larger is no rounding
+LARGEST_DIFFERENCE = 1e-2
+"""Between acting and learning, of float32 logits or values, relative to the largest of them if that is above 1. What is larger is
+no rounding."""
 HORIZON = 8  # steps, at least, between two compactions of the memory that acts
 
 
@@ -67,8 +70,8 @@ class Rollout:
         return replace(self, memory=memory)
 
 
-class RolloutsEnded(RuntimeError):
-    """No rollout will come. The training's state is whole: a checkpoint can be written. One line."""
+class RolloutsEnded(TrainingEnded):
+    """No rollout will come. One line."""
 
 
 class RolloutSource(Protocol):
@@ -76,11 +79,16 @@ class RolloutSource(Protocol):
 
     on_policy: bool  # the weights of now acted: acting can be checked against learning
     stop: threading.Event  # set by whoever wants the training to end
+    deadline: Deadline  # of `stop`
     live: dict[str, list[float]]  # mean and maximum of live memories per layer; empty for a memory without slots
     notes: list[str]  # what the last `load_state` has to say, in lines
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
-        """A rollout and the episodes that ended in it. Raises RolloutsEnded."""
+        """A rollout and the episodes that ended in it. Raises TrainingEnded."""
+        ...
+
+    def rollback(self) -> None:
+        """Takes the last `collect` back, one that raised too: what cannot be taken back of environments begins anew."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -103,13 +111,21 @@ class Collector:
         self.env, self.policy, self.num_steps, self.seed = env, policy, num_steps, seed
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
-        self.memory = policy.initial_memory(env.num_envs)
-        self.observation, _ = env.reset(seed=seed)
-        self.episode_start = np.ones(env.num_envs, bool)
-        self.returns = np.zeros(env.num_envs)
-        self.lengths = np.zeros(env.num_envs, np.int64)
         self.live: dict[str, list[float]] = {}
         self.stop = threading.Event()
+        self.deadline = Deadline(self.stop)
+        self._before: dict[str, Any] = {}  # what a rollout changes, as it was before the last one
+        self._broken = False  # environments that a rollout left in its midst, and that cannot be set back
+        self._begin(seed)
+
+    def _begin(self, seed: int) -> None:
+        """New episodes everywhere."""
+        batch = self.env.num_envs
+        self.memory = self.policy.initial_memory(batch)
+        self.observation, _ = self.env.reset(seed=seed)
+        self.episode_start = np.ones(batch, bool)
+        self.returns, self.lengths = np.zeros(batch), np.zeros(batch, np.int64)
+        self._broken = False
 
     def figures(self) -> dict[str, float]:
         """Nothing: the trainer sees it all."""
@@ -119,9 +135,44 @@ class Collector:
         """Closes the environments."""
         self.env.close()
 
+    def rollback(self) -> None:
+        """See `RolloutSource`: environments that cannot save their state begin new episodes at the next `collect`."""
+        before, self._before = self._before, {}
+        if not before:
+            return
+        self.generator.set_state(before.pop("generator"))
+        env_state = before.pop("env_state")
+        if env_state:
+            cast(Any, self.env).load_state_dict(env_state)
+        self._broken = not env_state
+        for name, value in before.items():
+            setattr(self, name, value)
+
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
         """One rollout and the episodes that ended in it. Afterwards `live` has the mean and maximum of live memories
-        per layer, over steps and environments (the step's own included); empty for a memory without slots."""
+        per layer, over steps and environments (the step's own included); empty for a memory without slots.
+
+        Raises TrainingEnded some seconds after `stop` was set, and for outputs of the policy that are not finite; and what the
+        environments raise. `rollback` then undoes it."""
+        if self._broken:
+            self._begin(self.seed + _other_seeds(self.generator.get_state()))
+        self._before = {
+            "generator": self.generator.get_state(),
+            "env_state": self._env_state(),
+            "memory": self.memory,
+            "observation": self.observation,
+            "episode_start": self.episode_start,
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "live": self.live,
+        }
+        return self._collected()
+
+    def _env_state(self) -> dict[str, np.ndarray]:
+        """A copy of the environments' state; empty if they cannot save it."""
+        return getattr(self.env, "state_dict", dict)()
+
+    def _collected(self) -> tuple[Rollout, list[dict[str, Any]]]:
         policy, device, steps, batch = self.policy, self.policy.device, self.num_steps, self.env.num_envs
         memory = policy.draw(self.memory, self.generator)
         acting = policy.begin(memory, _horizon(memory))
@@ -143,12 +194,15 @@ class Collector:
                 final_b.extend(rows.tolist())
 
         for t in range(steps):
+            self.deadline.check()
             if acting.full:
                 compact = acting.memory()
                 acting = policy.begin(compact, _horizon(compact))
             observation = _tensors(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
+            if torch.isnan(logits).any() or not torch.isfinite(values).all():
+                raise TrainingEnded(_not_finite(observation, logits, values))
             actions = policy.actions.sample(logits, self.generator)
             shown.append(observation)
             for name, tensor in zip(kept, (logits, values, actions, start)):
@@ -204,8 +258,7 @@ class Collector:
         """Everything that lives between rollouts: tensors, and what is known of the environments."""
         tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
         tensors |= {f"observation/{name}": torch.as_tensor(value) for name, value in self.observation.items()}
-        save = getattr(self.env, "state_dict", dict)
-        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in save().items()}
+        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in self._env_state().items()}
         tensors |= {
             "episode_start": torch.as_tensor(self.episode_start),
             "returns": torch.as_tensor(self.returns),
@@ -224,7 +277,7 @@ class Collector:
         self.live = dict(known.get("live", {}))
         env_state = under("env/", tensors)
         if not env_state:
-            self.observation, _ = self.env.reset(seed=self.seed + _other_seeds(drawn))
+            self._begin(self.seed + _other_seeds(drawn))
             return False
         cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
         self.memory = self.policy.memory_from(under("memory/", tensors))
@@ -276,16 +329,27 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
     """The largest difference between what acting computed (logits, values, values of final observations) and what one
-    unroll under the same weights does."""
+    unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is."""
     out = policy.unroll(
         rollout.observation, rollout.memory, rollout.episode_start, rollout.final_observation, rollout.final_at
     )
-    differences = [
-        (out.logits - rollout.logits).flatten(),
-        (out.values - rollout.values).flatten(),
-        out.final_values - rollout.next_values[rollout.final_at],
-    ]
-    return float(torch.cat(differences).abs().max())  # Python's max would lose a NaN
+    pairs = (
+        (out.logits, rollout.logits),
+        (out.values, rollout.values),
+        (out.final_values, rollout.next_values[rollout.final_at]),
+    )
+    differences = [(ours - theirs).abs() / theirs.abs().amax().clamp(min=1) for ours, theirs in pairs if theirs.numel()]
+    # Python's max would lose a NaN.
+    return float(torch.cat([difference.flatten() for difference in differences]).max())
+
+
+def _not_finite(observation: Mapping[str, Tensor], logits: Tensor, values: Tensor) -> str:
+    """What is to say of outputs that are not finite: where, and of which observation."""
+    rows = torch.isnan(logits).flatten(1).any(1) | ~torch.isfinite(values)
+    row = int(rows.nonzero()[0])
+    sizes = {name: float(entry[row].abs().max()) for name, entry in observation.items() if entry[row].numel()}
+    name = max(sizes, key=lambda name: sizes[name])
+    return f"the policy's outputs are not finite in environment {row}: its observation {name!r} has numbers up to {sizes[name]:.3g}"
 
 
 def _tensors(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
+from expire_span_rl.agents.guard import MOST_SKIPPED, Backup, NotFinite, SkippedUpdate, TrainingEnded
 from expire_span_rl.agents.rollout import (
     LARGEST_DIFFERENCE,
     Collector,
+    Rollout,
     RolloutSource,
     acting_learning_difference,
     under,
 )
+from expire_span_rl.agents.schedules import Schedules
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2
@@ -50,10 +54,12 @@ class Trainer:
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.timesteps = self.updates = self.episodes = 0
         self.last_check: int | None = None
+        self.skipped = self.skipped_in_a_row = 0  # updates that were taken back, since they left what is not finite
+        self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []  # what `load_state` has to say, in lines
         self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
 
-    _COUNTERS = ("timesteps", "updates", "episodes", "last_check")
+    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row")
 
     @property
     def stop(self) -> threading.Event:
@@ -61,11 +67,36 @@ class Trainer:
         return self.collector.stop
 
     @property
+    def schedules(self) -> Schedules:
+        """Those of the agent's settings."""
+        return self.agent.schedules
+
+    @property
     def done(self) -> bool:
         return self.timesteps >= self.total_timesteps
 
     def update(self) -> dict[str, float]:
-        """One rollout and what is learned from it. Returns figures for the log. Raises RolloutsEnded."""
+        """One rollout and what is learned from it. Returns figures for the log.
+
+        It happens as a whole or not at all: whatever it raises, the training's state is that before it, but for environments
+        that cannot save theirs, which begin new episodes. Raises TrainingEnded if there is nothing to go on with."""
+        before = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
+        window, controller = self.window.state_dict(), self.controller.state_dict()
+        generator, backup = self.agent.generator.get_state(), self.agent.backup()
+        try:
+            return self._updated(backup)
+        except BaseException:
+            self.collector.rollback()
+            backup.restore()
+            self.agent.generator.set_state(generator)
+            self.window.load_state_dict(window)
+            self.controller.load_state_dict(controller)
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
+
+    def _updated(self, backup: Backup) -> dict[str, float]:
+        """See `update`. backup: of what the agent changes."""
         began = time.perf_counter()
         rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
@@ -82,8 +113,7 @@ class Trainer:
         if self.collector.on_policy and self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
-        figures.update(self.agent.update(rollout, self._progress(), pressure))
-        self.policy.observe(rollout.observation)  # afterwards: acting and learning normalise alike
+        figures.update(self._learned(rollout, pressure, backup))
         ended = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
@@ -153,6 +183,28 @@ class Trainer:
         """Lets environments and actors go."""
         self.collector.close()
 
+    def _learned(self, rollout: Rollout, pressure: float, backup: Backup) -> dict[str, float]:
+        """Learns from a rollout, or takes back what was learned if that is not finite. Raises TrainingEnded after it happened
+        too often in a row."""
+        figures: dict[str, float] = {}
+        try:
+            learned = self.agent.update(rollout, self._progress(), pressure)
+            self.policy.observe(rollout.observation)  # afterwards: acting and learning normalise alike
+            self.agent.check_finite()
+            self.skipped_in_a_row, figures = 0, learned
+        except NotFinite as error:
+            backup.restore()
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MOST_SKIPPED:
+                raise TrainingEnded(
+                    f"{MOST_SKIPPED} updates in a row were not finite and were skipped, the last for its {error}: a lower "
+                    "--learning-rate may help"
+                ) from error
+            if self.skipped_in_a_row == 1:
+                warnings.warn(f"update {self.updates + 1} is skipped: {error}", SkippedUpdate, stacklevel=2)
+        return {**figures, "train/skipped_updates": self.skipped}
+
     def _progress(self) -> float:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
@@ -164,13 +216,13 @@ class Trainer:
         return (counts is None or bool(counts.any())) and bool(rollout.episode_start.any()) and self.updates > 0
 
     def _check(self, rollout: Any) -> float:
-        """Raises RuntimeError if acting and learning differ by more than rounding."""
+        """Raises TrainingEnded if acting and learning differ by more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates
         if not difference < LARGEST_DIFFERENCE:
-            raise RuntimeError(
-                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, "
-                f"got {difference:.3g} at update {self.updates}"
+            raise TrainingEnded(
+                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to their "
+                f"size, got {difference:.3g} at update {self.updates}"
             )
         return difference
 

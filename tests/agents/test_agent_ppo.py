@@ -219,10 +219,12 @@ def test_the_next_observation_is_learned_where_the_episode_goes_on(tmp_path):
 
     rollout, _ = trainer.collector.collect()
     out = trainer.policy.unroll(rollout.observation, rollout.memory, rollout.episode_start)
-    loss = trainer.agent._observation_loss(rollout, out)
+    loss = trainer.agent._observation_loss(trainer.agent.predictor, rollout, out)
     for entry in rollout.observation.values():  # what begins an episode follows nothing
         entry[rollout.episode_start] = 0
-    assert rollout.episode_start[1:].any() and torch.equal(trainer.agent._observation_loss(rollout, out), loss)
+    assert rollout.episode_start[1:].any() and torch.equal(
+        trainer.agent._observation_loss(trainer.agent.predictor, rollout, out), loss
+    )
 
     plain = make_trainer("ProbeRecall-v0", "transformer_xl", 1)
     assert plain.agent.predictor is None and "train/observation_prediction_loss" not in plain.update()

@@ -10,6 +10,7 @@ import torch
 from agent_cases import make_trainer, through_a_file
 
 from expire_span_rl.agents import ForgettingConfig, Trainer
+from expire_span_rl.agents.guard import TrainingEnded
 
 STEPS, ENVS = 4, 3
 ENDLESS = {"min_length": 100, "max_length": 100, "max_steps": 10}  # no door within reach: all end at 10, 20, ... steps
@@ -66,8 +67,20 @@ def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates
     assert list(checks) == [2, 52, 102] and max(checks.values()) < 1e-4
 
 
-@pytest.mark.parametrize("error", [0.1, float("nan")])
-def test_acting_that_differs_from_learning_stops_the_training(error, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            0.1,
+            "acting and learning differ: expected outputs within 0.01 of each other, relative to their size, got 0.1 at update 2",
+        ),
+        (
+            float("nan"),
+            "the policy's outputs are not finite in environment 0: its observation '.*' has numbers up to [0-9.]+",
+        ),
+    ],
+)
+def test_acting_that_differs_from_learning_stops_the_training(error, message, monkeypatch):
     """Values of step() that are off: the error tells, and nothing was learned from them."""
     trainer = corridor_trainer()
     step = trainer.policy.step
@@ -79,8 +92,7 @@ def test_acting_that_differs_from_learning_stops_the_training(error, monkeypatch
     trainer.update(), trainer.update()
     monkeypatch.setattr(trainer.policy, "step", wrong)
     before = weights(trainer)
-    told = "^acting and learning differ: expected outputs within 0.01 of each other, got (0.1|nan) at update 2$"
-    with pytest.raises(RuntimeError, match=told):
+    with pytest.raises(TrainingEnded, match=f"^{message}$"):
         trainer.update()
     assert same(before, weights(trainer))
 
