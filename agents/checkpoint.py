@@ -27,6 +27,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, foreign, or of a newer version. One line."""
 
 
+class NewerVersion(CheckpointError):
+    """A checkpoint of a newer version of the toolkit. One line."""
+
+
 def checkpoint_bytes(tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bytes:
     """The file's contents; whoever writes them does it atomically."""
     header = json.dumps({"format": FORMAT, "version": VERSION, "figures": figures})
@@ -52,10 +56,28 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path}: expected a checkpoint of this toolkit, got another safetensors file")
     version = header.get("version")
     if version not in READABLE:
-        raise CheckpointError(f"{path}: expected format version {VERSION} or older, got {version!r}: update the toolkit")
+        raise NewerVersion(f"{path}: expected format version {VERSION} or older, got {version!r}: update the toolkit")
     if (version > 1 or "sha256" in metadata) and metadata.get("sha256") != _checksum(metadata["training"], tensors):
         raise CheckpointError(f"{path}: expected a whole checkpoint, its checksum does not match its contents")
     return tensors, header["figures"]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that a training learns and that has NaN or infinite entries; None if all are finite. Observations and
+    memories are not looked at: entries of theirs that nobody reads may be anything."""
+    for name, tensor in tensors.items():
+        if name.startswith(_LEARNED) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+_LEARNED = (
+    "policy/",
+    "best/",
+    "agent/",
+    "statistics/",
+    "optimizer/",
+)  # prefixes of `Trainer.state`, and of the baselines'
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:

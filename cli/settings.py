@@ -10,10 +10,15 @@ from typing import Any
 
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, ForgettingConfig
+from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.policies import KINDS, core_config
-from expire_span_rl.settings import ENCODERS, TUNED, VECTORIZATIONS, RunConfig, resolve, run_parts
+from expire_span_rl.settings import ENCODERS, SNAPSHOTS, TUNED, VECTORIZATIONS, RunConfig, complete, resolve, run_parts
 
-_CHOICES = {"memory": KINDS, "agent": AGENTS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS}
+_CHOICES = {
+    "memory": KINDS, "agent": AGENTS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS, "keep_snapshots": SNAPSHOTS,
+}  # fmt: skip
+RESUMABLE = ("device", "torch_threads", "num_actors", "progress_bar", "quiet", "total_timesteps", "learning_rate")
+"""Settings that may be other ones when a run is resumed. All but the last two are of this start only."""
 _DESCRIPTION = """
 Trains an agent that remembers. The run directory gets the trained policy (policy.safetensors), checkpoints, and logs
 for TensorBoard. evaluate.py and visualize.py take the run directory as it is.
@@ -77,6 +82,43 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
         raise cli.UsageError(
             f"{run_dir / 'config.json'}: expected the settings of a run, could not read them"
         ) from None
-    if not isinstance(config, dict) or not {"env", "memory", "agent"} <= config.keys():
+    if not isinstance(config, dict) or not any(name in config for name in ("env", "memory", "agent")):
         raise cli.UsageError(f"{run_dir / 'config.json'}: expected the settings of a run, got something else")
+    for name in ("env", "memory", "agent"):
+        if not isinstance(config.get(name), str):
+            got = f"got {config[name]!r}" if name in config else "which is missing"
+            raise cli.UsageError(f"{run_dir / 'config.json'}: expected {name!r} among the settings of the run, {got}"[:500])
+    if not isinstance(config.get("imports", []), list) or not all(isinstance(m, str) for m in config.get("imports", [])):
+        raise cli.UsageError(f"{run_dir / 'config.json'}: imports: expected a list of strings")
     return config
+
+
+def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
+    """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError, one line."""
+    allowed = [name for field in RESUMABLE for name in _names(field)]
+    own = ["--resume", "--help", "--version", "--print-completion"]
+    for argument in arguments:
+        if argument.startswith("--") and cli.flag_of(argument) not in (*allowed, *own):
+            cli.check_flag(argument, flag_names())
+            raise cli.UsageError(
+                f"--resume: expected no other flags than {', '.join(allowed)}, since the run's own settings are used, "
+                f"got {argument}"
+            )
+    folder = Path(resume)
+    config = saved_config(folder)
+    from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
+
+    import_modules(config.get("imports", ()))  # the user's own, from the run's start
+    file = str(folder / "config.json")
+    cli.choice("--memory", config["memory"], [*KINDS, *(filter(None, (AGENTS.describe(a).network for a in AGENTS)))])
+    config = complete(config, file)
+    flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
+    offered = [flag for flag in flags_of(flags) if flag.field in (*RESUMABLE, "resume")]
+    description = f"Continues the run in {resume}. Its settings are its own, but for these."
+    given = cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",))
+    return {**config, **dataclasses.asdict(given), "resume": resume, "run_dir": resume, "overwrite": False}
+
+
+def _names(field: str) -> list[str]:
+    name = f"--{field.replace('_', '-')}"
+    return [name, f"--no-{name[2:]}"] if field in ("progress_bar", "quiet") else [name]

@@ -1,128 +1,306 @@
-"""A run on disk: config.json, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state, for
---resume), checkpoints/ (policies on the way) and policy.safetensors: of the policies that kept success the latest with about
-the fewest live memories (the latest where nothing is forgotten), or the last one where none did.
+"""A run on disk: config.json, run.log, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state, for
+--resume) and the two before it, checkpoints/ (policies on the way) and policy.safetensors: the latest checkpoint's policy that
+meets the success target and holds at most 20% more memories than the smallest, or the last one where none meets it.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
-import shutil
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.logger import CSVOutputFormat, Image, Logger, TensorBoardOutputFormat
+import torch
 
-from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
+from expire_span_rl.agents.checkpoint import (
+    CheckpointError,
+    NewerVersion,
+    checkpoint_bytes,
+    load_checkpoint,
+    not_finite,
+)
 from expire_span_rl.building import Run
+from expire_span_rl.checks import shown
+from expire_span_rl.events import EventLog
+from expire_span_rl.files import write_atomically
+from expire_span_rl.locks import FileLock
 from expire_span_rl.policies import ActorCritic, save_policy
-from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.progress import ProgressTable
+from expire_span_rl.run_files import (
+    ALL_SNAPSHOTS,
+    CHECKPOINTS,
+    MARKER,
+    MARKER_CONTENT,
+    THINNED,
+    check_run_dir,
+    clear,
+    snapshot_path,
+    sweep,
+    thin,
+)
+from expire_span_rl.run_log import RunLog
+from expire_span_rl.saying import listening, say
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
+LARGEST_WEIGHT = 1e10  # beyond it a weight has run away: its square overflows float32, and it does not come back
 
 
-def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
-    """Raises ValueError, one line, unless a run can be written there: what is no run is never touched, and what is one only
-    if it is resumed or overwritten."""
-    exists = path.exists()
-    if exists and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"--run-dir: expected a new directory or one of a run, {path} is another: name another")
-    if exists and not resume and not overwrite:
-        raise ValueError(
-            f"--run-dir: expected a new directory, {path} exists: continue it with --resume {path}, replace it "
-            "with --overwrite, or name another"
-        )
+class DirectoryFailed(RuntimeError):
+    """The run directory cannot be written any longer: it is gone, read-only, or its disk is full. One line."""
+
+
+class WeightsLost(RuntimeError):
+    """Weights are not finite, or have run away, so that they were not saved. One line."""
 
 
 class RunDirectory:
-    """What is written of a run, while it trains."""
+    """What is written of a run, while it trains. Its lock is held until `close`."""
 
-    def __init__(self, path: Path, run: Run):
+    def __init__(self, path: Path, run: Run, lock: FileLock):
         """The log goes on after what an earlier part of the run wrote."""
-        self.path, self.run = path, run
+        self.path, self.run, self._lock = path, run, lock
         self.saved = run.trainer.timesteps
-        rows = _rows(path / "progress.csv", run.trainer.timesteps)
-        table = CSVOutputFormat(str(path / "progress.csv"))
-        for row in rows:
-            table.write({key: float(value) for key, value in row.items() if value}, {})
-        self._logger = Logger(str(path), [table, TensorBoardOutputFormat(str(path))])
+        self._saved_at = time.monotonic()
+        self._damaged: set[str] = set()  # checkpoints that could not be used, by name
+        self.log = RunLog(path / "run.log")
+        self._table = ProgressTable(path / "progress.csv", run.trainer.timesteps)
+        # What earlier parts wrote of later steps is done again.
+        again = any(path.glob("events.out.tfevents.*"))
+        self._events = EventLog(path, run.trainer.timesteps + 1 if again else None)
+        if self._table.note:
+            say(self._table.note)
 
     @classmethod
-    def begin(cls, path: Path, run: Run) -> RunDirectory:
-        """A new one, in the place of any that is there."""
-        if path.exists():
-            shutil.rmtree(path)
-        (path / "checkpoints").mkdir(parents=True)
-        _write_config(path, run)
-        return cls(path, run)
+    def begin(cls, path: Path, run: Run, lock: FileLock | None = None) -> RunDirectory:
+        """A new one, in the place of a run that is there if the settings say `overwrite`, with a checkpoint of the beginning. lock: its
+        own, if it is held already. Raises ValueError, one line, for a directory that somebody else trains in, or that is no run's."""
+        overwrite = run.config["overwrite"]
+        check_run_dir(path, False, overwrite)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = lock or take_lock(path)
+        try:
+            check_run_dir(path, False, overwrite)  # once more: somebody may have been quicker
+            clear(path)
+            (path / "checkpoints").mkdir()
+            _write_config(path, run.config)
+            directory = cls(path, run, lock)
+            directory.checkpoint(with_policy=False)
+            return directory
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
     def again(cls, path: Path, run: Run) -> RunDirectory:
         """The one in which `run` was trained before, with its config of now."""
-        _write_config(path, run)
-        return cls(path, run)
+        lock = take_lock(path)
+        try:
+            _write_config(path, run.config)
+            return cls(path, run, lock)
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
-    def resume(cls, path: Path, run: Run) -> tuple[RunDirectory, bool]:
-        """The one that is there, its checkpoint loaded into `run`; and whether its episodes go on. Raises ValueError, one
-        line, for a checkpoint that is damaged or of another config."""
-        tensors, figures = load_checkpoint(path / "checkpoint.safetensors")
+    def resume(cls, path: Path, run: Run, lock: FileLock | None = None) -> tuple[RunDirectory, bool]:
+        """The one that is there, its newest whole checkpoint loaded into `run`; and whether its episodes go on. lock: its own, if
+        it is held already. Raises ValueError, one line, where no checkpoint is whole or they are of another config."""
+        lock = lock or take_lock(path)
         try:
-            goes_on = run.trainer.load_state(tensors, figures)
-        except (KeyError, TypeError, RuntimeError) as error:
-            message = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
-        return cls(path, run), goes_on
+            sweep(path)
+            before = _saved_config(path)
+            tensors, figures, damaged = _newest_checkpoint(path)
+            figures.setdefault("schedules", _schedules_of(before, run))
+            try:
+                goes_on = run.trainer.load_state(tensors, figures)
+            except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+                message = shown(error)
+                raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
+            _check_total(run)
+            for error in damaged.values():
+                say(f"{error}: the checkpoint before it, of step {run.trainer.timesteps:,}, is used")
+            changed = {name: run.config[name] for name in ("total_timesteps", "learning_rate") if name in run.config}
+            if any(before.get(name) != value for name, value in changed.items()):
+                _write_config(path, {**before, **changed})
+            directory = cls(path, run, lock)
+            directory._damaged = set(damaged)
+            return directory, goes_on
+        except BaseException:
+            lock.release()
+            raise
 
     def record(self, figures: Mapping[str, float]) -> None:
-        """One row of the log: the figures of an update."""
-        for key, value in figures.items():
-            self._logger.record(key, value)
-        trainer = self.run.trainer
+        """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed and
+        WeightsLost."""
+        trainer, config = self.run.trainer, self.run.config
         # Runs from before there was such a setting have none in their config. Baselines have no memories to look at.
-        every = self.run.config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
+        every = config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
         make_env = self.run.make_env
+        picture = None
         if every and make_env is not None and trainer.updates % every == 1 % every:
-            self._record_memory(make_env())
-        self._logger.dump(trainer.timesteps)
-        if trainer.timesteps - self.saved >= self.run.config["checkpoint_every"] or trainer.done:
+            picture = self._memory_picture(make_env())
+        with self._writing():
+            self._table.write(figures)
+            self._events.write(figures, trainer.timesteps, picture)
+        if trainer.timesteps - self.saved >= config["checkpoint_every"] or trainer.done:
             self.save()
+        elif time.monotonic() - self._saved_at >= 60 * config.get("checkpoint_minutes", 5.0):
+            self.checkpoint()
 
-    def _record_memory(self, env: gym.Env) -> None:
+    def save(self) -> None:
+        """Checkpoint, the policy as it is now, and the kept policy. Raises DirectoryFailed and WeightsLost."""
+        trainer, config = self.run.trainer, self.run.config
+        self._check_weights()
+        with self._writing():
+            now = {**self.run.info, "timesteps": trainer.timesteps}
+            save_policy(self.run.policy, snapshot_path(self.path, trainer.timesteps), now)
+            if config.get("keep_snapshots", THINNED) != ALL_SNAPSHOTS:
+                thin(self.path, trainer.timesteps, config["checkpoint_every"])
+        self.checkpoint()
+
+    def checkpoint(self, with_policy: bool = True) -> None:
+        """The training's state, and the kept policy. What was there before stays as the checkpoint before it. Raises
+        DirectoryFailed and WeightsLost."""
+        trainer = self.run.trainer
+        self._check_weights()
+        tensors, figures = trainer.state()
+        if (name := not_finite(tensors)) is not None:
+            raise self._lost(f"{name} is not finite")
+        with self._writing():
+            if with_policy:
+                save_best(self.run, self.path / "policy.safetensors")
+            self._rotate()
+            write_atomically(self.path / CHECKPOINTS[0], checkpoint_bytes(tensors, figures))
+        self._damaged.clear()
+        self.saved, self._saved_at = trainer.timesteps, time.monotonic()
+
+    def end(self, error: Exception | None) -> Exception | None:
+        """Saves what is unfinished, and says so. error: what ended the training, if anything did. Returns what did, which may be
+        that it could not be saved."""
+        trainer = self.run.trainer
+        if isinstance(error, WeightsLost) or (trainer.done and error is None):
+            return error
+        try:
+            self.save()
+        except WeightsLost as lost:
+            return error if error is not None and not isinstance(error, DirectoryFailed) else lost
+        except DirectoryFailed as failed:
+            elsewhere = None if self._lock.is_in_place else self._save_elsewhere()
+            if elsewhere is not None:
+                say(f"stopped after {trainer.timesteps:,} steps; saved in {elsewhere}: --resume {elsewhere} goes on")
+            elif self._lock.is_in_place:
+                say(
+                    f"stopped after {trainer.timesteps:,} steps; the checkpoint of step {self.saved:,} is whole: --resume "
+                    f"{self.path} goes on once there is room, and a copy of the folder can be resumed elsewhere"
+                )
+            return failed if error is None else error
+        say(f"stopped after {trainer.timesteps:,} steps; --resume {self.path} goes on")
+        return error
+
+    @contextlib.contextmanager
+    def training(self, lines: Iterable[str] = ()) -> Iterator[None]:
+        """Within, run.log gets every line that is said, and what ends the training with its traceback; afterwards the directory is
+        closed. lines: what has been said before."""
+        try:
+            self.log.begin(self.run.config["torch_threads"], next(self.run.policy.parameters()).device, lines)
+            with listening(self.log.write):
+                yield
+        except BaseException as error:
+            self.log.failed(error)
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Finishes the log, and lets the directory go."""
+        for part in (self._table, self._events, self.log):
+            with contextlib.suppress(OSError):
+                part.close()
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, what goes wrong with the disk is a DirectoryFailed."""
+        trainer = self.run.trainer
+        if not self._lock.is_in_place:
+            raise DirectoryFailed(
+                f"{self.path}: the run directory was removed or replaced while training, after {trainer.timesteps:,} steps"
+            )
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise DirectoryFailed(
+                f"{self.path}: could not be written after {trainer.timesteps:,} steps ({reason})"
+            ) from error
+
+    def _save_elsewhere(self) -> Path | None:
+        """Settings, state and policy in a new directory beside the one that is gone: where, or None if that fails too."""
+        names = (f"{self.path}-saved", *(f"{self.path}-saved-{i}" for i in range(2, 100)))
+        path = next((Path(name) for name in names if not os.path.lexists(name)), None)
+        if path is None:
+            return None
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+            (path / MARKER).write_text(MARKER_CONTENT)
+            _write_config(path, self.run.config)
+            write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(*self.run.trainer.state()))
+            save_best(self.run, path / "policy.safetensors")
+        except OSError:
+            return None
+        return path
+
+    def _rotate(self) -> None:
+        """The newest whole checkpoint becomes the one before it, and so on. At every moment each of them is there."""
+        files = [self.path / name for name in CHECKPOINTS]
+        whole = [file for file in files if file.name not in self._damaged and file.is_file()]
+        for target, file in reversed(list(zip(files[1:], whole, strict=False))):
+            if file == target:
+                continue
+            if file == files[0]:  # stays where it is, too, until the new one takes its place
+                _link(file, target)
+            else:
+                os.replace(file, target)
+
+    def _check_weights(self) -> None:
+        """Raises WeightsLost for the first weight that must not be saved."""
+        for name, parameter in self.run.policy.named_parameters():
+            largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
+            if not largest <= LARGEST_WEIGHT:
+                state = "is not finite" if not torch.isfinite(parameter).all() else f"has grown to {largest:.2g}"
+                raise self._lost(f"weight {name} {state}")
+
+    def _lost(self, what: str) -> WeightsLost:
+        trainer = self.run.trainer
+        return WeightsLost(
+            f"{what} after {trainer.timesteps:,} steps, which is not saved: the checkpoint of step {self.saved:,} stays; "
+            f"--resume {self.path} --learning-rate LOWER goes on from there"
+        )
+
+    def _memory_picture(self, env: gym.Env) -> tuple[str, Any] | None:
         """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes `env`."""
         from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
         title = f"{self.run.config['env']} after {self.run.trainer.timesteps:,} steps"
         picture = snapshot(self.run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
         env.close()
-        if picture is not None:
-            self._logger.record("memory/timeline", Image(picture, "HWC"), exclude=("csv",))
-
-    def save(self) -> None:
-        """Checkpoint, the policy as it is now, and the kept policy."""
-        trainer = self.run.trainer
-        self.saved = trainer.timesteps
-        now = {**self.run.info, "timesteps": trainer.timesteps}
-        save_policy(self.run.policy, self.path / "checkpoints" / f"policy_{trainer.timesteps:09d}.safetensors", now)
-        save_best(self.run, self.path / "policy.safetensors")
-        write_atomically(self.path / "checkpoint.safetensors", checkpoint_bytes(*trainer.state()))
-
-    def close(self) -> None:
-        """Finishes the log."""
-        self._logger.close()
+        return None if picture is None else ("memory/timeline", picture)
 
 
-def _write_config(path: Path, run: Run) -> None:
-    write_atomically(path / "config.json", (json.dumps(dict(run.config), indent=2) + "\n").encode())
-
-
-def _rows(log: Path, timesteps: int) -> list[dict[str, str]]:
-    """The rows of a progress.csv up to a step; none if it is not there."""
-    if not log.is_file():
-        return []
-    with log.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if float(row["time/total_timesteps"]) <= timesteps]
+def take_lock(path: Path) -> FileLock:
+    """The lock of a run directory that is there. Raises ValueError, one line, if somebody trains in it, or it cannot be written."""
+    try:
+        lock = FileLock.take(path / MARKER, MARKER_CONTENT)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"--run-dir: expected a directory that can be written, got {shown(path)} ({reason})") from None
+    if lock is None:
+        raise ValueError(f"--run-dir: expected a directory in which nothing trains, in {shown(path)} another process does")
+    return lock
 
 
 def save_best(run: Run, path: str | Path) -> None:
@@ -133,3 +311,72 @@ def save_best(run: Run, path: str | Path) -> None:
     else:
         figures = {name: best[name] for name in ("timesteps", "score", "live")}
         save_policy(run.policy, path, {**run.info, **figures}, best["weights"])
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    write_atomically(path / "config.json", (json.dumps(dict(config), indent=2) + "\n").encode())
+
+
+def _saved_config(path: Path) -> dict[str, Any]:
+    """config.json as it is; {} where it cannot be read, which the command line has refused before."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _newest_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, CheckpointError]]:
+    """(tensors, figures, those newer that are damaged, by name, and why). Raises CheckpointError if none is whole."""
+    files = [path / name for name in CHECKPOINTS if os.path.lexists(path / name)]
+    if not files:
+        raise CheckpointError(f"{path}: expected a run directory with a checkpoint, found none there")
+    damaged: dict[str, CheckpointError] = {}
+    for file in files:
+        try:
+            tensors, figures = load_checkpoint(file)
+            if (name := not_finite(tensors)) is not None:
+                raise CheckpointError(f"{file}: expected finite weights, {name} has others")
+        except NewerVersion:
+            raise
+        except CheckpointError as error:
+            damaged[file.name] = error
+            continue
+        return tensors, figures, damaged
+    first = next(iter(damaged.values()))
+    others = f" (nor is any of the {len(damaged) - 1} before it whole)" if len(damaged) > 1 else ""
+    raise CheckpointError(f"{first}{others}")
+
+
+def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """The schedules of a checkpoint that does not tell them: those of the settings that the run had."""
+    trainer = run.trainer
+    state = trainer.schedules.state(trainer.total_timesteps)
+    rate, total = config.get("learning_rate"), config.get("total_timesteps")
+    if rate is not None:
+        state = {**state, "learning_rate": rate, "starts": {**state["starts"], "learning_rate": rate}}
+    if total is not None:
+        state["total"] = -(-int(total) // trainer.rollout_size) * trainer.rollout_size
+    return state
+
+
+def _check_total(run: Run) -> None:
+    """Raises ValueError, one line, if the run has been trained for longer than it should be."""
+    trainer = run.trainer
+    if trainer.total_timesteps < trainer.timesteps:
+        raise ValueError(
+            f"--total-timesteps: expected more than the {trainer.timesteps:,} steps of the run so far, got "
+            f"{run.config['total_timesteps']:,}"
+        )
+
+
+def _link(file: Path, target: Path) -> None:
+    """Makes `target` the same file, in place of what is there."""
+    temporary = target.with_name(f".{target.name}.{os.getpid():08x}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:  # a file system without hard links
+        os.replace(file, target)
+        return
+    os.replace(temporary, target)

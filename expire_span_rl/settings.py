@@ -19,11 +19,12 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 from tyro.conf import UseAppendAction, arg
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig
-from expire_span_rl.checks import check_at_least, check_seed, choice, flag, nearest
+from expire_span_rl.checks import check_above_zero, check_at_least, check_seed, choice, flag, nearest
 from expire_span_rl.policies import KINDS, core_config
 
 ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
+SNAPSHOTS = ("thinned", "all")
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
 _PORTAL = {
@@ -64,7 +65,8 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run directory if it exists."""
     resume: str = ""
-    """Continue the run in this folder from its checkpoint, with its own settings. Other flags are refused."""
+    """Continue the run in this folder from its newest whole checkpoint, with its own settings. Beside it only the flags
+    that --resume FOLDER --help lists."""
     encoder: str = "auto"
     """How images are read. cells: uint8 images of three channels as MiniGrid's cells. auto: as cells only if the
     environment says so, else as pictures."""
@@ -74,7 +76,12 @@ class RunConfig:
     """How environments are stepped. auto: as a batch where the environment can be, else one after the other. sync: one
     after the other. async: each in a process of its own."""
     checkpoint_every: int = 500_000
-    """Environment steps between two checkpoints."""
+    """Environment steps between two checkpoints, each with a snapshot of the policy."""
+    checkpoint_minutes: float = 5.0
+    """Minutes after which there is a checkpoint however few steps there were, without a snapshot."""
+    keep_snapshots: str = "thinned"
+    """Which snapshots of the policy stay in checkpoints/. thinned: the last five, and before them one in each range of
+    steps that is twice as long as the range after it."""
     torch_threads: int = 1
     """CPU threads that PyTorch uses."""
     device: str = "auto"
@@ -83,12 +90,16 @@ class RunConfig:
     """Updates between two pictures in TensorBoard of what the policy remembers in an episode. 0: none."""
     progress_bar: bool = True
     """Show the progress on stderr."""
+    quiet: bool = False
+    """Leave out what is said before the training begins of its size, memory and files, and of its speed."""
 
     def __post_init__(self):
         check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
         check_at_least(self, memory_image_every=0)
+        check_above_zero(self, "checkpoint_minutes")
         check_seed(self)
         choice("--encoder", self.encoder, ENCODERS)
+        choice("--keep-snapshots", self.keep_snapshots, SNAPSHOTS)
         choice("--vectorization", self.vectorization, VECTORIZATIONS)
 
 
@@ -152,6 +163,38 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, got {budget}"
         )
+
+
+LATER: dict[str, Any] = {
+    "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "vectorization": "auto",
+    "checkpoint_minutes": 5.0, "keep_snapshots": "all", "memory_image_every": 0, "quiet": False,
+    "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
+    "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
+    "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
+}  # fmt: skip
+"""Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
+
+
+def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The settings of a run that was saved, with those that were added since. source: where they come from. Raises ValueError, one
+    line, for one that is missing, or of a wrong type."""
+    full = dict(config)
+    for own in run_parts(config["memory"], config["agent"]):
+        defaults = {f.name: f.default for f in dataclasses.fields(own)}
+        for name, hint in field_hints(own).items():
+            if name not in config:
+                if name not in LATER:
+                    raise ValueError(f"{source}: expected {name!r} among the settings of the run, which is missing")
+                full[name] = defaults[name] if LATER[name] is None else LATER[name]
+                continue
+            try:
+                full[name] = _checked(name, config[name], hint)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
+    training_kwargs = config.get("training_kwargs", {})
+    if not isinstance(training_kwargs, dict):
+        raise ValueError(f"{source}: training_kwargs: expected an object, got {training_kwargs!r}")  # noqa: TRY004, as for all settings
+    return full
 
 
 @functools.cache

@@ -179,7 +179,7 @@ def test_bad_training_input_is_told_in_one_line_and_leaves_nothing(case, in_fold
 def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, capsys):
     Path("x").mkdir()
     Path("x/mine.txt").write_text("mine")
-    Path("x/config.json").write_text("{}")
+    Path("x/config.json").write_text(json.dumps(parse_config([])))
     assert call(train_rl, [*SMALL, "--run-dir", "x"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "--resume x" in error and "--overwrite" in error and error.count("\n") == 1

@@ -1,0 +1,54 @@
+"""TensorBoard's event files, written in the training's own thread: what goes wrong is raised where it can be answered, and what
+is written has left the process."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+_NAME = re.compile(r"events\.out\.tfevents\.(\d{10,12})\.")
+
+
+class EventLog:
+    """One event file in a folder. Every part of a run has a file of its own."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None):
+        """purge_step: whoever reads forgets what earlier files say of this step and later ones, since it is done again. Raises
+        OSError, as all methods do."""
+        # Readers go by the names: a part of a run comes after those before it, also within a second or by another clock.
+        begun = [int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+        second = max([int(time.time()), *(before + 1 for before in begun)])
+        name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
+        self._file = (folder / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        self._file.flush()
+
+    def write(self, metrics: Mapping[str, float], step: int, picture: tuple[str, Any] | None = None) -> None:
+        """The scalars of a step by name, and a picture uint8 [height, width, channels] with its name."""
+        for name, value in metrics.items():
+            self._write(Event(step=step, summary=summary.scalar(name, value)))
+        if picture is not None:
+            name, pixels = picture
+            self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finishes the file."""
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())

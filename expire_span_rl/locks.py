@@ -1,0 +1,73 @@
+"""A lock on a file, which the operating system releases when the process that holds it is gone, however it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # there is none on Windows, where nothing is locked
+    fcntl = None
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of file systems without locks
+
+
+class FileLock:
+    """The lock on `path`, a small file that holds `content` and stays when the lock is released."""
+
+    def __init__(self, path: Path, descriptor: int):
+        """Only `take` makes one."""
+        self.path, self._descriptor = path, descriptor
+
+    @classmethod
+    def take(cls, path: str | Path, content: str = "") -> FileLock | None:
+        """The lock, or None if somebody holds it. Raises OSError where the file cannot be made."""
+        path = Path(path)
+        # No link is followed: a lock on somebody else's file would be in their way.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError) or error.errno == errno.EACCES:
+                    return None
+                raise
+        if content and os.fstat(descriptor).st_size == 0:
+            os.write(descriptor, content.encode())
+        return cls(path, descriptor)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether `path` still is the file that is locked: it may have been removed, or its directory replaced."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Lets the next one have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def is_taken(path: str | Path) -> bool:
+    """Whether somebody holds the lock on `path`; changes nothing."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,184 @@
+"""What a training is about to take and to write, in one screenful, and whether its memory can reach as far as the task needs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from expire_span_rl.agents.checkpoint import checkpoint_bytes
+from expire_span_rl.building import Run
+from expire_span_rl.policies import ActorCritic
+from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, superfluous
+
+SPEED_AFTER = 10.0  # seconds of training after which its speed is said
+SPEED_UPDATES = 3  # updates at least, the first of which does not count: it warms up
+ROW_BYTES = 4000  # of progress.csv and of TensorBoard's events, for an update
+
+
+def preflight(run: Run, path: Path) -> list[str]:
+    """Lines on the run that begins, or goes on, in `path`."""
+    trainer, policy, config = run.trainer, run.policy, run.config
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    parameters = sum(p.numel() for p in policy.parameters())
+    device, threads = next(policy.parameters()).device, torch.get_num_threads()
+    rows = {
+        "policy": f"{parameters:,} parameters ({size(weights)}), on {device}, {threads} thread{'s' * (threads > 1)}",
+        "memory": memory_line(run),
+        "rollout": rollout_line(run),
+        "on disk": _disk_line(run, path),
+        "speed": "follows the first updates",
+    }
+    head = f"{config['env']}, {config['memory']} memory, {config['agent']}, {trainer.total_timesteps:,} steps -> {path}"
+    lines = [head, *(f"  {name:<8} {text}" for name, text in rows.items() if text)]
+    return lines + [f"warning: {text}" for text in warnings_of(run)]
+
+
+def memory_line(run: Run) -> str:
+    """Bytes that the memory of an environment takes at most, and is expected to take before anything is forgotten."""
+    if not isinstance(run.policy, ActorCritic):
+        return ""
+    memory, number = run.policy.initial_memory(1), run.config["num_envs"]
+    if memory.state is not None or not memory.layers:
+        each = int(memory.bytes())
+        return f"{size(each)} per environment, a state of fixed size; {size(each * number)} for {number}"
+    most, per_slot = most_memories(run.policy), sum(memory.slot_bytes())
+    layers = f"{len(memory.layers)} layer{'s' * (len(memory.layers) > 1)}"
+    if most is None:
+        return f"{size(per_slot)} per step that is remembered in {layers}, of which the memory kind bounds no number"
+    text = f"at most {most:,} memories in {layers}, {size(most * per_slot)} per environment"
+    text += f", {size(most * per_slot * number)} for {number}"
+    expected = expected_memories(run, most)
+    return text if expected == most else f"{text}; about {size(expected * per_slot)} each is expected at the start"
+
+
+def most_memories(policy: ActorCritic) -> int | None:
+    """Live memories per layer at most, by the settings of the kind; None where they do not say."""
+    config = policy.config.memory_config
+    if not getattr(policy.core.layers[0].kind, "stores", True):
+        return 0
+    if hasattr(config, "max_span"):
+        return config.max_span + getattr(config, "ramp", 1)
+    if hasattr(config, "compressed_window"):
+        return config.window + config.compression_rate + config.compressed_window
+    return getattr(config, "window", None)
+
+
+def reach(policy: Any) -> int | None:
+    """Age in steps up to which something can be remembered; None where there is no limit, or none is known."""
+    config = policy.config.memory_config
+    if hasattr(config, "compressed_window"):
+        return config.window + config.compression_rate * config.compressed_window
+    return getattr(config, "max_span", getattr(config, "window", None))
+
+
+def expected_memories(run: Run, most: int) -> int:
+    """Live memories per layer in long episodes before anything is forgotten."""
+    config = run.policy.config.memory_config
+    if hasattr(config, "initial_span"):
+        return min(most, round(config.initial_span * config.max_span) + config.ramp)
+    return most
+
+
+def rollout_line(run: Run) -> str:
+    """Bytes of a rollout: observations, and what acting computed for each step."""
+    trainer = run.trainer
+    number = run.config["num_envs"]
+    steps = trainer.rollout_size // number
+    space = getattr(trainer.env, "single_observation_space", getattr(trainer.env, "observation_space", None))
+    each = _space_bytes(space) if isinstance(space, spaces.Dict) else 0
+    outputs = run.policy.actions.num_outputs if isinstance(run.policy, ActorCritic) else 1
+    each += 4 * (outputs + 4) + 8 + 3  # logits, values twice, reward, advantage; action; flags
+    return f"{steps} steps of {number} environments, {size(each * steps * number)}"
+
+
+def warnings_of(run: Run) -> list[str]:
+    """Where the memory is shorter than the environment says that its facts last."""
+    horizon = getattr(run.trainer.env, "memory_horizon", None)
+    if horizon is None or not isinstance(run.policy, ActorCritic):
+        return []
+    facts = f"{run.config['env']} needs facts for up to {horizon:,} steps"
+    memory = run.policy.initial_memory(1)
+    if memory.state is not None:
+        steps = run.config["num_steps"]
+        if steps >= horizon:
+            return []
+        return [f"{facts}, but nothing is learned across rollouts, of {steps} steps: --num-steps {horizon} would reach them"]
+    longest = reach(run.policy)
+    if longest is None or longest >= horizon:
+        return []
+    name = "--max-span" if hasattr(run.policy.config.memory_config, "max_span") else "--window"
+    return [f"{facts}, but memories last {longest:,} steps at most: a larger {name} would reach them"]
+
+
+def speed(callback_say: Callable[[str], None], run: Run) -> Callable[[Mapping[str, float]], None]:
+    """A callback for the training that says, once, how fast it is and how long it will take."""
+    times: list[float] = []
+    began = time.monotonic()
+
+    def updated(metrics: Mapping[str, float]) -> None:
+        trainer = run.trainer
+        if times and times[0] < 0:
+            return
+        times.append(time.monotonic())
+        if trainer.done or len(times) <= SPEED_UPDATES or times[-1] - began < SPEED_AFTER:
+            return
+        rate = trainer.rollout_size * (len(times) - 1) / (times[-1] - times[0])
+        seconds = (trainer.total_timesteps - trainer.timesteps) / rate
+        live = metrics.get("memory/live_mean")
+        memories = "" if live is None else f", {live:.1f} live memories per layer so far"
+        callback_say(f"{rate:,.0f} steps per second: {_duration(seconds)} to go{memories}")
+        times[:] = [-1.0]
+
+    return updated
+
+
+def size(number: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
+
+
+def _disk_line(run: Run, path: Path) -> str:
+    """Checkpoints, snapshots and the log of the whole training, and how much room there is."""
+    trainer, every = run.trainer, run.config["checkpoint_every"]
+    snapshot = sum(p.numel() * p.element_size() for p in run.policy.state_dict().values())
+    # Later Adam's three moments of every weight come to it, the best policy, and memories.
+    checkpoint = len(checkpoint_bytes(*trainer.state())) + (4 * snapshot if trainer.timesteps == 0 else 0)
+    spacing = -(-every // trainer.rollout_size) * trainer.rollout_size
+    steps = range(spacing, trainer.total_timesteps + spacing, spacing)
+    number = len(steps)
+    if run.config.get("keep_snapshots") != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
+        number -= len(superfluous(steps, spacing))
+    log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
+    kept = len(CHECKPOINTS)
+    whole = kept * checkpoint + (number + 1) * snapshot + log
+    text = f"{kept} checkpoints of about {size(checkpoint)}, {number} snapshots of {size(snapshot)}"
+    text += f", about {size(whole)} in all"
+    parent = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(parent).free
+    return f"{text}; {size(free)} free" + ("" if free > 2 * whole else ", which may not do")
+
+
+def _space_bytes(space: spaces.Dict) -> int:
+    """Bytes of one observation."""
+    total = 0
+    for entry in space.values():
+        dtype = np.dtype(entry.dtype) if entry.dtype is not None else np.dtype(np.float32)
+        total += int(np.prod(entry.shape or ())) * dtype.itemsize
+    return total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
