@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,18 @@ class Deadline:
             raise TrainingEnded(
                 f"interrupted in the midst of an update, which did not end within {FINISH_WITHIN:.0f} s"
             )
+
+
+def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
+    """Says that update number `update` was taken back, the last of so many in a row: the first time by a warning, and at last
+    by TrainingEnded."""
+    if in_a_row >= MOST_SKIPPED:
+        raise TrainingEnded(
+            f"{in_a_row} updates in a row were not finite and were skipped, the last for its {error}: a lower "
+            "--learning-rate may help"
+        ) from error
+    if in_a_row == 1:
+        warnings.warn(f"update {update} is skipped: {error}", SkippedUpdate, stacklevel=2)
 
 
 def check_modules(modules: Mapping[str, nn.Module]) -> None:

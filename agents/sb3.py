@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
@@ -98,7 +99,9 @@ class SB3Trainer:
         )
         env.seed(seeds[1])
         self.algorithm.set_logger(Logger(None, []))
-        _, self._callback = self.algorithm._setup_learn(self.total_timesteps)
+        self.skipped = self.skipped_in_a_row = 0  # updates that were taken back, since they left what is not finite
+        self._deadline = Deadline(self.stop)
+        _, self._callback = self.algorithm._setup_learn(self.total_timesteps, self._in_time)
 
     @property
     def timesteps(self) -> int:
@@ -109,19 +112,33 @@ class SB3Trainer:
         return self.timesteps >= self.total_timesteps
 
     def update(self) -> dict[str, float]:
-        """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log."""
+        """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log.
+
+        It happens as a whole or not at all, but for the environments, which go on. Raises TrainingEnded."""
+        algorithm = self.algorithm
+        counters = algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row
+        backup = Backup({"policy": algorithm.policy}, algorithm.policy.optimizer)
+        try:
+            return self._updated(backup)
+        except BaseException as error:
+            backup.restore()
+            algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row = counters
+            if isinstance(error, ValueError):  # PyTorch's, of a distribution whose parameters are not finite
+                raise TrainingEnded(f"Stable-Baselines3: {' '.join(str(error).split())[:200]}") from error
+            raise
+
+    def _updated(self, backup: Backup) -> dict[str, float]:
+        """See `update`. backup: of what is learned."""
         algorithm, began = self.algorithm, time.perf_counter()
         begun = self.schedules.begun
         algorithm._update_current_progress_remaining(self.timesteps - begun, self.total_timesteps - begun)
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
         collected = time.perf_counter()
-        algorithm.train()
-        # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...] by now.
-        seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
-        algorithm.policy.features_extractor.observe(seen)
+        self._learn(backup)
         ended = time.perf_counter()
         self.updates += 1
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
+        figures["train/skipped_updates"] = self.skipped
         algorithm.logger.dump()
         recent = algorithm.ep_info_buffer
         if recent:
@@ -134,6 +151,33 @@ class SB3Trainer:
         figures["time/update_seconds"] = ended - collected
         figures["time/total_timesteps"] = self.timesteps
         return figures
+
+    def _learn(self, backup: Backup) -> None:
+        """Learns from the rollout in the buffer, or takes back what was learned if that is not finite. Raises TrainingEnded
+        after it happened too often in a row."""
+        algorithm = self.algorithm
+        modules = {"policy": algorithm.policy}
+        try:
+            try:
+                algorithm.train()
+            except ValueError:  # as below: what made it so tells more
+                check_modules(modules)
+                raise
+            # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...] by now.
+            seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
+            algorithm.policy.features_extractor.observe(seen)
+            check_modules(modules)
+            self.skipped_in_a_row = 0
+        except NotFinite as error:
+            backup.restore()
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
+
+    def _in_time(self, local: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
+        """Called by Stable-Baselines3 after each step. Raises TrainingEnded some seconds after `stop` was set."""
+        self._deadline.check()
+        return True
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, Adam's state and counters; not the environments' state nor the LSTM's."""

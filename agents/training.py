@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
-from expire_span_rl.agents.guard import MOST_SKIPPED, Backup, NotFinite, SkippedUpdate, TrainingEnded
+from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, tell_skipped
 from expire_span_rl.agents.rollout import (
     LARGEST_DIFFERENCE,
     Collector,
@@ -196,13 +195,7 @@ class Trainer:
             backup.restore()
             self.skipped += 1
             self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= MOST_SKIPPED:
-                raise TrainingEnded(
-                    f"{MOST_SKIPPED} updates in a row were not finite and were skipped, the last for its {error}: a lower "
-                    "--learning-rate may help"
-                ) from error
-            if self.skipped_in_a_row == 1:
-                warnings.warn(f"update {self.updates + 1} is skipped: {error}", SkippedUpdate, stacklevel=2)
+            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
         return {**figures, "train/skipped_updates": self.skipped}
 
     def _progress(self) -> float:
