@@ -50,7 +50,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "resume": ("checkpoint", "load", "continue", "restore"),
     "checkpoint-every": ("save-every", "save-freq", "save-interval", "checkpoint-freq", "checkpoint-interval"),
     "overwrite": ("force",),
-    "no-progress-bar": ("quiet", "no-progress", "silent"),
+    "no-progress-bar": ("no-progress", "silent"),
     "torch-threads": ("threads", "num-threads", "n-threads"),
     "device": ("gpu", "cuda", "cpu"),
     "num-actors": ("workers", "actors", "num-workers", "n-workers"),

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+_proto: Any = event_pb2  # its classes are made when it is imported, which a type checker cannot see
 _NAME = re.compile(r"events\.out\.tfevents\.(\d{10,12})\.")
 
 
@@ -31,24 +32,24 @@ class EventLog:
         name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
         self._file = (folder / name).open("xb")
         self._records = RecordWriter(self._file)
-        self._write(Event(file_version="brain.Event:2"))
+        self._write(_proto.Event(file_version="brain.Event:2"))
         if purge_step is not None:
-            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+            self._write(_proto.Event(step=purge_step, session_log=_proto.SessionLog(status=_proto.SessionLog.START)))
         self._file.flush()
 
     def write(self, metrics: Mapping[str, float], step: int, picture: tuple[str, Any] | None = None) -> None:
         """The scalars of a step by name, and a picture uint8 [height, width, channels] with its name."""
         for name, value in metrics.items():
-            self._write(Event(step=step, summary=summary.scalar(name, value)))
+            self._write(_proto.Event(step=step, summary=summary.scalar(name, value)))
         if picture is not None:
             name, pixels = picture
-            self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+            self._write(_proto.Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
         self._file.flush()
 
     def close(self) -> None:
         """Finishes the file."""
         self._file.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
