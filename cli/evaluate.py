@@ -11,8 +11,9 @@ from typing import Annotated
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import check_at_least, check_seed, json_object
+from expire_span_rl.checks import check_at_least, check_seed, json_object, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.settings import MAX_STEPS
 
 _DESCRIPTION = """
@@ -65,13 +66,9 @@ class EvaluateConfig:
         check_at_least(self, episodes=1, num_envs=1, torch_threads=1, max_steps=1)
         check_seed(self)
         if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot!r}")
-        for flag in ("json", "plot"):
-            path = getattr(self, flag)
-            if path and not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"--{flag}: expected a folder that exists, got {path!r}")
-            if path and Path(path).is_dir():
-                raise ValueError(f"--{flag}: expected a file, {path!r} is a folder")
+            raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {quoted(self.plot)}")
+        read = [*self.policies, *self.imports, self.env.partition(":")[0]]
+        check_outputs({"--json": self.json, "--plot": self.plot}, read)
 
 
 def main() -> None:
@@ -85,7 +82,6 @@ def main() -> None:
 
     from expire_span_rl.building import device
     from expire_span_rl.evaluation import Protocol, compare
-    from expire_span_rl.policies.io import write_atomically
     from expire_span_rl.reporting import plot, print_tables
 
     torch.set_num_threads(config.torch_threads)
@@ -94,9 +90,10 @@ def main() -> None:
     with plain_warnings():
         report = compare(config.policies, *named, protocol, config.num_envs, device(config.device))
     print_tables(report)
-    if config.json:
-        write_atomically(config.json, (json.dumps(report, indent=2) + "\n").encode())
-        print(f"results: {config.json}")
-    if config.plot:
-        plot(report, Path(config.plot))
-        print(f"plot: {config.plot}")
+    with plain_warnings():
+        if config.json:
+            write_output(config.json, (json.dumps(report, indent=2) + "\n").encode())
+            print(f"results: {shown(config.json)}")
+        if config.plot:
+            write_output(config.plot, plot(report, Path(config.plot).suffix[1:]))
+            print(f"plot: {shown(config.plot)}")

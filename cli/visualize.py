@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import check_at_least, check_seed, json_object
+from expire_span_rl.checks import check_at_least, check_seed, json_object, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.outputs import check_outputs
 from expire_span_rl.settings import MAX_STEPS
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -62,24 +62,22 @@ class VisualizeConfig:
     def __post_init__(self):
         check_seed(self, bits=63)
         check_at_least(self, max_steps=1, episodes=1, audit=0)
-        _check_output("--out", self.out, (".html", *PICTURES))
+        _check_ending("--out", self.out, (".html", *PICTURES))
         for flag, endings in (("png", PICTURES), ("video", (".mp4",)), ("json", (".json",))):
             if getattr(self, flag):
-                _check_output(f"--{flag}", getattr(self, flag), endings)
+                _check_ending(f"--{flag}", getattr(self, flag), endings)
+        outputs = {f"--{flag}": getattr(self, flag) for flag in ("out", "png", "video", "json")}
+        check_outputs(outputs, [self.path, *self.imports, self.env.partition(":")[0]])
 
     def outputs(self) -> list[str]:
         """All files that are written."""
         return [path for path in (self.out, self.png, self.video, self.json) if path]
 
 
-def _check_output(flag: str, path: str, endings: tuple[str, ...]) -> None:
-    """Raises UsageError unless a file with one of these endings can be written at `path`."""
+def _check_ending(flag: str, path: str, endings: tuple[str, ...]) -> None:
+    """Raises ValueError unless `path` ends in one of these."""
     if Path(path).suffix.lower() not in endings:
-        raise cli.UsageError(f"{flag}: expected a file name that ends in {' or '.join(endings)}, got {path!r}")
-    if not Path(path).parent.is_dir():
-        raise cli.UsageError(f"{flag}: expected a folder that exists, there is no {str(Path(path).parent)!r}")
-    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-        raise cli.UsageError(f"{flag}: expected a file that can be written, got {path!r}")
+        raise ValueError(f"{flag}: expected a file name that ends in {' or '.join(endings)}, got {quoted(path)}")
 
 
 def main() -> None:
@@ -104,14 +102,15 @@ def main() -> None:
     how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
     with plain_warnings():
         name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
-        shown = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
+        showing = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
     env.close()
-    for path in config.outputs():
-        shown.save(path)
-    console = Console()
-    for trouble in sorted({played.film.trouble for played in shown.episodes if played.film.trouble}):
-        print(f"{name}: the world is not shown ({trouble})", file=sys.stderr)
-    for played in shown.episodes:
+    with plain_warnings():
+        for path in config.outputs():
+            showing.save(path)
+    console = Console(markup=False, emoji=False)
+    for trouble in sorted({played.film.trouble for played in showing.episodes if played.film.trouble}):
+        print(f"{name}: the world is not shown ({shown(trouble)})", file=sys.stderr)
+    for played in showing.episodes:
         if played.record["audit"]["memories"]:
             console.print(table(played.record))
-    print(f"{shown.title} -> {', '.join(config.outputs())}")
+    print(f"{shown(showing.title)} -> {', '.join(shown(path) for path in config.outputs())}")

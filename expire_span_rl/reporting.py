@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from expire_span_rl.checks import shown
 
 ALWAYS = {
     "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return",
@@ -21,8 +24,10 @@ ALWAYS = {
 
 def print_tables(report: Mapping[str, Any]) -> None:
     """The comparison on stdout."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    # What stands in a file, or is a file's name, is no markup.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
     title = f"{report['env']} {json.dumps(report['env_kwargs'])}" if report["env_kwargs"] else report["env"]
+    title = shown(title)
     table = Table(title=f"{title}, {report['policies'][0]['episodes']:,} episodes", title_justify="left")
     table.add_column("policy", overflow="fold")
     for name in (
@@ -38,7 +43,7 @@ def print_tables(report: Mapping[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "memory" else "right")
     for p in report["policies"]:
         table.add_row(
-            p["path"], p["memory"], _success(p), f"{p['mean_return']:.3f}", f"{p['mean_episode_length']:.1f}",
+            shown(p["path"]), p["memory"], _success(p), f"{p['mean_return']:.3f}", f"{p['mean_episode_length']:.1f}",
             " ".join(f"{x:.1f}" for x in p["live_memories_mean"]) or "-",
             " ".join(str(x) for x in p["live_memories_max"]) or "-",
             f"{p['memory_bytes']:,.0f}", f"{p['acting_steps_per_second']:,.0f}",
@@ -51,7 +56,7 @@ def print_tables(report: Mapping[str, Any]) -> None:
     for p in report["policies"]:
         for i, b in enumerate(p["buckets"]):
             by.add_row(
-                p["path"] if i == 0 else "", f"{b['low']}-{b['high']}", str(b["episodes"]), _success(b),
+                shown(p["path"]) if i == 0 else "", f"{b['low']}-{b['high']}", str(b["episodes"]), _success(b),
                 f"{b['mean_return']:.3f}", _number(b.get("live_memories_per_episode")), _number(b.get("live_memories_at_end")),
             )  # fmt: skip
     console.print(by)
@@ -60,8 +65,8 @@ def print_tables(report: Mapping[str, Any]) -> None:
             if name in ALWAYS or (name == "memory_efficiency" and value is None):
                 continue
             parts = value.items() if isinstance(value, Mapping) else [("all", value)]
-            shown = "  ".join(f"{label}: {part:.3f}" for label, part in parts if part is not None)
-            console.print(f"{p['path']}, {name.replace('_', ' ')}:  {shown or 'nothing counted'}", soft_wrap=True)
+            listed = "  ".join(f"{label}: {part:.3f}" for label, part in parts if part is not None)
+            console.print(f"{shown(p['path'])}, {name.replace('_', ' ')}:  {listed or 'nothing counted'}", soft_wrap=True)
 
 
 def _success(figures: Mapping[str, Any]) -> str:
@@ -75,8 +80,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Success (or return) and live memories by difficulty, one line per policy, into `path`."""
+def plot(report: Mapping[str, Any], ending: str) -> bytes:
+    """Success (or return) and live memories by difficulty, one line per policy: a file's contents. ending: png, svg or pdf."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,7 +92,8 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     with_success = policies[0]["success_rate"] is not None
     for i, p in enumerate(policies):
         style = {"marker": "os^Dv"[i % 5], "markersize": max(4, 9 - 2 * i), "linestyle": ("-", "--", ":", "-.")[i % 4]}
-        label = f"{p['memory']} ({Path(p['path']).stem if Path(p['path']).suffix else Path(p['path']).name})"
+        name = Path(p["path"]).stem if Path(p["path"]).suffix else Path(p["path"]).name
+        label = f"{p['memory']} ({shown(name, 60)})".replace("$", r"\$")  # no formula
         x = [(b["low"] + b["high"]) / 2 for b in p["buckets"]]
         y = [b["success_rate"] if with_success else b["mean_return"] for b in p["buckets"]]
         (line,) = left.plot(x, y, label=label, **style)
@@ -106,6 +112,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{report['env']}: what is remembered, and what it takes (bands: 95% intervals)", fontsize=11)
-    figure.savefig(path, dpi=120)
+    name = shown(report["env"], 60).replace("$", r"\$")
+    figure.suptitle(f"{name}: what is remembered, and what it takes (bands: 95% intervals)", fontsize=11)
+    data = io.BytesIO()
+    figure.savefig(data, format=ending, dpi=120)
     plt.close(figure)
+    return data.getvalue()

@@ -81,7 +81,7 @@ def foreign_entries(path: Path) -> Iterator[Path]:
             yield from (p for p in sorted(entry.iterdir()) if p.is_symlink() or not _is_snapshot(p))
         elif name == _RAY_LOGS and entry.is_dir():
             yield from (p for p in sorted(entry.rglob("*")) if p.is_symlink() or not _is_ray_log(p))
-        elif not entry.is_file() or not (_is_own_name(name) or _is_output(entry, written)):
+        elif not entry.is_file() or not (is_own_name(name) or _is_output(entry, written)):
             yield entry
 
 
@@ -168,7 +168,8 @@ def _is_settings(file: Path) -> bool:
     return isinstance(config, dict) and {"env", "memory", "agent", "total_timesteps"} <= config.keys()
 
 
-def _is_own_name(name: str) -> bool:
+def is_own_name(name: str) -> bool:
+    """Whether a run writes a file of that name into its directory."""
     return name in _PLAIN or bool(_OWN.fullmatch(name) or _TEMPORARY.fullmatch(name))
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import gymnasium as gym
 
+from expire_span_rl.checks import shown
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
+from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.policies import check_spaces
-from expire_span_rl.policies.io import write_atomically
 from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
@@ -60,15 +61,13 @@ class Showing:
 
     def save(self, path: str | Path) -> None:
         """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first episode,
-        or the numbers (.json). What was there stays until the new file is complete. Raises ValueError, one line."""
+        or the numbers (.json). What was there stays until the new file is complete; a policy or a run's own files are not
+        replaced. Raises ValueError, one line."""
         ending = Path(path).suffix.lower()
         if ending not in ENDINGS:
-            raise ValueError(f"{path}: expected a file name that ends in {' or '.join(ENDINGS)}")
-        data = self._contents(ending)
-        try:
-            write_atomically(path, data)
-        except OSError as error:
-            raise ValueError(f"{path}: expected a file that can be written ({error.strerror})") from None
+            raise ValueError(f"{shown(path)}: expected a file name that ends in {' or '.join(ENDINGS)}")
+        check_outputs({"path": str(path)})
+        write_output(path, self._contents(ending))
 
     def _contents(self, ending: str) -> bytes:
         first = self.episodes[0]

@@ -143,7 +143,7 @@ BAD = [
     (["{p}", "--png", "x.html"], "--png: expected a file name that ends in .png or .pdf or .svg, got 'x.html'"),
     (["{p}", "--video", "x.gif"], "--video: expected a file name that ends in .mp4, got 'x.gif'"),
     (["{p}", "--json", "x"], "--json: expected a file name that ends in .json, got 'x'"),
-    (["{p}", "--json", "d.json"], "--json: expected a file that can be written, got 'd.json'"),
+    (["{p}", "--json", "d.json"], "--json: expected a file, 'd.json' is a folder"),
     (["{p}", "--episodes", "0"], "--episodes: expected at least 1, got 0"),
     (["{p}", "--audit", "-1"], "--audit: expected at least 0, got -1"),
     (["{p}", "--max-steps", "2"], "--max-steps: expected an episode of at most 2 steps, that of seed 0 is longer"),

@@ -1,0 +1,73 @@
+"""Where commands write their results: not over what they read, nor over a run's own files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from expire_span_rl.checks import shown
+from expire_span_rl.files import OutputError, mode_of, name_of_mode, open_already, takes_bytes, write_atomically
+from expire_span_rl.run_files import is_own_name, is_run, remember_output
+
+
+def write_output(path: str | Path, data: bytes) -> None:
+    """Writes a result (`files.write_atomically`); a run directory remembers that it is ours. Raises OutputError, one line."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise OutputError(f"{shown(path)}: expected a file that can be written ({error.strerror or error})") from None
+    remember_output(path)
+
+
+def check_outputs(outputs: Mapping[str, str], inputs: Iterable[str] = ()) -> None:
+    """Raises OutputError, one line, unless a file can be written at each of `outputs`, paths by flag ("" for none). inputs: what
+    the command reads: files, and run directories."""
+    inputs = [path for path in inputs if path]
+    places: dict[str, str] = {}
+    for flag, path in outputs.items():
+        if not path:
+            continue
+        try:
+            _check_output(flag, Path(path), inputs)
+        except (OSError, ValueError) as error:  # a name too long, or one that the system does not take
+            if isinstance(error, OutputError):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{flag}: expected a file that can be written, got {shown(path)!r} ({reason})") from None
+        mode = mode_of(Path(path))
+        if mode is None or stat.S_ISREG(mode):
+            first = places.setdefault(os.path.realpath(path), flag)
+            if first != flag:
+                raise OutputError(f"{flag}: expected another file than {first}'s, got {shown(path)!r} twice")
+
+
+def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
+    if open_already(path) is not None:
+        return
+    given = repr(shown(path))
+    mode = mode_of(path)
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        folder = target.parent if path.is_symlink() else path.parent
+        raise OutputError(f"{flag}: expected a folder that exists, there is no {shown(folder)!r}")
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"{flag}: expected a file, {given} is a folder")
+    if mode is not None and not stat.S_ISREG(mode):
+        if not takes_bytes(mode):
+            raise OutputError(f"{flag}: expected a file, a pipe or a terminal, {given} is {name_of_mode(mode)}")
+        return
+    if mode is not None:
+        for name in inputs:
+            if os.path.exists(name) and os.path.samefile(name, path):
+                raise OutputError(f"{flag}: expected another file than what is read, got {given}")
+        if _belongs_to_a_run(target):
+            raise OutputError(f"{flag}: expected a new file or an earlier result, {given} is a run's or a policy")
+    if not os.access(path if mode is not None else target.parent, os.W_OK) or not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{flag}: expected a file that can be written, got {given}")
+
+
+def _belongs_to_a_run(path: Path) -> bool:
+    """Whether a file that is there is a policy or a checkpoint, or in a run directory one of those that the run writes."""
+    return path.suffix == ".safetensors" or (is_own_name(path.name) and is_run(path.parent))
