@@ -27,7 +27,7 @@ LARGEST_GRID = 128  # tiles of a side, or whatever else MiniGrid's numbers count
 LARGEST_PRODUCT = 4096  # of MiniGrid's numbers: rooms times their size
 SECONDS = 2.0  # of computing, in which the environment that a file names must have begun
 NAME = 60  # characters of a name that a message repeats
-NOT_FROM_FILES = ("vectorization", "render_mode")  # how it runs here is not for a file to say
+NOT_FROM_FILES = ("vectorization", "render_mode", "env_timeout")  # how it runs here is not for a file to say
 
 
 def named_environment(name: str, imports: Sequence[str] = ()) -> str:
@@ -129,7 +129,7 @@ def _flags(own: str, info: Mapping[str, Any]) -> str:
     """What to type so that the environment of a policy's `info` is there; "" if it needs no import."""
     imports = info.get("imports")
     words = [f"--import {_typed(name)}" for name in imports if isinstance(name, str)] if isinstance(imports, list) else []
-    return shown(" ".join([*words[:4], *([f"--env {_typed(own)}"] if ":" in own else [])]))
+    return shown(" ".join([*words[:4], *([f"--env {_typed(own)}"] if ":" in own else [])]), 2 * NAME)
 
 
 def _typed(text: str) -> str:
