@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+LATEST = 100  # episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names
 MOST_LABELS = 20  # different texts of one entry by which success is told apart
 HARD = 0.75
 """Episodes are hard from this fraction of the largest difficulty seen: the longest quarter."""
@@ -110,9 +111,10 @@ class EpisodeWindow:
         if not self.recent:
             return {}
         recent = list(self.recent)
+        latest = recent[-LATEST:]
         out = {
-            "rollout/ep_rew_mean": float(np.mean([e["return"] for e in recent])),
-            "rollout/ep_len_mean": float(np.mean([e["steps"] for e in recent])),
+            "rollout/ep_rew_mean": float(np.mean([e["return"] for e in latest])),
+            "rollout/ep_len_mean": float(np.mean([e["steps"] for e in latest])),
         }
         if self.hard:
             out["rollout/hard_score"] = self.hard_score()[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
+from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
@@ -56,7 +57,7 @@ class Learner:
             groups.append({"params": network, "lr": config.learning_rate, "scale": 1.0, "pressed": False})
         # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps. Not for
         # what is pressed: there it would remember the largest defence for ever, beside which every charge is nothing.
-        groups = [{**group, "amsgrad": not group["pressed"]} for group in groups]
+        groups = [{**group, "amsgrad": config.amsgrad and not group["pressed"]} for group in groups]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
@@ -65,6 +66,7 @@ class Learner:
             {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef},
             {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
         )
+        self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
         """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
@@ -76,9 +78,13 @@ class Learner:
         pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (pace if group["pressed"] else rate)
+        scale = {}
+        if self.reward_scale is not None:
+            rollout = self.reward_scale.scaled(rollout)
+            scale = {"train/reward_scale": self.reward_scale.value}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
-        return {**figures, "train/learning_rate": rate, "train/ent_coef": entropy_coef}
+        return {**figures, **scale, "train/learning_rate": rate, "train/ent_coef": entropy_coef}
 
     def backup(self) -> Backup:
         """What `update` changes, to put it back: weights, statistics, the optimiser's state."""
@@ -99,6 +105,8 @@ class Learner:
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entry.items()}
         if self.predictor is not None:
             tensors |= {f"predictor/{name}": tensor for name, tensor in self.predictor.state_dict().items()}
+        if self.reward_scale is not None:
+            tensors |= {f"reward_scale/{name}": tensor for name, tensor in self.reward_scale.state().items()}
         return tensors, {}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
@@ -112,6 +120,8 @@ class Learner:
         self.optimizer.load_state_dict(full)
         if self.predictor is not None:
             self.predictor.load_state_dict(under("predictor/", tensors))
+        if self.reward_scale is not None:
+            self.reward_scale.load_state(under("reward_scale/", tensors))
 
     def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
         """The optimiser steps of one rollout. Returns figures."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.episodes import LATEST
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
@@ -140,7 +141,7 @@ class SB3Trainer:
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
         figures["train/skipped_updates"] = self.skipped
         algorithm.logger.dump()
-        recent = algorithm.ep_info_buffer
+        recent = list(algorithm.ep_info_buffer or ())[-LATEST:]
         if recent:
             figures["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
             figures["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)

@@ -36,6 +36,11 @@ class LearnerConfig:
     final_ent_coef: float | None = None
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
+    normalize_rewards: bool = False
+    """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
+    amsgrad: bool = True
+    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down what is
+    learned after large gradients."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5

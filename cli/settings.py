@@ -12,7 +12,7 @@ from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, ForgettingConfig
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.policies import KINDS, core_config
-from expire_span_rl.settings import ENCODERS, SNAPSHOTS, TUNED, VECTORIZATIONS, RunConfig, complete, resolve, run_parts
+from expire_span_rl.settings import ENCODERS, SNAPSHOTS, VECTORIZATIONS, RunConfig, complete, resolve, run_parts, tuned
 
 _CHOICES = {
     "memory": KINDS, "agent": AGENTS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS, "keep_snapshots": SNAPSHOTS,
@@ -47,7 +47,7 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     # A completion script is for every memory kind and agent; the rest is of the chosen ones.
     completes = cli.value_of("print-completion", arguments) is not None
     parts = _every_part() if completes else run_parts(memory, agent)
-    flags = cli.joined(*parts, defaults=TUNED.get((env, agent)), groups=_groups(), choices=_CHOICES)
+    flags = cli.joined(*parts, defaults=tuned(env, agent), groups=_groups(), choices=_CHOICES)
     chosen = f"--agent {agent} --env {env}" if network else f"--memory {memory} --agent {agent} --env {env}"
     settings = cli.parse(flags, arguments, _DESCRIPTION.format(chosen=chosen), _EXAMPLES)
     return resolve(**dataclasses.asdict(settings))

@@ -100,6 +100,7 @@ def _built(
         env.single_observation_space,
         env.single_action_space,
         _normalizes(config),
+        config.get("normalize_rewards", False),
         memory=config["memory"],
         memory_config=part(kind.Config, settings),
         core=part(core_config(config["memory"]), settings),

@@ -37,6 +37,15 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
+OWN_TASKS = ("Corridor-v0", "Portal-v0", "Switch-v0")
+OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False}
+"""Defaults in environments of other packages, whose rewards may have any scale. Ours are measured without
+(docs/results.md)."""
+
+
+def tuned(env: str, agent: str) -> dict[str, Any]:
+    """The defaults that differ from the settings' own in an environment, for an agent."""
+    return TUNED.get((env, agent), {}) if env in OWN_TASKS else OTHERS
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,8 @@ def part(config: type, settings: Mapping[str, Any]) -> Any:
 def defaults(memory: str, env: str, agent: str) -> dict[str, Any]:
     """The default of every setting of such a run, by name."""
     values = {f.name: f.default for own in run_parts(memory, agent) for f in dataclasses.fields(own)}
-    tuned = TUNED.get((env, agent), {})
     network = AGENTS.describe(agent).network
-    values |= {name: value for name, value in tuned.items() if name in values}
+    values |= {name: value for name, value in tuned(env, agent).items() if name in values}
     return {**values, "memory": memory if network is None else network, "env": env, "agent": agent}
 
 
@@ -171,6 +179,7 @@ LATER: dict[str, Any] = {
     "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
+    "normalize_rewards": False, "amsgrad": True,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

@@ -28,7 +28,7 @@ from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.shapes import settings_of
 from expire_span_rl.policies.transformer import Transformer
-from expire_span_rl.spaces import ACTION_MASK
+from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
 
@@ -121,21 +121,24 @@ class ActorCritic(Predictor, nn.Module):
         observation: spaces.Dict,
         action: spaces.Space,
         normalize: bool = True,
+        normalize_reward: bool = False,
         features_extractor: tuple[type[nn.Module], Mapping[str, Any]] | None = None,
         **config: Any,
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
-        normalize: read numbers over their running mean and standard deviation; features_extractor: (class, keyword arguments)
+        normalize: read numbers over their running mean and standard deviation; normalize_reward: the previous reward, too; features_extractor: (class, keyword arguments)
         of a Stable-Baselines3 features extractor that reads the environment's own observation.
         """
-        spec, extractor, name = observation_spec(observation, normalize), None, ""
+        spec, extractor, name = observation_spec(observation, normalize, normalize_reward), None, ""
         if features_extractor is not None:
             extractor = FeaturesExtractor(observation, *features_extractor)
             name = f"{features_extractor[0].__module__}.{features_extractor[0].__qualname__}"
         policy = cls(PolicyConfig(spec, action_spec(action), features_extractor=name, **config), extractor)
         for key, entry in policy.encoder.entries():
             entry.expect(observation[key])
+            if key == PREVIOUS_REWARD and normalize_reward:
+                entry.expect_any_size()
         return policy
 
     @property

@@ -14,7 +14,7 @@ from script_cases import ROOT
 from expire_span_rl.agents import AGENTS
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
-from expire_span_rl.settings import TUNED, RunConfig, check, defaults, part, resolve, run_parts
+from expire_span_rl.settings import OWN_TASKS, RunConfig, check, defaults, part, resolve, run_parts, tuned
 
 OURS = [agent for agent in AGENTS if AGENTS.describe(agent).network is None]
 BASELINES = [agent for agent in AGENTS if AGENTS.describe(agent).network is not None]
@@ -23,14 +23,15 @@ BASELINES = [agent for agent in AGENTS if AGENTS.describe(agent).network is not 
 @pytest.mark.parametrize("agent", OURS)
 @pytest.mark.parametrize("memory", KINDS)
 def test_the_command_line_and_python_have_the_same_settings(memory, agent):
-    for env in ("Corridor-v0", "Portal-v0"):
+    for env in ("Corridor-v0", "Portal-v0", "CartPole-v1"):
         usual = resolve(memory, env, agent)
         assert parse_config(["--memory", memory, "--agent", agent, "--env", env]) == usual
         assert usual.keys() == {*defaults(memory, env, agent), "training_kwargs"}
-        tuned = TUNED.get((env, agent), {})
-        assert {name: usual[name] for name in tuned.keys() & usual.keys()} == {
-            name: value for name, value in tuned.items() if name in usual
+        expected = tuned(env, agent)
+        assert {name: usual[name] for name in expected.keys() & usual.keys()} == {
+            name: value for name, value in expected.items() if name in usual
         }
+        assert usual["normalize_rewards"] == (env == "CartPole-v1") != usual["amsgrad"]
         assert json.loads(json.dumps(usual)).keys() == usual.keys()
     flags = ["--seed", "7", "--num-envs", "1e2", "--learning-rate", "0.5", "--wrap", "episodes=2", "--import", "os"]
     given = {"seed": np.int64(7), "num_envs": 100.0, "learning_rate": 0.5, "wrap": ["episodes=2"], "imports": ("os",)}
@@ -86,3 +87,10 @@ print(time.process_time(), sorted({"torch", "gymnasium", "minigrid", "stable_bas
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, packages = done.stdout.split(maxsplit=1)
     assert float(seconds) < 0.5 and packages == "[]\n"
+
+
+def test_our_own_tasks_are_the_registered_ones():
+    """They keep the settings that they were measured with; environments of other packages get others."""
+    from expire_span_rl.envs import env_ids
+
+    assert list(OWN_TASKS) == env_ids()

@@ -47,6 +47,9 @@ class EntryEncoder(nn.Module):
     def expect(self, space: Any) -> None:
         """Sets the statistics, where there are any, to what the entry's space lets one expect."""
 
+    def expect_any_size(self) -> None:
+        """Sets the statistics, where there are any, so that nothing is read before there are observations."""
+
     def observe(self, value: Tensor) -> None:
         """Takes values [N, ...] into the statistics that travel with the policy, where there are any."""
 

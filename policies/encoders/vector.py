@@ -16,6 +16,7 @@ from expire_span_rl.spaces import box_scale
 
 LARGEST = 10.0  # normalised numbers are cut off here
 LEAST_VARIANCE = 1e-8
+ANY_SIZE = 1e30  # a variance beside which every number is 0
 
 
 class VectorEncoder(EntryEncoder):
@@ -51,6 +52,10 @@ class VectorEncoder(EntryEncoder):
             self.mean.copy_(torch.as_tensor(middle))
             bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.high > space.low)
             self.variance.copy_(torch.as_tensor(np.where(bounded.ravel(), half**2 / 3, 1.0)))
+
+    def expect_any_size(self) -> None:
+        """Until observations are there, numbers are read as 0: nobody knows how large they will be."""
+        self.variance.fill_(ANY_SIZE)
 
     def _columns(self, value: Tensor) -> Tensor:
         return value[:, None] if value.ndim == 1 else value.flatten(1)

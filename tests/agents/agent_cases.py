@@ -87,6 +87,16 @@ class RightAction(Probe):
         return float(action == 2), False
 
 
+class Scaled(RightAction):
+    """`RightAction` with a reward of `size` instead of 1."""
+
+    def __init__(self, size: float = 1.0):
+        self.size = size
+
+    def reward(self, action):
+        return self.size * float(action == 2), False
+
+
 class ActionByObservation(Probe):
     """One step, reward 1 for the action that the observation, -1 or 1, asks for."""
 
@@ -176,7 +186,7 @@ class Forbidden(Probe):
 
 
 PROBES = (
-    ConstantReward, DelayedReward, RightAction, ActionByObservation, Recall, RightNumbers, RightSwitches, RightReals, Forbidden,
+    ConstantReward, DelayedReward, RightAction, ActionByObservation, Recall, RightNumbers, RightSwitches, RightReals, Forbidden, Scaled,
 )  # fmt: skip
 for _probe in PROBES:
     if f"Probe{_probe.__name__}-v0" not in gym.registry:

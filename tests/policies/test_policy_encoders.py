@@ -135,6 +135,15 @@ def test_before_any_statistics_a_bounded_number_lies_around_0_by_its_bounds():
     assert whole.config.observation["x"]["normalize"] is True  # as one-hot columns they would be too many
 
 
+def test_a_previous_reward_of_any_size_is_read_as_nothing_before_there_are_statistics():
+    space = spaces.Dict({"previous_reward": spaces.Box(-np.inf, np.inf, ())})
+    policy = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize_reward=True)
+    ((_, entry),) = policy.encoder.entries()
+    assert entry(torch.tensor([1e-3, 1e6]), torch.float32).abs().max() < 1e-6
+    policy.observe({"previous_reward": torch.tensor([[0.0, 2.0]])})
+    assert entry(torch.tensor([0.0, 2.0]), torch.float32)[:, 0].tolist() == [-1, 1]
+
+
 def test_statistics_travel_with_the_policy_and_previous_reward_has_none():
     space = spaces.Dict({"observation": spaces.Box(-1, 1, (2,)), "previous_reward": spaces.Box(-9, 9, ())})
     policy = ActorCritic.for_spaces(space, spaces.Discrete(2))
