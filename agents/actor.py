@@ -44,6 +44,8 @@ class Delivery:
     """The largest between acting and learning, if asked for."""
     idle_seconds: float = 0.0
     busy_seconds: float = 0.0
+    died: bool = False
+    """The process is a new one, since the one before it died with its rollout."""
     failure: str = ""
     """What was raised and where, in a few words that are the same for failures of the same kind."""
     traceback: str = ""

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from multiprocessing.pool import RemoteTraceback
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -29,12 +30,14 @@ from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recomputed, size, unpack
+from expire_span_rl.interrupts import kept
 
 OLDEST_RAY = "2.60"  # as the extra `ray` in pyproject.toml has it
 QUEUE = 2  # requests per actor under way
 FAILURES = 5  # of the same kind, after which training stops
 CHECK_EVERY = 50  # updates between two looks at drift and at whether acting equals learning
 ANSWER_WITHIN = 30.0  # seconds for a cluster to answer
+ENVIRONMENT_FAILED = "expire_span_rl.envs.errors.EnvironmentFailed: "  # before a line that says which and what
 PATIENCE = 60.0  # seconds without a rollout after which that is said
 
 
@@ -76,18 +79,20 @@ class ActorPool:
         refresh: int = 0,
         log_dir: Path | None = None,
         say: Callable[[str], None] = print,
+        log: Callable[[str], None] = lambda text: None,
     ):
         """num_actors: 0 for one per CPU that is free; address: of a Ray cluster, "" for one of our own on this machine,
         whose logs go to `log_dir` at the end; refresh: steps over which memories are computed anew before learning;
-        say: takes a line for the log. Raises ValueError, one line, before any actor starts."""
+        say: takes a line; log: takes what is for the log alone, such as tracebacks. Raises ValueError, one line, before any actor starts."""
         self.policy, self.num_steps, self.seed = policy, num_steps, seed
-        self.refresh, self.log_dir, self.say = refresh, log_dir, say
+        self.refresh, self.log_dir, self.say, self.log = refresh, log_dir, say, log
         self.live: dict[str, list[float]] = {}
         self.notes: list[str] = []
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
         self.version = self.restarts = self.made = 0
         self.failures: Counter[str] = Counter()
+        self.deaths: Counter[int] = Counter()  # of an actor's processes, since its last rollout
         self.pending: dict[Any, int] = {}  # request -> its actor, oldest first
         self.incarnations: dict[int, str] = {}
         self._figures: dict[str, float] = {}
@@ -96,10 +101,10 @@ class ActorPool:
         try:
             made = cast(Any, cloudpickle).dumps(make_env)
         except Exception as error:  # noqa: BLE001, pickling calls whatever the environment defines
-            told = " ".join(str(error).split())[:200]
+            message = " ".join(str(error).split())[:200]
             raise ValueError(
                 "environment: expected one that can be pickled, since actors are processes of their own, got "
-                f"{type(error).__name__}: {told}"
+                f"{type(error).__name__}: {message}"
             ) from None
         self._temporary = _start(address)
         try:
@@ -200,7 +205,8 @@ class ActorPool:
                 if time.perf_counter() - began > PATIENCE:
                     began = time.perf_counter()
                     self.say(
-                        f"no rollout for {PATIENCE:.0f} seconds: {len(self.actors)} actors are busy or have no node"
+                        f"no rollout for {PATIENCE:.0f} seconds: {len(self.actors)} actors are busy, have no node, or have an "
+                        "environment that hangs (--env-timeout)"
                     )
                 continue
             index = self.pending.pop(ready[0])
@@ -212,13 +218,14 @@ class ActorPool:
                 self.say(f"actor {index} is lost and was replaced (restart {self.restarts} of this training): {told}")
                 self._replace(index)
                 continue
+            self.incarnations[index] = delivery.incarnation
+            if delivery.died:
+                self._died(index)
+                continue
             if delivery.failure:
                 self._failed(index, delivery)
                 continue
-            if self.incarnations.setdefault(index, delivery.incarnation) != delivery.incarnation:
-                self.incarnations[index] = delivery.incarnation
-                self.restarts += 1
-                self.say(f"actor {index} died and was restarted by Ray (restart {self.restarts} of this training)")
+            self.deaths[index] = 0
             if not (delivery.difference or 0.0) < LARGEST_DIFFERENCE:
                 raise TrainingEnded(
                     f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
@@ -226,14 +233,28 @@ class ActorPool:
                 )
             return delivery
 
+    def _died(self, index: int) -> None:
+        """Ray has restarted an actor's process: once more, but not for ever."""
+        self.restarts += 1
+        self.deaths[index] += 1
+        self.say(f"actor {index} died and was restarted by Ray (restart {self.restarts} of this training)")
+        if self.deaths[index] >= FAILURES:
+            raise RolloutsEnded(
+                f"actor {index} died {FAILURES} times before it had a rollout: an environment ends its process, hangs "
+                "(--env-timeout), or needs more memory than there is"
+            )
+        self._request()
+
     def _failed(self, index: int, delivery: Delivery) -> None:
         """An environment raised: its actor is replaced, but not for ever."""
         self.failures[delivery.failure] += 1
         count = self.failures[delivery.failure]
-        self.say(f"actor {index} failed, {delivery.failure} (time {count} of {FAILURES}):\n{delivery.traceback}")
+        last = " ".join(delivery.traceback.strip().splitlines()[-1].split()).removeprefix(ENVIRONMENT_FAILED)
+        self.say(f"actor {index} failed, {delivery.failure} (time {count} of {FAILURES}): {last}")
+        self.log(delivery.traceback)
         if count >= FAILURES:
-            last = delivery.traceback.strip().splitlines()[-1]
-            raise RolloutsEnded(f"actors failed {count} times by {delivery.failure}: {last}")
+            cause = RemoteTraceback(delivery.traceback)
+            raise RolloutsEnded(f"actors failed {count} times by {delivery.failure}: {last}") from cause
         self._replace(index)
 
     def _replace(self, index: int) -> None:
@@ -269,8 +290,10 @@ class _RayActor:
     """Makes its `Actor` at the first request: what Ray keeps in order to restart it is a number."""
 
     def __init__(self, seed: int):
-        again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self.seed = seed + int.from_bytes(os.urandom(3), "big") * again  # not the episodes of the dead one once more
+        self.again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self.seed = (
+            seed + int.from_bytes(os.urandom(3), "big") * self.again
+        )  # not the episodes of the dead one once more
         self.actor: Actor | None = None
 
     def collect(self, weights: dict[str, Any], request: Request, shared: list[Any]) -> Delivery:
@@ -278,6 +301,9 @@ class _RayActor:
         if self.actor is None:
             made, policy, num_steps, context_steps = ray.get(shared[0])
             self.actor = Actor(lambda: cloudpickle.loads(made)(), policy, num_steps, context_steps, self.seed)
+        if self.again:  # the learner must know, also if no process of this actor lives until it has a rollout
+            self.again = False
+            return Delivery(self.actor.incarnation, died=True)
         return self.actor.collect(weights, request)
 
 
@@ -292,7 +318,8 @@ def _start(address: str) -> Path | None:
     }
     if not address:
         temporary = Path(tempfile.mkdtemp(prefix="ray-"))
-        ray.init(include_dashboard=False, _temp_dir=str(temporary), **quiet)
+        with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
+            ray.init(include_dashboard=False, _temp_dir=str(temporary), **quiet)
         return temporary
     # ray.init has no time limit of its own; a process can be given one.
     code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
@@ -307,5 +334,6 @@ def _start(address: str) -> Path | None:
     if done.returncode:
         told = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
         raise ValueError(f"--ray-address: expected a Ray cluster at {address}, got {told}")
-    ray.init(address=address, **quiet)
+    with kept():
+        ray.init(address=address, **quiet)
     return None

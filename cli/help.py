@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "environment": (
         "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "vectorization",
+        "env_timeout",
     ),
     "memory": (),
     "forgetting": (),

@@ -21,6 +21,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -31,6 +32,7 @@ from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.faces import SingleEnv
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
+from expire_span_rl.envs.timeout import Overdue, within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
 SEEDS = 2**31
@@ -65,6 +67,8 @@ class Adaptation:
     """Where it says which actions are allowed: `masks.IN_OBSERVATION`, IN_INFO, BY_METHOD or None."""
     shaping: bool = False
     """Whether its `info["shaping"]` is ours to read: it is one of our tasks in wrappers of the user's."""
+    timeout: float = 0.0
+    """Seconds that a reset or a step may take; 0: any."""
 
 
 class AdaptedEnv(gym.Wrapper):
@@ -90,7 +94,10 @@ class AdaptedEnv(gym.Wrapper):
                 self._mask_method = env.get_wrapper_attr(METHOD)
         self.observation_space = spaces.Dict(entries)
         self._copies_actions = not isinstance(env.action_space, spaces.Discrete)
-        self._step, self._outside = env.step, 0
+        self._step, self._reset, self._outside = env.step, env.reset, 0
+        if adaptation.timeout:
+            self._step = partial(within, adaptation.timeout, env.step)
+            self._reset = partial(within, adaptation.timeout, env.reset)
         self._seed: int | None = None
         self.episode, self._steps = 0, 0
         self._tried = False  # whether this is the trial of `adapt`, where a bad reward is left for the run to tell
@@ -112,8 +119,10 @@ class AdaptedEnv(gym.Wrapper):
         """Begins episode number `episode` of `seed`. The same numbers, the same episode."""
         self._seed, self.episode, self._steps = int(seed), int(episode), 0
         try:
-            result = self.env.reset(seed=episode_seed(self._seed, self.episode), options=options)
-        except (Exception, SystemExit) as error:  # noqa: BLE001, whatever a stranger's code does
+            result = self._reset(seed=episode_seed(self._seed, self.episode), options=options)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
             self._fail(raised(error), error)
         try:
             observation, info = _reset_result(result)
@@ -127,7 +136,9 @@ class AdaptedEnv(gym.Wrapper):
             action = np.array(action)  # the environment may write to it
         try:
             result = self._step(action)
-        except (Exception, SystemExit) as error:  # noqa: BLE001, whatever a stranger's code does
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
             self._fail(raised(error), error)
         try:
             observation, reward, terminated, truncated, info = result
@@ -145,6 +156,16 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
         over = terminated or truncated
         return self._observed(observation, info, over), reward, terminated, truncated, self._plain(info) if info else {}
+
+    def close(self) -> None:
+        """Closes the environment. What it raises then is only told: a training must not be lost by it."""
+        try:
+            super().close()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
+            name = self.adaptation.name
+            warnings.warn(f"{name}, environment {self.index}: close: {raised(error)}", EnvironmentWarning, stacklevel=2)
 
     def _observed(self, observation: Any, info: Mapping[str, Any], over: bool) -> dict[str, np.ndarray]:
         """The entries of an observation. over: the episode ended with it."""
@@ -164,7 +185,9 @@ class AdaptedEnv(gym.Wrapper):
         if self._mask_method is not None:
             try:
                 return self._mask_method()
-            except (Exception, SystemExit) as error:  # noqa: BLE001, whatever a stranger's code does
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
                 self._fail(f"{METHOD}: {raised(error)}", error)
         source = info if self._masks_by == IN_INFO else observation
         return source.get(ACTION_MASK) if isinstance(source, Mapping) else None
@@ -185,17 +208,17 @@ class AdaptedEnv(gym.Wrapper):
         raise failure(self.adaptation.name, self.index, where, what) from cause
 
 
-def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto") -> AdaptedEnv:
+def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout: float = 0.0) -> AdaptedEnv:
     """An environment, adapted, after one reset and one step in which everything is checked.
 
-    name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`.
+    name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`; timeout: see `Adaptation`.
     Raises EnvError, one line, for what it does wrong or what is not supported."""
     name = name or name_of(env)
     for kind in ("observation_space", "action_space"):
         if not isinstance(getattr(env, kind, None), spaces.Space):
             raise EnvError(f"{name}: {kind}: expected a space of Gymnasium, got {_kinds(getattr(env, kind, None))}")
     try:
-        adaptation = _studied(env, name, encoder)
+        adaptation = _studied(env, name, encoder, timeout)
         adapted = AdaptedEnv(env, adaptation)
         adapted._tried = True
         observation, _ = adapted.reset(seed=0)
@@ -212,11 +235,13 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto") -> Adapt
     return adapted
 
 
-def _studied(env: gym.Env, name: str, encoder: str) -> Adaptation:
+def _studied(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptation:
     """What the spaces of an environment and one reset tell."""
     try:
-        result = env.reset(seed=0)
-    except (Exception, SystemExit) as error:
+        result = within(timeout, env.reset, seed=0)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise SpaceError(f"reset: {raised(error)}") from error
     observation, info = _reset_result(result)
     replaced = cells_space(env, encoder)
@@ -229,7 +254,7 @@ def _studied(env: gym.Env, name: str, encoder: str) -> Adaptation:
         masks = BY_METHOD
     elif ACTION_MASK in info:
         masks = IN_INFO
-    return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv))
+    return Adaptation(name, replaced, masks, isinstance(env.unwrapped, SingleEnv), timeout)
 
 
 def _memory_horizon(env: gym.Env) -> int | None:
@@ -310,6 +335,8 @@ def _reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
 
 def raised(error: BaseException) -> str:
     """An error that an environment raised: its class and message on one line."""
+    if isinstance(error, Overdue):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 

@@ -26,6 +26,7 @@ from expire_span_rl.envs.adapter import (
 from expire_span_rl.envs.cells import ENCODERS, forced_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
+from expire_span_rl.envs.timeout import within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
 
@@ -35,7 +36,8 @@ class AdaptedVectorEnv(VectorWrapper):
     `infos["final_obs"]` is one batch, structured as the observation. Rows outside `_final_obs` mean nothing.
     Raises EnvError, one line, for what it does wrong or what is not supported; EnvironmentFailed once it runs."""
 
-    def __init__(self, env: VectorEnv, name: str | None = None, encoder: str = "auto") -> None:
+    def __init__(self, env: VectorEnv, name: str | None = None, encoder: str = "auto", timeout: float = 0.0) -> None:
+        """timeout: seconds that a reset or a step of all may take; 0: any."""
         super().__init__(env)
         spec = getattr(env, "spec", None)
         self._name = name or (spec.id if spec is not None else type(env.unwrapped).__name__)
@@ -44,7 +46,7 @@ class AdaptedVectorEnv(VectorWrapper):
                 f"{self._name}: autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}"
             )
         expect_choice("encoder", encoder, ENCODERS)
-        self._steps, self._masks, self._masks_by = 0, None, None
+        self._steps, self._masks, self._masks_by, self._timeout = 0, None, None, timeout
         try:
             space, has_mask = without_mask(env.single_observation_space)
             previous_action_space(env.single_action_space)
@@ -105,8 +107,10 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _called(self, call: Any) -> Any:
         try:
-            return call()
-        except (Exception, SystemExit) as error:  # noqa: BLE001, whatever a stranger's code does
+            return within(self._timeout, call)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
             self._fail(None, raised(error), error)
 
     def _where_masks(self, has_mask: bool, infos: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from expire_span_rl.envs.batched import AdaptedVectorEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
 from expire_span_rl.envs.faces import SingleEnv
 from expire_span_rl.envs.naming import import_again, imported_modules, resolve
+from expire_span_rl.envs.timeout import end_process
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 from expire_span_rl.envs.wrappers import PreviousActionReward, VectorPreviousActionReward, is_own
 
@@ -97,6 +98,7 @@ def make_vec_env(
     wraps: Sequence[str] = (),
     encoder: str = "auto",
     vectorization: str = "auto",
+    env_timeout: float = 0.0,
     **kwargs: Any,
 ) -> VectorPreviousActionReward:
     """`num_envs` environments in SAME_STEP autoreset, wrapped as a policy expects. id, wraps, encoder, errors: `make_env`'s.
@@ -104,6 +106,8 @@ def make_vec_env(
     vectorization: "sync", one after the other; "async", each in a process of its own; "auto", as a batch where the
     environment's own vector form can (`vector_entry_point`, as our tasks), else "sync". Only "sync" and "async" give an
     environment's later episodes seeds of their own. With wraps it is "sync".
+    env_timeout: seconds that a reset or a step of another package's environment may take before it counts as failed; 0: any
+    (`envs.timeout`).
     """
     expect_int("num_envs", num_envs, 1)
     expect_choice("vectorization", vectorization, VECTORIZATIONS)
@@ -111,14 +115,14 @@ def make_vec_env(
     if builders:
         from expire_span_rl.envs.long import LongVectorEnv
 
-        return VectorPreviousActionReward(LongVectorEnv(*_long(made, num_envs, builders)))
+        return VectorPreviousActionReward(LongVectorEnv(*_long(made, num_envs, builders, env_timeout)))
     if vectorization == "auto":
         if made.id in TASKS:
             return VectorPreviousActionReward(_vector_entry_point(made, num_envs))
         vector = _own_vector(made, num_envs)
         if vector is not None:
-            return VectorPreviousActionReward(AdaptedVectorEnv(vector, made.name, encoder))
-    makers = _adapted(made, num_envs)
+            return VectorPreviousActionReward(AdaptedVectorEnv(vector, made.name, encoder, env_timeout))
+    makers = _adapted(made, num_envs, env_timeout)
     try:
         vector = AsyncEnvs(makers, cast(AdaptedEnv, makers[0].ready)) if vectorization == "async" else SyncEnvs(makers)
     except RuntimeError as error:  # Gymnasium's, of environments that differ
@@ -131,10 +135,10 @@ def wrap_env(env: gym.Env, encoder: str = "auto") -> PreviousActionReward:
     return env if isinstance(env, PreviousActionReward) else PreviousActionReward(env, encoder)
 
 
-def wrap_vec_env(env: VectorEnv, encoder: str = "auto") -> VectorPreviousActionReward:
+def wrap_vec_env(env: VectorEnv, encoder: str = "auto", env_timeout: float = 0.0) -> VectorPreviousActionReward:
     """A vector environment in SAME_STEP autoreset that is there already, wrapped as a policy expects. What Gymnasium's
     own vectors step one by one is better made by `make_vec_env`, which checks each. Errors are `make_env`'s."""
-    return env if isinstance(env, VectorPreviousActionReward) else VectorPreviousActionReward(env, encoder)
+    return env if isinstance(env, VectorPreviousActionReward) else VectorPreviousActionReward(env, encoder, env_timeout)
 
 
 @dataclass(frozen=True)
@@ -144,20 +148,26 @@ class VecEnvMaker:
     id: str | MakeEnv
     num_envs: int
     kwargs: Mapping[str, Any]
-    registered: Registered | None
+    registered: Registered | None = None
+    """In another process: what was registered in the first."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        registered = Registered.of(self.id) if isinstance(self.id, str) else None
+        return {**self.__dict__, "registered": registered}
 
     def __call__(self) -> VectorPreviousActionReward:
         if self.registered is not None:
+            end_process()  # Ray starts it again
             self.registered.restore()
         return make_vec_env(self.id, self.num_envs, **self.kwargs)
 
 
 def vec_env_maker(id: str | MakeEnv, num_envs: int, **kwargs: Any) -> VecEnvMaker:
     """A function without arguments that is `make_vec_env` with these. Raises EnvError for an unknown id."""
-    if not isinstance(id, str):
-        return VecEnvMaker(id, num_envs, kwargs, None)
-    id = resolve(id)
-    return VecEnvMaker(id, num_envs, kwargs, Registered.of(id))
+    if isinstance(id, str):
+        id = resolve(id)
+        _spec(id)
+    return VecEnvMaker(id, num_envs, kwargs)
 
 
 @dataclass(frozen=True)
@@ -230,13 +240,13 @@ class _AdaptedMaker:
         return {**self.__dict__, "ready": None}
 
 
-def _adapted(made: _Made, num_envs: int) -> list[_AdaptedMaker]:
+def _adapted(made: _Made, num_envs: int, timeout: float = 0.0) -> list[_AdaptedMaker]:
     """Makers of adapted environments. The first one is made and checked, so that it fails in one line before others are."""
     first = made.first()
     if is_own(first):
         ready = AdaptedEnv(first, Adaptation(made.name, shaping=True))
     else:
-        ready = adapt(first, made.name, made.encoder)
+        ready = adapt(first, made.name, made.encoder, timeout)
     return [_AdaptedMaker(made, ready.adaptation, i, ready if i == 0 else None) for i in range(num_envs)]
 
 
@@ -260,7 +270,9 @@ def _prepared(
     return made, parse_wraps(wraps)
 
 
-def _long(made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]]) -> tuple[Core, str | None]:
+def _long(
+    made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]], timeout: float = 0.0
+) -> tuple[Core, str | None]:
     """A task's core, or one over another package's environments, in the wraps that `builders` make; and the render mode."""
     from expire_span_rl.envs.foreign import Foreign
 
@@ -273,7 +285,7 @@ def _long(made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]]
     else:
         if render_mode == "human":  # our own window shows it
             made.kwargs["render_mode"] = "rgb_array"
-        core = Foreign([make() for make in _adapted(made, num_envs)])
+        core = Foreign([make() for make in _adapted(made, num_envs, timeout)])
     for build in builders:
         core = build(core)
     return core, render_mode

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import secrets
 import signal
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.pool import RemoteTraceback
 from typing import Any, cast
 
+import cloudpickle
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -34,10 +39,13 @@ from gymnasium.vector.utils import (
 
 from expire_span_rl.envs.adapter import AdaptedEnv, EnvironmentWarning
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.timeout import overdue
 
 MOST_RESTARTS = 3
 """Of the processes of one vector environment."""
 _PATIENCE = 5.0  # seconds that a process has to end by itself
+_STARTING = 120.0  # seconds that a process has to make its environment, beside the time limit, where there is one
+_ENDING = 10.0  # seconds that a process goes on after SIGTERM: the training finishes its update
 
 MakeAdapted = Callable[[], AdaptedEnv]
 
@@ -126,7 +134,8 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         """makers: make the environments in their processes; ready: what the first of them gives in this one, where
         Gymnasium asks it for its spaces and closes it. Raises EnvError if an environment cannot be made."""
         self.left_out, self.memory_horizon = ready.left_out, ready.memory_horizon
-        self._name = ready.adaptation.name
+        self._name, self._timeout = ready.adaptation.name, ready.adaptation.timeout
+        _check_pickles(makers[0])
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._processes_from: Any = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -134,6 +143,8 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         space = ready.observation_space
         buffer = create_shared_memory(space, n=len(makers), ctx=self._processes_from)
         self._restarts = 0
+        self._asked = [0.0] * len(makers)  # when each process got its last command
+        self._began = [False] * len(makers)  # whether it has answered since it was started
         self._episodes: list[tuple[int, int] | None] = [None] * len(makers)  # (seed, number) of each row's episode
         super().__init__(
             makers,
@@ -203,7 +214,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         for _, failed in answers:
             if failed is not None:
-                raise EnvironmentFailed(failed[0])
+                raise EnvironmentFailed(failed[0]) from RemoteTraceback(failed[1])
         return tuple(result for result, _ in answers)
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -226,18 +237,28 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._episodes[i] = (seed, number + 1)
 
     def _send(self, i: int, command: str, data: Any) -> None:
+        self._asked[i] = time.monotonic()
         with contextlib.suppress(OSError):  # that a process is gone shows when its answer is awaited
             self.parent_pipes[i].send((command, data))
 
     def _receive(self, i: int) -> tuple[Any, tuple[str, str] | None]:
         """(answer, None) of the process i, or (None, (what went wrong in one line, traceback))."""
         try:
+            if self._timeout and not self.parent_pipes[i].poll(self._time_left(i)):
+                self.processes[i].kill()
+                return None, (f"{self._name}, environment {i}: {overdue(self._timeout)}", "")
             result, success = self.parent_pipes[i].recv()
+            self._began[i] = True
         except (EOFError, OSError):
             process = self.processes[i]
             process.join(_PATIENCE)
             return None, (f"{self._name}, environment {i}: its process ended with exit code {process.exitcode}", "")
         return (result, None) if success else (None, result)
+
+    def _time_left(self, i: int) -> float:
+        """Seconds to wait for process i: it may step and reset, and its own alarm, which tells more, goes first."""
+        limit = 2 * self._timeout + _PATIENCE / 5 + (0.0 if self._began[i] else _STARTING)
+        return max(0.0, self._asked[i] + limit - time.monotonic())
 
     def _restarted(self, i: int, failed: tuple[str, str]) -> dict[str, Any]:
         """A new process for environment i, which begins the row's episode: its info. Raises EnvironmentFailed after
@@ -249,7 +270,8 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
             if self.processes[i].is_alive():
                 self.processes[i].kill()
             if self._restarts == MOST_RESTARTS:
-                raise EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
+                failure = EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
+                raise failure from (RemoteTraceback(trace) if trace else None)
             self._restarts += 1
             told = f"{message}; its process is restarted ({self._restarts} of at most {MOST_RESTARTS} times)"
             warnings.warn(f"{told}\n{trace}".strip(), EnvironmentWarning, stacklevel=2)
@@ -273,6 +295,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
             process.start()
         child_pipe.close()
         self.parent_pipes[i], self.processes[i] = parent_pipe, process
+        self._began[i] = False
 
     def _check_spaces(self) -> None:
         """Raises EnvError for an environment that could not be made, or has other spaces than the first."""
@@ -295,6 +318,9 @@ def _work(buffer: Any, index: int, make: MakeAdapted, pipe: Connection, parent_p
     """What a process does: makes its environment and answers (result, True), or ((message, traceback), False) once."""
     parent_pipe.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us when it is done
+    for name in ("SIGTERM", "SIGHUP"):  # to all processes of a job: the parent finishes its update with us
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end_soon)
     env = None
     try:
         env = make()
@@ -316,6 +342,25 @@ def _work(buffer: Any, index: int, make: MakeAdapted, pipe: Connection, parent_p
         if env is not None:
             with contextlib.suppress(Exception):
                 env.close()
+
+
+def _end_soon(*_: Any) -> None:
+    """Ends this process in a while: when it is stopped it must not wait for a parent that waits for it."""
+    ending = threading.Timer(_ENDING, os._exit, (143,))
+    ending.daemon = True
+    ending.start()
+
+
+def _check_pickles(make: MakeAdapted) -> None:
+    """Raises EnvError for an environment that no other process can get."""
+    try:
+        cloudpickle.dumps(make)
+    except Exception as error:  # pickling calls whatever the environment defines
+        message = " ".join(str(error).split())[:200]
+        raise EnvError(
+            "environment: expected one that can be pickled, since it runs in a process of its own, got "
+            f"{type(error).__name__}: {message}"
+        ) from error
 
 
 def _answer(env: AdaptedEnv, buffer: Any, index: int, command: str, data: Any) -> Any:

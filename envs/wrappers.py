@@ -127,13 +127,13 @@ class VectorPreviousActionReward(VectorWrapper):
     (SyncVectorEnv: an array of objects). Rows outside `_final_obs` mean nothing. `left_out` as in the single form.
     """
 
-    def __init__(self, env: VectorEnv, encoder: str = "auto") -> None:
-        """encoder: see `cells.cells_space`."""
+    def __init__(self, env: VectorEnv, encoder: str = "auto", timeout: float = 0.0) -> None:
+        """encoder: see `cells.cells_space`; timeout: see `batched.AdaptedVectorEnv`."""
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise EnvError(f"autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}")
         is_flat = isinstance(env, (*_FLAT_VECTORS, BatchedVectorEnv))
         if not is_flat and not (isinstance(env, SyncVectorEnv) and all(map(is_own, env.envs))):
-            env = AdaptedVectorEnv(env, encoder=encoder)
+            env = AdaptedVectorEnv(env, encoder=encoder, timeout=timeout)
         super().__init__(env)
         self.left_out: dict[str, str] = getattr(env, "left_out", {})
         self._entries = _Entries(env.single_observation_space, env.single_action_space)

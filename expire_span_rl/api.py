@@ -77,7 +77,7 @@ class Model:
         if isinstance(env, str):
             self._run = build(config, None, extractor, training.say)
         else:
-            given = vector_of(env, config["num_envs"], config["encoder"], config["vectorization"])
+            given = vector_of(env, config["num_envs"], config["encoder"], config["vectorization"], config["env_timeout"])
             self._run = build(config, given, extractor, training.say)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):

@@ -17,6 +17,7 @@ from expire_span_rl.checks import json_object
 from expire_span_rl.environments import named_environment
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
+from expire_span_rl.saying import hear
 from expire_span_rl.settings import check, part
 
 FAR = 2**61  # beyond the seeds of every evaluation's environments
@@ -66,6 +67,7 @@ def build(
     # A run goes on as it began: what training sets is in its config (of runs since November 2026).
     training = config.get("training_kwargs", training_kwargs(name))
     kwargs = {**training, **own, "vectorization": config.get("vectorization", "auto")}
+    kwargs["env_timeout"] = config.get("env_timeout", 0.0)
     # What training sets differently stays in training, also where the user has set it.
     info["env_kwargs"] = {key: value for key, value in own.items() if key not in training_kwargs(name)}
     maker = vec_env_maker(name, config["num_envs"], **kwargs)
@@ -163,7 +165,7 @@ def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int, say: 
     from expire_span_rl.agents.actors import ActorPool  # only here, since Ray may not be installed
 
     numbers = config["num_actors"], config["ray_address"], config["refresh_memory"]
-    return ActorPool(maker, policy, config["num_steps"], seed, *numbers, run_dir_of(config), say)
+    return ActorPool(maker, policy, config["num_steps"], seed, *numbers, run_dir_of(config), say, hear)
 
 
 def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:

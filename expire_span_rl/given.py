@@ -57,8 +57,11 @@ def maker_of(env: gym.Env) -> str:
     return f'lambda: gym.make("{env.spec.id}")' if env.spec is not None else type(env.unwrapped).__name__
 
 
-def vector_of(env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync") -> VectorEnv:
+def vector_of(
+    env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync", env_timeout: float = 0.0
+) -> VectorEnv:
     """A VectorEnv, one environment, or as many as asked for of a function, wrapped as a policy expects."""
+    how: Any = {"encoder": encoder, "env_timeout": env_timeout}
     if isinstance(env, VectorEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
@@ -66,10 +69,10 @@ def vector_of(env: Any, num_envs: int, encoder: str = "auto", vectorization: str
                 f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: gym.make_vec takes "
                 'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}'
             )
-        return wrap_vec_env(env, encoder)
+        return wrap_vec_env(env, **how)
     if isinstance(env, gym.Env):
-        return make_vec_env(lambda: _bare(env), 1, encoder=encoder, vectorization="sync")
-    return make_vec_env(functools.partial(_made_bare, env), num_envs, encoder=encoder, vectorization=vectorization)
+        return make_vec_env(lambda: _bare(env), 1, vectorization="sync", **how)
+    return make_vec_env(functools.partial(_made_bare, env), num_envs, vectorization=vectorization, **how)
 
 
 def single_of(env: Any, encoder: str = "auto") -> gym.Env:

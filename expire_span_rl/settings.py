@@ -84,6 +84,9 @@ class RunConfig:
     vectorization: str = "auto"
     """How environments are stepped. auto: as a batch where the environment can be, else one after the other. sync: one
     after the other. async: each in a process of its own."""
+    env_timeout: float = 0.0
+    """Seconds that a step or a reset of an environment may take before it counts as failed. Native code that hangs is
+    only ended in processes of its own (--vectorization async, --num-actors). 0: any time."""
     checkpoint_every: int = 500_000
     """Environment steps between two checkpoints, each with a snapshot of the policy."""
     checkpoint_minutes: float = 5.0
@@ -104,7 +107,7 @@ class RunConfig:
 
     def __post_init__(self):
         check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
-        check_at_least(self, memory_image_every=0)
+        check_at_least(self, memory_image_every=0, env_timeout=0)
         check_above_zero(self, "checkpoint_minutes")
         check_seed(self)
         choice("--encoder", self.encoder, ENCODERS)

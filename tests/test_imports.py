@@ -13,7 +13,7 @@ from expire_span_rl.policies import KINDS
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_rl", "evaluate", "visualize"}
 PACKAGES = {"agents", "envs", "policies", "viewer", "cli"}
-LEAVES = {"checks", "files", "locks", "registry", "spaces"}  # modules of `expire_span_rl` itself that import nothing of ours but each other
+LEAVES = {"checks", "files", "interrupts", "locks", "registry", "spaces"}  # modules of `expire_span_rl` itself that import nothing of ours but each other
 MAY_IMPORT = {
     "agents": {"agents"},
     "policies": {"policies"},
