@@ -18,7 +18,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from multiprocessing.pool import RemoteTraceback
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -253,7 +252,7 @@ class ActorPool:
         self.say(f"actor {index} failed, {delivery.failure} (time {count} of {FAILURES}): {last}")
         self.log(delivery.traceback)
         if count >= FAILURES:
-            cause = RemoteTraceback(delivery.traceback)
+            cause = RuntimeError(f"in an actor:\n{delivery.traceback}")
             raise RolloutsEnded(f"actors failed {count} times by {delivery.failure}: {last}") from cause
         self._replace(index)
 

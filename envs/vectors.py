@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.pool import RemoteTraceback
 from typing import Any, cast
 
 import cloudpickle
@@ -214,7 +213,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         for _, failed in answers:
             if failed is not None:
-                raise EnvironmentFailed(failed[0]) from RemoteTraceback(failed[1])
+                raise EnvironmentFailed(failed[0]) from _cause(failed[1])
         return tuple(result for result, _ in answers)
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -271,7 +270,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
                 self.processes[i].kill()
             if self._restarts == MOST_RESTARTS:
                 failure = EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
-                raise failure from (RemoteTraceback(trace) if trace else None)
+                raise failure from _cause(trace)
             self._restarts += 1
             told = f"{message}; its process is restarted ({self._restarts} of at most {MOST_RESTARTS} times)"
             warnings.warn(f"{told}\n{trace}".strip(), EnvironmentWarning, stacklevel=2)
@@ -349,6 +348,11 @@ def _end_soon(*_: Any) -> None:
     ending = threading.Timer(_ENDING, os._exit, (143,))
     ending.daemon = True
     ending.start()
+
+
+def _cause(trace: str) -> Exception | None:
+    """A traceback from a process as what an error here comes from; None if there is none."""
+    return RuntimeError(f"in its process:\n{trace}") if trace else None
 
 
 def _check_pickles(make: MakeAdapted) -> None:
