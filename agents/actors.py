@@ -6,11 +6,13 @@ update before it was sent, whence the policy lag.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -163,6 +165,7 @@ class ActorPool:
 
     def close(self) -> None:
         """Ends all actors, and Ray if it is our own; its logs go where the run is written."""
+        _kill_what_is_left()
         ray.shutdown()  # which also ends the actors of a cluster that was joined
         if self._temporary is not None:
             if self.log_dir is not None and self.log_dir.is_dir():
@@ -306,6 +309,15 @@ class _RayActor:
         return self.actor.collect(weights, request)
 
 
+def _kill_what_is_left() -> None:
+    """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for whose end
+    `ray.shutdown` would wait some seconds each."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    with contextlib.suppress(Exception):  # Ray's own, which another version may not have
+        if node is not None and node.dead_processes():
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
 def _start(address: str) -> Path | None:
     """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take a
     short path, so that it cannot be the run's. Raises ValueError, one line."""
@@ -318,6 +330,8 @@ def _start(address: str) -> Path | None:
     if not address:
         temporary = Path(tempfile.mkdtemp(prefix="ray-"))
         with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
+            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which its processes inherit: they end with us
             ray.init(include_dashboard=False, _temp_dir=str(temporary), **quiet)
         return temporary
     # ray.init has no time limit of its own; a process can be given one.
