@@ -7,7 +7,6 @@ from __future__ import annotations
 import bisect
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def _cells(line: str) -> list[str]:
 def _is_row(row: Sequence[str], columns: Sequence[str]) -> bool:
     try:
         [float(value) for value in row if value]
-        return len(row) == len(columns) and math.isfinite(_step(row, columns))
+        return len(row) == len(columns) and _step(row, columns).is_integer()
     except ValueError:
         return False
 
