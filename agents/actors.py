@@ -32,9 +32,11 @@ from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recomputed, size, unpack
 from expire_span_rl.interrupts import kept
+from expire_span_rl.locks import FileLock, remove_abandoned
 
 OLDEST_RAY = "2.60"  # as the extra `ray` in pyproject.toml has it
 QUEUE = 2  # requests per actor under way
+LOCK_NAME = "expire-span.lock"  # in the temporary directory of our own Ray: whose it is no more is removed
 FAILURES = 5  # of the same kind, after which training stops
 CHECK_EVERY = 50  # updates between two looks at drift and at whether acting equals learning
 ANSWER_WITHIN = 30.0  # seconds for a cluster to answer
@@ -107,7 +109,7 @@ class ActorPool:
                 "environment: expected one that can be pickled, since actors are processes of their own, got "
                 f"{type(error).__name__}: {message}"
             ) from None
-        self._temporary = _start(address)
+        self._temporary, self._lock = _start(address)
         try:
             free = int(ray.available_resources().get("CPU", 0))
             if num_actors > free or not free:
@@ -173,6 +175,8 @@ class ActorPool:
                     shutil.copytree(logs, self.log_dir / "ray", dirs_exist_ok=True, ignore_dangling_symlinks=True)
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def _context_steps(self) -> int:
@@ -318,9 +322,10 @@ def _kill_what_is_left() -> None:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
-def _start(address: str) -> Path | None:
+def _start(address: str) -> tuple[Path | None, FileLock | None]:
     """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take a
-    short path, so that it cannot be the run's. Raises ValueError, one line."""
+    short path, so that it cannot be the run's. It is locked, and those of learners that were killed are removed. Raises
+    ValueError, one line."""
     root = str(Path(checks.__file__).resolve().parents[1])  # the checkout, or the folder in which we are installed
     quiet: dict[str, Any] = {
         "log_to_driver": False,
@@ -328,12 +333,14 @@ def _start(address: str) -> Path | None:
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.getenv("PYTHONPATH"))))}},
     }
     if not address:
+        remove_abandoned(Path(tempfile.gettempdir()), "ray-*", LOCK_NAME)
         temporary = Path(tempfile.mkdtemp(prefix="ray-"))
+        lock = FileLock.take(temporary / LOCK_NAME)
         with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
             if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which its processes inherit: they end with us
             ray.init(include_dashboard=False, _temp_dir=str(temporary), **quiet)
-        return temporary
+        return temporary, lock
     # ray.init has no time limit of its own; a process can be given one.
     code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
     try:
@@ -349,4 +356,4 @@ def _start(address: str) -> Path | None:
         raise ValueError(f"--ray-address: expected a Ray cluster at {address}, got {told}")
     with kept():
         ray.init(address=address, **quiet)
-    return None
+    return None, None

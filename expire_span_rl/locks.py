@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import time
 from pathlib import Path
 
 try:
@@ -54,6 +56,22 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def remove_abandoned(parent: Path, pattern: str, lock_name: str, older_than: float = 60.0) -> list[Path]:
+    """Removes the folders in `parent` that match `pattern` and hold a file `lock_name` whose lock nobody has, and returns them.
+    older_than: seconds since that file was made: it exists for a moment before it is locked."""
+    removed = []
+    for folder in parent.glob(pattern):
+        file = folder / lock_name
+        try:
+            abandoned = not folder.is_symlink() and file.is_file() and time.time() - file.stat().st_mtime > older_than
+        except OSError:  # somebody else's, which we may not look into
+            continue
+        if abandoned and not is_taken(file):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
 
 
 def is_taken(path: str | Path) -> bool:

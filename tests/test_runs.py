@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,17 +30,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_rl
 from expire_span_rl import run_files
-from expire_span_rl.agents import Trainer
+from expire_span_rl.agents import AGENTS, Trainer
 from expire_span_rl.agents.checkpoint import CheckpointError, checkpoint_bytes, load_checkpoint, not_finite
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config, resumed_config, saved_config
-from expire_span_rl.locks import FileLock, is_taken
+from expire_span_rl.locks import FileLock, is_taken, remove_abandoned
+from expire_span_rl.policies import KINDS
 from expire_span_rl.preflight import preflight, reach, size, warnings_of
 from expire_span_rl.progress import STEP, ProgressTable
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, MARKER, remember_output, superfluous, thin
-from expire_span_rl.settings import LATER, complete
+from expire_span_rl.settings import LATER, complete, run_parts
 
 TRAIN = [*SMALL, *SHORT, "--quiet", "--memory-image-every", "0"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -488,6 +491,27 @@ def test_a_damaged_config_is_read_or_refused_in_one_line(data, trained, tmp_path
         assert config["resume"] == str(folder) and isinstance(config["num_envs"], int)
 
 
+FIRST_SETTINGS = set(re.findall(r"\w+",
+    """env env_kwargs memory agent total_timesteps num_envs seed run_dir overwrite resume checkpoint_every torch_threads device
+    progress_bar num_steps num_minibatches learning_rate final_learning_rate adam_eps gamma ent_coef final_ent_coef vf_coef
+    max_grad_norm advantage_std_floor update_epochs gae_lambda clip_coef target_kl forgetting memory_budget success_target
+    success_slack pressure_rise min_hard_episodes max_span ramp initial_span span_dropout span_lr_scale use_margin use_coef
+    span_coef width num_layers num_heads num_positions window rho_clip c_clip compression_rate compressed_window batch_size
+    n_epochs clip_range""",
+))
+"""Those that every run has had. What is added since must be in LATER, or older runs could not be resumed."""
+
+
+def test_runs_of_the_first_version_can_be_resumed():
+    parts = {part for memory in KINDS for agent in AGENTS for part in run_parts(memory, agent)}
+    names = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert names - LATER.keys() == FIRST_SETTINGS
+    first = {name: value for name, value in parse_config([]).items() if name in FIRST_SETTINGS}
+    full = complete(first, "config.json")
+    assert full.keys() >= first.keys() | {"checkpoint_minutes", "keep_snapshots"}
+    assert (full["normalize_observations"], full["keep_snapshots"], full["memory_image_every"]) == (False, "all", 0)
+
+
 FOREIGN_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}))
 
 
@@ -821,6 +845,23 @@ def test_a_lock_is_released_when_its_process_is_killed(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     lock = FileLock.take(tmp_path / "lock")
+    assert lock is not None
+    lock.release()
+
+
+def test_folders_that_killed_processes_have_left_are_removed_and_no_others(tmp_path):
+    """Ray's of an earlier training, by the lock in them."""
+    for name in ("ray-left", "ray-new", "ray-used", "ray-theirs", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "session").write_text("")
+        if name != "ray-theirs":
+            (tmp_path / name / "lock").write_text("")
+        if name not in ("ray-new", "ray-theirs"):
+            os.utime(tmp_path / name / "lock", (0, 0))
+    (tmp_path / "ray-link").symlink_to(tmp_path / "other")
+    lock = FileLock.take(tmp_path / "ray-used" / "lock")
+    assert remove_abandoned(tmp_path, "ray-*", "lock") == [tmp_path / "ray-left"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "ray-link", "ray-new", "ray-theirs", "ray-used"]
     assert lock is not None
     lock.release()
 
