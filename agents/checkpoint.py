@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from expire_span_rl.agents.guard import first_not_finite
+
 FORMAT = "expire-span-rl/training"
 VERSION = 2
 READABLE = (1, 2)
@@ -63,12 +65,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that a training learns and that has NaN or infinite entries; None if all are finite. Observations and
-    memories are not looked at: entries of theirs that nobody reads may be anything."""
-    for name, tensor in tensors.items():
-        if name.startswith(_LEARNED) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
+    """What is wrong with the first tensor that a training learns and that has NaN or infinite entries; None if all are finite.
+    Observations and memories are not looked at: entries of theirs that nobody reads may be anything."""
+    return first_not_finite({name: tensor for name, tensor in tensors.items() if name.startswith(_LEARNED)})
 
 
 _LEARNED = (

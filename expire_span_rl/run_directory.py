@@ -23,10 +23,11 @@ from expire_span_rl.agents.checkpoint import (
     load_checkpoint,
     not_finite,
 )
+from expire_span_rl.agents.guard import NotFinite, check_modules
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
 from expire_span_rl.events import EventLog
-from expire_span_rl.files import write_atomically
+from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
 from expire_span_rl.policies import ActorCritic, save_policy
 from expire_span_rl.progress import ProgressTable
@@ -46,7 +47,6 @@ from expire_span_rl.run_log import RunLog
 from expire_span_rl.saying import listening, say
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
-LARGEST_WEIGHT = 1e10  # beyond it a weight has run away: its square overflows float32, and it does not come back
 
 
 class DirectoryFailed(RuntimeError):
@@ -168,8 +168,8 @@ class RunDirectory:
         trainer = self.run.trainer
         self._check_weights()
         tensors, figures = trainer.state()
-        if (name := not_finite(tensors)) is not None:
-            raise self._lost(f"{name} is not finite")
+        if (problem := not_finite(tensors)) is not None:
+            raise self._lost(problem)
         with self._writing():
             if with_policy:
                 save_best(self.run, self.path / "policy.safetensors")
@@ -232,8 +232,8 @@ class RunDirectory:
             )
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, OutputError) as error:
+            reason = getattr(error, "strerror", None) or shown(error)
             raise DirectoryFailed(
                 f"{self.path}: could not be written after {trainer.timesteps:,} steps ({reason})"
             ) from error
@@ -268,16 +268,15 @@ class RunDirectory:
 
     def _check_weights(self) -> None:
         """Raises WeightsLost for the first weight that must not be saved."""
-        for name, parameter in self.run.policy.named_parameters():
-            largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
-            if not largest <= LARGEST_WEIGHT:
-                state = "is not finite" if not torch.isfinite(parameter).all() else f"has grown to {largest:.2g}"
-                raise self._lost(f"weight {name} {state}")
+        try:
+            check_modules({"policy": self.run.policy})
+        except NotFinite as error:
+            raise self._lost(str(error)) from None
 
-    def _lost(self, what: str) -> WeightsLost:
+    def _lost(self, problem: str) -> WeightsLost:
         trainer = self.run.trainer
         return WeightsLost(
-            f"{what} after {trainer.timesteps:,} steps, which is not saved: the checkpoint of step {self.saved:,} stays; "
+            f"{problem} after {trainer.timesteps:,} steps, which is not saved: the checkpoint of step {self.saved:,} stays; "
             f"--resume {self.path} --learning-rate LOWER goes on from there"
         )
 
@@ -335,8 +334,8 @@ def _newest_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     for file in files:
         try:
             tensors, figures = load_checkpoint(file)
-            if (name := not_finite(tensors)) is not None:
-                raise CheckpointError(f"{file}: expected finite weights, {name} has others")
+            if (problem := not_finite(tensors)) is not None:
+                raise CheckpointError(f"{file}: {problem}")
         except NewerVersion:
             raise
         except CheckpointError as error:

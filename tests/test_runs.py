@@ -403,7 +403,7 @@ def test_an_optimizer_that_is_lost_is_not_saved_either(run, monkeypatch, capsys)
 
     monkeypatch.setattr(Trainer, "update", blown_up)
     assert call(train_rl, resume(run), monkeypatch) == 1
-    assert "agent/optimizer/0/exp_avg is not finite after 640 steps, which is not saved" in capsys.readouterr().err
+    assert "agent/optimizer/0/exp_avg: expected finite numbers, got inf after 640 steps, which is not saved" in capsys.readouterr().err
     assert not_finite(load_checkpoint(run / CHECKPOINTS[0])[0]) is None
 
 
@@ -412,7 +412,7 @@ def test_a_checkpoint_whose_weights_are_lost_is_passed_over(run, monkeypatch, ca
     tensors["policy/value_head.weight"] = torch.full_like(tensors["policy/value_head.weight"], math.nan)
     (run / CHECKPOINTS[0]).write_bytes(checkpoint_bytes(tensors, figures))
     assert call(train_rl, resume(run), monkeypatch) == 0
-    assert "expected finite weights, policy/value_head.weight has others: the checkpoint before it" in capsys.readouterr().err
+    assert "x/checkpoint.safetensors: policy/value_head.weight: expected finite numbers, got nan: the checkpoint before it" in capsys.readouterr().err
 
 
 def test_temporary_files_of_a_kill_are_swept_and_nothing_else(run, monkeypatch):
