@@ -109,14 +109,25 @@ class Learner:
             tensors |= {f"reward_scale/{name}": tensor for name, tensor in self.reward_scale.state().items()}
         return tensors, {}
 
+    def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Raises RuntimeError, one line, for a state of the optimiser, by parameter, that Adam cannot go on from: it takes any."""
+        parameters = [(p, group["amsgrad"]) for group in self.optimizer.param_groups for p in group["params"]]
+        for index, entries in state.items():
+            parameter, amsgrad = parameters[index] if 0 <= index < len(parameters) else (None, False)
+            shapes = {name: tuple(tensor.shape) for name, tensor in entries.items()}
+            means = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+            if parameter is None or shapes != {"step": (), **dict.fromkeys(means, tuple(parameter.shape))}:
+                raise RuntimeError(f"optimizer/{index}: expected Adam's state of a parameter, got {shapes}")
+
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
-        """Continues from `state`."""
+        """Continues from `state`. Raises RuntimeError, KeyError, TypeError or ValueError for what it cannot have given."""
         self.generator.set_state(tensors["generator"])
         full = self.optimizer.state_dict()
         full["state"] = {}
         for name, tensor in under("optimizer/", tensors).items():
             index, entry = name.split("/")
             full["state"].setdefault(int(index), {})[entry] = tensor
+        self._check_optimizer(full["state"])
         self.optimizer.load_state_dict(full)
         if self.predictor is not None:
             self.predictor.load_state_dict(under("predictor/", tensors))

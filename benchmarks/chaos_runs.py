@@ -31,7 +31,7 @@ TASKS = {
     "wrapped": {"env": "Corridor-v0", "env_kwargs": '{"max_length": 6}', "wrap": "episodes=2"},
     "other": {"env": "CartPole-v1"},
 }
-SMALL = {"num_envs": 4, "num_steps": 32, "torch_threads": 1, "no_progress_bar": True, "run_dir": "run"}
+SMALL = {"num_envs": 8, "num_steps": 16, "torch_threads": 1, "no_progress_bar": True, "run_dir": "run"}
 UPDATES = 48
 TIMED = ("time/fps", "time/rollout_seconds", "time/update_seconds")  # columns that no two trainings share
 CHECKED = "train/acting_learning_difference"  # is measured again after every start

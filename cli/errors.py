@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from expire_span_rl.checks import shown
 from expire_span_rl.interrupts import ending
 
-WHOLE_MESSAGE = 1000  # characters of a message: other packages' messages have no bound of their own
+WHOLE_MESSAGE = 1000  # characters of a message of ours
+OTHERS_MESSAGE = 280  # of another package's, which has no bound of its own
 
 
 class UsageError(ValueError):
@@ -58,7 +60,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _with_type(error: Exception) -> str:
     """The message of an error. One of another package does not make sense without its type; ours say everything."""
     ours = type(error).__module__.startswith("expire_span_rl.")
-    return str(error) if ours else f"{type(error).__name__}: {error}"
+    return str(error) if ours else shown(f"{type(error).__name__}: {error}", OTHERS_MESSAGE)
 
 
 def _is_from_gymnasium(error: Exception) -> bool:

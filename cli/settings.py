@@ -10,6 +10,7 @@ from typing import Any
 
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, ForgettingConfig
+from expire_span_rl.checks import quoted, shown
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.settings import ENCODERS, SNAPSHOTS, VECTORIZATIONS, RunConfig, complete, resolve, run_parts, tuned
@@ -77,8 +78,8 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     try:
         config = json.loads((run_dir / "config.json").read_text())
     except OSError:
-        raise cli.UsageError(f"{run_dir}: expected a run directory with config.json, found none there") from None
-    except ValueError:
+        raise cli.UsageError(f"{shown(run_dir)}: expected a run directory with config.json, found none there") from None
+    except (ValueError, RecursionError):
         raise cli.UsageError(
             f"{run_dir / 'config.json'}: expected the settings of a run, could not read them"
         ) from None
@@ -86,7 +87,7 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
         raise cli.UsageError(f"{run_dir / 'config.json'}: expected the settings of a run, got something else")
     for name in ("env", "memory", "agent"):
         if not isinstance(config.get(name), str):
-            got = f"got {config[name]!r}" if name in config else "which is missing"
+            got = f"got {shown(repr(config[name]), 60)}" if name in config else "which is missing"
             raise cli.UsageError(f"{run_dir / 'config.json'}: expected {name!r} among the settings of the run, {got}"[:500])
     if not isinstance(config.get("imports", []), list) or not all(isinstance(m, str) for m in config.get("imports", [])):
         raise cli.UsageError(f"{run_dir / 'config.json'}: imports: expected a list of strings")
@@ -102,7 +103,7 @@ def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
             cli.check_flag(argument, flag_names())
             raise cli.UsageError(
                 f"--resume: expected no other flags than {', '.join(allowed)}, since the run's own settings are used, "
-                f"got {argument}"
+                f"got {quoted(argument, 60)}"
             )
     folder = Path(resume)
     config = saved_config(folder)

@@ -19,12 +19,13 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 from tyro.conf import UseAppendAction, arg
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig
-from expire_span_rl.checks import check_above_zero, check_at_least, check_seed, choice, flag, nearest
+from expire_span_rl.checks import check_above_zero, check_at_least, check_seed, choice, flag, nearest, quoted, shown
 from expire_span_rl.policies import KINDS, core_config
 
 ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
+MOST = 60  # characters of a value or a name that a message repeats
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
 _PORTAL = {
@@ -205,7 +206,7 @@ def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
                 raise ValueError(f"{source}: {error}") from None
     training_kwargs = config.get("training_kwargs", {})
     if not isinstance(training_kwargs, dict):
-        raise ValueError(f"{source}: training_kwargs: expected an object, got {training_kwargs!r}")  # noqa: TRY004, as for all settings
+        raise ValueError(f"{source}: training_kwargs: expected an object, got {shown(repr(training_kwargs), MOST)}")  # noqa: TRY004, as for all settings
     return full
 
 
@@ -223,10 +224,10 @@ def _unknown(name: str, known: Mapping[str, Any], memory: str, agent: str) -> Va
         other for other in AGENTS if _has(name, memory, other)
     ]
     if having:
-        return ValueError(f"unknown setting {name!r} of {memory} memory and {agent}: {', '.join(having)} would have it")
+        return ValueError(f"unknown setting {quoted(name, MOST)} of {memory} memory and {agent}: {', '.join(having)} would have it")
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "expected one of the flags of train_rl.py (--help), with underscores"
-    return ValueError(f"unknown setting {name!r}: {hint}")
+    return ValueError(f"unknown setting {quoted(name, MOST)}: {hint}")
 
 
 def _has(name: str, memory: str, agent: str) -> bool:
@@ -262,11 +263,11 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         wanted = "a string"
         if isinstance(value, str):
             return value
-    raise ValueError(f"{flag(name)}: expected {wanted}, got {value!r}")
+    raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(repr(value), MOST)}")
 
 
 def _json(name: str, value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{flag(name)}: expected what JSON can hold, got {value!r} ({error})") from None
+        raise ValueError(f"{flag(name)}: expected what JSON can hold, got {shown(repr(value), MOST)} ({error})") from None

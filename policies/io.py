@@ -160,6 +160,12 @@ def _maker(
 def policy_path(path: str | Path) -> Path:
     """The policy file that `path`, a file or a run directory, means. Raises PolicyFileError if there is none."""
     path = Path(path)
+    try:
+        path.stat()
+    except (OSError, ValueError):  # a name too long, or with a character that no file can have, among others
+        raise PolicyFileError(
+            f"{shown(path)}: expected a policy file or a run directory, found nothing there"
+        ) from None
     if path.is_dir():
         file = path / "policy.safetensors"
         if not file.is_file():
