@@ -145,8 +145,11 @@ class ActorPool:
         self._handed = time.perf_counter()
         return rollout, delivery.episodes
 
-    def rollback(self) -> None:
-        """Nothing to undo: the rollout is lost, others come."""
+    def snapshot(self) -> None:
+        """Nothing to take back: a rollout that is lost is followed by others."""
+
+    def restore(self, snapshot: None) -> None:
+        """See `snapshot`."""
 
     def figures(self) -> dict[str, float]:
         """Of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and who waits for whom."""

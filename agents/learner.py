@@ -184,7 +184,8 @@ class Learner:
             raise NotFinite(first_not_finite({**inputs, "rewards": part.rewards, **outputs, **losses}))
         self.optimizer.zero_grad()
         loss.backward()
-        norms = [nn.utils.clip_grad_norm_(g["params"], config.max_grad_norm) for g in self.optimizer.param_groups]
+        parts = [g["params"] for g in self.optimizer.param_groups]
+        norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
         if not all(math.isfinite(float(norm)) for norm in norms):
             gradients = {
                 f"gradient of {name}": parameter.grad
@@ -193,6 +194,8 @@ class Learner:
             }
             # Each number may be finite and their norm not.
             raise NotFinite(first_not_finite(gradients) or "gradient norm: expected a finite number, got inf")
+        for parameters, norm in zip(parts, norms, strict=True):  # not before: one NaN would make all of them NaN
+            nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
         self.optimizer.step()
         with torch.no_grad():
             return figures | {

@@ -87,8 +87,12 @@ class RolloutSource(Protocol):
         """A rollout and the episodes that ended in it. Raises TrainingEnded."""
         ...
 
-    def rollback(self) -> None:
-        """Takes the last `collect` back, one that raised too: what cannot be taken back of environments begins anew."""
+    def snapshot(self) -> Any:
+        """What `collect` changes, for `restore`."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Takes back what was collected since, wherever it ended. What cannot be taken back of environments begins anew."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -114,7 +118,6 @@ class Collector:
         self.live: dict[str, list[float]] = {}
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
-        self._before: dict[str, Any] = {}  # what a rollout changes, as it was before the last one
         self._broken = False  # environments that a rollout left in its midst, and that cannot be set back
         self._begin(seed)
 
@@ -135,37 +138,36 @@ class Collector:
         """Closes the environments."""
         self.env.close()
 
-    def rollback(self) -> None:
+    def snapshot(self) -> dict[str, Any]:
+        """What `collect` changes, for `restore`. Arrays and memories that it replaces, and never writes into, are no copies."""
+        names = ("memory", "observation", "episode_start", "live", "_broken")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "generator": self.generator.get_state(),
+            "env_state": self._env_state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
         """See `RolloutSource`: environments that cannot save their state begin new episodes at the next `collect`."""
-        before, self._before = self._before, {}
-        if not before:
-            return
-        self.generator.set_state(before.pop("generator"))
-        env_state = before.pop("env_state")
-        if env_state:
-            cast(Any, self.env).load_state_dict(env_state)
-        self._broken = not env_state
-        for name, value in before.items():
-            setattr(self, name, value)
+        self.generator.set_state(snapshot["generator"])
+        for name, value in snapshot.items():
+            if name not in ("generator", "env_state"):
+                setattr(self, name, value)
+        if snapshot["env_state"]:
+            cast(Any, self.env).load_state_dict(snapshot["env_state"])
+        else:
+            self._broken = True
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
         """One rollout and the episodes that ended in it. Afterwards `live` has the mean and maximum of live memories
         per layer, over steps and environments (the step's own included); empty for a memory without slots.
 
         Raises TrainingEnded some seconds after `stop` was set, and for outputs of the policy that are not finite; and what the
-        environments raise. `rollback` then undoes it."""
+        environments raise. What is then half done, `restore` takes back."""
         if self._broken:
             self._begin(self.seed + _other_seeds(self.generator.get_state()))
-        self._before = {
-            "generator": self.generator.get_state(),
-            "env_state": self._env_state(),
-            "memory": self.memory,
-            "observation": self.observation,
-            "episode_start": self.episode_start,
-            "returns": self.returns.copy(),
-            "lengths": self.lengths.copy(),
-            "live": self.live,
-        }
         return self._collected()
 
     def _env_state(self) -> dict[str, np.ndarray]:

@@ -81,11 +81,12 @@ class Trainer:
         that cannot save theirs, which begin new episodes. Raises TrainingEnded if there is nothing to go on with."""
         before = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
         window, controller = self.window.state_dict(), self.controller.state_dict()
-        generator, backup = self.agent.generator.get_state(), self.agent.backup()
+        collected, backup = self.collector.snapshot(), self.agent.backup()
+        generator = self.agent.generator.get_state()
         try:
             return self._updated(backup)
         except BaseException:
-            self.collector.rollback()
+            self.collector.restore(collected)
             backup.restore()
             self.agent.generator.set_state(generator)
             self.window.load_state_dict(window)

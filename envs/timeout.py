@@ -22,7 +22,7 @@ class Overdue(BaseException):
 
 def overdue(seconds: float) -> str:
     """What is said of it."""
-    return f"no answer within {seconds:g} seconds (--env-timeout)"
+    return f"no answer within {seconds:g} s (--env-timeout)"
 
 
 def within(seconds: float, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

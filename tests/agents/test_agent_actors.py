@@ -143,8 +143,13 @@ def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breakin
     assert list((tmp_path / "x" / "ray").glob("raylet*"))
 
 
-def test_ctrl_c_writes_a_checkpoint_and_ends_all_within_ten_seconds(tmp_path):
-    """Sent to the whole group, as a terminal does. Nothing of Ray is left, and the run can be continued."""
+@pytest.mark.parametrize(
+    ("signum", "code", "message"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated (SIGTERM)")],
+    ids=["ctrl-c", "SIGTERM"],
+)
+def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, code, message, tmp_path):
+    """Sent to the whole group, as a terminal and a scheduler do. Nothing of Ray is left, and the run can be continued."""
     temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # Ray's sockets need a short path; tests find processes by it
     run_dir = tmp_path / "x"
     command = [
@@ -168,10 +173,10 @@ def test_ctrl_c_writes_a_checkpoint_and_ends_all_within_ten_seconds(tmp_path):
             time.sleep(0.1)
         assert len(processes_with(temporary)) > 3  # the learner, Ray's, and the actor
         began = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signum)
         _, told = process.communicate(timeout=20)
         assert time.monotonic() - began < 10
-        assert process.returncode == 130 and told.strip().splitlines()[-1] == "error: interrupted"
+        assert process.returncode == code and told.strip().splitlines()[-1] == f"error: {message}"
         time.sleep(0.5)
         assert processes_with(temporary) == [] and list(Path(temporary).iterdir()) == []
         _, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
