@@ -18,11 +18,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from expire_span_rl.agents.guard import first_not_finite
+from expire_span_rl.checks import shown
 
 FORMAT = "expire-span-rl/training"
 VERSION = 2
 READABLE = (1, 2)
 """Versions that are read. 1: without a checksum."""
+
+LONGEST_REASON = 100  # characters of why a file is refused
 
 
 class CheckpointError(ValueError):
@@ -47,21 +50,41 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: expected a whole checkpoint, could not read it ({message})") from None
+        raise CheckpointError(
+            f"{shown(path)}: expected a whole checkpoint, could not read it ({shown(error, LONGEST_REASON)})"
+        ) from None
     try:
         header = json.loads(metadata["training"])
         ours = header["format"] == FORMAT and isinstance(header["figures"], dict)
-    except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         ours = False
     if not ours:
-        raise CheckpointError(f"{path}: expected a checkpoint of this toolkit, got another safetensors file")
+        raise CheckpointError(f"{shown(path)}: expected a checkpoint of this toolkit, got another safetensors file")
     version = header.get("version")
     if version not in READABLE:
-        raise NewerVersion(f"{path}: expected format version {VERSION} or older, got {version!r}: update the toolkit")
+        raise NewerVersion(f"{shown(path)}: expected format version {VERSION} or older, got {shown(repr(version), 60)}: update the toolkit")
     if (version > 1 or "sha256" in metadata) and metadata.get("sha256") != _checksum(metadata["training"], tensors):
-        raise CheckpointError(f"{path}: expected a whole checkpoint, its checksum does not match its contents")
+        raise CheckpointError(f"{shown(path)}: expected a whole checkpoint, its checksum does not match its contents")
     return tensors, header["figures"]
+
+
+def check_figures(figures: Any, fresh: Any, name: str = "figures") -> None:
+    """Raises ValueError, one line, for a figure of a checkpoint that is of another kind than in a training that is `fresh`, such as
+    no number where there is one. Where a fresh one has nothing yet, it is a number or an object. Entries of a list are of one kind."""
+    if isinstance(fresh, Mapping) and isinstance(figures, Mapping):
+        for key in sorted(figures.keys() & fresh.keys()):
+            check_figures(figures[key], fresh[key], key)
+        return
+    wanted = {_kind(fresh)} if fresh is not None else {"nothing", "a number", "an object"}
+    if _kind(figures) not in wanted:
+        raise ValueError(f"{name}: expected {' or '.join(sorted(wanted))}, got {shown(repr(figures), 60)}")
+    if isinstance(figures, list) and len({_kind(value) for value in figures}) > 1:
+        raise ValueError(f"{name}: expected a list of one kind of entries, got {shown(repr(figures), 60)}")
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "nothing"}
+    return kinds.get(type(value), "a number")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from expire_span_rl.agents.checkpoint import (
     CheckpointError,
     NewerVersion,
+    check_figures,
     checkpoint_bytes,
     load_checkpoint,
     not_finite,
@@ -116,9 +117,10 @@ class RunDirectory:
             tensors, figures, damaged = _newest_checkpoint(path)
             figures.setdefault("schedules", _schedules_of(before, run))
             try:
+                check_figures(figures, run.trainer.state()[1])
                 goes_on = run.trainer.load_state(tensors, figures)
-            except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-                message = shown(error)
+            except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+                message = shown(error, 150)
                 raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
             _check_total(run)
             for error in damaged.values():

@@ -25,6 +25,7 @@ from expire_span_rl.policies import KINDS, core_config
 ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
+LARGEST_FLOAT = 10**308
 MOST = 60  # characters of a value or a name that a message repeats
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
@@ -257,7 +258,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     elif hint in (int, float):
         wanted = "a whole number" if hint is int else "a number"
         number = cast(Any, value)
-        if _is_number(number) and (hint is float or (math.isfinite(number) and number == int(number))):
+        fits = not isinstance(number, int) or abs(number) < LARGEST_FLOAT
+        if _is_number(number) and fits and (hint is float or (math.isfinite(number) and number == int(number))):
             return hint(number)
     else:
         wanted = "a string"

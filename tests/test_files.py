@@ -22,7 +22,9 @@ from script_cases import ROOT, call
 
 import evaluate
 import visualize
-from expire_span_rl import checks, files, outputs, showing
+from expire_span_rl import building, checks, files, outputs, showing
+from expire_span_rl import settings as config
+from expire_span_rl.agents.checkpoint import check_figures
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.policies import load_policy, save_policy
@@ -422,3 +424,45 @@ def test_tables_take_text_as_it_is(run, monkeypatch, capsys):
     assert call(evaluate, [file.relative_to(run.parent), *QUICK], monkeypatch) == 0
     out = capsys.readouterr().out
     assert "[red][/x]\\x1b[31m:smile:" in out.replace("\n", "").replace(" ", "").replace("│", "") and "\x1b" not in out
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    "figures, message",
+    [
+        ({"a": None}, "a: expected a number, got None"),
+        ({"a": "x\x1b"}, "a: expected a number, got 'x\\\\x1b'"),
+        ({"a": True}, "a: expected a number, got True"),
+        ({"b": 3}, "b: expected an object, got 3"),
+        ({"b": {"c": []}}, "c: expected true or false, got \\[\\]"),
+        ({"d": [1, "x"]}, "d: expected a list of one kind of entries"),
+        ({"e": "x"}, "e: expected a number or an object or nothing, got 'x'"),
+        ([], "figures: expected an object, got \\[\\]"),
+    ],
+)
+def test_figures_of_another_kind_are_refused(figures, message):
+    fresh = {"a": 1, "b": {"c": False}, "d": [], "e": None}
+    for whole in ({"a": 1.5, "b": {"c": True}, "d": [1, 2.5], "e": {"x": 1}, "more": "x"}, {"e": 3}, fresh):
+        check_figures(whole, fresh)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_figures(figures, fresh)
+
+
+def test_a_state_that_adam_cannot_go_on_from_is_refused():
+    """One entry missing, too many, of another shape, or of no parameter."""
+    run = building.build(config.resolve(num_envs=2, num_steps=4, width=8, num_heads=2, num_minibatches=2, torch_threads=1))
+    run.trainer.update()
+    tensors, known = run.trainer.agent.state()
+    run.trainer.agent.load_state(tensors, known)
+    own = "optimizer/3/exp_avg_sq"
+    for other in (
+        {name: tensor for name, tensor in tensors.items() if name != own},
+        {**tensors, "optimizer/3/more": torch.zeros(())},
+        {**tensors, own: tensors[own][:1]},
+        {**tensors, "optimizer/900/step": torch.zeros(())},
+    ):
+        with pytest.raises(RuntimeError, match=r"^optimizer/(3|900): expected Adam's state of a parameter, got \{"):
+            run.trainer.agent.load_state(other, known)
+    run.trainer.close()
