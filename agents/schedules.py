@@ -43,7 +43,8 @@ class Schedules:
             starts["learning_rate"] = self.learning_rate
         self.starts, self.begun = starts, timesteps
         spans = [f"{_WORDS[name]} goes from {start:.3g} to {self.ends[name]:.3g}" for name, start in starts.items()]
-        return f"{total - timesteps:,} steps remain, over which {' and '.join(spans)}"
+        hint = "" if other_rate else " (--learning-rate sets another)"
+        return f"{total - timesteps:,} steps remain, over which {' and '.join(spans)}{hint}"
 
 
 _WORDS = {"learning_rate": "the learning rate", "ent_coef": "the entropy bonus"}
