@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.metadata
 import math
 import os
@@ -319,8 +320,8 @@ class _RayActor:
 def _kill_what_is_left() -> None:
     """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for whose end
     `ray.shutdown` would wait some seconds each."""
-    node = getattr(ray._private.worker, "_global_node", None)
     with contextlib.suppress(Exception):  # Ray's own, which another version may not have
+        node: Any = importlib.import_module("ray._private.worker")._global_node
         if node is not None and node.dead_processes():
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
