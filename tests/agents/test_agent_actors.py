@@ -162,7 +162,8 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
         "--run-dir",
         str(run_dir),
     ]
-    environment = {**os.environ, "TMPDIR": temporary}
+    # PyTorch has a cache of its own, which stays.
+    environment = {**os.environ, "TMPDIR": temporary, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
