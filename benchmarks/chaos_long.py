@@ -22,8 +22,9 @@ RAY = {
     **SMALL, "env": "Corridor-v0", "env_kwargs": '{"max_length": 8}', "agent": "impala", "num_actors": 2, "width": 16,
     "num_heads": 2, "checkpoint_every": 1024, "total_timesteps": 24_576,
 }  # fmt: skip
+ACTOR = "ray::_RayActor"  # how the processes of actors are called
 MARK = "CHAOS_TRIAL"  # an environment variable by which a trial's processes are found
-SETTLED = 20.0  # seconds in which the processes of a training must be gone
+SETTLED = 60.0  # seconds in which the processes of a training must be gone
 
 
 def soak(trial: Trial) -> Outcome:
@@ -76,27 +77,35 @@ def ray(trial: Trial) -> Outcome:
     environment = {MARK: mark, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary)}
     began = time.perf_counter()
     process = start(flags({**RAY, "run_dir": "run"}), trial.folder, **environment)
-    while process.poll() is None and not (trial.folder / "run" / "checkpoint.safetensors").exists():
+    while process.poll() is None and _rows(trial.folder) < 1:
         time.sleep(0.1)
-    time.sleep(trial.random.uniform(0, 5))
-    actors = [pid for pid in _marked(mark) if "ray::" in _command(pid)]
-    if name == "actor" and actors:
-        os.kill(trial.random.choice(actors), signal.SIGKILL)
-    elif name == "learner" and process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
+    time.sleep(trial.random.uniform(0, 3))
+    victims = [process.pid] if name == "learner" else [pid for pid in _marked(mark) if ACTOR in _command(pid)]
+    if victims and process.poll() is None:
+        os.kill(trial.random.choice(victims), signal.SIGKILL)
     done = ended(process, trial.folder, began)
-    if wrong := done.wrong(*((0,) if name == "actor" else (0, -signal.SIGKILL))):
+    if wrong := done.wrong_code(*((0,) if name == "actor" else (0, -signal.SIGKILL))):  # Ray says what it likes
         return Outcome(name, wrong, 1)
-    if done.code and (wrong := _gone(mark)):
-        return Outcome(name, f"after the kill: {wrong}", 1)
-    if done.code and (wrong := run(["--resume", "run", "--no-progress-bar"], trial.folder, **environment).wrong(0)):
-        return Outcome(name, f"resumed: {wrong}", 1)
-    rows = (trial.folder / "run" / "progress.csv").read_text().count("\n") - 1
+    if not victims:
+        return Outcome(name, "no actor was found", 1)
+    if wrong := _gone(mark):
+        return Outcome(name, wrong, 1)
+    if done.code:
+        resumed = run(["--resume", "run", "--no-progress-bar"], trial.folder, **environment)
+        if wrong := resumed.wrong_code(0):
+            return Outcome(name, f"resumed: {wrong}", 1)
+    rows = _rows(trial.folder)
     target = -(-RAY["total_timesteps"] // (RAY["num_envs"] * RAY["num_steps"]))
     if rows != target:
         return Outcome(name, f"the log has {rows} rows instead of {target}", 1)
-    left = [path.name for path in (trial.folder / "run").glob(".*.tmp")]
+    left = [path.name for path in [*(trial.folder / "run").glob(".*.tmp"), *temporary.glob("ray*")]]
     return Outcome(name, _gone(mark) or (f"{left[0]} was left" if left else ""), 1)
+
+
+def _rows(folder: Path) -> int:
+    """Of the log."""
+    log = folder / "run" / "progress.csv"
+    return log.read_text().count("\n") - 1 if log.exists() else 0
 
 
 def _gone(mark: str) -> str:

@@ -55,10 +55,14 @@ class Ended:
 
     def wrong(self, *codes: int) -> str:
         """Empty if it ended with one of these codes and said what it said in lines; else one line."""
-        if self.code not in codes:
-            last = next((line for line in reversed(self.text.splitlines()) if line.strip()), "nothing")
-            return f"exit code {self.code} instead of {' or '.join(map(str, codes))}: {last[:200]}"
-        return wrong_lines(self.text)
+        return self.wrong_code(*codes) or wrong_lines(self.text)
+
+    def wrong_code(self, *codes: int) -> str:
+        """Empty if it ended with one of these codes; else one line."""
+        if self.code in codes:
+            return ""
+        last = next((line for line in reversed(self.text.splitlines()) if line.strip()), "nothing")
+        return f"exit code {self.code} instead of {' or '.join(map(str, codes))}: {last[:200]}"
 
 
 def wrong_lines(text: str) -> str:
