@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -67,9 +68,9 @@ def cases() -> list[Case]:
 
 
 def case_of(number: int) -> Case:
-    """A case for each number; neighbours differ in everything."""
+    """A case for each number, in turn; neighbours differ, so that a few have every kind, agent and task."""
     every = cases()
-    step = next(step for step in range(7, len(every)) if len(every) % step)
+    step = next(step for step in range(len(TASKS) + 4, len(every)) if math.gcd(step, len(every)) == 1)
     return every[number * step % len(every)]
 
 
