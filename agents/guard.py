@@ -88,18 +88,21 @@ def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
 
 
 def check_modules(modules: Mapping[str, nn.Module]) -> None:
-    """Raises NotFinite for parameters that blew up and buffers that are not finite."""
+    """Raises NotFinite for parameters that blew up and statistics that are not finite."""
     tensors: dict[str, tuple[Tensor, float]] = {}
     for module in modules.values():
         tensors |= {f"weight {name}": (tensor, LARGEST_WEIGHT) for name, tensor in module.named_parameters()}
-        tensors |= {f"buffer {name}": (tensor, float("inf")) for name, tensor in module.named_buffers()}
+        saved = module.state_dict().keys()  # others are made with the module and never change: a bound may be infinite
+        buffers = {name: tensor for name, tensor in module.named_buffers() if name in saved}
+        tensors |= {f"statistic {name}": (tensor, float("inf")) for name, tensor in buffers.items()}
     tensors = {name: pair for name, pair in tensors.items() if pair[0].is_floating_point() and pair[0].numel()}
     if not tensors:
         return
     largest = torch.stack([tensor.detach().abs().amax().double() for tensor, _ in tensors.values()]).tolist()
     for (name, (_, most)), size in zip(tensors.items(), largest, strict=True):
         if not size <= most or size == float("inf"):
-            raise NotFinite(f"{name}: expected numbers up to {LARGEST_WEIGHT:.0e}, got {size:.3g}")
+            wanted = "finite numbers" if most == float("inf") else f"numbers up to {most:.0e}"
+            raise NotFinite(f"{name}: expected {wanted}, got {size:.3g}")
 
 
 def first_not_finite(tensors: Mapping[str, Any]) -> str | None:

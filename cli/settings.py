@@ -94,6 +94,19 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     return config
 
 
+def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose files of environments are named from the folder that it was started in, wherever we are now."""
+    start = config.get("folder")
+    if not isinstance(start, str):  # a run from before November 2026
+        return config
+
+    def whole(name: str) -> str:
+        path, colon, id = name.rpartition(":") if ".py:" in name else (name, "", "")
+        return f"{Path(start) / path}{colon}{id}" if path.endswith(".py") else name
+
+    return {**config, "env": whole(config["env"]), "imports": [whole(name) for name in config.get("imports", [])]}
+
+
 def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
     """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError, one line."""
     allowed = [name for field in RESUMABLE for name in _names(field)]
@@ -106,7 +119,7 @@ def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
                 f"got {quoted(argument, 60)}"
             )
     folder = Path(resume)
-    config = saved_config(folder)
+    config = _with_whole_paths(saved_config(folder))
     from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
 
     import_modules(config.get("imports", ()))  # the user's own, from the run's start

@@ -118,6 +118,12 @@ class AdaptedVectorEnv(VectorWrapper):
             return IN_OBSERVATION
         if callable(getattr(self.env.unwrapped, METHOD, None)):
             return BY_METHOD
+        singles = getattr(self.env.unwrapped, "envs", None) or [None]  # of Gymnasium's SyncVectorEnv
+        if singles[0] is not None and singles[0].has_wrapper_attr(METHOD):
+            raise SpaceError(
+                f"{METHOD}: expected a function that makes one environment, or an id: a vector that exists does not ask its "
+                "environments for their masks"
+            )
         return IN_INFO if ACTION_MASK in infos else None
 
     def _first_actions(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -66,8 +66,8 @@ def vector_of(
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: gym.make_vec takes "
-                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}'
+                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: give the id or a "
+                'function instead, or gym.make_vec(id, n, "sync", vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})'
             )
         return wrap_vec_env(env, **how)
     if isinstance(env, gym.Env):

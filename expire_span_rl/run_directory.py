@@ -315,7 +315,7 @@ def save_best(run: Run, path: str | Path) -> None:
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    write_atomically(path / "config.json", (json.dumps(dict(config), indent=2) + "\n").encode())
+    write_atomically(path / "config.json", (json.dumps({"folder": os.getcwd(), **config}, indent=2) + "\n").encode())
 
 
 def _saved_config(path: Path) -> dict[str, Any]:

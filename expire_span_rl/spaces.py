@@ -132,7 +132,9 @@ class Flattener:
             if isinstance(entry, str):
                 self.left_out[name] = entry
                 continue
-            if name in entries or name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+            if name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+                raise SpaceError(f"observation space: expected another name for the part {name!r}, which policies get beside it")
+            if name in entries:
                 raise SpaceError(f"observation space: expected one part of the name {name!r}, got two")
             entries[name] = (replaced or {}).get(name, entry)
             self._paths[name] = path

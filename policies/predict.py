@@ -94,7 +94,8 @@ class Predictor:
         expected = self.predicted_rewards(rewards, actions).float().cpu().numpy()
         following = PredictState(acting, position, position[0], actions.cpu().numpy(), expected)
         taken = self.actions.to_env(actions)
-        return (taken[0] if single else taken), following
+        one = taken[0] if taken.dtype.kind != "f" else np.asarray(taken[0])  # a Box of rank 0 holds arrays
+        return (one if single else taken), following
 
 
 def _has(observation: Any, key: str) -> bool:
@@ -115,7 +116,7 @@ def _own_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> Any:
     if spec[key]["kind"] != "words":
         return value
     if isinstance(value, str):
-        return word_numbers(value, spec[key]["shape"][0])
+        return word_numbers(value, spec[key]["shape"][0]).copy()  # it is shared, and tensors can be written to
     if isinstance(value, Sequence) and all(isinstance(text, str) for text in value):
         return np.stack([word_numbers(text, spec[key]["shape"][0]) for text in value])
     return value

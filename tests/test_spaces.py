@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_left_out_with_its_reason():
     [
         (spaces.Sequence(spaces.Discrete(2)), r"got 'observation' \(a Sequence\)"),
         (spaces.Dict({}), "got no parts"),
-        (spaces.Dict({"previous_action": spaces.Discrete(2)}), "expected one part of the name 'previous_action', got two"),
+        (spaces.Dict({"previous_action": spaces.Discrete(2)}), "expected another name for the part 'previous_action', which policies get beside it"),
         (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "'a/b', got two"),
     ],
 )

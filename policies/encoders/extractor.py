@@ -1,14 +1,15 @@
 """A features extractor of Stable-Baselines3 as the encoder of an environment's observation. N observations, C features.
 
-It gets the space and the tensors that Stable-Baselines3 would give it: pictures as floats from 0 to 1, whole numbers one-hot
+It gets the space and the tensors that Stable-Baselines3 would give it: pictures with their channels first, from 0 to 1, whole numbers one-hot
 (`preprocess_obs`); the observation itself where it is a single entry, else a dict of entries by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -19,22 +20,44 @@ class FeaturesExtractor(nn.Module):
     """`cls(space, **kwargs)`, a `stable_baselines3.common.torch_layers.BaseFeaturesExtractor`, and what it reads."""
 
     def __init__(self, observation: spaces.Dict, cls: type[nn.Module], kwargs: Mapping[str, Any]):
-        """observation: the wrapped environment's. Raises TypeError, one line, for a class of another kind."""
+        """observation: the wrapped environment's. Raises TypeError, one line, for a class of another kind, and
+        ValueError for one that cannot read these observations."""
         super().__init__()
         from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # a second, and only here
 
         if not (isinstance(cls, type) and issubclass(cls, BaseFeaturesExtractor)):
             raise TypeError(f"features_extractor_class: expected a subclass of BaseFeaturesExtractor, got {cls!r}")
         self.keys = [key for key in observation if key not in ADDED]
-        own = spaces.Dict({key: observation[key] for key in self.keys})
+        self.transposed = {key for key in self.keys if _is_channels_last(observation[key])}
+        own = spaces.Dict({key: self._space(key, observation[key]) for key in self.keys})
         self.alone = self.keys[0] if len(self.keys) == 1 else None
         self.space: spaces.Space = own if self.alone is None else own[self.alone]
-        self.network = cls(self.space, **kwargs)
+        try:
+            self.network = cls(self.space, **kwargs)
+        except Exception as error:
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"features_extractor_class: {cls.__name__} cannot read {self.space} ({told})") from error
         self.size = int(self.network.features_dim)  # pyright: ignore[reportArgumentType]
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Entries [N, ...] -> [N,C]."""
         from stable_baselines3.common.preprocessing import preprocess_obs
 
-        own: Any = {key: observation[key] for key in self.keys}
+        own: Any = {key: self._transposed(key, observation[key]) for key in self.keys}
         return self.network(preprocess_obs(own if self.alone is None else own[self.alone], self.space))
+
+    def _space(self, key: str, space: spaces.Space) -> spaces.Space:
+        """A picture's space with its channels first, as Stable-Baselines3's VecTransposeImage makes it; others as they are."""
+        if key not in self.transposed or not isinstance(space, spaces.Box):
+            return space
+        return spaces.Box(space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1), dtype=np.uint8)
+
+    def _transposed(self, key: str, value: Tensor) -> Tensor:
+        return value.permute(0, 3, 1, 2) if key in self.transposed else value
+
+
+def _is_channels_last(space: spaces.Space) -> bool:
+    """Whether Stable-Baselines3 takes the space for a picture [height, width, channels]."""
+    from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+
+    return is_image_space(space) and not is_image_space_channels_first(cast(spaces.Box, space))

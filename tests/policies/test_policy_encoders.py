@@ -208,3 +208,24 @@ def test_a_policy_tells_which_part_of_another_environment_differs():
         check_spaces(config, spaces.Dict({"a": spaces.Discrete(5)}), spaces.Discrete(2), "p", "E")
     with pytest.raises(ValueError, match=r"^p: expected an environment with actions .*2.*, E has .*3"):
         check_spaces(config, space, spaces.Discrete(2, start=3), "p", "E")
+
+
+def test_a_features_extractor_gets_pictures_with_their_channels_first():
+    """As Stable-Baselines3's own environments give them to its NatureCNN; what it cannot read is told in one line."""
+    from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+
+    picture = spaces.Box(0, 255, (64, 48, 3), np.uint8)
+    rest = {"previous_action": spaces.Discrete(3), "previous_reward": spaces.Box(-9, 9, ())}
+    observation = {"image": torch.randint(256, (2, 64, 48, 3), dtype=torch.uint8),
+                   "previous_action": torch.tensor([2, 1]), "previous_reward": torch.zeros(2)}  # fmt: skip
+    policy = ActorCritic.for_spaces(
+        spaces.Dict({"image": picture, **rest}), spaces.Discrete(2), features_extractor=(NatureCNN, {"features_dim": 8})
+    )
+    assert policy.encoder(observation).shape == (2, 64)
+    both = spaces.Dict({"image": picture, "speed": spaces.Box(-1, 1, (2,)), **rest})
+    policy = ActorCritic.for_spaces(both, spaces.Discrete(2), features_extractor=(CombinedExtractor, {}))
+    assert policy.encoder({**observation, "speed": torch.zeros(2, 2)}).shape == (2, 64)
+    with pytest.raises(ValueError, match=r"^features_extractor_class: CombinedExtractor cannot read Box\("):
+        ActorCritic.for_spaces(
+            spaces.Dict({"image": picture, **rest}), spaces.Discrete(2), features_extractor=(CombinedExtractor, {})
+        )
