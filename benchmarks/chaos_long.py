@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos_runs import SMALL
 from benchmarks.chaos_trial import Outcome, Trial, ended, flags, kill, run, start
@@ -24,7 +25,7 @@ RAY = {
 }  # fmt: skip
 ACTOR = "ray::_RayActor"  # how the processes of actors are called
 MARK = "CHAOS_TRIAL"  # an environment variable by which a trial's processes are found
-SETTLED = 60.0  # seconds in which the processes of a training must be gone
+SETTLED = 180.0  # seconds in which the processes of a training must be gone
 
 
 def soak(trial: Trial) -> Outcome:
@@ -74,7 +75,7 @@ def ray(trial: Trial) -> Outcome:
     name = ("actor", "learner")[trial.number % 2]
     mark, temporary = uuid.uuid4().hex, trial.folder / "tmp"
     temporary.mkdir()
-    environment = {MARK: mark, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary)}
+    environment: dict[str, Any] = {MARK: mark, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary)}
     began = time.perf_counter()
     process = start(flags({**RAY, "run_dir": "run"}), trial.folder, **environment)
     while process.poll() is None and _rows(trial.folder) < 1:

@@ -93,7 +93,8 @@ def changed_file(drawn: random.Random, folder: Path) -> tuple[str, list[str], st
         change = drawn.choice([*BYTES, "header", "header", "table", "tensor", "tensor"])
         script = "train_rl"
     else:
-        change, script = drawn.choice([*BYTES, *(["json"] * 12 if name == "config.json" else [])]), "train_rl"
+        kinds: list[str] = [*BYTES, *["json"] * 12] if name == "config.json" else [*BYTES]
+        change, script = drawn.choice(kinds), "train_rl"
     data = path.read_bytes()
     if change in BYTES:
         data = BYTES[change](data, drawn)
