@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, cast
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
@@ -118,8 +119,8 @@ class AdaptedVectorEnv(VectorWrapper):
             return IN_OBSERVATION
         if callable(getattr(self.env.unwrapped, METHOD, None)):
             return BY_METHOD
-        singles = getattr(self.env.unwrapped, "envs", None) or [None]  # of Gymnasium's SyncVectorEnv
-        if singles[0] is not None and singles[0].has_wrapper_attr(METHOD):
+        singles: Sequence[gym.Env] = getattr(self.env.unwrapped, "envs", ())  # of Gymnasium's SyncVectorEnv
+        if any(env.has_wrapper_attr(METHOD) for env in singles[:1]):
             raise SpaceError(
                 f"{METHOD}: expected a function that makes one environment, or an id: a vector that exists does not ask its "
                 "environments for their masks"
