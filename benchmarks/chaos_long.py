@@ -92,6 +92,8 @@ def ray(trial: Trial) -> Outcome:
     if wrong := _gone(mark):
         return Outcome(name, wrong, 1)
     if done.code:
+        for lock in temporary.glob("ray-*/*.lock"):  # the next start removes what is abandoned for a minute
+            os.utime(lock, (0, 0))
         resumed = run(["--resume", "run", "--no-progress-bar"], trial.folder, **environment)
         if wrong := resumed.wrong_code(0):
             return Outcome(name, f"resumed: {wrong}", 1)

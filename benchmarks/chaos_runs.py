@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -116,7 +117,7 @@ def _disturbed(trial: Trial, signum: signal.Signals) -> Outcome:
     case = case_of(trial.number)
     whole = reference(case, trial)
     sent = 0
-    for _ in range(trial.trials):
+    while sent < trial.trials:
         began = time.perf_counter()
         process = start(_arguments(case, trial.folder), trial.folder)
         try:
@@ -129,8 +130,10 @@ def _disturbed(trial: Trial, signum: signal.Signals) -> Outcome:
             if wrong := _ended_well(done, signum, time.perf_counter() - asked):
                 return Outcome(case.name, f"signal {sent}: {wrong}", sent)
         else:  # it was done before the signal came
-            if wrong := ended(process, trial.folder, began).wrong(0):
+            done = ended(process, trial.folder, began)
+            if wrong := done.wrong(0) or differs(trial.folder / "run", whole.folder, case.goes_on):
                 return Outcome(case.name, wrong, sent)
+            shutil.rmtree(trial.folder / "run")
     return Outcome(case.name, _resumed(case, trial, whole), sent)
 
 
