@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from script_cases import ROOT, SHORT, SMALL
 
-# Where the tests run in the background, SIGINT may be ignored, which the processes that they start would inherit.
+# In the background, or under nohup, these may be ignored, which the processes that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
