@@ -551,7 +551,7 @@ def test_weights_just_beyond_the_limit_are_named():
     module.register_buffer("mean", torch.tensor([1e30, float("nan")]))
     with torch.no_grad():
         module.bias[1] = 0
-    with pytest.raises(NotFinite, match=r"^buffer mean: "):
+    with pytest.raises(NotFinite, match=r"^statistic mean: "):
         guard.check_modules({"policy": module})
 
 

@@ -142,7 +142,8 @@ def test_a_run_goes_on_with_the_imports_that_it_began_with(forget, monkeypatch, 
     forget()
     capsys.readouterr()
     assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
-    assert capsys.readouterr().err.startswith("imports own_envs, own_envs.py, as when the run began\n")
+    file = Path("own_envs.py").resolve()  # from the folder that the run was started in
+    assert capsys.readouterr().err.startswith(f"imports own_envs, {file}, as when the run began\n")
     assert [float(row["time/total_timesteps"]) for row in log(Path("x"))] == [128, 256, 384]
 
 
