@@ -15,7 +15,7 @@ from expire_span_rl.policies import KINDS, load_policy
 from expire_span_rl.policies.io import write_atomically
 
 IMMATERIAL = {
-    "run_dir", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
+    "run_dir", "folder", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
 }  # fmt: skip
 """Settings that a sweep may change from one call to the next."""
 EVALUATION = ("eval_episodes", "eval_stochastic")
