@@ -331,7 +331,8 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
     """The largest difference between what acting computed (logits, values, values of final observations) and what one
-    unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is."""
+    unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is. What a mask
+    forbids is no part of that."""
     out = policy.unroll(
         rollout.observation, rollout.memory, rollout.episode_start, rollout.final_observation, rollout.final_at
     )
@@ -340,7 +341,10 @@ def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
         (out.values, rollout.values),
         (out.final_values, rollout.next_values[rollout.final_at]),
     )
-    differences = [(ours - theirs).abs() / theirs.abs().amax().clamp(min=1) for ours, theirs in pairs if theirs.numel()]
+    differences = []
+    for ours, theirs in pairs:
+        largest = theirs[theirs != policy.actions.forbidden].abs().amax() if theirs.numel() else theirs.new_ones(())
+        differences.append((ours - theirs).abs() / largest.clamp(min=1))
     # Python's max would lose a NaN.
     return float(torch.cat([difference.flatten() for difference in differences]).max())
 

@@ -24,6 +24,8 @@ class Actions(nn.Module):
     num_features: int
     """F: numbers that `encode` makes of an action."""
     continuous: ClassVar[bool] = False
+    forbidden: ClassVar[float] = FORBIDDEN
+    """The parameter of an action that a mask forbids: a size that says nothing of the others'."""
 
     def __init__(self, spec: Mapping[str, Any]):
         """spec: what `spec_of` gave, JSON-able."""

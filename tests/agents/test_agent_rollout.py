@@ -221,3 +221,15 @@ def test_the_check_sees_what_is_wrong(what):
     rollout, _ = collector.collect()
     assert acting_learning_difference(collector.policy, rollout) < 1e-5
     assert not acting_learning_difference(collector.policy, corrupted(rollout, what)) < 0.1
+
+
+def test_a_difference_is_found_beside_what_a_mask_forbids():
+    """The parameter of a forbidden action is -1e8: relative to it every difference would be nothing."""
+    env = envs.make_vec_env("ProbeForbidden-v0", 8)
+    policy = make_policy(env, "transformer_xl")
+    rollout, _ = Collector(env, policy, 6, 0).collect()
+    assert float(rollout.logits.min()) == policy.actions.forbidden
+    assert acting_learning_difference(policy, rollout) < 1e-4
+    with torch.no_grad():
+        policy.policy_head.bias += 0.3
+    assert acting_learning_difference(policy, rollout) == pytest.approx(0.3, abs=1e-4)
