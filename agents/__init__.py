@@ -5,11 +5,10 @@ What needs torch is imported when it is first asked for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expire_span_rl.agents.settings import ForgettingConfig, ImpalaConfig, PPOConfig, SB3Config
-from expire_span_rl.registry import Entry, Registry
+from expire_span_rl.registry import Entry, Registry, lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.agents.forgetting import ForgettingController
@@ -54,7 +53,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _LAZY)

@@ -6,10 +6,10 @@ when it is first asked for, so that `run` answers Ctrl-C from the start.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expire_span_rl.cli.errors import UsageError, run
+from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.checks import check_at_least, choice, json_object, quoted
@@ -44,7 +44,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"expire_span_rl.{_LAZY[name]}"), name)
+__getattr__ = lazily("expire_span_rl", _LAZY)

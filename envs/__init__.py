@@ -5,8 +5,7 @@ What needs MiniGrid is imported when it is first asked for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expire_span_rl.envs.adapter import EnvironmentWarning
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
@@ -21,6 +20,7 @@ from expire_span_rl.envs.registration import (
     wrap_env,
     wrap_vec_env,
 )
+from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import render_observation
@@ -49,7 +49,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazily(__name__, _LAZY)

@@ -13,9 +13,10 @@ What needs torch is imported when it is first asked for.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.api import IMPALA, PPO, Model, evaluate, load, show
@@ -44,10 +45,7 @@ _LAZY = {
 __all__ = ["IMPALA", "PPO", "Model", "__version__", "evaluate", "load", "make_env", "make_vec_env", "show"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

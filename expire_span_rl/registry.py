@@ -1,11 +1,25 @@
-"""Registries whose built-in entries are imported when they are first used, so that a command line can list them at once."""
+"""What is imported when it is first used, so that a command line answers at once: names of a package, entries of a registry."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+
+
+def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package (PEP 562) some of whose names are imported when they are first asked for.
+
+    package: its `__name__`; modules: by name, the module that has it, seen from the package.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name in modules:
+            return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ Everything but `KINDS` and `core_config` needs torch, and is imported when it is
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expire_span_rl.policies.memory import KINDS
+from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig, sample
+    from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
     from expire_span_rl.policies.compatibility import check_spaces
     from expire_span_rl.policies.encoders import as_tensors, observation_spec
     from expire_span_rl.policies.io import PolicyFileError, load_policy, save_policy
@@ -26,7 +26,6 @@ _LAZY = {
     "check_spaces": "compatibility",
     "load_policy": "io",
     "observation_spec": "encoders",
-    "sample": "actor_critic",
     "save_policy": "io",
 }
 """Names by the module of this package that has them."""
@@ -42,7 +41,6 @@ __all__ = [
     "core_config",
     "load_policy",
     "observation_spec",
-    "sample",
     "save_policy",
 ]
 
@@ -52,7 +50,4 @@ def core_config(memory: str) -> type:
     return KINDS.describe(memory).CoreConfig
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _LAZY)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
-from expire_span_rl.policies.actions.base import gumbel_max
 from expire_span_rl.policies.core import Acting, Core, LayerInspection
 from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
@@ -203,8 +202,7 @@ class ActorCritic(Predictor, nn.Module):
         Where `episode_start` the memory is emptied first. Writes the new memory into `acting`. Raises ValueError if
         `acting` is full.
         """
-        params, values, _ = self.step_with_rewards(observation, acting, episode_start)
-        return params, values
+        return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation)
 
     @torch.no_grad()
     def step_with_rewards(
@@ -288,8 +286,3 @@ class ActorCritic(Predictor, nn.Module):
 
     def _values(self, features: Tensor) -> Tensor:
         return self.value_head(features).squeeze(-1)
-
-
-def sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Actions int64 [B] drawn from the softmax of logits [B,A] (the Gumbel-max trick)."""
-    return gumbel_max(logits, generator)

@@ -6,10 +6,10 @@ the GRU). One from outside this package brings its own `Config`: `KINDS["mine"] 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expire_span_rl.policies import settings
-from expire_span_rl.registry import Entry, Registry
+from expire_span_rl.registry import Entry, Registry, lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.policies.memory.kind import MemoryKind
@@ -39,13 +39,4 @@ KINDS = Registry(
 __all__ = ["KINDS", "LayerMemory", "Memory", "MemoryKind"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "MemoryKind":
-        from expire_span_rl.policies.memory.kind import MemoryKind
-
-        return MemoryKind
-    if name in ("LayerMemory", "Memory"):
-        from expire_span_rl.policies.memory import state
-
-        return getattr(state, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"LayerMemory": "state", "Memory": "state", "MemoryKind": "kind"})

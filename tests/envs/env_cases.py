@@ -190,3 +190,14 @@ class Batch(VectorEnv):
         allowed = np.ones((self.num_envs, 3), np.int8)
         allowed[np.arange(self.num_envs), self.clock % 3] = 0
         return allowed
+
+
+def assert_same(left, right) -> None:
+    """Equal in structure, dtype and every value."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    else:
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        np.testing.assert_array_equal(left, right)

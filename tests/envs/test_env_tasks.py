@@ -7,6 +7,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from env_cases import assert_same
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -27,17 +28,6 @@ def random_actions(env, steps: int, seed: int = 0) -> np.ndarray:
     """Actions [steps, B], the same for the same seed."""
     n = int(env.single_action_space.n)
     return np.random.default_rng(seed).integers(n, size=(steps, env.num_envs))
-
-
-def assert_same(left, right) -> None:
-    """Equal in structure, dtype and every value."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    else:
-        assert np.asarray(left).dtype == np.asarray(right).dtype
-        np.testing.assert_array_equal(left, right)
 
 
 @every_task

@@ -9,7 +9,7 @@ import time
 import cloudpickle
 import numpy as np
 import pytest
-from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Stranger
+from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Stranger, assert_same
 from gymnasium import spaces
 
 from expire_span_rl import envs
@@ -23,17 +23,6 @@ NESTED = spaces.Dict({"a": spaces.Tuple((LEAVES["vector"], LEAVES["text"])), "b"
 def own_process(monkeypatch):
     """`Dying` environments live in this process."""
     monkeypatch.setenv("PARENT_OF_WORKERS", str(os.getpid()))
-
-
-def assert_same(left, right) -> None:
-    """Equal in structure, dtype and every value."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    else:
-        assert np.asarray(left).dtype == np.asarray(right).dtype
-        np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("id", ["CartPole-v1", "Taxi-v4", "MiniGrid-MemoryS7-v0", "Switch-v0", "nested"])

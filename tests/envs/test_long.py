@@ -7,6 +7,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from env_cases import assert_same
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,17 +54,6 @@ def moves(env, steps: int, seed: int = 0) -> np.ndarray:
 
 def row_of(batch: dict, row: int) -> dict:
     return {key: value[row] for key, value in batch.items()}
-
-
-def assert_same(left, right) -> None:
-    """Equal in structure, dtype and every value."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    else:
-        assert np.asarray(left).dtype == np.asarray(right).dtype
-        np.testing.assert_array_equal(left, right)
 
 
 @every_wrap

@@ -9,7 +9,8 @@ import torch
 from policy_cases import CASES, SMALL, SPEC, experience, make_policy
 
 from expire_span_rl import envs
-from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, observation_spec, sample
+from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, observation_spec
+from expire_span_rl.policies.actions.base import gumbel_max
 from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 
@@ -91,7 +92,7 @@ def test_a_stale_state_is_refused_across_a_compaction():
 def test_sampling_follows_the_softmax():
     """20,000 draws; frequencies within four standard errors, an impossible action never."""
     logits = torch.tensor([1.0, 0.0, -1.0, -torch.inf]).expand(20_000, -1)
-    drawn = torch.bincount(sample(logits, torch.Generator().manual_seed(0)), minlength=4) / 20_000
+    drawn = torch.bincount(gumbel_max(logits, torch.Generator().manual_seed(0)), minlength=4) / 20_000
     expected = torch.softmax(logits[0], -1)
     assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
     torch.manual_seed(0)
