@@ -1,5 +1,5 @@
-"""Shows what a policy remembers: a saved policy plays an episode, or several, and one page tells what it saw, did and kept,
-and whether that mattered. See README.md, or --help."""
+"""Shows what a policy remembers: a saved policy plays an episode, or several, and one page tells what it saw, did and
+kept, and whether that mattered. See README.md, or --help."""
 
 from expire_span_rl.cli import run
 

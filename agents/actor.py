@@ -1,4 +1,5 @@
-"""An actor: a vector environment and a copy of the policy in a process of its own. What runs there; Ray is not needed."""
+"""An actor: a vector environment and a copy of the policy in a process of its own. What runs there; Ray is not
+needed."""
 
 from __future__ import annotations
 

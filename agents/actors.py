@@ -1,4 +1,5 @@
-"""Actors on Ray: a source of rollouts for the trainer, from this machine's cores or a cluster's. The only file that imports ray.
+"""Actors on Ray: a source of rollouts for the trainer, from this machine's cores or a cluster's. The only file that
+imports ray.
 
 Each actor has up to `QUEUE` requests, so that it acts on while the learner learns; a request carries the weights of the
 update before it was sent, whence the policy lag.
@@ -87,7 +88,8 @@ class ActorPool:
     ):
         """num_actors: 0 for one per CPU that is free; address: of a Ray cluster, "" for one of our own on this machine,
         whose logs go to `log_dir` at the end; refresh: steps over which memories are computed anew before learning;
-        say: takes a line; log: takes what is for the log alone, such as tracebacks. Raises ValueError, one line, before any actor starts."""
+        say: takes a line; log: takes what is for the log alone, such as tracebacks. Raises ValueError, one line, before
+        any actor starts."""
         self.policy, self.num_steps, self.seed = policy, num_steps, seed
         self.refresh, self.log_dir, self.say, self.log = refresh, log_dir, say, log
         self.live: dict[str, list[float]] = {}
@@ -153,7 +155,8 @@ class ActorPool:
         """See `snapshot`."""
 
     def figures(self) -> dict[str, float]:
-        """Of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and who waits for whom."""
+        """Of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and who waits for
+        whom."""
         return self._figures
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -161,7 +164,8 @@ class ActorPool:
         return {}, {"version": self.version, "made": self.made}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Returns False: the environments begin new episodes, of other seeds than any before. A collector's state has no version."""
+        """Returns False: the environments begin new episodes, of other seeds than any before. A collector's state has
+        no version."""
         self.version = known.get("version", 0)
         self.made = max(self.made, known.get("made", 0))
         for index, actor in enumerate(self.actors):
@@ -318,7 +322,8 @@ class _RayActor:
 
 
 def _kill_what_is_left() -> None:
-    """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for whose end
+    """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for
+    whose end
     `ray.shutdown` would wait some seconds each."""
     with contextlib.suppress(Exception):  # Ray's own, which another version may not have
         node: Any = importlib.import_module("ray._private.worker")._global_node
@@ -327,9 +332,9 @@ def _kill_what_is_left() -> None:
 
 
 def _start(address: str) -> tuple[Path | None, FileLock | None]:
-    """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take a
-    short path, so that it cannot be the run's. It is locked, and those of learners that were killed are removed. Raises
-    ValueError, one line."""
+    """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take
+    a short path, so that it cannot be the run's. It is locked, and those of learners that were killed are removed.
+    Raises ValueError, one line."""
     root = str(Path(checks.__file__).resolve().parents[1])  # the checkout, or the folder in which we are installed
     quiet: dict[str, Any] = {
         "log_to_driver": False,

@@ -1,7 +1,7 @@
 """The state of a training on disk: one safetensors file, figures as JSON in its header. Nothing is ever unpickled.
 
-The header holds a checksum of names, types, shapes and bytes of all tensors and of the figures, so that a file in which a
-single bit has changed is never taken for a whole one.
+The header holds a checksum of names, types, shapes and bytes of all tensors and of the figures, so that a file in which
+a single bit has changed is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -62,15 +62,18 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{shown(path)}: expected a checkpoint of this toolkit, got another safetensors file")
     version = header.get("version")
     if version not in READABLE:
-        raise NewerVersion(f"{shown(path)}: expected format version {VERSION} or older, got {shown(repr(version), 60)}: update the toolkit")
+        raise NewerVersion(
+            f"{shown(path)}: expected format version {VERSION} or older, got {shown(repr(version), 60)}: update the toolkit"
+        )
     if (version > 1 or "sha256" in metadata) and metadata.get("sha256") != _checksum(metadata["training"], tensors):
         raise CheckpointError(f"{shown(path)}: expected a whole checkpoint, its checksum does not match its contents")
     return tensors, header["figures"]
 
 
 def check_figures(figures: Any, fresh: Any, name: str = "figures") -> None:
-    """Raises ValueError, one line, for a figure of a checkpoint that is of another kind than in a training that is `fresh`, such as
-    no number where there is one. Where a fresh one has nothing yet, it is a number or an object. Entries of a list are of one kind."""
+    """Raises ValueError, one line, for a figure of a checkpoint that is of another kind than in a training that is
+    `fresh`, such as no number where there is one. Where a fresh one has nothing yet, it is a number or an object.
+    Entries of a list are of one kind."""
     if isinstance(fresh, Mapping) and isinstance(figures, Mapping):
         for key in sorted(figures.keys() & fresh.keys()):
             check_figures(figures[key], fresh[key], key)
@@ -88,8 +91,8 @@ def _kind(value: Any) -> str:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the first tensor that a training learns and that has NaN or infinite entries; None if all are finite.
-    Observations and memories are not looked at: entries of theirs that nobody reads may be anything."""
+    """What is wrong with the first tensor that a training learns and that has NaN or infinite entries; None if all are
+    finite. Observations and memories are not looked at: entries of theirs that nobody reads may be anything."""
     return first_not_finite({name: tensor for name, tensor in tensors.items() if name.startswith(_LEARNED)})
 
 

@@ -1,7 +1,8 @@
 """What is known about finished episodes: success overall, on the hardest ones, and by what the environment reports.
 
 An episode is a dict: `return`, `steps`, and whatever the environment's `final_info` says of it, such as
-`is_success`. Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of steps.
+`is_success`. Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of
+steps.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def quotients(episodes: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) 
 
 
 class EpisodeWindow:
-    """The latest episodes, and apart from them the latest hard ones, so that a mean over many easy ones hides nothing."""
+    """The latest episodes, and apart from them the latest hard ones, so that a mean over many easy ones hides
+    nothing."""
 
     def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
         self.difficulty_key = difficulty_key or "steps"
@@ -77,8 +79,8 @@ class EpisodeWindow:
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
-        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped. Returns how many
-        of them are hard."""
+        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped. Returns
+        how many of them are hard."""
         episodes = list(episodes)
         for episode in episodes:
             self.recent.append(episode)

@@ -1,8 +1,8 @@
 """Learn first, forget afterwards: the controller of the pressure on spans.
 
 Success on the hard episodes is the constraint, live memories are the cost. The controller gives one number per update,
-the pressure in [-1, 1]: above 0 the memory kind's loss makes memories shorter, below 0 longer, and how far from 0 it is says
-how fast the kind's own parameters learn (`agents.learner`).
+the pressure in [-1, 1]: above 0 the memory kind's loss makes memories shorter, below 0 longer, and how far from 0 it is
+says how fast the kind's own parameters learn (`agents.learner`).
 docs/forgetting.md explains it with a plot.
 """
 
@@ -16,9 +16,9 @@ from expire_span_rl.agents.settings import ForgettingConfig
 class ForgettingController:
     """Pressure from success on hard episodes and live memories.
 
-    No pressure until the target was met once. Then it rises by a little at each update at which the target is met, falls
-    in proportion to the violation below it (down to -1, which lengthens spans: the way back), and is 0 within the budget.
-    Its clock is evidence: an update with few fresh hard episodes moves it little.
+    No pressure until the target was met once. Then it rises by a little at each update at which the target is met,
+    falls in proportion to the violation below it (down to -1, which lengthens spans: the way back), and is 0 within the
+    budget. Its clock is evidence: an update with few fresh hard episodes moves it little.
     """
 
     def __init__(self, config: ForgettingConfig):
@@ -35,7 +35,8 @@ class ForgettingController:
         return self.first + self.config.success_target * (self.best - self.first)
 
     def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
-        """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this update;
+        """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this
+        update;
         live: mean live memories per layer."""
         config = self.config
         if not config.forgetting or episodes < config.min_hard_episodes:

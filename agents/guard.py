@@ -21,11 +21,13 @@ FINISH_WITHIN = 4.0  # seconds that an update still has after training was asked
 
 
 class TrainingEnded(RuntimeError):
-    """The training cannot go on. Its state is that after the last whole update: a checkpoint can be written. One line."""
+    """The training cannot go on. Its state is that after the last whole update: a checkpoint can be written. One
+    line."""
 
 
 class NotFinite(ArithmeticError):
-    """An update was to leave numbers that are not finite, or weights that blew up. Names the first such tensor. One line."""
+    """An update was to leave numbers that are not finite, or weights that blew up. Names the first such tensor. One
+    line."""
 
 
 class SkippedUpdate(UserWarning):
@@ -76,8 +78,8 @@ class Deadline:
 
 
 def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
-    """Says that update number `update` was taken back, the last of so many in a row: the first time by a warning, and at last
-    by TrainingEnded."""
+    """Says that update number `update` was taken back, the last of so many in a row: the first time by a warning, and
+    at last by TrainingEnded."""
     if in_a_row >= MOST_SKIPPED:
         raise TrainingEnded(
             f"{in_a_row} updates in a row were not finite and were skipped, the last for its {error}: a lower "

@@ -60,8 +60,8 @@ class Impala(Learner):
                 config.rho_clip,
                 config.c_clip,
             )
-            # Centred with the importance weights in: what the learner would hardly do must weigh nothing, or it is pushed
-            # away without end.
+            # Centred with the importance weights in: what the learner would hardly do must weigh nothing, or it is
+            # pushed away without end.
             rho = log_ratio.exp().clamp(max=config.rho_clip)
             scaled, scale = self._scaled(advantages - rho * advantages.mean() / rho.mean())
         figures = self._descend(part, out, -(log_p * scaled).mean(), targets, weights)
@@ -96,7 +96,8 @@ def by_age(clipped: Tensor, part: Rollout) -> dict[str, float]:
 
 def following(values: Tensor, final_values: Tensor, final_at: tuple[Tensor, Tensor]) -> Tensor:
     """The value of the observation that followed each step in the same episode, [T,B]: the next step's, or the final
-    observation's where the trace was cut; 0 after a termination at the rollout's end, elsewhere it then means nothing."""
+    observation's where the trace was cut; 0 after a termination at the rollout's end, elsewhere it then means
+    nothing."""
     shifted = torch.cat([values[1:], torch.zeros_like(values[:1])])
     shifted[final_at] = final_values
     return shifted

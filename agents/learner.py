@@ -20,8 +20,8 @@ from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
 
 RATE_AT_REST = 0.05
-"""Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may follow the
-task, but not run off on the noise of its gradient, which Adam scales up to full steps."""
+"""Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may
+follow the task, but not run off on the noise of its gradient, which Adam scales up to full steps."""
 REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
 
 
@@ -41,8 +41,8 @@ class Learner:
     network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
 
     def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
-        """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises ValueError if
-        there are more minibatches than environments."""
+        """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises
+        ValueError if there are more minibatches than environments."""
         if config.num_minibatches > num_envs:
             raise ValueError(
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
@@ -70,7 +70,8 @@ class Learner:
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
         """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
-        Returns figures for the log. Raises NotFinite, and whatever `check_deadline` raises, in the midst of it (`backup`)."""
+        Returns figures for the log. Raises NotFinite, and whatever `check_deadline` raises, in the midst of it
+        (`backup`)."""
         config = self.config
         now = self.schedules.values(progress)
         rate, entropy_coef = now["learning_rate"], now["ent_coef"]
@@ -110,7 +111,8 @@ class Learner:
         return tensors, {}
 
     def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Raises RuntimeError, one line, for a state of the optimiser, by parameter, that Adam cannot go on from: it takes any."""
+        """Raises RuntimeError, one line, for a state of the optimiser, by parameter, that Adam cannot go on from: it
+        takes any."""
         parameters = [(p, group["amsgrad"]) for group in self.optimizer.param_groups for p in group["params"]]
         for index, entries in state.items():
             parameter, amsgrad = parameters[index] if 0 <= index < len(parameters) else (None, False)
@@ -120,7 +122,8 @@ class Learner:
                 raise RuntimeError(f"optimizer/{index}: expected Adam's state of a parameter, got {shapes}")
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
-        """Continues from `state`. Raises RuntimeError, KeyError, TypeError or ValueError for what it cannot have given."""
+        """Continues from `state`. Raises RuntimeError, KeyError, TypeError or ValueError for what it cannot have
+        given."""
         self.generator.set_state(tensors["generator"])
         full = self.optimizer.state_dict()
         full["state"] = {}

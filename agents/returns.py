@@ -45,11 +45,11 @@ def vtrace(
     """V-trace (Espeholt et al., 2018, section 4.1): (advantages rho_s (r_s + gamma v_{s+1} - V(x_s)), corrected values
     v_s), [T,B] each.
 
-    All tensors [T,B]. values, next_values: of the learner; next_values as for `gae`: of the observation that followed in
-    the same episode, which counts for nothing after a termination. log_ratios: log pi(a|x) - log mu(a|x), learner over
-    actor; ratios are clipped at rho_clip (which decides whose values are learned) and c_clip (how far corrections reach
-    back); trace_lambda: as in remark 2. Nothing flows back over the end of an episode. Raises ValueError for shapes that
-    differ.
+    All tensors [T,B]. values, next_values: of the learner; next_values as for `gae`: of the observation that followed
+    in the same episode, which counts for nothing after a termination. log_ratios: log pi(a|x) - log mu(a|x), learner
+    over actor; ratios are clipped at rho_clip (which decides whose values are learned) and c_clip (how far corrections
+    reach back); trace_lambda: as in remark 2. Nothing flows back over the end of an episode. Raises ValueError for
+    shapes that differ.
     """
     shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, truncated, log_ratios)}
     if len(shapes) != 1 or rewards.ndim != 2:

@@ -1,4 +1,5 @@
-"""Rewards over the size of returns, so that no setting of a learner depends on the scale of rewards. T time steps, B environments."""
+"""Rewards over the size of returns, so that no setting of a learner depends on the scale of rewards. T time steps, B
+environments."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ LARGEST_REWARD = 10.0  # scaled rewards are cut off here: one outlier must not d
 class RewardScale:
     """The root mean square of the discounted returns to go, within a rollout, over all steps that any reward followed.
 
-    Values are then about 1, whether rewards come at every step or once in an episode. Steps without a reward after them are left
+    Values are then about 1, whether rewards come at every step or once in an episode. Steps without a reward after them
+    are left
     out: with them, the rarer rewards are, the larger they would be made, and the value loss would drown the policy's.
     """
 

@@ -22,8 +22,8 @@ from expire_span_rl.agents.episodes import finished
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 
 LARGEST_DIFFERENCE = 1e-2
-"""Between acting and learning, of float32 logits or values, relative to the largest of them if that is above 1. What is larger is
-no rounding."""
+"""Between acting and learning, of float32 logits or values, relative to the largest of them if that is above 1. What is
+larger is no rounding."""
 HORIZON = 8  # steps, at least, between two compactions of the memory that acts
 
 
@@ -75,7 +75,8 @@ class RolloutsEnded(TrainingEnded):
 
 
 class RolloutSource(Protocol):
-    """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.actors` has another."""
+    """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.actors` has
+    another."""
 
     on_policy: bool  # the weights of now acted: acting can be checked against learning
     stop: threading.Event  # set by whoever wants the training to end
@@ -92,7 +93,8 @@ class RolloutSource(Protocol):
         ...
 
     def restore(self, snapshot: Any) -> None:
-        """Takes back what was collected since, wherever it ended. What cannot be taken back of environments begins anew."""
+        """Takes back what was collected since, wherever it ended. What cannot be taken back of environments begins
+        anew."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -139,7 +141,8 @@ class Collector:
         self.env.close()
 
     def snapshot(self) -> dict[str, Any]:
-        """What `collect` changes, for `restore`. Arrays and memories that it replaces, and never writes into, are no copies."""
+        """What `collect` changes, for `restore`. Arrays and memories that it replaces, and never writes into, are no
+        copies."""
         names = ("memory", "observation", "episode_start", "live", "_broken")
         return {
             **{name: getattr(self, name) for name in names},
@@ -164,8 +167,8 @@ class Collector:
         """One rollout and the episodes that ended in it. Afterwards `live` has the mean and maximum of live memories
         per layer, over steps and environments (the step's own included); empty for a memory without slots.
 
-        Raises TrainingEnded some seconds after `stop` was set, and for outputs of the policy that are not finite; and what the
-        environments raise. What is then half done, `restore` takes back."""
+        Raises TrainingEnded some seconds after `stop` was set, and for outputs of the policy that are not finite; and
+        what the environments raise. What is then half done, `restore` takes back."""
         if self._broken:
             self._begin(self.seed + _other_seeds(self.generator.get_state()))
         return self._collected()
@@ -270,8 +273,8 @@ class Collector:
         return tensors, {"live": self.live}
 
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Continues from `state`. Returns False if the environments could not save theirs, or if they were an actor's: all begin
-        a new episode, none that the run has seen."""
+        """Continues from `state`. Returns False if the environments could not save theirs, or if they were an actor's:
+        all begin a new episode, none that the run has seen."""
         self.notes = []
         drawn = tensors.get("generator")
         if drawn is not None:
@@ -306,8 +309,8 @@ OTHER_SEEDS = 500_000
 
 
 def _other_seeds(state: Tensor | None) -> int:
-    """How far beyond the run's own seeds those of new episodes begin: where depends on when the run was interrupted, so that no
-    two of its parts play the same episodes."""
+    """How far beyond the run's own seeds those of new episodes begin: where depends on when the run was interrupted, so
+    that no two of its parts play the same episodes."""
     return OTHER_SEEDS + (0 if state is None else _number_of(state) % OTHER_SEEDS)
 
 
@@ -318,7 +321,8 @@ def _number_of(state: Tensor) -> int:
 
 
 def _horizon(memory: Any) -> int:
-    """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to keep."""
+    """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to
+    keep."""
     counts = memory.live()
     return HORIZON if counts is None else max(HORIZON, int(counts.max()) // 2)
 
@@ -331,8 +335,8 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
     """The largest difference between what acting computed (logits, values, values of final observations) and what one
-    unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is. What a mask
-    forbids is no part of that."""
+    unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is. What a
+    mask forbids is no part of that."""
     out = policy.unroll(
         rollout.observation, rollout.memory, rollout.episode_start, rollout.final_observation, rollout.final_at
     )

@@ -1,7 +1,8 @@
-"""The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, as they are, under our trainer's calls.
+"""The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, as they are, under our trainer's
+calls.
 
-Their defaults are kept but for what goes with many environments and short rollouts (`num_steps`, `batch_size`, `n_epochs`), and
-for exploration and learning rate, which are those of our own PPO on Corridor-v0.
+Their defaults are kept but for what goes with many environments and short rollouts (`num_steps`, `batch_size`,
+`n_epochs`), and for exploration and learning rate, which are those of our own PPO on Corridor-v0.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class SB3Trainer:
         seeds: tuple[int, int],
         device: str,
     ):
-        """env: a Stable-Baselines3 VecEnv; total: as `Trainer`'s; seeds: of weights and actions, of the environments."""
+        """env: a Stable-Baselines3 VecEnv; total: as `Trainer`'s; seeds: of weights and actions, of the
+        environments."""
         from stable_baselines3.common.logger import Logger
 
         self.env, self.rollout_size = env, config.num_steps * env.num_envs
@@ -154,8 +156,8 @@ class SB3Trainer:
         return figures
 
     def _learn(self, backup: Backup) -> None:
-        """Learns from the rollout in the buffer, or takes back what was learned if that is not finite. Raises TrainingEnded
-        after it happened too often in a row."""
+        """Learns from the rollout in the buffer, or takes back what was learned if that is not finite. Raises
+        TrainingEnded after it happened too often in a row."""
         algorithm = self.algorithm
         modules = {"policy": algorithm.policy}
         try:
@@ -164,7 +166,8 @@ class SB3Trainer:
             except ValueError:  # as below: what made it so tells more
                 check_modules(modules)
                 raise
-            # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...] by now.
+            # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...]
+            # by now.
             seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
             algorithm.policy.features_extractor.observe(seen)
             check_modules(modules)

@@ -7,7 +7,8 @@ from typing import Any
 
 
 class Schedules:
-    """Values that go linearly from a start to an end: from step `begun`, 0 unless they began anew, to the training's last."""
+    """Values that go linearly from a start to an end: from step `begun`, 0 unless they began anew, to the training's
+    last."""
 
     def __init__(self, starts: Mapping[str, float], ends: Mapping[str, float]):
         """starts, ends: values by the setting's name; `learning_rate` is among them."""
@@ -28,9 +29,9 @@ class Schedules:
         return {"begun": self.begun, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
 
     def load_state(self, state: Mapping[str, Any], timesteps: int, last: int, total: int) -> str:
-        """Goes on from `state` after `timesteps` steps, the last update at step `last`. If the total or the learning rate has
-        changed, the schedules begin anew there, from the values that they had, the learning rate from a changed one: a
-        sentence that says so, else an empty one."""
+        """Goes on from `state` after `timesteps` steps, the last update at step `last`. If the total or the learning
+        rate has changed, the schedules begin anew there, from the values that they had, the learning rate from a
+        changed one: a sentence that says so, else an empty one."""
         longer, other_rate = state["total"] != total, state["learning_rate"] != self.learning_rate
         if timesteps == 0:  # nothing has been learned with the old ones
             return ""

@@ -39,8 +39,8 @@ class LearnerConfig:
     normalize_rewards: bool = False
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
     amsgrad: bool = True
-    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down what is
-    learned after large gradients."""
+    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down
+    what is learned after large gradients."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5

@@ -26,8 +26,9 @@ from expire_span_rl.agents.schedules import Schedules
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2
-"""Policies with up to so many times the fewest live memories count as equally good, and the latest of them is kept. The very
-fewest is a moment picked by chance: a rollout of short episodes, or spans whose brevity success does not show yet."""
+"""Policies with up to so many times the fewest live memories count as equally good, and the latest of them is kept. The
+very fewest is a moment picked by chance: a rollout of short episodes, or spans whose brevity success does not show
+yet."""
 
 
 class Trainer:
@@ -77,8 +78,9 @@ class Trainer:
     def update(self) -> dict[str, float]:
         """One rollout and what is learned from it. Returns figures for the log.
 
-        It happens as a whole or not at all: whatever it raises, the training's state is that before it, but for environments
-        that cannot save theirs, which begin new episodes. Raises TrainingEnded if there is nothing to go on with."""
+        It happens as a whole or not at all: whatever it raises, the training's state is that before it, but for
+        environments that cannot save theirs, which begin new episodes. Raises TrainingEnded if there is nothing to go
+        on with."""
         before = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
         window, controller = self.window.state_dict(), self.controller.state_dict()
         collected, backup = self.collector.snapshot(), self.agent.backup()
@@ -184,8 +186,8 @@ class Trainer:
         self.collector.close()
 
     def _learned(self, rollout: Rollout, pressure: float, backup: Backup) -> dict[str, float]:
-        """Learns from a rollout, or takes back what was learned if that is not finite. Raises TrainingEnded after it happened
-        too often in a row."""
+        """Learns from a rollout, or takes back what was learned if that is not finite. Raises TrainingEnded after it
+        happened too often in a row."""
         figures: dict[str, float] = {}
         try:
             learned = self.agent.update(rollout, self._progress(), pressure)
@@ -221,9 +223,9 @@ class Trainer:
         return difference
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with about as few live memories as ever, so that
-        it is the latest of those; where nothing is brought down, the latest with which it holds. Lets those go that no
-        longer meet the target, which without success moves with the best return."""
+        """Keeps the weights that acted in this rollout if the constraint holds with about as few live memories as ever,
+        so that it is the latest of those; where nothing is brought down, the latest with which it holds. Lets those go
+        that no longer meet the target, which without success moves with the best return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
         if not self.controller.holds(score, count, is_success):

@@ -1,4 +1,5 @@
-"""Is anything lost? Trainings that are killed, disks that fill, damaged files, mistyped command lines, hours of running.
+"""Is anything lost? Trainings that are killed, disks that fill, damaged files, mistyped command lines, hours of
+running.
 
     python -m benchmarks.chaos                                             # everything: a day on two cores
     python -m benchmarks.chaos --parts kills writes --kills 6 --writes 3   # some of it, in minutes
@@ -17,8 +18,8 @@ commands   command lines of the three scripts, changed at random                
 soak       a training of so many minutes                                          memory and open files flat within 2%
 ray        an actor or the learner of a training on Ray is killed                 it reaches its target; no process, no file left
 
-Trials are drawn from --seed, the part and their number, so that each can be repeated. Rows are added to the CSV as they come; the
-same command goes on with the trials that have none yet, --redo tries others again.
+Trials are drawn from --seed, the part and their number, so that each can be repeated. Rows are added to the CSV as they
+come; the same command goes on with the trials that have none yet, --redo tries others again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Files and command lines, changed at random, for the three scripts: taken or refused in one line, at once, and nothing else.
+"""Files and command lines, changed at random, for the three scripts: taken or refused in one line, at once, and nothing
+else.
 
-A process of its own tries a batch of them one after the other (`benchmarks.chaos_worker`), which saves importing the scripts every
-time, and tells of each. One that dies or does not end is started again behind the one that it died of.
+A process of its own tries a batch of them one after the other (`benchmarks.chaos_worker`), which saves importing the
+scripts every time, and tells of each. One that dies or does not end is started again behind the one that it died of.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def _used(pid: int) -> dict[str, float]:
 
 
 def ray(trial: Trial) -> Outcome:
-    """Kills an actor, or the learner, at a random moment of the training. It must reach its target, resumed where the learner was
-    killed, and leave no process and no file."""
+    """Kills an actor, or the learner, at a random moment of the training. It must reach its target, resumed where the
+    learner was killed, and leave no process and no file."""
     name = ("actor", "learner")[trial.number % 2]
     mark, temporary = uuid.uuid4().hex, trial.folder / "tmp"
     temporary.mkdir()

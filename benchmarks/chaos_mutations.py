@@ -53,7 +53,8 @@ LEAST_EFFORT = {
 
 
 def changed_command(drawn: random.Random, folder: Path) -> tuple[str, list[str], str]:
-    """(script, arguments, what was changed). No word asks for more than a user's patience, or for a folder elsewhere."""
+    """(script, arguments, what was changed). No word asks for more than a user's patience, or for a folder
+    elsewhere."""
     script, words = drawn.choice(COMMANDS)
     words, changes = list(words), []
     for _ in range(drawn.choice([1, 1, 2, 3])):
@@ -173,7 +174,8 @@ def _changed_table(data: bytes, drawn: random.Random) -> bytes:
 
 
 def _changed_parts(path: Path, change: str, drawn: random.Random) -> bytes:
-    """What a file says in JSON, or one of its tensors, in a file that is whole otherwise, with a checksum that is right."""
+    """What a file says in JSON, or one of its tensors, in a file that is whole otherwise, with a checksum that is
+    right."""
     with safe_open(path, "pt") as opened:
         metadata = opened.metadata()
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dict

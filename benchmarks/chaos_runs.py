@@ -1,7 +1,7 @@
 """Trainings that are killed, at random moments or while they write, and trainings whose disk fills.
 
-Each is resumed until it is done, and must then be the training that nobody disturbed: the same tensors in its checkpoint and its
-policies, the same rows in its log, and nothing else in its folder.
+Each is resumed until it is done, and must then be the training that nobody disturbed: the same tensors in its
+checkpoint and its policies, the same rows in its log, and nothing else in its folder.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def _resumed(case: Case, trial: Trial, whole: Reference) -> str:
 
 
 def differs(one: Path, other: Path, everything: bool = True) -> str:
-    """What differs between two run directories; empty if nothing does that should not. everything: compare more than which rows the
-    log has, and what is left in the directory."""
+    """What differs between two run directories; empty if nothing does that should not. everything: compare more than
+    which rows the log has, and what is left in the directory."""
     if foreign := list(foreign_entries(one)):
         return f"{foreign[0].name} was left"
     if left := [path.name for path in itertools.chain(one.glob(".*.tmp"), one.glob("checkpoints/.*.tmp"))]:
@@ -230,8 +230,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def full_disk(trial: Trial) -> Outcome:
-    """A disk of a size between the least and the largest, by equal factors. As root it is a file system in memory, which then
-    gets room; else it is a limit on the size of a file."""
+    """A disk of a size between the least and the largest, by equal factors. As root it is a file system in memory,
+    which then gets room; else it is a limit on the size of a file."""
     case = case_of(trial.number)
     whole = reference(case, trial)
     low, high = DISK_KB

@@ -85,8 +85,8 @@ def start(
     largest_file: int | None = None,
     **environment: str,
 ) -> subprocess.Popen[bytes]:
-    """A script in a process group of its own. What it prints goes to `output.txt` in `folder`, where it runs. largest_file: bytes
-    that a file of its may have, None for any."""
+    """A script in a process group of its own. What it prints goes to `output.txt` in `folder`, where it runs.
+    largest_file: bytes that a file of its may have, None for any."""
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / script), *arguments], cwd=folder, stdout=output, stderr=output,

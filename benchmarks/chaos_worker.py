@@ -1,7 +1,7 @@
 """One process that tries changed files and command lines: `python -m benchmarks.chaos_worker PART SEED FIRST END BASE`.
 
-Tells of each in a line of JSON on the standard output that it was started with. The scripts' command lines are called in this
-process; what they print goes to a file. Nothing here is for users: `benchmarks.chaos_inputs` starts it.
+Tells of each in a line of JSON on the standard output that it was started with. The scripts' command lines are called
+in this process; what they print goes to a file. Nothing here is for users: `benchmarks.chaos_inputs` starts it.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _warm(base: Path, home: Path) -> None:
 
 
 def tried(script: str, arguments: list[str], folder: Path, watch: Watch | None, may_go_on: bool) -> dict[str, Any]:
-    """Calls a script's command line in `folder`: its exit code, seconds of computing, megabytes, and in one line what did not
-    hold, empty if all did. may_go_on: what is taken may take as long as it likes."""
+    """Calls a script's command line in `folder`: its exit code, seconds of computing, megabytes, and in one line what
+    did not hold, empty if all did. may_go_on: what is taken may take as long as it likes."""
     os.chdir(folder)
     with open("../output.txt", "wb") as output:
         os.dup2(output.fileno(), 1)

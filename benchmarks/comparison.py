@@ -5,18 +5,18 @@
     python -m benchmarks.comparison --kinds expire_span transformer_xl gru none --env Portal-v0 \\
         --env-kwargs '{"max_rooms": 6, "rooms_distribution": "uniform"}' --success-target 0.9 --use-coef 4    # 3M
 
-Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind at one
-budget with one seed: it is trained and evaluated as users do it, on one thread, `--jobs` cells at a time, so that timings are of
-one core. The same command again continues a sweep that was killed, in the middle of a training too; more kinds, budgets or seeds
-make a sweep grow. `--report` draws anew what is there.
+Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A cell is one kind
+at one budget with one seed: it is trained and evaluated as users do it, on one thread, `--jobs` cells at a time, so
+that timings are of one core. The same command again continues a sweep that was killed, in the middle of a training too;
+more kinds, budgets or seeds make a sweep grow. `--report` draws anew what is there.
 
-The sweep directory holds cells/ (a JSON per finished cell, all that was measured), plan.json (which cells there shall be),
-runs/ (the trainings), and what is made of the cells: results.csv (one row per cell), table.md and success.png (interquartile
-means and 95% intervals over seeds).
+The sweep directory holds cells/ (a JSON per finished cell, all that was measured), plan.json (which cells there shall
+be), runs/ (the trainings), and what is made of the cells: results.csv (one row per cell), table.md and success.png
+(interquartile means and 95% intervals over seeds).
 
-A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long episode,
-its budget is a peak; spans are pressed until their mean over steps and layers is within it. The table therefore has both, and
-the layers.
+A budget is what a kind may keep live per layer, the query's own step included. A window is full for most of a long
+episode, its budget is a peak; spans are pressed until their mean over steps and layers is within it. The table
+therefore has both, and the layers.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class ComparisonConfig:
     eval_episodes: int = 1000
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True
-    """Evaluate with actions drawn, as in training. The most likely action of a policy whose memory is too small may be to
-    walk into a wall for good: less than chance, which tells of walls and not of memory."""
+    """Evaluate with actions drawn, as in training. The most likely action of a policy whose memory is too small may be
+    to walk into a wall for good: less than chance, which tells of walls and not of memory."""
     out: str = ""
     """Sweep directory. Default: benchmarks/results/comparison-<env>, with --quick runs/comparison-quick."""
     quick: bool = False
@@ -117,7 +117,8 @@ def _unless_given(flag: str, value: str | None, arguments: Sequence[str]) -> lis
 
 
 def shared_out(flags: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
-    """By kind: those of the flags, with their values, that it has. Raises UsageError, one line, for one that no kind has."""
+    """By kind: those of the flags, with their values, that it has. Raises UsageError, one line, for one that no kind
+    has."""
     names = {kind: flag_names(kind) for kind in kinds}
     known = list(dict.fromkeys(itertools.chain(*names.values())))
     out: dict[str, list[str]] = {kind: [] for kind in kinds}
@@ -190,7 +191,8 @@ def _defaults(kind: str, env: str, agent: str) -> Mapping[str, Any]:
 
 
 class Sweep:
-    """A directory of cells. Raises ValueError, one line, for settings that make no sense, before anything is written."""
+    """A directory of cells. Raises ValueError, one line, for settings that make no sense, before anything is
+    written."""
 
     def __init__(self, config: ComparisonConfig, flags: Sequence[str], out: Path):
         for flag in (cli.flag_of(argument) for argument in flags if argument.startswith("--")):
@@ -267,7 +269,8 @@ class Sweep:
                 )
 
     def run(self, known: dict[Cell, dict[str, Any]]) -> None:
-        """Trains and evaluates what is missing of `known`, which grows. Table and figure are written after every cell."""
+        """Trains and evaluates what is missing of `known`, which grows. Table and figure are written after every
+        cell."""
         write_plan(self.out, list(known.values()), self.cells())
         missing = [cell for cell in self.cells() if cell not in known]
         _write(self.out, known)

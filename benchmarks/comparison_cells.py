@@ -51,8 +51,8 @@ def finished(out: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def planned(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them. Raises UsageError, one line, for
-    a plan that cannot be read."""
+    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them. Raises UsageError, one
+    line, for a plan that cannot be read."""
     file = out / "plan.json"
     kinds, budgets, seeds = [], [], 0  # as it was before there was such a file
     if file.exists():
@@ -78,7 +78,8 @@ def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], more: Sequence[Cel
 
 
 def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the cell."""
+    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the
+    cell."""
     cell, config, file, settings = work
     run_dir = Path(config["run_dir"])
     begun = (run_dir / "checkpoint.safetensors").is_file()

@@ -36,8 +36,8 @@ LEGEND = (
 
 
 def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Writes the three files. cells: as `benchmarks.comparison` keeps them, sorted by kind, budget and seed; command: what
-    continues the sweep."""
+    """Writes the three files. cells: as `benchmarks.comparison` keeps them, sorted by kind, budget and seed; command:
+    what continues the sweep."""
     write_atomically(folder / "results.csv", _csv(cells).encode())
     rows = summary(cells)
     write_atomically(folder / "table.md", _markdown(env, rows, command).encode())
@@ -46,8 +46,8 @@ def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], com
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per kind and budget: `kind`, `budget`, `seeds`, `layers` (the mean of live memories of each, over seeds),
-    `keeps_budget` (whether every seed's mean of live memories is within it), and each figure's Estimate over seeds, None where
-    the environment or the kind has no such figure."""
+    `keeps_budget` (whether every seed's mean of live memories is within it), and each figure's Estimate over seeds,
+    None where the environment or the kind has no such figure."""
     rows = []
     tells_success = any(cell["figures"]["success"] is not None for cell in cells)
     for (kind, budget), group in groupby(cells, lambda cell: (cell["kind"], cell["budget"])):
@@ -77,8 +77,8 @@ def score(row: Mapping[str, Any]) -> Estimate:
 
 
 def highest(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """By budget: of the kinds that keep to it with every seed the one with the highest score first, and after it those whose
-    intervals overlap its own."""
+    """By budget: of the kinds that keep to it with every seed the one with the highest score first, and after it those
+    whose intervals overlap its own."""
     best = {}
     for budget in sorted({row["budget"] for row in rows} - {None}):
         within = [row for row in rows if row["budget"] == budget and row["keeps_budget"]]
@@ -132,8 +132,8 @@ def _told(estimate: Estimate | None, form: str) -> str:
 
 
 def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Where there is an
-    oracle, the same of memory efficiency. Right: how many memories were live, mean (solid) and peak (dotted)."""
+    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Where there
+    is an oracle, the same of memory efficiency. Right: how many memories were live, mean (solid) and peak (dotted)."""
     import matplotlib
 
     matplotlib.use("Agg")

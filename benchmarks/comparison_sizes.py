@@ -1,4 +1,5 @@
-"""The settings with which each memory kind keeps to a budget of live memories per layer. A kind with slots needs a line in SIZES."""
+"""The settings with which each memory kind keeps to a budget of live memories per layer. A kind with slots needs a line
+in SIZES."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ SMALLEST_BUDGET = 8
 LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
 COMPRESSION = 4  # Compressive's default rate
 SPAN_SHARE = 0.7
-"""Spans are pressed to this share of the budget: training counts live memories in its own episodes, of which many are short.
-In corridors of 3 to 200 where nothing is forgotten it has some 51 where evaluation has 69; with 0.8 a budget of 64 was missed."""
+"""Spans are pressed to this share of the budget: training counts live memories in its own episodes, of which many are
+short. In corridors of 3 to 200 where nothing is forgotten it has some 51 where evaluation has 69; with 0.8 a budget of
+64 was missed."""
 
 
 def _spans(budget: int) -> dict[str, Any]:
@@ -21,8 +23,8 @@ def _spans(budget: int) -> dict[str, Any]:
 
 
 def _expiring(budget: int) -> dict[str, Any]:
-    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count, and what
-    span dropout takes from some rollouts the other kinds may keep."""
+    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count, and
+    what span dropout takes from some rollouts the other kinds may keep."""
     usual = {"use_margin": ExpireSpanConfig.use_margin, "span_dropout": ExpireSpanConfig.span_dropout}
     return {**_spans(budget), **usual}
 
@@ -33,7 +35,8 @@ def _window(budget: int) -> dict[str, Any]:
 
 
 def _recent_and_compressed(budget: int) -> dict[str, Any]:
-    """At its peak: the window, an incomplete block as old as a block can get, and the compressed ones, halves of the rest."""
+    """At its peak: the window, an incomplete block as old as a block can get, and the compressed ones, halves of the
+    rest."""
     compressed = (budget - COMPRESSION) // 2
     return {
         "window": budget - COMPRESSION - compressed,

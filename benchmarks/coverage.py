@@ -4,12 +4,12 @@
     python -m benchmarks.coverage --families popgym --workers 1
     python -m benchmarks.coverage --ids CartPole-v1 popgym:popgym-AutoencodeEasy-v0
 
-Each id is trained by train_rl.py for --timesteps steps and its policy evaluated by evaluate.py, each in a process of its own with
-a time limit. It runs if both exit with 0, the training's log ends with as many steps, and the report has as many episodes
-as were asked for; otherwise the table has the one line that the command printed last.
+Each id is trained by train_rl.py for --timesteps steps and its policy evaluated by evaluate.py, each in a process of
+its own with a time limit. It runs if both exit with 0, the training's log ends with as many steps, and the report has
+as many episodes as were asked for; otherwise the table has the one line that the command printed last.
 
-Rows are added to the CSV as they come, each with the commit that it was measured at. The same command again goes on with
-the ids that have no row yet; --redo measures others again. Packages of environments are not installed for you:
+Rows are added to the CSV as they come, each with the commit that it was measured at. The same command again goes on
+with the ids that have no row yet; --redo measures others again. Packages of environments are not installed for you:
 pip install popgym mazelib box2d mujoco gives all of POPGym and most of Gymnasium.
 """
 
@@ -51,7 +51,8 @@ TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--n
 EPISODES = 4
 EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
 TIME_LIMIT = 1000
-"""Steps of an episode in an environment of Gymnasium's without a time limit, which a policy of little training may never end."""
+"""Steps of an episode in an environment of Gymnasium's without a time limit, which a policy of little training may
+never end."""
 REPORT = "evaluation.json"
 INSTALLED = re.compile(r"/[^\s'\"]*/site-packages/")
 """Where packages lie, which is another folder on every machine."""

@@ -2,9 +2,10 @@
 
     python -m benchmarks.learning --env Corridor-v0 --memory expire_span --seeds 5
 
-Every flag of train_rl.py may follow. Seeds whose results are there are not trained again. Each seed trains with one thread, `--jobs` of them at a time; every `--eval-every` steps
-the policy plays 1,000 fresh episodes with the environment's own (evaluation) settings, at the end also hard ones. Both the
-last policy and the kept one (about the fewest live memories while success held) are reported. Timings therefore are of one core.
+Every flag of train_rl.py may follow. Seeds whose results are there are not trained again. Each seed trains with one
+thread, `--jobs` of them at a time; every `--eval-every` steps the policy plays 1,000 fresh episodes with the
+environment's own (evaluation) settings, at the end also hard ones. Both the last policy and the kept one (about the
+fewest live memories while success held) are reported. Timings therefore are of one core.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> None:
 
 
 def _begun(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
-    """The results that are there, to go on with; None if there are none. Raises UsageError if they are of other settings."""
+    """The results that are there, to go on with; None if there are none. Raises UsageError if they are of other
+    settings."""
     if not out.exists():
         return None
     report = json.loads(out.read_text())

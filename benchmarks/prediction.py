@@ -2,10 +2,11 @@
 
     python -m benchmarks.prediction --memory transformer_xl --window 256 --seed 1
 
-Sequences of 128 steps through 6 rooms, doors at random, nothing remembered at their start; after each optimiser step 16 new ones.
-Only the next observation is learned (`policies.prediction`), by the optimiser of training. The figure is the share of known
-doors for which home, and no other tile, is predicted behind the agent just where the door leads home. The defaults of the
-memory and of the Transformer are those of training on Portal-v0. A policy cannot use what this does not learn.
+Sequences of 128 steps through 6 rooms, doors at random, nothing remembered at their start; after each optimiser step 16
+new ones. Only the next observation is learned (`policies.prediction`), by the optimiser of training. The figure is the
+share of known doors for which home, and no other tile, is predicted behind the agent just where the door leads home.
+The defaults of the memory and of the Transformer are those of training on Portal-v0. A policy cannot use what this does
+not learn.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def sequences(env: Any, rng: np.random.Generator) -> Sequences:
 
 
 def learn(policy: ActorCritic, learner: Any, seed: int, optimiser_steps: int) -> Iterator[tuple[float, float]]:
-    """After each optimiser step the loss, in nats per observation, and the share of known doors that were right before it.
+    """After each optimiser step the loss, in nats per observation, and the share of known doors that were right before
+    it.
 
     learner: gives the optimiser and the predictor."""
     rng, predictor = np.random.default_rng(seed), learner.predictor

@@ -1,12 +1,12 @@
 """How far acting scales out, and what it brings: `python -m benchmarks.scaling`.
 
-    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 2 --out scaling.json --plot scaling.png
-    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 --refresh-memory 64
+    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 2 --out scaling.json --plot
+    scaling.png python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 --refresh-memory 64
 
-The policy is trained on in its own environment by IMPALA, with a learning rate of 0 so that it stays what it is (any flag of
-train_rl.py may follow). First in one process, which also gives the seconds of acting and of learning; then from rollouts
-recorded there, packed as actors pack them, which is all that one learner can take in; then with each number of Ray actors.
-Figures are medians over updates.
+The policy is trained on in its own environment by IMPALA, with a learning rate of 0 so that it stays what it is (any
+flag of train_rl.py may follow). First in one process, which also gives the seconds of acting and of learning; then from
+rollouts recorded there, packed as actors pack them, which is all that one learner can take in; then with each number of
+Ray actors. Figures are medians over updates.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """How fast training runs, and what it takes: `python -m benchmarks.training`.
 
-    python -m benchmarks.training pretrained/corridor-expire_span.safetensors pretrained/corridor-transformer_xl.safetensors
-    python -m benchmarks.training pretrained/corridor-expire_span.safetensors --agents ppo impala --learning-rate 0
+    python -m benchmarks.training pretrained/corridor-expire_span.safetensors
+    pretrained/corridor-transformer_xl.safetensors python -m benchmarks.training
+    pretrained/corridor-expire_span.safetensors --agents ppo impala --learning-rate 0
 
 Each policy is trained on in its own environment with the defaults of train_rl.py (any of its flags may follow), by each
 of the agents; with a learning rate of 0 all of them keep the policy that they were given. Updates
-alternate between the contenders, so that a busy moment of the machine hits all of them; the first ones, until episodes of
-all lengths are under way, do not count. Figures are medians over updates; memory is what the whole process has resident,
-for which each policy is also trained alone, in a process of its own.
+alternate between the contenders, so that a busy moment of the machine hits all of them; the first ones, until episodes
+of all lengths are under way, do not count. Figures are medians over updates; memory is what the whole process has
+resident, for which each policy is also trained alone, in a process of its own.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 
 
 def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
-    """The results, as they come, each from a process of its own, `jobs` of them at a time. Raises what `function` raised,
-    KeyboardInterrupt where it was interrupted, and RuntimeError for a process that was killed."""
+    """The results, as they come, each from a process of its own, `jobs` of them at a time. Raises what `function`
+    raised, KeyboardInterrupt where it was interrupted, and RuntimeError for a process that was killed."""
     context = multiprocessing.get_context("spawn")
     waiting = deque(work)
     running: dict[Any, BaseProcess] = {}

@@ -1,7 +1,7 @@
 """What the command lines share: flags from dataclasses (tyro), help, one-line errors, exit codes.
 
-Nothing here imports torch or an environment, so that --help and a typo are answered at once; and what imports tyro is imported
-when it is first asked for, so that `run` answers Ctrl-C from the start.
+Nothing here imports torch or an environment, so that --help and a typo are answered at once; and what imports tyro is
+imported when it is first asked for, so that `run` answers Ctrl-C from the start.
 """
 
 from __future__ import annotations

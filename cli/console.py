@@ -1,4 +1,5 @@
-"""The console commands of the installed package: `expire-span-train`, `expire-span-evaluate`, `expire-span-visualize`."""
+"""The console commands of the installed package: `expire-span-train`, `expire-span-evaluate`,
+`expire-span-visualize`."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from expire_span_rl.saying import hear
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within, warnings of this package's own classes are `warning: message` on stderr; others stay as they are. Of a message of
-    several lines, such as one with a traceback, the first is shown, and all of it is for the log."""
+    """Within, warnings of this package's own classes are `warning: message` on stderr; others stay as they are. Of a
+    message of several lines, such as one with a traceback, the first is shown, and all of it is for the log."""
     show = warnings.showwarning
 
     def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

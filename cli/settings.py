@@ -40,7 +40,9 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     if modules := cli.values_of("import", arguments):
         from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
 
-        import_modules(modules)  # before the flags are known: one may register a memory kind, which has flags of its own
+        import_modules(
+            modules
+        )  # before the flags are known: one may register a memory kind, which has flags of its own
     cli.choice("--memory", memory, KINDS)
     network = AGENTS.describe(cli.choice("--agent", agent, AGENTS)).network
     if network is not None and given["memory"] is not None:
@@ -88,14 +90,19 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     for name in ("env", "memory", "agent"):
         if not isinstance(config.get(name), str):
             got = f"got {shown(repr(config[name]), 60)}" if name in config else "which is missing"
-            raise cli.UsageError(f"{run_dir / 'config.json'}: expected {name!r} among the settings of the run, {got}"[:500])
-    if not isinstance(config.get("imports", []), list) or not all(isinstance(m, str) for m in config.get("imports", [])):
+            raise cli.UsageError(
+                f"{run_dir / 'config.json'}: expected {name!r} among the settings of the run, {got}"[:500]
+            )
+    if not isinstance(config.get("imports", []), list) or not all(
+        isinstance(m, str) for m in config.get("imports", [])
+    ):
         raise cli.UsageError(f"{run_dir / 'config.json'}: imports: expected a list of strings")
     return config
 
 
 def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose files of environments are named from the folder that it was started in, wherever we are now."""
+    """The settings of a run whose files of environments are named from the folder that it was started in, wherever we
+    are now."""
     start = config.get("folder")
     if not isinstance(start, str):  # a run from before November 2026
         return config
@@ -108,7 +115,8 @@ def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
-    """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError, one line."""
+    """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError,
+    one line."""
     allowed = [name for field in RESUMABLE for name in _names(field)]
     own = ["--resume", "--help", "--version", "--print-completion"]
     for argument in arguments:

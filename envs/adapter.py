@@ -10,7 +10,8 @@ batch by itself. What goes in and comes out:
     reset(seed=s)  episode 0 of s; reset() begins the next one. Each has a seed of its own (`episode_seed`), so that it
                    does not depend on what was played before
 
-Whatever the environment does wrong or raises is an `EnvironmentFailed` that names it, its index, the step and the episode.
+Whatever the environment does wrong or raises is an `EnvironmentFailed` that names it, its index, the step and the
+episode.
 """
 
 from __future__ import annotations
@@ -211,8 +212,8 @@ class AdaptedEnv(gym.Wrapper):
 def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout: float = 0.0) -> AdaptedEnv:
     """An environment, adapted, after one reset and one step in which everything is checked.
 
-    name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`; timeout: see `Adaptation`.
-    Raises EnvError, one line, for what it does wrong or what is not supported."""
+    name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`; timeout: see
+    `Adaptation`. Raises EnvError, one line, for what it does wrong or what is not supported."""
     name = name or name_of(env)
     for kind in ("observation_space", "action_space"):
         if not isinstance(getattr(env, kind, None), spaces.Space):
@@ -258,7 +259,8 @@ def _studied(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptatio
 
 
 def _memory_horizon(env: gym.Env) -> int | None:
-    """For how many steps the longest-lived fact must survive, if the environment has such an attribute. Raises SpaceError."""
+    """For how many steps the longest-lived fact must survive, if the environment has such an attribute. Raises
+    SpaceError."""
     horizon = find_attribute(env, "memory_horizon")
     if horizon is None or (isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and horizon > 0):
         return None if horizon is None else int(horizon)
@@ -305,7 +307,8 @@ _TOLD: set[str] = set()
 def plain_info(info: Mapping[str, Any], shaping: bool = False) -> dict[str, Any]:
     """The numbers, flags and texts of an info; what else it holds is left out.
 
-    shaping: whether to pass on `shaping`, which means something to us (`envs.core`) and may mean something else there."""
+    shaping: whether to pass on `shaping`, which means something to us (`envs.core`) and may mean something else
+    there."""
     plain = {}
     for key, value in info.items():
         if type(value) not in _PLAIN:

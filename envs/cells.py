@@ -1,4 +1,5 @@
-"""Whether an image is a grid of MiniGrid's cells: decided by the environment and its wrappers, never by the shape alone."""
+"""Whether an image is a grid of MiniGrid's cells: decided by the environment and its wrappers, never by the shape
+alone."""
 
 from __future__ import annotations
 

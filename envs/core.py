@@ -72,8 +72,8 @@ class Core(ABC):
     single_observation_space: spaces.Space
     single_action_space: spaces.Space
     memory_horizon: int | None
-    """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation); None if
-    not known."""
+    """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation);
+    None if not known."""
     left_out: Mapping[str, str] = {}
     """By name, why a part of the observation is not read (`envs.foreign`)."""
     shaping: np.ndarray | None = None
@@ -106,8 +106,8 @@ class Core(ABC):
         """What is told when an episode ends: new arrays [B], `is_success` (bool) and the difficulty among them."""
 
     def render(self, row: int) -> np.ndarray:
-        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. A task whose
-        world is a `strip` has it already."""
+        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. A task
+        whose world is a `strip` has it already."""
         strip = self.strip(row)
         if strip is None:
             raise NotImplementedError(f"{type(self).__name__}.render")
@@ -129,13 +129,14 @@ class Core(ABC):
         return None
 
     def facts(self) -> np.ndarray | None:
-        """int64 [B]: the number of the fact that the observation shows, -1 for none. All observations of an episode with
-        the same number show the same fact."""
+        """int64 [B]: the number of the fact that the observation shows, -1 for none. All observations of an episode
+        with the same number show the same fact."""
         return None
 
     @staticmethod
     def swap_observation(observation: Any) -> Any | None:
-        """A copy of observations [..., ...] in which the fact that they show is the other way round: its counterpart."""
+        """A copy of observations [..., ...] in which the fact that they show is the other way round: its
+        counterpart."""
         return None
 
     # What all tasks share.

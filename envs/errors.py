@@ -57,8 +57,8 @@ def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a foreign error on one line of a few hundred characters; with the name of its class where the message alone
-    says little."""
+    """The message of a foreign error on one line of a few hundred characters; with the name of its class where the
+    message alone says little."""
     message = shown(error)
     name = type(error).__name__
     if not message:

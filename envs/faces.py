@@ -160,7 +160,8 @@ class BatchedVectorEnv(_Face, VectorEnv):
         return self.core.observe(), {}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """actions [B] or [B,N] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the class)."""
+        """actions [B] or [B,N] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the
+        class)."""
         core = self.core
         if core.over.any():
             raise ResetNeeded("expected reset() before step()")

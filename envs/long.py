@@ -4,7 +4,8 @@
 
 wrap                   what happens                                      what the agent must remember
 stretch=N              after every real step N steps of distraction:     the same facts, N + 1 times as long, in the midst
-                       random floor tiles, actions do nothing, reward 0  of N times as many observations that are not worth
+                       random floor tiles, actions do nothing, reward 0  of N times as many observations that are not
+                       worth
                                                                          keeping
 episodes=N             N episodes of the same draw (the same colours,    what it found out in the episodes before, which
                        doors, lengths) in one trajectory, as in RL²      now saves it from finding out again
@@ -143,8 +144,8 @@ class Stretch(Wrap):
 
 
 class Episodes(Wrap):
-    """`count` episodes, of the same draw or of fresh ones, as one. In between, the observation after an ending is the next
-    episode's first. `final_info` is the last episode's, but for `is_success`: all of them succeeded; `success_1`,
+    """`count` episodes, of the same draw or of fresh ones, as one. In between, the observation after an ending is the
+    next episode's first. `final_info` is the last episode's, but for `is_success`: all of them succeeded; `success_1`,
     `success_2`, ... tell each (evaluation: `success_by_episode`)."""
 
     state_fields = ("played", "succeeded")
@@ -222,8 +223,8 @@ class Occlude(Wrap):
 
 
 def _blank(space: spaces.Space) -> Any:
-    """An observation that shows nothing (zeros are MiniGrid's unseen tiles), with an axis of 1 in front, per entry. None
-    for a mask, which is no part of what is shown."""
+    """An observation that shows nothing (zeros are MiniGrid's unseen tiles), with an axis of 1 in front, per entry.
+    None for a mask, which is no part of what is shown."""
     if isinstance(space, spaces.Dict):
         return {key: _blank(sub) for key, sub in space.items()}
     if isinstance(space, Mask):

@@ -71,8 +71,8 @@ def load_environment(name: str) -> str:
 
 
 def resolve(name: str) -> str:
-    """The registered id that `name` stands for, if what it asks to import was imported before. Imports nothing, since `name`
-    may stand in a stranger's file. Raises EnvError, one line."""
+    """The registered id that `name` stands for, if what it asks to import was imported before. Imports nothing, since
+    `name` may stand in a stranger's file. Raises EnvError, one line."""
     module = importable(name)
     if module is None or _key(module) in _imported:
         return load_environment(name)
@@ -152,7 +152,9 @@ def _import_file(path: Path) -> tuple[ModuleType, str]:
 
 def _import_package(name: str) -> tuple[ModuleType, str]:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise EnvError(f"{quoted(name, NAME)}: expected the name of a module, such as popgym, or the path of a .py file")
+        raise EnvError(
+            f"{quoted(name, NAME)}: expected the name of a module, such as popgym, or the path of a .py file"
+        )
     top = name.partition(".")[0]
     here = Path.cwd()
     if top not in sys.modules and importlib.util.find_spec(top) is None:

@@ -9,8 +9,8 @@ is drawn per room and episode, and nothing shows it. Leaving the last room pays 
 must find out by trying, remember for each room what it tried, and use that whenever it comes by again.
 
 An agent that remembers everything still guesses each room once: with s steps per room and R rooms it takes
-`s * (R + R * (R + 1) / 4)` steps in expectation (`oracle_steps`), since room k sends it back with probability 1/2, which
-costs the s * k steps to get to where it was.
+`s * (R + R * (R + 1) / 4)` steps in expectation (`oracle_steps`), since room k sends it back with probability 1/2,
+which costs the s * k steps to get to where it was.
 
 Names: B environments, R rows, V view size, r = V // 2, rooms numbered from 0, x the agent's tile in its room, y = 0 but
 for the agent that has left by the north (-1) or the south (+1) door of the last room.
@@ -51,7 +51,8 @@ _ROOMS, _ORDER, _DOORS = 0, 1, 1 + 3 * len(THINGS)
 
 
 def tile(x: int, y: int, room_length: int, first: bool, north: int, landmark: Any) -> tuple[int, int, int]:
-    """What stands on tile (x, y) of a room: `north` is the north door's colour (0 red, 1 blue), `landmark` three codes."""
+    """What stands on tile (x, y) of a room: `north` is the north door's colour (0 red, 1 blue), `landmark` three
+    codes."""
     if y == 0 and 0 <= x < room_length:
         return EMPTY
     if (x, y) == (-1, 0) and first:
@@ -208,8 +209,8 @@ class Portal(Core):
         }
 
     def decisions(self) -> np.ndarray:
-        """Between the doors of a room in which a door has been taken before. (What a door does is seen only by taking it:
-        no single observation shows the fact, so none has a counterpart.)"""
+        """Between the doors of a room in which a door has been taken before. (What a door does is seen only by taking
+        it: no single observation shows the fact, so none has a counterpart.)"""
         return (self.x == self.room_length - 1) & (self.room < self.known)
 
     def strip(self, row: int) -> Strip:

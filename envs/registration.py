@@ -78,10 +78,11 @@ def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "au
     """One environment, wrapped as a policy expects (`envs.wrappers`).
 
     id: a registered id; a name such as "package:Id-v0" or "path/to/my_envs.py:Id-v0", of which `load_environment` has
-    imported the first part (nothing is imported here); or a function without arguments that makes a `gym.Env`; wraps: what makes long trajectories of it, such as ["stretch=10", "episodes=4"]
-    (`envs.long`); encoder: "auto", or "cells" for an image in MiniGrid's encoding that cannot be told to be one.
-    Raises EnvError, one line, for an unknown id or wrap, an unknown or ill-valued keyword, spaces no policy can take, or
-    an environment that does not do what Gymnasium asks for.
+    imported the first part (nothing is imported here); or a function without arguments that makes a `gym.Env`; wraps:
+    what makes long trajectories of it, such as ["stretch=10", "episodes=4"] (`envs.long`); encoder: "auto", or "cells"
+    for an image in MiniGrid's encoding that cannot be told to be one. Raises EnvError, one line, for an unknown id or
+    wrap, an unknown or ill-valued keyword, spaces no policy can take, or an environment that does not do what Gymnasium
+    asks for.
     """
     made, builders = _prepared(id, wraps, encoder, kwargs)
     if builders:
@@ -101,13 +102,14 @@ def make_vec_env(
     env_timeout: float = 0.0,
     **kwargs: Any,
 ) -> VectorPreviousActionReward:
-    """`num_envs` environments in SAME_STEP autoreset, wrapped as a policy expects. id, wraps, encoder, errors: `make_env`'s.
+    """`num_envs` environments in SAME_STEP autoreset, wrapped as a policy expects. id, wraps, encoder, errors:
+    `make_env`'s.
 
     vectorization: "sync", one after the other; "async", each in a process of its own; "auto", as a batch where the
     environment's own vector form can (`vector_entry_point`, as our tasks), else "sync". Only "sync" and "async" give an
     environment's later episodes seeds of their own. With wraps it is "sync".
-    env_timeout: seconds that a reset or a step of another package's environment may take before it counts as failed; 0: any
-    (`envs.timeout`).
+    env_timeout: seconds that a reset or a step of another package's environment may take before it counts as failed; 0:
+    any (`envs.timeout`).
     """
     expect_int("num_envs", num_envs, 1)
     expect_choice("vectorization", vectorization, VECTORIZATIONS)
@@ -143,7 +145,8 @@ def wrap_vec_env(env: VectorEnv, encoder: str = "auto", env_timeout: float = 0.0
 
 @dataclass(frozen=True)
 class VecEnvMaker:
-    """Makes what `make_vec_env` makes, in another process too: what was imported and registered in this one comes along."""
+    """Makes what `make_vec_env` makes, in another process too: what was imported and registered in this one comes
+    along."""
 
     id: str | MakeEnv
     num_envs: int
@@ -241,7 +244,8 @@ class _AdaptedMaker:
 
 
 def _adapted(made: _Made, num_envs: int, timeout: float = 0.0) -> list[_AdaptedMaker]:
-    """Makers of adapted environments. The first one is made and checked, so that it fails in one line before others are."""
+    """Makers of adapted environments. The first one is made and checked, so that it fails in one line before others
+    are."""
     first = made.first()
     if is_own(first):
         ready = AdaptedEnv(first, Adaptation(made.name, shaping=True))
@@ -273,7 +277,8 @@ def _prepared(
 def _long(
     made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]], timeout: float = 0.0
 ) -> tuple[Core, str | None]:
-    """A task's core, or one over another package's environments, in the wraps that `builders` make; and the render mode."""
+    """A task's core, or one over another package's environments, in the wraps that `builders` make; and the render
+    mode."""
     from expire_span_rl.envs.foreign import Foreign
 
     render_mode = made.kwargs.get("render_mode")
@@ -349,8 +354,8 @@ def _spec(id: str) -> EnvSpec:
 
 
 def _loaded(id: str, entry_point: str | Callable[..., Any] | None = None) -> Any:
-    """The class or function behind an entry point of `id`, by default that of single environments; None if there is no such.
-    Raises EnvError, one line, if it cannot be imported."""
+    """The class or function behind an entry point of `id`, by default that of single environments; None if there is no
+    such. Raises EnvError, one line, if it cannot be imported."""
     entry_point = entry_point or _spec(id).entry_point
     if not isinstance(entry_point, str):
         return entry_point

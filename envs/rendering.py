@@ -102,8 +102,8 @@ class Strip:
         return Place((self.agent[0], self.agent[1] + 1), columns, STRIP_TILE)
 
     def picture(self) -> np.ndarray:
-        """uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are three
-        dots."""
+        """uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are
+        three dots."""
         columns, width, (x, y) = self.place().columns, min(self.most_columns, STRIP_COLUMNS), self.agent
         codes = np.zeros((width, 3, 3), np.uint8)
         lit = np.zeros((width, 3), bool)

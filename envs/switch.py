@@ -131,7 +131,8 @@ class Switch(Core):
         self._enter(rows)
 
     def _enter(self, rows: np.ndarray) -> None:
-        """The agents `rows` [R] stand at the start of their passages; where no signal holds any more, a new one does."""
+        """The agents `rows` [R] stand at the start of their passages; where no signal holds any more, a new one
+        does."""
         north, signal, hold = self.uniform(rows, 3, first=3 * self.passage[rows])  # [R] each
         new = self.hold[rows] == 0
         drawn = self.min_hold + (hold * (self.max_hold - self.min_hold + 1)).astype(np.int64)

@@ -1,8 +1,8 @@
 """A time limit on what an environment does: a simulator that hangs must not hang a training for ever.
 
-It is an alarm of the system (SIGALRM), which interrupts Python, and system calls that Python makes. Code of another language
-that does not come back cannot be interrupted; a process of its own can be ended (`vectors.AsyncEnvs`). Only in a main thread,
-and only where the system has such alarms; an environment that uses SIGALRM itself takes the limit off.
+It is an alarm of the system (SIGALRM), which interrupts Python, and system calls that Python makes. Code of another
+language that does not come back cannot be interrupted; a process of its own can be ended (`vectors.AsyncEnvs`). Only in
+a main thread, and only where the system has such alarms; an environment that uses SIGALRM itself takes the limit off.
 """
 
 from __future__ import annotations

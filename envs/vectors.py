@@ -86,7 +86,8 @@ _KINDS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.floa
 
 
 class SyncEnvs(_Infos, SyncVectorEnv):
-    """Environments that are stepped one after the other. `infos["final_obs"]` is one batch, structured as the observation."""
+    """Environments that are stepped one after the other. `infos["final_obs"]` is one batch, structured as the
+    observation."""
 
     def __init__(self, makers: Sequence[MakeAdapted]) -> None:
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -94,7 +95,8 @@ class SyncEnvs(_Infos, SyncVectorEnv):
         self.left_out, self.memory_horizon = first.left_out, first.memory_horizon
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied again."""
+        """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied
+        again."""
         observations = _empty(self.single_observation_space, self.num_envs)
         rewards, infos = np.zeros(self.num_envs), {}
         terminated, truncated = np.zeros((2, self.num_envs), bool)

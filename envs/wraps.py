@@ -62,7 +62,9 @@ def _occlude(text: str) -> Callable[[Core], Wrap] | None:
 
 
 WRAPS: dict[str, _Kind] = {
-    "stretch": _Kind(f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch, lambda value: int(value) + 1),
+    "stretch": _Kind(
+        f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch, lambda value: int(value) + 1
+    ),
     "episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _episodes(fresh=False), int),
     "fresh_episodes": _Kind(
         f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _episodes(fresh=True), int
@@ -72,8 +74,9 @@ WRAPS: dict[str, _Kind] = {
 
 
 def parse_wraps(texts: Sequence[str]) -> list[Callable[[Core], Wrap]]:
-    """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given. `["none"]`
-    is no wraps. Raises EnvError, one line, for an unknown wrap, a value it cannot take, or too much of it together."""
+    """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given.
+    `["none"]` is no wraps. Raises EnvError, one line, for an unknown wrap, a value it cannot take, or too much of it
+    together."""
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise EnvError(f"wraps: expected a list such as ['stretch=10', 'episodes=4'], got {shown(repr(texts), NAME)}")
     if len(texts) > MOST_WRAPS:

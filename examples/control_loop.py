@@ -1,6 +1,6 @@
 """A trained policy in a control loop of one's own: observations as the environment, or a robot, gives them.
 
-    PYTHONPATH=. python examples/control_loop.py [POLICY.safetensors] [EPISODES]
+PYTHONPATH=. python examples/control_loop.py [POLICY.safetensors] [EPISODES]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An environment of one's own, in one file: a suit that is shown at the first step is asked for at the last.
 
-    python train_rl.py --env examples/my_envs.py:Recall-v0 --total-timesteps 2e5 --run-dir runs/recall
-    python evaluate.py runs/recall --env examples/my_envs.py:Recall-v0
-    python visualize.py runs/recall --env examples/my_envs.py:Recall-v0 --out memory.html
+python train_rl.py --env examples/my_envs.py:Recall-v0 --total-timesteps 2e5 --run-dir runs/recall
+python evaluate.py runs/recall --env examples/my_envs.py:Recall-v0
+python visualize.py runs/recall --env examples/my_envs.py:Recall-v0 --out memory.html
 """
 
 from __future__ import annotations

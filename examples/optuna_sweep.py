@@ -1,7 +1,7 @@
 """A sweep with Optuna that ends unpromising trials early: six short trainings, about half a minute.
 
-    pip install optuna
-    PYTHONPATH=. python examples/optuna_sweep.py
+pip install optuna
+PYTHONPATH=. python examples/optuna_sweep.py
 """
 
 from __future__ import annotations

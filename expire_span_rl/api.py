@@ -1,7 +1,9 @@
-"""The Python interface, in the shape that people know from Stable-Baselines3. `import expire_span_rl as es` has all of it.
+"""The Python interface, in the shape that people know from Stable-Baselines3. `import expire_span_rl as es` has all of
+it.
 
-An environment is given as an id ("Corridor-v0", "package:Id-v0", "path/to/my_envs.py:Id-v0"), as a function without arguments
-that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium `VectorEnv` in SAME_STEP autoreset.
+An environment is given as an id ("Corridor-v0", "package:Id-v0", "path/to/my_envs.py:Id-v0"), as a function without
+arguments that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium `VectorEnv` in SAME_STEP
+autoreset.
 """
 
 from __future__ import annotations
@@ -53,9 +55,10 @@ class Model:
     ):
         """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru or none.
         env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`.
-        features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads observations in
-        place of our encoders, and its arguments.
-        settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores, such as
+        features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads
+        observations in place of our encoders, and its arguments.
+        settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores,
+        such as
         `num_envs`, `learning_rate`, `memory_budget`, `seed`; `env_kwargs` may be a dict.
 
         Raises ValueError, one line, for settings or an environment that will not do.
@@ -77,7 +80,9 @@ class Model:
         if isinstance(env, str):
             self._run = build(config, None, extractor, training.say)
         else:
-            given = vector_of(env, config["num_envs"], config["encoder"], config["vectorization"], config["env_timeout"])
+            given = vector_of(
+                env, config["num_envs"], config["encoder"], config["vectorization"], config["env_timeout"]
+            )
             self._run = build(config, given, extractor, training.say)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):
@@ -95,11 +100,13 @@ class Model:
     ) -> Self:
         """Trains for `total_timesteps` environment steps, rounded up to whole rollouts, and returns the model.
 
-        Called again it trains on, for so many steps more. Schedules (learning rate, entropy) run over all steps from the first call
+        Called again it trains on, for so many steps more. Schedules (learning rate, entropy) run over all steps from
+        the first call
         on: a second call of equal length begins in the middle of them.
         callback: is called with the model after every update; returns False to end the training.
-        run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or that of the last
-        call. Raises KeyboardInterrupt after Ctrl-C, once the update under way is finished; the second one interrupts at once.
+        run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or
+        that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the update under way is finished; the second
+        one interrupts at once.
         """
         if not total_timesteps >= 1:
             raise ValueError(f"total_timesteps: expected at least 1, got {total_timesteps}")
@@ -139,8 +146,9 @@ class Model:
         return self._run.trainer.timesteps
 
     def save(self, path: str | Path, best: bool = False) -> None:
-        """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read. best: not the latest policy but
-        of those that met the success target the latest with about the fewest live memories, if there is one."""
+        """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read. best: not the latest
+        policy but of those that met the success target the latest with about the fewest live memories, if there is
+        one."""
         if best:
             save_best(self._run, path)
         else:
@@ -187,11 +195,12 @@ def load(
     features_extractor_kwargs: Mapping[str, Any] | None = None,
     env: Environment | None = None,
 ) -> Any:
-    """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`, `env_kwargs`,
+    """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`,
+    `env_kwargs`,
     `agent`, ... Raises ValueError, one line, for a file that is none.
 
-    features_extractor_class, features_extractor_kwargs: as the policy was trained with, since a file brings no code. env: an
-    environment whose observations it reads; None: the one that the policy was trained in.
+    features_extractor_class, features_extractor_kwargs: as the policy was trained with, since a file brings no code.
+    env: an environment whose observations it reads; None: the one that the policy was trained in.
     """
     extractor = None
     if features_extractor_class is not None:
@@ -233,9 +242,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """A policy's success, return, memory use and speed over `episodes` episodes: what evaluate.py writes of it as JSON.
 
-    policy: the policy, a model, or the path of a policy file or a run directory. env: see the module; None: the one that the
-    policy was trained in. env_kwargs: over those of its training. seed: which episodes; every policy plays the same.
-    Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than `max_steps` steps.
+    policy: the policy, a model, or the path of a policy file or a run directory. env: see the module; None: the one
+    that the policy was trained in. env_kwargs: over those of its training. seed: which episodes; every policy plays the
+    same. Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
+    `max_steps` steps.
     """
     policy, info, path = _policy(policy, device)
     protocol = Protocol(episodes, seed, deterministic, max_steps)
@@ -267,10 +277,11 @@ def show(
     env_kwargs: Mapping[str, Any] | None = None,
     imports: Sequence[str] = (),
 ) -> Showing:
-    """What a policy remembers in an episode, and whether that mattered: the viewer's page in a notebook; `save` writes it (.html),
-    the figure (.png, .pdf, .svg), the film (.mp4) or all numbers (.json).
+    """What a policy remembers in an episode, and whether that mattered: the viewer's page in a notebook; `save` writes
+    it (.html), the figure (.png, .pdf, .svg), the film (.mp4) or all numbers (.json).
 
-    policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next have seed + 1, ...
+    policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next have seed + 1,
+    ...
     audit: measures the effect of so many of the memories attended to most, at every decision; 0: of none.
     Raises ValueError, one line, for a policy that cannot act there, and for an episode of more than `max_steps` steps.
     """
@@ -301,8 +312,8 @@ def _policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of the environment and the settings, with the number that exists. Raises TypeError for what is no environment
-    and ValueError for settings that do not go with it, one line."""
+    """The name of the environment and the settings, with the number that exists. Raises TypeError for what is no
+    environment and ValueError for settings that do not go with it, one line."""
     if isinstance(env, str):
         return env, dict(settings)
     check_given(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})

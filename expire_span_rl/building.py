@@ -45,10 +45,10 @@ def build(
 ) -> Run:
     """Environments, policy, agent and trainer.
 
-    env: trains in these, wrapped as `make_vec_env` does, instead of in those that the config names; of a config without a name
-    for them ("") no later call can make them again. features_extractor: a Stable-Baselines3 BaseFeaturesExtractor's class and
-    arguments, which reads the observations. say: gets what happens, in lines. Raises ValueError, one line, before anything is
-    written.
+    env: trains in these, wrapped as `make_vec_env` does, instead of in those that the config names; of a config without
+    a name for them ("") no later call can make them again. features_extractor: a Stable-Baselines3
+    BaseFeaturesExtractor's class and arguments, which reads the observations. say: gets what happens, in lines. Raises
+    ValueError, one line, before anything is written.
     """
     check(config)
     torch.set_num_threads(config["torch_threads"])
@@ -129,8 +129,9 @@ def _normalizes(config: Mapping[str, Any]) -> bool:
 
 
 def longest_span(env: Any, ramp: int) -> int:
-    """L_max where no setting gives it, in steps: the power of two that is at least twice as long as the environment's facts
-    last, for the sake of whoever still errs and comes late; no more than they last, and the ramp, where older ones mislead."""
+    """L_max where no setting gives it, in steps: the power of two that is at least twice as long as the environment's
+    facts last, for the sake of whoever still errs and comes late; no more than they last, and the ramp, where older
+    ones mislead."""
     horizon = env.memory_horizon or UNKNOWN_HORIZON
     if env.metadata.get("old_facts_mislead"):
         return horizon + ramp
@@ -138,8 +139,8 @@ def longest_span(env: Any, ramp: int) -> int:
 
 
 def environment_seed(seed: int) -> int:
-    """Where the seeds of a run's environments begin, of which environment i gets the i-th: no two runs share one, nor does any
-    run with an evaluation (`evaluation.FIRST_SEED`)."""
+    """Where the seeds of a run's environments begin, of which environment i gets the i-th: no two runs share one, nor
+    does any run with an evaluation (`evaluation.FIRST_SEED`)."""
     return seed * 1_000_003 + (FAR if seed >= 999_000 else 0)
 
 

@@ -1,8 +1,8 @@
 """Which environment a name means, and whose word is taken for it.
 
-What a user names is imported: "package:Id", "path/to/file.py:Id", and the modules of --import. What stands in a policy file
-never imports anything: a file from a stranger must not choose what runs here, nor how much memory and time it takes. What a file
-asks for beyond these bounds its user can name on the command line.
+What a user names is imported: "package:Id", "path/to/file.py:Id", and the modules of --import. What stands in a policy
+file never imports anything: a file from a stranger must not choose what runs here, nor how much memory and time it
+takes. What a file asks for beyond these bounds its user can name on the command line.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NOT_FROM_FILES = ("vectorization", "render_mode", "env_timeout")  # how it runs 
 
 
 def named_environment(name: str, imports: Sequence[str] = ()) -> str:
-    """The registered id that a user's name for an environment means, after the imports that it asks for. Raises EnvError,
-    one line, for a module or id that is not there."""
+    """The registered id that a user's name for an environment means, after the imports that it asks for. Raises
+    EnvError, one line, for a module or id that is not there."""
     envs.import_modules(imports)
     id = envs.load_environment(name)
     envs.check_id(id)
@@ -40,13 +40,17 @@ def named_environment(name: str, imports: Sequence[str] = ()) -> str:
 
 
 def environment_of(
-    name: str, imports: Sequence[str], info: Mapping[str, Any], path: object, env_kwargs: Mapping[str, Any] | None = None
+    name: str,
+    imports: Sequence[str],
+    info: Mapping[str, Any],
+    path: object,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The id of the environment in which the policy at `path` is to play, and its keyword arguments.
 
-    name, imports: what the user named, "" and () for nothing; then it is the environment of the policy's `info`, if that is
-    registered already. env_kwargs: the user's, over those of the file, which are bounded. Raises ValueError, one line, if it is
-    not registered, if nobody names one, and for arguments of the file beyond their bounds.
+    name, imports: what the user named, "" and () for nothing; then it is the environment of the policy's `info`, if
+    that is registered already. env_kwargs: the user's, over those of the file, which are bounded. Raises ValueError,
+    one line, if it is not registered, if nobody names one, and for arguments of the file beyond their bounds.
     """
     own, kwargs = info.get("env"), info.get("env_kwargs")
     own = own if isinstance(own, str) else ""
@@ -73,7 +77,8 @@ def environment_of(
 
 
 def _check_kwargs(id: str, kwargs: Mapping[str, Any], path: object) -> None:
-    """Raises ValueError, one line, for keyword arguments of a file that would make an environment larger than any is."""
+    """Raises ValueError, one line, for keyword arguments of a file that would make an environment larger than any
+    is."""
     beyond = f"{shown(path)}: its environment's keyword arguments: expected"
     advice = "what you mean yourself, name with --env-kwargs"
     if len(json.dumps(kwargs)) > LONGEST_KWARGS:
@@ -84,7 +89,9 @@ def _check_kwargs(id: str, kwargs: Mapping[str, Any], path: object) -> None:
         is_size = of_minigrid and "step" not in name
         most = LARGEST_GRID if is_size else LARGEST_NUMBER
         if not abs(number) <= most:
-            raise ValueError(f"{beyond} numbers up to {most:,}, got {shown(name, NAME)}={shown(number, NAME)}; {advice}")
+            raise ValueError(
+                f"{beyond} numbers up to {most:,}, got {shown(name, NAME)}={shown(number, NAME)}; {advice}"
+            )
         product *= max(1, abs(number)) if is_size else 1
     if product > LARGEST_PRODUCT:
         raise ValueError(f"{beyond} numbers whose product is at most {LARGEST_PRODUCT:,}, got {product:,.0f}; {advice}")
@@ -104,8 +111,9 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 @contextlib.contextmanager
 def soon(name: str, path: object) -> Iterator[None]:
-    """Raises ValueError, one line, in what computes for more than SECONDS: some environments search for ever for places that
-    their settings do not leave. name: "" for the one that the file at `path` names; what a user names takes as long as it takes."""
+    """Raises ValueError, one line, in what computes for more than SECONDS: some environments search for ever for places
+    that their settings do not leave. name: "" for the one that the file at `path` names; what a user names takes as
+    long as it takes."""
     if name or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -128,7 +136,9 @@ def soon(name: str, path: object) -> Iterator[None]:
 def _flags(own: str, info: Mapping[str, Any]) -> str:
     """What to type so that the environment of a policy's `info` is there; "" if it needs no import."""
     imports = info.get("imports")
-    words = [f"--import {_typed(name)}" for name in imports if isinstance(name, str)] if isinstance(imports, list) else []
+    words = (
+        [f"--import {_typed(name)}" for name in imports if isinstance(name, str)] if isinstance(imports, list) else []
+    )
     return shown(" ".join([*words[:4], *([f"--env {_typed(own)}"] if ":" in own else [])]), 2 * NAME)
 
 

@@ -55,11 +55,12 @@ def compare(
     num_envs: int = 100,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. What evaluate.py
+    """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. What
+    evaluate.py
     writes: `env`, `env_kwargs`, `seed` and, under `policies`, the figures of each.
 
-    env, imports: what the user named, as `environments.environment_of` has it for the first policy; env_kwargs: over those of its
-    training. Raises ValueError, one line, before anything is played, for a policy that cannot act there.
+    env, imports: what the user named, as `environments.environment_of` has it for the first policy; env_kwargs: over
+    those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act there.
     """
     import_modules(imports)  # before the policies are read, whose memory kind one may register
     loaded = [load_policy(path, device) for path in paths]
@@ -85,8 +86,9 @@ def compare(
 
 
 def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> Any:
-    """Environments to evaluate in, by id or by the function that makes one. Episode k of environment i is the same whatever was
-    played before, of which only our own batched tasks and environments that are stepped one by one can be sure."""
+    """Environments to evaluate in, by id or by the function that makes one. Episode k of environment i is the same
+    whatever was played before, of which only our own batched tasks and environments that are stepped one by one can be
+    sure."""
     vectorization = "auto" if env in env_ids() else "sync"
     return make_vec_env(env, num_envs, **{"vectorization": vectorization, **env_kwargs})
 
@@ -118,7 +120,8 @@ def evaluate(
 def evaluate_in(
     policy: Any, env: Any, name: str, protocol: Protocol, progress: Callable[[int], Any] = lambda count: None
 ) -> dict[str, Any]:
-    """`evaluate` in a vector environment that is there (of `make_vec_env`), called `name` in errors; it is not closed."""
+    """`evaluate` in a vector environment that is there (of `make_vec_env`), called `name` in errors; it is not
+    closed."""
     key, ratios = env.metadata.get("difficulty_key"), {"memory_efficiency": None, **env.metadata.get("ratios", {})}
     session = _Session(np.zeros(env.num_envs))
     _play(policy, env, name, protocol, progress, session)

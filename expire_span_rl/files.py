@@ -1,7 +1,7 @@
 """Files that are written: as a whole or not at all, and never over something else than the file that was meant.
 
-A regular file is written beside its place, flushed and renamed, so that what was there survives a crash. A pipe or a device is
-written to. A link is followed, which is said.
+A regular file is written beside its place, flushed and renamed, so that what was there survives a crash. A pipe or a
+device is written to. A link is followed, which is said.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class OutputError(ValueError):
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Writes `data`. What was at `path`, if a regular file, stays whole until the new one is, and its permissions stay; a new
-    file gets those of the umask. Warns where `path` is a link. Raises OSError, or OutputError for what is no place to write."""
+    """Writes `data`. What was at `path`, if a regular file, stays whole until the new one is, and its permissions stay;
+    a new file gets those of the umask. Warns where `path` is a link. Raises OSError, or OutputError for what is no
+    place to write."""
     path = Path(path)
     descriptor = open_already(path)
     if descriptor is not None:

@@ -1,7 +1,8 @@
 """Signals that ask a program to end: Ctrl-C (SIGINT), a scheduler or `kill` (SIGTERM), a terminal that closes (SIGHUP).
 
-A program is under `ending`: the first signal ends it, with one line and 128 plus the signal's number as exit code. A training
-within it is under `finishing`: the first signal lets it finish the update under way, the second ends it at once.
+A program is under `ending`: the first signal ends it, with one line and 128 plus the signal's number as exit code. A
+training within it is under `finishing`: the first signal lets it finish the update under way, the second ends it at
+once.
 
 Nothing here imports more than the standard library, so that it holds from a program's first moment on.
 """
@@ -40,8 +41,8 @@ class Finishing:
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """Within, a signal raises `Interrupted`. While a module is imported the process ends at once instead, since an import may
-    catch the exception or wrap it; so does it at the second signal, in case the first was caught."""
+    """Within, a signal raises `Interrupted`. While a module is imported the process ends at once instead, since an
+    import may catch the exception or wrap it; so does it at the second signal, in case the first was caught."""
     came = False
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -57,7 +58,8 @@ def ending() -> Iterator[None]:
 
 @contextlib.contextmanager
 def finishing(stop: threading.Event) -> Iterator[Finishing]:
-    """Within, the first signal sets `stop`; the second raises `Interrupted`, and the third is the system's to answer."""
+    """Within, the first signal sets `stop`; the second raises `Interrupted`, and the third is the system's to
+    answer."""
     finishing = Finishing()
 
     def finish(signum: int, frame: FrameType | None) -> None:
@@ -90,8 +92,8 @@ def kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Within, the signals go to `handler`, but for those that are ignored (nohup) or that somebody else's code handles. Nothing
-    changes in a thread, where signals cannot be handled."""
+    """Within, the signals go to `handler`, but for those that are ignored (nohup) or that somebody else's code handles.
+    Nothing changes in a thread, where signals cannot be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

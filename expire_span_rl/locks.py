@@ -59,7 +59,8 @@ class FileLock:
 
 
 def remove_abandoned(parent: Path, pattern: str, lock_name: str, older_than: float = 60.0) -> list[Path]:
-    """Removes the folders in `parent` that match `pattern` and hold a file `lock_name` whose lock nobody has, and returns them.
+    """Removes the folders in `parent` that match `pattern` and hold a file `lock_name` whose lock nobody has, and
+    returns them.
     older_than: seconds since that file was made: it exists for a moment before it is locked."""
     removed = []
     for folder in parent.glob(pattern):

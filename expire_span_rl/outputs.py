@@ -13,7 +13,8 @@ from expire_span_rl.run_files import is_own_name, is_run, remember_output
 
 
 def write_output(path: str | Path, data: bytes) -> None:
-    """Writes a result (`files.write_atomically`); a run directory remembers that it is ours. Raises OutputError, one line."""
+    """Writes a result (`files.write_atomically`); a run directory remembers that it is ours. Raises OutputError, one
+    line."""
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -22,8 +23,8 @@ def write_output(path: str | Path, data: bytes) -> None:
 
 
 def check_outputs(outputs: Mapping[str, str], inputs: Iterable[str] = ()) -> None:
-    """Raises OutputError, one line, unless a file can be written at each of `outputs`, paths by flag ("" for none). inputs: what
-    the command reads: files, and run directories."""
+    """Raises OutputError, one line, unless a file can be written at each of `outputs`, paths by flag ("" for none).
+    inputs: what the command reads: files, and run directories."""
     inputs = [path for path in inputs if path]
     places: dict[str, str] = {}
     for flag, path in outputs.items():
@@ -69,5 +70,6 @@ def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
 
 
 def _belongs_to_a_run(path: Path) -> bool:
-    """Whether a file that is there is a policy or a checkpoint, or in a run directory one of those that the run writes."""
+    """Whether a file that is there is a policy or a checkpoint, or in a run directory one of those that the run
+    writes."""
     return path.suffix == ".safetensors" or (is_own_name(path.name) and is_run(path.parent))

@@ -1,4 +1,5 @@
-"""What a training is about to take and to write, in one screenful, and whether its memory can reach as far as the task needs."""
+"""What a training is about to take and to write, in one screenful, and whether its memory can reach as far as the task
+needs."""
 
 from __future__ import annotations
 
@@ -109,7 +110,9 @@ def warnings_of(run: Run) -> list[str]:
         steps = run.config["num_steps"]
         if steps >= horizon:
             return []
-        return [f"{facts}, but nothing is learned across rollouts, of {steps} steps: --num-steps {horizon} would reach them"]
+        return [
+            f"{facts}, but nothing is learned across rollouts, of {steps} steps: --num-steps {horizon} would reach them"
+        ]
     longest = reach(run.policy)
     if longest is None or longest >= horizon:
         return []

@@ -1,5 +1,6 @@
-"""progress.csv, a row per update. It grows at its end; when a row brings new columns it is written anew beside its place and
-renamed, so that a kill at any moment costs at most the row under way. A damaged one is mended: it can never stop a resume.
+"""progress.csv, a row per update. It grows at its end; when a row brings new columns it is written anew beside its
+place and renamed, so that a kill at any moment costs at most the row under way. A damaged one is mended: it can never
+stop a resume.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class ProgressTable:
     """Writes progress.csv."""
 
     def __init__(self, path: Path, timesteps: int):
-        """timesteps: of the training so far: later rows are dropped, since their updates will be done again. `note` says in one
-        line what else was lost, if anything."""
+        """timesteps: of the training so far: later rows are dropped, since their updates will be done again. `note`
+        says in one line what else was lost, if anything."""
         self._path = path
         found = _read(path)
         rows = _ordered(found.rows, found.columns)
@@ -71,7 +72,11 @@ def _read(path: Path) -> _Found:
     # A row at a time: a quotation mark that a flipped bit made takes the rest of no more than its own line with it.
     lines = [_cells(line) for line in text.splitlines()]
     columns = lines[0] if lines else []
-    if STEP not in columns or len(set(columns)) < len(columns) or not all(name.isprintable() and name for name in columns):
+    if (
+        STEP not in columns
+        or len(set(columns)) < len(columns)
+        or not all(name.isprintable() and name for name in columns)
+    ):
         return _Found([], [], len(lines), bool(text.strip("\0 \n")))
     rows = [row for row in lines[1:] if _is_row(row, columns)]
     return _Found(columns, rows, len(lines) - 1 - len(rows), False)
@@ -103,7 +108,9 @@ def _ordered(rows: Sequence[list[str]], columns: Sequence[str]) -> list[list[str
     ends: list[int] = []  # of the rising rows of each length that end lowest, the last row: patience sorting
     before: list[int] = []
     for i, step in enumerate(steps):
-        place = bisect.bisect_left([steps[end] for end in ends], step) if ends and steps[ends[-1]] >= step else len(ends)
+        place = (
+            bisect.bisect_left([steps[end] for end in ends], step) if ends and steps[ends[-1]] >= step else len(ends)
+        )
         before.append(ends[place - 1] if place else -1)
         ends[place : place + 1] = [i]
     at = ends[-1] if ends else -1
@@ -118,7 +125,9 @@ def _note(path: Path, found: _Found, ordered: int, kept: Sequence[Sequence[str]]
     damaged = found.damaged + len(found.rows) - ordered
     last = int(_step(kept[-1], found.columns)) if kept else 0
     if found.is_foreign:
-        return f"{path}: could not be read as a run's log and is kept beside it; the log goes on from step {timesteps:,}"
+        return (
+            f"{path}: could not be read as a run's log and is kept beside it; the log goes on from step {timesteps:,}"
+        )
     if damaged:
         return f"{path}: {damaged} damaged rows were left out; the log goes on from step {timesteps:,}"
     if last < timesteps:

@@ -1,4 +1,5 @@
-"""What is imported when it is first used, so that a command line answers at once: names of a package, entries of a registry."""
+"""What is imported when it is first used, so that a command line answers at once: names of a package, entries of a
+registry."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def print_tables(report: Mapping[str, Any]) -> None:
                 continue
             parts = value.items() if isinstance(value, Mapping) else [("all", value)]
             listed = "  ".join(f"{label}: {part:.3f}" for label, part in parts if part is not None)
-            console.print(f"{shown(p['path'])}, {name.replace('_', ' ')}:  {listed or 'nothing counted'}", soft_wrap=True)
+            console.print(
+                f"{shown(p['path'])}, {name.replace('_', ' ')}:  {listed or 'nothing counted'}", soft_wrap=True
+            )
 
 
 def _success(figures: Mapping[str, Any]) -> str:
@@ -81,7 +83,8 @@ def _number(value: float | None) -> str:
 
 
 def plot(report: Mapping[str, Any], ending: str) -> bytes:
-    """Success (or return) and live memories by difficulty, one line per policy: a file's contents. ending: png, svg or pdf."""
+    """Success (or return) and live memories by difficulty, one line per policy: a file's contents. ending: png, svg or
+    pdf."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,8 @@
-"""A run on disk: config.json, run.log, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole state, for
---resume) and the two before it, checkpoints/ (policies on the way) and policy.safetensors: the latest checkpoint's policy that
-meets the success target and holds at most 20% more memories than the smallest, or the last one where none meets it.
+"""A run on disk: config.json, run.log, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole
+state, for
+--resume) and the two before it, checkpoints/ (policies on the way) and policy.safetensors: the latest checkpoint's
+policy that meets the success target and holds at most 20% more memories than the smallest, or the last one where none
+meets it.
 """
 
 from __future__ import annotations
@@ -77,8 +79,9 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, path: Path, run: Run, lock: FileLock | None = None) -> RunDirectory:
-        """A new one, in the place of a run that is there if the settings say `overwrite`, with a checkpoint of the beginning. lock: its
-        own, if it is held already. Raises ValueError, one line, for a directory that somebody else trains in, or that is no run's."""
+        """A new one, in the place of a run that is there if the settings say `overwrite`, with a checkpoint of the
+        beginning. lock: its own, if it is held already. Raises ValueError, one line, for a directory that somebody else
+        trains in, or that is no run's."""
         overwrite = run.config["overwrite"]
         check_run_dir(path, False, overwrite)
         path.mkdir(parents=True, exist_ok=True)
@@ -108,8 +111,9 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, run: Run, lock: FileLock | None = None) -> tuple[RunDirectory, bool]:
-        """The one that is there, its newest whole checkpoint loaded into `run`; and whether its episodes go on. lock: its own, if
-        it is held already. Raises ValueError, one line, where no checkpoint is whole or they are of another config."""
+        """The one that is there, its newest whole checkpoint loaded into `run`; and whether its episodes go on. lock:
+        its own, if it is held already. Raises ValueError, one line, where no checkpoint is whole or they are of another
+        config."""
         lock = lock or take_lock(path)
         try:
             sweep(path)
@@ -136,8 +140,8 @@ class RunDirectory:
             raise
 
     def record(self, figures: Mapping[str, float]) -> None:
-        """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed and
-        WeightsLost."""
+        """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed
+        and WeightsLost."""
         trainer, config = self.run.trainer, self.run.config
         # Runs from before there was such a setting have none in their config. Baselines have no memories to look at.
         every = config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
@@ -181,8 +185,8 @@ class RunDirectory:
         self.saved, self._saved_at = trainer.timesteps, time.monotonic()
 
     def end(self, error: Exception | None) -> Exception | None:
-        """Saves what is unfinished, and says so. error: what ended the training, if anything did. Returns what did, which may be
-        that it could not be saved."""
+        """Saves what is unfinished, and says so. error: what ended the training, if anything did. Returns what did,
+        which may be that it could not be saved."""
         trainer = self.run.trainer
         if isinstance(error, WeightsLost) or (trainer.done and error is None):
             return error
@@ -205,8 +209,8 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def training(self, lines: Iterable[str] = ()) -> Iterator[None]:
-        """Within, run.log gets every line that is said, and what ends the training with its traceback; afterwards the directory is
-        closed. lines: what has been said before."""
+        """Within, run.log gets every line that is said, and what ends the training with its traceback; afterwards the
+        directory is closed. lines: what has been said before."""
         try:
             self.log.begin(self.run.config["torch_threads"], next(self.run.policy.parameters()).device, lines)
             with listening(self.log.write):
@@ -241,7 +245,8 @@ class RunDirectory:
             ) from error
 
     def _save_elsewhere(self) -> Path | None:
-        """Settings, state and policy in a new directory beside the one that is gone: where, or None if that fails too."""
+        """Settings, state and policy in a new directory beside the one that is gone: where, or None if that fails
+        too."""
         names = (f"{self.path}-saved", *(f"{self.path}-saved-{i}" for i in range(2, 100)))
         path = next((Path(name) for name in names if not os.path.lexists(name)), None)
         if path is None:
@@ -283,7 +288,8 @@ class RunDirectory:
         )
 
     def _memory_picture(self, env: gym.Env) -> tuple[str, Any] | None:
-        """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes `env`."""
+        """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes
+        `env`."""
         from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
         title = f"{self.run.config['env']} after {self.run.trainer.timesteps:,} steps"
@@ -293,14 +299,17 @@ class RunDirectory:
 
 
 def take_lock(path: Path) -> FileLock:
-    """The lock of a run directory that is there. Raises ValueError, one line, if somebody trains in it, or it cannot be written."""
+    """The lock of a run directory that is there. Raises ValueError, one line, if somebody trains in it, or it cannot be
+    written."""
     try:
         lock = FileLock.take(path / MARKER, MARKER_CONTENT)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(f"--run-dir: expected a directory that can be written, got {shown(path)} ({reason})") from None
     if lock is None:
-        raise ValueError(f"--run-dir: expected a directory in which nothing trains, in {shown(path)} another process does")
+        raise ValueError(
+            f"--run-dir: expected a directory in which nothing trains, in {shown(path)} another process does"
+        )
     return lock
 
 

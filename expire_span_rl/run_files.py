@@ -1,7 +1,7 @@
 """Which files of a run directory this toolkit wrote. Nothing else is ever removed from it.
 
-A run directory has a file of its own, MARKER, which is also its lock. Directories from before November 2026 have none: they
-are known by their settings, and by holding nothing but a run's files.
+A run directory has a file of its own, MARKER, which is also its lock. Directories from before November 2026 have none:
+they are known by their settings, and by holding nothing but a run's files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ _SNAPSHOT = re.compile(r"policy_(\d{9,})\.safetensors")
 _PLAIN = {"config.json", "progress.csv", "run.log", "policy.safetensors", MARKER, OUTPUTS, *CHECKPOINTS}
 _OWN = re.compile(r"events\.out\.tfevents\.[\w.-]+|progress\.damaged(-\d+)?\.csv")
 # As `files.write_atomically` names them; the second form is that of before 26 November 2026.
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.(policy(_\d+)?\.safetensors|checkpoint\.safetensors|config\.json)\.\w{8}")
+_TEMPORARY = re.compile(
+    r"\..+\.[0-9a-f]{8}\.tmp|\.(policy(_\d+)?\.safetensors|checkpoint\.safetensors|config\.json)\.\w{8}"
+)
 _RAY_LOGS = "ray"  # where the logs of actors are copied, a tree of Ray's own names
 
 
 def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
-    """Raises ValueError, one line, unless a run can be written at `path`: in a new or empty directory, in a run's own if it is
-    resumed, and in one that holds only what a run wrote if it is overwritten."""
+    """Raises ValueError, one line, unless a run can be written at `path`: in a new or empty directory, in a run's own
+    if it is resumed, and in one that holds only what a run wrote if it is overwritten."""
     where = shown(path)
     if path.is_symlink() and not resume:
         target = shown(os.path.realpath(path))
@@ -44,9 +46,7 @@ def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
         return
     empty = path.is_dir() and all(entry.name == MARKER for entry in path.iterdir())
     if not path.is_dir() or not (empty or is_run(path)):
-        raise ValueError(
-            f"--run-dir: expected a new directory or one of a run, {where} is another: name another"
-        )
+        raise ValueError(f"--run-dir: expected a new directory or one of a run, {where} is another: name another")
     if empty:
         return
     if not overwrite:
@@ -86,7 +86,8 @@ def foreign_entries(path: Path) -> Iterator[Path]:
 
 
 def clear(path: Path) -> None:
-    """Removes a run, all but its marker. Raises ValueError, one line, before anything is removed, if there is something else."""
+    """Removes a run, all but its marker. Raises ValueError, one line, before anything is removed, if there is something
+    else."""
     check_run_dir(path, resume=False, overwrite=True)
     for entry in sorted(path.iterdir()):
         if entry.name == MARKER:
@@ -100,7 +101,8 @@ def clear(path: Path) -> None:
 
 
 def sweep(path: Path) -> int:
-    """Removes what a writer that was killed has left, and returns how many files that were. For whoever has the lock."""
+    """Removes what a writer that was killed has left, and returns how many files that were. For whoever has the
+    lock."""
     count = 0
     for folder in (path, path / "checkpoints"):
         if folder.is_dir() and not folder.is_symlink():
@@ -112,8 +114,8 @@ def sweep(path: Path) -> int:
 
 
 def remember_output(file: str | Path) -> None:
-    """Notes that this toolkit wrote `file`, if it lies in a run directory, so that --overwrite may remove it while it is as it
-    was written. Never raises OSError: the file is there, and that is what matters."""
+    """Notes that this toolkit wrote `file`, if it lies in a run directory, so that --overwrite may remove it while it
+    is as it was written. Never raises OSError: the file is there, and that is what matters."""
     file = Path(file)
     if file.is_symlink() or not (file.parent / MARKER).is_file():
         return
@@ -130,8 +132,9 @@ def snapshot_path(path: Path, timesteps: int) -> Path:
 
 
 def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
-    """Of the steps at which there are snapshots those that thinning removes: the newest NEWEST_SNAPSHOTS stay, and before them the
-    oldest of each range of ages that is twice as long as the range after it. spacing: steps between two snapshots."""
+    """Of the steps at which there are snapshots those that thinning removes: the newest NEWEST_SNAPSHOTS stay, and
+    before them the oldest of each range of ages that is twice as long as the range after it. spacing: steps between two
+    snapshots."""
     ordered = sorted(steps)
     newest = ordered[-1] if ordered else 0
     ranges: set[int] = set()

@@ -1,5 +1,5 @@
-"""The settings of a training: which there are, their defaults, and checks of their values. The same from the command line
-and from Python.
+"""The settings of a training: which there are, their defaults, and checks of their values. The same from the command
+line and from Python.
 
 Nothing here imports torch, so that a command line answers at once.
 """
@@ -144,8 +144,8 @@ def defaults(memory: str, env: str, agent: str) -> dict[str, Any]:
 def resolve(
     memory: str = RunConfig.memory, env: str = RunConfig.env, agent: str = RunConfig.agent, **settings: Any
 ) -> dict[str, Any]:
-    """All settings of a run, flat and JSON-able: those given, and the defaults of this memory kind, environment and agent;
-    beside them `training_kwargs`, what training sets differently from the environment's own defaults.
+    """All settings of a run, flat and JSON-able: those given, and the defaults of this memory kind, environment and
+    agent; beside them `training_kwargs`, what training sets differently from the environment's own defaults.
 
     memory: the kind; an agent that brings its own policy takes none but the name of its network.
     settings: as the flags of train_rl.py, with underscores; `env_kwargs` may be a dict.
@@ -190,8 +190,8 @@ LATER: dict[str, Any] = {
 
 
 def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The settings of a run that was saved, with those that were added since. source: where they come from. Raises ValueError, one
-    line, for one that is missing, or of a wrong type."""
+    """The settings of a run that was saved, with those that were added since. source: where they come from. Raises
+    ValueError, one line, for one that is missing, or of a wrong type."""
     full = dict(config)
     for own in run_parts(config["memory"], config["agent"]):
         defaults = {f.name: f.default for f in dataclasses.fields(own)}
@@ -225,7 +225,9 @@ def _unknown(name: str, known: Mapping[str, Any], memory: str, agent: str) -> Va
         other for other in AGENTS if _has(name, memory, other)
     ]
     if having:
-        return ValueError(f"unknown setting {quoted(name, MOST)} of {memory} memory and {agent}: {', '.join(having)} would have it")
+        return ValueError(
+            f"unknown setting {quoted(name, MOST)} of {memory} memory and {agent}: {', '.join(having)} would have it"
+        )
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "expected one of the flags of train_rl.py (--help), with underscores"
     return ValueError(f"unknown setting {quoted(name, MOST)}: {hint}")
@@ -272,4 +274,6 @@ def _json(name: str, value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{flag(name)}: expected what JSON can hold, got {shown(repr(value), MOST)} ({error})") from None
+        raise ValueError(
+            f"{flag(name)}: expected what JSON can hold, got {shown(repr(value), MOST)} ({error})"
+        ) from None

@@ -1,5 +1,5 @@
-"""Shows what a policy remembers: it plays an episode, or several, and a page tells what it saw, did and kept, and whether that
-mattered. The same as a figure, a film, or numbers."""
+"""Shows what a policy remembers: it plays an episode, or several, and a page tells what it saw, did and kept, and
+whether that mattered. The same as a figure, a film, or numbers."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Showing:
         return shared([played.record for played in self.episodes])
 
     def save(self, path: str | Path) -> None:
-        """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first episode,
-        or the numbers (.json). What was there stays until the new file is complete; a policy or a run's own files are not
-        replaced. Raises ValueError, one line."""
+        """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first
+        episode, or the numbers (.json). What was there stays until the new file is complete; a policy or a run's own
+        files are not replaced. Raises ValueError, one line."""
         ending = Path(path).suffix.lower()
         if ending not in ENDINGS:
             raise ValueError(f"{shown(path)}: expected a file name that ends in {' or '.join(ENDINGS)}")
@@ -104,8 +104,9 @@ def show_in(
 ) -> Showing:
     """Plays the episodes of `seed`, seed + 1, ... in an environment that is there (of `make_env`), which is not closed.
 
-    name, label: what the environment and the policy are called. audit: measures the effect of so many of the memories that are
-    attended to most, at every decision; 0: of none. Raises ValueError, one line, for an episode that is longer than `max_steps`.
+    name, label: what the environment and the policy are called. audit: measures the effect of so many of the memories
+    that are attended to most, at every decision; 0: of none. Raises ValueError, one line, for an episode that is longer
+    than `max_steps`.
     """
     names = action_names(env, policy)
     played = []
@@ -142,8 +143,8 @@ def environment_for(
 ) -> tuple[str, gym.Env]:
     """The id and the environment for the policy at `path` to play in, with pictures if it has them.
 
-    env, imports: what the user named, as in `environments.environment_of`; env_kwargs: over those of the policy's training.
-    Raises ValueError, one line, if the policy cannot act there.
+    env, imports: what the user named, as in `environments.environment_of`; env_kwargs: over those of the policy's
+    training. Raises ValueError, one line, if the policy cannot act there.
     """
     env_id, kwargs = environment_of(env, imports, info, path, env_kwargs)
     with soon(env, path):

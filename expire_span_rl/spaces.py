@@ -1,8 +1,9 @@
 """Observations and actions of any environment as flat entries of arrays, which is what policies read.
 
-An observation of any nesting of Dict and Tuple becomes a dict of arrays by path, such as "cards/colour" or "0/1". A space
-that is neither is one entry: "image" if it is a uint8 Box of rank 3, else "observation". Text becomes numbers of words.
-What a policy reads beside the observation: the previous action, the previous reward, and which actions are allowed.
+An observation of any nesting of Dict and Tuple becomes a dict of arrays by path, such as "cards/colour" or "0/1". A
+space that is neither is one entry: "image" if it is a uint8 Box of rank 3, else "observation". Text becomes numbers of
+words. What a policy reads beside the observation: the previous action, the previous reward, and which actions are
+allowed.
 
 B environments, N numbers of an action.
 """
@@ -61,8 +62,8 @@ class Mask(spaces.Box):
 
 @functools.lru_cache(4096)
 def word_numbers(text: str, length: int) -> np.ndarray:
-    """Text -> int64 [length]: a number from 1 to 2^32 for each word or sign, capitals aside, and zeros behind. Two words
-    have the same number with a chance of one in 2^32. The array is shared: do not write to it."""
+    """Text -> int64 [length]: a number from 1 to 2^32 for each word or sign, capitals aside, and zeros behind. Two
+    words have the same number with a chance of one in 2^32. The array is shared: do not write to it."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())[:length]
     numbers = np.zeros(length, np.int64)
     for i, word in enumerate(words):
@@ -133,7 +134,9 @@ class Flattener:
                 self.left_out[name] = entry
                 continue
             if name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
-                raise SpaceError(f"observation space: expected another name for the part {name!r}, which policies get beside it")
+                raise SpaceError(
+                    f"observation space: expected another name for the part {name!r}, which policies get beside it"
+                )
             if name in entries:
                 raise SpaceError(f"observation space: expected one part of the name {name!r}, got two")
             entries[name] = (replaced or {}).get(name, entry)
@@ -148,7 +151,8 @@ class Flattener:
         self._entries = [_Entry(name, path, entries[name]) for name, path in self._paths.items()]
 
     def __call__(self, observation: Any) -> dict[str, np.ndarray]:
-        """One observation -> its entries, new arrays. Raises SpaceError for a part that is missing or not in its space."""
+        """One observation -> its entries, new arrays. Raises SpaceError for a part that is missing or not in its
+        space."""
         return {entry.name: entry.read(_part(observation, entry), self.outside) for entry in self._entries}
 
     def batched(self, observation: Any, num_envs: int) -> dict[str, np.ndarray]:
@@ -307,8 +311,8 @@ def action_size(space: spaces.Space) -> int:
 
 
 def mask_size(space: spaces.Space) -> int:
-    """How many entries the mask of an action space has: an action each, or for each number of an action its values one after
-    the other; 0 for a Box, which has none."""
+    """How many entries the mask of an action space has: an action each, or for each number of an action its values one
+    after the other; 0 for a Box, which has none."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -317,8 +321,8 @@ def mask_size(space: spaces.Space) -> int:
 
 
 def previous_action_space(space: spaces.Space) -> spaces.Space:
-    """The space of the entry "previous_action": an action counted from 0, or one more than the last for none; of a Box, its
-    numbers with bounded ones scaled to [-1, 1], and zeros for none."""
+    """The space of the entry "previous_action": an action counted from 0, or one more than the last for none; of a Box,
+    its numbers with bounded ones scaled to [-1, 1], and zeros for none."""
     size = action_size(space)
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n) + 1)
@@ -340,7 +344,8 @@ def no_action(space: spaces.Space) -> np.ndarray:
 
 
 def previous_action(space: spaces.Space, action: Any) -> np.ndarray:
-    """The entry "previous_action" after an action of the space, [] or [N]; or after actions of B environments, [B] or [B,N]."""
+    """The entry "previous_action" after an action of the space, [] or [N]; or after actions of B environments, [B] or
+    [B,N]."""
     action = np.asarray(action)
     if isinstance(space, spaces.Discrete):
         return action.astype(np.int64) - int(space.start)

@@ -1,4 +1,5 @@
-"""Trains an agent: environments, policy and trainer from the settings, then update after update, into a run directory."""
+"""Trains an agent: environments, policy and trainer from the settings, then update after update, into a run
+directory."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from expire_span_rl.saying import listening, say
 
 
 def train(config: dict[str, Any]) -> Path:
-    """Runs the training of `config` (`settings.resolve`) and returns its run directory. `config["resume"]` continues the run
-    in that directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost after what can
-    be saved was saved."""
+    """Runs the training of `config` (`settings.resolve`) and returns its run directory. `config["resume"]` continues
+    the run in that directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and
+    WeightsLost after what can be saved was saved."""
     path, resuming = run_dir_of(config), bool(config["resume"])
     check_run_dir(path, resuming, config["overwrite"])
     # Of a run that is there the lock is taken at once: who comes second need not wait until everything is built.
@@ -91,8 +92,8 @@ def learn(
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress_bar: bool = False,
 ) -> None:
-    """Updates until the trainer's total is reached, or `callback`, which gets each update's figures, returns False. What is
-    unfinished is saved in `directory`. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed,
+    """Updates until the trainer's total is reached, or `callback`, which gets each update's figures, returns False.
+    What is unfinished is saved in `directory`. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed,
     DirectoryFailed and WeightsLost after that."""
     trainer = run.trainer
     ended: Exception | None = None

@@ -1,6 +1,7 @@
 """The policy: encoder, recurrent core, policy and value heads. A pure function of observation and memory.
 
-T time steps, B environments, P parameters of the actions' distribution, G numbers of the reward head, D model width, L layers, F final observations. Observations are dicts of tensors.
+T time steps, B environments, P parameters of the actions' distribution, G numbers of the reward head, D model width, L
+layers, F final observations. Observations are dicts of tensors.
 """
 
 from __future__ import annotations
@@ -126,8 +127,9 @@ class ActorCritic(Predictor, nn.Module):
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
-        normalize: read numbers over their running mean and standard deviation; normalize_reward: the previous reward, too; features_extractor: (class, keyword arguments)
-        of a Stable-Baselines3 features extractor that reads the environment's own observation.
+        normalize: read numbers over their running mean and standard deviation; normalize_reward: the previous reward,
+        too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads the
+        environment's own observation.
         """
         spec, extractor, name = observation_spec(observation, normalize, normalize_reward), None, ""
         if features_extractor is not None:
@@ -172,8 +174,8 @@ class ActorCritic(Predictor, nn.Module):
         return NextObservation(self.encoder, self.actions, self.config.core.width).to(self.device)
 
     def observe(self, observation: Observation) -> None:
-        """Takes the observations of a rollout, entries [T,B, ...], into the statistics by which numbers are normalised. Between
-        two rollouts only: acting and learning of one use the same."""
+        """Takes the observations of a rollout, entries [T,B, ...], into the statistics by which numbers are normalised.
+        Between two rollouts only: acting and learning of one use the same."""
         self.encoder.observe(observation, 2)
 
     # Acting
@@ -248,15 +250,16 @@ class ActorCritic(Predictor, nn.Module):
     def inspect(
         self, observation: Observation, memory: Memory, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, tuple[LayerInspection, ...]]:
-        """As `unroll`, for those who look: parameters of the actions [T,B,P], values [T,B], and per layer slots, spans and
-        attention."""
+        """As `unroll`, for those who look: parameters of the actions [T,B,P], values [T,B], and per layer slots, spans
+        and attention."""
         x, final_x, final_at = self._encoded(observation, episode_start, None, None)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, details=True)
         return *self._heads(output.features, observation), output.layers
 
     @torch.no_grad()
     def memory_figures(self, rollout: Any) -> dict[str, float]:
-        """What the kind has to say of the memories that began `rollout`, by name, per layer (Expire-Span: mean spans)."""
+        """What the kind has to say of the memories that began `rollout`, by name, per layer (Expire-Span: mean
+        spans)."""
         return {
             f"{name}/layer_{i}": value
             for i, (layer, held) in enumerate(zip(self.core.layers, rollout.memory.layers))
@@ -278,7 +281,8 @@ class ActorCritic(Predictor, nn.Module):
         return x, self.encoder(final_observation), final_at
 
     def _heads(self, features: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Parameters of the actions [..., P] and values [...]; what the mask in the observation forbids has no chance."""
+        """Parameters of the actions [..., P] and values [...]; what the mask in the observation forbids has no
+        chance."""
         params = self.actions.params(self.policy_head(features))
         if ACTION_MASK in self.config.observation:
             params = self.actions.masked(params, observation[ACTION_MASK])

@@ -13,8 +13,8 @@ from expire_span_rl.policies.encoders import observation_spec, same_observation
 
 
 def check_spaces(config: Any, observation: spaces.Space, action: spaces.Space, policy: str, environment: str) -> None:
-    """Raises ValueError, one line, unless a policy of this config (its `observation` and `actions`) can act in a wrapped
-    environment of these spaces. policy, environment: what the line calls them."""
+    """Raises ValueError, one line, unless a policy of this config (its `observation` and `actions`) can act in a
+    wrapped environment of these spaces. policy, environment: what the line calls them."""
     wanted, given = dict(config.observation), observation_spec(cast(spaces.Dict, observation))
     for name in sorted(wanted.keys() | given.keys()):
         if name not in wanted or name not in given or not same_observation(wanted[name], given[name]):

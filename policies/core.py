@@ -1,5 +1,5 @@
-"""What a recurrent core is: the part of a policy that remembers. T time steps, B environments, F final observations, C slots,
-D width, H heads, L layers.
+"""What a recurrent core is: the part of a policy that remembers. T time steps, B environments, F final observations, C
+slots, D width, H heads, L layers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Acting(Protocol):
 
 
 class Core(Protocol):
-    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the GRU is another."""
+    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the GRU is
+    another."""
 
     layers: Any  # those that have a memory kind and slots; empty for a core without
 

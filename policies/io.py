@@ -1,7 +1,7 @@
 """Policies on disk: one safetensors file with the weights, and in its header, as JSON, all that is needed to use them.
 
-Nothing is ever unpickled, so that a file from a stranger cannot run code. What a file asks for is compared with the shapes of the
-tensors that it has before anything is made of it. Files are written by `expire_span_rl.files`.
+Nothing is ever unpickled, so that a file from a stranger cannot run code. What a file asks for is compared with the
+shapes of the tensors that it has before anything is made of it. Files are written by `expire_span_rl.files`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def load_policy(
 ) -> tuple[ActorCritic, dict[str, Any]]:
     """The policy in a file, or the `policy.safetensors` of a run directory, and its info.
 
-    extractor: the `FeaturesExtractor` of a policy that was trained with one: a file names its class but imports nothing.
-    Raises PolicyFileError, one line, for a file that is missing, truncated, foreign, written by a newer version, whose config and
-    tensors do not belong together, or whose weights are not finite. Nothing is made before these are known to agree.
+    extractor: the `FeaturesExtractor` of a policy that was trained with one: a file names its class but imports
+    nothing. Raises PolicyFileError, one line, for a file that is missing, truncated, foreign, written by a newer
+    version, whose config and tensors do not belong together, or whose weights are not finite. Nothing is made before
+    these are known to agree.
     """
     file = policy_path(path)
     with _opened(file, str(device)) as opened:
@@ -128,8 +129,8 @@ def _header(file: Path, opened: Any) -> dict[str, Any]:
 
 
 def _expected(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> dict[str, Tensor] | None:
-    """The weights that the config asks for, without values. None for a kind from outside this package that cannot be made so:
-    one that computes with values in its constructor."""
+    """The weights that the config asks for, without values. None for a kind from outside this package that cannot be
+    made so: one that computes with values in its constructor."""
     try:
         return weights_of(lambda: make(config))
     except Exception:
@@ -141,8 +142,8 @@ def _expected(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any
 def _maker(
     file: Path, header: Mapping[str, Any], extractor: FeaturesExtractor | None
 ) -> Callable[[Mapping[str, Any]], Any]:
-    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that is not
-    there."""
+    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that
+    is not there."""
     config = header["config"] if isinstance(header.get("config"), dict) else {}
     network, named = config.get("memory"), config.get("features_extractor")
     if named and extractor is None:

@@ -65,13 +65,14 @@ class Predictor:
     ) -> tuple[np.ndarray, PredictState]:
         """Actions of the environment's own space, for a batch of observations or for one, and the next state.
 
-        observation: the environment's own, of any structure, or that of `envs.make_env`; batches have the batch axis in every
-        part. state: what the last call returned, None to begin; each state serves one call, since acting writes into it.
-        episode_start: bool [B], where an episode begins; None for none. reward: of the previous step, [B] or a number, where
-        the observation does not have it; None: what the policy itself expected of its action. action_masks: [B,A] or [A],
-        where actions are forbidden and the observation does not say so; None: all are allowed.
-        Raises ValueError for a state used before or made for another number of environments, and for an observation without
-        a part that the policy reads.
+        observation: the environment's own, of any structure, or that of `envs.make_env`; batches have the batch axis in
+        every part. state: what the last call returned, None to begin; each state serves one call, since acting writes
+        into it.
+        episode_start: bool [B], where an episode begins; None for none. reward: of the previous step, [B] or a number,
+        where the observation does not have it; None: what the policy itself expected of its action. action_masks: [B,A]
+        or [A], where actions are forbidden and the observation does not say so; None: all are allowed.
+        Raises ValueError for a state used before or made for another number of environments, and for an observation
+        without a part that the policy reads.
         """
         spec = self.config.observation
         entries = {key: _own_entry(observation, key, spec) for key in spec if key not in ADDED}
@@ -122,9 +123,7 @@ def _own_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> Any:
     return value
 
 
-def _remembered(
-    policy: Predicts, state: PredictState | None, start: np.ndarray, reward: Any
-) -> dict[str, np.ndarray]:
+def _remembered(policy: Predicts, state: PredictState | None, start: np.ndarray, reward: Any) -> dict[str, np.ndarray]:
     """The entries that an environment's own observation lacks, [B, ...] each."""
     batch, none = len(start), policy.actions.none(len(start))
     action = none if state is None else np.where(start.reshape(-1, *[1] * (none.ndim - 1)), none, state.action)

@@ -1,5 +1,6 @@
-"""The observation that comes next, predicted: an auxiliary task of learning, which asks of memory at every step what acting
-asks of it now and then. N time steps, D model width, F features of an action, O numbers that the predictor puts out.
+"""The observation that comes next, predicted: an auxiliary task of learning, which asks of memory at every step what
+acting asks of it now and then. N time steps, D model width, F features of an action, O numbers that the predictor puts
+out.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class NextObservation(nn.Module):
     def loss(self, features: Tensor, actions: Tensor, following: Mapping[str, Tensor]) -> Tensor:
         """features: [N,D]; actions: canonical [N, ...]; following: entries [N, ...] -> scalar, nats per observation.
 
-        Whole numbers count with their cross entropy, others with their squared error over twice their variance, each summed
-        over the observation.
+        Whole numbers count with their cross entropy, others with their squared error over twice their variance, each
+        summed over the observation.
         """
         if not len(actions):
             return features.sum() * 0

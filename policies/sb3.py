@@ -3,10 +3,10 @@
     sb3-mlp     stable_baselines3's ActorCriticPolicy: memoryless
     sb3-lstm    sb3_contrib's RecurrentActorCriticPolicy: an LSTM each for actor and critic (requirements-baselines.txt)
 
-Both read observations through our `Encoder`. (On a 3x3 image Stable-Baselines3 would choose its Atari CNN, which fails.) It
-gets every entry of an observation as one float32 vector, `flat`, which leaves nothing for its image and one-hot preprocessing
-to do, and which the encoder reads as well. On disk a policy is a file as any other: weights as safetensors and this module's
-config as JSON, from which the network is built again; nothing is unpickled.
+Both read observations through our `Encoder`. (On a 3x3 image Stable-Baselines3 would choose its Atari CNN, which
+fails.) It gets every entry of an observation as one float32 vector, `flat`, which leaves nothing for its image and
+one-hot preprocessing to do, and which the encoder reads as well. On disk a policy is a file as any other: weights as
+safetensors and this module's config as JSON, from which the network is built again; nothing is unpickled.
 
 B environments, A actions, D width.
 """
@@ -84,7 +84,8 @@ class SB3PolicyConfig:
 
 
 def policy_class(network: str) -> type[ActorCriticPolicy]:
-    """Stable-Baselines3's class of a network in NETWORKS. Raises ValueError, one line, if its package is not installed."""
+    """Stable-Baselines3's class of a network in NETWORKS. Raises ValueError, one line, if its package is not
+    installed."""
     if network != "sb3-lstm":
         return ActorCriticPolicy
     try:
@@ -126,8 +127,8 @@ def unflat(entry: Mapping[str, Any], columns: Tensor) -> Tensor:
 
 
 def canonical_space(spec: Mapping[str, Any]) -> spaces.Space:
-    """The space of canonical actions (`policies.actions`), which Stable-Baselines3 acts in: its Discrete starts at 0, and its
-    normal distributions fit [-1, 1]. Raises ValueError, one line, for a Box without bounds on both sides."""
+    """The space of canonical actions (`policies.actions`), which Stable-Baselines3 acts in: its Discrete starts at 0,
+    and its normal distributions fit [-1, 1]. Raises ValueError, one line, for a Box without bounds on both sides."""
     if spec["kind"] == "discrete":
         return spaces.Discrete(spec["n"])
     if spec["kind"] == "multi_discrete":
@@ -199,8 +200,8 @@ class SB3Acting:
 
 
 class SB3Policy(nn.Module):
-    """A network of Stable-Baselines3, and the calls of `ActorCritic` that acting takes. Raises ValueError, one line, if its
-    package is not installed."""
+    """A network of Stable-Baselines3, and the calls of `ActorCritic` that acting takes. Raises ValueError, one line, if
+    its package is not installed."""
 
     network: Any  # Stable-Baselines3's or sb3-contrib's ActorCriticPolicy
 
@@ -225,8 +226,8 @@ class SB3Policy(nn.Module):
         return self.network.value_net.weight.device
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every parameter of the network, and every statistic, once. (The network has its extractor under three names, which a
-        file must not hold thrice.)"""
+        """Every parameter of the network, and every statistic, once. (The network has its extractor under three names,
+        which a file must not hold thrice.)"""
         named = (*self.network.named_parameters(prefix="network"), *self.network.named_buffers(prefix="network"))
         fixed = {name for name, _ in self.network.named_buffers(prefix="network")} - {
             f"network.{name}" for name in self.network.state_dict()

@@ -1,5 +1,5 @@
-"""Which tensors a policy's config asks for, found out before any of them exists: a file from a stranger may ask for more than
-there is memory. The config is checked first, then the policy is made of shapes alone, on torch's meta device.
+"""Which tensors a policy's config asks for, found out before any of them exists: a file from a stranger may ask for
+more than there is memory. The config is checked first, then the policy is made of shapes alone, on torch's meta device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RANDOM = ("normal_", "uniform_", "trunc_normal_", "xavier_uniform_", "kaiming_un
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Tensors on the meta device have no values, so that none need be drawn: the first draw there would import a second's worth of
-    modules."""
+    """Tensors on the meta device have no values, so that none need be drawn: the first draw there would import a
+    second's worth of modules."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -45,8 +45,8 @@ def weights_of(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
 
 
 def check_numbers(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError, one line, for numbers of a policy file's config that its tensors, `shapes` by name, cannot go with, or
-    that no policy has. What it lets through is made of shapes in no time."""
+    """Raises ValueError, one line, for numbers of a policy file's config that its tensors, `shapes` by name, cannot go
+    with, or that no policy has. What it lets through is made of shapes in no time."""
     sizes = {size for shape in shapes.values() for size in shape}
     most = max(sizes, default=0)  # every number that is read has a column in some tensor, but for pictures and texts
     for name, entry in dict(config["observation"]).items():
@@ -76,8 +76,9 @@ def _check_count(name: str, shape: Any, most: int) -> None:
 
 
 def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
-    """The settings, a dataclass `kind`, that a file has as JSON. Raises ValueError, one line, for a value of another type than the
-    field's or a number that no setting has; TypeError for a name that there is not, or one that is missing."""
+    """The settings, a dataclass `kind`, that a file has as JSON. Raises ValueError, one line, for a value of another
+    type than the field's or a number that no setting has; TypeError for a name that there is not, or one that is
+    missing."""
     hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
     for name, value in dict(values).items():
         hint = hints.get(name)
@@ -93,8 +94,8 @@ def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
 def check_tensors(
     expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]
 ) -> None:
-    """Raises ValueError, one line, for the first tensor that is missing, too many, of another shape, or of whole numbers where
-    others belong. types: as safetensors calls them."""
+    """Raises ValueError, one line, for the first tensor that is missing, too many, of another shape, or of whole
+    numbers where others belong. types: as safetensors calls them."""
     for name in sorted(expected.keys() | shapes.keys()):
         wanted = tuple(expected[name].shape) if name in expected else None
         if wanted != shapes.get(name):

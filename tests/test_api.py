@@ -67,7 +67,8 @@ def test_a_model_learns_in_whole_rollouts_and_goes_on(model):
 
 
 def test_schedules_run_over_all_calls_of_learn(model):
-    """Linear from 1e-3 to 0: the third of four updates begins in the middle, and an update more at three quarters of five."""
+    """Linear from 1e-3 to 0: the third of four updates begins in the middle, and an update more at three quarters of
+    five."""
     model.learn(2 * ROLLOUT)
     rates = []
     model.learn(2 * ROLLOUT, callback=lambda m: rates.append(m.metrics["train/learning_rate"]))
@@ -360,7 +361,9 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
 
     model = es.PPO("gru", "CartPole-v1", features_extractor_class=FlattenExtractor, **SMALL).learn(32)
     model.save(tmp_path / "p.safetensors")
-    with pytest.raises(ValueError, match=r"features_extractor: expected the policy's own, .*FlattenExtractor, which a file"):
+    with pytest.raises(
+        ValueError, match=r"features_extractor: expected the policy's own, .*FlattenExtractor, which a file"
+    ):
         es.load(tmp_path / "p.safetensors")
     loaded = es.load(tmp_path / "p.safetensors", features_extractor_class=FlattenExtractor)
     observation = np.array([0.1, 0.2, 0.3, 0.4], np.float32)

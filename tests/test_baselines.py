@@ -1,4 +1,5 @@
-"""The third-party baselines through train_rl.py and evaluate.py: trained, saved, loaded, continued, refused in one line."""
+"""The third-party baselines through train_rl.py and evaluate.py: trained, saved, loaded, continued, refused in one
+line."""
 
 from __future__ import annotations
 
@@ -147,7 +148,8 @@ gym.register("BaselineEverything-v0", entry_point=Everything)
 @pytest.mark.parametrize("action", ["box", "multi_discrete", "multi_binary", "discrete"])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_baseline_reads_and_acts_in_every_space(agent, action, tmp_path, monkeypatch):
-    """Its policy gives, from the file, the logits that its network gave in training; floats are normalised by what was seen."""
+    """Its policy gives, from the file, the logits that its network gave in training; floats are normalised by what was
+    seen."""
     monkeypatch.chdir(tmp_path)
     command = ["--agent", agent, *SMALL, "--env", "BaselineEverything-v0", "--env-kwargs", f'{{"action": "{action}"}}']
     assert call(train_rl, command, monkeypatch) == 0

@@ -32,7 +32,8 @@ sweep = partial(call, comparison)
 
 
 def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
-    """Killed in the middle of its second cell; continued from that cell's checkpoint; the first is not trained again."""
+    """Killed in the middle of its second cell; continued from that cell's checkpoint; the first is not trained
+    again."""
     trained = []
     train, save = training.train, RunDirectory.save
 
@@ -171,8 +172,8 @@ def test_a_budget_sets_what_an_environment_would_set_otherwise():
 
 
 def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
-    """A report needs no other flag than --out, and its command continues the sweep; a cell from before there was some flag
-    goes on counting; JSON that is no cell is named."""
+    """A report needs no other flag than --out, and its command continues the sweep; a cell from before there was some
+    flag goes on counting; JSON that is no cell is named."""
     assert sweep(ONE, monkeypatch) == 0
     table = Path("sweep/table.md").read_text()
     told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])

@@ -32,7 +32,8 @@ def test_a_family_is_all_that_its_package_registers():
 
 
 def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """One id that runs and one that does not, with its reason; ids with a row are measured again only when asked for."""
+    """One id that runs and one that does not, with its reason; ids with a row are measured again only when asked
+    for."""
     out = tmp_path / "coverage.csv"
     flags = ["--timesteps", "512", "--out", str(out), "--families", "gymnasium"]
     monkeypatch.setattr(coverage, "environments", lambda family: [RUNS, REFUSED])

@@ -1,5 +1,5 @@
-"""Every observation space and every action space, nested two deep: an agent trains for two updates, is evaluated, saved and
-loaded, plays as it did before, and its memories are shown on a page."""
+"""Every observation space and every action space, nested two deep: an agent trains for two updates, is evaluated, saved
+and loaded, plays as it did before, and its memories are shown on a page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ PARTS: dict[str, spaces.Space] = {
 }
 OBSERVATIONS = {
     **PARTS,
-    **{f"tuple_of_{name}": spaces.Tuple((spaces.Discrete(2), spaces.Dict({"x": part}))) for name, part in PARTS.items()},
+    **{
+        f"tuple_of_{name}": spaces.Tuple((spaces.Discrete(2), spaces.Dict({"x": part}))) for name, part in PARTS.items()
+    },
     "everything": spaces.Dict({"inner": spaces.Dict(PARTS), "pair": spaces.Tuple((PARTS["text"], PARTS["vector"]))}),
     "masked": spaces.Dict({"observation": PARTS["vector"], "action_mask": spaces.Box(0, 1, (4,), np.int8)}),
 }
@@ -113,7 +115,11 @@ def actions_of(policy: Any, make: Any, steps: int = 20) -> list[np.ndarray]:
     "observation, action, agent",
     [
         *((name, "discrete", es.PPO) for name in OBSERVATIONS),
-        *(("everything" if i % 2 else "vector", name, agent) for i, agent in enumerate((es.PPO, es.IMPALA)) for name in ACTIONS),
+        *(
+            ("everything" if i % 2 else "vector", name, agent)
+            for i, agent in enumerate((es.PPO, es.IMPALA))
+            for name in ACTIONS
+        ),
     ],
 )
 def test_it_trains_evaluates_is_saved_loaded_and_shown(observation, action, agent, tmp_path):
@@ -144,8 +150,8 @@ def test_it_trains_evaluates_is_saved_loaded_and_shown(observation, action, agen
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 def test_predict_takes_the_environments_own_observation(observation):
-    """A policy that acts on an environment as it is does what it does on the wrapped one, told the rewards: the state has the
-    previous action."""
+    """A policy that acts on an environment as it is does what it does on the wrapped one, told the rewards: the state
+    has the previous action."""
     make = functools.partial(Anything, observation)
     policy = small(make).policy
     with torch.no_grad():

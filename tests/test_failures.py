@@ -1,4 +1,5 @@
-"""What may go wrong while a training runs: signals, environments that fail in every way, and numbers that are not finite."""
+"""What may go wrong while a training runs: signals, environments that fail in every way, and numbers that are not
+finite."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ AT = 5  # the step, of the first environment, at which something is wrong
 
 
 class Stranger(gym.Env):
-    """Goes on well until something is set, here, in the class: `fails` is raised, `gives` is observed, `pays` is the reward,
+    """Goes on well until something is set, here, in the class: `fails` is raised, `gives` is observed, `pays` is the
+    reward,
     `hangs` is called; all at step `AT` of environment 1 of any number."""
 
     observation_space = spaces.Dict({"seen": spaces.Box(-1, 1, (2,), np.float32), "cue": spaces.Discrete(4)})
@@ -244,7 +246,8 @@ def test_a_signal_finishes_the_update_and_nothing_is_lost(
 
 
 def test_an_update_that_does_not_end_is_given_up_and_nothing_is_lost(sending, tmp_path, monkeypatch, capsys):
-    """With no time left after the signal: the checkpoint is that of the last whole update, and the run goes on from there."""
+    """With no time left after the signal: the checkpoint is that of the last whole update, and the run goes on from
+    there."""
     monkeypatch.chdir(tmp_path)
     flags = [*TRAIN, *SHORT, "--total-timesteps", "512"]
     assert call(train_rl, [*flags, "--run-dir", "whole"], monkeypatch) == 0
@@ -284,8 +287,8 @@ def test_a_signal_that_is_ignored_stays_so(sending, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_environment_that_raises_costs_no_update(error, tmp_path, monkeypatch, capsys):
-    """Exit code 1 and one line that names environment, index, step and error; the traceback is in run.log; the checkpoint is
-    that of the last whole update, from which the run goes on."""
+    """Exit code 1 and one line that names environment, index, step and error; the traceback is in run.log; the
+    checkpoint is that of the last whole update, from which the run goes on."""
     monkeypatch.chdir(tmp_path)
     Stranger.fails = ERRORS[error]
     monkeypatch.setattr(sys.modules[__name__], "AT", 20)
@@ -383,7 +386,8 @@ def test_an_environment_that_hangs_is_told_of(hangs, way):
 
 
 def test_the_limit_is_of_one_call_and_only_where_it_can_be_set():
-    """Two calls that are short enough are, however long together; in a thread there is no limit, and without one none."""
+    """Two calls that are short enough are, however long together; in a thread there is no limit, and without one
+    none."""
     for _ in range(3):
         assert within(0.3, lambda: time.sleep(0.15) or 7) == 7
     with pytest.raises(Overdue, match="within 0.05 s"):
@@ -515,8 +519,8 @@ def test_an_update_that_is_not_finite_is_skipped(where, number, agent, monkeypat
 
 @pytest.mark.parametrize("agent", ["ppo", "impala", "sb3-ppo"])
 def test_weights_that_blow_up_are_never_kept(agent, tmp_path, monkeypatch, capsys):
-    """A learning rate of 1e30: after ten updates in a row one line names the first tensor, exit code 1; no file has more than
-    what the training began with."""
+    """A learning rate of 1e30: after ten updates in a row one line names the first tensor, exit code 1; no file has
+    more than what the training began with."""
     monkeypatch.chdir(tmp_path)
     flags = [*TRAIN, *SHORT, "--agent", agent, "--learning-rate", "1e30", "--total-timesteps", "4096", "--run-dir", "x"]
     if agent == "sb3-ppo":

@@ -1,4 +1,5 @@
-"""Files that are read and written: strangers' files are refused at once, and nothing is written where it does not belong."""
+"""Files that are read and written: strangers' files are refused at once, and nothing is written where it does not
+belong."""
 
 from __future__ import annotations
 
@@ -89,7 +90,9 @@ def test_what_is_no_place_to_write_is_refused(tmp_path, monkeypatch):
 
 def test_standard_output_is_written_to_where_it_stands(tmp_path):
     """Also where it is a file, which must not become another one under the eyes of who writes to it."""
-    program = "from expire_span_rl.files import write_atomically as w; print('a'); w('/dev/stdout', b'b\\n'); print('c')"
+    program = (
+        "from expire_span_rl.files import write_atomically as w; print('a'); w('/dev/stdout', b'b\\n'); print('c')"
+    )
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", program], stdout=out, check=True, cwd=ROOT)
     assert (tmp_path / "out").read_text() == "a\nb\nc\n"
@@ -254,7 +257,9 @@ def test_a_file_that_asks_for_too_much_is_refused_at_once(case, tmp_path):
 
 def test_a_header_of_many_tensors_is_refused_at_once(tmp_path):
     many = weights() | {f"core.layers.{i}.x": torch.zeros(0) for i in range(50_000)}
-    assert "expected at most 128, got" in loaded(contents(changed(("config", "core", "num_layers"), 40_000), many), tmp_path)
+    assert "expected at most 128, got" in loaded(
+        contents(changed(("config", "core", "num_layers"), 40_000), many), tmp_path
+    )
     assert "tensor 'core.layers.0.x'" in loaded(contents(header(), many), tmp_path)
 
 
@@ -387,19 +392,25 @@ def test_what_the_user_names_is_not_bounded():
     assert environment_of("", (), info, "x", given) == ("Corridor-v0", {"min_length": 4, "max_length": 10**8})
 
 
-@pytest.mark.parametrize("env, kwargs", [("Corridor-v0", {}), ("Portal-v0", {"room_length": 100}), ("Switch-v0", {"passage_length": 100})])
+@pytest.mark.parametrize(
+    "env, kwargs", [("Corridor-v0", {}), ("Portal-v0", {"room_length": 100}), ("Switch-v0", {"passage_length": 100})]
+)
 def test_the_largest_view_is_made_within_two_seconds(env, kwargs):
     """All windows there are: 3,264 of 31 x 31 tiles in Corridor."""
     began = time.process_time()
     made = make_env(env, view_size=31, **kwargs)
     assert time.process_time() - began < SECONDS
     image = made.reset(seed=0)[0]["image"]
-    assert image[15, 15].tolist() == [1, 0, 0] and (image[:15, :14, 0] == 2).all()  # an empty tile, walls to the north-west
+    assert (
+        image[15, 15].tolist() == [1, 0, 0] and (image[:15, :14, 0] == 2).all()
+    )  # an empty tile, walls to the north-west
 
 
 def test_wraps_together_are_bounded():
     assert make_env("Corridor-v0", wraps=["stretch=1000000"]) is not None
-    with pytest.raises(EnvError, match=r"^wraps: expected episodes of at most 1,000,001 times their length, got 2,000,002 times$"):
+    with pytest.raises(
+        EnvError, match=r"^wraps: expected episodes of at most 1,000,001 times their length, got 2,000,002 times$"
+    ):
         make_env("Corridor-v0", wraps=["stretch=1000000", "fresh_episodes=2"])
 
 
@@ -452,7 +463,9 @@ def test_figures_of_another_kind_are_refused(figures, message):
 
 def test_a_state_that_adam_cannot_go_on_from_is_refused():
     """One entry missing, too many, of another shape, or of no parameter."""
-    run = building.build(config.resolve(num_envs=2, num_steps=4, width=8, num_heads=2, num_minibatches=2, torch_threads=1))
+    run = building.build(
+        config.resolve(num_envs=2, num_steps=4, width=8, num_heads=2, num_minibatches=2, torch_threads=1)
+    )
     run.trainer.update()
     tensors, known = run.trainer.agent.state()
     run.trainer.agent.load_state(tensors, known)

@@ -13,7 +13,14 @@ from expire_span_rl.policies import KINDS
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_rl", "evaluate", "visualize"}
 PACKAGES = {"agents", "envs", "policies", "viewer", "cli"}
-LEAVES = {"checks", "files", "interrupts", "locks", "registry", "spaces"}  # modules of `expire_span_rl` itself that import nothing of ours but each other
+LEAVES = {
+    "checks",
+    "files",
+    "interrupts",
+    "locks",
+    "registry",
+    "spaces",
+}  # modules of `expire_span_rl` itself that import nothing of ours but each other
 MAY_IMPORT = {
     "agents": {"agents"},
     "policies": {"policies"},
@@ -51,7 +58,11 @@ def imported(file: Path, source: str) -> Iterator[tuple[int, str]]:
             case ast.ImportFrom(module=module, level=0):
                 yield node.lineno, module
             case ast.ImportFrom(module=module, names=names, level=level):
-                home = ("expire_span_rl", *file.parent.parts) if file.parent.parts[:1] != ("expire_span_rl",) else file.parent.parts
+                home = (
+                    ("expire_span_rl", *file.parent.parts)
+                    if file.parent.parts[:1] != ("expire_span_rl",)
+                    else file.parent.parts
+                )
                 package = home[: len(home) - level + 1]
                 parts = [".".join((*package, *([module] if module else [])))]
                 yield from ((node.lineno, ".".join(filter(None, (*parts, alias.name)))) for alias in names)
@@ -162,7 +173,10 @@ def test_a_forbidden_import_is_found(file, source, top):
 @pytest.mark.parametrize(
     "file, source",
     [
-        ("agents/new.py", "from expire_span_rl.agents.rollout import Rollout\nfrom . import ppo\nfrom .returns import gae"),
+        (
+            "agents/new.py",
+            "from expire_span_rl.agents.rollout import Rollout\nfrom . import ppo\nfrom .returns import gae",
+        ),
         (
             "policies/memory/new.py",
             "from expire_span_rl.policies.memory.kind import MemoryKind\nfrom .. import encoders\nfrom . import state",
@@ -170,7 +184,10 @@ def test_a_forbidden_import_is_found(file, source, top):
         ("envs/new.py", "import envs_of_another_project\nfrom gymnasium.envs.registration import EnvSpec"),
         ("train_rl.py", "from expire_span_rl import cli\nfrom expire_span_rl.cli.train import main"),
         ("cli/new.py", "from expire_span_rl import training\nfrom expire_span_rl.settings import RunConfig"),
-        ("expire_span_rl/new.py", "from expire_span_rl.viewer.page import page\nfrom expire_span_rl import agents, building"),
+        (
+            "expire_span_rl/new.py",
+            "from expire_span_rl.viewer.page import page\nfrom expire_span_rl import agents, building",
+        ),
         ("policies/new.py", "from expire_span_rl.checks import check_at_least\nfrom expire_span_rl import spaces"),
         ("benchmarks/new.py", "from expire_span_rl.training import train\nfrom benchmarks.learning import main"),
     ],

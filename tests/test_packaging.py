@@ -44,7 +44,8 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory) -> Path:
-    """A folder in which the wheel is installed, and beside it what has the names of a checkout's folders and scripts."""
+    """A folder in which the wheel is installed, and beside it what has the names of a checkout's folders and
+    scripts."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", *OFFLINE, "--target", str(folder), str(wheel)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,5 @@
-"""What may happen to a run and its directory: kills, damaged and foreign files, second trainings, full disks, other settings."""
+"""What may happen to a run and its directory: kills, damaged and foreign files, second trainings, full disks, other
+settings."""
 
 from __future__ import annotations
 
@@ -129,7 +130,10 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "folder by our name": lambda run: ((run / "policy.safetensors").unlink(), (run / "policy.safetensors").mkdir()),
     "among snapshots": lambda run: (run / "checkpoints" / "mine.txt").write_text("mine"),
     "linked snapshot": lambda run: (run / "checkpoints" / "policy_000000001.safetensors").symlink_to("/etc/hostname"),
-    "linked snapshots": lambda run: (shutil.move(run / "checkpoints", "elsewhere"), (run / "checkpoints").symlink_to("../elsewhere")),
+    "linked snapshots": lambda run: (
+        shutil.move(run / "checkpoints", "elsewhere"),
+        (run / "checkpoints").symlink_to("../elsewhere"),
+    ),
     "among Ray's logs": lambda run: ((run / "ray").mkdir(), (run / "ray" / "weights.pkl").write_bytes(b"mine")),
 }
 
@@ -143,7 +147,9 @@ def test_overwrite_refuses_a_run_directory_with_anything_else_in_it(what, run, m
     assert tree(Path()) == before
 
 
-@pytest.mark.parametrize("config", ['{"architectures": ["Bert"], "model_type": "bert"}', "{}", "[]", "no JSON", '{"env": "x"}'])
+@pytest.mark.parametrize(
+    "config", ['{"architectures": ["Bert"], "model_type": "bert"}', "{}", "[]", "no JSON", '{"env": "x"}']
+)
 def test_overwrite_refuses_what_has_a_config_of_somebody_else(config, in_folder, monkeypatch, capsys):
     Path("bert").mkdir()
     Path("bert/config.json").write_text(config)
@@ -155,7 +161,8 @@ def test_overwrite_refuses_what_has_a_config_of_somebody_else(config, in_folder,
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_overwrite_replaces_a_run_whole(marked, run, monkeypatch):
-    """Also one from before there was a marker, and with what evaluate.py wrote into it while that is as it was written."""
+    """Also one from before there was a marker, and with what evaluate.py wrote into it while that is as it was
+    written."""
     (run / "ray").mkdir()
     (run / "ray" / "raylet.out").write_text("")
     (run / ".checkpoint.safetensors.0123abcd.tmp").write_text("torn")
@@ -169,7 +176,15 @@ def test_overwrite_replaces_a_run_whole(marked, run, monkeypatch):
     assert call(train_rl, flags, monkeypatch) == 0
     assert steps_of(run) == [128] and json.loads((run / "config.json").read_text())["seed"] == 2
     names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
-    assert names == {MARKER, "config.json", "run.log", "progress.csv", "policy.safetensors", "checkpoints", *CHECKPOINTS[:2]}
+    assert names == {
+        MARKER,
+        "config.json",
+        "run.log",
+        "progress.csv",
+        "policy.safetensors",
+        "checkpoints",
+        *CHECKPOINTS[:2],
+    }
     assert len(list(run.glob("events*"))) == 1 and len(list((run / "checkpoints").iterdir())) == 1
 
 
@@ -258,7 +273,9 @@ def small_checkpoint() -> bytes:
         "agent/step": torch.tensor(3.0), "collector/generator": torch.arange(16, dtype=torch.uint8), "empty": torch.zeros(0, 3),
         "half": torch.ones(3, dtype=torch.bfloat16), "time": torch.tensor([2**40, -1]),
     }  # fmt: skip
-    return checkpoint_bytes(tensors, {"counters": {"timesteps": 1280}, "note": "größer", "nothing": None, "score": math.nan})
+    return checkpoint_bytes(
+        tensors, {"counters": {"timesteps": 1280}, "note": "größer", "nothing": None, "score": math.nan}
+    )
 
 
 def damage(data: bytes) -> st.SearchStrategy[bytes]:
@@ -298,7 +315,9 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(data, small_checkpo
         assert str(error).startswith(f"{file}: expected ") and "\n" not in str(error) and len(str(error)) < 500
         return
     # A change that changes nothing: of a name in the file's header that nobody reads, or of the padding.
-    assert {name: (t.dtype, t.tolist()) for name, t in loaded.items()} == {n: (t.dtype, t.tolist()) for n, t in tensors.items()}
+    assert {name: (t.dtype, t.tolist()) for name, t in loaded.items()} == {
+        n: (t.dtype, t.tolist()) for n, t in tensors.items()
+    }
     assert json.dumps(read) == json.dumps(figures)
 
 
@@ -321,7 +340,9 @@ WAYS: dict[str, Callable[[bytes], bytes]] = {
     "torn": lambda data: data[: 2 * len(data) // 3],
     "zeros at the end": lambda data: data[:-4096] + b"\0" * min(len(data), 4096),
     "all zeros": lambda data: b"\0" * len(data),
-    "one flipped bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :],
+    "one flipped bit": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
+    ),
     "foreign": lambda data: b"\x89PNG\r\n\x1a\n something else, \xff\xfe\n",
 }
 
@@ -403,7 +424,10 @@ def test_an_optimizer_that_is_lost_is_not_saved_either(run, monkeypatch, capsys)
 
     monkeypatch.setattr(Trainer, "update", blown_up)
     assert call(train_rl, resume(run), monkeypatch) == 1
-    assert "agent/optimizer/0/exp_avg: expected finite numbers, got inf after 640 steps, which is not saved" in capsys.readouterr().err
+    assert (
+        "agent/optimizer/0/exp_avg: expected finite numbers, got inf after 640 steps, which is not saved"
+        in capsys.readouterr().err
+    )
     assert not_finite(load_checkpoint(run / CHECKPOINTS[0])[0]) is None
 
 
@@ -412,11 +436,18 @@ def test_a_checkpoint_whose_weights_are_lost_is_passed_over(run, monkeypatch, ca
     tensors["policy/value_head.weight"] = torch.full_like(tensors["policy/value_head.weight"], math.nan)
     (run / CHECKPOINTS[0]).write_bytes(checkpoint_bytes(tensors, figures))
     assert call(train_rl, resume(run), monkeypatch) == 0
-    assert "x/checkpoint.safetensors: policy/value_head.weight: expected finite numbers, got nan: the checkpoint before it" in capsys.readouterr().err
+    assert (
+        "x/checkpoint.safetensors: policy/value_head.weight: expected finite numbers, got nan: the checkpoint before it"
+        in capsys.readouterr().err
+    )
 
 
 def test_temporary_files_of_a_kill_are_swept_and_nothing_else(run, monkeypatch):
-    torn = [".checkpoint.safetensors.0123abcd.tmp", ".config.json.k3_x9abc", "checkpoints/.policy_000000512.safetensors.89abcdef.tmp"]
+    torn = [
+        ".checkpoint.safetensors.0123abcd.tmp",
+        ".config.json.k3_x9abc",
+        "checkpoints/.policy_000000512.safetensors.89abcdef.tmp",
+    ]
     for name in [*torn, ".mine.tmp", "mine.tmp"]:
         (run / name).write_text("torn")
     assert call(train_rl, resume(run), monkeypatch) == 0
@@ -429,7 +460,8 @@ def test_temporary_files_of_a_kill_are_swept_and_nothing_else(run, monkeypatch):
 
 @pytest.mark.parametrize("spacing", [1, 64, 500_000])
 def test_snapshots_are_thinned_as_they_come_to_the_last_five_and_doubling_distances(spacing):
-    """After n snapshots about 5 + log2(n) are there, the first among them, no gap longer than thrice what lies behind it."""
+    """After n snapshots about 5 + log2(n) are there, the first among them, no gap longer than thrice what lies behind
+    it."""
     there: list[int] = []
     for n in range(1, 300):
         there.append(n * spacing)
@@ -469,7 +501,9 @@ def test_a_setting_that_is_missing_is_named(run, monkeypatch, capsys):
         (run / "config.json").write_text(json.dumps(rest))
         if name in LATER or name in ("training_kwargs", "folder"):
             full = complete(saved_config(run), "config.json")
-            assert name in ("training_kwargs", "folder") or full[name] == (config[name] if LATER[name] is None else LATER[name])
+            assert name in ("training_kwargs", "folder") or full[name] == (
+                config[name] if LATER[name] is None else LATER[name]
+            )
             continue
         before = tree(run)
         assert call(train_rl, resume(run), monkeypatch) == 2, name
@@ -491,14 +525,17 @@ def test_a_damaged_config_is_read_or_refused_in_one_line(data, trained, tmp_path
         assert config["resume"] == str(folder) and isinstance(config["num_envs"], int)
 
 
-FIRST_SETTINGS = set(re.findall(r"\w+",
-    """env env_kwargs memory agent total_timesteps num_envs seed run_dir overwrite resume checkpoint_every torch_threads device
+FIRST_SETTINGS = set(
+    re.findall(
+        r"\w+",
+        """env env_kwargs memory agent total_timesteps num_envs seed run_dir overwrite resume checkpoint_every torch_threads device
     progress_bar num_steps num_minibatches learning_rate final_learning_rate adam_eps gamma ent_coef final_ent_coef vf_coef
     max_grad_norm advantage_std_floor update_epochs gae_lambda clip_coef target_kl forgetting memory_budget success_target
     success_slack pressure_rise min_hard_episodes max_span ramp initial_span span_dropout span_lr_scale use_margin use_coef
     span_coef width num_layers num_heads num_positions window rho_clip c_clip compression_rate compressed_window batch_size
     n_epochs clip_range""",
-))
+    )
+)
 """Those that every run has had. What is added since must be in LATER, or older runs could not be resumed."""
 
 
@@ -512,7 +549,9 @@ def test_runs_of_the_first_version_can_be_resumed():
     assert (full["normalize_observations"], full["keep_snapshots"], full["memory_image_every"]) == (False, "all", 0)
 
 
-FOREIGN_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}))
+FOREIGN_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({})
+)
 
 
 @settings(FEW, max_examples=200)
@@ -573,7 +612,8 @@ def mended(folder: Path, data: bytes) -> tuple[str, list[dict[str, str]]]:
 @settings(FEW, max_examples=150)
 @given(data=st.data())
 def test_a_damaged_log_is_mended(data, whole_log, tmp_path_factory):
-    """What remains are rows whose steps rise up to the checkpoint's. (That a flipped bit made a digit another one cannot be told.)"""
+    """What remains are rows whose steps rise up to the checkpoint's. (That a flipped bit made a digit another one
+    cannot be told.)"""
     note, rows = mended(tmp_path_factory.getbasetemp() / "mended", data.draw(damage(whole_log)))
     steps = [float(row[STEP]) for row in rows]
     assert steps == sorted(set(steps)) and steps[-1] == 640 and all(step <= 512 for step in steps[:-1])
@@ -598,7 +638,10 @@ def test_a_torn_log_keeps_every_whole_row(tail, whole_log, tmp_path):
 def test_a_foreign_log_is_kept_beside(run, monkeypatch, capsys):
     (run / "progress.csv").write_text("my,own\n1,2\n")
     assert call(train_rl, resume(run), monkeypatch) == 0
-    assert "x/progress.csv: could not be read as a run's log and is kept beside it; the log goes on from step 512" in capsys.readouterr().err
+    assert (
+        "x/progress.csv: could not be read as a run's log and is kept beside it; the log goes on from step 512"
+        in capsys.readouterr().err
+    )
     assert (run / "progress.damaged.csv").read_text() == "my,own\n1,2\n" and steps_of(run) == [640, 768]
 
 
@@ -646,7 +689,10 @@ def test_a_run_is_trained_on_and_the_rates_do_not_leap(by, run, monkeypatch, cap
         (run / "config.json").write_text(json.dumps({**config, "total_timesteps": 1024}))
         flags = ["--device", "cpu"]
     assert call(train_rl, resume(run, *flags), monkeypatch) == 0
-    assert "512 steps remain, over which the learning rate goes from 0.00025 to 0 and the entropy bonus" in capsys.readouterr().err
+    assert (
+        "512 steps remain, over which the learning rate goes from 0.00025 to 0 and the entropy bonus"
+        in capsys.readouterr().err
+    )
     rates = [float(row["train/learning_rate"]) for row in log(run)]
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.875e-4, 1.25e-4, 6.25e-5])
     assert json.loads((run / "config.json").read_text())["total_timesteps"] == 1024
@@ -702,7 +748,8 @@ def test_fewer_steps_than_were_trained_are_refused(run, monkeypatch, capsys):
 @settings(FEW)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.floats(1e-5, 1), st.floats(0, 1))
 def test_schedules_never_leap(done, before, more, start, end):
-    """Whatever the totals: from one update to the next a rate changes by no more than the steeper of the two slopes has it."""
+    """Whatever the totals: from one update to the next a rate changes by no more than the steeper of the two slopes has
+    it."""
     done = min(done, before)
     first, second = (Schedules({"learning_rate": start}, {"learning_rate": end}) for _ in range(2))
     total = done + more
@@ -716,7 +763,10 @@ def test_schedules_never_leap(done, before, more, start, end):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--seed", "2"], "--resume: expected no other flags than --device, --torch-threads, --num-actors, --progress-bar"),
+        (
+            ["--seed", "2"],
+            "--resume: expected no other flags than --device, --torch-threads, --num-actors, --progress-bar",
+        ),
         (["--memory=gru"], "expected no other flags"),
         (["--overwrite"], "expected no other flags"),
         (["--device", "tpu"], "--device: expected"),
@@ -731,7 +781,9 @@ def test_what_does_not_go_with_resume_is_told_in_one_line(flags, said, run, monk
     before = tree(run)
     assert call(train_rl, ["--resume", run, *flags], monkeypatch) == 2
     assert said in one_error(capsys)
-    assert {name: data for name, data in tree(run).items() if name != MARKER} == {n: d for n, d in before.items() if n != MARKER}
+    assert {name: data for name, data in tree(run).items() if name != MARKER} == {
+        n: d for n, d in before.items() if n != MARKER
+    }
 
 
 def test_help_of_resume_lists_what_goes_with_it(run, monkeypatch, capsys):
@@ -745,7 +797,10 @@ def test_help_of_resume_lists_what_goes_with_it(run, monkeypatch, capsys):
 def test_threads_and_device_are_of_this_start_only(run, monkeypatch):
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two would wait for each other on a busy machine
-    assert call(train_rl, resume(run, "--torch-threads", "2", "--device", "cpu", "--total-timesteps", "640"), monkeypatch) == 0
+    assert (
+        call(train_rl, resume(run, "--torch-threads", "2", "--device", "cpu", "--total-timesteps", "640"), monkeypatch)
+        == 0
+    )
     assert threads == [2]
     config = json.loads((run / "config.json").read_text())
     assert config["torch_threads"] == 1 and config["device"] == "auto" and config["total_timesteps"] == 640
@@ -764,7 +819,10 @@ def test_a_run_goes_on_on_another_device_and_says_that_draws_differ(run, monkeyp
         tensors["collector/generator"] = torch.arange(16, dtype=torch.uint8)
         (run / name).write_bytes(checkpoint_bytes(tensors, figures))
     assert call(train_rl, resume(run), monkeypatch) == 0
-    assert "the run was on another device, which drew random numbers another way: from here on it differs" in capsys.readouterr().err
+    assert (
+        "the run was on another device, which drew random numbers another way: from here on it differs"
+        in capsys.readouterr().err
+    )
     assert steps_of(run)[-1] == 768
 
 
@@ -863,7 +921,13 @@ def test_folders_that_killed_processes_have_left_are_removed_and_no_others(tmp_p
     (tmp_path / "ray-link").symlink_to(tmp_path / "other")
     lock = FileLock.take(tmp_path / "ray-used" / "lock")
     assert remove_abandoned(tmp_path, "ray-*", "lock") == [tmp_path / "ray-left"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "ray-link", "ray-new", "ray-theirs", "ray-used"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "ray-link",
+        "ray-new",
+        "ray-theirs",
+        "ray-used",
+    ]
     assert lock is not None
     lock.release()
 
@@ -916,12 +980,15 @@ def test_a_directory_that_is_removed_ends_the_training_and_it_is_saved_beside(re
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("where", ["log", "checkpoint"])
-def test_a_disk_that_fails_ends_the_training_in_one_line_and_the_last_checkpoint_stays(where, number, run, monkeypatch, capsys):
+def test_a_disk_that_fails_ends_the_training_in_one_line_and_the_last_checkpoint_stays(
+    where, number, run, monkeypatch, capsys
+):
     """It can be resumed when the disk is well again, and ends as if nothing had happened."""
     shutil.copytree(run, "whole")
     assert call(train_rl, resume(Path("whole"), "--total-timesteps", "1024"), monkeypatch) == 0
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
+
         def fails(*arguments):
             raise OSError(number, os.strerror(number))
 
@@ -947,7 +1014,9 @@ def test_a_file_that_may_not_grow_ends_the_training_in_one_line(most, run):
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
     code += f"sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train_rl.py'\nimport runpy\nrunpy.run_path({str(ROOT / 'train_rl.py')!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, *map(str, resume(run))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
     assert load_checkpoint(run / CHECKPOINTS[0])[1]["counters"]["timesteps"] >= 512
@@ -965,7 +1034,11 @@ def test_run_log_has_command_versions_device_and_every_line(run, monkeypatch, ca
     part = text[len(before) :]
     for line in said:
         assert line in part
-    assert " started\n" in part and "--resume x --no-progress-bar" in part and f"torch {torch.__version__.split('+')[0]}" in part
+    assert (
+        " started\n" in part
+        and "--resume x --no-progress-bar" in part
+        and f"torch {torch.__version__.split('+')[0]}" in part
+    )
     assert "device: cpu, 1 PyTorch thread(s)" in part and f"process: {os.getpid()} on " in part
 
 
@@ -981,7 +1054,18 @@ def test_run_log_has_the_traceback_of_what_ended_the_training(run, monkeypatch):
 
 
 def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
-    flags = [*SMALL, *SHORT, "--total-timesteps", "128", "--run-dir", "x", "--memory", "transformer_xl", "--window", "32"]
+    flags = [
+        *SMALL,
+        *SHORT,
+        "--total-timesteps",
+        "128",
+        "--run-dir",
+        "x",
+        "--memory",
+        "transformer_xl",
+        "--window",
+        "32",
+    ]
     assert call(train_rl, flags, monkeypatch) == 0
     said = capsys.readouterr().err
     run = build({**parse_config(list(map(str, flags))), "run_dir": "y"})
@@ -990,7 +1074,10 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     births = run.policy.initial_memory(1).layers[0].birth.element_size()
     per_slot = 2 * (4 * 64 + births + 1)
     assert f"policy   {number:,} parameters ({size(4 * number)}), on cpu, 1 thread" in said
-    assert f"memory   at most 32 memories in 2 layers, {size(32 * per_slot)} per environment, {size(8 * 32 * per_slot)} for 8" in said
+    assert (
+        f"memory   at most 32 memories in 2 layers, {size(32 * per_slot)} per environment, {size(8 * 32 * per_slot)} for 8"
+        in said
+    )
     assert "rollout  16 steps of 8 environments" in said and "3 checkpoints of about" in said and " free" in said
     assert len(said.splitlines()) < 15
     assert call(train_rl, [*flags, "--overwrite", "--quiet"], monkeypatch) == 0
@@ -1000,10 +1087,16 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "flags, warned",
     [
-        (["--memory", "transformer_xl", "--window", "32"], "needs facts for up to 200 steps, but memories last 32 steps at most: a larger --window"),
+        (
+            ["--memory", "transformer_xl", "--window", "32"],
+            "needs facts for up to 200 steps, but memories last 32 steps at most: a larger --window",
+        ),
         (["--memory", "expire_span", "--max-span", "64"], "but memories last 64 steps at most: a larger --max-span"),
         (["--memory", "adaptive_span", "--max-span", "64"], "but memories last 64 steps at most: a larger --max-span"),
-        (["--memory", "compressive", "--window", "8", "--compressed-window", "8"], "but memories last 40 steps at most"),
+        (
+            ["--memory", "compressive", "--window", "8", "--compressed-window", "8"],
+            "but memories last 40 steps at most",
+        ),
         (["--memory", "gru"], "but nothing is learned across rollouts, of 16 steps: --num-steps 200 would reach them"),
         (["--memory", "transformer_xl", "--window", "200"], ""),
         (["--memory", "expire_span"], ""),
@@ -1022,9 +1115,13 @@ def test_a_memory_that_is_too_short_for_the_task_is_warned_of(flags, warned, in_
 @pytest.mark.parametrize("memory", ["expire_span", "adaptive_span", "compressive", "transformer_xl", "gru", "none"])
 @pytest.mark.parametrize("agent", ["ppo", "impala"])
 def test_the_memory_is_never_larger_than_preflight_says(memory, agent, in_folder):
-    flags = {"transformer_xl": ["--window", "12"], "compressive": ["--window", "8", "--compressed-window", "3"]}.get(memory, [])
+    flags = {"transformer_xl": ["--window", "12"], "compressive": ["--window", "8", "--compressed-window", "3"]}.get(
+        memory, []
+    )
     flags += ["--max-span", "16"] if memory.endswith("span") else []
-    run = build(parse_config([*SMALL, "--env-kwargs", '{"max_length": 64}', "--memory", memory, "--agent", agent, *flags]))
+    run = build(
+        parse_config([*SMALL, "--env-kwargs", '{"max_length": 64}', "--memory", memory, "--agent", agent, *flags])
+    )
     (line,) = [line for line in preflight(run, Path("x")) if line.startswith("  memory")]
     run.trainer.total_timesteps = 10**9
     most = 0

@@ -1,4 +1,5 @@
-"""Stable-Baselines3 meets ours: its `evaluate_policy` plays a policy in our environments, and the adapter tells the truth."""
+"""Stable-Baselines3 meets ours: its `evaluate_policy` plays a policy in our environments, and the adapter tells the
+truth."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ def test_spaces_of_all_kinds_reach_their_networks(id):
 
 
 def test_monitor_goes_around_a_single_environment(tmp_path):
-    """Their `evaluate_policy` over `Monitor` over one of ours: the returns that the file holds are those that it tells."""
+    """Their `evaluate_policy` over `Monitor` over one of ours: the returns that the file holds are those that it
+    tells."""
     policy, _ = load_policy(PRETRAINED / "corridor-expire_span.safetensors")
     env = Monitor(envs.make_env("Corridor-v0", max_length=20), str(tmp_path / "log"))
     returns, lengths = evaluate_policy(policy, env, n_eval_episodes=10, return_episode_rewards=True)

@@ -29,7 +29,9 @@ def test_entries_are_named_by_their_path():
     entries = flat(OBSERVATION)
     assert entries.keys() == set(flat.space)
     assert entries["cards/0"] == -1 and entries["cards/1/suit"].tolist() == [0, 1]
-    assert entries["clock"].dtype == np.float32 and entries["text"][:4].tolist() == word_numbers("go home !", 4).tolist()
+    assert (
+        entries["clock"].dtype == np.float32 and entries["text"][:4].tolist() == word_numbers("go home !", 4).tolist()
+    )
     assert all(space.contains(entries[name]) for name, space in flat.space.items())
     found = {name: find_entry(OBSERVATION, name) for name in flat.space}
     assert found["cards/0"] == -1 and found["cards/1/suit"] is OBSERVATION["cards"][1]["suit"]
@@ -82,7 +84,10 @@ def test_what_cannot_be_read_is_left_out_with_its_reason():
     [
         (spaces.Sequence(spaces.Discrete(2)), r"got 'observation' \(a Sequence\)"),
         (spaces.Dict({}), "got no parts"),
-        (spaces.Dict({"previous_action": spaces.Discrete(2)}), "expected another name for the part 'previous_action', which policies get beside it"),
+        (
+            spaces.Dict({"previous_action": spaces.Discrete(2)}),
+            "expected another name for the part 'previous_action', which policies get beside it",
+        ),
         (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "'a/b', got two"),
     ],
 )
@@ -95,7 +100,10 @@ def test_a_space_that_cannot_be_read_is_refused(space, message):
     "changed, message",
     [
         ({"cards": (5, {"suit": np.zeros(2, np.int8)})}, r"'cards/0': expected numbers in its space .*, got 5"),
-        ({"cards": (0, {"suit": np.array([0, 2], np.int8)})}, r"'cards/1/suit': expected numbers in its space .*, got 2"),
+        (
+            {"cards": (0, {"suit": np.array([0, 2], np.int8)})},
+            r"'cards/1/suit': expected numbers in its space .*, got 2",
+        ),
         ({"cards": (0.5, {"suit": np.zeros(2, np.int8)})}, r"'cards/0': expected int64\[\], got float64\[\]"),
         ({"cards": (0, {})}, r"'cards/1/suit': expected such a part, the observation has none"),
         ({"cards": (0,)}, r"'cards/1/suit': expected such a part, the observation has none"),

@@ -1,4 +1,5 @@
-"""train_rl.py as a user calls it, good and bad: settings, the run directory, exit codes, one-line errors, nothing lost."""
+"""train_rl.py as a user calls it, good and bad: settings, the run directory, exit codes, one-line errors, nothing
+lost."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Did a memory matter? The policy is run again with the memory gone, or with what it would have been had the fact been the
-other way round.
+"""Did a memory matter? The policy is run again with the memory gone, or with what it would have been had the fact been
+the other way round.
 
 *Direct*: at a decision, one slot of one layer is taken away or exchanged; only that step is run again.
-*Total*: the whole episode is run again on the same actions, up to the decision. *Removed*: the observation's slots go from
-all layers right after it was written, and all that would have descended from them is computed anew without them (where a
-block is merged at that very moment, it goes with them).
-*Swapped*: every observation that shows the fact shows its counterpart instead. A fact that was seen twice, or that later
-memories copied into a higher layer, survives a direct removal; of a total swap nothing survives.
+*Total*: the whole episode is run again on the same actions, up to the decision. *Removed*: the observation's slots go
+from all layers right after it was written, and all that would have descended from them is computed anew without them
+(where a block is merged at that very moment, it goes with them).
+*Swapped*: every observation that shows the fact shows its counterpart instead. A fact that was seen twice, or that
+later memories copied into a higher layer, survives a direct removal; of a total swap nothing survives.
 
 T steps, V variants at once, P parameters of the actions' distribution, L layers.
 """
@@ -45,8 +45,9 @@ class Answer:
     value: float
 
     def against(self, base: Answer, policy: ActorCritic, names: Sequence[str]) -> dict[str, Any]:
-        """JSON-able: itself, its most likely action (a number of `names` if that is one whole number, else as text), and how far
-        it is from `base`: `shift`, the total variation of the actions' distributions, in [0, 1], and `value_change`."""
+        """JSON-able: itself, its most likely action (a number of `names` if that is one whole number, else as text),
+        and how far it is from `base`: `shift`, the total variation of the actions' distributions, in [0, 1], and
+        `value_change`."""
         params = self.params.double()
         action = policy.actions.mode(params)
         return {
@@ -72,9 +73,9 @@ def replay(
     removed: Sequence[int] | None = None,
     memories_before: Sequence[int] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Memory | None]]:
-    """Runs the policy again over observations [t,V,...] of V episodes from step `first` on, which begins with `memory` (None:
-    the episodes' start): yields each step's number, parameters [V,P] and values [V], and for the steps of `memories_before`
-    the memory that the step began with.
+    """Runs the policy again over observations [t,V,...] of V episodes from step `first` on, which begins with `memory`
+    (None: the episodes' start): yields each step's number, parameters [V,P] and values [V], and for the steps of
+    `memories_before` the memory that the step began with.
 
     removed: per variant the step whose observation leaves no memory, in any layer, -1 for none.
     """
@@ -99,8 +100,8 @@ def replay(
 def _repeated(
     policy: ActorCritic, episode: Episode, count: int, first: int, past: int
 ) -> tuple[int, dict[str, Tensor], Memory]:
-    """`count` variants of an episode, still all alike, up to step `past`: where to begin so that step `first` is in it, the
-    observations [t,count,...] from there on, and the memory then."""
+    """`count` variants of an episode, still all alike, up to step `past`: where to begin so that step `first` is in it,
+    the observations [t,count,...] from there on, and the memory then."""
     begin = max(step for step in episode.memories if step <= first)
     observations = tensors_of(policy, episode.observations[begin:past])
     wide = {key: value.expand(-1, count, *value.shape[2:]) for key, value in observations.items()}
@@ -108,8 +109,8 @@ def _repeated(
 
 
 def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
-    """How much memory as a whole decides: [T], the total variation between the actions' distribution and that of the same
-    policy had the episode just begun with this observation."""
+    """How much memory as a whole decides: [T], the total variation between the actions' distribution and that of the
+    same policy had the episode just begun with this observation."""
     steps = len(episode.actions)
     alone = {key: value[:, 0] for key, value in tensors_of(policy, episode.observations).items()}  # [T,...]
     acting = policy.begin(policy.initial_memory(steps), 1)
@@ -118,8 +119,8 @@ def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
 
 
 def decisions(episode: Episode, influence: np.ndarray) -> list[int]:
-    """The steps at which memory is to be audited: where the environment says that facts decide, else the local maxima of
-    the influence of memory, the largest first, in order."""
+    """The steps at which memory is to be audited: where the environment says that facts decide, else the local maxima
+    of the influence of memory, the largest first, in order."""
     if episode.decisions is not None:
         return np.flatnonzero(episode.decisions).tolist()
     padded = np.pad(influence, 1, constant_values=-1)
@@ -147,8 +148,9 @@ def audit(
     swap: Callable[[np.ndarray], np.ndarray | None] | None,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """JSON-able: `influence` [T], `decisions`, and `memories`, a list of the `count` memories attended to most at each of
-    them, with what became of the decision. swap: from an environment's image to its counterpart, None for none; names:
+    """JSON-able: `influence` [T], `decisions`, and `memories`, a list of the `count` memories attended to most at each
+    of them, with what became of the decision. swap: from an environment's image to its counterpart, None for none;
+    names:
     `action_names`, by default the labels of the policy's actions."""
     names = policy.actions.labels() if names is None else names
     whole = influence(policy, episode)
@@ -193,9 +195,9 @@ def _direct(
     slots: Sequence[tuple[int, int]],
     held: Mapping[tuple[int, int], Tensor] | None,
 ) -> list[Answer | None]:
-    """The answers to one observation `now` [1,...] on `memory` (of one environment) when one of the slots (layer, step) is
-    removed, or, if given, holds the vector in `held` instead. What was merged goes with the whole slot that it is a part of by
-    now, and is not exchanged. None for what is not exchanged."""
+    """The answers to one observation `now` [1,...] on `memory` (of one environment) when one of the slots (layer, step)
+    is removed, or, if given, holds the vector in `held` instead. What was merged goes with the whole slot that it is a
+    part of by now, and is not exchanged. None for what is not exchanged."""
     count, clock = len(slots), memory.time[0]
     memory = memory.rows(torch.zeros(count, dtype=torch.int64, device=policy.device))
     there = []
@@ -245,8 +247,8 @@ def _swapped(
     asked: Sequence[Asked],
     swap: Callable[[np.ndarray], np.ndarray | None] | None,
 ) -> tuple[dict[tuple[int, int], Answer], dict[tuple[int, int], Tensor]]:
-    """By (fact, decision): the answer when all observations of the fact show its counterpart; and by slot (layer, step): the
-    hidden vector [D] that it gets then. Both empty where there are no counterparts."""
+    """By (fact, decision): the answer when all observations of the fact show its counterpart; and by slot (layer,
+    step): the hidden vector [D] that it gets then. Both empty where there are no counterparts."""
     last = {fact: t for t, _, written, _ in asked if (fact := _fact(episode, written)) is not None}
     answers: dict[tuple[int, int], Answer] = {}
     held: dict[tuple[int, int], Tensor] = {}

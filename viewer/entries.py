@@ -21,9 +21,10 @@ DIGITS = 4  # that count
 
 
 def entries(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> list[dict[str, Any]]:
-    """JSON-able, in order: `name` and `kind` of every entry that is no picture, but for the previous action and reward, which
-    the page has anyway. Of words: `texts`, each different one once, and `which` of them each step has. Of numbers: `labels`
-    and `values` [T,n]; of more than MOST_NUMBERS only `count`. names: `action_names`, which are the labels of a mask."""
+    """JSON-able, in order: `name` and `kind` of every entry that is no picture, but for the previous action and reward,
+    which the page has anyway. Of words: `texts`, each different one once, and `which` of them each step has. Of
+    numbers: `labels` and `values` [T,n]; of more than MOST_NUMBERS only `count`. names: `action_names`, which are the
+    labels of a mask."""
     told = []
     for name, entry in policy.config.observation.items():
         if is_panel(entry) or name in (PREVIOUS_ACTION, PREVIOUS_REWARD):

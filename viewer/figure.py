@@ -1,6 +1,7 @@
 """The figure: one picture of what a policy saw, did and kept in an episode.
 
-Names: T steps of the episode, N numbers of an action, H heads. An observation is named by the step at which it was written.
+Names: T steps of the episode, N numbers of an action, H heads. An observation is named by the step at which it was
+written.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def draw(
     form: str = "png",
     brief: bool = False,
 ) -> bytes:
-    """The picture as a png, pdf or svg. title, how: what was played and how; names: `action_names`; brief: without the film
-    and the last decision, and smaller."""
+    """The picture as a png, pdf or svg. title, how: what was played and how; names: `action_names`; brief: without the
+    film and the last decision, and smaller."""
     config, steps = policy.config, len(episode.actions)
     images = thumbnails(episode.observations, config.observation)
     film = None if brief else images

@@ -1,6 +1,6 @@
-"""Pictures packed for the page, and the MP4. Square tiles that occur more than once are kept once: a film is an atlas of
-tiles and, per frame, which of its tiles changed since the frame before. So what a gridworld draws costs as much as its
-grid would, and anything else no more than what moves.
+"""Pictures packed for the page, and the MP4. Square tiles that occur more than once are kept once: a film is an atlas
+of tiles and, per frame, which of its tiles changed since the frame before. So what a gridworld draws costs as much as
+its grid would, and anything else no more than what moves.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def joined(tiles: np.ndarray, columns: int) -> np.ndarray:
 class Film:
     """Call it before each action: it keeps what the environment renders, and where the agent is if that is known.
 
-    `trouble`: in one line, why there is no picture although the environment has `render_mode` rgb_array; None if there is."""
+    `trouble`: in one line, why there is no picture although the environment has `render_mode` rgb_array; None if there
+    is."""
 
     def __init__(self) -> None:
         self.places: list[Place | None] = []
@@ -104,8 +105,8 @@ class Film:
             self._coarser()
 
     def _drawn(self, env: gym.Env) -> np.ndarray | None:
-        """What the environment renders, uint8 [height, width, 3]; None, with `trouble` told, if it is no picture. A missing
-        package is the user's to install: DependencyNotInstalled is raised."""
+        """What the environment renders, uint8 [height, width, 3]; None, with `trouble` told, if it is no picture. A
+        missing package is the user's to install: DependencyNotInstalled is raised."""
         try:
             drawn = env.render()
         except gym.error.DependencyNotInstalled:
@@ -197,8 +198,8 @@ def pack_observations(
     observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """JSON-able: the atlas of tiles, `width` and `height` in pixels, `wide` and `tall` in tiles, `looks` (tiles of each
-    different observation, line by line) and `which` (per step: its look). The pictures are those of `observation_pictures`,
-    smaller where they have too many different tiles."""
+    different observation, line by line) and `which` (per step: its look). The pictures are those of
+    `observation_pictures`, smaller where they have too many different tiles."""
     pictures = observation_pictures(observations, spec)
     while True:
         atlas, looks, which = Atlas(SEEN_TILE), {}, []

@@ -16,8 +16,8 @@ SCRIPTS = ("uPlot.iife.min.js", "film.js", "actions.js", "timeline.js", "memorie
 
 
 def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:
-    """episodes: of each `record` (`viewer.record`'s), `film` and `seen` (`viewer.film`'s pictures of the world, or None,
-    and of the observations)."""
+    """episodes: of each `record` (`viewer.record`'s), `film` and `seen` (`viewer.film`'s pictures of the world, or
+    None, and of the observations)."""
     first = episodes[0]["record"]
     listed = [
         {key: episode["record"][key] for key in ("seed", "outcome", "return", "steps")} for episode in episodes

@@ -1,5 +1,5 @@
-"""Observations as pictures: MiniGrid's cells as its tiles, pictures as they are, matrices as heat maps; an observation that has
-none of these as one heat map of all its numbers. Several stand side by side.
+"""Observations as pictures: MiniGrid's cells as its tiles, pictures as they are, matrices as heat maps; an observation
+that has none of these as one heat map of all its numbers. Several stand side by side.
 
 T observations, n numbers.
 """
@@ -34,7 +34,8 @@ def is_panel(entry: Mapping[str, Any]) -> bool:
 def observation_pictures(
     observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
 ) -> list[np.ndarray]:
-    """A picture of each observation, uint8 [height, width, 3], all of one size. spec: the policy's, of the observation."""
+    """A picture of each observation, uint8 [height, width, 3], all of one size. spec: the policy's, of the
+    observation."""
     largest = LARGEST if len(observations) <= MANY else LARGEST_OF_MANY
     panels = []
     for name, entry in spec.items():
@@ -60,8 +61,8 @@ def observation_pictures(
 def as_rgb(value: np.ndarray, channels_last: bool) -> np.ndarray:
     """A picture uint8 [height, width], [height, width, channels] or [channels, height, width] -> [height, width, 3].
 
-    Of several frames in its channels the last is shown, in colour if their number is a multiple of 3; of colours with an
-    opaque fourth channel the colours."""
+    Of several frames in its channels the last is shown, in colour if their number is a multiple of 3; of colours with
+    an opaque fourth channel the colours."""
     if value.ndim == 3:
         value = value if channels_last else np.moveaxis(value, 0, 2)
         count = value.shape[2]
@@ -83,7 +84,8 @@ def _tiles(images: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _sized(picture: np.ndarray, largest: int) -> np.ndarray:
-    """The picture with pixels so many times as large that it can be seen, or averaged so that it is no larger than `largest`."""
+    """The picture with pixels so many times as large that it can be seen, or averaged so that it is no larger than
+    `largest`."""
     side = max(picture.shape[:2])
     if side > largest:
         height, width = (max(1, round(length * largest / side)) for length in picture.shape[:2])
@@ -95,8 +97,8 @@ def _sized(picture: np.ndarray, largest: int) -> np.ndarray:
 def _heat_maps(
     numbers: np.ndarray, largest: int, shape: tuple[int, ...] | None = None, padding: int = 0
 ) -> list[np.ndarray]:
-    """Heat maps of numbers [T, ...], each between its smallest and its largest of the episode. shape: of one map, if it is not
-    that of the numbers; padding: numbers that are missing to it."""
+    """Heat maps of numbers [T, ...], each between its smallest and its largest of the episode. shape: of one map, if it
+    is not that of the numbers; padding: numbers that are missing to it."""
     values = np.nan_to_num(numbers.astype(float), posinf=0, neginf=0)
     low, high = values.min(0), values.max(0)
     levels = np.round(15 * ((values - low) / np.where(high > low, high - low, 1))).astype(np.uint8)  # [T, ...]

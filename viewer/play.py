@@ -1,8 +1,8 @@
 """One episode of a saved policy, as it was played, and the lives of its memories.
 
-T steps of the episode, t of them at once, A actions, N numbers of an action, P parameters of the actions' distribution, M
-numbers that are shown of it, L layers, H heads, C slots of a layer. An observation is named by the step at which it was
-written; *live* means visible to the query of that step, itself included.
+T steps of the episode, t of them at once, A actions, N numbers of an action, P parameters of the actions' distribution,
+M numbers that are shown of it, L layers, H heads, C slots of a layer. An observation is named by the step at which it
+was written; *live* means visible to the query of that step, itself included.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Episode:
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))  # float64 [T] the policy's, before each action
     params: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # float64 [T,P] of the actions' distribution
     marginals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    """float64 [T,M]: the probability of every action, or of every value of an action's numbers one number after the other; of
-    real numbers their means, in the environment's units."""
+    """float64 [T,M]: the probability of every action, or of every value of an action's numbers one number after the
+    other; of real numbers their means, in the environment's units."""
     decisions: np.ndarray | None = None  # bool [T]: the action must be chosen by remembered facts; None: not known
     facts: np.ndarray | None = None  # int64 [T]: the number of the fact that the observation shows, -1 for none
     texts: list[dict[str, str]] = field(default_factory=list)  # T: what the entries of words say, where that is known
@@ -148,8 +148,8 @@ def plain(value: Any) -> str | int | float | bool | None:
 
 
 def action_names(env: gym.Env, policy: ActorCritic) -> list[str]:
-    """A name for each number that is shown of the actions' distribution: the environment's (`metadata["action_names"]`, or
-    MiniGrid's enum) where it has as many, else "action 0", ... (`policies.actions`)."""
+    """A name for each number that is shown of the actions' distribution: the environment's (`metadata["action_names"]`,
+    or MiniGrid's enum) where it has as many, else "action 0", ... (`policies.actions`)."""
     labels, enum = policy.actions.labels(), getattr(env.unwrapped, "actions", None)
     names = (env.unwrapped.metadata or {}).get("action_names")
     if not names and isinstance(enum, type) and issubclass(enum, Enum):
@@ -160,7 +160,8 @@ def action_names(env: gym.Env, policy: ActorCritic) -> list[str]:
 
 
 def action_text(policy: ActorCritic, action: np.ndarray | Tensor, names: Sequence[str]) -> str:
-    """A canonical action, [] or [N], as one reads it: "north", "0: 2, 1: 0", or "0.31 -0.80" in the environment's units.
+    """A canonical action, [] or [N], as one reads it: "north", "0: 2, 1: 0", or "0.31 -0.80" in the environment's
+    units.
     names: `action_names`."""
     action = torch.as_tensor(action)
     if policy.actions.continuous:

@@ -1,7 +1,7 @@
 """Every number of the page as one JSON-able dict, which is also what `--json` writes.
 
-T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are counted
-from 0; weights and probabilities are rounded to DIGITS.
+T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are
+counted from 0; weights and probabilities are rounded to DIGITS.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def record(
     about: Mapping[str, Any],
     audit: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit: `viewer.audit`'s."""
+    """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit:
+    `viewer.audit`'s."""
     steps = len(episode.actions)
     info = {str(key): plain(value) for key, value in episode.info.items()}
     return {
@@ -70,8 +71,8 @@ def shown_as(policy: ActorCritic) -> str:
 
 
 def _actions(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
-    """`actions`: whole numbers from 0 on, or real ones in the environment's units; if an action is not a single whole number
-    also `action_texts` [T] and either `taken` (per step, which of the probabilities are those of the action) or
+    """`actions`: whole numbers from 0 on, or real ones in the environment's units; if an action is not a single whole
+    number also `action_texts` [T] and either `taken` (per step, which of the probabilities are those of the action) or
     `continuous` and `action_bounds` [N,2] (None where there is none)."""
     actions = policy.actions
     if episode.actions.ndim == 1:
@@ -91,8 +92,8 @@ def _actions(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dic
 
 
 def transformer_xl(lives: Sequence[LayerLives]) -> dict[str, Any] | None:
-    """What a Transformer-XL would hold per layer whose window reaches just as far back as the oldest memory that was ever
-    live in this episode: `window`, `live` [T]. None without memories."""
+    """What a Transformer-XL would hold per layer whose window reaches just as far back as the oldest memory that was
+    ever live in this episode: `window`, `live` [T]. None without memories."""
     if not lives:
         return None
     steps = len(lives[0].end)

@@ -1,4 +1,5 @@
-"""The upper part of the figure: what the agent saw, did and got, a strip each; and what all parts of the figure are drawn with.
+"""The upper part of the figure: what the agent saw, did and got, a strip each; and what all parts of the figure are
+drawn with.
 
 Names: T steps of the episode, N numbers of an action.
 """
@@ -106,8 +107,8 @@ def action_strip(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
 
 
 def number_strip(actions: np.ndarray, continuous: bool, ax: Axes) -> None:
-    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value, real ones from
-    the smallest to the largest of the episode."""
+    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value,
+    real ones from the smallest to the largest of the episode."""
     count = actions.shape[1]
     low, high = actions.min(0), actions.max(0)  # [N]
     if continuous:

@@ -1,7 +1,7 @@
 """The episode as an MP4: the world, what the agent sees, what it does, and what it attends to in memory, step by step.
 
-imageio-ffmpeg brings its own ffmpeg: nothing of the system is needed. Both are extras of the package, imported when they are
-needed.
+imageio-ffmpeg brings its own ffmpeg: nothing of the system is needed. Both are extras of the package, imported when
+they are needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ BACK, INK, SOFT, LINE, ACCENT = "#f6f7f9", "#1c2430", "#566173", "#d9dee6", "#0b
 def scenes(
     record: Mapping[str, Any], frames: Sequence[np.ndarray] | None, seen: Sequence[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """A picture per step, uint8 [height, width, 3], all of one size. record: `viewer.record`'s; frames: of the world, None
-    where there are none; seen: a picture per observation."""
+    """A picture per step, uint8 [height, width, 3], all of one size. record: `viewer.record`'s; frames: of the world,
+    None where there are none; seen: a picture per observation."""
     world = (WIDE - 2 * MARGIN, 0) if frames is None else _fitted(frames[0], WIDE - 2 * MARGIN, TALLEST)
     top = MARGIN + world[1] + (MARGIN if world[1] else 0)
     views = [np.asarray(Image.fromarray(view).resize(_fitted(view, 112, 112))) for view in seen]
@@ -100,9 +100,9 @@ def _told(draw: ImageDraw.ImageDraw, record: Mapping[str, Any], t: int, at: tupl
 
 
 def _bars(record: Mapping[str, Any], t: int) -> list[tuple[str, float, str, bool]]:
-    """At most MOST_BARS of (name, length from 0 to 1, number, whether it is what was done): the likeliest actions; of several
-    whole numbers the values that were taken; of real numbers their means, as far as between their bounds or, where there are
-    none, between the smallest and the largest of the episode."""
+    """At most MOST_BARS of (name, length from 0 to 1, number, whether it is what was done): the likeliest actions; of
+    several whole numbers the values that were taken; of real numbers their means, as far as between their bounds or,
+    where there are none, between the smallest and the largest of the episode."""
     names = record["action_names"]
     if record.get("continuous"):
         bars = []

@@ -1,7 +1,7 @@
 """What a policy asks of an action space: how its outputs become a distribution, and actions what the environment takes.
 
-*Canonical* actions are what policies and learners compute with: whole numbers from 0, or reals of which bounded ones lie in
-[-1, 1]. A action of N numbers has P parameters and F features; `...` stands for any leading axes, such as T, B.
+*Canonical* actions are what policies and learners compute with: whole numbers from 0, or reals of which bounded ones
+lie in [-1, 1]. A action of N numbers has P parameters and F features; `...` stands for any leading axes, such as T, B.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Actions(nn.Module):
         return outputs
 
     def masked(self, params: Tensor, mask: Tensor) -> Tensor:
-        """The parameters [..., P] of the distribution over the allowed actions. mask: [..., P], 0 for what is not allowed."""
+        """The parameters [..., P] of the distribution over the allowed actions. mask: [..., P], 0 for what is not
+        allowed."""
         return torch.where(mask.bool(), params, FORBIDDEN)
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -70,8 +71,8 @@ class Actions(nn.Module):
         raise NotImplementedError
 
     def marginals(self, params: Tensor) -> Tensor:
-        """What a viewer shows of a distribution, a number for each of `labels`: probabilities, or means in the environment's
-        units."""
+        """What a viewer shows of a distribution, a number for each of `labels`: probabilities, or means in the
+        environment's units."""
         raise NotImplementedError
 
     def labels(self) -> list[str]:

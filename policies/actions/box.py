@@ -1,8 +1,8 @@
 """Actions of real numbers: independent normal distributions, cut off at the bounds.
 
-What falls beyond a bound becomes the bound, which therefore has a probability of its own: the mass beyond it (the clipped
-action of Fujita and Maeda, ICML 2018, arXiv 1802.07564). Log-probabilities are right inside and at the bounds. N numbers;
-P = 2 N parameters, the means and then the logarithms of the standard deviations.
+What falls beyond a bound becomes the bound, which therefore has a probability of its own: the mass beyond it (the
+clipped action of Fujita and Maeda, ICML 2018, arXiv 1802.07564). Log-probabilities are right inside and at the bounds.
+N numbers; P = 2 N parameters, the means and then the logarithms of the standard deviations.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FAR = 30.0  # standard deviations to a bound that is not there: no mass is beyon
 
 
 class BoxActions(Actions):
-    """Canonical numbers with two bounds lie in [-1, 1], others are the environment's own. The standard deviations are learned
-    and do not depend on the observation."""
+    """Canonical numbers with two bounds lie in [-1, 1], others are the environment's own. The standard deviations are
+    learned and do not depend on the observation."""
 
     continuous: ClassVar[bool] = True
     low: Tensor
@@ -106,8 +106,8 @@ class BoxActions(Actions):
         return torch.cat([torch.ones_like(actions[..., :1]), actions, actions.square()], -1)
 
     def distance(self, params: Tensor, others: Tensor) -> Tensor:
-        """Of the normal distributions before they are cut off, whose standard deviations are those of `params`: at most what
-        the cut ones have."""
+        """Of the normal distributions before they are cut off, whose standard deviations are those of `params`: at most
+        what the cut ones have."""
         (mean, std), (other, _) = self._normal(params), self._normal(others)
         by_number = torch.erf((mean - other).abs() / (2 * math.sqrt(2) * std))
         return 1 - (1 - by_number).prod(-1)

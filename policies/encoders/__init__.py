@@ -49,8 +49,9 @@ __all__ = [
 def observation_spec(
     space: spaces.Dict, normalize: bool = True, normalize_reward: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The spec of an observation space. normalize: read floats over their running mean and standard deviation, but for the
-    previous action and reward; normalize_reward: the previous reward, too. Raises ValueError, one line, for a space that no policy can read."""
+    """The spec of an observation space. normalize: read floats over their running mean and standard deviation, but for
+    the previous action and reward; normalize_reward: the previous reward, too. Raises ValueError, one line, for a space
+    that no policy can read."""
     spec = {key: _entry(key, sub, normalize) for key, sub in space.items()}
     if normalize_reward and PREVIOUS_REWARD in spec:
         spec[PREVIOUS_REWARD]["normalize"] = True

@@ -72,7 +72,8 @@ class Integers(EntryEncoder):
         self.register_buffer("start", torch.tensor(start), persistent=False)
 
     def _indices(self, value: Tensor) -> Tensor:
-        """[N, ...] -> int64 [N, columns], counted from 0. Values outside count as the nearest inside: padding is outside."""
+        """[N, ...] -> int64 [N, columns], counted from 0. Values outside count as the nearest inside: padding is
+        outside."""
         columns = value[:, None] if value.ndim == 1 else value.flatten(1)
         return torch.minimum((columns.long() - self.start).clamp_(min=0), self.largest)
 
@@ -89,8 +90,8 @@ class Integers(EntryEncoder):
 
 
 def squared_error(outputs: Tensor, value: Tensor) -> Tensor:
-    """The squared error of outputs [N,C] over twice the variance of values [N,C], summed over the columns: nats of normal
-    distributions."""
+    """The squared error of outputs [N,C] over twice the variance of values [N,C], summed over the columns: nats of
+    normal distributions."""
     variance = value.var(0, correction=0).clamp(min=VARIANCE_FLOOR)
     return ((outputs - value).square().mean(0) / (2 * variance)).sum()
 

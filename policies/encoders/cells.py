@@ -17,7 +17,8 @@ CELL_VALUES = tuple(bound + 1 for bound in CELL_BOUNDS)
 
 
 class CellsEncoder(Integers):
-    """uint8 [columns, lines, 3], where the bounds are those of MiniGrid's encoding. Values beyond count as the largest."""
+    """uint8 [columns, lines, 3], where the bounds are those of MiniGrid's encoding. Values beyond count as the
+    largest."""
 
     def __init__(self, entry: Mapping[str, Any]):
         columns, lines, _ = entry["shape"]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """Observation -> [N,D]. Every entry becomes columns; the sum of their embeddings (columns times a matrix, the faster way
-    on a CPU where they are one-hot) passes one more layer.
+    """Observation -> [N,D]. Every entry becomes columns; the sum of their embeddings (columns times a matrix, the
+    faster way on a CPU where they are one-hot) passes one more layer.
 
     extractor: a module in place of the entries' own encoders, for all of them but the previous action and reward (see
     `policies.encoders.extractor`).
@@ -63,7 +63,8 @@ class Encoder(nn.Module):
         return self.mix(F.relu(self.project(torch.cat(columns, -1))))
 
     def observe(self, observation: Mapping[str, Tensor], axes: int) -> None:
-        """Takes observations, entries with so many leading axes, into the statistics by which numbers are normalised."""
+        """Takes observations, entries with so many leading axes, into the statistics by which numbers are
+        normalised."""
         for key, part in self.entries():
             if part.learns_statistics and len(observation[key]):
                 part.observe(observation[key].flatten(0, axes - 1))

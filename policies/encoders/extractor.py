@@ -1,7 +1,8 @@
 """A features extractor of Stable-Baselines3 as the encoder of an environment's observation. N observations, C features.
 
-It gets the space and the tensors that Stable-Baselines3 would give it: pictures with their channels first, from 0 to 1, whole numbers one-hot
-(`preprocess_obs`); the observation itself where it is a single entry, else a dict of entries by name.
+It gets the space and the tensors that Stable-Baselines3 would give it: pictures with their channels first, from 0 to 1,
+whole numbers one-hot (`preprocess_obs`); the observation itself where it is a single entry, else a dict of entries by
+name.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class FeaturesExtractor(nn.Module):
         return self.network(preprocess_obs(own if self.alone is None else own[self.alone], self.space))
 
     def _space(self, key: str, space: spaces.Space) -> spaces.Space:
-        """A picture's space with its channels first, as Stable-Baselines3's VecTransposeImage makes it; others as they are."""
+        """A picture's space with its channels first, as Stable-Baselines3's VecTransposeImage makes it; others as they
+        are."""
         if key not in self.transposed or not isinstance(space, spaces.Box):
             return space
         return spaces.Box(space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1), dtype=np.uint8)

@@ -36,7 +36,9 @@ class DiscreteEncoder(EntryEncoder):
 
     def _binary(self, value: Tensor) -> Tensor:
         """[N] -> bool [N, digits]."""
-        return ((value.long() - self.start).clamp(min=0)[:, None] >> torch.arange(self.digits, device=value.device)) & 1 == 1
+        return (
+            (value.long() - self.start).clamp(min=0)[:, None] >> torch.arange(self.digits, device=value.device)
+        ) & 1 == 1
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return self._binary(value).to(dtype) if self.one_hot is None else self.one_hot(value, dtype)

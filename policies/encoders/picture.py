@@ -20,8 +20,8 @@ PREDICTED = 8  # pixels of a side to which a picture is reduced where it is pred
 
 
 class PictureEncoder(EntryEncoder):
-    """Frames stay uint8 until they are encoded, as numbers from 0 to 1. The network of Mnih et al. (2015) for pictures of at
-    least SMALL pixels, else 3x3 kernels that halve the sides until they are at most 7."""
+    """Frames stay uint8 until they are encoded, as numbers from 0 to 1. The network of Mnih et al. (2015) for pictures
+    of at least SMALL pixels, else 3x3 kernels that halve the sides until they are at most 7."""
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)

@@ -1,5 +1,5 @@
-"""Numbers as they are, or over their running mean and standard deviation: Boxes of floats of any rank, and of whole numbers
-of many values."""
+"""Numbers as they are, or over their running mean and standard deviation: Boxes of floats of any rank, and of whole
+numbers of many values."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ANY_SIZE = 1e30  # a variance beside which every number is 0
 
 
 class VectorEncoder(EntryEncoder):
-    """With `normalize`, each number less its mean over its standard deviation, both of all observations of training so far.
-    The statistics are part of the policy's weights and change only when `observe` is called."""
+    """With `normalize`, each number less its mean over its standard deviation, both of all observations of training so
+    far. The statistics are part of the policy's weights and change only when `observe` is called."""
 
     learns_statistics: ClassVar[bool] = True
     mean: Tensor

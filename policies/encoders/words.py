@@ -1,7 +1,8 @@
 """Text: the words of `spaces.word_numbers`, as a sum of vectors of words and of pairs of words that follow each other.
 
 The vector of a word is the sum of four, one for each byte of its number (hash embeddings, Svenstrup et al., 2017, arXiv
-1709.03933): no vocabulary is needed, and only words whose numbers are the same are taken for each other. N texts, W words.
+1709.03933): no vocabulary is needed, and only words whose numbers are the same are taken for each other. N texts, W
+words.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class WordsEncoder(EntryEncoder):
 
     @staticmethod
     def _summed(embedding: nn.Embedding, numbers: Tensor, there: Tensor) -> Tensor:
-        """The sum of the vectors of those numbers [N,W] that are there, over the root of how many there are: [N,WIDTH]."""
+        """The sum of the vectors of those numbers [N,W] that are there, over the root of how many there are:
+        [N,WIDTH]."""
         shifts = torch.arange(0, 8 * BYTES, 8, device=numbers.device)
         digits = ((numbers - 1)[..., None] >> shifts) & 255  # [N,W,BYTES]
         vectors = embedding(digits + 256 * torch.arange(BYTES, device=numbers.device)).sum(2)  # [N,W,WIDTH]

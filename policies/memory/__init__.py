@@ -1,7 +1,7 @@
 """Memory kinds by name. A new kind is one file beside this one, its settings in `policies.settings`, and one line here.
 
-A kind says how the layers of a Transformer remember (a `MemoryKind`), or is a core of its own (a `policies.core.Core`, such as
-the GRU). One from outside this package brings its own `Config`: `KINDS["mine"] = MyKind`.
+A kind says how the layers of a Transformer remember (a `MemoryKind`), or is a core of its own (a `policies.core.Core`,
+such as the GRU). One from outside this package brings its own `Config`: `KINDS["mine"] = MyKind`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ class AdaptiveSpan(MemoryKind):
     def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
         mask = self._mask(age[:, None], self.spans()[:, None, None])  # [B,H,N,C]
         seen = mask > 0
-        return self._mask(age, self.spans().max()) > 0, torch.where(seen, torch.log(torch.where(seen, mask, 1)), -math.inf)
+        return self._mask(age, self.spans().max()) > 0, torch.where(
+            seen, torch.log(torch.where(seen, mask, 1)), -math.inf
+        )
 
     def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
         return self._mask(age, self.spans().max()) > 0
@@ -51,6 +53,6 @@ class AdaptiveSpan(MemoryKind):
 
     def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
         """pressure * alpha * mean over heads of z_h / S_max (section 3, as a fraction of the longest span). Negative
-        pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp: how strong the
-        pressure is therefore also says how the charge stands to the task."""
+        pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp: how
+        strong the pressure is therefore also says how the charge stands to the task."""
         return self.config.span_coef * pressure * torch.sigmoid(self.logit).mean()

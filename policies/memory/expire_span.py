@@ -70,19 +70,19 @@ class ExpireSpan(MemoryKind):
         charge  = sign(pressure) * mean_new(s(e))                                           (the paper's loss, equation 7)
         defence = use_coef * sum_used(max(0, s((1 + margin) * last use + 1) - s(e))) / number of new memories
 
-        s(e) is e / L_max up to one half; beyond, where the sigmoid flattens, s goes on along its steepest slope. Otherwise
-        spans near L_max would stay there: what does not change with the level has no gradient. Nothing is charged below one
-        step, or lengthened beyond 0.99 L_max: levels do not run away.
+        s(e) is e / L_max up to one half; beyond, where the sigmoid flattens, s goes on along its steepest slope.
+        Otherwise spans near L_max would stay there: what does not change with the level has no gradient. Nothing is
+        charged below one step, or lengthened beyond 0.99 L_max: levels do not run away.
         Together they are the pinball loss of the (1 - 1 / use_coef) quantile of what is needed. Both train the span
-        predictor only: the hidden vectors are detached here. Negative pressure lengthens spans. How strong the pressure is
-        makes the predictor's steps longer or shorter (`agents.learner`), not the quantile.
+        predictor only: the hidden vectors are detached here. Negative pressure lengthens spans. How strong the pressure
+        is makes the predictor's steps longer or shorter (`agents.learner`), not the quantile.
 
-        The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all share.
-        Otherwise the charge on many dull memories would drag the few precious ones down with them, whose hidden vectors
-        point much the same way, long before the weights had learned the difference.
+        The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all
+        share. Otherwise the charge on many dull memories would drag the few precious ones down with them, whose hidden
+        vectors point much the same way, long before the weights had learned the difference.
 
-        Without pressure nothing is lost, so nothing is defended: an untrained policy's attention falls on memories of all
-        ages, and their defence alone would drive every span to L_max, where the sigmoid is flat.
+        Without pressure nothing is lost, so nothing is defended: an untrained policy's attention falls on memories of
+        all ages, and their defence alone would drive every span to L_max, where the sigmoid is flat.
         """
         if pressure == 0:
             return normed.new_zeros(())
@@ -104,5 +104,6 @@ class ExpireSpan(MemoryKind):
 
 
 def _unflattened(level: Tensor) -> Tensor:
-    """Fractions of L_max by their level, as the loss sees them: the sigmoid below one half, and on at its steepest above."""
+    """Fractions of L_max by their level, as the loss sees them: the sigmoid below one half, and on at its steepest
+    above."""
     return torch.where(level > 0, 0.5 + level / 4, torch.sigmoid(level))

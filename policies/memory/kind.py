@@ -19,8 +19,8 @@ from expire_span_rl.policies.settings import TransformerConfig
 
 @dataclass(frozen=True)
 class Merging:
-    """Blocks of `size` slots, counted from the start of the episode, become one slot each, which is what a query sees instead
-    of its members from `delay` + 1 steps after the last of them on."""
+    """Blocks of `size` slots, counted from the start of the episode, become one slot each, which is what a query sees
+    instead of its members from `delay` + 1 steps after the last of them on."""
 
     size: int
     delay: int
@@ -38,7 +38,8 @@ class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 
     A kind answers: what a query sees (`visibility`), what that costs (`loss`), which slots become one in the course of
-    time (`merging`), and what survives a rollout (`survives`). It is told which slots there are, so that it can rank them.
+    time (`merging`), and what survives a rollout (`survives`). It is told which slots there are, so that it can rank
+    them.
     `describe` turns each slot's hidden vector into the numbers those questions need, once per slot and rollout.
     """
 
@@ -46,26 +47,26 @@ class MemoryKind(nn.Module):
     CoreConfig: ClassVar[type] = TransformerConfig
     stores: ClassVar[bool] = True  # False: it keeps no slots
     presses: ClassVar[bool] = False
-    """True: `loss` heeds the pressure, so that live memories can be brought down; the kind's own parameters then learn at a
-    rate in proportion to it, by plain Adam."""
+    """True: `loss` heeds the pressure, so that live memories can be brought down; the kind's own parameters then learn
+    at a rate in proportion to it, by plain Adam."""
 
     def __init__(self, width: int, num_heads: int, config: Any):
         super().__init__()
         self.config = config
 
     def learning_rate_scale(self, name: str) -> float:
-        """Learning rate of the kind's own parameter `name` as a multiple of the policy's, at full pressure if it presses."""
+        """Learning rate of the kind's own parameter `name` as a multiple of the policy's, at full pressure if it
+        presses."""
         return 1.0
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
         """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. drawn: [B,K]."""
         return None
 
-    def visibility(
-        self, age: Tensor, described: Tensor | None, exists: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What a query sees. age: [B,N,C] >= 0 of the slots that exist for it; described: [B,C] or None; exists: bool [B,N,C],
-        the slots of the query's own episode that were written by then, its own among them, and not merged or removed.
+    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What a query sees. age: [B,N,C] >= 0 of the slots that exist for it; described: [B,C] or None; exists: bool
+        [B,N,C], the slots of the query's own episode that were written by then, its own among them, and not merged or
+        removed.
 
         Returns (visible [B,N,C] bool, to any head, or None for all; additive score term, [B,N,C] if the heads share it,
         else [B,H,N,C], or None for zero). Where a slot is not visible the term does not matter.
@@ -82,8 +83,9 @@ class MemoryKind(nn.Module):
         return seen, torch.where(seen[:, None] if term.ndim == 4 else seen, term, -math.inf)
 
     def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
-        """[B,C] bool: will a query of this age [B,C] still see the slot, of those that are alive, bool [B,C]? False is final: the
-        slot is removed, so it must hold for all queries after that one too. What dead slots get does not matter."""
+        """[B,C] bool: will a query of this age [B,C] still see the slot, of those that are alive, bool [B,C]? False is
+        final: the slot is removed, so it must hold for all queries after that one too. What dead slots get does not
+        matter."""
         return torch.ones_like(age, dtype=torch.bool)
 
     # Extension: for the few kinds that merge slots

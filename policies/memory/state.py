@@ -82,7 +82,8 @@ class Memory:
         return [x.hidden.shape[2] * x.hidden.element_size() + x.birth.element_size() + 1 for x in self.layers]
 
     def oldest(self) -> Tensor:
-        """[B]: age of the oldest live memory at the next query, 0 if there is none; of a hidden state, all steps so far."""
+        """[B]: age of the oldest live memory at the next query, 0 if there is none; of a hidden state, all steps so
+        far."""
         if self.state is not None:
             return self.time
         oldest = torch.zeros_like(self.time)
@@ -93,8 +94,8 @@ class Memory:
         return oldest
 
     def drift(self, other: Memory, within: int) -> float:
-        """How far the hidden vectors of another computation of the same memory lie from these: the mean of |h' - h| / |h|
-        over the memories that both have and that are at most `within` steps old. NaN if there are none."""
+        """How far the hidden vectors of another computation of the same memory lie from these: the mean of |h' - h| /
+        |h| over the memories that both have and that are at most `within` steps old. NaN if there are none."""
         pairs = []
         for mine, theirs in zip(self.layers, other.layers):
             (ours, keys), (others, other_keys) = (_keyed(layer, self.time, within) for layer in (mine, theirs))
@@ -113,8 +114,8 @@ class Memory:
         return replace(self, drawn=other.drawn)
 
     def packed(self) -> dict[str, Tensor]:
-        """`to_tensors` without the padding: of each layer only the live memories, [N,D] and [N], and how many of them each
-        environment has, [B]. `from_tensors` reads these too."""
+        """`to_tensors` without the padding: of each layer only the live memories, [N,D] and [N], and how many of them
+        each environment has, [B]. `from_tensors` reads these too."""
         out = {name: tensor for name, tensor in self.to_tensors().items() if "/" not in name}
         for i, layer in enumerate(self.layers):
             count = layer.alive.sum(1)
@@ -151,7 +152,8 @@ class Memory:
         return replace(self, layers=tuple(layers))
 
     def replaced(self, layer: int, slots: Tensor, hidden: Tensor) -> Memory:
-        """The same memory with the hidden vectors of `slots` [B,S] (bool) of one layer exchanged for `hidden` [B,S,D]."""
+        """The same memory with the hidden vectors of `slots` [B,S] (bool) of one layer exchanged for `hidden`
+        [B,S,D]."""
         layers = list(self.layers)
         new = torch.where(slots[..., None], hidden, layers[layer].hidden)
         layers[layer] = replace(layers[layer], hidden=new)

@@ -1,4 +1,5 @@
-"""The recurrent control: a GRU (Cho et al., 2014, arXiv 1406.1078) instead of a Transformer. Its memory is its hidden state.
+"""The recurrent control: a GRU (Cho et al., 2014, arXiv 1406.1078) instead of a Transformer. Its memory is its hidden
+state.
 
 N, B environments, T time steps, L layers, D width, F final observations.
 """
@@ -74,8 +75,8 @@ class GRU(nn.Module):
         return acting.state[:, -1]
 
     def value(self, x: Tensor, acting: RecurrentActing, rows: Tensor) -> Tensor:
-        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R]; `acting` is not
-        written."""
+        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R]; `acting` is
+        not written."""
         return self._advanced(x, acting.state[rows])[:, -1]
 
     def unroll(
@@ -88,8 +89,8 @@ class GRU(nn.Module):
         pressure: float = 0.0,
         details: bool = False,
     ) -> CoreOutput:
-        """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no loss
-        of the memory's own and nothing to look at."""
+        """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
+        loss of the memory's own and nothing to look at."""
         state, states = hidden_state(memory), []
         for now, start in zip(x, episode_start):
             state = self._advanced(now, _emptied(state, start))

@@ -57,7 +57,8 @@ def attend_rollout(
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
     positions: [P,d]; extension_age: [B,T,E], age of the first E slots at all queries, None for E = 0;
     memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C]
-    for all heads or [B,H,T,C]; age_bias: [H,P] as in `attend`. Returns (output [B,H,T,d], weights [B,H,T,C], the latter without gradient).
+    for all heads or [B,H,T,C]; age_bias: [H,P] as in `attend`. Returns (output [B,H,T,d], weights [B,H,T,C], the latter
+    without gradient).
     """
     by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias), (0, 1))  # [B,H,T,P+1], 0 beyond P
     reach, heads = len(positions), q.shape[1]

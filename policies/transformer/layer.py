@@ -33,7 +33,8 @@ def _fixed(tensor: Tensor, axis: int, count: int) -> Tensor:
 
 def orthogonal(linear: nn.Linear, gain: float) -> None:
     """Orthogonal weights and no bias: differences between inputs reach the output undimmed. With PyTorch's default the
-    biases drown what tells two observations apart, and a policy needs several times as many steps to find its memory."""
+    biases drown what tells two observations apart, and a policy needs several times as many steps to find its
+    memory."""
     nn.init.orthogonal_(linear.weight, gain)
     nn.init.zeros_(linear.bias)
 
@@ -70,8 +71,8 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def look_for_what_followed(self, below: Layer, shifted: int) -> None:
-        """Makes an induction head (Olsson et al., 2022, arXiv 2209.11895) of every head: its initial query is what its key
-        makes of what the `shifted` first heads of the layer `below` write of the step before."""
+        """Makes an induction head (Olsson et al., 2022, arXiv 2209.11895) of every head: its initial query is what its
+        key makes of what the `shifted` first heads of the layer `below` write of the step before."""
         width, size = self.query.in_features, self.query.in_features // self.heads
         written = (
             below.out.weight[:, : shifted * size] @ below.key_value.weight[width : width + shifted * size]

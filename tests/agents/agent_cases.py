@@ -124,7 +124,8 @@ class Recall(Probe):
 
 
 class RightNumbers(Probe):
-    """One step, a reward of a third for each of three numbers that is right: 2 of 3 values, the cue, and 1 from 1 on."""
+    """One step, a reward of a third for each of three numbers that is right: 2 of 3 values, the cue, and 1 from 1
+    on."""
 
     observation_space = spaces.Discrete(2)
     action_space = spaces.MultiDiscrete([3, 2, 2], start=[0, 0, 1])
@@ -151,8 +152,8 @@ class RightSwitches(Probe):
 
 
 class RightReals(Probe):
-    """One step. Of two numbers, from 0 to 10 and of at least -1, the first should be 7 or 2 as the observation says and the
-    second at its bound: success within 1 of both."""
+    """One step. Of two numbers, from 0 to 10 and of at least -1, the first should be 7 or 2 as the observation says and
+    the second at its bound: success within 1 of both."""
 
     action_space = spaces.Box(np.array([0, -1], np.float32), np.array([10, np.inf], np.float32))
 
@@ -165,7 +166,8 @@ class RightReals(Probe):
 
 
 class Forbidden(Probe):
-    """Two steps, reward 1 for the only action that the mask in the info allows, the cue or 2; another ends the episode."""
+    """Two steps, reward 1 for the only action that the mask in the info allows, the cue or 2; another ends the
+    episode."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Discrete(3)

@@ -1,5 +1,5 @@
-"""Actors on Ray: training over two nodes of which one loses an actor, environments that raise, Ctrl-C, bad input. Skipped
-where Ray is not installed."""
+"""Actors on Ray: training over two nodes of which one loses an actor, environments that raise, Ctrl-C, bad input.
+Skipped where Ray is not installed."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def processes_with(word: str) -> list[int]:
 
 
 def test_two_nodes_train_and_one_actor_is_killed():
-    """A short corridor, actors on both nodes of a cluster. One actor's process is killed under way: one line says so, with
-    the count, and training reaches 95% as it must."""
+    """A short corridor, actors on both nodes of a cluster. One actor's process is killed under way: one line says so,
+    with the count, and training reaches 95% as it must."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -122,8 +122,8 @@ def breaking() -> str:
 
 
 def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breaking, tmp_path, monkeypatch, capsys):
-    """Each time is told in a line, with the traceback in run.log; then one line, exit code 1, a checkpoint, and Ray's logs
-    beside it."""
+    """Each time is told in a line, with the traceback in run.log; then one line, exit code 1, a checkpoint, and Ray's
+    logs beside it."""
     arguments = [*IMPALA, *SMALL, "--env", breaking, "--num-actors", "1", "--run-dir", str(tmp_path / "x")]
     assert call(train_rl, arguments, monkeypatch) == 1
     told = capsys.readouterr().err
@@ -149,7 +149,8 @@ def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breakin
     ids=["ctrl-c", "SIGTERM"],
 )
 def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, code, message, tmp_path):
-    """Sent to the whole group, as a terminal and a scheduler do. Nothing of Ray is left, and the run can be continued."""
+    """Sent to the whole group, as a terminal and a scheduler do. Nothing of Ray is left, and the run can be
+    continued."""
     temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # Ray's sockets need a short path; tests find processes by it
     run_dir = tmp_path / "x"
     command = [

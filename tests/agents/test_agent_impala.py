@@ -1,5 +1,5 @@
-"""IMPALA's learner: its targets against GAE and against V-trace by hand, its gradient by hand, and learning on probes. T time
-steps, B environments."""
+"""IMPALA's learner: its targets against GAE and against V-trace by hand, its gradient by hand, and learning on probes.
+T time steps, B environments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def make_impala(policy, num_envs: int, **settings) -> Impala:
 
 
 def collected(kind: str, rollouts: int = 2):
-    """A policy of random heads and the last of some rollouts, with truncations inside and rows that go on at its end."""
+    """A policy of random heads and the last of some rollouts, with truncations inside and rows that go on at its
+    end."""
     env = envs.make_vec_env("Corridor-v0", 6, **SHORT)
     policy = make_policy(env, kind, heads=0.1)
     policy.policy_head.bias.data[1] = 1.5
@@ -59,7 +60,8 @@ def targets_of(agent: Impala, rollout, monkeypatch):
 
 
 def test_the_value_that_follows():
-    """The next step's, but where the trace was cut that of the final observation; after the last step 0 or a final's."""
+    """The next step's, but where the trace was cut that of the final observation; after the last step 0 or a
+    final's."""
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     at = torch.tensor([0, 2]), torch.tensor([1, 0])
     expected = [[3.0, 70.0], [5.0, 6.0], [80.0, 0.0]]
@@ -80,7 +82,8 @@ def test_on_policy_the_targets_are_those_of_gae(kind, trace_lambda, monkeypatch)
 
 
 def test_the_rollouts_end_is_bootstrapped_with_the_learners_value(monkeypatch):
-    """Once the value head's bias is 10 higher, so is what follows the last step, of which the target has gamma times."""
+    """Once the value head's bias is 10 higher, so is what follows the last step, of which the target has gamma
+    times."""
     policy, rollout = collected("expire_span")
     part, before = targets_of(make_impala(policy, 6, trace_lambda=0.0, learning_rate=0.0), rollout, monkeypatch)
     policy.value_head.bias.data += 10
@@ -90,8 +93,8 @@ def test_the_rollouts_end_is_bootstrapped_with_the_learners_value(monkeypatch):
 
 
 def test_loss_and_gradient_by_hand():
-    """Action 0 throughout, of probability P = 3/4 now. It was 3/8 and 9/10 when acting: ratios 2, clipped to 1, and 5/6.
-    Each step is an episode, the value is 1/2, rewards are 1: advantages 1/2 and 5/12, targets 1 and 11/12."""
+    """Action 0 throughout, of probability P = 3/4 now. It was 3/8 and 9/10 when acting: ratios 2, clipped to 1, and
+    5/6. Each step is an episode, the value is 1/2, rewards are 1: advantages 1/2 and 5/12, targets 1 and 11/12."""
     policy = Table()
     agent = make_impala(policy, 2, ent_coef=0.04, final_ent_coef=0.04, advantage_std_floor=1.0)
     figures = agent.update(make_rollout([[1, 1]], [[0, 0]], [[3 / 8, 9 / 10]]), 0.0, pressure=0.7)
@@ -117,8 +120,8 @@ def test_loss_and_gradient_by_hand():
 
 
 def test_the_policy_gradient_weighs_log_probabilities():
-    """Two actions with advantages +1 and -1 under even odds: the slope of the loss by logit 0 is -1/2, whatever the mean
-    reward. Acting probabilities of 1/2 too, so that nothing is clipped."""
+    """Two actions with advantages +1 and -1 under even odds: the slope of the loss by logit 0 is -1/2, whatever the
+    mean reward. Acting probabilities of 1/2 too, so that nothing is clipped."""
     policy = Table(logits=(0.0, 0.0))
     agent = make_impala(policy, 2, ent_coef=0.0, final_ent_coef=0.0)
     figures = agent.update(make_rollout([[8, 6]], [[0, 1]], [[0.5, 0.5]]), 0.0, 0.0)
@@ -127,8 +130,8 @@ def test_the_policy_gradient_weighs_log_probabilities():
 
 
 def test_what_the_learner_would_hardly_do_is_not_pushed_further():
-    """Action 1, of probability 1e-9 now and 1/2 when acting, and action 0, certain now: the first has weight 0 whatever the
-    mean advantage is, so that no gradient comes from it; and what is left of the second lies around 0 itself."""
+    """Action 1, of probability 1e-9 now and 1/2 when acting, and action 0, certain now: the first has weight 0 whatever
+    the mean advantage is, so that no gradient comes from it; and what is left of the second lies around 0 itself."""
     policy = Table(logits=(20.7, 0.0))
     agent = make_impala(policy, 2, ent_coef=0.0, final_ent_coef=0.0)
     agent.update(make_rollout([[8, 8]], [[0, 1]], [[0.5, 0.5]]), 0.0, 0.0)
@@ -136,8 +139,8 @@ def test_what_the_learner_would_hardly_do_is_not_pushed_further():
 
 
 def test_clipped_weights_are_told_by_the_age_of_what_is_remembered():
-    """Three steps of four rows that began with memories of age 0, 64, 65 and 300; the last begins an episode at step 1. All
-    of age 65 are clipped, one of three of age 64, and of the oldest the only one that counts is not."""
+    """Three steps of four rows that began with memories of age 0, 64, 65 and 300; the last begins an episode at step 1.
+    All of age 65 are clipped, one of three of age 64, and of the oldest the only one that counts is not."""
     start = torch.zeros(3, 4, dtype=torch.bool)
     start[1, 3] = True
     part = SimpleNamespace(memory=SimpleNamespace(oldest=lambda: torch.tensor([0, 64, 65, 300])), episode_start=start)

@@ -63,7 +63,8 @@ def test_the_policy_learns_what_the_observation_asks_for():
 @pytest.mark.parametrize("agent", ["ppo", "impala"])
 @pytest.mark.parametrize("probe", ["RightNumbers", "RightSwitches", "RightReals"])
 def test_actions_of_other_spaces_are_learned(probe, agent):
-    """Several whole numbers that count from 1, switches, and reals of which one is right in the middle and one at its bound."""
+    """Several whole numbers that count from 1, switches, and reals of which one is right in the middle and one at its
+    bound."""
     trainer, _ = trained(f"Probe{probe}-v0", "none", 200 if probe == "RightReals" else 60, agent=agent)
     assert played(trainer.policy, f"Probe{probe}-v0", 100).mean() == 1
 

@@ -132,8 +132,8 @@ def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
     "progress, rate, entropy", [(0.0, 0.1, 0.02), (0.25, 0.08, 0.015), (1.0, 0.02, 0.0), (1.5, 0.02, 0.0)]
 )
 def test_schedules_are_linear(progress, rate, entropy):
-    """From start to end and no further. What is pressed has no schedule: the pressure sets its pace, here a tenth of the
-    first rate, as its kind asks."""
+    """From start to end and no further. What is pressed has no schedule: the pressure sets its pace, here a tenth of
+    the first rate, as its kind asks."""
     settings = {"learning_rate": 0.1, "final_learning_rate": 0.02, "ent_coef": 0.02, "final_ent_coef": 0.0}
     policy = Table()
     ppo = make_ppo(policy, 7, vf_coef=0.0, **settings)
@@ -206,8 +206,8 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_the_next_observation_is_learned_where_the_episode_goes_on(tmp_path):
-    """With the predictor Recall's next observations are learned (all are certain but for the cue that follows a reset, which
-    is no next observation); its weights come back from a checkpoint; without it nothing is there to learn."""
+    """With the predictor Recall's next observations are learned (all are certain but for the cue that follows a reset,
+    which is no next observation); its weights come back from a checkpoint; without it nothing is there to learn."""
     trainer = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3)
     losses = [trainer.update()["train/observation_prediction_loss"] for _ in range(30)]
     assert losses[-1] < 0.3 * losses[0]

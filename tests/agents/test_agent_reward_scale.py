@@ -83,7 +83,9 @@ def test_it_goes_on_from_its_state():
 @pytest.mark.parametrize("size", [0.01, 100.0])
 def test_what_is_learned_does_not_depend_on_the_scale_of_rewards(size):
     """The task of the right action, its reward multiplied: solved as with a reward of 1."""
-    trainer = make_trainer("ProbeScaled-v0", "none", 25, env_kwargs={"size": size}, normalize_rewards=True, amsgrad=False)
+    trainer = make_trainer(
+        "ProbeScaled-v0", "none", 25, env_kwargs={"size": size}, normalize_rewards=True, amsgrad=False
+    )
     while not trainer.done:
         figures = trainer.update()
     assert played(trainer.policy, "ProbeScaled-v0", 50, size=size).mean() == 1

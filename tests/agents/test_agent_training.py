@@ -118,9 +118,9 @@ def run_scripted(
 
 
 def test_the_best_policy_is_the_latest_of_about_the_fewest_memories_that_meets_the_constraint(monkeypatch):
-    """Update 6: six live memories, as update 3 with its five (up to a fifth more counts as equal), and success. Update 1 has too
-    little of it, as 4 and 7; update 5 has more memories, as has 8. Kept are the weights that acted, not those learned from it,
-    and they are a copy."""
+    """Update 6: six live memories, as update 3 with its five (up to a fifth more counts as equal), and success. Update
+    1 has too little of it, as 4 and 7; update 5 has more memories, as has 8. Kept are the weights that acted, not those
+    learned from it, and they are a copy."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     scores, live = [0, 0.8, 1, 0.95, 0.7, 0.95, 0.9, 0.1, 1], [9, 3, 8, 5, 2, 6.1, 6, 1, 7]
     acted = run_scripted(trainer, scores, live, monkeypatch)
@@ -131,7 +131,8 @@ def test_the_best_policy_is_the_latest_of_about_the_fewest_memories_that_meets_t
 
 
 def test_within_the_budget_the_latest_is_the_best(monkeypatch):
-    """Fewer live memories than the budget are no better, and more are worse: of 9, 4, 1, 5 and 5.5 with a budget of 5, the fourth."""
+    """Fewer live memories than the budget are no better, and more are worse: of 9, 4, 1, 5 and 5.5 with a budget of 5,
+    the fourth."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, memory_budget=5))
     acted = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
     assert trainer.best["live"] == 5 and same(trainer.best["weights"], acted[3])

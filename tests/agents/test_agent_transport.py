@@ -33,8 +33,8 @@ def weights_of(policy) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_packed_is_unpacked(kind):
-    """Through a pickle: every tensor to the bit, the live memories in their order, and the outputs under the weights that
-    acted."""
+    """Through a pickle: every tensor to the bit, the live memories in their order, and the outputs under the weights
+    that acted."""
     collector, (*_, rollout) = collected(kind, 4)
     arrived = unpack(pickle.loads(pickle.dumps(pack(rollout))), collector.policy)
     for name in ("episode_start", "actions", "logits", "values", "next_values", "rewards", "terminated", "truncated"):
@@ -49,8 +49,8 @@ def test_what_was_packed_is_unpacked(kind):
 
 
 def test_only_what_is_live_travels():
-    """Of hidden vectors, of width 32 in two layers, as many as there are live memories: less than their padded size, since
-    the environments have different numbers of them."""
+    """Of hidden vectors, of width 32 in two layers, as many as there are live memories: less than their padded size,
+    since the environments have different numbers of them."""
     _, (*_, rollout) = collected("transformer_xl", 4)
     arrays = pack(rollout)
     hidden = sum(array.nbytes for name, array in arrays.items() if name.endswith("/hidden"))
@@ -62,8 +62,8 @@ def test_only_what_is_live_travels():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_memory_computed_anew_is_the_cached_one_under_the_same_weights(kind):
-    """From the observations of two rollouts before, and the memory before them. Under other weights it is another, and so
-    the drift is seen; for a kind that stores nothing there is none."""
+    """From the observations of two rollouts before, and the memory before them. Under other weights it is another, and
+    so the drift is seen; for a kind that stores nothing there is none."""
     collector, (_, second, third, fourth) = collected(kind, 4)
     context = Context(2)
     for rollout in (second, third):

@@ -93,7 +93,8 @@ def test_vtrace_is_the_papers(trace, gamma, trace_lambda, rho_clip, c_clip):
 @settings(deadline=None, max_examples=100)
 @given(traces(on_policy=True), FRACTION)
 def test_on_policy_it_is_the_n_step_return(trace, gamma):
-    """The rewards up to the end of episode or rollout, discounted, and what followed there, whatever the values between."""
+    """The rewards up to the end of episode or rollout, discounted, and what followed there, whatever the values
+    between."""
     advantages, returns = trace.vtrace(gamma)
     ended = trace.terminated | trace.truncated
     following = trace.next_values[-1]

@@ -106,8 +106,8 @@ class Patched(Counter):
 
 
 class Dying(Counter):
-    """In the process of a vector's environment 1 (its first seed is odd), at step `at` of the episodes that `when` names:
-    raises, or ends its process."""
+    """In the process of a vector's environment 1 (its first seed is odd), at step `at` of the episodes that `when`
+    names: raises, or ends its process."""
 
     def __init__(self, how: str = "KeyError", at: int = 3, when: tuple[int, ...] = (0,), length: int = 5):
         super().__init__(length=length)
@@ -134,7 +134,8 @@ class Maker:
 
 
 class Batch(VectorEnv):
-    """A stranger's vector environment that steps a batch by itself: counters, of which environment b ends every b + 2 steps."""
+    """A stranger's vector environment that steps a batch by itself: counters, of which environment b ends every b + 2
+    steps."""
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 

@@ -1,4 +1,5 @@
-"""Environments of other packages: every space, copies, checked values, plain infos, episodes of their own, one-line errors."""
+"""Environments of other packages: every space, copies, checked values, plain infos, episodes of their own, one-line
+errors."""
 
 from __future__ import annotations
 

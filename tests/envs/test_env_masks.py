@@ -19,7 +19,8 @@ WAYS = ["observation", "info", "method"]
 
 
 class Masked(Counter):
-    """Says by one of the ways that all values of an action are allowed but, of each of its numbers, that of the step."""
+    """Says by one of the ways that all values of an action are allowed but, of each of its numbers, that of the
+    step."""
 
     def __init__(self, way: str, action_space: spaces.Space = ACTIONS["discrete"], mask: Any = None, **kwargs: Any):
         super().__init__(action_space=action_space, **kwargs)

@@ -65,7 +65,8 @@ def test_what_was_returned_by_processes_stays():
 
 @pytest.mark.parametrize("how", ["KeyError", "SystemExit", "kill"])
 def test_a_process_that_fails_is_told_and_its_episode_ends_truncated(how, own_process):
-    """With its last observation as the final one; its neighbour goes on, and its next episode is the next of its seed."""
+    """With its last observation as the final one; its neighbour goes on, and its next episode is the next of its
+    seed."""
     vector = envs.make_vec_env(Maker(Dying, how=how, when=(1,)), 2, vectorization="async")
     vector.reset(seed=0)
     for _ in range(2):

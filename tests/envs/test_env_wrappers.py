@@ -135,7 +135,10 @@ def test_what_cannot_be_wrapped_is_refused():
     next_step = SyncVectorEnv([lambda: gym.make("CartPole-v1")])
     with pytest.raises(envs.EnvError, match="^autoreset_mode: expected SAME_STEP, got AutoresetMode.NEXT_STEP$"):
         VectorPreviousActionReward(next_step)
-    with pytest.raises(envs.EnvError, match="^CartPole-v1: observation space: expected one part of the name 'previous_action', got two$"):
+    with pytest.raises(
+        envs.EnvError,
+        match="^CartPole-v1: observation space: expected one part of the name 'previous_action', got two$",
+    ):
         PreviousActionReward(envs.make_env("CartPole-v1"))
     vector = envs.make_vec_env("Corridor-v0", B)
     with pytest.raises(envs.EnvError, match="^reset_mask: expected a reset of all environments, got a mask$"):

@@ -1,4 +1,5 @@
-"""That Portal asks for memory: an oracle's steps, chance's failure, doors that tell nothing; its draws, its rewards, its picture."""
+"""That Portal asks for memory: an oracle's steps, chance's failure, doors that tell nothing; its draws, its rewards,
+its picture."""
 
 from __future__ import annotations
 
@@ -208,7 +209,10 @@ def test_shaping_is_told_as_gymnasiums_vectors_tell_it():
         ({"room_length": 1}, "room_length: expected a whole number from 2 to 100, got 1"),
         ({"progress_reward": -1}, "progress_reward: expected a finite number of at least 0, got -1"),
         ({"progress_reward": float("nan")}, "progress_reward: expected a finite number of at least 0, got nan"),
-        ({"progress_reward": 10**400}, f"progress_reward: expected a finite number of at least 0, got {str(10**400)[:60]}..."),
+        (
+            {"progress_reward": 10**400},
+            f"progress_reward: expected a finite number of at least 0, got {str(10**400)[:60]}...",
+        ),
         ({"progress_reward": "much"}, "progress_reward: expected a finite number of at least 0, got 'much'"),
         ({"view_size": 4}, "view_size: expected an odd number, so that the agent is in the middle, got 4"),
         ({"max_steps": 0}, "max_steps: expected a whole number from 1 to 1000000000, got 0"),

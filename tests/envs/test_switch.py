@@ -1,5 +1,5 @@
-"""Switch's batched rules against a plain transcription, one step and environment at a time, on MiniGrid's grid; and that
-only the latest signal counts."""
+"""Switch's batched rules against a plain transcription, one step and environment at a time, on MiniGrid's grid; and
+that only the latest signal counts."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def test_batched_rules_are_the_plain_rules(seed, holds, passage_length, view_siz
 
 
 def play(core: Switch, choose) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One whole episode of efficient walks: final info and returns; `choose` tells the colour to follow: (core) -> [B]."""
+    """One whole episode of efficient walks: final info and returns; `choose` tells the colour to follow: (core) ->
+    [B]."""
     core.reset(np.arange(core.num_envs), np.arange(core.num_envs))
     returns = np.zeros(core.num_envs)
     while not core.over.any():

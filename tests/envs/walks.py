@@ -18,15 +18,16 @@ WANDER = np.array([0, 0.1, 0.1])
 def wandering(
     rng: np.random.Generator, at_doors: np.ndarray, right: np.ndarray, wander: np.ndarray = WANDER
 ) -> np.ndarray:
-    """Actions [3] of three agents of whom some are between their doors (bool [3]), where `right` [3] is the y of the right one."""
+    """Actions [3] of three agents of whom some are between their doors (bool [3]), where `right` [3] is the y of the
+    right one."""
     mistaken = rng.random(3) < MISTAKEN
     action = np.where(at_doors, np.where((right < 0) != mistaken, NORTH, SOUTH), EAST)
     return np.where(rng.random(3) < WANDER, rng.choice([NORTH, EAST, SOUTH, WEST], 3), action)
 
 
 def begun(env: Any, seed: int, plain: Callable[[Any, int], Any]) -> list[Any]:
-    """Resets a vector environment, and tells its rows' episodes in plain, `plain(core, row)` each, which begin with what it
-    sees."""
+    """Resets a vector environment, and tells its rows' episodes in plain, `plain(core, row)` each, which begin with
+    what it sees."""
     observation, infos = env.reset(seed=seed)
     rows = [plain(env.core, row) for row in range(env.num_envs)]
     assert infos == {}

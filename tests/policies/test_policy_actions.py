@@ -150,7 +150,11 @@ def test_every_number_that_is_shown_has_a_label(name):
     assert actions.marginals(params).shape == (5, len(actions.labels()))
 
 
-@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Tuple((spaces.Discrete(2),)), spaces.Box(0, 4, (2,), np.int64)])
+@pytest.mark.parametrize(
+    "space", [spaces.Text(4), spaces.Tuple((spaces.Discrete(2),)), spaces.Box(0, 4, (2,), np.int64)]
+)
 def test_another_space_is_refused_in_one_line(space):
-    with pytest.raises(ValueError, match=r"^action space: expected Discrete, MultiDiscrete, MultiBinary or a Box of floats, "):
+    with pytest.raises(
+        ValueError, match=r"^action space: expected Discrete, MultiDiscrete, MultiBinary or a Box of floats, "
+    ):
         action_spec(space)

@@ -29,7 +29,8 @@ def one_query(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, ages: Tensor, 
 
 
 def naive_rollout(q, k, v, positions, age, bias) -> tuple[Tensor, Tensor]:
-    """As `attend_rollout`, with the age [B,T,C] of every slot at every query; slots of the future are hidden by bias."""
+    """As `attend_rollout`, with the age [B,T,C] of every slot at every query; slots of the future are hidden by
+    bias."""
     outputs, weights = torch.zeros_like(q), torch.zeros(*q.shape[:3], k.shape[2], dtype=q.dtype)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):

@@ -191,7 +191,9 @@ def test_a_features_extractor_of_stable_baselines3_reads_the_environments_own_ob
                    "previous_reward": torch.zeros(2)}  # fmt: skip
     policy.encoder(observation).sum().backward()
     assert policy.encoder.extractor.network.linear.weight.grad.abs().sum() > 0
-    with pytest.raises(TypeError, match=r"^features_extractor_class: expected a subclass of BaseFeaturesExtractor, got "):
+    with pytest.raises(
+        TypeError, match=r"^features_extractor_class: expected a subclass of BaseFeaturesExtractor, got "
+    ):
         ActorCritic.for_spaces(space, spaces.Discrete(2), features_extractor=(nn.Linear, {}))
 
 

@@ -1,4 +1,5 @@
-"""Gates in the residual stream: the paper's equations in loops, and that nothing else depends on whether they are there."""
+"""Gates in the residual stream: the paper's equations in loops, and that nothing else depends on whether they are
+there."""
 
 from __future__ import annotations
 

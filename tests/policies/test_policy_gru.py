@@ -79,8 +79,8 @@ def test_gradients_are_those_of_the_loop():
 
 
 def test_its_memory_is_its_hidden_state():
-    """No slots to count or to look at; two layers of 16 numbers in float64 take 256 bytes, whatever happened; rows and files
-    keep them; an inspection has logits and values but no layers."""
+    """No slots to count or to look at; two layers of 16 numbers in float64 take 256 bytes, whatever happened; rows and
+    files keep them; an inspection has logits and values but no layers."""
     policy, generator = make_policy("gru"), torch.Generator().manual_seed(2)
     given = experience(generator, 5, 4)
     acted = act(policy, policy.draw(policy.initial_memory(4), generator), given, horizon=1)

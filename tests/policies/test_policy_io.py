@@ -52,7 +52,8 @@ def played(policy: ActorCritic, deterministic: bool, steps: int = 50) -> np.ndar
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_policy_acts_like_the_saved_one(kind, tmp_path):
-    """Same config, info, weights, and actions for 50 steps, likeliest or sampled; a run directory stands for its policy.safetensors."""
+    """Same config, info, weights, and actions for 50 steps, likeliest or sampled; a run directory stands for its
+    policy.safetensors."""
     policy = corridor_policy(kind)
     file = tmp_path / "new" / "policy.safetensors"
     save_policy(policy, file, INFO)
@@ -162,7 +163,9 @@ def test_a_class_that_a_file_names_is_not_imported(saved):
     weights, header = opened(saved)
     header["config"]["features_extractor"] = "os.system"
     save_file(weights, saved, {"policy": json.dumps(header)})
-    with pytest.raises(PolicyFileError, match=r"features_extractor: expected the policy's own, os\.system, which a file"):
+    with pytest.raises(
+        PolicyFileError, match=r"features_extractor: expected the policy's own, os\.system, which a file"
+    ):
         load_policy(saved)
 
 
@@ -170,7 +173,10 @@ def test_a_policy_of_the_first_version_still_loads(saved):
     """It told the number of its actions, which were Discrete."""
     weights, header = opened(saved)
     config = header["config"]
-    old = {**{key: value for key, value in config.items() if key not in ("actions", "features_extractor")}, "num_actions": 4}
+    old = {
+        **{key: value for key, value in config.items() if key not in ("actions", "features_extractor")},
+        "num_actions": 4,
+    }
     save_file(weights, saved, {"policy": json.dumps({**header, "version": 1, "config": old})})
     assert load_policy(saved)[0].config == load_policy(saved)[0].config.__class__.from_json(config)
 

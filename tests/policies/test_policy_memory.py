@@ -223,8 +223,8 @@ def test_the_age_of_the_oldest():
 
 
 def test_drift_by_hand():
-    """The memories of births 7 and 3 are (2, 2) and (8, 8); theirs are half as long again and the same. The one of birth 2
-    is too old to count, and one that only they have does not either."""
+    """The memories of births 7 and 3 are (2, 2) and (8, 8); theirs are half as long again and the same. The one of
+    birth 2 is too old to count, and one that only they have does not either."""
     mine, theirs = ragged(), ragged()
     theirs.layers[0].hidden[0, 2] *= 1.5
     theirs.layers[0].hidden[0, 0] += 100

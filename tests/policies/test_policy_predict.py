@@ -39,8 +39,8 @@ def test_predict_is_the_unroll(kind, settings):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_observation_gives_a_scalar_action(kind):
-    """Unbatched observations, as a gymnasium.Env gives them, with and without `episode_start`: the actions of a batch of
-    one."""
+    """Unbatched observations, as a gymnasium.Env gives them, with and without `episode_start`: the actions of a batch
+    of one."""
     policy, observation, start = arrays(kind, steps=20)
     state = other = None
     for t in range(20):
@@ -141,7 +141,9 @@ def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match=rf"^memory kind: expected one of {', '.join(KINDS)}, got 'lstm'$"):
         ActorCritic(PolicyConfig(SPEC, 4, "lstm"))
     space = gym.spaces.Dict({"words": gym.spaces.Text(5)})
-    with pytest.raises(ValueError, match="^observation 'words': expected a Box, Discrete, MultiDiscrete, MultiBinary or Text"):
+    with pytest.raises(
+        ValueError, match="^observation 'words': expected a Box, Discrete, MultiDiscrete, MultiBinary or Text"
+    ):
         observation_spec(space)
     with pytest.raises(ValueError, match=r"^--width: expected a multiple of --num-heads \(4\), got 10$"):
         TransformerConfig(width=10)

@@ -1,4 +1,5 @@
-"""Predicting the next observation, and the heads that begin by looking at the step before. N time steps, T steps of a rollout."""
+"""Predicting the next observation, and the heads that begin by looking at the step before. N time steps, T steps of a
+rollout."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def predictor_of(spec: dict, width: int = 8, actions: int = 4) -> NextObservatio
 
 
 def test_the_loss_is_what_it_says():
-    """Cross entropies of every cell and discrete entry, squared errors of numbers over twice their variance, one by one."""
+    """Cross entropies of every cell and discrete entry, squared errors of numbers over twice their variance, one by
+    one."""
     generator = torch.Generator().manual_seed(0)
     spec = {**SPEC, "speed": {"kind": "vector", "shape": [2]}}
     predictor = predictor_of(spec).double()
@@ -120,7 +122,8 @@ def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
 
 
 def test_the_heads_above_begin_by_looking_for_what_followed():
-    """Observations that come a second time: more attention than to the average memory is on what followed the first time."""
+    """Observations that come a second time: more attention than to the average memory is on what followed the first
+    time."""
     shares = []
     for seed in range(5):
         torch.manual_seed(seed)

@@ -1,4 +1,5 @@
-"""The contract of a memory kind that ranks its slots: one class and one line of the registry, nothing else knows of it."""
+"""The contract of a memory kind that ranks its slots: one class and one line of the registry, nothing else knows of
+it."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ class BestConfig:
 
 
 class Best(MemoryKind):
-    """Every memory has a score; a query sees itself and the `keep` older memories of the highest scores. A memory that is not
-    among them never is again, since more memories only come."""
+    """Every memory has a score; a query sees itself and the `keep` older memories of the highest scores. A memory that
+    is not among them never is again, since more memories only come."""
 
     Config = BestConfig
 

@@ -187,8 +187,8 @@ def compared(
     policy: ActorCritic, references: list[Reference], lengths: tuple[int, ...]
 ) -> Iterator[tuple[Reference, Query, Any, Looked]]:
     """Rollouts of these lengths with memory carried over, resets and final observations, one reference an environment.
-    Asserts after every query and rollout that both agree, and yields for every layer of every query (reference, query, the
-    layer's inspection, what the reference saw). The assertions come as the iterator goes on: exhaust it."""
+    Asserts after every query and rollout that both agree, and yields for every layer of every query (reference, query,
+    the layer's inspection, what the reference saw). The assertions come as the iterator goes on: exhaust it."""
     generator, batch = torch.Generator().manual_seed(0), len(references)
     memory, begun = policy.initial_memory(batch), 0
     for steps in lengths:

@@ -10,14 +10,16 @@ from policy_cases import act, experience, make_policy
 
 
 def lift(layer, b: int, h: int, t: int, c: int) -> float:
-    """How many times the attention that the other visible slots get on average slot c gets; 0 if there are no others."""
+    """How many times the attention that the other visible slots get on average slot c gets; 0 if there are no
+    others."""
     others = int(layer.visible[b, t].sum()) - 1
     weight = float(layer.attention[b, h, t, c])
     return weight / ((1 - weight) / others) if others and weight else 0.0
 
 
 def counted(steps: float) -> float:
-    """A span of 24 steps at most as the loss counts it: its fraction up to one half, beyond on along the steepest slope."""
+    """A span of 24 steps at most as the loss counts it: its fraction up to one half, beyond on along the steepest
+    slope."""
     fraction = steps / 24
     return fraction if fraction <= 0.5 else 0.5 + math.log(fraction / (1 - fraction)) / 4
 
@@ -73,8 +75,8 @@ def test_a_span_near_the_longest_can_come_down():
 
 
 def test_spans_turn_round_and_do_not_run_away():
-    """500 steps of the learner's optimiser in which old uses drive the span up, then 500 of lengthening, leave it at most near
-    L_max; as many of pressure bring it down to a step, and no further."""
+    """500 steps of the learner's optimiser in which old uses drive the span up, then 500 of lengthening, leave it at
+    most near L_max; as many of pressure bring it down to a step, and no further."""
     kind = make_policy("expire_span", {"max_span": 24, "ramp": 5}).core.layers[0].kind
     normed, new = torch.zeros(1, 4, 16, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
     optimizer = torch.optim.Adam(kind.parameters(), lr=0.05, betas=(0.9, 0.99))

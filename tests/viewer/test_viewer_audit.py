@@ -1,4 +1,5 @@
-"""Did it matter: the audit against runs that are kept from remembering by hand, and what it finds in the shipped policy."""
+"""Did it matter: the audit against runs that are kept from remembering by hand, and what it finds in the shipped
+policy."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ def chances(logits: torch.Tensor) -> np.ndarray:
 
 
 def by_hand(policy, episode: Episode, change, images=None) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [T,A] and values [T] in one piece of acting, in whose buffers `change(t, acting)` meddles before each
-    step."""
+    """Probabilities [T,A] and values [T] in one piece of acting, in whose buffers `change(t, acting)` meddles before
+    each step."""
     logits, values = logits_by_hand(policy, episode, change, images)
     return chances(logits), values
 
@@ -206,8 +207,8 @@ def test_in_switch_a_swap_changes_one_signal_only():
 
 
 def test_what_is_attended_to_need_not_matter_and_the_fact_does():
-    """At the door all of one head's attention is on the ball, all of another's on the step before: without the ball it takes the
-    other door, without the other it does not."""
+    """At the door all of one head's attention is on the ball, all of another's on the step before: without the ball it
+    takes the other door, without the other it does not."""
     policy, _ = load_policy(SHIPPED)
     episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
     told = audit(policy, episode, look(policy, episode), 3, Corridor.swap_observation)
@@ -243,8 +244,8 @@ def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
 
 
 def test_at_the_door_the_ball_is_remembered_and_its_colour_decides_in_200_episodes():
-    """All in one batch: what was played, and the same with the ball's colour swapped in every observation of it. (Where an
-    episode is over, another follows: what it does counts no more.)"""
+    """All in one batch: what was played, and the same with the ball's colour swapped in every observation of it. (Where
+    an episode is over, another follows: what it does counts no more.)"""
     policy, _ = load_policy(SHIPPED)
     count = 200
     env = make_vec_env("Corridor-v0", count)

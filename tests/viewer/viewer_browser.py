@@ -29,7 +29,8 @@ class Opened:
     troubles: list[str] = field(default_factory=list)
 
     def until(self, condition: str) -> None:
-        """Waits until the JavaScript expression holds. (Playwright's own waiting needs eval, which the page forbids.)"""
+        """Waits until the JavaScript expression holds. (Playwright's own waiting needs eval, which the page
+        forbids.)"""
         for _ in range(400):
             if self.page.evaluate(condition):
                 return
@@ -61,7 +62,8 @@ def made(folder: Path, *arguments: str) -> tuple[Path, list[dict]]:
 
 
 def remembered(record: dict, t: int) -> dict[int, float]:
-    """Observations that are live at step t in some layer, with the largest attention that any head of any gives them."""
+    """Observations that are live at step t in some layer, with the largest attention that any head of any gives
+    them."""
     found: dict[int, float] = {}
     for layer in record["layers"]:
         now = layer["attention"][t]
