@@ -5,14 +5,24 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from script_cases import ROOT, SHORT, SMALL
 
+from expire_span_rl.interrupts import kept
+
 # In the background, or under nohup, these may be ignored, which the processes that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Every test leaves the handlers of signals as they were: a cluster of Ray's in this process installs its own."""
+    with kept():
+        yield
 
 
 @pytest.fixture
