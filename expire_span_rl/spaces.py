@@ -135,7 +135,7 @@ class Flattener:
                 continue
             if name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
                 raise SpaceError(
-                    f"observation space: expected another name for the part {name!r}, which policies get beside it"
+                    f"observation space: expected no part called {name!r}, since the policy adds one of that name"
                 )
             if name in entries:
                 raise SpaceError(f"observation space: expected one part of the name {name!r}, got two")

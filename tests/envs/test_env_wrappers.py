@@ -137,7 +137,7 @@ def test_what_cannot_be_wrapped_is_refused():
         VectorPreviousActionReward(next_step)
     with pytest.raises(
         envs.EnvError,
-        match="^CartPole-v1: observation space: expected one part of the name 'previous_action', got two$",
+        match="^CartPole-v1: observation space: expected no part called 'previous_action', since the policy adds one ",
     ):
         PreviousActionReward(envs.make_env("CartPole-v1"))
     vector = envs.make_vec_env("Corridor-v0", B)
