@@ -26,7 +26,7 @@ def gae(
         raise ValueError(f"gae: expected five tensors [T,B] of one shape, got {sorted(shapes)}")
     delta = rewards + gamma * next_values.masked_fill(terminated, 0) - values
     decay = gamma * gae_lambda * (~(terminated | truncated)).to(values.dtype)
-    advantages = _traced(delta, decay)
+    advantages = backward_trace(delta, decay)
     return advantages, advantages + values
 
 
@@ -58,15 +58,15 @@ def vtrace(
     rho, c = ratios.clamp(max=rho_clip), trace_lambda * ratios.clamp(max=c_clip)
     goes_on = gamma * (~(terminated | truncated)).to(values.dtype)
     delta = rho * (rewards + gamma * next_values.masked_fill(terminated, 0) - values)
-    corrections = _traced(delta, goes_on * c)  # v_s - V(x_s)
+    corrections = backward_trace(delta, goes_on * c)  # v_s - V(x_s)
     following = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])])
     return delta + rho * goes_on * following, corrections + values
 
 
-def _traced(delta: Tensor, decay: Tensor) -> Tensor:
+def backward_trace(delta: Tensor, decay: Tensor) -> Tensor:
     """x with x_t = delta_t + decay_t x_{t+1}, and nothing after the last. [T,B] each."""
-    traced = torch.empty_like(delta)
+    sums = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
     for t in range(len(delta) - 1, -1, -1):
-        following = torch.addcmul(delta[t], decay[t], following, out=traced[t])
-    return traced
+        following = torch.addcmul(delta[t], decay[t], following, out=sums[t])
+    return sums

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.returns import backward_trace
 from expire_span_rl.agents.rollout import Rollout
 
 LARGEST_REWARD = 10.0  # scaled rewards are cut off here: one outlier must not decide an update
@@ -18,8 +19,8 @@ class RewardScale:
     """The root mean square of the discounted returns to go, within a rollout, over all steps that any reward followed.
 
     Values are then about 1, whether rewards come at every step or once in an episode. Steps without a reward after them
-    are left
-    out: with them, the rarer rewards are, the larger they would be made, and the value loss would drown the policy's.
+    are left out: with them, the rarer rewards are, the larger they would be made, and the value loss would drown the
+    policy's.
     """
 
     def __init__(self, gamma: float):
@@ -40,12 +41,8 @@ class RewardScale:
 
     def observe(self, rollout: Rollout) -> None:
         """Takes the returns of a rollout into the scale."""
-        rewards = rollout.rewards.double()
         goes_on = (~(rollout.terminated | rollout.truncated)).double()
-        following, squares = torch.zeros_like(rewards[0]), torch.zeros_like(rewards)
-        for t in reversed(range(len(rewards))):
-            following = rewards[t] + self.gamma * goes_on[t] * following
-            squares[t] = following.square()
+        squares = backward_trace(rollout.rewards.double(), self.gamma * goes_on).square()
         rewarded = squares > 0
         number = int(rewarded.sum())
         if number:

@@ -206,7 +206,7 @@ class Collector:
             observation = _tensors(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
-            if torch.isnan(logits).any() or not torch.isfinite(values).all():
+            if torch.isnan(logits).any() | ~torch.isfinite(values).all():  # one wait for a GPU, not two
                 raise TrainingEnded(_not_finite(observation, logits, values))
             actions = policy.actions.sample(logits, self.generator)
             shown.append(observation)
