@@ -4,9 +4,8 @@
 
 wrap                   what happens                                      what the agent must remember
 stretch=N              after every real step N steps of distraction:     the same facts, N + 1 times as long, in the midst
-                       random floor tiles, actions do nothing, reward 0  of N times as many observations that are not
-                       worth
-                                                                         keeping
+                       random floor tiles, actions do nothing, reward 0  of N times as many observations that
+                                                                         are not worth keeping
 episodes=N             N episodes of the same draw (the same colours,    what it found out in the episodes before, which
                        doors, lengths) in one trajectory, as in RL²      now saves it from finding out again
                        (Duan et al., arXiv 1611.02779)

@@ -101,8 +101,7 @@ class Model:
         """Trains for `total_timesteps` environment steps, rounded up to whole rollouts, and returns the model.
 
         Called again it trains on, for so many steps more. Schedules (learning rate, entropy) run over all steps from
-        the first call
-        on: a second call of equal length begins in the middle of them.
+        the first call on: a second call of equal length begins in the middle of them.
         callback: is called with the model after every update; returns False to end the training.
         run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or
         that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the update under way is finished; the second

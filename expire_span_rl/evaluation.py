@@ -56,8 +56,7 @@ def compare(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. What
-    evaluate.py
-    writes: `env`, `env_kwargs`, `seed` and, under `policies`, the figures of each.
+    evaluate.py writes: `env`, `env_kwargs`, `seed` and, under `policies`, the figures of each.
 
     env, imports: what the user named, as `environments.environment_of` has it for the first policy; env_kwargs: over
     those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act there.
