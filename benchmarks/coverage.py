@@ -194,7 +194,10 @@ def _failure(script: str, arguments: list[str], folder: Path, time_limit: float)
     process.start()
     process.join(time_limit)
     if process.exitcode is None:
-        os.killpg(process.pid or 0, signal.SIGKILL)  # its environments' processes too
+        try:
+            os.killpg(process.pid or 0, signal.SIGKILL)  # its environments' processes too
+        except ProcessLookupError:  # it has not come as far as its own group
+            process.kill()
         process.join()
         return f"{script}: no end within {time_limit:g} seconds"
     if process.exitcode == 0:

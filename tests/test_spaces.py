@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_left_out_with_its_reason():
         (spaces.Dict({}), "got no parts"),
         (
             spaces.Dict({"previous_action": spaces.Discrete(2)}),
-            "expected another name for the part 'previous_action', which policies get beside it",
+            "expected no part called 'previous_action', since the policy adds one of that name",
         ),
         (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "'a/b', got two"),
     ],
