@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.agents.episodes import LATEST
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
+from expire_span_rl.agents.rollout import under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
@@ -184,17 +186,38 @@ class SB3Trainer:
         return True
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, Adam's state and counters; not the environments' state nor the LSTM's."""
-        policy = self.algorithm.policy
+        """Everything that lives between two updates: tensors by name, and JSON-able figures."""
+        algorithm, policy = self.algorithm, self.algorithm.policy
         tensors = {f"policy/{name}": parameter.detach() for name, parameter in policy.named_parameters()}
         tensors |= {f"statistics/{name}": buffer for name, buffer in policy.named_buffers()}
         for index, entries in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
-        counters = {"timesteps": self.timesteps, "updates": self.updates, "n_updates": self.algorithm._n_updates}
-        return tensors, {**counters, "schedules": self.schedules.state(self.total_timesteps)}
+        env_state = self.env.venv.state_dict()
+        if env_state:  # else new episodes begin
+            tensors |= {f"env/{name}": torch.as_tensor(array) for name, array in env_state.items()}
+            tensors |= {f"observation/{name}": torch.as_tensor(array) for name, array in algorithm._last_obs.items()}
+            tensors["episode_start"] = torch.as_tensor(algorithm._last_episode_starts)
+            tensors |= {f"lstm/{name}": tensor for name, tensor in self._lstm_states()}
+        figures = {
+            "timesteps": self.timesteps,
+            "updates": self.updates,
+            "n_updates": algorithm._n_updates,
+            "schedules": self.schedules.state(self.total_timesteps),
+            "episodes": [[float(episode["r"]), int(episode["l"])] for episode in algorithm.ep_info_buffer],
+            "successes": [bool(success) for success in algorithm.ep_success_buffer],
+        }
+        return {**tensors, **_generators()}, figures
+
+    def _lstm_states(self) -> Iterator[tuple[str, Tensor]]:
+        """The LSTM's states [layers,B,D] of policy and value, by name; none without an LSTM."""
+        states = getattr(self.algorithm, "_last_lstm_states", None)
+        for network in ("pi", "vf") if states is not None else ():
+            for index, tensor in enumerate(getattr(states, network)):
+                yield f"{network}/{index}", tensor
 
     def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
-        """Continues from `state`. Returns False: the environments begin new episodes."""
+        """Continues from `state`: the next update is what it would have been. Returns False if the environments could
+        not save their state, so that they begin new episodes."""
         policy = self.algorithm.policy
         moments: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
@@ -214,6 +237,19 @@ class SB3Trainer:
             last = self.timesteps - self.rollout_size
             note = self.schedules.load_state(figures["schedules"], self.timesteps, last, self.total_timesteps)
             self.notes += [note] if note else []
+        for episode_return, length in figures.get("episodes", ()):
+            self.algorithm.ep_info_buffer.append({"r": episode_return, "l": length})
+        self.algorithm.ep_success_buffer.extend(figures.get("successes", ()))
+        _load_generators(tensors)
+        env_state = under("env/", tensors)  # runs from before 26 November 2026 have none
+        if env_state:
+            self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
+            observation = under("observation/", tensors)
+            self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
+            self.algorithm._last_episode_starts = tensors["episode_start"].numpy()
+            for name, state in self._lstm_states():
+                state.copy_(tensors[f"lstm/{name}"])
+            return True
         # Not the episodes of the beginning once more, nor those of a run with another seed.
         self.env.seed(self._env_seed + OTHER_EPISODES + self.updates * self.env.num_envs)
         self.algorithm._last_obs = self.env.reset()
@@ -222,3 +258,25 @@ class SB3Trainer:
     def close(self) -> None:
         """Closes the environments."""
         self.env.close()
+
+
+def _generators() -> dict[str, Tensor]:
+    """The states of the generators that Stable-Baselines3 draws from: PyTorch's and NumPy's global ones."""
+    _, keys, place, _, _ = np.random.get_state(legacy=True)
+    numpy_state = np.concatenate([np.asarray(keys, np.int64), [place]])
+    states = {"generator/torch": torch.get_rng_state(), "generator/numpy": torch.as_tensor(numpy_state)}
+    if torch.cuda.is_available():
+        states["generator/cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _load_generators(tensors: Mapping[str, Tensor]) -> None:
+    """Continues from `_generators`; what a checkpoint has no state of stays as it is."""
+    states = under("generator/", tensors)
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+    if "numpy" in states:
+        numpy_state = states["numpy"].numpy()
+        np.random.set_state(("MT19937", numpy_state[:-1].astype(np.uint32), int(numpy_state[-1])))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

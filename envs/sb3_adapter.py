@@ -88,6 +88,17 @@ class SB3VecEnv(VecEnv):
         self._returns[dones], self._lengths[dones] = 0, 0
         return self._batch(observation), reward.astype(np.float32), dones, out
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of the environments' state between two steps; empty if they cannot save it."""
+        state = self.env.state_dict()
+        return state and {**state, "returns": self._returns.copy(), "lengths": self._lengths.copy()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from a `state_dict` that is not empty. Raises EnvError for one of other environments."""
+        own = ("returns", "lengths")
+        self.env.load_state_dict({name: array for name, array in state.items() if name not in own})
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+
     def close(self) -> None:
         self.env.close()
 

@@ -79,11 +79,32 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_baseline_goes_on_where_it_was_interrupted(agent):
+def test_a_baselines_state_continues_identically(agent):
+    """Environments, draws, the LSTM's state and the latest episodes too."""
+    config = parse_config(["--agent", agent, *SMALL, "--total-timesteps", "640"])
+    trainer, again = (build(config).trainer for _ in range(2))
+    for _ in range(3):
+        trainer.update()
+    tensors, known = trainer.state()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    expected = [trainer.update() for _ in range(2)]
+    assert again.load_state(tensors, json.loads(json.dumps(known))) is True
+    continued = [again.update() for _ in range(2)]
+    untimed = [{name: value for name, value in row.items() if "time/" not in name} for row in expected + continued]
+    assert untimed[:2] == untimed[2:] and untimed[0] != untimed[1] and "rollout/success_rate" in untimed[0]
+    last, again_last = trainer.state()[0], again.state()[0]
+    assert last.keys() == again_last.keys()
+    assert [name for name in last if not torch.equal(last[name], again_last[name])] == []
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_baseline_goes_on_where_environments_cannot_save_their_state(agent):
     """Weights, Adam's state, counters and schedule; with episodes that it has not had."""
     config = parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
     config["total_timesteps"] = 512
-    trainer, again = (build({**config, "seed": seed}).trainer for seed in (1, 1))
+    del config["training_kwargs"]
+    config |= {"env": "CartPole-v1", "env_kwargs": "{}"}
+    trainer, again = (build(config).trainer for _ in range(2))
     first = {key: value.copy() for key, value in again.algorithm._last_obs.items()}
     trainer.update()
     trainer.update()
