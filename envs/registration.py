@@ -53,6 +53,7 @@ TASKS: dict[str, Task] = {
         {"progress_reward": 0.1, "rooms_distribution": "log_uniform"},
     ),
     "Switch-v0": Task("expire_span_rl.envs.switch:SwitchEnv", "expire_span_rl.envs.switch:SwitchVectorEnv"),
+    "TMaze-v0": Task("expire_span_rl.envs.tmaze:TMazeEnv", "expire_span_rl.envs.tmaze:TMazeVectorEnv"),
 }
 
 for _id, _task in TASKS.items():

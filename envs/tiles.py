@@ -20,6 +20,7 @@ STEP_Y = np.array([-1, 0, 1, 0])
 COLOURS = np.array(["red", "blue"])
 """Of doors and of what tells the right one; tasks call them 0 and 1."""
 EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
+GOAL = (OBJECT_TO_IDX["goal"], COLOR_TO_IDX["green"], 0)
 WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
 BALL = tuple((OBJECT_TO_IDX["ball"], COLOR_TO_IDX[c], 0) for c in COLOURS)
 DOOR = tuple((OBJECT_TO_IDX["door"], COLOR_TO_IDX[c], STATE_TO_IDX["closed"]) for c in COLOURS)

@@ -31,29 +31,30 @@ MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the
 
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
-    "span_dropout": True, "use_margin": 3.0,
 }  # fmt: skip
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
+    ("TMaze-v0", "ppo"): {"gating": True},
+    ("TMaze-v0", "impala"): {"gating": True},
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
-OWN_TASKS = ("Corridor-v0", "Portal-v0", "Switch-v0")
+UNSCALED = ("Corridor-v0", "Portal-v0", "Switch-v0")
+"""Tasks of ours that were measured without the defaults of all others (docs/results.md)."""
 OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False}
-"""Defaults in environments of other packages, whose rewards may have any scale. Ours are measured without
-(docs/results.md)."""
+"""Defaults where rewards may have any scale."""
 
 
 def tuned(env: str, agent: str) -> dict[str, Any]:
     """The defaults that differ from the settings' own in an environment, for an agent."""
-    return TUNED.get((env, agent), {}) if env in OWN_TASKS else OTHERS
+    return {**({} if env in UNSCALED else OTHERS), **TUNED.get((env, agent), {})}
 
 
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0, Portal-v0, Switch-v0 or any that Gymnasium knows. package:Id and path/to/file.py:Id
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0 or any that Gymnasium knows. package:Id and path/to/file.py:Id
     import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
     """Python module, or path of a file, to import first since it registers environments."""
@@ -184,7 +185,7 @@ LATER: dict[str, Any] = {
     "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
-    "normalize_rewards": False, "amsgrad": True,
+    "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

@@ -14,7 +14,7 @@ from script_cases import ROOT
 from expire_span_rl.agents import AGENTS
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
-from expire_span_rl.settings import OWN_TASKS, RunConfig, check, defaults, part, resolve, run_parts, tuned
+from expire_span_rl.settings import UNSCALED, RunConfig, check, defaults, part, resolve, run_parts, tuned
 
 OURS = [agent for agent in AGENTS if AGENTS.describe(agent).network is None]
 BASELINES = [agent for agent in AGENTS if AGENTS.describe(agent).network is not None]
@@ -89,8 +89,10 @@ print(time.process_time(), sorted({"torch", "gymnasium", "minigrid", "stable_bas
     assert float(seconds) < 0.5 and packages == "[]\n"
 
 
-def test_our_own_tasks_are_the_registered_ones():
-    """They keep the settings that they were measured with; environments of other packages get others."""
+def test_rewards_are_scaled_in_all_tasks_but_those_that_were_measured_without():
     from expire_span_rl.envs import env_ids
 
-    assert list(OWN_TASKS) == env_ids()
+    own = {id: tuned(id, "ppo").get("normalize_rewards", False) for id in env_ids()}
+    assert [id for id, scaled in own.items() if not scaled] == list(UNSCALED) == env_ids()[:3]
+    assert tuned("CartPole-v1", "ppo") == {"normalize_rewards": True, "amsgrad": False}
+    assert tuned("TMaze-v0", "ppo") == {"normalize_rewards": True, "amsgrad": False, "gating": True}

@@ -65,7 +65,7 @@ def test_missions_are_words_and_our_tasks_have_cells():
     assert isinstance(space["mission"], Words) and isinstance(space["image"], Cells)
     observation, _ = envs.make_env("BabyAI-GoToLocal-v0").reset(seed=0)
     assert (observation["mission"] > 0).sum() >= 4 and not observation["mission"][-1]
-    for id in envs.env_ids():
+    for id in ("Corridor-v0", "Portal-v0", "Switch-v0"):
         for env in (envs.make_env(id), envs.make_vec_env(id, 2)):
             assert isinstance(getattr(env, "single_observation_space", env.observation_space)["image"], Cells)
 

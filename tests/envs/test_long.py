@@ -23,6 +23,7 @@ SETTINGS = {  # so that episodes end soon
     "Corridor-v0": {"max_length": 6, "max_steps": 12},
     "Portal-v0": {"max_rooms": 3, "progress_reward": 0.25},
     "Switch-v0": {"passage_length": 2, "max_steps": 20},
+    "TMaze-v0": {"length": 4},
     "MiniGrid-MemoryS7-v0": {"max_episode_steps": 12},
     "CartPole-v1": {},
 }
@@ -35,6 +36,8 @@ WRAPS = [
     ["episodes=2", "occlude=1-2/4", "stretch=1"],
     ["stretch=1", "stretch=2"],
 ]
+SHOWN = {"TMaze-v0": "observation"}
+"""The entry that a task shows, if it is not an image."""
 OWN = sorted(SETTINGS.keys() & set(envs.env_ids()))
 every_wrap = pytest.mark.parametrize("wraps", WRAPS, ids="+".join)
 every_task = pytest.mark.parametrize("id", SETTINGS)
@@ -150,13 +153,14 @@ def test_standing_still_is_the_same_state_and_no_shaping():
 def test_stretching_puts_distraction_between_the_steps_of_the_same_episode(id, n, seed):
     long = envs.make_env(id, wraps=[f"stretch={n}"], **SETTINGS[id])
     task = envs.make_env(id, **SETTINGS[id])
+    shown = SHOWN.get(id, "image")
     rng = np.random.default_rng(seed)
     got, expected = long.reset(seed=seed)[0], task.reset(seed=seed)[0]
     horizons = [env.unwrapped.memory_horizon for env in (long, task)]
     assert horizons[0] == horizons[1] * (n + 1)
     over = False
     while not over:
-        assert_same(got["image"], expected["image"])
+        assert_same(got[shown], expected[shown])
         action = int(rng.choice([NORTH, EAST, EAST, SOUTH]))
         got, *outcome, info = long.step(action)
         expected, *wanted, task_info = task.step(action)
@@ -164,12 +168,13 @@ def test_stretching_puts_distraction_between_the_steps_of_the_same_episode(id, n
         assert (got["previous_action"], got["previous_reward"]) == (action, expected["previous_reward"])
         over = wanted[1] or wanted[2]
         for k in range(0 if over else n):
-            assert (got["image"][..., 0] == OBJECT_TO_IDX["floor"]).all()
+            nothing = 0 if id in SHOWN else OBJECT_TO_IDX["floor"]
+            assert (got[shown][..., 0] == nothing).all()
             action = k % 4
             got, *outcome, info = long.step(action)
             assert outcome == [0.0, False, False] and not any(info.values())
             assert (got["previous_action"], got["previous_reward"]) == (action, 0)
-    assert_same(got["image"], expected["image"])
+    assert_same(got[shown], expected[shown])
 
 
 def test_distraction_differs_from_step_to_step_and_from_row_to_row():
@@ -186,6 +191,7 @@ def test_episodes_in_a_row_are_those_of_the_task(id, n, fresh, seed):
     """Two trajectories: of one draw each, or of the task's episodes one after the other."""
     long = envs.make_env(id, wraps=[f"{'fresh_' if fresh else ''}episodes={n}"], **SETTINGS[id])
     task = envs.make_env(id, **SETTINGS[id])
+    shown = SHOWN.get(id, "image")
     rng = np.random.default_rng(seed)
     assert long.unwrapped.memory_horizon == task.unwrapped.memory_horizon * (1 if fresh else n)
     task.reset(seed=seed)
@@ -198,15 +204,15 @@ def test_episodes_in_a_row_are_those_of_the_task(id, n, fresh, seed):
             core.start(np.arange(1), np.array([seed]), np.array([number]))
             expected = core.observe()[0]
             while not core.over[0]:
-                assert_same(got["image"], expected)
+                assert_same(got[shown], expected)
                 action = int(rng.choice([NORTH, EAST, EAST, SOUTH]))
                 got, _, terminated, truncated, info = long.step(action)
                 wanted, *_, task_info = task.step(action)
-                expected = wanted["image"]
+                expected = wanted[shown]
                 assert_same(got["previous_reward"], wanted["previous_reward"])
                 assert (terminated or truncated) == (core.over[0] and k == n - 1)
             successes.append(task_info["is_success"])
-        assert_same(got["image"], expected)
+        assert_same(got[shown], expected)
         assert info == {
             **task_info, "is_success": all(successes), "trajectories": 1,
             **{f"success_{k + 1}": success for k, success in enumerate(successes)},
@@ -247,12 +253,12 @@ def test_occlusion_hides_the_chosen_steps_and_nothing_else(id, seed, steps):
     env = envs.make_vec_env(id, B, wraps=["occlude=0,3-4/5,7-11"], **SETTINGS[id])
     task = envs.make_vec_env(id, B, **SETTINGS[id])
     got, expected = env.reset(seed=seed)[0], task.reset(seed=seed)[0]
-    clock = np.zeros(B, int)
+    shown, clock = SHOWN.get(id, "image"), np.zeros(B, int)
 
     def check(got, expected, clock, rows):
         hidden = (clock == 0) | (clock % 5 >= 3) | ((clock >= 7) & (clock <= 11))
-        assert not got["image"][hidden & rows].any()
-        np.testing.assert_array_equal(got["image"][~hidden & rows], expected["image"][~hidden & rows])
+        assert not got[shown][hidden & rows].any()
+        np.testing.assert_array_equal(got[shown][~hidden & rows], expected[shown][~hidden & rows])
         for key in ("previous_action", "previous_reward"):
             np.testing.assert_array_equal(got[key][rows], expected[key][rows])
 
