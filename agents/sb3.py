@@ -262,7 +262,7 @@ class SB3Trainer:
 
 def _generators() -> dict[str, Tensor]:
     """The states of the generators that Stable-Baselines3 draws from: PyTorch's and NumPy's global ones."""
-    _, keys, place, _, _ = np.random.get_state(legacy=True)
+    _, keys, place, *_ = np.random.get_state(legacy=True)
     numpy_state = np.concatenate([np.asarray(keys, np.int64), [place]])
     states = {"generator/torch": torch.get_rng_state(), "generator/numpy": torch.as_tensor(numpy_state)}
     if torch.cuda.is_available():
@@ -277,6 +277,6 @@ def _load_generators(tensors: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(states["torch"])
     if "numpy" in states:
         numpy_state = states["numpy"].numpy()
-        np.random.set_state(("MT19937", numpy_state[:-1].astype(np.uint32), int(numpy_state[-1])))
+        np.random.set_state(("MT19937", numpy_state[:-1].astype(np.uint32), int(numpy_state[-1]), 0, 0.0))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

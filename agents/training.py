@@ -116,6 +116,8 @@ class Trainer:
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
         figures.update(self._learned(rollout, pressure, backup))
+        if self.controller.learned:
+            self.policy.release_spans()
         ended = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1

@@ -96,7 +96,10 @@ def _built(
     kind = KINDS.describe(config["memory"])
     settings = dict(config)
     if settings.get("max_span") == 0:
-        settings["max_span"] = longest_span(env, settings["ramp"])
+        longest = longest_span(env, settings["ramp"])
+        if settings.get("span_model") != "survival" or env.metadata.get("old_facts_mislead"):
+            settings["max_span"] = longest
+        settings["initial_limit"] = settings.get("initial_limit") or round(settings["initial_span"] * longest)
     extractor = {} if features_extractor is None else {"features_extractor": features_extractor}
     policy = ActorCritic.for_spaces(
         env.single_observation_space,

@@ -45,17 +45,20 @@ def memory_line(run: Run) -> str:
     """Bytes that the memory of an environment takes at most, and is expected to take before anything is forgotten."""
     if not isinstance(run.policy, ActorCritic):
         return ""
-    memory, number = run.policy.initial_memory(1), run.config["num_envs"]
+    memory, number = run.policy.draw(run.policy.initial_memory(1), None), run.config["num_envs"]
     if memory.state is not None or not memory.layers:
         each = int(memory.bytes())
         return f"{size(each)} per environment, a state of fixed size; {size(each * number)} for {number}"
     most, per_slot = most_memories(run.policy), sum(memory.slot_bytes())
     layers = f"{len(memory.layers)} layer{'s' * (len(memory.layers) > 1)}"
-    if most is None:
+    expected = expected_memories(run, most)
+    if most is None and expected is not None:
+        text = f"at most {expected:,} memories in {layers} until the task is learned, {size(expected * per_slot)} per environment"
+        return f"{text}, {size(expected * per_slot * number)} for {number}; then as many as are needed"
+    if most is None or expected is None:
         return f"{size(per_slot)} per step that is remembered in {layers}, of which the memory kind bounds no number"
     text = f"at most {most:,} memories in {layers}, {size(most * per_slot)} per environment"
     text += f", {size(most * per_slot * number)} for {number}"
-    expected = expected_memories(run, most)
     return text if expected == most else f"{text}; about {size(expected * per_slot)} each is expected at the start"
 
 
@@ -65,24 +68,31 @@ def most_memories(policy: ActorCritic) -> int | None:
     if not getattr(policy.core.layers[0].kind, "stores", True):
         return 0
     if hasattr(config, "max_span"):
-        return config.max_span + getattr(config, "ramp", 1)
+        return config.max_span + config.ramp if config.max_span else None
     if hasattr(config, "compressed_window"):
         return config.window + config.compression_rate + config.compressed_window
     return getattr(config, "window", None)
 
 
-def reach(policy: Any) -> int | None:
-    """Age in steps up to which something can be remembered; None where there is no limit, or none is known."""
+def reach(policy: Any) -> tuple[int | None, str]:
+    """Age in steps up to which something can be remembered while the task is learned, None where there is no limit or
+    none is known; and the flag that sets it."""
     config = policy.config.memory_config
     if hasattr(config, "compressed_window"):
-        return config.window + config.compression_rate * config.compressed_window
-    return getattr(config, "max_span", getattr(config, "window", None))
+        return config.window + config.compression_rate * config.compressed_window, "--window"
+    limit, longest = getattr(config, "initial_limit", 0), getattr(config, "max_span", 0)
+    if limit and not 0 < longest <= limit:
+        return limit, "--initial-limit"
+    return (longest, "--max-span") if longest else (getattr(config, "window", None), "--window")
 
 
-def expected_memories(run: Run, most: int) -> int:
-    """Live memories per layer in long episodes before anything is forgotten."""
+def expected_memories(run: Run, most: int | None) -> int | None:
+    """Live memories per layer in long episodes before anything is forgotten; None if that is not known. most: as
+    `most_memories`."""
     config = run.policy.config.memory_config
-    if hasattr(config, "initial_span"):
+    if getattr(config, "initial_limit", 0):
+        return config.initial_limit + config.ramp
+    if most is not None and hasattr(config, "initial_span"):
         return min(most, round(config.initial_span * config.max_span) + config.ramp)
     return most
 
@@ -113,10 +123,9 @@ def warnings_of(run: Run) -> list[str]:
         return [
             f"{facts}, but nothing is learned across rollouts, of {steps} steps: --num-steps {horizon} would reach them"
         ]
-    longest = reach(run.policy)
+    longest, name = reach(run.policy)
     if longest is None or longest >= horizon:
         return []
-    name = "--max-span" if hasattr(run.policy.config.memory_config, "max_span") else "--window"
     return [f"{facts}, but memories last {longest:,} steps at most: a larger {name} would reach them"]
 
 

@@ -64,7 +64,8 @@ class PolicyConfig:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         if data["memory"] not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
-        memory_config = settings_of(KINDS[data["memory"]].Config, data["memory_config"])
+        kind = KINDS[data["memory"]].Config
+        memory_config = settings_of(kind, {**getattr(kind, "EARLIER", {}), **data["memory_config"]})
         core = settings_of(core_config(data["memory"]), data["core"])
         # Files from before November 2026 have Discrete actions only, and their number.
         actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
@@ -150,6 +151,11 @@ class ActorCritic(Predictor, nn.Module):
     def can_forget(self) -> bool:
         """Whether pressure brings this policy's live memories down."""
         return KINDS[self.config.memory].presses
+
+    def release_spans(self) -> None:
+        """Called between two rollouts once the task was learned: spans are then as long as memories are needed."""
+        for layer in self.core.layers:
+            layer.kind.release()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the policy first, then parameters that are the memory kind's own, by learning rate.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_at_least
+from expire_span_rl.checks import check_at_least, choice
 
+SPAN_MODELS = ("survival", "sigmoid")
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
 
@@ -79,16 +80,27 @@ def check_spans(config: Any) -> None:
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
+    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid"}
+    """Settings that policy files from before they were there mean."""
+
+    span_model: str = "survival"
+    """How spans are predicted. survival: from the chance that a memory is still needed, without a longest span.
+    sigmoid: as a fraction of a longest span, as in the Expire-Span paper."""
     max_span: int = 0
-    """Longest span L_max, in steps. 0: a power of two, at least twice as long as the environment says that something
-    must be remembered. Where it says that older facts mislead: just that long, plus the ramp."""
+    """Longest span L_max, in steps. 0: none with --span-model survival, unless the environment says that older facts
+    mislead; then as long as facts last there, plus the ramp. With sigmoid a power of two, at least twice as long as the
+    environment says that something must be remembered."""
+    initial_limit: int = 0
+    """With --span-model survival: spans of all memories, in steps, until the success target was met once. It must
+    exceed the recall delay of an untrained policy. 0: --initial-span of twice the time that the environment says
+    something must be remembered."""
     ramp: int = 8
     """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Span of every memory at the start, as a fraction of --max-span. It must exceed the recall delay of an untrained
-    policy."""
+    """Span of every memory at the start, as a fraction of the longest span. It must exceed the recall delay of an
+    untrained policy."""
     span_dropout: bool = False
-    """In training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
+    """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
     Expire-Span paper)."""
     span_lr_scale: float = 1.5
     """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of
@@ -110,7 +122,14 @@ class ExpireSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
-        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0)
+        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0)
+        choice("--span-model", self.span_model, SPAN_MODELS)
+        if self.span_model == "survival" and not self.use_coef > 1:
+            raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")
+        if self.span_dropout and self.span_model == "survival":
+            raise ValueError(
+                "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
+            )
         if not self.use_lift > 0:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
 

@@ -1092,6 +1092,7 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
             "needs facts for up to 200 steps, but memories last 32 steps at most: a larger --window",
         ),
         (["--memory", "expire_span", "--max-span", "64"], "but memories last 64 steps at most: a larger --max-span"),
+        (["--memory", "expire_span", "--initial-limit", "64"], "last 64 steps at most: a larger --initial-limit"),
         (["--memory", "adaptive_span", "--max-span", "64"], "but memories last 64 steps at most: a larger --max-span"),
         (
             ["--memory", "compressive", "--window", "8", "--compressed-window", "8"],
@@ -1109,7 +1110,7 @@ def test_a_memory_that_is_too_short_for_the_task_is_warned_of(flags, warned, in_
     found = warnings_of(run)
     run.trainer.close()
     assert len(found) == bool(warned) and all(warned in text for text in found)
-    assert warned == "" or "gru" in flags or (reach(run.policy) or 0) < 200
+    assert warned == "" or "gru" in flags or (reach(run.policy)[0] or 0) < 200
 
 
 @pytest.mark.parametrize("memory", ["expire_span", "adaptive_span", "compressive", "transformer_xl", "gru", "none"])

@@ -33,21 +33,27 @@ def test_defaults_are_those_that_the_environment_needs(memory, agent):
 
 
 @pytest.mark.parametrize(
-    "flags, longest",
+    "flags, longest, first",
     [
-        ([], 512),  # corridors to 200: twice as long, and the next power of two
-        (["--env-kwargs", '{"max_length": 256}'], 512),
-        (["--env-kwargs", '{"max_length": 257}'], 1024),
-        (["--env", "Switch-v0"], 48),  # 8 junctions of 5 steps, and the ramp
-        (["--env", "Switch-v0", "--ramp", "4", "--memory", "adaptive_span"], 44),
-        (["--env", "Switch-v0", "--wrap", "stretch=1"], 88),
-        (["--env", "Switch-v0", "--max-span", "128"], 128),
-        (["--env", "CartPole-v1"], 512),
+        ([], 0, 486),  # corridors to 200: 0.95 of the power of two that is at least twice as long
+        (["--env-kwargs", '{"max_length": 256}'], 0, 486),
+        (["--env-kwargs", '{"max_length": 257}'], 0, 973),
+        (["--initial-limit", "77"], 0, 77),
+        (["--span-model", "sigmoid"], 512, None),
+        (["--memory", "adaptive_span"], 512, None),
+        (["--env", "Switch-v0"], 48, 46),  # 8 junctions of 5 steps, and the ramp
+        (["--env", "Switch-v0", "--ramp", "4", "--memory", "adaptive_span"], 44, None),
+        (["--env", "Switch-v0", "--wrap", "stretch=1"], 88, 84),
+        (["--env", "Switch-v0", "--max-span", "128"], 128, 128),
+        (["--env", "CartPole-v1"], 0, 486),
     ],
 )
-def test_the_longest_span_is_the_environments_unless_it_is_said(flags, longest):
+def test_the_longest_span_is_the_environments_unless_it_is_said(flags, longest, first):
+    """The longest span, 0 for none; and the limit of all spans until the task was learned."""
     policy = build(parse_config([*SMALL, *flags])).policy
     assert policy.config.memory_config.max_span == longest
+    if first is not None:
+        assert [float(layer.kind.span.limit) for layer in policy.core.layers] == [first, first]
 
 
 @pytest.mark.parametrize("length, scale", [(100, 1.0), (1000, 0.2)])

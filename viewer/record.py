@@ -103,7 +103,7 @@ def transformer_xl(lives: Sequence[LayerLives]) -> dict[str, Any] | None:
 
 def _layer(policy: ActorCritic, index: int, lives: LayerLives) -> dict[str, Any]:
     """`end`: first step that no longer sees each observation, within the episode; `expires`: the same as predicted, had
-    the episode gone on, None for never; `merged`: first step that sees it only as a part of a slot that stands for
+    the episode gone on, None for never; `span`: in steps, None for what is kept for good; `merged`: first step that sees it only as a part of a slot that stands for
     `merge_size` of them; `remembered`: observations so far that are live or live on in such a slot."""
     kind, steps = policy.core.layers[index].kind, len(lives.end)
     merging, written = kind.merging, torch.arange(steps)

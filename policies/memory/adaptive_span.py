@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.kind import Lives, MemoryKind
 from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, AdaptiveSpanConfig
 
 
@@ -51,7 +51,7 @@ class AdaptiveSpan(MemoryKind):
     def learning_rate_scale(self, name: str) -> float:
         return self.config.span_lr_scale
 
-    def loss(self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float) -> Tensor:
+    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
         """pressure * alpha * mean over heads of z_h / S_max (section 3, as a fraction of the longest span). Negative
         pressure lengthens spans; what defends them is the gradient of the task, which comes through the ramp: how
         strong the pressure is therefore also says how the charge stands to the task."""

@@ -34,6 +34,17 @@ class Merging:
         return (clock >= self.size + self.delay) & ((clock - self.delay) % self.size == 0)
 
 
+@dataclass(frozen=True)
+class Lives:
+    """What became of C slots in a rollout, [B,C] each. Ages are in steps."""
+
+    used_here: Tensor  # the largest age at which attention used the slot in this rollout, -1: never
+    last_use: Tensor  # the largest age at which it ever did, 0: never
+    age: Tensor  # at the first query after the rollout, or after the slot's episode
+    ended: Tensor  # bool: the slot's episode ended in this rollout
+    exists: Tensor  # bool
+
+
 class MemoryKind(nn.Module):
     """How one layer remembers. One instance per layer; attention itself is the Transformer's.
 
@@ -122,9 +133,16 @@ class MemoryKind(nn.Module):
         if `loss` does not ask."""
         return None
 
-    def loss(
-        self, normed: Tensor, new: Tensor, last_use: Tensor | None, drawn: Tensor, pressure: float
-    ) -> Tensor | None:
+    def release(self) -> None:
+        """Called between two rollouts once the task was learned: from here on memories may be kept for as long as they
+        are needed."""
+
+    def used(self, weights: Tensor, visible: Tensor) -> Tensor:
+        """Whether attention used the slots: weights [B,H,...,C], of `visible` [B,...,1] slots -> bool [B,...,C]."""
+        lift = self.use_lift() or math.inf
+        return weights.amax(1) > lift / (lift + visible - 1)  # w / (1 - w) * others > lift, solved for w
+
+    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor | None:
         """The kind's loss. normed: [B,C,D]; new: [B,C] bool, written in this rollout; last_use: [B,C], the largest age
         at which attention used the slot in this rollout (-1: never); pressure: the controller's, in [-1, 1]."""
         return None

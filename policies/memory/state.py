@@ -22,24 +22,30 @@ class LayerMemory:
     hidden: Tensor  # [B,S,D] layer inputs, detached
     birth: Tensor  # [B,S] clock of the environment when the slot was written
     alive: Tensor  # [B,S] bool
+    last_use: Tensor | None = None  # [B,S] clock at which attention last used the slot; None where nobody asks
 
     def rows(self, indices: Tensor) -> LayerMemory:
         """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""
         alive = self.alive[indices]
         first = _first_live(alive)
-        return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:])
+        last_use = None if self.last_use is None else self.last_use[indices, first:]
+        return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:], last_use)
 
     def trimmed(self) -> LayerMemory:
         """Views of the same without the columns before the oldest live slot."""
         first = _first_live(self.alive)
-        return LayerMemory(self.hidden[:, first:], self.birth[:, first:], self.alive[:, first:])
+        last_use = None if self.last_use is None else self.last_use[:, first:]
+        return LayerMemory(self.hidden[:, first:], self.birth[:, first:], self.alive[:, first:], last_use)
 
     def padded(self, size: int) -> LayerMemory:
         """The same with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""
         missing = size - self.hidden.shape[1]
         hidden = torch.where(self.alive[..., None], self.hidden, 0)
         return LayerMemory(
-            F.pad(hidden, (0, 0, missing, 0)), F.pad(self.birth, (missing, 0)), F.pad(self.alive, (missing, 0))
+            F.pad(hidden, (0, 0, missing, 0)),
+            F.pad(self.birth, (missing, 0)),
+            F.pad(self.alive, (missing, 0)),
+            None if self.last_use is None else F.pad(self.last_use, (missing, 0)),
         )
 
 
@@ -78,8 +84,15 @@ class Memory:
         return total
 
     def slot_bytes(self) -> list[int]:
-        """By layer: what one memory takes, its hidden vector, its birth and that it lives."""
-        return [x.hidden.shape[2] * x.hidden.element_size() + x.birth.element_size() + 1 for x in self.layers]
+        """By layer: what one memory takes, its hidden vector, its birth, its last use if it is kept, and that it
+        lives."""
+        return [
+            layer.hidden.shape[2] * layer.hidden.element_size()
+            + layer.birth.element_size()
+            + (0 if layer.last_use is None else layer.last_use.element_size())
+            + 1
+            for layer in self.layers
+        ]
 
     def oldest(self) -> Tensor:
         """[B]: age of the oldest live memory at the next query, 0 if there is none; of a hidden state, all steps so
@@ -124,6 +137,8 @@ class Memory:
                 f"{i}/birth": layer.birth[layer.alive],
                 f"{i}/count": count,
             }
+            if layer.last_use is not None:
+                out[f"{i}/last_use"] = layer.last_use[layer.alive]
         return out
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -131,6 +146,8 @@ class Memory:
         out = {"time": self.time, "drawn": self.drawn} | ({} if self.state is None else {"state": self.state})
         for i, layer in enumerate(self.layers):
             out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
+            if layer.last_use is not None:
+                out[f"{i}/last_use"] = layer.last_use
         return out
 
     @classmethod
@@ -138,11 +155,11 @@ class Memory:
         """What `to_tensors` or `packed` gave."""
         layers = []
         for i in range(sum(name.endswith("/hidden") for name in tensors)):
-            hidden, birth = tensors[f"{i}/hidden"], tensors[f"{i}/birth"]
+            hidden, birth, last_use = tensors[f"{i}/hidden"], tensors[f"{i}/birth"], tensors.get(f"{i}/last_use")
             if (count := tensors.get(f"{i}/count")) is None:
-                layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"]))
+                layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"], last_use))
             else:
-                layers.append(_spread(hidden, birth, count))
+                layers.append(_spread(hidden, birth, count, last_use))
         return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
     def without(self, layer: int, slots: Tensor) -> Memory:
@@ -160,14 +177,18 @@ class Memory:
         return replace(self, layers=tuple(layers))
 
 
-def _spread(hidden: Tensor, birth: Tensor, count: Tensor) -> LayerMemory:
-    """Slots [B,S] of live memories [N,D] and [N], of which the environments have `count` [B] each; S is the largest."""
+def _spread(hidden: Tensor, birth: Tensor, count: Tensor, last_use: Tensor | None) -> LayerMemory:
+    """Slots [B,S] of live memories [N,D], [N] and [N], of which the environments have `count` [B] each; S is the largest."""
     size = int(count.max())
     alive = torch.arange(size, device=count.device) >= size - count[:, None]  # [B,S], padding on the left
     slots = hidden.new_zeros(*alive.shape, hidden.shape[1])
     births = birth.new_zeros(alive.shape)
     slots[alive], births[alive] = hidden, birth
-    return LayerMemory(slots, births, alive)
+    last_uses = None
+    if last_use is not None:
+        last_uses = last_use.new_zeros(alive.shape)
+        last_uses[alive] = last_use
+    return LayerMemory(slots, births, alive, last_uses)
 
 
 def _keyed(layer: LayerMemory, time: Tensor, within: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ class LayerBuffers:
     described: Tensor | None  # [B,C]
     birth: Tensor  # [B,C]
     alive: Tensor  # [B,C] bool
+    last_use: Tensor | None  # [B,C] clock at which attention last used the slot; None where nobody asks
 
 
 @dataclass
@@ -56,4 +57,5 @@ class TransformerActing:
         ]  # the kept to the right, in order
         alive = keep.gather(1, order)
         hidden = layer.hidden.gather(1, order[..., None].expand(-1, -1, layer.hidden.shape[2]))
-        return LayerMemory(hidden, layer.birth.gather(1, order), alive)
+        last_use = None if layer.last_use is None else layer.last_use.gather(1, order)
+        return LayerMemory(hidden, layer.birth.gather(1, order), alive, last_use)

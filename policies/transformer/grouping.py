@@ -88,8 +88,14 @@ class GroupedActing:
         for held in zip(*(part.layers for part in parts)):
             size = max(layer.hidden.shape[1] for layer in held)
             wide = [layer.padded(size) for layer in held]
+            last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
             layers.append(
-                LayerMemory(*(self._joined([getattr(w, n) for w in wide]) for n in ("hidden", "birth", "alive")))
+                LayerMemory(
+                    self._joined([layer.hidden for layer in wide]),
+                    self._joined([layer.birth for layer in wide]),
+                    self._joined([layer.alive for layer in wide]),
+                    self._joined(last_uses) if last_uses else None,
+                )
             )
         return Memory(tuple(layers), self.time, self._joined([part.drawn for part in parts]))
 

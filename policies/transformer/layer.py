@@ -111,9 +111,10 @@ class Layer(nn.Module):
 
     def attend(
         self, normed: Tensor, keys: Tensor, values: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
-    ) -> Tensor:
-        """One query per row, see `policies.transformer.attention.attend`: normed [B,D] -> [B,H,d]."""
-        return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.by_age())[0]
+    ) -> tuple[Tensor, Tensor]:
+        """One query per row, see `policies.transformer.attention.attend`: normed [B,D] -> output [B,H,d], weights
+        [B,H,C]."""
+        return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.by_age())
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""

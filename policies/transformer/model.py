@@ -65,7 +65,11 @@ class Transformer(nn.Module):
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
         """`memory` with what the kind draws at random for one training rollout."""
         drawn = self._kinds[0].draw(len(memory.time), generator)
-        return replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
+        memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
+        if self._kinds[0].use_lift() is None:
+            return memory
+        layers = [m if m.last_use is not None else replace(m, last_use=m.birth) for m in memory.layers]
+        return replace(memory, layers=tuple(layers))
 
     # Acting
 
@@ -102,6 +106,7 @@ class Transformer(nn.Module):
             None if described is None else room(described, 1),
             room(held.birth, 1),
             room(held.alive, 1),
+            None if held.last_use is None else room(held.last_use, 1),
         )
 
     def step(self, x: Tensor, acting: TransformerActing | GroupedActing, episode_start: Tensor) -> Tensor:
@@ -129,12 +134,18 @@ class Transformer(nn.Module):
                 buffers.described[:, n - 1] = own[:, 0]
             buffers.birth[:, n - 1] = acting.time
             buffers.alive[:, n - 1] = True
+            if buffers.last_use is not None:
+                buffers.last_use[:, n - 1] = acting.time
             described = None if buffers.described is None else buffers.described[:, :n]
             age, seen, bias = self._acting_bias(
                 layer.kind, acting.time, buffers.birth[:, :n], buffers.alive[:, :n], described
             )
-            attended = layer.attend(normed, buffers.keys[:, :, :n], buffers.values[:, :, :n], age, bias)
-            live.append(seen.sum(1))
+            attended, weights = layer.attend(normed, buffers.keys[:, :, :n], buffers.values[:, :, :n], age, bias)
+            visible = seen.sum(1)
+            live.append(visible)
+            if buffers.last_use is not None:
+                used = layer.kind.used(weights, visible[:, None])
+                buffers.last_use[:, :n] = torch.where(used, acting.time[:, None], buffers.last_use[:, :n])
             x = layer.residual(x, attended)
         acting.filled = n
         acting.time += 1
@@ -176,7 +187,7 @@ class Transformer(nn.Module):
             age, _, bias = self._acting_bias(layer.kind, time, birth, alive, described)
             keys = torch.cat([buffers.keys[rows, :, :n], key], 2)
             values = torch.cat([buffers.values[rows, :, :n], value], 2)
-            x = layer.residual(x, layer.attend(normed, keys, values, age, bias))
+            x = layer.residual(x, layer.attend(normed, keys, values, age, bias)[0])
         return self.norm(x)
 
     def _acting_bias(
@@ -204,9 +215,11 @@ class Transformer(nn.Module):
         A final observation follows step t of row b, sees what step t + 1 would see had the episode gone on, and is seen
         by nobody. Rows are worked off in groups of like memory size, which changes nothing but the speed.
         """
-        fresh = episode_start[0]
-        layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)
-        memory = replace(memory, layers=layers)
+        asked = pressure and self._kinds[0].use_lift() is not None
+        if not (asked and torch.is_grad_enabled() and not details):  # those of episodes that are over teach spans
+            fresh = episode_start[0]
+            layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)
+            memory = replace(memory, layers=layers)
         live = memory.live()
         slots = None if live is None else live.amax(1) + len(x)  # [B] what each row needs
         groups = None if details or slots is None else learning_groups(slots)
@@ -241,7 +254,9 @@ class Transformer(nn.Module):
     ) -> CoreOutput:
         steps = torch.arange(len(x), device=x.device, dtype=x.dtype)
         start = torch.where(episode_start.T, steps, -math.inf).cummax(1).values  # [B,T]
-        axis = Axis(steps, start, final_at, memory.drawn)
+        index = torch.where(episode_start.T, steps, math.inf).flip(1)
+        end = F.pad(index.cummin(1).values.flip(1), (0, 1), value=math.inf)  # [B,T+1]
+        axis = Axis(steps, start, end, final_at, memory.drawn)
         x, loss, inspected = x.transpose(0, 1), x.new_zeros(()), []
         for i, layer in enumerate(self.layers):
             if not self._stores:

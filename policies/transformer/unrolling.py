@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from expire_span_rl.policies.core import LayerInspection
-from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.kind import Lives, MemoryKind
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.attention import attend_rollout
 from expire_span_rl.policies.transformer.merging import Extension, extend
@@ -31,6 +31,7 @@ class Axis:
 
     queries: Tensor  # [T]
     episode: Tensor  # [B,T] coordinate at which the query's episode began; minus infinity if before the rollout
+    end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     drawn: Tensor  # [B,K]
 
@@ -112,14 +113,12 @@ def unroll_layer(
 
     loss = None
     if torch.is_grad_enabled() and not details:
-        last_use = None
-        if pressure and (lift := kind.use_lift()) is not None:  # w / (1 - w) * others > lift, solved for w
-            others = visible.sum(2, keepdim=True) - 1
-            used = weights.amax(1) > lift / (lift + others)  # [B,T,C]
-            last_use = age.masked_fill(~used, -1).amax(1)
+        lives = None
+        if pressure and kind.use_lift() is not None:
+            lives = _lives(kind, held, memory.time, axis, slots, age, visible, weights)
         new = torch.zeros_like(slots.coordinate, dtype=torch.bool)
         new[:, past:] = True
-        loss = kind.loss(normed, new, last_use, axis.drawn, pressure)
+        loss = kind.loss(normed, new, lives, axis.drawn, pressure)
         if extension is not None and extension.hidden.shape[1]:
             merge_loss = kind.merge_loss(
                 layer.frozen_keys_values, queries.detach(), extension.blocks, visible[:, :, : extension.hidden.shape[1]]
@@ -133,6 +132,31 @@ def unroll_layer(
             covers[:, :past] = torch.where(merged, merging.size, 1)
         looked = LayerInspection(slots.coordinate, covers, slots.described, visible, weights)
     return after, final_x, loss, looked
+
+
+def _lives(
+    kind: MemoryKind,
+    held: LayerMemory,
+    time: Tensor,
+    axis: Axis,
+    slots: _Slots,
+    age: Tensor,
+    visible: Tensor,
+    weights: Tensor,
+) -> Lives:
+    """What became of the slots in this rollout. time: [B]; age, visible: [B,T,C]; weights: [B,H,T,C]."""
+    steps = age.shape[1]
+    used = kind.used(weights, visible.sum(2, keepdim=True))  # [B,T,C]
+    used_here = age.masked_fill(~used, -1).amax(1)
+    last_use = used_here.clamp(min=0)
+    if held.last_use is not None:
+        before = (held.last_use - held.birth).to(age.dtype)
+        last_use[:, : before.shape[1]] = torch.maximum(last_use[:, : before.shape[1]], before)
+    exists = slots.coordinate > -math.inf
+    coordinate = torch.where(exists, slots.coordinate, 0)
+    end = axis.end.gather(1, (coordinate.long() + 1).clamp(0, steps))
+    ended = (end < steps) & exists
+    return Lives(used_here, last_use, torch.where(ended, end, steps) - coordinate, ended, exists)
 
 
 def _slots(
@@ -168,4 +192,4 @@ def _finals(layer: Layer, x: Tensor, axis: Axis, keys: Tensor, values: Tensor, s
     slots = slots.shifted(b, place, now, own)
     age, _, bias = slots.seen(layer.kind, now[:, None], axis.episode[b, t][:, None])
     recent = None if slots.until is None else keys.shape[2]  # slots that came into being are not in order
-    return layer.residual(x, layer.attend(normed, keys, values, age[:, 0], bias[..., 0, :], recent))
+    return layer.residual(x, layer.attend(normed, keys, values, age[:, 0], bias[..., 0, :], recent)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,21 @@ def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_
     acted = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
     assert same(trainer.best["weights"], acted[1]) and trainer.best["timesteps"] == STEPS * ENVS
     assert trainer.controller.pressure == 0
+
+
+def test_spans_are_released_when_the_task_was_learned_once(monkeypatch):
+    """Not before; and the run then goes on, is saved, and is loaded as it was, with numbers that are finite."""
+    trainer, other = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
+    spans = [layer.kind.span for layer in trainer.policy.core.layers]
+    for span in spans:
+        span.config = replace(span.config, max_span=0)
+    run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
+    assert {float(span.limit) for span in spans} == {16}
+    monkeypatch.undo()
+    run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
+    assert {float(span.limit) for span in spans} == {0} and trainer.skipped == 0
+    other.load_state(*trainer.state())
+    assert {float(layer.kind.span.limit) for layer in other.policy.core.layers} == {0}
 
 
 def comparable(figures: dict[str, float]) -> dict[str, float | None]:

@@ -27,8 +27,9 @@ CORES = {
 }
 SMALL = {
     "expire_span": (
-        {"max_span": 24, "ramp": 5},
-        {"max_span": 24, "ramp": 5, "span_dropout": True},
+        {"span_model": "sigmoid", "max_span": 24, "ramp": 5},
+        {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "span_dropout": True},
+        {"initial_limit": 24, "ramp": 5},
         {"max_span": 12, "ramp": 1},
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),

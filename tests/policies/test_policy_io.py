@@ -114,6 +114,20 @@ def test_what_is_no_policy_file_is_refused(saved, tmp_path):
         assert refused(other) == "expected a policy saved by this toolkit, got another safetensors file"
 
 
+def test_a_file_from_before_survival_curves_has_the_papers_spans(tmp_path):
+    """Of November 2026 and earlier: the config does not say how spans are predicted."""
+    policy = corridor_policy("expire_span")
+    assert policy.config.memory_config.span_model == "sigmoid"
+    save_policy(policy, tmp_path / "p.safetensors", INFO)
+    weights, header = opened(tmp_path / "p.safetensors")
+    for name in ("span_model", "initial_limit"):
+        del header["config"]["memory_config"][name]
+    save_file(weights, tmp_path / "p.safetensors", {"policy": json.dumps(header)})
+    loaded, _ = load_policy(tmp_path / "p.safetensors")
+    assert loaded.config.memory_config == policy.config.memory_config
+    assert np.array_equal(played(loaded, True), played(policy, True))
+
+
 def test_a_newer_version_is_refused(saved):
     weights, header = opened(saved)
     save_file(weights, saved, {"policy": json.dumps({**header, "version": header["version"] + 1})})

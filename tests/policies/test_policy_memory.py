@@ -13,7 +13,7 @@ from expire_span_rl.policies import KINDS, Memory
 from expire_span_rl.policies.memory import LayerMemory
 
 LONG = {
-    "expire_span": {"max_span": 400, "ramp": 4},
+    "expire_span": {"span_model": "sigmoid", "max_span": 400, "ramp": 4},
     "transformer_xl": {"window": 200},
     "adaptive_span": {"max_span": 400, "ramp": 4},
     "compressive": {"window": 12, "compression_rate": 3, "compressed_window": 100},

@@ -1,4 +1,4 @@
-"""Expire-Span's loss in plain loops, from what `inspect` shows. B environments, C slots, H heads, T queries."""
+"""The loss of sigmoid spans in plain loops, from what `inspect` shows. B environments, C slots, H heads, T queries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from policy_cases import act, experience, make_policy
+
+from expire_span_rl.policies.memory.kind import Lives
 
 
 def lift(layer, b: int, h: int, t: int, c: int) -> float:
@@ -28,7 +30,15 @@ def counted(steps: float) -> float:
 def test_charge_and_defence(pressure):
     """Charge on the spans of new memories, defence of every memory that attention used up to a margin beyond its age of
     last use; averaged over new memories and over layers."""
-    settings = {"max_span": 24, "ramp": 5, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+    settings = {
+        "span_model": "sigmoid",
+        "max_span": 24,
+        "ramp": 5,
+        "use_lift": 1.5,
+        "use_margin": 0.25,
+        "use_coef": 9.0,
+        "span_coef": 0.6,
+    }
     policy = make_policy("expire_span", settings)
     generator = torch.Generator().manual_seed(0)
     memory = act(policy, policy.initial_memory(3), experience(generator, 12, 3)).memory
@@ -58,14 +68,18 @@ def test_charge_and_defence(pressure):
 
 def test_without_pressure_nothing_is_charged_or_defended():
     """Nothing is lost then, and an untrained policy uses memories of all ages."""
-    policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_lift": 1.5})
+    policy = make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "use_lift": 1.5})
     given = experience(torch.Generator().manual_seed(0), 9, 3)
     assert float(policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.0).memory_loss) == 0
 
 
 def test_a_span_near_the_longest_can_come_down():
     """The sigmoid is flat there, the loss is not: the gradient of the level is the same at one half and far above."""
-    kind = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0}).core.layers[0].kind
+    kind = (
+        make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "use_coef": 0.0})
+        .core.layers[0]
+        .kind
+    )
     normed, new = torch.zeros(1, 4, 16, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
     for level in (0.0, 12.0):
         torch.nn.init.constant_(kind.span.bias, level)
@@ -77,16 +91,16 @@ def test_a_span_near_the_longest_can_come_down():
 def test_spans_turn_round_and_do_not_run_away():
     """500 steps of the learner's optimiser in which old uses drive the span up, then 500 of lengthening, leave it at
     most near L_max; as many of pressure bring it down to a step, and no further."""
-    kind = make_policy("expire_span", {"max_span": 24, "ramp": 5}).core.layers[0].kind
+    kind = make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5}).core.layers[0].kind
     normed, new = torch.zeros(1, 4, 16, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
     optimizer = torch.optim.Adam(kind.parameters(), lr=0.05, betas=(0.9, 0.99))
 
     def level(last_use: float, pressure: float) -> float:
         for _ in range(500):
             optimizer.zero_grad()
-            kind.loss(
-                normed, new, torch.full((1, 4), last_use, dtype=torch.float64), torch.zeros(1, 0), pressure
-            ).backward()
+            used = torch.full((1, 4), last_use, dtype=torch.float64)
+            lives = Lives(used, used, used, new, new)
+            kind.loss(normed, new, lives, torch.zeros(1, 0), pressure).backward()
             optimizer.step()
         return float(kind.span.bias.detach())
 
@@ -108,7 +122,7 @@ def test_only_the_span_predictor_learns_from_it():
 
 def test_what_all_memories_share_is_the_business_of_the_bias():
     """Memories that look alike give the weights no gradient; one that differs does, along its difference."""
-    policy = make_policy("expire_span", {"max_span": 24, "ramp": 5, "use_coef": 0.0})
+    policy = make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "use_coef": 0.0})
     kind = policy.core.layers[0].kind
     torch.nn.init.constant_(kind.span.bias, -1.0)  # below one half, where a longer span is charged more steeply
     torch.nn.init.constant_(kind.span.weight, 0.05)

@@ -9,6 +9,8 @@ const EFFECTS = [
   ["total_removed", "this observation never remembered, in any layer"],
   ["total_swapped", "the fact the other way wherever it was seen"],
 ];
+/** The predicted span of an observation's memory, with a comma behind it; empty for kinds without spans. */
+const spanText = (layer, written) => !layer.span ? "" : layer.span[written] === null ? "kept for good, " : `span ${Math.round(layer.span[written])}, `;
 const two = (number) => (number ?? NaN).toFixed(2);
 
 /** What is live at the page's moment: a list of {written, weight, left, layers}, of one layer or of all. */
@@ -97,7 +99,7 @@ function drawChosen(page) {
   page.seen.draw(picture, chosen);
   told.append(element("b", "", `Observation of step ${chosen}`));
   record.layers.forEach((layer, i) => {
-    const span = layer.span ? `span ${Math.round(layer.span[chosen])}, ` : "";
+    const span = spanText(layer, chosen);
     const life = layer.end[chosen] >= record.steps ? "live to the last step" : `gone at step ${layer.end[chosen]}`;
     const live = chosen <= t && layer.end[chosen] > t;
     told.append(element("p", "note", `layer ${i + 1}: ${span}${life}; ${live ? `attention now ${two(page.weights[i].get(chosen) ?? 0)}` : "not live now"}`));

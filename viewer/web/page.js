@@ -156,7 +156,7 @@ const shift = (row) => row.total_removed.shift;
 const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
 
 function told(page, written) {
-  const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${layer.span ? `span ${Math.round(layer.span[written])}, ` : ""}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
+  const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${spanText(layer, written)}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
   return [`observation of step ${written}`, ...lives].join("\n");
 }
 

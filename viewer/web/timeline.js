@@ -50,7 +50,8 @@ class Timeline {
 
   /** Up to which step the memory was meant to last when it was written. */
   predicted(written) {
-    return this.layer.span ? written + this.layer.span[written] : this.layer.expires[written] ?? this.steps;
+    const span = this.layer.span ? this.layer.span[written] : null; // null: kept for good
+    return span === null ? this.layer.expires[written] ?? this.steps : written + span;
   }
 
   get scale() { return (this.width - this.left - 4) / this.page.until; }

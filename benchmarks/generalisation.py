@@ -1,0 +1,235 @@
+"""Success against length: policies that were trained on short episodes, in ever longer ones.
+
+    python -m benchmarks.generalisation                                   # five seeds of expire_span, Corridor-v0
+    python -m benchmarks.generalisation --kinds expire_span transformer_xl gru --seeds 3
+    python -m benchmarks.generalisation --env TMaze-v0 --lengths 50 500 5000 50000 --total-timesteps 1000000
+
+Flags of train_rl.py may follow; they hold for all trainings. A run of a kind and seed is trained unless it is there, and
+continued where it was interrupted. Then its `policy.safetensors` plays `--episodes` episodes of each length with its most
+likely actions, and the batch of episodes is timed. What has a row is not played again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.coverage import current_commit
+from benchmarks.learning import split_arguments
+from benchmarks.workers import in_processes
+from expire_span_rl import cli
+from expire_span_rl.checks import check_at_least, choice
+from expire_span_rl.evaluation import evaluate
+from expire_span_rl.files import write_atomically
+from expire_span_rl.policies import KINDS, load_policy
+
+ROOT = Path(__file__).resolve().parents[1]
+LENGTH: dict[str, tuple[str, ...]] = {
+    "Corridor-v0": ("min_length", "max_length"),
+    "Portal-v0": ("min_rooms", "max_rooms"),
+    "Switch-v0": ("min_hold", "max_hold"),
+    "TMaze-v0": ("length",),
+}
+"""What makes the episodes of a task longer: keywords of the environment."""
+MAX_STEPS = 10**9  # no episode of ours is endless
+
+
+@dataclass(frozen=True)
+class GeneralisationConfig:
+    env: str = "Corridor-v0"
+    """Task: Corridor-v0, Portal-v0, Switch-v0 or TMaze-v0."""
+    kinds: tuple[str, ...] = ("expire_span",)
+    """Memory kinds."""
+    seeds: int = 5
+    """Seeds 1, 2, ..., each a training of its own."""
+    lengths: tuple[int, ...] = (200, 1000, 10_000, 100_000)
+    """Lengths of the episodes that are played: tiles, rooms, junctions that a signal holds, or steps."""
+    episodes: int = 64
+    """Episodes of each length, side by side."""
+    runs: str = "runs/generalisation"
+    """Folder of the runs, which are called <env>-<kind>-<seed>."""
+    out: str = ""
+    """Folder of the results. Default: benchmarks/results/generalisation-<env>."""
+    jobs: int = 1
+    """Trainings or evaluations at a time, one thread each."""
+    report: bool = False
+    """Train and play nothing: print and draw what is there."""
+
+    def __post_init__(self):
+        choice("--env", self.env, LENGTH)
+        for kind in self.kinds:
+            choice("--kinds", kind, KINDS)
+        check_at_least(self, seeds=1, episodes=1, jobs=1)
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"--lengths: expected at least one length of at least 1, got {self.lengths}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy in episodes of one length."""
+
+    kind: str
+    seed: int
+    length: int
+    episodes: int
+    success: float
+    mean_return: float
+    live_mean: float
+    """Live memories, mean over steps and layers; NaN without any."""
+    live_largest_layer: float
+    """The mean over steps of the layer that holds most."""
+    ms_per_step: float
+    """Of acting, for all episodes at once, without the environments."""
+    commit: str
+
+
+def main() -> None:
+    own, rest = split_arguments(GeneralisationConfig, sys.argv[1:])
+    config = cli.parse(GeneralisationConfig, own, "Success against length. Flags of train_rl.py may follow.")
+    folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
+    rows = read_rows(folder / "results.csv")
+    if not config.report:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
+        jobs = [(config, kind, seed, rest, _missing(config, kind, seed, rows)) for kind, seed in cells]
+        for new in in_processes(trained_and_played, [job for job in jobs if job[-1]], config.jobs):
+            rows |= {(row.kind, row.seed, row.length): row for row in new}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_rows(folder / "results.csv", rows.values())
+    print_table(rows.values())
+    if rows:
+        plot(config.env, list(rows.values()), folder / "generalisation.png")
+        print(f"rows: {folder / 'results.csv'}")
+
+
+def _missing(config: GeneralisationConfig, kind: str, seed: int, rows: Mapping[tuple, Row]) -> list[int]:
+    """The lengths that have no row of as many episodes."""
+    found = {length: rows.get((kind, seed, length)) for length in config.lengths}
+    return [length for length, row in found.items() if row is None or row.episodes < config.episodes]
+
+
+def trained_and_played(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:
+    """Trains one seed of a kind unless that is done, and plays each length."""
+    config, kind, seed, flags, lengths = job
+    run = Path(config.runs) / f"{config.env}-{kind}-{seed}"
+    if not (run / "policy.safetensors").exists():
+        command = [sys.executable, str(ROOT / "train_rl.py"), "--no-progress-bar"]
+        if (run / "checkpoint.safetensors").exists():
+            command += ["--resume", str(run)]
+        else:
+            chosen = ["--env", config.env, "--memory", kind, "--seed", str(seed), "--run-dir", str(run)]
+            command += [*chosen, *flags, *(["--overwrite"] if run.exists() else [])]
+        done = subprocess.run(command, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{run}: the training ended with exit code {done.returncode}")
+    return list(played(config, kind, seed, run, lengths))
+
+
+def played(config: GeneralisationConfig, kind: str, seed: int, run: Path, lengths: Sequence[int]) -> Iterator[Row]:
+    """A row for each length."""
+    policy, _ = load_policy(run)
+    for length in lengths:
+        kwargs = dict.fromkeys(LENGTH[config.env], length)
+        number = config.episodes
+        figures = evaluate(policy, config.env, kwargs, number, number, seed=1, max_steps=MAX_STEPS)
+        live = figures["live_memories_mean"]
+        yield Row(
+            kind,
+            seed,
+            length,
+            number,
+            success=figures["success_rate"],
+            mean_return=figures["mean_return"],
+            live_mean=sum(live) / len(live) if live else float("nan"),
+            live_largest_layer=max(live, default=float("nan")),
+            ms_per_step=1000 * number / figures["acting_steps_per_second"],
+            commit=current_commit(),
+        )
+        print(f"{kind} {seed}: {figures['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
+
+
+def read_rows(path: Path) -> dict[tuple[str, int, int], Row]:
+    """The rows of a file by kind, seed and length; none if there is no file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [_row(text) for text in csv.DictReader(file)]
+    return {(row.kind, row.seed, row.length): row for row in rows}
+
+
+def _row(text: Mapping[str, str]) -> Row:
+    whole = {name: int(text[name]) for name in ("seed", "length", "episodes")}
+    numbers = ("success", "mean_return", "live_mean", "live_largest_layer", "ms_per_step")
+    return Row(kind=text["kind"], commit=text["commit"], **whole, **{name: float(text[name]) for name in numbers})  # type: ignore[arg-type]
+
+
+def write_rows(path: Path, rows: Any) -> None:
+    """Writes the rows, ordered."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.kind, row.seed, row.length)))
+    write_atomically(path, text.getvalue().encode())
+
+
+def print_table(rows: Any) -> None:
+    """By kind and length: success of every seed, live memories and milliseconds per step, mean and range over seeds."""
+    table = Table("kind", "length", "episodes", "success of each seed", "live per layer", "ms per step")
+    for (kind, length), group in groupby(sorted(rows, key=lambda row: (row.kind, row.length, row.seed)), _cell):
+        seeds = list(group)
+        success = " ".join(f"{row.success:.1%}" for row in seeds)
+        episodes = str(min(row.episodes for row in seeds))
+        live, time = ([getattr(row, name) for row in seeds] for name in ("live_mean", "ms_per_step"))
+        table.add_row(kind, f"{length:,}", episodes, success, _range(live, ".1f"), _range(time, ".2f"))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _cell(row: Row) -> tuple[str, int]:
+    return row.kind, row.length
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    if any(math.isnan(value) for value in values):
+        return "-"
+    return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def plot(env: str, rows: Sequence[Row], path: Path) -> None:
+    """Draws success, live memories and milliseconds per step against length, a line per kind, a point per seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((11, 3.4), layout="constrained")
+    panels = {"success": "success", "live_mean": "live memories per layer", "ms_per_step": "ms per step of the batch"}
+    axes = figure.subplots(1, len(panels))
+    for number, kind in enumerate(sorted({row.kind for row in rows})):
+        own = [row for row in rows if row.kind == kind]
+        lengths = sorted({row.length for row in own})
+        for ax, (name, title) in zip(axes, panels.items(), strict=True):
+            values = [[getattr(row, name) for row in own if row.length == length] for length in lengths]
+            ax.plot(lengths, [sum(v) / len(v) for v in values], color=f"C{number}", label=kind)
+            ax.scatter([row.length for row in own], [getattr(row, name) for row in own], 12, f"C{number}", alpha=0.5)
+            ax.set(xscale="log", xlabel=f"length of the episodes, {env}", title=title)
+            if name == "success":
+                ax.set_ylim(-0.03, 1.03)
+            else:
+                ax.set_ylim(bottom=0)
+    axes[0].legend(frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    write_atomically(path, image.getvalue())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,113 @@
+"""Spans without an end: how long a memory is needed, learned as a survival curve.
+
+B environments, C slots, D model width, K bins of age.
+
+A memory's last use may fall into any of K bins of age: [0, 1), [1, 2), [2, 4), [4, 8), ... up to 2**24 steps, where
+float32 stops counting single steps. Its hazards h_k = sigmoid(w_k . h + b_k) are the probabilities that it falls into
+bin k, given that it does not come before (discrete-time survival analysis: Singer and Willett, 1993). The memory is
+still needed at age a with probability S(a), the product of 1 - h_k over the bins before a, in part for the bin that
+holds a. The span is the age at which S falls to 1 / use_coef, and infinite if it never does: then the memory is kept for
+good. docs/forgetting.md derives the loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expire_span_rl.policies.memory.kind import Lives
+from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
+
+FIRST_LOGIT = -4.0  # of all hazards at the start: no memory is known to become useless
+LONGEST = 24  # the last bin ends at 2 to this power
+PATIENCE = 2.0
+"""A use is taken for the last one if the memory was then watched until it was this many times as old, without another.
+Otherwise more uses may have been to come: the need is right-censored."""
+
+
+def bin_edges() -> Tensor:
+    """[K+1]: 0, 1, 2, 4, 8, ..."""
+    return torch.tensor([0.0, *(2.0**k for k in range(LONGEST + 1))])
+
+
+class SurvivalSpans(nn.Module):
+    """Spans from the hazards of the last use. Until `release`, none exceeds the config's `initial_limit`."""
+
+    rate = 2.0  # of learning, as a multiple of the config's: these logits have further to go than a sigmoid's level
+    edges: Tensor
+    limit: Tensor
+
+    def __init__(self, width: int, config: ExpireSpanConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("edges", bin_edges(), persistent=False)
+        first = config.initial_limit or UNKNOWN_MAX_SPAN
+        self.register_buffer("limit", torch.tensor(float(min(first, config.max_span or first))))  # steps; 0: none
+        bins = len(self.edges) - 1
+        self.weight = nn.Parameter(torch.zeros(bins, width))
+        self.bias = nn.Parameter(torch.full((bins,), FIRST_LOGIT))
+
+    def release(self) -> None:
+        """From here on --max-span alone bounds spans, if it is set."""
+        self.limit.fill_(self.config.max_span)
+
+    @torch.no_grad()
+    def forward(self, normed: Tensor) -> Tensor:
+        """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]; infinity for those kept for good.
+        They get no gradient: what is needed teaches them, not what the task makes of the ramp."""
+        steps = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
+        hazard = steps.cumsum(-1)  # -log S at the end of each bin
+        threshold = math.log(self.config.use_coef)
+        k = (hazard < threshold).sum(-1, keepdim=True)  # the bin in which S falls to 1 / use_coef
+        inside = k.clamp(max=len(self.edges) - 2)
+        step = steps.gather(-1, inside)
+        part = (threshold - hazard.gather(-1, inside) + step) / step
+        lower, upper = self.edges[inside], self.edges[inside + 1]
+        spans = torch.where(k == inside, lower + part * (upper - lower), math.inf).squeeze(-1)
+        return torch.where(self.limit > 0, torch.minimum(spans, self.limit), spans)
+
+    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, pressure: float) -> Tensor:
+        """Mean over the new memories of a rollout; arguments are `MemoryKind.loss`'s, `normed` detached.
+
+        Under pressure it is the negative log-likelihood of what was seen of the memories whose life ended in this
+        rollout, because their episode ended or they expired. One that was last used at age u and then watched until it
+        was PATIENCE times as old contributes -log h_k - sum_{i<k} log(1 - h_i), where k is the bin of u. Of any other
+        the need is right-censored, known to be u at least: it contributes the sum alone. Uses within the ramp do not
+        count, since every memory lives as long.
+
+        Below 0, when success was lost, it is the cumulative hazard of the new memories, so that all spans grow.
+
+        The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all
+        share (docs/forgetting.md).
+        """
+        if pressure == 0 or lives is None:
+            return normed.new_zeros(())
+        fresh = new[..., None]
+        average = (normed * fresh).sum(1, keepdim=True) / fresh.sum(1, keepdim=True).clamp(min=1)  # [B,1,D]
+        logits = F.linear(normed - average, self.weight) + F.linear(average, self.weight.detach(), self.bias)
+        number = new.sum().clamp(min=1)
+        if pressure < 0:
+            return F.softplus(logits).sum(-1).masked_fill(~new, 0).sum() / number
+        need, ended, is_last = self.observed(self(normed), lives)
+        return self._negative_log_likelihood(logits, need, is_last).masked_fill(~ended, 0).sum() / number
+
+    def observed(self, spans: Tensor, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
+        """What was seen of the memories: the age of the last use, with a margin, as far as it matters; bool, whether
+        their life ended in this rollout; bool, whether that use is taken for the last one. [B,C] each."""
+        reach = spans + self.config.ramp
+        ended = lives.exists & (lives.ended | (lives.age >= reach))
+        watched = torch.minimum(lives.age - 1, reach)
+        matters = lives.last_use > self.config.ramp
+        need = torch.where(matters, lives.last_use * (1 + self.config.use_margin), 0)
+        return need, ended, ended & (watched >= PATIENCE * need + 1)
+
+    def _negative_log_likelihood(self, logits: Tensor, need: Tensor, is_last: Tensor) -> Tensor:
+        """[B,C] nats, of logits [B,C,K]."""
+        k = torch.bucketize(need, self.edges[1:-1], right=True)[..., None]  # [B,C,1]
+        before = torch.arange(logits.shape[-1], device=logits.device) < k
+        survived = F.softplus(logits).masked_fill(~before, 0).sum(-1)
+        died = F.softplus(-logits.gather(-1, k)).squeeze(-1)
+        return survived + died.masked_fill(~is_last, 0)

@@ -1,0 +1,215 @@
+"""Spans from survival curves: what is observed of memories' lives, the likelihood, and what is learned from it.
+
+B environments, C slots, H heads, T queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from policy_cases import act, experience, make_policy
+
+from expire_span_rl.policies.memory.kind import Lives
+from expire_span_rl.policies.memory.survival_spans import PATIENCE, SurvivalSpans
+from expire_span_rl.policies.settings import ExpireSpanConfig
+
+SETTINGS = {"initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+
+
+def spans_of(logits: list[float], **settings) -> SurvivalSpans:
+    """A predictor of these logits for any memory, those of the later bins -50."""
+    spans = SurvivalSpans(2, ExpireSpanConfig(**settings))
+    with torch.no_grad():
+        spans.bias.fill_(-50.0)
+        spans.bias[: len(logits)] = torch.tensor(logits)
+    return spans
+
+
+@pytest.mark.parametrize(
+    "logits, span",
+    [
+        ([], math.inf),  # nothing ever ends
+        ([math.log(99)], 1.0),  # S(1) = 1 / 100
+        ([math.log(9), math.log(9)], 2.0),  # S(1) = 1 / 10, S(2) = 1 / 100
+        ([math.log(9), math.log(9999)], 1.25),  # 10^-1, then a quarter of the way to 10^-5
+        ([-50, -50, -50, math.log(9999)], 4 + 4 / 2),  # bin [4, 8): 10^-4 at its end, 10^-2 in the middle
+        ([math.log(9), math.log(8.9)], math.inf),  # not quite
+    ],
+)
+def test_the_span_is_where_the_survival_curve_falls_below_one_in_use_coef(logits, span):
+    spans = spans_of(logits)
+    spans.release()
+    assert spans(torch.zeros(1, 1, 2)).item() == pytest.approx(span, rel=1e-5)
+
+
+def test_spans_are_limited_until_the_task_was_learned():
+    memory = torch.zeros(1, 1, 2)
+    for settings, first, then in (
+        ({"initial_limit": 30}, 30, math.inf),
+        ({"initial_limit": 30, "max_span": 100}, 30, 100),
+        ({"initial_limit": 30, "max_span": 20}, 20, 20),
+        ({}, 512, math.inf),
+    ):
+        spans = spans_of([], **settings)
+        assert spans(memory).item() == first
+        spans.release()
+        assert spans(memory).item() == then
+        loaded = spans_of([], **settings)
+        loaded.load_state_dict(spans.state_dict())
+        assert loaded(memory).item() == then
+
+
+def used_ages(layer, b: int, coordinate: int, column: int, until: int) -> list[int]:
+    """The ages at which a query of some head, at a step before `until`, gave the slot 1.5 times the average attention
+    of the others that it saw."""
+    ages = []
+    for t in range(max(coordinate, 0), until):
+        others = int(layer.visible[b, t].sum()) - 1
+        weights = [float(weight) for weight in layer.attention[b, :, t, column]]
+        if any(others and weight / (1 - weight) * others > 1.5 for weight in weights):
+            ages.append(t - coordinate)
+    return ages
+
+
+def test_what_became_of_every_memory(monkeypatch):
+    """Over three rollouts, with episodes that end in and between them: the age of each memory's last use so far, which
+    acting carries along, its age at the end of what was seen, and whether its episode ended."""
+    policy = make_policy("expire_span", SETTINGS)
+    told: list[tuple] = []
+    for layer in policy.core.layers:
+        monkeypatch.setattr(layer.kind, "loss", lambda *given: told.append(given))
+    generator = torch.Generator().manual_seed(0)
+    memory = policy.initial_memory(3)
+    last_use: list[dict[tuple[int, int], int]] = [{}, {}]  # by layer, of (row, step at which it was written)
+    begun = carried = between = within = 0
+    for steps in (11, 14, 9):
+        memory = policy.draw(memory, None)
+        given = experience(generator, steps, 3, start_probability=0.06)
+        given.start[0, 1] = True
+        _, _, inspected = policy.inspect(given.observation, memory, given.start)
+        told.clear()
+        policy.unroll(given.observation, memory, given.start, pressure=1.0)
+        for layer, ages, held, (_, new, lives, _, _) in zip(inspected, last_use, memory.layers, told, strict=True):
+            held = held.padded(new.shape[1] - steps)
+            shown = layer.coordinate.shape[1]
+            for b in range(3):
+                for c in range(new.shape[1]):
+                    is_new = c >= new.shape[1] - steps
+                    coordinate = c - new.shape[1] + steps if is_new else int(held.birth[b, c] - memory.time[b])
+                    assert bool(new[b, c]) == is_new and bool(lives.exists[b, c]) == (is_new or bool(held.alive[b, c]))
+                    if not lives.exists[b, c]:
+                        continue
+                    ends = [t for t in range(max(coordinate + 1, 0), steps) if given.start[t, b]]
+                    until = ends[0] if ends else steps
+                    column = c - new.shape[1] + shown
+                    key, before = (b, begun + coordinate), ages.get((b, begun + coordinate), 0)
+                    here = [] if until == 0 else used_ages(layer, b, coordinate, column, until)
+                    ages[key] = max([before, *here])
+                    assert int(lives.used_here[b, c]) == max(here, default=-1)
+                    assert int(lives.last_use[b, c]) == ages[key]
+                    assert int(lives.age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
+                    carried += before > max(here, default=-1)
+                    between += until == 0
+                    within += 0 < until < steps
+        memory, begun = act(policy, memory, given).memory, begun + steps
+    assert carried > 20 and between > 5 and within > 20
+
+
+@pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
+def test_the_loss_in_plain_loops(pressure):
+    """Under pressure the negative log-likelihood of the lives that ended, whatever the pressure's size; else the
+    cumulative hazards of the new memories. Averaged over new memories."""
+    kind = make_policy("expire_span", SETTINGS, seed=3).core.layers[0].kind
+    kind.release()
+    generator = torch.Generator().manual_seed(1)
+    shape = (4, 40)
+    normed = torch.randn(*shape, 16, dtype=torch.float64, generator=generator)
+    new = torch.rand(shape, generator=generator) < 0.3
+    age = torch.randint(1, 40, shape, generator=generator).double()
+    last_use = (age * torch.rand(shape, dtype=torch.float64, generator=generator)).floor()
+    flags = [torch.rand(shape, generator=generator) < chance for chance in (0.4, 0.9)]
+    lives = Lives(last_use, last_use, age, *flags)
+    spans = kind.span(normed)
+    logits = normed @ kind.span.weight.T + kind.span.bias
+    expected, counts = 0.0, {"last": 0, "censored": 0, "living": 0}
+    for b in range(shape[0]):
+        for c in range(shape[1]):
+            hazards = torch.sigmoid(logits[b, c]).tolist()
+            if pressure < 0:
+                expected -= sum(math.log(1 - h) for h in hazards) * bool(new[b, c])
+                continue
+            reach = float(spans[b, c]) + 3
+            if not lives.exists[b, c] or not (lives.ended[b, c] or age[b, c] >= reach):
+                counts["living"] += 1
+                continue
+            need = 1.25 * float(last_use[b, c]) if last_use[b, c] > 3 else 0.0
+            k = 0 if need < 1 else int(math.log2(need)) + 1
+            expected -= sum(math.log(1 - h) for h in hazards[:k])
+            is_last = min(float(age[b, c]) - 1, reach) >= PATIENCE * need + 1
+            expected -= math.log(hazards[k]) if is_last else 0.0
+            counts["last" if is_last else "censored"] += 1
+    assert pressure < 0 or min(counts.values()) >= 8
+    loss = kind.loss(normed, new, lives, torch.zeros(4, 0), pressure)
+    assert float(loss.detach()) == pytest.approx(0.6 * expected / int(new.sum()), rel=1e-6)
+
+
+def learned(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500) -> list[float]:
+    """Spans after learning from three kinds of memory, one-hot; by kind, last uses that were seen to be the last, and
+    ages in use when their episode ended."""
+    spans = SurvivalSpans(3, ExpireSpanConfig(ramp=1, use_margin=0.0))
+    spans.release()
+    rows = [(kind, age, last) for kind, ages in needs.items() for last in (True, False) for age in ages[not last]]
+    normed = torch.eye(3)[torch.tensor([kind for kind, _, _ in rows])][None] * 3
+    need = torch.tensor([[age for _, age, _ in rows]])
+    age = torch.tensor([[age * (3 if last else 1) + (2 if last else 1) for _, age, last in rows]])
+    everywhere = torch.ones(1, len(rows), dtype=torch.bool)
+    lives = Lives(need, need, age, everywhere, everywhere)
+    optimizer = torch.optim.Adam(
+        [{"params": [spans.weight], "lr": 1.5e-3}, {"params": [spans.bias], "lr": 1.5e-2}], betas=(0.9, 0.99)
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        spans.loss(normed, everywhere, lives, 1.0).backward()
+        optimizer.step()
+    return spans(torch.eye(3)[None] * 3)[0].tolist()
+
+
+def test_what_is_in_use_when_episodes_end_is_kept_for_good_unless_its_like_was_seen_to_be_of_no_more_use():
+    """Of a hundred dull memories none is used; of three precious ones all are in use whenever an episode ends; of twenty
+    that are replaced, one is in use at the end and the others were last used at up to 40 steps."""
+    replaced = [float(age) for age in range(2, 40, 2)]
+    dull, precious, outdated = learned({0: ([0.0] * 100, []), 1: ([], [50.0, 120.0, 200.0]), 2: (replaced, [30.0])})
+    assert dull <= 1 and precious == math.inf and 32 <= outdated <= 64
+
+
+def test_only_the_span_predictor_learns_from_it():
+    policy = make_policy("expire_span", {**SETTINGS, "max_span": 6})
+    generator = torch.Generator().manual_seed(1)
+    memory = act(policy, policy.draw(policy.initial_memory(3), None), experience(generator, 12, 3)).memory
+    given = experience(generator, 9, 3)
+    policy.unroll(given.observation, memory, given.start, pressure=0.5).memory_loss.backward()
+    touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert touched == {f"core.layers.{i}.kind.span.{name}" for i in range(2) for name in ("weight", "bias")}
+
+
+def test_the_last_use_travels_with_the_memory():
+    """Through rows, padding, and both forms in which memories are sent and saved."""
+    policy = make_policy("expire_span", SETTINGS)
+    memory = policy.draw(policy.initial_memory(4), None)
+    memory = act(policy, memory, experience(torch.Generator().manual_seed(5), 15, 4)).memory
+    again = [type(memory).from_tensors(tensors) for tensors in (memory.to_tensors(), memory.packed())]
+    for layer, *others in zip(memory.layers, *(other.layers for other in again), strict=True):
+        assert layer.last_use is not None and (layer.last_use >= layer.birth)[layer.alive].all()
+        for other in others:
+            assert other.last_use is not None
+            assert torch.equal(other.last_use[other.alive], layer.last_use[layer.alive])
+        some = layer.rows(torch.tensor([2, 0]))
+        assert some.last_use is not None and torch.equal(some.last_use[some.alive], torch.cat([
+            layer.last_use[row][layer.alive[row]] for row in (2, 0)
+        ]))  # fmt: skip
+        assert layer.padded(30).last_use is not None
+    forgetful = replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
+    assert all(layer.last_use is not None for layer in policy.draw(forgetful, None).layers)
