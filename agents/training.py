@@ -58,6 +58,9 @@ class Trainer:
         self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []  # what `load_state` has to say, in lines
         self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
+        self.keeps_evaluated = False
+        """Keep a policy only where `keep_evaluated` says that an evaluation passed. Training draws its actions: what it
+        learns of the likeliest alone can go wrong without its success showing it."""
 
     _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row")
 
@@ -108,7 +111,8 @@ class Trainer:
         mean_live = float(np.mean(live["mean"])) if live else None
         score, count = self.window.hard_score()
         is_success = self.window.tells_success
-        self._keep_best(score, count, is_success, mean_live)
+        if not self.keeps_evaluated:
+            self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
         pressure = self.controller.update(score, count, is_success, mean_live, fresh) if can_forget else 0.0
         figures = dict(self.collector.figures())
@@ -136,6 +140,15 @@ class Trainer:
         figures["time/total_timesteps"] = self.timesteps
         figures["time/episodes"] = self.episodes
         return figures
+
+    def keep_evaluated(self, score: float) -> None:
+        """Keeps the policy as it is now if it meets the constraint in training and in an evaluation, whose score this
+        is: success, or the return where there is no success. See `keeps_evaluated`."""
+        trained, count = self.window.hard_score()
+        is_success = self.window.tells_success
+        if score >= self.controller.target(is_success):
+            live = self.collector.live
+            self._keep_best(trained, count, is_success, float(np.mean(live["mean"])) if live else None)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able figures."""

@@ -61,6 +61,10 @@ def build(
     info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
     if config.get("imports"):
         info["imports"] = list(config["imports"])
+    if config.get("eval_every") and not config["env"]:
+        raise ValueError(
+            "--eval-every: expected an environment id, from which evaluations can make their own, got environments"
+        )
     if env is not None:
         return _built(config, env, info, features_extractor, None, say)
     name = named_environment(config["env"], config.get("imports", ()))

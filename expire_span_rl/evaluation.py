@@ -102,28 +102,35 @@ def evaluate(
     deterministic: bool = True,
     progress: Callable[[int], Any] = lambda count: None,
     max_steps: int = MAX_STEPS,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that README.md lists, and what the
     environment itself counts (`metadata["ratios"]`).
 
-    progress: is called with 1 for every finished episode. Raises EndlessEpisode for one of more than `max_steps` steps.
+    progress: is called with 1 for every finished episode; check: before every step, and what it raises ends the
+    evaluation. Raises EndlessEpisode for an episode of more than `max_steps` steps.
     Figures of live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
     """
     env = vector_env(env_id, min(num_envs, episodes), env_kwargs)
     try:
-        return evaluate_in(policy, env, env_id, Protocol(episodes, seed, deterministic, max_steps), progress)
+        return evaluate_in(policy, env, env_id, Protocol(episodes, seed, deterministic, max_steps), progress, check)
     finally:
         env.close()
 
 
 def evaluate_in(
-    policy: Any, env: Any, name: str, protocol: Protocol, progress: Callable[[int], Any] = lambda count: None
+    policy: Any,
+    env: Any,
+    name: str,
+    protocol: Protocol,
+    progress: Callable[[int], Any] = lambda count: None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """`evaluate` in a vector environment that is there (of `make_vec_env`), called `name` in errors; it is not
     closed."""
     key, ratios = env.metadata.get("difficulty_key"), {"memory_efficiency": None, **env.metadata.get("ratios", {})}
     session = _Session(np.zeros(env.num_envs))
-    _play(policy, env, name, protocol, progress, session)
+    _play(policy, env, name, protocol, progress, check, session)
     played, stores = session.episodes, session.live is not None
     for episode in played:
         info = episode.pop("info")
@@ -180,7 +187,13 @@ class _Session:
 
 @torch.no_grad()
 def _play(
-    policy: Any, env: Any, name: str, protocol: Protocol, progress: Callable[[int], Any], session: _Session
+    policy: Any,
+    env: Any,
+    name: str,
+    protocol: Protocol,
+    progress: Callable[[int], Any],
+    check: Callable[[], None],
+    session: _Session,
 ) -> None:
     """Plays the protocol's episodes into the session."""
     batch = env.num_envs
@@ -191,6 +204,7 @@ def _play(
     start = np.ones(batch, bool)
     returns, lengths = np.zeros(batch), np.zeros(batch, np.int64)
     while quota.any():
+        check()
         began = time.perf_counter()
         if acting.full:
             acting = policy.begin(acting.memory(), HORIZON)

@@ -16,6 +16,7 @@ from expire_span_rl.building import Run, build, run_dir_of
 from expire_span_rl.envs import EnvironmentFailed, importable
 from expire_span_rl.interrupts import Interrupted, finishing
 from expire_span_rl.locks import FileLock
+from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
@@ -95,7 +96,7 @@ def learn(
     """Updates until the trainer's total is reached, or `callback`, which gets each update's figures, returns False.
     What is unfinished is saved in `directory`. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed,
     DirectoryFailed and WeightsLost after that."""
-    trainer = run.trainer
+    trainer, evaluation = run.trainer, PeriodicEvaluation(run, say)
     ended: Exception | None = None
     with finishing(trainer.stop) as asked, tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
@@ -105,6 +106,7 @@ def learn(
         try:
             while going and not (trainer.done or trainer.stop.is_set()):
                 figures = trainer.update()
+                figures |= evaluation.metrics()
                 if directory is not None:
                     directory.record(figures)
                 bar.update(trainer.rollout_size)
@@ -125,6 +127,7 @@ def _short(figures: Mapping[str, float]) -> str:
     shown = {
         "success": "rollout/success_rate",
         "hard": "rollout/hard_score",
+        "eval": "eval/success_rate",
         "return": "rollout/ep_rew_mean",
         "live": "memory/live_mean",
         "pressure": "memory/pressure",

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from script_cases import SHORT, SMALL, call, log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,6 +15,8 @@ import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.periodic_evaluation import PeriodicEvaluation
+from expire_span_rl.policies import load_policy
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.settings import TUNED
 
@@ -116,6 +119,59 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkey
     rows = [log(Path(name)) for name in ("whole", "parts")]
     key = "train/value_loss"
     assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
+
+
+def test_evaluations_on_the_way_are_logged_and_change_nothing(in_folder, monkeypatch):
+    """Every 256 of 640 steps, and at the end; Stable-Baselines3's names, in the log and in TensorBoard."""
+    common = [*SMALL, *SHORT, "--total-timesteps", "640"]
+    flags = ["--eval-every", "256", "--eval-episodes", "7", "--run-dir", "with"]
+    assert call(train_rl, [*common, "--run-dir", "without"], monkeypatch) == 0
+    assert call(train_rl, [*common, *flags], monkeypatch) == 0
+    weights = [load_checkpoint(f"{name}/checkpoint.safetensors")[0] for name in ("with", "without")]
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
+    names = ["eval/live_mean", "eval/mean_ep_length", "eval/mean_reward", "eval/success_rate"]
+    rows = log(Path("with"))
+    assert [int(row["time/total_timesteps"]) for row in rows if row["eval/mean_reward"]] == [256, 512, 640]
+    assert [name for name in rows[0] if name.startswith("eval/")] == names
+    scalars = EventAccumulator("with").Reload()
+    assert [event.step for event in scalars.Scalars("eval/success_rate")] == [256, 512, 640]
+    policy, info = load_policy("with/checkpoints/policy_000000640.safetensors")
+    assert 0 <= float(rows[3]["eval/success_rate"]) <= 1 and info["env"] == "Corridor-v0" and policy is not None
+
+
+def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
+    """Success 1 in training throughout; in evaluations 1, 0.4, 1, 0.97 with a target of 0.98: the third is kept, at the
+    step of the weights that were evaluated."""
+    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
+    trainer = run.trainer
+    trainer.window.hard_score = lambda: (1.0, 1000)
+    assert not trainer.keeps_evaluated and PeriodicEvaluation(run, print) and trainer.keeps_evaluated
+    kept = []
+    for score in (1.0, 0.4, 1.0, 0.97):
+        trainer.update()
+        monkeypatch.setattr(type(trainer.window), "tells_success", True)
+        trainer.collector.live = {"mean": [5.0], "max": [5]}
+        trainer.keep_evaluated(score)
+        kept.append(trainer.best["timesteps"])
+    assert kept == [128, 128, 384, 384]
+    trainer.close()
+
+
+def test_an_evaluation_on_the_way_ends_when_the_training_is_asked_to_stop(in_folder, monkeypatch):
+    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
+    evaluation = PeriodicEvaluation(run, print)
+    run.trainer.update()
+    assert evaluation.metrics()["eval/mean_ep_length"] > 0
+    run.trainer.stop.set()
+    assert evaluation.metrics() == {}
+    run.trainer.close()
+
+
+def test_an_evaluation_that_does_not_end_is_told_once_and_the_training_goes_on(in_folder, monkeypatch, capsys):
+    monkeypatch.setattr("expire_span_rl.periodic_evaluation.MAX_STEPS", 2)
+    assert call(train_rl, [*SMALL, *SHORT, "--total-timesteps", "640", "--eval-every", "128"], monkeypatch) == 0
+    said = capsys.readouterr().err
+    assert said.count("no more evaluations: Corridor-v0, environment") == 1 and "Traceback" not in said
 
 
 def test_the_memories_are_drawn_every_n_updates_and_that_changes_nothing(in_folder, monkeypatch):

@@ -196,7 +196,7 @@ def _lives(
         kept = "live to the end" if lives.end[step] == steps else f"kept for {lives.end[step] - step} steps"
         span = ""
         if lives.span is not None:
-            span = f", span {lives.span[step]:.0f}" if np.isfinite(lives.span[step]) else ", for good"
+            span = f", span {lives.span[step]:.0f}" if np.isfinite(lives.span[step]) else ", kept for good"
         told = f"step {step}{same}\n{kept}{span}\nlargest attention {lives.peak[step]:.2f}"
         x = 1.085 if images is not None else 1.025
         ax.text(x, place, told, transform=ax.transAxes, va="center", fontsize=7.5, linespacing=1.15)
