@@ -207,11 +207,14 @@ def _range(values: Sequence[float], form: str) -> str:
 
 
 def plot(env: str, rows: Sequence[Row], path: Path) -> None:
-    """Draws success, live memories and milliseconds per step against length, a line per kind, a point per seed."""
+    """Draws success, live memories and milliseconds per step against length, a line per kind, a point per seed. Times
+    compare only where all lengths were played by as many episodes side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure((11, 3.4), layout="constrained")
-    panels = {"success": "success", "live_mean": "live memories per layer", "ms_per_step": "ms per step of the batch"}
+    panels = {"success": "success", "live_mean": "live memories per layer"}
+    if len({row.episodes for row in rows}) == 1:
+        panels["ms_per_step"] = "ms per step of the batch"
+    figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for number, kind in enumerate(sorted({row.kind for row in rows})):
         own = [row for row in rows if row.kind == kind]

@@ -56,7 +56,7 @@ def test_the_longest_span_is_the_environments_unless_it_is_said(flags, longest, 
     policy = build(parse_config([*SMALL, *flags])).policy
     assert policy.config.memory_config.max_span == longest
     if first is not None:
-        assert [float(layer.kind.span.limit) for layer in policy.core.layers] == [first, first]
+        assert [layer.kind.span.initial_limit for layer in policy.core.layers] == [first, first]
 
 
 @pytest.mark.parametrize("length, scale", [(100, 1.0), (1000, 0.2)])

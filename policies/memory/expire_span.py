@@ -62,6 +62,9 @@ class ExpireSpan(MemoryKind):
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None
 
+    def tracks_use(self) -> bool:
+        return self.span.tracks_use
+
     def learning_rate_scale(self, name: str) -> float:
         scale = self.config.span_bias_lr_scale if name.endswith("bias") else self.config.span_lr_scale
         return scale * self.span.rate

@@ -43,6 +43,7 @@ class Lives:
     age: Tensor  # at the first query after the rollout, or after the slot's episode
     ended: Tensor  # bool: the slot's episode ended in this rollout
     exists: Tensor  # bool
+    described: Tensor | None  # what the kind's `describe` says of the slots
 
 
 class MemoryKind(nn.Module):
@@ -132,6 +133,10 @@ class MemoryKind(nn.Module):
         """How many times the attention of the average other slot some head must give one for it to count as used; None
         if `loss` does not ask."""
         return None
+
+    def tracks_use(self) -> bool:
+        """Whether memories are to carry the clock of their last use along in the next training rollout."""
+        return False
 
     def release(self) -> None:
         """Called between two rollouts once the task was learned: from here on memories may be kept for as long as they

@@ -21,6 +21,7 @@ class SigmoidSpans(nn.Linear):
     """e = L_max * sigmoid(w . h + b) (Expire-Span paper, equation 3)."""
 
     rate = 1.0  # of learning, as a multiple of the config's
+    tracks_use = False  # uses in the rollout itself are enough
 
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__(width, 1)

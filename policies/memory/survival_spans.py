@@ -34,30 +34,38 @@ def bin_edges() -> Tensor:
 
 
 class SurvivalSpans(nn.Module):
-    """Spans from the hazards of the last use. Until `release`, none exceeds the config's `initial_limit`."""
+    """Spans from the hazards of the last use. Until `release` all spans are `initial_limit` steps long."""
 
     rate = 2.0  # of learning, as a multiple of the config's: these logits have further to go than a sigmoid's level
     edges: Tensor
-    limit: Tensor
+    released: Tensor
 
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__()
         self.config = config
+        self.longest = config.max_span or math.inf
+        self.initial_limit = float(min(config.initial_limit or UNKNOWN_MAX_SPAN, self.longest))
         self.register_buffer("edges", bin_edges(), persistent=False)
-        first = config.initial_limit or UNKNOWN_MAX_SPAN
-        self.register_buffer("limit", torch.tensor(float(min(first, config.max_span or first))))  # steps; 0: none
+        self.register_buffer("released", torch.tensor(0.0))  # 1 from `release` on
         bins = len(self.edges) - 1
         self.weight = nn.Parameter(torch.zeros(bins, width))
         self.bias = nn.Parameter(torch.full((bins,), FIRST_LOGIT))
 
     def release(self) -> None:
-        """From here on --max-span alone bounds spans, if it is set."""
-        self.limit.fill_(self.config.max_span)
+        """From here on spans are as long as their memories are needed, and --max-span bounds them if it is set."""
+        self.released.fill_(1.0)
+
+    @property
+    def tracks_use(self) -> bool:
+        """Whether the ages of last use are needed: nothing is learned before `release`."""
+        return bool(self.released)
 
     @torch.no_grad()
     def forward(self, normed: Tensor) -> Tensor:
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]; infinity for those kept for good.
         They get no gradient: what is needed teaches them, not what the task makes of the ramp."""
+        if self.released.device.type == "cpu" and not self.released:  # elsewhere to ask would be to wait
+            return normed.new_full(normed.shape[:-1], self.initial_limit)
         steps = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
         hazard = steps.cumsum(-1)  # -log S at the end of each bin
         threshold = math.log(self.config.use_coef)
@@ -67,7 +75,7 @@ class SurvivalSpans(nn.Module):
         part = (threshold - hazard.gather(-1, inside) + step) / step
         lower, upper = self.edges[inside], self.edges[inside + 1]
         spans = torch.where(k == inside, lower + part * (upper - lower), math.inf).squeeze(-1)
-        return torch.where(self.limit > 0, torch.minimum(spans, self.limit), spans)
+        return torch.where(self.released > 0, spans.clamp(max=self.longest), self.initial_limit)
 
     def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, pressure: float) -> Tensor:
         """Mean over the new memories of a rollout; arguments are `MemoryKind.loss`'s, `normed` detached.
@@ -86,18 +94,26 @@ class SurvivalSpans(nn.Module):
         if pressure == 0 or lives is None:
             return normed.new_zeros(())
         fresh = new[..., None]
-        average = (normed * fresh).sum(1, keepdim=True) / fresh.sum(1, keepdim=True).clamp(min=1)  # [B,1,D]
-        logits = F.linear(normed - average, self.weight) + F.linear(average, self.weight.detach(), self.bias)
+        average = (normed * fresh).sum(1) / fresh.sum(1).clamp(min=1)  # [B,D]
+        common = F.linear(average, self.weight.detach(), self.bias)  # [B,K]
         number = new.sum().clamp(min=1)
         if pressure < 0:
-            return F.softplus(logits).sum(-1).masked_fill(~new, 0).sum() / number
-        need, ended, is_last = self.observed(self(normed), lives)
-        return self._negative_log_likelihood(logits, need, is_last).masked_fill(~ended, 0).sum() / number
+            row, slot = torch.nonzero(new, as_tuple=True)  # [N] each
+            return F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum() / number
+        need, ended, is_last = self.observed(lives)
+        row, slot = torch.nonzero(ended, as_tuple=True)
+        logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
+        return self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot]).sum() / number
 
-    def observed(self, spans: Tensor, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
+    def _logits(self, normed: Tensor, average: Tensor, common: Tensor) -> Tensor:
+        """Of memories [N,D], with the averages [N,D] of their rows and what the bias and these give, [N,K]."""
+        return F.linear(normed - average, self.weight) + common
+
+    def observed(self, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
         """What was seen of the memories: the age of the last use, with a margin, as far as it matters; bool, whether
         their life ended in this rollout; bool, whether that use is taken for the last one. [B,C] each."""
-        reach = spans + self.config.ramp
+        assert lives.described is not None
+        reach = lives.described + self.config.ramp
         ended = lives.exists & (lives.ended | (lives.age >= reach))
         watched = torch.minimum(lives.age - 1, reach)
         matters = lives.last_use > self.config.ramp
@@ -105,8 +121,8 @@ class SurvivalSpans(nn.Module):
         return need, ended, ended & (watched >= PATIENCE * need + 1)
 
     def _negative_log_likelihood(self, logits: Tensor, need: Tensor, is_last: Tensor) -> Tensor:
-        """[B,C] nats, of logits [B,C,K]."""
-        k = torch.bucketize(need, self.edges[1:-1], right=True)[..., None]  # [B,C,1]
+        """[N] nats, of logits [N,K]."""
+        k = torch.bucketize(need, self.edges[1:-1], right=True)[:, None]  # [N,1]
         before = torch.arange(logits.shape[-1], device=logits.device) < k
         survived = F.softplus(logits).masked_fill(~before, 0).sum(-1)
         died = F.softplus(-logits.gather(-1, k)).squeeze(-1)

@@ -66,8 +66,8 @@ class Transformer(nn.Module):
         """`memory` with what the kind draws at random for one training rollout."""
         drawn = self._kinds[0].draw(len(memory.time), generator)
         memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
-        if self._kinds[0].use_lift() is None:
-            return memory
+        if not self._kinds[0].tracks_use():
+            return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
         layers = [m if m.last_use is not None else replace(m, last_use=m.birth) for m in memory.layers]
         return replace(memory, layers=tuple(layers))
 
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         A final observation follows step t of row b, sees what step t + 1 would see had the episode gone on, and is seen
         by nobody. Rows are worked off in groups of like memory size, which changes nothing but the speed.
         """
-        asked = pressure and self._kinds[0].use_lift() is not None
+        asked = pressure and self._kinds[0].tracks_use()
         if not (asked and torch.is_grad_enabled() and not details):  # those of episodes that are over teach spans
             fresh = episode_start[0]
             layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)

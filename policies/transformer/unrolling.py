@@ -156,7 +156,8 @@ def _lives(
     coordinate = torch.where(exists, slots.coordinate, 0)
     end = axis.end.gather(1, (coordinate.long() + 1).clamp(0, steps))
     ended = (end < steps) & exists
-    return Lives(used_here, last_use, torch.where(ended, end, steps) - coordinate, ended, exists)
+    age_then = torch.where(ended, end, steps) - coordinate
+    return Lives(used_here, last_use, age_then, ended, exists, slots.described)
 
 
 def _slots(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -162,15 +161,13 @@ def test_spans_are_released_when_the_task_was_learned_once(monkeypatch):
     """Not before; and the run then goes on, is saved, and is loaded as it was, with numbers that are finite."""
     trainer, other = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
-    for span in spans:
-        span.config = replace(span.config, max_span=0)
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
-    assert {float(span.limit) for span in spans} == {16}
+    assert {float(span.released) for span in spans} == {0}
     monkeypatch.undo()
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
-    assert {float(span.limit) for span in spans} == {0} and trainer.skipped == 0
+    assert {float(span.released) for span in spans} == {1} and trainer.skipped == 0
     other.load_state(*trainer.state())
-    assert {float(layer.kind.span.limit) for layer in other.policy.core.layers} == {0}
+    assert {float(layer.kind.span.released) for layer in other.policy.core.layers} == {1}
 
 
 def comparable(figures: dict[str, float]) -> dict[str, float | None]:

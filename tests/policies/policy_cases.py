@@ -64,6 +64,7 @@ def make_policy(
         for layer in policy.core.layers:
             for parameter in layer.kind.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            layer.kind.release()
     return policy
 
 

@@ -124,15 +124,15 @@ class Reference:
         z = self._linear(f"{name}.kind.span", self._norm(f"{name}.norm", slot.hidden))
         if self.config.span_model == "sigmoid":
             return self.config.max_span / (1 + math.exp(-z[0]))
-        limit = float(self.weights[f"{name}.kind.span.limit"]) or math.inf
+        longest = self.config.max_span or math.inf
         needed, lower, upper = 1.0, 0.0, 1.0
         for k in range(len(z)):
             still = needed / (1 + math.exp(z[k]))
             if still <= 1 / self.config.use_coef:
                 part = math.log(needed * self.config.use_coef) / math.log(needed / still)
-                return min(lower + part * (upper - lower), limit)
+                return min(lower + part * (upper - lower), longest)
             needed, lower, upper = still, upper, 2 * upper
-        return limit
+        return longest
 
     def _encoded(self, observation) -> np.ndarray:
         """One-hot object, colour and state of every cell, one-hot action, reward; two layers."""

@@ -99,7 +99,7 @@ def test_spans_turn_round_and_do_not_run_away():
         for _ in range(500):
             optimizer.zero_grad()
             used = torch.full((1, 4), last_use, dtype=torch.float64)
-            lives = Lives(used, used, used, new, new)
+            lives = Lives(used, used, used, new, new, None)
             kind.loss(normed, new, lives, torch.zeros(1, 0), pressure).backward()
             optimizer.step()
         return float(kind.span.bias.detach())

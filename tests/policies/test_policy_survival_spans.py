@@ -57,6 +57,7 @@ def test_spans_are_limited_until_the_task_was_learned():
         assert spans(memory).item() == first
         spans.release()
         assert spans(memory).item() == then
+        assert not spans_of([], **settings).tracks_use and spans.tracks_use
         loaded = spans_of([], **settings)
         loaded.load_state_dict(spans.state_dict())
         assert loaded(memory).item() == then
@@ -131,8 +132,8 @@ def test_the_loss_in_plain_loops(pressure):
     age = torch.randint(1, 40, shape, generator=generator).double()
     last_use = (age * torch.rand(shape, dtype=torch.float64, generator=generator)).floor()
     flags = [torch.rand(shape, generator=generator) < chance for chance in (0.4, 0.9)]
-    lives = Lives(last_use, last_use, age, *flags)
     spans = kind.span(normed)
+    lives = Lives(last_use, last_use, age, *flags, spans)
     logits = normed @ kind.span.weight.T + kind.span.bias
     expected, counts = 0.0, {"last": 0, "censored": 0, "living": 0}
     for b in range(shape[0]):
@@ -166,12 +167,12 @@ def learned(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500
     need = torch.tensor([[age for _, age, _ in rows]])
     age = torch.tensor([[age * (3 if last else 1) + (2 if last else 1) for _, age, last in rows]])
     everywhere = torch.ones(1, len(rows), dtype=torch.bool)
-    lives = Lives(need, need, age, everywhere, everywhere)
     optimizer = torch.optim.Adam(
         [{"params": [spans.weight], "lr": 1.5e-3}, {"params": [spans.bias], "lr": 1.5e-2}], betas=(0.9, 0.99)
     )
     for _ in range(steps):
         optimizer.zero_grad()
+        lives = Lives(need, need, age, everywhere, everywhere, spans(normed))
         spans.loss(normed, everywhere, lives, 1.0).backward()
         optimizer.step()
     return spans(torch.eye(3)[None] * 3)[0].tolist()
