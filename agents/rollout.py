@@ -284,6 +284,9 @@ class Collector:
         if not env_state:
             self._begin(self.seed + _other_seeds(drawn))
             return False
+        own = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
+        own |= {"episode_start": self.episode_start, "returns": self.returns, "lengths": self.lengths}
+        check_arrays(own, {name: tensor for name, tensor in tensors.items() if name in own or "observation/" in name})
         cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
         self.memory = self.policy.memory_from(under("memory/", tensors))
         self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
@@ -302,6 +305,18 @@ class Collector:
             "the run was on another device, which drew random numbers another way: from here on it differs from a run that was "
             "never interrupted"
         )
+
+
+def check_arrays(own: Mapping[str, np.ndarray], given: Mapping[str, Tensor]) -> None:
+    """Raises RuntimeError, one line, for saved arrays that are not those of the environments that there are."""
+    for name in sorted(own.keys() | given.keys()):
+        shapes = [_shape(own.get(name)), _shape(given[name].numpy() if name in given else None)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"{name}: expected {shapes[0]}, got {shapes[1]}")
+
+
+def _shape(array: np.ndarray | None) -> str:
+    return "none" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
 OTHER_SEEDS = 500_000

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import LATEST
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
-from expire_span_rl.agents.rollout import under
+from expire_span_rl.agents.rollout import check_arrays, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
@@ -243,6 +243,11 @@ class SB3Trainer:
         _load_generators(tensors)
         env_state = under("env/", tensors)  # runs from before 26 November 2026 have none
         if env_state:
+            own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
+            own["episode_start"] = np.asarray(self.algorithm._last_episode_starts)
+            own |= {f"lstm/{name}": state.numpy(force=True) for name, state in self._lstm_states()}
+            kinds = ("observation/", "episode_start", "lstm/")
+            check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
             self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
             observation = under("observation/", tensors)
             self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}

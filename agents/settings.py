@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from expire_span_rl.checks import check_above_zero, check_at_least, check_fractions
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
 
 ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
 ENT_HORIZON = 200  # steps. The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it
+MOST_EPOCHS = 10_000  # passes over a rollout
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class PPOConfig(LearnerConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, update_epochs=1)
+        check_at_most(self, update_epochs=MOST_EPOCHS)
         check_above_zero(self, "clip_coef", "target_kl")
         check_fractions(self, "gae_lambda")
 
@@ -190,4 +192,5 @@ class SB3Config:
         check_at_least(self, num_steps=1, n_epochs=1, width=1, learning_rate=0, ent_coef=0, vf_coef=0)
         check_above_zero(self, "clip_range", "max_grad_norm")
         check_fractions(self, "gamma", "gae_lambda")
+        check_at_most(self, n_epochs=MOST_EPOCHS)
         check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch

@@ -45,6 +45,15 @@ def check_at_least(config: Any, **least: int) -> None:
             raise ValueError(f"{flag(name)}: expected {wanted}, got {value}")
 
 
+def check_at_most(config: Any, **most: int) -> None:
+    """Raises ValueError, one line, for the first of the named settings that is above its most: nothing could be built of
+    it, or nobody would live to see its end."""
+    for name, high in most.items():
+        value = getattr(config, name)
+        if value > high:
+            raise ValueError(f"{flag(name)}: expected at most {high:,}, got {shown(str(value), 40)}")
+
+
 def check_above_zero(config: Any, *names: str) -> None:
     """Raises ValueError, one line, for a setting that is not above 0, or no finite number."""
     for name in names:

@@ -19,7 +19,17 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 from tyro.conf import UseAppendAction, arg
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig
-from expire_span_rl.checks import check_above_zero, check_at_least, check_seed, choice, flag, nearest, quoted, shown
+from expire_span_rl.checks import (
+    check_above_zero,
+    check_at_least,
+    check_at_most,
+    check_seed,
+    choice,
+    flag,
+    nearest,
+    quoted,
+    shown,
+)
 from expire_span_rl.policies import KINDS, core_config
 
 ENCODERS = ("auto", "cells")
@@ -27,6 +37,7 @@ VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
 LARGEST_FLOAT = 10**308
 MOST = 60  # characters of a value or a name that a message repeats
+MOST_EPISODES = 10**6  # of an evaluation on the way
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
 _PORTAL = {
@@ -116,6 +127,7 @@ class RunConfig:
     def __post_init__(self):
         check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
         check_at_least(self, eval_every=0, eval_episodes=1)
+        check_at_most(self, eval_episodes=MOST_EPISODES)
         check_at_least(self, memory_image_every=0, env_timeout=0)
         check_above_zero(self, "checkpoint_minutes")
         check_seed(self)

@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_at_least, choice
+from expire_span_rl.checks import check_at_least, check_at_most, choice
 
+LARGEST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**16, 1000, 10**6
 SPAN_MODELS = ("survival", "sigmoid")
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
@@ -50,6 +51,7 @@ class TransformerConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
+        check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS, num_positions=MOST_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:
@@ -68,6 +70,7 @@ class RecurrentConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1)
+        check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS)
 
 
 def check_spans(config: Any) -> None:

@@ -187,6 +187,27 @@ def test_a_state_continues_identically(kind, tmp_path):
         assert ours == theirs and ours and collector.live == other.live
 
 
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("observation/previous_reward", None, r"observation/previous_reward: expected float32\[6\], got none"),
+        ("observation/image", lambda x: x.double(), r"observation/image: expected uint8\[6, 3, 3, 3\], got float64"),
+        ("lengths", lambda x: x.bool(), r"lengths: expected int64\[6\], got bool\[6\]"),
+        ("returns", lambda x: x[:3], r"returns: expected float64\[6\], got float64\[3\]"),
+    ],
+)
+def test_a_state_of_other_arrays_is_refused_in_one_line(name, change, said):
+    """They would be found out in the next rollout only."""
+    collector = make_collector()
+    collector.collect()
+    tensors, known = collector.state()
+    changed = {**tensors, **({} if change is None else {name: change(tensors[name])})}
+    if change is None:
+        del changed[name]
+    with pytest.raises(RuntimeError, match=f"^{said}"):
+        make_collector().load_state(changed, known)
+
+
 def test_environments_that_cannot_save_begin_new_episodes(tmp_path):
     """The memory is then not that of the old ones."""
     env = envs.make_vec_env("ProbeRecall-v0", 3)
