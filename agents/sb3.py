@@ -119,14 +119,22 @@ class SB3Trainer:
     def update(self) -> dict[str, float]:
         """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log.
 
-        It happens as a whole or not at all, but for the environments, which go on. Raises TrainingEnded."""
+        It happens as a whole or not at all, but for environments that cannot save their state. Raises TrainingEnded."""
         algorithm = self.algorithm
         counters = algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row
         backup = Backup({"policy": algorithm.policy}, algorithm.policy.optimizer)
+        played = {name: tensor.clone() for name, tensor in {**self._played(), **_generators()}.items()}
+        recent = list(algorithm.ep_info_buffer), list(algorithm.ep_success_buffer)
         try:
             return self._updated(backup)
         except BaseException as error:
             backup.restore()
+            # Stable-Baselines3 asks whether to go on between a step of the environments and taking note of it.
+            self._load_played(played)
+            _load_generators(played)
+            for buffer, before in zip((algorithm.ep_info_buffer, algorithm.ep_success_buffer), recent, strict=True):
+                buffer.clear()
+                buffer.extend(before)
             algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row = counters
             if isinstance(error, ValueError):  # PyTorch's, of a distribution whose parameters are not finite
                 raise TrainingEnded(f"Stable-Baselines3: {' '.join(str(error).split())[:200]}") from error
@@ -192,13 +200,9 @@ class SB3Trainer:
         tensors |= {f"statistics/{name}": buffer for name, buffer in policy.named_buffers()}
         for index, entries in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
-        env_state = self.env.venv.state_dict()
-        if env_state:  # else new episodes begin
-            tensors |= {f"env/{name}": torch.as_tensor(array) for name, array in env_state.items()}
-            tensors |= {f"observation/{name}": torch.as_tensor(array) for name, array in algorithm._last_obs.items()}
-            tensors["episode_start"] = torch.as_tensor(algorithm._last_episode_starts)
-            tensors |= {f"lstm/{name}": tensor for name, tensor in self._lstm_states()}
+        tensors |= self._played()
         figures = {
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "timesteps": self.timesteps,
             "updates": self.updates,
             "n_updates": algorithm._n_updates,
@@ -207,6 +211,37 @@ class SB3Trainer:
             "successes": [bool(success) for success in algorithm.ep_success_buffer],
         }
         return {**tensors, **_generators()}, figures
+
+    def _played(self) -> dict[str, Tensor]:
+        """Where the episodes under way stand: environments, last observation, LSTM; empty if the environments cannot
+        save their state."""
+        env_state = self.env.venv.state_dict()
+        if not env_state:
+            return {}
+        tensors = {f"env/{name}": torch.as_tensor(array) for name, array in env_state.items()}
+        last = self.algorithm._last_obs
+        tensors |= {f"observation/{name}": torch.as_tensor(array) for name, array in last.items()}
+        tensors["episode_start"] = torch.as_tensor(self.algorithm._last_episode_starts)
+        return tensors | {f"lstm/{name}": tensor for name, tensor in self._lstm_states()}
+
+    def _load_played(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line, for
+        what it cannot have given."""
+        env_state = under("env/", tensors)
+        if not env_state:
+            return False
+        own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
+        own["episode_start"] = np.asarray(self.algorithm._last_episode_starts)
+        own |= {f"lstm/{name}": state.numpy(force=True) for name, state in self._lstm_states()}
+        kinds = ("observation/", "episode_start", "lstm/")
+        check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
+        self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
+        observation = under("observation/", tensors)
+        self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
+        self.algorithm._last_episode_starts = tensors["episode_start"].numpy()
+        for name, state in self._lstm_states():
+            state.copy_(tensors[f"lstm/{name}"])
+        return True
 
     def _lstm_states(self) -> Iterator[tuple[str, Tensor]]:
         """The LSTM's states [layers,B,D] of policy and value, by name; none without an LSTM."""
@@ -241,19 +276,8 @@ class SB3Trainer:
             self.algorithm.ep_info_buffer.append({"r": episode_return, "l": length})
         self.algorithm.ep_success_buffer.extend(figures.get("successes", ()))
         _load_generators(tensors)
-        env_state = under("env/", tensors)  # runs from before 26 November 2026 have none
-        if env_state:
-            own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
-            own["episode_start"] = np.asarray(self.algorithm._last_episode_starts)
-            own |= {f"lstm/{name}": state.numpy(force=True) for name, state in self._lstm_states()}
-            kinds = ("observation/", "episode_start", "lstm/")
-            check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
-            self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
-            observation = under("observation/", tensors)
-            self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
-            self.algorithm._last_episode_starts = tensors["episode_start"].numpy()
-            for name, state in self._lstm_states():
-                state.copy_(tensors[f"lstm/{name}"])
+        self.skipped, self.skipped_in_a_row = figures.get("skipped", (0, 0))
+        if self._load_played(tensors):  # runs from before 26 November 2026 have none
             return True
         # Not the episodes of the beginning once more, nor those of a run with another seed.
         self.env.seed(self._env_seed + OTHER_EPISODES + self.updates * self.env.num_envs)

@@ -111,6 +111,7 @@ class Trainer:
         mean_live = float(np.mean(live["mean"])) if live else None
         score, count = self.window.hard_score()
         is_success = self.window.tells_success
+        self._drop_best(is_success)
         if not self.keeps_evaluated:
             self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
@@ -237,12 +238,15 @@ class Trainer:
             )
         return difference
 
-    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the weights that acted in this rollout if the constraint holds with about as few live memories as ever,
-        so that it is the latest of those; where nothing is brought down, the latest with which it holds. Lets those go
-        that no longer meet the target, which without success moves with the best return."""
+    def _drop_best(self, is_success: bool) -> None:
+        """Lets the kept policy go if it no longer meets the target, which without success moves with the best
+        return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
+
+    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
+        """Keeps the present weights if the constraint holds with about as few live memories as ever, so that they are the
+        latest of those; where nothing is brought down, the latest with which it holds."""
         if not self.controller.holds(score, count, is_success):
             return
         cost, budget = 0.0, self.controller.config.memory_budget

@@ -61,7 +61,7 @@ def build(
     info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
     if config.get("imports"):
         info["imports"] = list(config["imports"])
-    if config.get("eval_every") and not config["env"]:
+    if config.get("eval_every") and env is not None:
         raise ValueError(
             "--eval-every: expected an environment id, from which evaluations can make their own, got environments"
         )
@@ -99,11 +99,12 @@ def _built(
         return Run(config, *_baseline(config, env), info)
     kind = KINDS.describe(config["memory"])
     settings = dict(config)
-    if settings.get("max_span") == 0:
-        longest = longest_span(env, settings["ramp"])
-        if settings.get("span_model") != "survival" or env.metadata.get("old_facts_mislead"):
+    if "max_span" in settings:
+        longest, is_survival = longest_span(env, settings["ramp"]), settings.get("span_model") == "survival"
+        if is_survival and not settings["initial_limit"]:
+            settings["initial_limit"] = max(env.memory_horizon or 0, round(settings["initial_span"] * longest))
+        if not settings["max_span"] and (not is_survival or env.metadata.get("old_facts_mislead")):
             settings["max_span"] = longest
-        settings["initial_limit"] = settings.get("initial_limit") or round(settings["initial_span"] * longest)
     extractor = {} if features_extractor is None else {"features_extractor": features_extractor}
     policy = ActorCritic.for_spaces(
         env.single_observation_space,

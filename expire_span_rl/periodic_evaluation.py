@@ -21,7 +21,7 @@ class PeriodicEvaluation:
     def __init__(self, run: Run, say: Callable[[str], None]):
         """say: gets what happens, in lines."""
         self._run, self._say = run, say
-        self._every = run.config.get("eval_every", 0)
+        self._every, self._told = run.config.get("eval_every", 0), False
         if isinstance(run.trainer, Trainer):
             run.trainer.keeps_evaluated = bool(self._every)
 
@@ -52,10 +52,9 @@ class PeriodicEvaluation:
                 check=self._check,
             )
         except EndlessEpisode as error:
-            self._every = 0
-            if isinstance(run.trainer, Trainer):
-                run.trainer.keeps_evaluated = False
-            self._say(f"no more evaluations: {error}")
+            if not self._told:  # a policy that is stuck now may get on later
+                self._say(f"an evaluation failed: {error}")
+                self._told = True
             return {}
         metrics = {"eval/mean_reward": found["mean_return"], "eval/mean_ep_length": found["mean_episode_length"]}
         if found["success_rate"] is not None:

@@ -91,7 +91,8 @@ def expected_memories(run: Run, most: int | None) -> int | None:
     `most_memories`."""
     config = run.policy.config.memory_config
     if getattr(config, "initial_limit", 0):
-        return config.initial_limit + config.ramp
+        limit = config.initial_limit + config.ramp
+        return limit if most is None else min(most, limit)
     if most is not None and hasattr(config, "initial_span"):
         return min(most, round(config.initial_span * config.max_span) + config.ramp)
     return most

@@ -110,7 +110,7 @@ class RunConfig:
     steps that is twice as long as the range after it."""
     eval_every: int = 0
     """Environment steps between two evaluations on the way: fresh episodes with the environment's own settings and the
-    most likely actions. The run then keeps a policy that passed one. 0: none."""
+    most likely actions. The run then keeps a policy that passed one, if any did, else the last. 0: none."""
     eval_episodes: int = 100
     """Episodes of an evaluation on the way."""
     torch_threads: int = 1

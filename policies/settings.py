@@ -100,27 +100,26 @@ class ExpireSpanConfig:
     ramp: int = 8
     """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95
-    """Span of every memory at the start, as a fraction of the longest span. It must exceed the recall delay of an
-    untrained policy."""
+    """Span of every memory at the start, as a fraction of twice the time that the environment says something must be
+    remembered, or of --max-span with --span-model sigmoid. It must exceed the recall delay of an untrained policy."""
     span_dropout: bool = False
     """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
     Expire-Span paper)."""
     span_lr_scale: float = 1.5
     """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of
-    --learning-rate. It holds at full pressure."""
+    --learning-rate, and twice that with --span-model survival. It holds at full pressure."""
     span_bias_lr_scale: float = 15.0
-    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate. It
-    holds at full pressure."""
+    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate, and
+    twice that with --span-model survival. It holds at full pressure."""
     use_lift: float = 8.0
     """A memory counts as used when some head gives it at least this many times the average attention of the others."""
     use_margin: float = 0.25
-    """Safety margin of the retention hinge: a span should reach the age at which its memory was last used, plus this
-    fraction of it."""
+    """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
-    """Weight of the retention hinge against the span penalty. Spans settle where one memory in this many expires before
-    its last use."""
+    """Spans settle where one memory in this many expires before its last use. With --span-model sigmoid it is the
+    weight of the retention hinge against the span penalty."""
     span_coef: float = 1.0
-    """Weight alpha of the whole span loss, penalty and retention hinge, against the gradients that the task has on
+    """Weight alpha of the span loss. With --span-model sigmoid it stands against the gradients that the task has on
     spans."""
 
     def __post_init__(self):

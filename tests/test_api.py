@@ -371,3 +371,10 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
     assert actions[0] == actions[1]
     for name, weight in loaded.state_dict().items():
         assert torch.equal(weight, model.policy.state_dict()[name])
+
+
+def test_evaluations_on_the_way_need_an_id(tmp_path, monkeypatch):
+    """Before anything is trained: an environment of which there is but the class cannot be made again by an evaluation."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="^--eval-every: expected an environment id, from which evaluations can make"):
+        es.PPO("expire_span", Recall, num_envs=4, eval_every=64)

@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from script_cases import call
 import evaluate
 import train_rl
 from expire_span_rl import envs
+from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs.sb3_adapter import SB3VecEnv
@@ -95,6 +97,33 @@ def test_a_baselines_state_continues_identically(agent):
     last, again_last = trainer.state()[0], again.state()[0]
     assert last.keys() == again_last.keys()
     assert [name for name in last if not torch.equal(last[name], again_last[name])] == []
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_update_that_is_broken_off_changes_nothing(agent, monkeypatch):
+    """In the midst of a rollout, when the environments have made a step of which nobody took note."""
+    config = parse_config(["--agent", agent, *SMALL, "--total-timesteps", "640"])
+    trainer, undisturbed = (build(config).trainer for _ in range(2))
+    trainer.update()
+    before = {name: tensor.clone() for name, tensor in trainer.state()[0].items()}
+    known = json.loads(json.dumps(trainer.state()[1]))
+    calls = itertools.count()
+
+    def check() -> None:
+        if next(calls) == 7:
+            raise TrainingEnded("asked to stop")
+
+    monkeypatch.setattr(trainer._deadline, "check", check)
+    with pytest.raises(TrainingEnded):
+        trainer.update()
+    tensors, after = trainer.state()
+    assert [name for name in before if not torch.equal(before[name], tensors[name])] == [] and after == known
+    expected = trainer.update()
+    undisturbed.load_state(before, known)
+    found = undisturbed.update()
+    assert {n: v for n, v in expected.items() if "time/" not in n} == {
+        n: v for n, v in found.items() if "time/" not in n
+    }
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -47,7 +47,10 @@ def test_defaults_are_those_that_the_environment_needs(memory, agent):
         (["--env", "Switch-v0"], 48, 46),  # 8 junctions of 5 steps, and the ramp
         (["--env", "Switch-v0", "--ramp", "4", "--memory", "adaptive_span"], 44, None),
         (["--env", "Switch-v0", "--wrap", "stretch=1"], 88, 84),
-        (["--env", "Switch-v0", "--max-span", "128"], 128, 128),
+        (["--env", "Switch-v0", "--max-span", "128"], 128, 46),
+        (["--max-span", "64"], 64, 64),
+        (["--max-span", "5000", "--env-kwargs", '{"max_length": 2000}'], 5000, 3891),
+        (["--env", "Switch-v0", "--env-kwargs", '{"max_hold": 50}'], 258, 250),
         (["--env", "CartPole-v1"], 0, 486),
     ],
 )
@@ -157,6 +160,22 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
     trainer.close()
 
 
+def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_or_not(in_folder, monkeypatch):
+    """Without success the target moves with the best return."""
+    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
+    trainer = run.trainer
+    PeriodicEvaluation(run, print)
+    trainer.update()
+    trainer.best = {"score": 0.5, "fewest": 1.0, "live": 1.0, "timesteps": 128, "weights": {}}
+    monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
+    trainer.update()
+    assert trainer.best is not None
+    monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.6)
+    trainer.update()
+    assert trainer.best is None
+    trainer.close()
+
+
 def test_an_evaluation_on_the_way_ends_when_the_training_is_asked_to_stop(in_folder, monkeypatch):
     run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
     evaluation = PeriodicEvaluation(run, print)
@@ -171,7 +190,7 @@ def test_an_evaluation_that_does_not_end_is_told_once_and_the_training_goes_on(i
     monkeypatch.setattr("expire_span_rl.periodic_evaluation.MAX_STEPS", 2)
     assert call(train_rl, [*SMALL, *SHORT, "--total-timesteps", "640", "--eval-every", "128"], monkeypatch) == 0
     said = capsys.readouterr().err
-    assert said.count("no more evaluations: Corridor-v0, environment") == 1 and "Traceback" not in said
+    assert said.count("an evaluation failed: Corridor-v0, environment") == 1 and "Traceback" not in said
 
 
 def test_the_memories_are_drawn_every_n_updates_and_that_changes_nothing(in_folder, monkeypatch):

@@ -12,9 +12,9 @@ from torch import Tensor
 from expire_span_rl.policies.memory.kind import Lives, MemoryKind
 from expire_span_rl.policies.memory.sigmoid_spans import SigmoidSpans
 from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
-from expire_span_rl.policies.settings import ExpireSpanConfig
+from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
 
-SPAN_MODELS = {"survival": SurvivalSpans, "sigmoid": SigmoidSpans}
+PREDICTORS = dict(zip(SPAN_MODELS, (SurvivalSpans, SigmoidSpans), strict=True))
 
 
 class ExpireSpan(MemoryKind):
@@ -26,13 +26,13 @@ class ExpireSpan(MemoryKind):
 
     def __init__(self, width: int, num_heads: int, config: ExpireSpanConfig):
         super().__init__(width, num_heads, config)
-        self.span = SPAN_MODELS[config.span_model](width, config)
+        self.span = PREDICTORS[config.span_model](width, config)
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
         spans = self.span(normed)
         if drawn.shape[1]:
-            spans = torch.minimum(spans, drawn[:, :1] * self.config.max_span)
+            spans = torch.minimum(spans, drawn[:, :1] * self.span.longest)
         return spans
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Lives:
     last_use: Tensor  # the largest age at which it ever did, 0: never
     age: Tensor  # at the first query after the rollout, or after the slot's episode
     ended: Tensor  # bool: the slot's episode ended in this rollout
-    exists: Tensor  # bool
+    exists: Tensor  # bool; False too where it is not known whether the slot was used before the rollout
     described: Tensor | None  # what the kind's `describe` says of the slots
 
 
@@ -148,6 +148,6 @@ class MemoryKind(nn.Module):
         return weights.amax(1) > lift / (lift + visible - 1)  # w / (1 - w) * others > lift, solved for w
 
     def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor | None:
-        """The kind's loss. normed: [B,C,D]; new: [B,C] bool, written in this rollout; last_use: [B,C], the largest age
-        at which attention used the slot in this rollout (-1: never); pressure: the controller's, in [-1, 1]."""
+        """The kind's loss. normed: [B,C,D]; new: [B,C] bool, written in this rollout; lives: what became of the slots,
+        None without pressure or for a kind without `use_lift`; drawn: [B,K]; pressure: the controller's, in [-1, 1]."""
         return None

@@ -26,7 +26,7 @@ class SigmoidSpans(nn.Linear):
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__(width, 1)
         self.config = config
-        self.max_span = config.max_span or UNKNOWN_MAX_SPAN
+        self.max_span = self.longest = config.max_span or UNKNOWN_MAX_SPAN
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, math.log(config.initial_span / (1 - config.initial_span)))
 

@@ -22,7 +22,9 @@ class LayerMemory:
     hidden: Tensor  # [B,S,D] layer inputs, detached
     birth: Tensor  # [B,S] clock of the environment when the slot was written
     alive: Tensor  # [B,S] bool
-    last_use: Tensor | None = None  # [B,S] clock at which attention last used the slot; None where nobody asks
+    last_use: Tensor | None = (
+        None  # [B,S] clock at which attention last used the slot, -1 if not known; None: not asked
+    )
 
     def rows(self, indices: Tensor) -> LayerMemory:
         """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""

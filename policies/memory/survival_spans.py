@@ -91,7 +91,7 @@ class SurvivalSpans(nn.Module):
         The weights get the gradient of what tells a memory from its row's average new one, the bias that of what all
         share (docs/forgetting.md).
         """
-        if pressure == 0 or lives is None:
+        if pressure == 0 or lives is None or not self.tracks_use:
             return normed.new_zeros(())
         fresh = new[..., None]
         average = (normed * fresh).sum(1) / fresh.sum(1).clamp(min=1)  # [B,D]

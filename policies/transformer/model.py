@@ -68,7 +68,9 @@ class Transformer(nn.Module):
         memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
         if not self._kinds[0].tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
-        layers = [m if m.last_use is not None else replace(m, last_use=m.birth) for m in memory.layers]
+        layers = [
+            m if m.last_use is not None else replace(m, last_use=torch.full_like(m.birth, -1)) for m in memory.layers
+        ]
         return replace(memory, layers=tuple(layers))
 
     # Acting

@@ -149,10 +149,14 @@ def _lives(
     used = kind.used(weights, visible.sum(2, keepdim=True))  # [B,T,C]
     used_here = age.masked_fill(~used, -1).amax(1)
     last_use = used_here.clamp(min=0)
+    exists = slots.coordinate > -math.inf
+    past = held.birth.shape[1]
+    unknown = used_here[:, :past] <= 0  # whether it was used before the rollout
     if held.last_use is not None:
         before = (held.last_use - held.birth).to(age.dtype)
-        last_use[:, : before.shape[1]] = torch.maximum(last_use[:, : before.shape[1]], before)
-    exists = slots.coordinate > -math.inf
+        last_use[:, :past] = torch.maximum(last_use[:, :past], before)
+        unknown &= held.last_use < 0
+    exists[:, :past] &= ~unknown
     coordinate = torch.where(exists, slots.coordinate, 0)
     end = axis.end.gather(1, (coordinate.long() + 1).clamp(0, steps))
     ended = (end < steps) & exists

@@ -119,6 +119,28 @@ def test_what_became_of_every_memory(monkeypatch):
     assert carried > 20 and between > 5 and within > 20
 
 
+def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
+    """Memories from before spans were released: known only if they were used since."""
+    policy = make_policy("expire_span", SETTINGS)
+    generator = torch.Generator().manual_seed(2)
+    memory = act(policy, policy.initial_memory(3), experience(generator, 8, 3)).memory
+    assert all(layer.last_use is None for layer in memory.layers)
+    memory = policy.draw(memory, None)
+    told: list[Lives] = []
+    for layer in policy.core.layers:
+        monkeypatch.setattr(layer.kind, "loss", lambda normed, new, lives, *rest: told.append(lives))
+    given = experience(generator, 9, 3, start_probability=0)
+    policy.unroll(given.observation, memory, given.start, pressure=1.0)
+    seen = [0, 0]
+    for lives, held in zip(told, memory.layers, strict=True):
+        past = lives.exists.shape[1] - 9
+        alive = held.padded(past).alive
+        used = lives.used_here[:, :past] > 0
+        assert torch.equal(lives.exists[:, :past], alive & used) and lives.exists[:, past:].all()
+        seen = [seen[0] + int((alive & used).sum()), seen[1] + int((alive & ~used).sum())]
+    assert min(seen) > 0
+
+
 @pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
 def test_the_loss_in_plain_loops(pressure):
     """Under pressure the negative log-likelihood of the lives that ended, whatever the pressure's size; else the
