@@ -12,9 +12,9 @@ from torch import Tensor
 from expire_span_rl.policies.memory.kind import Lives, MemoryKind
 from expire_span_rl.policies.memory.sigmoid_spans import SigmoidSpans
 from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
-from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
+from expire_span_rl.policies.settings import ExpireSpanConfig
 
-PREDICTORS = dict(zip(SPAN_MODELS, (SurvivalSpans, SigmoidSpans), strict=True))
+PREDICTORS: dict[str, type[SurvivalSpans | SigmoidSpans]] = {"survival": SurvivalSpans, "sigmoid": SigmoidSpans}
 
 
 class ExpireSpan(MemoryKind):

@@ -12,9 +12,10 @@ import pytest
 import torch
 from policy_cases import act, experience, make_policy
 
+from expire_span_rl.policies.memory.expire_span import PREDICTORS
 from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.memory.survival_spans import PATIENCE, SurvivalSpans
-from expire_span_rl.policies.settings import ExpireSpanConfig
+from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
 
 SETTINGS = {"initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
 
@@ -206,6 +207,10 @@ def test_what_is_in_use_when_episodes_end_is_kept_for_good_unless_its_like_was_s
     replaced = [float(age) for age in range(2, 40, 2)]
     dull, precious, outdated = learned({0: ([0.0] * 100, []), 1: ([], [50.0, 120.0, 200.0]), 2: (replaced, [30.0])})
     assert dull <= 1 and precious == math.inf and 32 <= outdated <= 64
+
+
+def test_every_span_model_that_can_be_named_is_there():
+    assert tuple(PREDICTORS) == SPAN_MODELS
 
 
 def test_only_the_span_predictor_learns_from_it():
