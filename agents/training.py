@@ -193,7 +193,11 @@ class Trainer:
         self.controller.load_state_dict(figures["controller"])
         best = figures["best"]
         if best is not None:  # runs before 24 November 2026 told the fewest as the cost
-            best = {"fewest": best.get("cost"), **best, "weights": under("best/", tensors)}
+            best = {"fewest": best.get("cost"), **best}
+            numbers = [best[name] for name in ("fewest", "score", "timesteps")]
+            if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
+                raise TypeError(f"best: expected numbers, got {numbers}")
+            best["weights"] = under("best/", tensors)
         self.best = best
         return continued
 

@@ -225,6 +225,22 @@ def test_a_state_from_before_the_fewest_were_told_apart_continues():
     other.update()
 
 
+@pytest.mark.parametrize("name, value", [("score", None), ("timesteps", "x"), ("live", [1]), ("fewest", {})])
+def test_a_kept_policy_without_its_figures_is_refused(name, value):
+    """A run whose checkpoint says that is told so; it would be found out when the next policy is kept."""
+    trainer, other = eventful(0), eventful(1)
+    while trainer.best is None:
+        trainer.update()
+    tensors, figures = trainer.state()
+    changed = {**figures, "best": {**figures["best"], name: value}}
+    with pytest.raises(TypeError, match="^best: expected numbers, got "):
+        other.load_state(tensors, changed)
+    del changed["best"][name]
+    if name != "fewest":
+        with pytest.raises(KeyError, match=name):
+            other.load_state(tensors, changed)
+
+
 def test_success_is_judged_by_as_many_hard_episodes_as_are_asked_for(monkeypatch):
     """More than the default of 100, too."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(min_hard_episodes=300))
