@@ -97,7 +97,7 @@ def check_seed(config: Any, bits: int = SEED_BITS) -> None:
 
 def json_object(setting: str, text: str) -> dict[str, Any]:
     """The JSON object that a setting's text is. Raises ValueError, one line."""
-    wanted = f"""{setting}: expected a JSON object such as '{{"max_length": 100}}', got {quoted(text)}"""
+    wanted = f"""{setting}: expected a JSON object such as '{{"max_length": 100}}', got {quoted(text, 150)}"""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
