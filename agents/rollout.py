@@ -316,7 +316,7 @@ def check_arrays(own: Mapping[str, np.ndarray], given: Mapping[str, Tensor]) -> 
 
 
 def _shape(array: np.ndarray | None) -> str:
-    return "none" if array is None else f"{array.dtype}{list(array.shape)}"
+    return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
 OTHER_SEEDS = 500_000

@@ -29,7 +29,7 @@ class Agent(nn.Module):
         super().__init__()
         self.encoder = nn.Linear(5 + 13 + 1, WIDTH)
         core = TransformerConfig(width=WIDTH, num_heads=HEADS, num_layers=1)
-        span = ExpireSpanConfig(max_span=64, ramp=4)
+        span = ExpireSpanConfig(span_model="sigmoid", max_span=64, ramp=4)  # the paper's spans: no state to keep
         self.memory = Transformer(core, lambda: ExpireSpan(WIDTH, HEADS, span))
         self.policy, self.value = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 1)
         nn.init.zeros_(self.policy.weight)

@@ -148,7 +148,7 @@ def _maker(
     network, named = config.get("memory"), config.get("features_extractor")
     if named and extractor is None:
         raise PolicyFileError(
-            f"{shown(file)}: features_extractor: expected the policy's own, {shown(named, 100)}, which a file cannot bring"
+            f"{shown(file)}: expected features_extractor, the policy's own, {shown(named, 100)}, which a file cannot bring"
         )
     if not (isinstance(network, str) and network.startswith("sb3-")):
         return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)

@@ -362,7 +362,7 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
     model = es.PPO("gru", "CartPole-v1", features_extractor_class=FlattenExtractor, **SMALL).learn(32)
     model.save(tmp_path / "p.safetensors")
     with pytest.raises(
-        ValueError, match=r"features_extractor: expected the policy's own, .*FlattenExtractor, which a file"
+        ValueError, match=r"expected features_extractor, the policy's own, .*FlattenExtractor, which a file"
     ):
         es.load(tmp_path / "p.safetensors")
     loaded = es.load(tmp_path / "p.safetensors", features_extractor_class=FlattenExtractor)

@@ -220,7 +220,7 @@ def test_a_whole_file_is_taken(tmp_path):
 HOSTILE = {
     "width": (("config", "core", "width"), 20_000, "width: expected a size of some tensor"),
     "layers": (("config", "core", "num_layers"), 10**6, "num_layers: expected at most"),
-    "positions": (("config", "core", "num_positions"), 10**8, "asks for [100000000, 16], the file has [16, 16]"),
+    "positions": (("config", "core", "num_positions"), 10**8, "--num-positions: expected at most 1,000,000, got 100000000"),
     "heads": (("config", "core", "num_heads"), 64, "tensor 'core.layers.0.positions'"),
     "cells": (("config", "observation", "image", "shape"), [20_000, 20_000, 3], "expected at most 195 values"),
     "picture": (("config", "observation", "image"), {"kind": "picture", "shape": [8, 10**6, 1], "channels": "last"}, "asks for"),

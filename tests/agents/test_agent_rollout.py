@@ -190,7 +190,7 @@ def test_a_state_continues_identically(kind, tmp_path):
 @pytest.mark.parametrize(
     "name, change, said",
     [
-        ("observation/previous_reward", None, r"observation/previous_reward: expected float32\[6\], got none"),
+        ("observation/previous_reward", None, r"observation/previous_reward: expected float32\[6\], got nothing"),
         ("observation/image", lambda x: x.double(), r"observation/image: expected uint8\[6, 3, 3, 3\], got float64"),
         ("lengths", lambda x: x.bool(), r"lengths: expected int64\[6\], got bool\[6\]"),
         ("returns", lambda x: x[:3], r"returns: expected float64\[6\], got float64\[3\]"),

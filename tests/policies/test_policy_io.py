@@ -178,7 +178,7 @@ def test_a_class_that_a_file_names_is_not_imported(saved):
     header["config"]["features_extractor"] = "os.system"
     save_file(weights, saved, {"policy": json.dumps(header)})
     with pytest.raises(
-        PolicyFileError, match=r"features_extractor: expected the policy's own, os\.system, which a file"
+        PolicyFileError, match=r"expected features_extractor, the policy's own, os\.system, which a file"
     ):
         load_policy(saved)
 
