@@ -18,6 +18,7 @@ from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
+from expire_span_rl.checks import shown
 
 RATE_AT_REST = 0.05
 """Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may
@@ -46,7 +47,7 @@ class Learner:
         if config.num_minibatches > num_envs:
             raise ValueError(
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
-                f"environments, got {config.num_minibatches}"
+                f"environments, got {shown(str(config.num_minibatches), 40)}"
             )
         config = with_entropy_for(config, horizon)
         self.policy, self.config = policy, config

@@ -98,7 +98,7 @@ def _built(
             raise ValueError(f"features_extractor_class: expected none, since {config['agent']} brings its own policy")
         return Run(config, *_baseline(config, env), info)
     kind = KINDS.describe(config["memory"])
-    settings = dict(config)
+    settings, target = dict(config), device(config["device"])
     if "max_span" in settings:
         longest, is_survival = longest_span(env, settings["ramp"]), settings.get("span_model") == "survival"
         if is_survival and not settings["initial_limit"]:
@@ -115,7 +115,7 @@ def _built(
         memory_config=part(kind.Config, settings),
         core=part(core_config(config["memory"]), settings),
         **extractor,
-    ).to(device(config["device"]))
+    ).to(target)
     algorithm = AGENTS[config["agent"]]
     numbers = config["num_envs"], config["seed"], env.memory_horizon
     agent = algorithm(policy, part(algorithm.Config, config), *numbers)

@@ -42,7 +42,7 @@ def check_at_least(config: Any, **least: int) -> None:
         value = getattr(config, name)
         if not low <= value < math.inf:
             wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
-            raise ValueError(f"{flag(name)}: expected {wanted}, got {value}")
+            raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(str(value), 40)}")
 
 
 def check_at_most(config: Any, **most: int) -> None:
@@ -60,7 +60,7 @@ def check_above_zero(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if not 0 < value < math.inf:
             wanted = "a finite number" if value == math.inf else "more than 0"
-            raise ValueError(f"{flag(name)}: expected {wanted}, got {value}")
+            raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(str(value), 40)}")
 
 
 def check_fractions(config: Any, *names: str) -> None:
@@ -86,7 +86,7 @@ def choice(setting: str, value: str, choices: Iterable[str]) -> str:
         return value
     near = nearest(value, choices)
     hint = f"; did you mean {near!r}?" if near else ""
-    raise ValueError(f"{setting}: expected one of {', '.join(choices)}, got {quoted(value)}{hint}")
+    raise ValueError(f"{setting}: expected one of {', '.join(choices)}, got {quoted(value, 100)}{hint}")
 
 
 def check_seed(config: Any, bits: int = SEED_BITS) -> None:

@@ -40,7 +40,7 @@ class PeriodicEvaluation:
 
     def _evaluated(self) -> dict[str, float]:
         run = self._run
-        episodes = run.config["eval_episodes"]
+        episodes = run.config["n_eval_episodes"]
         try:
             found = evaluate(
                 run.policy,

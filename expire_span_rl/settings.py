@@ -111,7 +111,7 @@ class RunConfig:
     eval_every: int = 0
     """Environment steps between two evaluations on the way: fresh episodes with the environment's own settings and the
     most likely actions. The run then keeps a policy that passed one, if any did, else the last. 0: none."""
-    eval_episodes: int = 100
+    n_eval_episodes: int = 100
     """Episodes of an evaluation on the way."""
     torch_threads: int = 1
     """CPU threads that PyTorch uses."""
@@ -126,8 +126,8 @@ class RunConfig:
 
     def __post_init__(self):
         check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
-        check_at_least(self, eval_every=0, eval_episodes=1)
-        check_at_most(self, eval_episodes=MOST_EPISODES)
+        check_at_least(self, eval_every=0, n_eval_episodes=1)
+        check_at_most(self, n_eval_episodes=MOST_EPISODES)
         check_at_least(self, memory_image_every=0, env_timeout=0)
         check_above_zero(self, "checkpoint_minutes")
         check_seed(self)
@@ -204,7 +204,7 @@ LATER: dict[str, Any] = {
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
     "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
-    "eval_every": 0, "eval_episodes": None,
+    "eval_every": 0, "n_eval_episodes": None,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

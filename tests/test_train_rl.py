@@ -127,7 +127,7 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkey
 def test_evaluations_on_the_way_are_logged_and_change_nothing(in_folder, monkeypatch):
     """Every 256 of 640 steps, and at the end; Stable-Baselines3's names, in the log and in TensorBoard."""
     common = [*SMALL, *SHORT, "--total-timesteps", "640"]
-    flags = ["--eval-every", "256", "--eval-episodes", "7", "--run-dir", "with"]
+    flags = ["--eval-every", "256", "--n-eval-episodes", "7", "--run-dir", "with"]
     assert call(train_rl, [*common, "--run-dir", "without"], monkeypatch) == 0
     assert call(train_rl, [*common, *flags], monkeypatch) == 0
     weights = [load_checkpoint(f"{name}/checkpoint.safetensors")[0] for name in ("with", "without")]
@@ -241,7 +241,7 @@ BAD_TRAINING = {
     "endless layers": (["--num-layers", "1e18"], "--num-layers: expected at most 1,000, got 1000000000000000000"),
     "endless passes": (["--update-epochs", "1e9"], "--update-epochs: expected at most 10,000, got 1000000000"),
     "endless width": (["--width", "1e9"], "--width: expected at most 65,536, got 1000000000"),
-    "endless episodes": (["--eval-episodes", "1e9"], "--eval-episodes: expected at most 1,000,000, got 1000000000"),
+    "endless episodes": (["--n-eval-episodes", "1e9"], "--n-eval-episodes: expected at most 1,000,000, got 1000000000"),
     "no such span model": (["--span-model", "sigmoidal"], "--span-model: expected one of survival, sigmoid, got"),
     "dropout of no fraction": (["--span-dropout"], "--span-dropout: expected --span-model sigmoid with it"),
     "Adam's decay": (["--adam-beta2", "1"], "--adam-beta2: expected at least 0 and below 1, got 1.0"),
