@@ -51,6 +51,7 @@ def build(
     ValueError, one line, before anything is written.
     """
     check(config)
+    device(config["device"])  # before anything large is made
     torch.set_num_threads(config["torch_threads"])
     torch.manual_seed(config["seed"])
     own = json_object("--env-kwargs", config["env_kwargs"])
