@@ -323,8 +323,7 @@ class _RayActor:
 
 def _kill_what_is_left() -> None:
     """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for
-    whose end
-    `ray.shutdown` would wait some seconds each."""
+    whose end `ray.shutdown` would wait some seconds each."""
     with contextlib.suppress(Exception):  # Ray's own, which another version may not have
         node: Any = importlib.import_module("ray._private.worker")._global_node
         if node is not None and node.dead_processes():

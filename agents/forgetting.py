@@ -36,8 +36,7 @@ class ForgettingController:
 
     def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
         """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this
-        update;
-        live: mean live memories per layer."""
+        update; live: mean live memories per layer."""
         config = self.config
         if not config.forgetting or episodes < config.min_hard_episodes:
             return self.pressure

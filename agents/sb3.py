@@ -58,6 +58,7 @@ class SB3Trainer:
     """Trains by an algorithm of Stable-Baselines3, one rollout per `update()`: the calls of `agents.Trainer`."""
 
     best: ClassVar[None] = None  # it has no memories to be fewer: the last policy is kept
+    keeps_evaluated = False
 
     def __init__(
         self,
@@ -193,6 +194,9 @@ class SB3Trainer:
         self._deadline.check()
         return True
 
+    def keep_evaluated(self, score: float) -> None:
+        """Nothing: see `best`."""
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that lives between two updates: tensors by name, and JSON-able figures."""
         algorithm, policy = self.algorithm, self.algorithm.policy
@@ -225,8 +229,8 @@ class SB3Trainer:
         return tensors | {f"lstm/{name}": tensor for name, tensor in self._lstm_states()}
 
     def _load_played(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line, for
-        what it cannot have given."""
+        """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line,
+        for what it cannot have given."""
         env_state = under("env/", tensors)
         if not env_state:
             return False

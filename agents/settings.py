@@ -11,7 +11,8 @@ from typing import Any
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
 
 ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
-ENT_HORIZON = 200  # steps. The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it
+ENT_HORIZON = 200  # steps
+"""The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it."""
 MOST_EPOCHS = 10_000  # passes over a rollout
 
 

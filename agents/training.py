@@ -108,7 +108,7 @@ class Trainer:
         fresh = self.window.add(episodes)
         self.episodes += len(episodes)
         live = self.collector.live
-        mean_live = float(np.mean(live["mean"])) if live else None
+        mean_live = self._mean_live
         score, count = self.window.hard_score()
         is_success = self.window.tells_success
         self._drop_best(is_success)
@@ -148,8 +148,7 @@ class Trainer:
         trained, count = self.window.hard_score()
         is_success = self.window.tells_success
         if score >= self.controller.target(is_success):
-            live = self.collector.live
-            self._keep_best(trained, count, is_success, float(np.mean(live["mean"])) if live else None)
+            self._keep_best(trained, count, is_success, self._mean_live)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able figures."""
@@ -241,6 +240,12 @@ class Trainer:
                 f"size, got {difference:.3g} at update {self.updates}"
             )
         return difference
+
+    @property
+    def _mean_live(self) -> float | None:
+        """Live memories per layer in the last rollout; None for a memory without slots."""
+        live = self.collector.live
+        return float(np.mean(live["mean"])) if live else None
 
     def _drop_best(self, is_success: bool) -> None:
         """Lets the kept policy go if it no longer meets the target, which without success moves with the best

@@ -40,9 +40,8 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
     if modules := cli.values_of("import", arguments):
         from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
 
-        import_modules(
-            modules
-        )  # before the flags are known: one may register a memory kind, which has flags of its own
+        # Before the flags are known: one may register a memory kind, which has flags of its own.
+        import_modules(modules)
     cli.choice("--memory", memory, KINDS)
     network = AGENTS.describe(cli.choice("--agent", agent, AGENTS)).network
     if network is not None and given["memory"] is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from expire_span_rl.agents import Trainer
 from expire_span_rl.building import Run
 from expire_span_rl.evaluation import EndlessEpisode, evaluate
 from expire_span_rl.settings import MAX_STEPS
@@ -22,8 +21,7 @@ class PeriodicEvaluation:
         """say: gets what happens, in lines."""
         self._run, self._say = run, say
         self._every, self._told = run.config.get("eval_every", 0), False
-        if isinstance(run.trainer, Trainer):
-            run.trainer.keeps_evaluated = bool(self._every)
+        run.trainer.keeps_evaluated = bool(self._every)
 
     def metrics(self) -> dict[str, float]:
         """`eval/mean_reward`, `eval/mean_ep_length`, `eval/success_rate` and `eval/live_mean` (live memories per layer),
@@ -59,8 +57,7 @@ class PeriodicEvaluation:
         metrics = {"eval/mean_reward": found["mean_return"], "eval/mean_ep_length": found["mean_episode_length"]}
         if found["success_rate"] is not None:
             metrics["eval/success_rate"] = found["success_rate"]
-        if isinstance(run.trainer, Trainer):
-            run.trainer.keep_evaluated(metrics.get("eval/success_rate", metrics["eval/mean_reward"]))
+        run.trainer.keep_evaluated(metrics.get("eval/success_rate", metrics["eval/mean_reward"]))
         live = found["live_memories_mean"]
         if live:
             metrics["eval/live_mean"] = sum(live) / len(live)

@@ -86,8 +86,7 @@ AT = 5  # the step, of the first environment, at which something is wrong
 
 class Stranger(gym.Env):
     """Goes on well until something is set, here, in the class: `fails` is raised, `gives` is observed, `pays` is the
-    reward,
-    `hangs` is called; all at step `AT` of environment 1 of any number."""
+    reward, `hangs` is called; all at step `AT` of environment 1 of any number."""
 
     observation_space = spaces.Dict({"seen": spaces.Box(-1, 1, (2,), np.float32), "cue": spaces.Discrete(4)})
     action_space = spaces.Discrete(2)

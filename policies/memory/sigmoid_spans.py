@@ -26,13 +26,13 @@ class SigmoidSpans(nn.Linear):
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__(width, 1)
         self.config = config
-        self.max_span = self.longest = config.max_span or UNKNOWN_MAX_SPAN
+        self.longest = config.max_span or UNKNOWN_MAX_SPAN
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, math.log(config.initial_span / (1 - config.initial_span)))
 
     def forward(self, normed: Tensor) -> Tensor:
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]."""
-        return self.max_span * torch.sigmoid(super().forward(normed).squeeze(-1))
+        return self.longest * torch.sigmoid(super().forward(normed).squeeze(-1))
 
     def release(self) -> None:
         """L_max bounds spans for ever."""
@@ -64,12 +64,12 @@ class SigmoidSpans(nn.Linear):
         weight, bias = self.weight[0], self.bias
         level = (normed - average) @ weight + average @ weight.detach() + bias  # [B,C], in value weight . normed + bias
         spans = _unflattened(level)
-        shortest = -math.log(self.max_span)  # the level of a span of about one step
+        shortest = -math.log(self.longest)  # the level of a span of about one step
         pressed = _unflattened(level.clamp(min=shortest) if pressure > 0 else level.clamp(max=LONGEST_LEVEL))
         loss = math.copysign(1, pressure) * pressed.masked_fill(~new, 0).sum()
         if lives is not None:
             last_use = lives.used_here
-            needed = (last_use * (1 + self.config.use_margin) + 1) / self.max_span
+            needed = (last_use * (1 + self.config.use_margin) + 1) / self.longest
             needed = _unflattened(torch.logit(needed.clamp(1e-6, LONGEST_NEED)))
             short = (needed - spans).clamp(min=0).masked_fill(last_use <= 0, 0)
             loss = loss + self.config.use_coef * short.sum()

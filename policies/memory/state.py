@@ -7,7 +7,7 @@ step; its age at a query is the number of steps since then.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,16 +28,18 @@ class LayerMemory:
 
     def rows(self, indices: Tensor) -> LayerMemory:
         """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""
-        alive = self.alive[indices]
-        first = _first_live(alive)
-        last_use = None if self.last_use is None else self.last_use[indices, first:]
-        return LayerMemory(self.hidden[indices, first:], self.birth[indices, first:], alive[:, first:], last_use)
+        first = _first_live(self.alive[indices])
+        return self._each(lambda tensor: tensor[indices, first:])
 
     def trimmed(self) -> LayerMemory:
         """Views of the same without the columns before the oldest live slot."""
         first = _first_live(self.alive)
-        last_use = None if self.last_use is None else self.last_use[:, first:]
-        return LayerMemory(self.hidden[:, first:], self.birth[:, first:], self.alive[:, first:], last_use)
+        return self._each(lambda tensor: tensor[:, first:])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LayerMemory:
+        """The same with every tensor changed."""
+        last_use = None if self.last_use is None else change(self.last_use)
+        return LayerMemory(change(self.hidden), change(self.birth), change(self.alive), last_use)
 
     def padded(self, size: int) -> LayerMemory:
         """The same with `size` slots, dead ones zeroed (0 * NaN is NaN, so they must not be multiplied)."""

@@ -100,7 +100,7 @@ class SurvivalSpans(nn.Module):
         if pressure < 0:
             row, slot = torch.nonzero(new, as_tuple=True)  # [N] each
             return F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum() / number
-        need, ended, is_last = self.observed(lives)
+        need, ended, is_last = self._observed(lives)
         row, slot = torch.nonzero(ended, as_tuple=True)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
         return self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot]).sum() / number
@@ -109,7 +109,7 @@ class SurvivalSpans(nn.Module):
         """Of memories [N,D], with the averages [N,D] of their rows and what the bias and these give, [N,K]."""
         return F.linear(normed - average, self.weight) + common
 
-    def observed(self, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
+    def _observed(self, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
         """What was seen of the memories: the age of the last use, with a margin, as far as it matters; bool, whether
         their life ended in this rollout; bool, whether that use is taken for the last one. [B,C] each."""
         assert lives.described is not None

@@ -42,8 +42,7 @@ WORDS = "go to the blue door, then wait"
 
 class Sampled(gym.Env):
     """Episodes of 12 steps whose observations are drawn from their space. It keeps the actions that it was given,
-    renders what
-    `drawn` holds, and its infos hold whatever one may find in infos."""
+    renders what `drawn` holds, and its infos hold whatever one may find in infos."""
 
     def __init__(self, observation: spaces.Space, action: spaces.Space, masks: bool = False, drawn: Any = None):
         self.observation_space, self.action_space = observation, action
