@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from expire_span_rl.checks import is_number, shown
+
 LATEST = 100  # episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names
 MOST_LABELS = 20  # different texts of one entry by which success is told apart
 HARD = 0.75
@@ -152,8 +154,21 @@ class EpisodeWindow:
         return {"hardest": self.hardest, "recent": list(self.recent), "hard": list(self.hard)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError, one line, for an episode of which no figures could be made."""
+        for episode in itertools.chain(state["recent"], state["hard"]):
+            self._check(episode)
         self.hardest = state["hardest"]
         for name in ("recent", "hard"):
             window = getattr(self, name)
             window.clear()
             window.extend(state[name])
+
+    def _check(self, episode: Any) -> None:
+        measured = ("return", "steps", self.difficulty_key)
+        if (
+            not isinstance(episode, dict)
+            or not all(is_number(episode.get(name)) for name in measured)
+            or not all(plain(value) is not None for value in episode.values())
+        ):
+            wanted = f"numbers under {', '.join(dict.fromkeys(measured))}, and plain values"
+            raise ValueError(f"episode: expected {wanted}, got {shown(repr(episode), 60)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from expire_span_rl.agents.settings import ForgettingConfig
+from expire_span_rl.checks import number_or_none
 
 
 class ForgettingController:
@@ -68,5 +69,6 @@ class ForgettingController:
         return {name: getattr(self, name) for name in ("pressure", "learned", "first", "best")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("pressure", "learned", "first", "best"):
-            setattr(self, name, state[name])
+        """Raises TypeError, one line, for a score that is no number."""
+        self.pressure, self.learned = state["pressure"], state["learned"]
+        self.first, self.best = (number_or_none(name, state[name]) for name in ("first", "best"))

@@ -23,6 +23,7 @@ from expire_span_rl.agents.rollout import (
     under,
 )
 from expire_span_rl.agents.schedules import Schedules
+from expire_span_rl.checks import number_or_none
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2
@@ -180,8 +181,9 @@ class Trainer:
         self.policy.load_state_dict(under("policy/", tensors))
         self.agent.load_state(under("agent/", tensors), figures["agent"])
         continued = self.collector.load_state(under("collector/", tensors), figures["collector"])
-        for name, value in figures["counters"].items():
-            setattr(self, name, value)
+        for name in self._COUNTERS:
+            if name in figures["counters"]:  # runs of earlier versions do not have all
+                setattr(self, name, number_or_none(name, figures["counters"][name]))
         self.notes += self.collector.notes
         schedules = figures.get("schedules")  # runs from before 26 November 2026 have none
         if schedules is not None:

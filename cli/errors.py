@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from expire_span_rl.checks import shown
 from expire_span_rl.interrupts import ending
 
-WHOLE_MESSAGE = 1000  # characters of a message of ours
+WHOLE_MESSAGE = 290  # characters of a message, of which the last ones often say what would be right
+LAST_PART = 90  # of them are the end of what was cut
 OTHERS_MESSAGE = 280  # of another package's, which has no bound of its own
 
 
@@ -20,12 +21,15 @@ class UsageError(ValueError):
 
 
 def one_line(text: Any) -> str:
-    """`text` on one line of at most WHOLE_MESSAGE characters, with every character that a terminal would not print
-    escaped."""
-    line = " ".join(str(text).split())
-    if len(line) > WHOLE_MESSAGE:
-        line = line[:WHOLE_MESSAGE] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    """`text` on one line of at most WHOLE_MESSAGE characters, the middle left out if it is longer, with every character
+    that a terminal would not print escaped."""
+    text = str(text)
+    if len(text) > 8 * WHOLE_MESSAGE:  # the words of a text of any length are not looked for
+        text = f"{text[: 4 * WHOLE_MESSAGE]} {text[-4 * WHOLE_MESSAGE :]}"
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    if len(line) <= WHOLE_MESSAGE:
+        return line
+    return f"{line[: WHOLE_MESSAGE - LAST_PART - 5]} ... {line[-LAST_PART:]}"
 
 
 def run(main: Callable[[], None]) -> NoReturn:

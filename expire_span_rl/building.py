@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
-from expire_span_rl.checks import json_object
+from expire_span_rl.checks import json_object, quoted
 from expire_span_rl.environments import named_environment
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
@@ -166,7 +166,7 @@ def device(name: str) -> str:
         return "cuda" if gpu else "cpu"
     if name != "cpu" and not (gpu and re.fullmatch(r"cuda(:\d+)?", name)):
         usable = "cpu, cuda or auto" if gpu else "cpu or auto (there is no GPU here)"
-        raise ValueError(f"--device: expected {usable}, got {name!r}")
+        raise ValueError(f"--device: expected {usable}, got {quoted(name, 60)}")
     return name
 
 

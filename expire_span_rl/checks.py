@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,18 @@ def shown(text: object, most: int = USER_TEXT) -> str:
     line = " ".join(str(text)[: 4 * most].split())
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return escaped if len(escaped) <= most else f"{escaped[:most]}..."
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def number_or_none(name: str, value: Any) -> Any:
+    """`value`, a saved figure that there may be none of yet. Raises TypeError, one line, for anything else."""
+    if value is None or is_number(value):
+        return value
+    raise TypeError(f"{name}: expected a number or nothing, got {shown(repr(value), 60)}")
 
 
 def check_at_least(config: Any, **least: int) -> None:

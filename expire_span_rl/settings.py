@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import numbers
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from expire_span_rl.checks import (
     check_seed,
     choice,
     flag,
+    is_number,
     nearest,
     quoted,
     shown,
@@ -36,6 +36,7 @@ ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
 LARGEST_FLOAT = 10**308
+LARGEST_INT = 2**63 - 1
 MOST = 60  # characters of a value or a name that a message repeats
 MOST_EPISODES = 10**6  # of an evaluation on the way
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
@@ -257,10 +258,6 @@ def _has(name: str, memory: str, agent: str) -> bool:
     return memory in KINDS and any(name in field_hints(own) for own in run_parts(memory, agent))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """`value` as the field of that type holds it. Raises ValueError, one line, for one of another type."""
     if isinstance(hint, types.UnionType):
@@ -281,7 +278,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         wanted = "a whole number" if hint is int else "a number"
         number = cast(Any, value)
         fits = not isinstance(number, int) or abs(number) < LARGEST_FLOAT
-        if _is_number(number) and fits and (hint is float or (math.isfinite(number) and number == int(number))):
+        if hint is int and is_number(number) and not abs(number) <= LARGEST_INT:
+            wanted, fits = "a whole number below 2^63", False
+        if is_number(number) and fits and (hint is float or (math.isfinite(number) and number == int(number))):
             return hint(number)
     else:
         wanted = "a string"

@@ -281,6 +281,7 @@ REFUSED = {
     "range": ({"gamma": 2}, "--gamma: expected 0 to 1, got 2.0"),
     "budget": ({"memory_budget": 3}, r"--memory-budget: expected more than --ramp \(8\)"),
     "whole number": ({"num_envs": 8.5}, "--num-envs: expected a whole number, got 8.5"),
+    "whole number that fits nowhere": ({"width": 10**40}, r"--width: expected a whole number below 2\^63, got 1000"),
     "whole number as text": ({"num_envs": "8"}, "--num-envs: expected a whole number, got '8'"),
     "number": ({"learning_rate": "fast"}, "--learning-rate: expected a number, got 'fast'"),
     "flag": ({"forgetting": 1}, "--forgetting: expected True or False, got 1"),

@@ -19,7 +19,6 @@ from expire_span_rl import __version__, cli
 from expire_span_rl.agents import AGENTS
 from expire_span_rl.agents.rollout import RolloutsEnded
 from expire_span_rl.cli import evaluate, visualize
-from expire_span_rl.cli.errors import WHOLE_MESSAGE
 from expire_span_rl.cli.fields import Flag, flags_of
 from expire_span_rl.cli.help import GROUPS, WIDTH, grouped, help_text
 from expire_span_rl.cli.parsing import check_arguments
@@ -506,7 +505,8 @@ def ended(error: BaseException, capsys) -> tuple[int, str]:
         (cli.UsageError("--x: expected 1, got 2"), 2, "--x: expected 1, got 2"),
         (ValueError("two\n  lines\tand tabs"), 2, "two lines and tabs"),
         (ValueError("red \x1b[31m and \u202ebackwards"), 2, "red \\x1b[31m and \\u202ebackwards"),
-        (ValueError("long " * 1000), 2, ("long " * 1000)[:WHOLE_MESSAGE] + "..."),
+        (ValueError("a" * 1000 + "b" * 1000), 2, f"{'a' * 195} ... {'b' * 90}"),
+        (ValueError("\x1b" * 280), 2, ("\\x1b" * 280)[:195] + " ... " + ("\\x1b" * 280)[-90:]),
         (EnvironmentFailed("My-v0: environment 3 failed at step 7"), 1, "My-v0: environment 3 failed at step 7"),
         (RolloutsEnded("actors failed"), 1, "actors failed"),
         (RuntimeError("out of memory"), 1, "RuntimeError: out of memory"),

@@ -240,6 +240,29 @@ def test_a_windows_state_replaces_what_was_there():
         assert other.hard_score() == (pytest.approx(2 / 3), 3)
 
 
+@pytest.mark.parametrize(
+    "entry", [3, {"steps": 3, "length": 3}, {"return": True, "steps": 3, "length": 3}, {"return": 1, "steps": 1},
+              {"return": 1, "steps": 1, "length": 1, "more": {}}]
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["recent", "hard"])
+def test_saved_episodes_of_which_no_figures_could_be_made_are_refused(name, entry):
+    window = EpisodeWindow("length")
+    window.add([episode(3, True)])
+    before = window.state_dict()
+    with pytest.raises(
+        ValueError, match="^episode: expected numbers under return, steps, length, and plain values, got"
+    ):
+        window.load_state_dict({**before, name: [entry]})
+    assert window.state_dict() == before
+
+
+@pytest.mark.parametrize("name", ["first", "best"])
+def test_a_saved_score_that_is_no_number_is_refused(name):
+    controller = ForgettingController(ForgettingConfig())
+    with pytest.raises(TypeError, match=f"^{name}: expected a number or nothing, got "):
+        controller.load_state_dict({**controller.state_dict(), name: {}})
+
+
 def test_an_episode_that_does_not_tell_of_success_did_not_succeed_where_others_tell():
     """A foreign environment may say `is_success` of some endings only, in any order."""
     window = EpisodeWindow(None)
