@@ -24,6 +24,7 @@ import pytest
 from doc_commands import PAGES, blocks, commands, inline_commands, page_name
 from script_cases import ROOT
 
+import expire_span_rl as es
 from expire_span_rl.cli.settings import parse_config
 
 SCRIPTS = ("train_rl.py", "evaluate.py", "visualize.py")
@@ -254,6 +255,28 @@ def test_excerpts_are_those_of_the_code():
             elif block.language == "python":
                 ast.parse(block.text)
     assert found >= 3
+
+
+def keys_in(page: str, heading: str) -> set[str]:
+    """The names in the tables of a page's section."""
+    section = re.split(r"^#+ ", (ROOT / page).read_text().partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return set(re.findall(r"`(\w+)`", "\n".join(rows)))
+
+
+def test_the_keys_of_the_json_files_are_those_of_the_pages():
+    policy = ROOT / "pretrained" / "corridor-expire_span.safetensors"
+    kwargs = {"max_length": 6}
+    evaluated = es.evaluate(policy, episodes=2, env_kwargs=kwargs)
+    listed = keys_in("docs/getting_started.md", "Evaluate")
+    of_tasks = {"correct_share", "correct_share_by_signals", "success_by_episode"}
+    assert evaluated.keys() | evaluated["buckets"][0].keys() == listed - of_tasks
+    (episode,) = es.show(policy, seed=3, env_kwargs=kwargs).numbers["episodes"]
+    listed = keys_in("docs/viewer.md", "The JSON file")
+    found = episode.keys() | episode["layers"][0].keys() | episode["layers"][0]["attention"][0].keys()
+    found |= episode["audit"].keys() | episode["transformer_xl"].keys()
+    of_spaces = {"means", "continuous", "action_bounds", "action_texts", "taken", "entries"}
+    assert found == listed - of_spaces
 
 
 def anchors(page: Path) -> set[str]:
