@@ -167,7 +167,7 @@ def test_the_commands_of_a_page_run(page, run_dir, runner, tmp_path):
 
 STAGES = {
     "comparison": "Sweep.run",
-    "coverage": "measured",
+    "coverage": "_missing",
     "environments": "contenders",
     "generalisation": "in_processes",
     "learning": "in_processes",
