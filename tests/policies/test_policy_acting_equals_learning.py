@@ -205,5 +205,5 @@ def test_acting_beyond_the_horizon_is_refused():
     now = observations(torch.Generator(), 2)
     policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
     assert acting.full
-    with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 slots filled$"):
+    with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 steps taken$"):
         policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
