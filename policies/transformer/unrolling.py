@@ -86,8 +86,10 @@ def unroll_layer(
     final_x: Tensor,
     pressure: float,
     details: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None]:
-    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen."""
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None, LayerMemory | None]:
+    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen, and with
+    `keep` what the layer remembers after the last step."""
     steps, kind = x.shape[1], layer.kind
     held = memory.layers[index]
     held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
@@ -131,7 +133,55 @@ def unroll_layer(
             merged = F.pad(extension.merged, (extension.hidden.shape[1], 0), value=True)  # [B,E+S]
             covers[:, :past] = torch.where(merged, merging.size, 1)
         looked = LayerInspection(slots.coordinate, covers, slots.described, visible, weights)
-    return after, final_x, loss, looked
+    kept = None
+    if keep:
+        kept = _kept(kind, held, hidden.detach(), memory.time, axis, slots, extension, age, visible, weights)
+    return after, final_x, loss, looked, kept
+
+
+@torch.no_grad()
+def _kept(
+    kind: MemoryKind,
+    held: LayerMemory,
+    hidden: Tensor,
+    time: Tensor,
+    axis: Axis,
+    slots: _Slots,
+    extension: Extension | None,
+    age: Tensor,
+    visible: Tensor,
+    weights: Tensor,
+) -> LayerMemory:
+    """What survives the rollout, as `TransformerActing.memory` has it after the same steps. hidden: [B,C,D]; time: [B],
+    the clock at the first step; age, visible: [B,T,C]; weights: [B,H,T,C]."""
+    steps, clock = age.shape[1], axis.clock(time)  # [B,T]
+    ended = slots.coordinate < axis.episode[:, -1:]
+    alive = (slots.coordinate > -math.inf) & ~ended
+    if slots.until is not None:
+        alive &= slots.until > steps
+    now = steps - torch.where(alive, slots.coordinate, steps)  # ages at the next query
+    alive &= kind.survives(now, slots.described, alive)
+    birth = torch.cat([held.birth, clock.to(held.birth.dtype)], 1)
+    if extension is not None:
+        merged = (
+            clock[:, -1:] + 1 - steps + torch.where(extension.coordinate > -math.inf, extension.coordinate, 0).long()
+        )
+        birth = torch.cat([merged.to(birth.dtype), birth], 1)
+    last_use = None
+    if held.last_use is not None:
+        used_here = age.masked_fill(~kind.used(weights, visible.sum(2, keepdim=True)), -1).amax(1)  # [B,C]
+        merged = birth[:, : birth.shape[1] - steps - held.birth.shape[1]]
+        before = torch.cat([merged, held.last_use, birth[:, -steps:]], 1)
+        last_use = torch.where(used_here > 0, birth + used_here.to(birth.dtype), before)
+    size = int(alive.sum(1).max())
+    order = torch.where(alive, slots.coordinate, -math.inf).argsort(stable=True, dim=1)  # by age, the dead to the left
+    order = order[:, order.shape[1] - size :]
+    return LayerMemory(
+        hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[2])),
+        birth.gather(1, order),
+        alive.gather(1, order),
+        None if last_use is None else last_use.gather(1, order),
+    )
 
 
 def _lives(
