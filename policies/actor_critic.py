@@ -83,6 +83,7 @@ class Unrolled:
     memory_loss: Tensor  # scalar
     features: Tensor  # [T,B,D] what the heads read
     rewards: Tensor  # [T,B,G] by which the reward is predicted, the auxiliary task of learning (`predicted_rewards`)
+    memory: Memory | None = None  # after the last step, as acting has it; None unless asked for
 
 
 class ActorCritic(Predictor, nn.Module):
@@ -240,17 +241,20 @@ class ActorCritic(Predictor, nn.Module):
         final_observation: Observation | None = None,
         final_at: tuple[Tensor, Tensor] | None = None,
         pressure: float = 0.0,
+        keep: bool = False,
     ) -> Unrolled:
         """One parallel pass over a rollout, equal to `begin` and `step`s but with gradients.
 
         observation: entries [T,B, ...]; episode_start: [T,B] bool; final_observation: entries [F, ...], each following
-        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: of the forgetting, in [-1, 1].
+        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: of the forgetting, in [-1, 1]; keep:
+        give the memory after the last step, too, where no acting will.
         """
         x, final_x, final_at = self._encoded(observation, episode_start, final_observation, final_at)
-        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure)
+        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure, keep=keep)
         logits, values = self._heads(output.features, observation)
         final_values = self._values(output.final_features)
-        return Unrolled(logits, values, final_values, output.loss, output.features, self.reward_head(output.features))
+        rewards = self.reward_head(output.features)
+        return Unrolled(logits, values, final_values, output.loss, output.features, rewards, output.memory)
 
     @torch.no_grad()
     def inspect(

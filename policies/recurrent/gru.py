@@ -88,16 +88,20 @@ class GRU(nn.Module):
         final_at: tuple[Tensor, Tensor],
         pressure: float = 0.0,
         details: bool = False,
+        keep: bool = False,
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
-        loss of the memory's own and nothing to look at."""
+        loss of the memory's own and nothing to look at. keep: give the memory after the last step, too."""
         state, states = hidden_state(memory), []
         for now, start in zip(x, episode_start):
             state = self._advanced(now, _emptied(state, start))
             states.append(state)
         after = torch.stack(states)  # [T,B,L,D]
         finals = self._advanced(final_x, after[final_at])
-        return CoreOutput(after[:, :, -1], finals[:, -1], x.new_zeros(()))
+        kept = None
+        if keep:
+            kept = Memory((), _clock_after(memory.time, episode_start), memory.drawn, after[-1].detach())
+        return CoreOutput(after[:, :, -1], finals[:, -1], x.new_zeros(()), memory=kept)
 
     def _advanced(self, x: Tensor, state: Tensor) -> Tensor:
         """x: [N,D]; state: [N,L,D] -> the state one step later; its last layer is what the heads read."""
@@ -106,6 +110,13 @@ class GRU(nn.Module):
             x = cell(x, hidden)
             layers.append(x)
         return torch.stack(layers, 1)
+
+
+def _clock_after(time: Tensor, episode_start: Tensor) -> Tensor:
+    """[B]: the clock after the steps of episode_start [T,B], at the first of which it is `time` [B]."""
+    for start in episode_start:
+        time = time.masked_fill(start, 0) + 1
+    return time
 
 
 def _emptied(state: Tensor, episode_start: Tensor) -> Tensor:

@@ -92,14 +92,6 @@ class TransformerActing:
 
     def _compacted(self, layer: LayerBuffers, kind: MemoryKind) -> LayerMemory:
         n = self.filled
+        last_use = None if layer.last_use is None else layer.last_use[:, :n]
         slots = layer.slots.columns(0, n)
-        alive = slots.position >= self.episode[:, None]
-        keep = alive & kind.survives(self.now - slots.position, slots.described, alive)  # [B,n]
-        size = int(keep.sum(1).max())
-        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
-            :, n - size :
-        ]  # the kept to the right, in order
-        birth = slots.position.gather(1, order).to(self.time.dtype) + (self.time - self.now)[:, None]
-        hidden = layer.hidden.gather(1, order[..., None].expand(-1, -1, layer.hidden.shape[2]))
-        last_use = None if layer.last_use is None else layer.last_use.gather(1, order)
-        return LayerMemory(hidden, birth, keep.gather(1, order), last_use)
+        return slots.remembered(kind, layer.hidden[:, :n], last_use, self.episode, self.time, self.now)

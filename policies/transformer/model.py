@@ -18,7 +18,7 @@ from expire_span_rl.policies.core import CoreOutput
 from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing
-from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, learning_groups
+from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, joined, learning_groups
 from expire_span_rl.policies.transformer.layer import Layer, TransformerConfig
 from expire_span_rl.policies.transformer.merging import merge_in_place
 from expire_span_rl.policies.transformer.slots import BEFORE
@@ -157,8 +157,10 @@ class Transformer(nn.Module):
         final_at: tuple[Tensor, Tensor],
         pressure: float = 0.0,
         details: bool = False,
+        keep: bool = False,
     ) -> CoreOutput:
-        """One parallel pass: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each.
+        """One parallel pass: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. keep:
+        give the memory after the last step, too.
 
         A final observation follows step t of row b, sees what step t + 1 would see had the episode gone on, and is seen
         by nobody. Rows are worked off in groups of like memory size, which changes nothing but the speed.
@@ -174,21 +176,22 @@ class Transformer(nn.Module):
         if groups is None:
             if not details:
                 memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
-            return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details)
+            return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details, keep)
         places, (t, b) = Places(groups), final_at
         outputs, final_index, loss = [], [], x.new_zeros(())
         for number, rows in enumerate(groups):
             mine = torch.nonzero(places.group[b] == number).squeeze(1)
             at = (t[mine], places.place[b[mine]])
             part = self._unroll(
-                x[:, rows], memory.rows(rows), episode_start[:, rows], final_x[mine], at, pressure, False
+                x[:, rows], memory.rows(rows), episode_start[:, rows], final_x[mine], at, pressure, False, keep
             )
             outputs.append(part)
             final_index.append(mine)
             loss = loss + part.loss * (len(rows) / len(places.back))
         features = torch.cat([part.features for part in outputs], 1)[:, places.back]
         finals = torch.cat([part.final_features for part in outputs])[torch.argsort(torch.cat(final_index))]
-        return CoreOutput(features, finals, loss)
+        kept = [part.memory for part in outputs if part.memory is not None]
+        return CoreOutput(features, finals, loss, memory=joined(kept, places) if kept else None)
 
     def _unroll(
         self,
@@ -199,16 +202,22 @@ class Transformer(nn.Module):
         final_at: tuple[Tensor, Tensor],
         pressure: float,
         details: bool,
+        keep: bool,
     ) -> CoreOutput:
         axis = Axis.of(episode_start, x.dtype, final_at, memory)
-        x, loss, inspected = x.transpose(0, 1), x.new_zeros(()), []
+        x, loss, inspected, kept = x.transpose(0, 1), x.new_zeros(()), [], []
         for i, layer in enumerate(self.layers):
             if not self._stores:
                 x = layer.alone(x, layer.norm(x))
                 final_x = layer.alone(final_x, layer.norm(final_x))
                 continue
-            x, final_x, layer_loss, looked = unroll_layer(layer, x, memory.layers[i], axis, final_x, pressure, details)
-            if layer_loss is not None:
-                loss = loss + layer_loss / len(self.layers)
-            inspected.append(looked)
-        return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, tuple(inspected) if details else ())
+            x, final_x, part = unroll_layer(layer, x, memory.layers[i], axis, final_x, pressure, details, keep)
+            if part.loss is not None:
+                loss = loss + part.loss / len(self.layers)
+            inspected.append(part.looked)
+            kept.append(part.memory)
+        after = None
+        if keep:
+            after = Memory(tuple(kept), axis.time_after(), memory.drawn)
+        inspections = tuple(inspected) if details else ()
+        return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, inspections, after)

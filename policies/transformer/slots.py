@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.state import LayerMemory
 
 GONE = -1e9  # position of a slot that is empty or removed
 BEFORE = -1e8  # where an episode began that began before position 0: all slots that are there are younger
@@ -98,6 +99,29 @@ class Slots:
             None if self.first is None else torch.cat([self.first, at], 1),
             None if self.until is None else torch.cat([self.until, torch.full_like(at, torch.inf)], 1),
             self.unordered,
+        )
+
+    def birth(self, time: Tensor, now: int) -> Tensor:
+        """[B,C] the clock at which each slot was written, of those of the present episodes; time: [B] the clock at
+        position `now`."""
+        return self.position.to(time.dtype) + (time - now)[:, None]
+
+    def remembered(
+        self, kind: MemoryKind, hidden: Tensor, last_use: Tensor | None, episode: Tensor, time: Tensor, now: int
+    ) -> LayerMemory:
+        """What a query at position `now` and all after it may see, oldest first; the rest is gone for good. hidden:
+        [B,C,D]; last_use: [B,C] or None; episode: [B] where the present episodes began; time: [B] the clock at `now`."""
+        alive = self.position >= episode[:, None]
+        if self.until is not None:
+            alive &= self.until > now
+        keep = alive & kind.survives(now - self.position, self.described, alive)  # [B,C]
+        size = int(keep.sum(1).max())
+        order = torch.where(keep, self.position, GONE).argsort(dim=1, stable=True)[:, self.position.shape[1] - size :]
+        return LayerMemory(
+            hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[2])),
+            self.birth(time, now).gather(1, order),
+            keep.gather(1, order),
+            None if last_use is None else last_use.gather(1, order),
         )
 
     def _numbers(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:

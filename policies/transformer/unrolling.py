@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +44,22 @@ class Axis:
         end = torch.where(begins, steps, math.inf).flip(1).cummin(1).values.flip(1)
         return cls(steps, episode, F.pad(end, (0, 1), value=math.inf), final_at, memory.time, memory.drawn)
 
+    def time_after(self) -> Tensor:
+        """[B] the clock after the last step."""
+        return (self.clock()[:, -1] + 1).to(self.time.dtype)
+
     def clock(self) -> Tensor:
         """int64 [B,T]: steps since the query's episode began."""
         began = self.episode.clamp(min=0).long()
         return self.queries.long() - began + torch.where(self.episode >= 0, 0, self.time[:, None].long())
+
+
+class LayerPart(NamedTuple):
+    """What one layer has to say beside its outputs; None where it was not asked."""
+
+    loss: Tensor | None  # scalar, of the memory kind
+    looked: LayerInspection | None
+    memory: LayerMemory | None  # after the last step
 
 
 def unroll_layer(
@@ -58,13 +70,15 @@ def unroll_layer(
     final_x: Tensor,
     pressure: float,
     details: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None]:
-    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, LayerPart]:
+    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, and what is asked for beside them."""
     steps, kind = x.shape[1], layer.kind
     held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
     extension = None if kind.merging is None else extend(kind, held, axis.time, x, axis.clock())
     hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
-    written = layer.write(torch.cat(hidden, 1), axis.drawn)  # [B,C,D]
+    hidden = torch.cat(hidden, 1)  # [B,C,D]
+    written = layer.write(hidden, axis.drawn)
     slots = _slots(written, held, axis, extension)
     reading = layer.read(x, written.normed[:, -steps:], slots, axis.queries, axis.episode)
     if len(final_x):
@@ -73,7 +87,8 @@ def unroll_layer(
     if torch.is_grad_enabled() and not details:
         loss = _loss(layer, written, slots, reading, held, axis, extension, pressure)
     looked = _looked(layer, slots, reading, extension, steps) if details else None
-    return reading.x, final_x, loss, looked
+    kept = _kept(layer, slots, reading, held, axis, hidden.detach()) if keep else None
+    return reading.x, final_x, LayerPart(loss, looked, kept)
 
 
 def _slots(written: Written, held: LayerMemory, axis: Axis, extension: Extension | None) -> Slots:
@@ -162,3 +177,18 @@ def _looked(layer: Layer, slots: Slots, reading: Reading, extension: Extension |
         covers[:, :-steps] = torch.where(merged, merging.size, 1)
     coordinate = slots.position.masked_fill(slots.position <= GONE, -math.inf)
     return LayerInspection(coordinate, covers, slots.described, reading.visible, reading.weights)
+
+
+@torch.no_grad()
+def _kept(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis: Axis, hidden: Tensor) -> LayerMemory:
+    """What is remembered after the last step, as acting has it after the same steps. hidden: [B,C,D]."""
+    steps, time = axis.queries.shape[0], axis.time_after()
+    last_use = None
+    if held.last_use is not None:
+        birth = slots.birth(time, steps)
+        before = birth.clone()
+        before[:, slots.unordered : -steps] = held.last_use
+        used = layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        used_here = reading.age.masked_fill(~used, -1).amax(1).to(birth.dtype)
+        last_use = torch.where(used_here > 0, birth + used_here, before)
+    return slots.remembered(layer.kind, hidden, last_use, axis.episode[:, -1], time, steps)

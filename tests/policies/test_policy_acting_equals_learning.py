@@ -67,6 +67,44 @@ def test_results_do_not_depend_on_the_horizon(kind, settings):
         torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("pressure", [0.0, 0.7])
+@pytest.mark.parametrize("batch", [3, 26])
+@pytest.mark.parametrize("kind, settings", CASES)
+def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pressure):
+    """`unroll(keep=True)` against `begin`, `step`s and `memory()` through rollouts of uneven lengths, with episodes that
+    start anywhere: clock, births, last uses and hidden vectors of the same live memories, without gradient."""
+    generator = torch.Generator().manual_seed(10 + batch)
+    policy = make_policy(kind, settings)
+    acted = kept = policy.initial_memory(batch)
+    most = 0
+    for steps in (7, 1, 23, 12):
+        given = experience(generator, steps, batch, start_probability=0.06)
+        state = generator.get_state()
+        drawn = policy.draw(kept, generator)
+        generator.set_state(state)
+        acted = act(policy, policy.draw(acted, generator), given).memory
+        out = policy.unroll(given.observation, poisoned(drawn), given.start, pressure=pressure, keep=True)
+        kept = out.memory
+        assert torch.equal(kept.time, acted.time) and kept.time.dtype == acted.time.dtype
+        assert torch.equal(kept.drawn, acted.drawn)
+        assert (kept.state is None) == (acted.state is None)
+        if acted.state is not None:
+            assert not kept.state.requires_grad
+            torch.testing.assert_close(kept.state, acted.state, rtol=0, atol=1e-9)
+        for left, right in zip(kept.layers, acted.layers, strict=True):
+            assert torch.equal(left.alive, right.alive)
+            for name in ("birth", "last_use"):
+                ours, theirs = getattr(left, name), getattr(right, name)
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    assert ours.dtype == theirs.dtype and torch.equal(ours[left.alive], theirs[left.alive])
+            assert not left.hidden.requires_grad
+            torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
+            most = max(most, int(left.alive.sum()))
+    assert most > batch or not KINDS[kind].stores
+    assert policy.unroll(given.observation, drawn, given.start).memory is None
+
+
 @pytest.mark.parametrize("kind, settings", CASES)
 def test_live_memories_are_those_that_the_next_query_sees(kind, settings):
     """`Memory.live()` against what one more step sees, itself not counted, in acting and in learning."""
