@@ -60,11 +60,15 @@ class SurvivalSpans(nn.Module):
         """Whether the ages of last use are needed: nothing is learned before `release`."""
         return bool(self.released)
 
+    def known_unreleased(self) -> bool:
+        """Whether all spans are sure to be `initial_limit`; a GPU is not asked, since that would be to wait for it."""
+        return self.released.device.type == "cpu" and not self.released
+
     @torch.no_grad()
     def forward(self, normed: Tensor) -> Tensor:
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]; infinity for those kept for good.
         They get no gradient: what is needed teaches them, not what the task makes of the ramp."""
-        if self.released.device.type == "cpu" and not self.released:  # elsewhere to ask would be to wait
+        if self.known_unreleased():
             return normed.new_full(normed.shape[:-1], self.initial_limit)
         steps = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
         hazard = steps.cumsum(-1)  # -log S at the end of each bin

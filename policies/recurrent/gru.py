@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class GRU(nn.Module):
         """`memory`: nothing is drawn."""
         return memory
 
-    def begin(self, memory: Memory, horizon: int) -> RecurrentActing:
+    def begin(self, memory: Memory, horizon: int, into: Any = None) -> RecurrentActing:
         """Ready to act, for as many steps as one likes."""
         return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
 

@@ -17,16 +17,21 @@ from torch import Tensor, nn
 from expire_span_rl.policies.core import CoreOutput
 from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
-from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing
+from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing, ladder
 from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, joined, learning_groups
 from expire_span_rl.policies.transformer.layer import Layer, TransformerConfig
 from expire_span_rl.policies.transformer.merging import merge_in_place
 from expire_span_rl.policies.transformer.slots import BEFORE
 from expire_span_rl.policies.transformer.unrolling import Axis, unroll_layer
 
+SHRINK = 4  # buffers are used again that are at most so many times as large as needed
+
 
 class Transformer(nn.Module):
     """L layers, each with its own memory of the kind that `make_kind` makes."""
+
+    static: bool | None = None
+    """Whether acting has buffers of fixed shapes, whose steps are captured; None: on a GPU."""
 
     def __init__(self, config: TransformerConfig, make_kind: Callable[[], MemoryKind]):
         super().__init__()
@@ -74,21 +79,44 @@ class Transformer(nn.Module):
 
     # Acting
 
-    def begin(self, memory: Memory, horizon: int) -> TransformerActing | GroupedActing:
-        """Projects `memory` once and lays it out with room for `horizon` more steps."""
+    def begin(
+        self, memory: Memory, horizon: int, into: TransformerActing | GroupedActing | None = None
+    ) -> TransformerActing | GroupedActing:
+        """Projects `memory` once and lays it out with room for `horizon` more steps. into: what was acted on before,
+        whose buffers, and what was captured of its steps, are used again if they fit."""
+        if self._static(memory):
+            return self._begin_static(memory, horizon, into if isinstance(into, TransformerActing) else None)
         live = memory.live()
         groups = None if live is None else acting_groups(live.amax(1))
         if groups is not None:
             return GroupedActing.begin(partial(self._begin, horizon=horizon), memory, groups)
-        return self._begin(memory, horizon)
+        return self._begin(memory, horizon, _slots(memory))
 
-    def _begin(self, memory: Memory, horizon: int) -> TransformerActing:
-        size = max((layer.hidden.shape[1] for layer in memory.layers), default=0)
+    def _static(self, memory: Memory) -> bool:
+        """Whether steps are to be captured: on a GPU, unless slots are merged, since which ones depends on numbers that
+        the device would be asked for."""
+        fits = self._stores and self._kinds[0].merging is None
+        return fits and (memory.time.is_cuda if self.static is None else self.static)
+
+    def _begin_static(self, memory: Memory, horizon: int, into: TransformerActing | None) -> TransformerActing:
+        needed = ladder(_slots(memory))
+        if into is not None and into.static and needed <= into.size <= SHRINK * needed:
+            needed = into.size
+        begun = self._begin(memory, horizon, needed)
+        begun.column = torch.full((1,), needed, device=memory.time.device)
+        begun.drawn = memory.drawn.clone()
+        if into is not None and into.refill(begun):
+            return into
+        return begun
+
+    def _begin(self, memory: Memory, horizon: int, size: int | None = None) -> TransformerActing:
+        size = _slots(memory) if size is None else size
         buffers = [
             LayerBuffers.begin(layer, held, memory, size, horizon) for layer, held in zip(self.layers, memory.layers)
         ]
         episode = torch.full_like(memory.time, BEFORE, dtype=self.norm.weight.dtype)
-        return TransformerActing(buffers, memory.time.clone(), memory.drawn, self._kinds, size, horizon, episode)
+        at = episode.new_zeros(1)
+        return TransformerActing(buffers, memory.time.clone(), memory.drawn, self._kinds, size, horizon, episode, at)
 
     def step(self, x: Tensor, acting: TransformerActing | GroupedActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -102,21 +130,15 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.alone(x, layer.norm(x))
                 continue
-            buffers, column = acting.layers[i], acting.filled
             own = layer.write(x, acting.drawn)
-            buffers.put(own, x, column, acting.now)
-            slots = buffers.slots.columns(0, column + 1)
+            slots = acting.slots(i, own, x)
             reading = layer.read(x, own.normed, slots, acting.at, acting.episode[:, None])
             live.append(reading.visible.sum(2))  # [B,1]
-            if buffers.last_use is not None:
-                buffers.last_use[:, column] = acting.time
-                used = layer.kind.used(reading.weights, live[-1][..., None])[:, 0]
-                now = buffers.last_use[:, : column + 1]
-                now.copy_(torch.where(used, acting.time[:, None], now))
+            if acting.layers[i].last_use is not None:
+                acting.use(i, layer.kind.used(reading.weights, live[-1][..., None])[:, 0])
             x = reading.x
-        acting.now += 1
-        acting.time += 1
         acting.live = torch.cat(live, 1) if live else None
+        acting.advance()
         self._merge_due(acting)
         return self.norm(x[:, 0])
 
@@ -221,3 +243,8 @@ class Transformer(nn.Module):
             after = Memory(tuple(kept), axis.time_after(), memory.drawn)
         inspections = tuple(inspected) if details else ()
         return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, inspections, after)
+
+
+def _slots(memory: Memory) -> int:
+    """Slots of the layer that has most."""
+    return max((layer.hidden.shape[1] for layer in memory.layers), default=0)
