@@ -37,7 +37,7 @@ class PPO(Learner):
         for _ in range(config.update_epochs):
             before = len(steps)
             for rows in self._minibatches(rollout):
-                part = rollout.rows(rows)
+                part = rollout.rows(rows, finals=False)
                 steps.append(self._step(part, advantages[:, rows], returns[:, rows], acted[:, rows], weights))
             epochs += 1
             if float(torch.stack([step["train/approx_kl"] for step in steps[before:]]).mean()) > config.target_kl:

@@ -45,12 +45,13 @@ class Rollout:
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to it
 
-    def rows(self, indices: Tensor) -> Rollout:
-        """The chosen environments: a minibatch. indices: int64 [b]."""
+    def rows(self, indices: Tensor, finals: bool = True) -> Rollout:
+        """The chosen environments: a minibatch. indices: int64 [b]; finals: with their final observations, whose number
+        a GPU must be asked for."""
         t, b = self.final_at
         place = torch.full((self.actions.shape[1],), -1, device=b.device)
         place[indices] = torch.arange(len(indices), device=b.device)
-        mine = place[b] >= 0
+        mine = torch.nonzero(place[b] >= 0).squeeze(1) if finals else b[:0]
         return Rollout(
             observation={key: value[:, indices] for key, value in self.observation.items()},
             episode_start=self.episode_start[:, indices],

@@ -102,12 +102,14 @@ class SurvivalSpans(nn.Module):
         common = F.linear(average, self.weight.detach(), self.bias)  # [B,K]
         number = new.sum().clamp(min=1)
         if pressure < 0:
-            row, slot = torch.nonzero(new, as_tuple=True)  # [N] each
-            return F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum() / number
+            row, slot, counts = _chosen(new)
+            hazard = F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum(-1)
+            return (hazard * counts).sum() / number
         need, ended, is_last = self._observed(lives)
-        row, slot = torch.nonzero(ended, as_tuple=True)
+        row, slot, counts = _chosen(ended)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
-        return self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot]).sum() / number
+        loss = self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot])
+        return (loss * counts).sum() / number
 
     def _logits(self, normed: Tensor, average: Tensor, common: Tensor) -> Tensor:
         """Of memories [N,D], with the averages [N,D] of their rows and what the bias and these give, [N,K]."""
@@ -131,3 +133,13 @@ class SurvivalSpans(nn.Module):
         survived = F.softplus(logits).masked_fill(~before, 0).sum(-1)
         died = F.softplus(-logits.gather(-1, k)).squeeze(-1)
         return survived + died.masked_fill(~is_last, 0)
+
+
+def _chosen(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of the chosen entries of a mask [B,C], and which of these count, [N] each. On a GPU all entries
+    are taken, and those that are not chosen do not count: how many there are would have to be asked for."""
+    if not mask.is_cuda:
+        row, column = torch.nonzero(mask, as_tuple=True)
+        return row, column, torch.ones_like(row, dtype=torch.bool)
+    row, column = torch.cartesian_prod(*(torch.arange(n, device=mask.device) for n in mask.shape)).unbind(1)
+    return row, column, mask.flatten()

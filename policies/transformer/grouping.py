@@ -31,8 +31,9 @@ def padded_size(slots: Tensor, groups: tuple[Tensor, ...]) -> int:
 
 
 def learning_groups(slots: Tensor) -> tuple[Tensor, ...] | None:
-    """Groups for `unroll`, None if all rows had better go at once."""
-    if len(slots) < 2 * LEARNING_ROWS or int(slots.max()) * len(slots) < PADDING * int(slots.sum()):
+    """Groups for `unroll`, None if all rows had better go at once: on a GPU, where the launches of many groups take
+    longer than padding does."""
+    if slots.is_cuda or len(slots) < 2 * LEARNING_ROWS or int(slots.max()) * len(slots) < PADDING * int(slots.sum()):
         return None
     return by_size(slots, LEARNING_ROWS)
 

@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         slots = None if live is None else live.amax(1) + len(x)  # [B] what each row needs
         groups = None if details or slots is None else learning_groups(slots)
         if groups is None:
-            if not details:
+            if not (details or x.is_cuda):
                 memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
             return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details, keep)
         places, (t, b) = Places(groups), final_at

@@ -114,7 +114,7 @@ def _finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
     t, b = axis.final_at
     x, slots = x[:, None], slots.of_rows(b)
     later = axis.queries.shape[0] - 1 - t  # [F] slots of later steps, which lie between and are not seen
-    if bool((later > 0).any()):  # the relative positions want the youngest last
+    if x.is_cuda or bool((later > 0).any()):  # the relative positions want the youngest last
         columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
         slots = replace(slots.shifted(columns), unordered=slots.position.shape[1] if slots.unordered else 0)
     now = t.to(x.dtype) + 1  # [F]
