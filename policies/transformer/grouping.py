@@ -8,43 +8,51 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.acting import TransformerActing
 
-LEARNING_ROWS = 8  # rows of a group while learning, where a group's memory is read by all queries of a rollout,
-ACTING_ROWS = 32  # and while acting, where it is read by one query at a time
-PADDING = 1.2  # rows are grouped where all at once would take this many times the slots that are needed
-ACTING_SLOTS = 8000  # and where acting in a group saves as many slots: a group costs as much time as those
+LEARNING_GROUP = 600  # slots, times environments, that an unroll works off in the time that another group costs it,
+ACTING_GROUP = 8000  # and a step
 
 
-def by_size(slots: Tensor, rows: int) -> tuple[Tensor, ...]:
-    """Row numbers in groups of about `rows`, the small ones first. slots: [B] what each row needs."""
-    return torch.argsort(slots, stable=True).tensor_split(max(1, len(slots) // rows))
-
-
-def padded_size(slots: Tensor, groups: tuple[Tensor, ...]) -> int:
-    """Slots that the groups take, each padded to its largest row."""
-    return sum(len(rows) * int(slots[rows].max()) for rows in groups)
+def groups_of(slots: Tensor, cost: int) -> tuple[Tensor, ...]:
+    """Row numbers in groups, the small ones first, for which padding each group to its largest row, and `cost` slots for
+    each group, come to the fewest slots. slots: [B] what each row needs."""
+    order = torch.argsort(slots, stable=True)
+    needed = slots[order].cpu().numpy().astype(np.int64)
+    least = np.zeros(len(needed) + 1, np.int64)  # slots for the first i rows
+    begins = np.zeros(len(needed) + 1, np.int64)  # where the last of their groups begins
+    rows = np.arange(len(needed) + 1)
+    for i in range(1, len(needed) + 1):
+        totals = least[:i] + (i - rows[:i]) * needed[i - 1]
+        begins[i] = totals.argmin()
+        least[i] = totals[begins[i]] + cost
+    ends = [len(needed)]
+    while begins[ends[-1]]:
+        ends.append(int(begins[ends[-1]]))
+    return order.tensor_split(sorted(ends)[:-1])
 
 
 def learning_groups(slots: Tensor) -> tuple[Tensor, ...] | None:
     """Groups for `unroll`, None if all rows had better go at once: on a GPU, where the launches of many groups take
     longer than padding does."""
-    if slots.is_cuda or len(slots) < 2 * LEARNING_ROWS or int(slots.max()) * len(slots) < PADDING * int(slots.sum()):
-        return None
-    return by_size(slots, LEARNING_ROWS)
+    return None if slots.is_cuda else _groups(slots, LEARNING_GROUP)
 
 
 def acting_groups(slots: Tensor) -> tuple[Tensor, ...] | None:
     """Groups for `begin`, None if all rows had better go at once."""
-    if len(slots) < 2 * ACTING_ROWS:
+    return _groups(slots, ACTING_GROUP)
+
+
+def _groups(slots: Tensor, cost: int) -> tuple[Tensor, ...] | None:
+    if not len(slots) or int(slots.max()) * len(slots) - int(slots.sum()) < cost:  # another group saves less
         return None
-    groups = by_size(slots, ACTING_ROWS)
-    saved = int(slots.max()) * len(slots) - padded_size(slots, groups)
-    return groups if saved >= ACTING_SLOTS * (len(groups) - 1) else None
+    groups = groups_of(slots, cost)
+    return groups if len(groups) > 1 else None
 
 
 class Places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -162,9 +163,30 @@ def test_grouping_rows_changes_nothing_but_the_speed(kind, settings):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("cost", [0, 3, 20, 1000])
+@pytest.mark.parametrize("slots", [[], [5], [4, 4, 4], [1, 9, 1, 8, 1, 1], [0, 30, 2, 31, 3, 29, 1], [7, 1, 1, 40, 2]])
+def test_groups_take_the_fewest_slots(slots, cost):
+    """Against all ways to split the rows, sorted by size, into groups."""
+    rows = sorted(range(len(slots)), key=lambda row: slots[row])
+
+    def total(sizes):
+        ends = list(itertools.accumulate(sizes))
+        parts = [rows[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return sum(len(part) * max(slots[row] for row in part) + cost for part in parts)
+
+    def splits(count):
+        return [[first, *rest] for first in range(1, count + 1) for rest in splits(count - first)] if count else [[]]
+
+    groups = (
+        [group.tolist() for group in grouping.groups_of(torch.tensor(slots, dtype=torch.int64), cost)] if slots else []
+    )
+    assert [row for group in groups for row in group] == rows
+    assert total([len(group) for group in groups]) == min(total(sizes) for sizes in splits(len(slots)))
+
+
 @pytest.mark.parametrize("kind, settings", CASES)
 def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypatch):
-    """26 rows of unlike memories, acted on all at once and in groups of eight: outputs, final values, live counts, and
+    """26 rows of unlike memories, acted on all at once and in a group for each size: outputs, final values, live counts, and
     what is remembered afterwards."""
     generator = torch.Generator().manual_seed(6)
     policy = make_policy(kind, settings)
@@ -175,8 +197,7 @@ def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypa
     begin = policy.core.begin
     monkeypatch.setattr(policy.core, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
     once = act(policy, memory, given, 5)
-    monkeypatch.setattr(grouping, "ACTING_ROWS", 8)
-    monkeypatch.setattr(grouping, "ACTING_SLOTS", 0)
+    monkeypatch.setattr(grouping, "ACTING_GROUP", 0)
     apart = act(policy, memory, given, 5)
     grouped = [isinstance(acting, GroupedActing) for acting in begun]
     half = len(grouped) // 2
