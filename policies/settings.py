@@ -182,7 +182,14 @@ class CompressiveConfig:
 
 @dataclass(frozen=True)
 class GRUConfig:
-    pass
+    layer_norm: bool = False
+    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
+
+
+@dataclass(frozen=True)
+class LSTMConfig:
+    layer_norm: bool = True
+    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
 
 
 @dataclass(frozen=True)
