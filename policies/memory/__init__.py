@@ -35,6 +35,7 @@ KINDS = Registry(
         "compressive": _kind("compressive:Compressive", settings.CompressiveConfig),
         "gru": _recurrent("gru:GRU", settings.GRUConfig),
         "lstm": _recurrent("lstm:LSTM", settings.LSTMConfig),
+        "lru": _recurrent("lru:LRU", settings.LRUConfig, settings.LRUCoreConfig),
         "none": _kind("none:NoMemory", settings.NoMemoryConfig),
     }
 )

@@ -50,15 +50,17 @@ class RecurrentCore(nn.Module):
     def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x [N,D], state [N,S,D] -> features [N,D], and the state after it [N,S,D]."""
 
-    def unroll_states(self, x: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps: x [T,B,D], state [B,S,D], episode_start [T,B] bool -> features [T,B,D], and the state after each
-        step [T,B,S,D]."""
+    def unroll_states(
+        self, x: Tensor, state: Tensor, episode_start: Tensor, final_at: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """T steps: x [T,B,D], state [B,S,D], episode_start [T,B] bool -> features [T,B,D], and the states [F,S,D] after
+        the steps `final_at` = (t, b), int64 [F] each."""
         features, states = [], []
         for now, start in zip(x, episode_start):
             feature, state = self.advance(now, emptied(state, start))
             features.append(feature)
             states.append(state)
-        return torch.stack(features), torch.stack(states)
+        return torch.stack(features), torch.stack(states)[final_at]
 
     def initial_memory(self, batch_size: int) -> Memory:
         """Hidden states of zeros, clock 0."""
@@ -98,8 +100,8 @@ class RecurrentCore(nn.Module):
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
         loss of the memory's own and nothing to look at."""
-        features, states = self.unroll_states(x, hidden_state(memory), episode_start)
-        final_features, _ = self.advance(final_x, states[final_at])
+        features, states = self.unroll_states(x, hidden_state(memory), episode_start, final_at)
+        final_features, _ = self.advance(final_x, states)
         return CoreOutput(features, final_features, x.new_zeros(()))
 
 

@@ -22,7 +22,9 @@ LONG = {"min_length": 5, "max_length": 30, "max_steps": 25}
 def collected(kind: str, rollouts: int):
     """A collector and its last rollouts, in which environments have memories of different number."""
     env = envs.make_vec_env("Corridor-v0", B, **LONG)
-    collector = Collector(env, make_policy(env, kind, heads=0.1, layers=1 if kind in ("gru", "lstm") else 2), T, 5)
+    collector = Collector(
+        env, make_policy(env, kind, heads=0.1, layers=1 if kind in ("gru", "lstm", "lru") else 2), T, 5
+    )
     collector.policy.policy_head.bias.data[1] = 1.5
     return collector, [collector.collect()[0] for _ in range(rollouts)]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from policy_cases import CORES, SPEC, act, experience, make_policy
 from torch import Tensor, sigmoid, tanh
-from torch.nn.functional import layer_norm
+from torch.nn.functional import gelu, layer_norm
 
 from expire_span_rl.policies import ActorCritic, PolicyConfig, core_config, load_policy
 from expire_span_rl.policies.memory import Memory
@@ -52,9 +52,27 @@ def lstm_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return normed(core, len(hidden), x), torch.stack([*hidden, *cells])
 
 
-STEPS = {"gru": gru_step, "lstm": lstm_step}
-KINDS = [(kind, {"layer_norm": norm}) for kind in STEPS for norm in (False, True)]
-recurrent = pytest.mark.parametrize(("kind", "settings"), KINDS, ids=[f"{k}-{list(s.values())}" for k, s in KINDS])
+def lru_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Orvieto et al. (2023), equations 1 to 4 and 8, with B and C as complex matrices."""
+    real, imaginary = [], []
+    for unit, re, im in zip(core.units, *state.chunk(2)):
+        size, phase = torch.exp(-torch.exp(unit.nu_log)), torch.exp(unit.theta_log)
+        rotation = torch.complex(size * torch.cos(phase), size * torch.sin(phase))
+        b = torch.complex(unit.encode.weight[0::2], unit.encode.weight[1::2])
+        c = torch.complex(unit.decode.weight[:, 0::2], -unit.decode.weight[:, 1::2])
+        u = layer_norm(x, x.shape, unit.norm.weight, unit.norm.bias)
+        s = rotation * torch.complex(re, im) + torch.exp(unit.gamma_log) * (b @ u.to(b.dtype))
+        y = (c @ s).real + unit.skip * u
+        value, gate = (unit.mix.weight @ gelu(y) + unit.mix.bias).chunk(2)
+        x = x + value * sigmoid(gate)
+        real.append(s.real)
+        imaginary.append(s.imag)
+    return layer_norm(x, x.shape, core.norm.weight, core.norm.bias), torch.stack([*real, *imaginary])
+
+
+STEPS = {"gru": gru_step, "lstm": lstm_step, "lru": lru_step}
+KINDS = [(kind, {"layer_norm": norm}) for kind in ("gru", "lstm") for norm in (False, True)] + [("lru", {})]
+recurrent = pytest.mark.parametrize(("kind", "settings"), KINDS, ids=[f"{k}-{s}" for k, s in KINDS])
 
 
 class Reference:
