@@ -68,9 +68,9 @@ class TasksConfig:
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
         cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
-        for flag, names, known in (("--tasks", self.tasks, TASKS), ("--kinds", self.kinds, KINDS)):
+        for flag, names, choices in (("--tasks", self.tasks, TASKS), ("--kinds", self.kinds, KINDS)):
             if not names:
-                raise ValueError(f"{flag}: expected some of {', '.join(known)}, got none")
+                raise ValueError(f"{flag}: expected some of {', '.join(choices)}, got none")
 
 
 class TaskSweep(Sweep):
@@ -111,18 +111,18 @@ def main() -> None:
             raise cli.UsageError(f"{flag}: expected only flags that tasks leave open, a task sets {flag} itself")
     out = Path(config.out)
     if config.report:
-        _report(out, known_cells(out))
+        _report(out, load_cells(out))
         return
-    sweeps = [TaskSweep(name, config, rest) for name in _there(config.tasks)]
+    sweeps = [TaskSweep(name, config, rest) for name in _installed(config.tasks)]
     if not sweeps:
         raise cli.UsageError("--tasks: expected at least one whose package is installed, got none")
-    with claimed(out, sweeps):
+    with claim(out, sweeps):
         for sweep in sweeps:
             sweep.check(finished(sweep.out))
         run(sweeps, config)
 
 
-def _there(names: Sequence[str]) -> list[str]:
+def _installed(names: Sequence[str]) -> list[str]:
     """The tasks whose packages are installed; one line on stderr for each package that is not."""
     missing: dict[str, list[str]] = {}
     for name in names:
@@ -134,7 +134,7 @@ def _there(names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, sweeps: Sequence[TaskSweep]) -> Iterator[None]:
+def claim(out: Path, sweeps: Sequence[TaskSweep]) -> Iterator[None]:
     """The directories of all sweeps, made where they are not there, for this process alone."""
     if out.exists() and not (out.is_dir() and all(_is_ours(path) for path in out.iterdir())):
         raise cli.UsageError(f"--out: expected a new directory or one of this benchmark, {out} is another")
@@ -152,8 +152,8 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     """Trains and evaluates what is missing, by seed first. The table is written after every cell."""
     work = []
     for sweep in sweeps:
-        known = finished(sweep.out)
-        cells = [cell for cell in sweep.cells() if cell not in known]
+        done = finished(sweep.out)
+        cells = [cell for cell in sweep.cells() if cell not in done]
         work += [(sweep.name, (c, sweep.run_config(c), str(sweep.file(c)), sweep.evaluation())) for c in cells]
     work.sort(key=lambda item: item[1][0].seed)
     out, total = Path(config.out), sum(len(sweep.cells()) for sweep in sweeps)
@@ -161,10 +161,10 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     _say(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
     finish = map(finish_task, work) if config.jobs == 1 else in_processes(finish_task, work, config.jobs)
     for count, (name, cell) in enumerate(finish, total - len(work) + 1):
-        _write(out, known_cells(out))
+        _write(out, load_cells(out))
         row = rows_of({name: [cell]})[0]
         _say(f"[{count}/{total}] {name} {cell['kind']} seed {cell['seed']}: {row['measure']} {row['final']:.4g}")
-    _report(out, known_cells(out))
+    _report(out, load_cells(out))
 
 
 def finish_task(work: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -173,14 +173,14 @@ def finish_task(work: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, finish_cell(cell)
 
 
-def known_cells(out: Path) -> dict[str, list[dict[str, Any]]]:
+def load_cells(out: Path) -> dict[str, list[dict[str, Any]]]:
     """By task, in the order of the list: its finished cells, by kind and seed."""
     order = list(KINDS)
     cells = {name: list(finished(out / name).values()) for name in TASKS}
     return {
-        name: sorted(found, key=lambda cell: (order.index(cell["kind"]), cell["seed"]))
-        for name, found in cells.items()
-        if found
+        name: sorted(task_cells, key=lambda cell: (order.index(cell["kind"]), cell["seed"]))
+        for name, task_cells in cells.items()
+        if task_cells
     }
 
 

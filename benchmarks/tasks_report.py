@@ -41,7 +41,7 @@ def write_report(folder: Path, cells: Cells, command: str) -> None:
 
 def rows_of(cells: Cells) -> list[dict[str, Any]]:
     """A row per cell, with the COLUMNS."""
-    return [_row(name, cell) for name, found in cells.items() for cell in found]
+    return [_row(name, cell) for name, task_cells in cells.items() for cell in task_cells]
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     final = (figures["success"] or 0.0) if task.measure == SUCCESS else figures["return"]
     points = [(point[0], point[1 if task.measure == SUCCESS else 2]) for point in cell.get("curve", [])]
     points = [(steps, value) for steps, value in points if value is not None]
-    reached = [steps for steps, value in points if task.target is not None and value >= task.target]
+    hits = [steps for steps, value in points if task.target is not None and value >= task.target]
     return {
         "task": name,
         "kind": cell["kind"],
@@ -59,7 +59,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "final": final,
         "best": max((value for _, value in points), default=None),
         "target": task.target,
-        "steps_to_target": reached[0] if reached else None,
+        "steps_to_target": hits[0] if hits else None,
         "score": task.score(final),
         **{name: figures[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
         "training_steps_per_second": figures["training_steps_per_second"],
@@ -84,19 +84,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for (task, kind), group in groupby(rows, lambda row: (row["task"], row["kind"])):
         runs = list(group)
-        reached = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
+        hits = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
         figures = {}
         for name in ("final", "best", "live_mean", "score", "training_minutes"):
             values = [run[name] for run in runs if run[name] is not None]
             figures[name] = iqm_interval([values]) if values else None
-        steps = statistics.median(reached) if reached else None
+        steps = statistics.median(hits) if hits else None
         same = {name: runs[0][name] for name in ("measure", "target", "timesteps")}
         out.append(
             {
                 "task": task,
                 "kind": kind,
                 "seeds": len(runs),
-                "reached": len(reached),
+                "reached": len(hits),
                 "steps_to_target": steps,
                 **same,
                 **figures,
@@ -159,7 +159,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
             chance = _shown(row["probability"], "{:.0%}")
             lines.append(f"| {row['kind']} | {_shown(row['score'], '{:.2f}')} | {chance} |")
     commits = sorted({row["commit"] for row in rows} - {""})
-    lines += ["", f"Last call: `{command}`. Code of the cells: {', '.join(commits) or 'not known'}.", ""]
+    lines += ["", f"Last call: `{command}`. Code of the cells: {', '.join(commits) or 'unknown'}.", ""]
     return "\n".join(lines)
 
 
@@ -203,8 +203,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _dot(right, row["score"], -i, colours[row["kind"]])
     right.set_yticks([-i for i in range(len(overalls))], [row["kind"] for row in overalls])
     right.set_title(f"over {len(shared)} task{'s' * (len(shared) != 1)} that all kinds have", fontsize=9)
-    for axes in (left, right):
+    for axes, count in ((left, len(tasks)), (right, len(overalls))):
         axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-max(count, 1) + 0.5, 0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=colour, marker="o", linestyle="", label=kind) for kind, colour in colours.items()]

@@ -32,8 +32,8 @@ class RecurrentActing:
 
 
 class RecurrentCore(nn.Module):
-    """A core (`policies.core.Core`) whose memory is a hidden state of S vectors. A kind of it is `advance`, and an
-    `unroll_states` that is faster than T calls of it, or its own `unroll`."""
+    """A core (`policies.core.Core`) whose memory is a hidden state of S vectors. A subclass gives `advance`, one step.
+    It may replace `unroll_states`, or `unroll` altogether, where a rollout can run faster than step by step."""
 
     CoreConfig: ClassVar[type]
     Config: ClassVar[type]
@@ -57,7 +57,7 @@ class RecurrentCore(nn.Module):
         the steps `final_at` = (t, b), int64 [F] each."""
         features, states = [], []
         for now, start in zip(x, episode_start):
-            feature, state = self.advance(now, emptied(state, start))
+            feature, state = self.advance(now, reset_state(state, start))
             features.append(feature)
             states.append(state)
         return torch.stack(features), torch.stack(states)[final_at]
@@ -79,7 +79,7 @@ class RecurrentCore(nn.Module):
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
-        features, acting.state = self.advance(x, emptied(acting.state, episode_start))
+        features, acting.state = self.advance(x, reset_state(acting.state, episode_start))
         acting.time = acting.time.masked_fill(episode_start, 0) + 1
         return features
 
@@ -105,8 +105,8 @@ class RecurrentCore(nn.Module):
         return CoreOutput(features, final_features, x.new_zeros(()))
 
 
-def emptied(state: Tensor, episode_start: Tensor) -> Tensor:
-    """The state [B,S,D], zero where an episode starts [B]."""
+def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
+    """The state [B,S,D] with zeros where an episode starts [B]."""
     return state.masked_fill(episode_start[:, None, None], 0)
 
 

@@ -47,7 +47,7 @@ class LRULayer(nn.Module):
         return torch.polar(torch.exp(-torch.exp(self.nu_log)), torch.exp(self.theta_log))
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [..., D] -> u [..., D], and what the recurrence takes in, gamma * (B u), complex [..., D]."""
+        """x [..., D] -> u [..., D], and the input of the recurrence, gamma * (B u), complex [..., D]."""
         u = self.norm(x)
         gamma = torch.exp(self.gamma_log).repeat_interleave(2)[:, None]
         parts = F.linear(u, gamma * self.encode.weight)  # [..., 2D]
@@ -73,25 +73,26 @@ class LRU(RecurrentCore):
 
     def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x [N,D], state [N,2L,D] -> features [N,D], and the state after it [N,2L,D]."""
-        after = []
-        for unit, before in zip(self.units, _as_complex(state)):
-            u, taken = unit.read(x)
-            after.append(unit.eigenvalues() * before + taken)
-            x = unit.write(x, u, after[-1])
-        return self.norm(x), _as_real(after)
+        states = []
+        for unit, previous in zip(self.units, _as_complex(state)):
+            u, inputs = unit.read(x)
+            states.append(unit.eigenvalues() * previous + inputs)
+            x = unit.write(x, u, states[-1])
+        return self.norm(x), _as_real(states)
 
     def unroll_states(
         self, x: Tensor, state: Tensor, episode_start: Tensor, final_at: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """T steps: x [T,B,D], state [B,2L,D], episode_start [T,B] bool -> features [T,B,D], and the states [F,2L,D]
         after the steps `final_at` = (t, b), int64 [F] each."""
-        keep, after = (~episode_start).to(x.dtype), []
-        for unit, before in zip(self.units, _as_complex(state)):
-            u, taken = unit.read(x)
-            states = linear_scan(unit.eigenvalues(), keep, taken, before)
-            after.append(states[final_at])
+        keep = (~episode_start).to(x.dtype)
+        final_states = []
+        for unit, initial in zip(self.units, _as_complex(state)):
+            u, inputs = unit.read(x)
+            states = linear_scan(unit.eigenvalues(), keep, inputs, initial)
+            final_states.append(states[final_at])
             x = unit.write(x, u, states)
-        return self.norm(x), _as_real(after)
+        return self.norm(x), _as_real(final_states)
 
 
 def _as_complex(state: Tensor) -> tuple[Tensor, ...]:

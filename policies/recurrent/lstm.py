@@ -45,8 +45,8 @@ class LSTM(RecurrentCore):
         """One step: x [N,D], state [N,2L,D] -> features [N,D], and the state after it [N,2L,D]."""
         if not len(x):  # the kernel refuses an empty batch
             return x, state
-        features, after = self._run(x[None], state)
-        return features[0], after
+        features, next_state = self._run(x[None], state)
+        return features[0], next_state
 
     def unroll(
         self,
@@ -58,14 +58,14 @@ class LSTM(RecurrentCore):
         pressure: float = 0.0,
         details: bool = False,
     ) -> CoreOutput:
-        """As `RecurrentCore.unroll`. The kernel tells the cells of no step but the last, so that final observations run
-        along with their segments."""
+        """As `RecurrentCore.unroll`. The kernel returns the cells of the last step only. Final observations therefore run
+        at the end of their segments."""
         segments = cut_segments(episode_start, final_at)
         inputs, state = torch.cat([x.flatten(0, 1), final_x]), hidden_state(memory)  # [T*B+F,D], [B,2L,D]
         outputs = []
         for batch in segments.batches:
-            before = torch.where(batch.carried[:, None, None], state[batch.row], 0)  # [n,2L,D]
-            outputs.append(self._run(inputs[batch.source], before)[0].flatten(0, 1))  # [m*n,D]
+            initial = torch.where(batch.continues[:, None, None], state[batch.row], 0)  # [n,2L,D]
+            outputs.append(self._run(inputs[batch.source], initial)[0].flatten(0, 1))  # [m*n,D]
         features = torch.cat(outputs)[segments.place]  # [T*B+F,D]
         steps = episode_start.numel()
         return CoreOutput(features[:steps].unflatten(0, episode_start.shape), features[steps:], x.new_zeros(()))
@@ -73,9 +73,9 @@ class LSTM(RecurrentCore):
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Sequences x [T,N,D] from state [N,2L,D] on -> features [T,N,D], and the state at their end [N,2L,D]."""
         hidden, cells = state.transpose(0, 1).contiguous().chunk(2)  # [L,N,D] each
-        after: list[Tensor] = []
+        layers: list[Tensor] = []
         for i, lstm in enumerate(self.lstms):
             x, pair = lstm(self.norms(x, i), (hidden[i : i + 1], cells[i : i + 1]))
-            after.append(torch.stack(pair))  # [2,1,N,D]
-        states = torch.cat(after, 1).flatten(0, 1)  # [2L,N,D]: h of all layers, then c
+            layers.append(torch.stack(pair))  # [2,1,N,D]
+        states = torch.cat(layers, 1).flatten(0, 1)  # [2L,N,D]: h of all layers, then c
         return self.norms(x, len(self.lstms)), states.transpose(0, 1)

@@ -45,11 +45,11 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         """The adjoint g_t = grad_t + conj(decay) keep_{t+1} g_{t+1}, which is the gradient of input t."""
         decay, keep, initial, states = ctx.saved_tensors
-        later = torch.cat([keep[1:], torch.zeros_like(keep[:1])]).flip(0)
-        adjoint = _scanned(decay.conj(), later, grad.flip(0), torch.zeros_like(initial)).flip(0)
-        kept = adjoint * keep[..., None]
-        grad_decay = (initial.conj() * kept[0]).sum(0) + (states[:-1].conj() * kept[1:]).sum((0, 1))
-        return grad_decay, None, adjoint, decay.conj() * kept[0]
+        keep_next = torch.cat([keep[1:], torch.zeros_like(keep[:1])]).flip(0)
+        adjoint = _scanned(decay.conj(), keep_next, grad.flip(0), torch.zeros_like(initial)).flip(0)
+        masked = adjoint * keep[..., None]
+        grad_decay = (initial.conj() * masked[0]).sum(0) + (states[:-1].conj() * masked[1:]).sum((0, 1))
+        return grad_decay, None, adjoint, decay.conj() * masked[0]
 
 
 def _scanned(decay: Tensor, keep: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
@@ -70,9 +70,9 @@ def _scanned(decay: Tensor, keep: Tensor, inputs: Tensor, initial: Tensor) -> Te
     # What enters each block.
     powers = decay.expand(BLOCK, channels).cumprod(0)  # decay^1 to decay^c
     alive = keep.cumprod(1)  # [K,c,B,1] 1 as long as no episode started in the block
-    entering = torch.empty_like(inputs[:, 0])  # [K,B,N]
-    entering[0] = initial
+    entry = torch.empty_like(inputs[:, 0])  # [K,B,N]
+    entry[0] = initial
     for k in range(1, blocks):
-        entering[k] = torch.addcmul(states[k - 1, -1], entering[k - 1] * alive[k - 1, -1], powers[-1])
-    states.addcmul_(entering[:, None] * alive, powers[:, None])
+        entry[k] = torch.addcmul(states[k - 1, -1], entry[k - 1] * alive[k - 1, -1], powers[-1])
+    states.addcmul_(entry[:, None] * alive, powers[:, None])
     return states.flatten(0, 1)[:steps]

@@ -222,11 +222,11 @@ def test_segments_hold_every_step_once_and_in_order(seed):
     final_t = torch.randint(steps, (finals,), generator=generator)
     final_b = torch.randint(batch, (finals,), generator=generator)
     segments = cut_segments(start, (final_t, final_b))
-    columns, carried, rows = [], [], []
+    columns, continues, rows = [], [], []
     for part in segments.batches:
         positions, numbers = torch.meshgrid(*map(torch.arange, part.source.shape), indexing="ij")
         columns += [part.source[: p + 1, n].tolist() for p, n in zip(positions.flatten(), numbers.flatten())]
-        carried += part.carried.repeat(len(part.source)).tolist()
+        continues += part.continues.repeat(len(part.source)).tolist()
         rows += part.row.repeat(len(part.source)).tolist()
     for result, place in enumerate(segments.place.tolist()):
         final = result >= steps * batch
@@ -237,4 +237,4 @@ def test_segments_hold_every_step_once_and_in_order(seed):
         )
         begin = max([0, *(s for s in range(t + 1) if start[s, b])])
         assert columns[place] == [s * batch + b for s in range(begin, t + 1)] + [result] * final
-        assert carried[place] == (begin == 0 and not start[0, b]) and rows[place] == b
+        assert continues[place] == (begin == 0 and not start[0, b]) and rows[place] == b
