@@ -233,12 +233,12 @@ def flat(config: ThroughputConfig) -> list[dict[str, Any]]:
 
 def ragged(config: ThroughputConfig) -> list[dict[str, Any]]:
     """CPU milliseconds of an unroll, forward and backward, and how many times those of one without gaps."""
-    rows = []
+    rows, actions = [], {"kind": "discrete", "n": 4}
     for width, layers, heads, batch in SIZES:
         core = TransformerConfig(width=width, num_layers=layers, num_heads=heads)
         for past in config.past:
             kind = ExpireSpanConfig(initial_limit=4 * past)
-            policy = ActorCritic(PolicyConfig({"x": {"kind": "vector", "shape": [8]}}, 4, "expire_span", kind, core))
+            policy = ActorCritic(PolicyConfig({"x": {"kind": "vector", "shape": [8]}}, actions, "expire_span", kind, core))
             number = max(1, round(LIVE * past))
             few = batch // 8
             uneven = torch.full((batch,), number)

@@ -61,8 +61,8 @@ class Acting(Protocol):
 
 
 class Core(Protocol):
-    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the GRU is
-    another."""
+    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the
+    recurrent cores are others."""
 
     layers: Any  # those that have a memory kind and slots; empty for a core without
 
