@@ -16,7 +16,9 @@ from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.viewer.entries import entries
+from expire_span_rl.viewer.naming import describe_observations
 from expire_span_rl.viewer.play import Episode, LayerLives, action_text, outcome, plain, taken
+from expire_span_rl.viewer.story import story
 
 DIGITS = 4
 LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire
@@ -40,10 +42,11 @@ def record(
     audit: Mapping[str, Any],
 ) -> dict[str, Any]:
     """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit:
-    `viewer.audit`'s."""
+    `viewer.audit`'s. `shows`: what each observation shows, in words; `facts` [T]: the fact that it shows, -1 for none, if
+    the environment tells; `story`: `viewer.story`'s."""
     steps = len(episode.actions)
     info = {str(key): plain(value) for key, value in episode.info.items()}
-    return {
+    told: dict[str, Any] = {
         "version": VERSION,
         **about,
         "outcome": outcome(episode),
@@ -62,7 +65,10 @@ def record(
         "transformer_xl": transformer_xl(lives),
         "audit": dict(audit),
         **({"entries": seen} if (seen := entries(policy, episode, names)) else {}),
+        "shows": describe_observations(policy, episode),
+        "facts": None if episode.facts is None else episode.facts.tolist(),
     }
+    return {**told, "story": story(told)} if audit else told
 
 
 def shown_as(policy: ActorCritic) -> str:

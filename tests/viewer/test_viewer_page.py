@@ -226,16 +226,20 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, 
     one.page.keyboard.press("Enter")
     one.until("page.chosen === 0 && !page.due")
     rows = [row for row in record["audit"]["memories"] if row["written"] == 0]  # one in each layer
+    one.page.locator("#effect summary").press("Enter")
     told = one.page.inner_text("#effect")
-    assert "slot alone removed" in told and "never remembered" in told
-    assert len(rows) == 2 and told.count("instead") == sum(
-        row[n]["action"] != row["base"]["action"] for row in rows for n in row if n.startswith(("direct", "total"))
-    )
+    assert "slot alone removed" in told and "never been remembered" in told
+    effects = [rows[0]["total_removed"], rows[0]["total_swapped"]]  # the same in both layers
+    effects += [row[name] for row in rows for name in ("direct_removed", "direct_swapped")]
+    assert len(rows) == 2
+    assert told.count("instead") == sum(effect["action"] != rows[0]["base"]["action"] for effect in effects)
     one.page.evaluate("page.choose(138)")  # attended to as much, and of no effect
     one.until("page.chosen === 138 && !page.due")
     assert "no difference" in one.page.inner_text("#effect")
+    assert one.page.evaluate("document.querySelector('#effect details').open")  # it stays unfolded
     one.page.evaluate("page.choose(0)")
     one.until("page.chosen === 0 && !page.due")
+    one.page.locator(".thumb[data-written='0']").focus()
     one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
     one.settled(138)
     assert one.page.evaluate("document.activeElement.dataset.written") == "0"
@@ -280,6 +284,27 @@ def test_it_can_be_read_in_every_width_and_light(opened, corridor, viewport, sch
     one.page.keyboard.press("ArrowLeft")
     agrees(one, record, 138)
     assert one.troubles == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_the_first_screen_tells_the_story(opened, corridor, viewport, scheme):
+    """The headline and what became of the decision are seen without scrolling; the moment is the decision's."""
+    path, (record, _) = corridor
+    one = opened(path, "", viewport, scheme)
+    one.settled(139)
+    headline = "Kept the blue ball of step 0 for good. 139 steps later, without it, the agent would have gone north."
+    assert one.page.inner_text("#headline") == headline == record["story"]["headline"]
+    assert one.page.inner_text("#detail") == record["story"]["detail"]
+    assert "130 of 140" in record["story"]["detail"]
+    assert one.page.inner_text("#chosen-title") == "Did it matter?"
+    verdict = one.page.locator("#effect .verdict").first
+    assert verdict.inner_text().startswith("north instead had this observation never been remembered: shift 1.00")
+    for part in ("#headline", "#chosen-title"):
+        assert one.page.locator(part).bounding_box()["y"] >= 0
+    box = verdict.bounding_box()
+    assert box["y"] + box["height"] <= viewport["height"]
+    assert one.page.evaluate("scrollY") == 0 and one.troubles == []
 
 
 def test_light_and_dark_follow_the_system_at_once(opened, corridor):
@@ -327,6 +352,9 @@ def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
         assert not one.page.is_visible("#memory") and not one.page.is_visible("#lives")
         told = one.page.inner_text("#effect")
         assert f"{record['state_bytes']} bytes" in told if record["state_bytes"] else "has no memory" in told
+        if record["state_bytes"]:
+            assert f"shift by {record['audit']['influence'][t]:.2f}" in told
+        assert one.page.inner_text("#headline") == record["story"]["headline"]
     else:
         agrees(one, record, t)
         told = one.page.inner_text("#lives-note")

@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 import visualize
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
 @dataclass

@@ -4,6 +4,7 @@
 const page = {
   record: null, film: null, seen: null, timelines: [], charts: null, episode: 0,
   t: 0, layer: "all", head: "max", sort: "attention",
+  slots: false, // whether the effects of single slots are unfolded
   chosen: null, marked: null, // observations, by the step at which they were written
   weights: [], // per layer: a map from observations to the attention that they receive now
   until: 0, // the step at which the timelines end
@@ -126,6 +127,7 @@ const page = {
     this.film = data.film && (await Film.of(data.film));
     this.seen = await Seen.of(data.seen);
     byId("thumbs").replaceChildren();
+    delete byId("effect").dataset.shown;
     describe(this);
     const box = byId("timelines");
     box.replaceChildren();
@@ -142,22 +144,19 @@ const page = {
     this.until = Math.max(record.steps + 1, Math.min(last, record.steps * 1.2));
     this.charts ??= new Charts(byId("charts"), this);
     buildAudit(this);
-    const strongest = record.audit.memories.reduce((best, row) => (best && shift(best) >= shift(row) ? best : row), null);
-    if (strongest) this.chosen = strongest.written;
-    this.t = Math.max(0, Math.min(record.steps - 1, t ?? strongest?.step ?? record.steps - 1));
+    this.chosen = record.story.written; // what is shown first
+    this.t = Math.max(0, Math.min(record.steps - 1, t ?? record.story.step));
     this.layOut();
     document.documentElement.dataset.ready = index;
     document.documentElement.dataset.milliseconds = Math.round(performance.now()); // to the first picture
   },
 };
 
-/** What is shown first: the memory without which the policy would have decided otherwise. */
-const shift = (row) => row.total_removed.shift;
 const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
 
 function told(page, written) {
   const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${spanText(layer, written)}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
-  return [`observation of step ${written}`, ...lives].join("\n");
+  return [`observation of step ${written}${showsText(page.record, written)}`, ...lives].join("\n");
 }
 
 async function unpacked(text) {
@@ -170,6 +169,8 @@ async function unpacked(text) {
 function describe(page) {
   const { record } = page, title = byId("title"), success = record.info.is_success;
   const [first, ...rest] = record.outcome.split(", ");
+  byId("headline").textContent = record.story.headline;
+  byId("detail").textContent = record.story.detail;
   title.className = success === true ? "good" : success === false ? "bad" : "";
   title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
   const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`);
@@ -179,9 +180,8 @@ function describe(page) {
   byId("slider").max = record.steps - 1;
   const has = record.layers.length > 0;
   for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;
-  byId("chosen-title").textContent = has ? "Did it matter?" : "What it remembers";
   byId("frame").hidden = !page.film;
-  byId("place").hidden = !page.film;
+  byId("place").hidden = !page.film || !has;
   byId("decision").hidden = !record.audit.decisions.length;
   describeActions(record);
   buildEntries(record);

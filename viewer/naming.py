@@ -1,0 +1,72 @@
+"""What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2".
+
+T steps. Cells are named by MiniGrid's objects, whole numbers by their value, texts by themselves. What has no name, such
+as a picture or real numbers, has an empty text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
+
+from expire_span_rl.policies import ActorCritic
+from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
+from expire_span_rl.viewer.play import Episode
+
+BACKGROUND = ("unseen", "empty", "wall", "floor", "agent")  # MiniGrid's objects that are not worth a name
+MOST_LETTERS = 40  # of a text that names an observation
+MOST_NUMBERS = 4  # whole numbers of an entry that name an observation
+
+
+def describe_observations(policy: ActorCritic, episode: Episode) -> dict[str, list[Any]]:
+    """JSON-able: `texts`, each different description once, and `which` of them each step has [T]."""
+    known: dict[str, int] = {}
+    which = [known.setdefault(_describe(policy, episode, t), len(known)) for t in range(len(episode.observations))]
+    return {"texts": list(known), "which": which}
+
+
+def _describe(policy: ActorCritic, episode: Episode, t: int) -> str:
+    observation, parts = episode.observations[t], []
+    for name, entry in policy.config.observation.items():
+        if name in (PREVIOUS_ACTION, PREVIOUS_REWARD) or entry["kind"] == "mask":
+            continue
+        if entry["kind"] == "cells":
+            parts.append(describe_cells(observation[name]))
+        elif entry["kind"] == "words":
+            parts.append(_quoted(episode.texts[t].get(name, "") if episode.texts else ""))
+        elif entry["kind"] not in ("picture", "vector"):
+            parts.append(_numbers(name, entry, observation[name]))
+    return ", ".join(part for part in parts if part)
+
+
+def describe_cells(image: np.ndarray) -> str:
+    """The objects of MiniGrid's cells uint8 [V,V,3], nearest things and walls aside: "red door and blue door"."""
+    things = []
+    for kind, colour, _ in np.asarray(image).reshape(-1, 3).tolist():
+        name = IDX_TO_OBJECT.get(kind)
+        if name is None or name in BACKGROUND:
+            continue
+        thing = f"{IDX_TO_COLOR.get(colour, '')} {name}".strip()
+        if thing not in things:
+            things.append(thing)
+    return _listed(sorted(things, key=lambda thing: thing.split()[-1]))
+
+
+def _listed(things: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+
+
+def _quoted(text: str) -> str:
+    return f"“{text}”" if 0 < len(text) <= MOST_LETTERS else ""
+
+
+def _numbers(name: str, entry: Mapping[str, Any], values: np.ndarray) -> str:
+    """The whole numbers of an entry; empty if there are many."""
+    numbers = np.ravel(values).tolist()
+    if len(numbers) > MOST_NUMBERS:
+        return ""
+    return f"{name} {' '.join(str(int(number)) for number in numbers)}"
