@@ -12,7 +12,16 @@ from typing import Any
 
 WEB = Path(__file__).parent / "web"
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("uPlot.iife.min.js", "film.js", "actions.js", "timeline.js", "memories.js", "charts.js", "page.js")
+SCRIPTS = (
+    "uPlot.iife.min.js",
+    "film.js",
+    "actions.js",
+    "timeline.js",
+    "density.js",
+    "memories.js",
+    "charts.js",
+    "page.js",
+)
 
 
 def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:

@@ -139,9 +139,7 @@ def _unmeasured(record: Record) -> str:
     if audit["decisions"]:
         return "No decision of this episode had an earlier observation to attend to: nothing was measured."
     if audit.get("decisions_named", False):
-        return (
-            "Nothing had to be remembered: the environment names no decision of this episode that depends on the past."
-        )
+        return "This episode came to no decision that depends on the past: the environment names none."
     largest = max((shift or 0 for shift in audit["influence"]), default=0)
     return f"Memory decided nothing in this episode: without any, the {_moved(record)} shift by {largest:.2f} at most."
 

@@ -337,6 +337,63 @@ def test_a_thousand_steps_are_small_quick_and_smooth(opened, long):
     assert one.troubles == []
 
 
+DENSITY = """() => page.timelines.map(line => {
+  const shown = line.canvas.getContext("2d"), known = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const over = (share, colour) => {  // a colour of that strength on the card
+    known.globalAlpha = 1; known.fillStyle = css("--card"); known.fillRect(0, 0, 1, 1);
+    known.globalAlpha = share; known.fillStyle = colour; known.fillRect(0, 0, 1, 1);
+    return [...known.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const whole = shown.getImageData(0, 0, line.canvas.width, line.canvas.height);
+  const at = (row, step) => {
+    const x = Math.round(line.toX(step + 0.5) * line.ratio), y = Math.round((line.top + 4 * row + 2) * line.ratio);
+    const [r, g, b, a] = whole.data.slice(4 * (y * whole.width + x), 4 * (y * whole.width + x) + 4);
+    return over(a / 255, `rgb(${r} ${g} ${b})`);
+  };
+  const attended = new Set();
+  line.layer.attention.forEach(({ to, weights }, t) => to.forEach((w, i) => {
+    const weight = Math.max(...weights.map(head => head[i]));
+    for (const near of [t - 2, t - 1, t, t + 1, t + 2]) if (weight >= LEAST_LINE && w < t) attended.add(`${line.rowOf(w)} ${near}`);
+  }));
+  for (const [w, weight] of page.weights[line.index]) if (weight >= LEAST_LINE) for (let t = 0; t < 1000; t++) attended.add(`${line.rowOf(w)} ${t}`);
+  const told = [];
+  for (let row = 0; row < line.rows.length; row += 3) for (let step = 20; step < page.t - 3; step += 17) {
+    const share = line.share(row, step), steady = [-2, -1, 1, 2].every(d => line.share(row, step + d) === share);
+    if (steady && !attended.has(`${row} ${step}`)) told.push([row, step, share, at(row, step), over(share, css("--dead"))]);
+  }
+  return { size: line.size, dense: line.dense, tall: line.bottom - line.top, told, attended: attended.size };
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_hundreds_of_live_memories_are_shades(opened, long, scheme):
+    """A row's shade is the part of its observations that is live; a wedge of one colour it is not."""
+    path, (record,) = long
+    assert max(record["layers"][0]["live"]) == 257
+    one = opened(path, "#t=990", WIDE, scheme)
+    one.page.evaluate("page.choose(null)")
+    one.settled(990)
+    for layer, shown in zip(record["layers"], one.page.evaluate(DENSITY), strict=True):
+        size = shown["size"]
+        assert shown["dense"] and shown["tall"] == 4 * math.ceil(1000 / size) <= 260
+        shares = set()
+        for row, step, share, pixel, wanted in shown["told"]:
+            members = range(row * size, min(1000, (row + 1) * size))
+            assert share == pytest.approx(np.mean([w <= step < layer["end"][w] for w in members]))
+            assert np.abs(np.array(pixel) - wanted).max() <= 4
+            shares.add(share)
+        assert shares == {0, 1}  # what is in between lasts for a step each, less than a pixel
+        assert len(shown["told"]) > 100
+    assert "Each row is 16 observations" in one.page.inner_text("#lives-note")
+    x, y = one.page.evaluate("(() => { const l = page.timelines[0]; return [l.toX(980.5), l.y(900) + 2]; })()")
+    canvas = one.page.locator("#timelines canvas").first
+    canvas.scroll_into_view_if_needed()
+    canvas.click(position={"x": x, "y": y})
+    one.until("page.chosen !== null && !page.due")
+    assert one.page.evaluate("page.chosen") in range(896, 912) and abs(one.now() - 980) <= 1
+    assert one.troubles == []
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"expire_span"}))
 def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
     settings = dict(CONFIGS.get(kind, {}))

@@ -99,7 +99,7 @@ def test_nothing_that_was_measured():
     told["audit"]["measured_per_decision"] = 0
     assert headline(told) == "Whether a memory mattered was not measured in this episode (--audit 0)."
     assert headline(record()).startswith("No decision of this episode had an earlier observation to attend to")
-    assert headline(record(decisions=())).startswith("Nothing had to be remembered")
+    assert headline(record(decisions=())).startswith("This episode came to no decision that depends on the past")
     told = record(decisions=())
     told["audit"] |= {"decisions_named": False, "influence": [0.0] * 9 + [0.07]}
     assert headline(told) == (

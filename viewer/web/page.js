@@ -128,7 +128,6 @@ const page = {
     this.seen = await Seen.of(data.seen);
     byId("thumbs").replaceChildren();
     delete byId("effect").dataset.shown;
-    describe(this);
     const box = byId("timelines");
     box.replaceChildren();
     this.timelines = record.layers.map((layer, i) => {
@@ -137,8 +136,9 @@ const page = {
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `Lives of the memories of layer ${i + 1}`);
       box.append(holder);
-      return new Timeline(canvas, layer, i, record.steps, this);
+      return timelineOf(canvas, layer, i, record.steps, this);
     });
+    describe(this);
     // Room for what was still to come when the episode ended, but no more than a fifth of it.
     const last = Math.max(...this.timelines.map((timeline) => timeline.last));
     this.until = Math.max(record.steps + 1, Math.min(last, record.steps * 1.2));
@@ -188,7 +188,13 @@ function describe(page) {
   if (!has) return;
   byId("layer").replaceChildren(new Option("all", "all"), ...record.layers.map((_, i) => new Option(i + 1, i)));
   byId("head").replaceChildren(new Option("all heads, the largest", "max"), ...Array.from({ length: record.layers[0].heads }, (_, h) => new Option(`head ${h + 1}`, h)));
-  byId("lives-note").textContent = lifeNote(record.layers);
+  byId("lives-note").textContent = page.timelines.some((timeline) => timeline.dense) ? densityNote(page.timelines) : lifeNote(record.layers);
+}
+
+function densityNote(timelines) {
+  const { size } = timelines.find((timeline) => timeline.dense);
+  const rows = size > 1 ? `Each row is ${size} observations, written one after the other` : "Each row is an observation";
+  return `${rows}, the earliest on top (numbers on the left: the step of writing). The greyer, the more of them are live at that step; in colour, the attention that they receive there, from ${LEAST_LINE} on. Lines lead to what is attended to at this moment. Ticks below are decisions.`;
 }
 
 /** How to read the bars, by what the memory kind does. */
