@@ -20,6 +20,7 @@ SCRIPTS = (
     "density.js",
     "memories.js",
     "charts.js",
+    "picture.js",
     "page.js",
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 from viewer_browser import NARROW, WIDE, agrees, made, remembered
 from viewer_cases import CONFIGS, SHIPPED, make_policy
@@ -305,6 +306,34 @@ def test_the_first_screen_tells_the_story(opened, corridor, viewport, scheme):
     box = verdict.bounding_box()
     assert box["y"] + box["height"] <= viewport["height"]
     assert one.page.evaluate("scrollY") == 0 and one.troubles == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_button_saves_the_picture(opened, corridor, tmp_path, scheme):
+    """A PNG of the moment, made without a request: the world, the view and the timelines stand in it as on the page."""
+    path, _ = corridor
+    one = opened(path, "#t=137", WIDE, scheme)
+    one.settled(137)
+    with one.page.expect_download() as download:
+        one.page.click("#save")
+    assert download.value.suggested_filename == "Corridor-v0-seed-3-step-137.png"
+    download.value.save_as(tmp_path / "p.png")
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    places = one.page.evaluate("drawPicture(page).places")
+    assert {"world", "view", "layer 1", "layer 2"} < places.keys() and len(places) == 8
+    assert picture.shape[1] == 2480
+    x, y, wide, tall = (round(2 * number) for number in places["world"])
+    world = one.image("#world")
+    assert (tall, wide) == (2 * world.shape[0], 2 * world.shape[1])
+    shown = picture[y : y + tall, x : x + wide]
+    assert (np.abs(shown.astype(int) - world.repeat(2, 0).repeat(2, 1)) > 2).any(-1).mean() < 0.02
+    back = one.page.evaluate("css('--card')")
+    assert picture[5, 5].tolist() == [int(back[i : i + 2], 16) for i in (1, 3, 5)]
+    for name, (left, top, width, height) in places.items():  # nothing is blank, nothing lies outside
+        part = picture[round(2 * top) : round(2 * (top + height)), round(2 * left) : round(2 * (left + width))]
+        assert part.size and part.std() > 1, name
+        assert 0 <= left and left + width <= 1240 and 2 * (top + height) <= len(picture)
+    assert one.troubles == []
 
 
 def test_light_and_dark_follow_the_system_at_once(opened, corridor):

@@ -222,6 +222,7 @@ function listen() {
   on("forth", "click", () => page.go(page.t + 1));
   on("play", "click", () => page.play(!page.timer));
   on("decision", "click", () => page.nextDecision(false));
+  on("save", "click", () => savePicture(page));
   on("speed", "change", () => page.timer && page.play(true));
   on("sort", "change", (event) => { page.sort = event.target.value; page.draw(); });
   on("layer", "change", (event) => { page.layer = event.target.value === "all" ? "all" : Number(event.target.value); page.draw(); });
@@ -239,6 +240,7 @@ function listen() {
       ArrowLeft: () => page.go(page.t - far), ArrowRight: () => page.go(page.t + far),
       Home: () => page.go(0), End: () => page.go(page.record.steps - 1),
       d: () => page.nextDecision(false), D: () => page.nextDecision(true),
+      s: () => savePicture(page),
     };
     if (event.target.tagName !== "BUTTON") acts[" "] = () => page.play(!page.timer);
     if (!(event.key in acts)) return;
