@@ -21,6 +21,7 @@ from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
 from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
+from expire_span_rl.viewer.naming import observation_names
 from expire_span_rl.viewer.page import page
 from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_of, look, outcome, play
 from expire_span_rl.viewer.record import record, shared
@@ -135,7 +136,8 @@ def _played(
     swap = getattr(core_of(env), "swap_observation", None)
     measured = audit_memories(policy, episode, lives, audited, swap, names)
     about = about if film.trouble is None else {**about, "not_drawn": film.trouble}
-    return PlayedEpisode(episode, lives, record(policy, episode, lives, names, about, measured), film)
+    told = record(policy, episode, lives, names, about, measured, observation_names(env, policy))
+    return PlayedEpisode(episode, lives, told, film)
 
 
 def environment_for(

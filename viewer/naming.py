@@ -1,4 +1,5 @@
-"""What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2".
+"""What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2"; and the names that an
+environment gives to the numbers of its observations.
 
 T steps. Cells are named by MiniGrid's objects, whole numbers by their value, texts by themselves. What has no name, such
 as a picture or real numbers, has an empty text.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 
@@ -21,14 +23,40 @@ MOST_LETTERS = 40  # of a text that names an observation
 MOST_NUMBERS = 4  # whole numbers of an entry that name an observation
 
 
-def describe_observations(policy: ActorCritic, episode: Episode) -> dict[str, list[Any]]:
-    """JSON-able: `texts`, each different description once, and `which` of them each step has [T]."""
+Names = Mapping[str, Sequence[str]]  # by entry
+
+
+def observation_names(env: gym.Env, policy: ActorCritic) -> dict[str, list[str]]:
+    """The environment's names, by entry: `metadata["observation_names"]`, or a plain list if the observation has no
+    parts. A name for each number of the entry, or for each value of a Discrete. Lists of another length are left out."""
+    given = (env.unwrapped.metadata or {}).get("observation_names")
+    if isinstance(given, (list, tuple)):
+        given = {"observation": given}
+    if not isinstance(given, Mapping):
+        return {}
+    spec = policy.config.observation
+    return {
+        name: [str(label) for label in given[name]]
+        for name, entry in spec.items()
+        if isinstance(given.get(name), (list, tuple)) and len(given[name]) == _count(entry)
+    }
+
+
+def _count(entry: Mapping[str, Any]) -> int:
+    """How many names an entry takes."""
+    return int(entry["n"]) if entry["kind"] == "discrete" else int(np.prod(entry.get("shape", [])))
+
+
+def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, list[Any]]:
+    """JSON-able: `texts`, each different description once, and `which` of them each step has [T]. names:
+    `observation_names`."""
     known: dict[str, int] = {}
-    which = [known.setdefault(_describe(policy, episode, t), len(known)) for t in range(len(episode.observations))]
+    steps = range(len(episode.observations))
+    which = [known.setdefault(_describe(policy, episode, t, names or {}), len(known)) for t in steps]
     return {"texts": list(known), "which": which}
 
 
-def _describe(policy: ActorCritic, episode: Episode, t: int) -> str:
+def _describe(policy: ActorCritic, episode: Episode, t: int, names: Names) -> str:
     observation, parts = episode.observations[t], []
     for name, entry in policy.config.observation.items():
         if name in (PREVIOUS_ACTION, PREVIOUS_REWARD) or entry["kind"] == "mask":
@@ -38,7 +66,7 @@ def _describe(policy: ActorCritic, episode: Episode, t: int) -> str:
         elif entry["kind"] == "words":
             parts.append(_quoted(episode.texts[t].get(name, "") if episode.texts else ""))
         elif entry["kind"] not in ("picture", "vector"):
-            parts.append(_numbers(name, entry, observation[name]))
+            parts.append(_numbers(name, entry, observation[name], names.get(name)))
     return ", ".join(part for part in parts if part)
 
 
@@ -64,9 +92,18 @@ def _quoted(text: str) -> str:
     return f"“{text}”" if 0 < len(text) <= MOST_LETTERS else ""
 
 
-def _numbers(name: str, entry: Mapping[str, Any], values: np.ndarray) -> str:
+def value_name(entry: Mapping[str, Any], value: Any, names: Sequence[str]) -> str:
+    """The name of a Discrete's value."""
+    return names[int(value) - int(entry.get("start", 0))]
+
+
+def _numbers(name: str, entry: Mapping[str, Any], values: np.ndarray, names: Sequence[str] | None) -> str:
     """The whole numbers of an entry; empty if there are many."""
-    numbers = np.ravel(values).tolist()
+    numbers = [int(number) for number in np.ravel(values).tolist()]
     if len(numbers) > MOST_NUMBERS:
         return ""
-    return f"{name} {' '.join(str(int(number)) for number in numbers)}"
+    if entry["kind"] == "discrete" and names:
+        return value_name(entry, numbers[0], names)
+    if names:
+        return ", ".join(f"{label} {number}" for label, number in zip(names, numbers, strict=True))
+    return f"{name} {' '.join(map(str, numbers))}"

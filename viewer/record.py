@@ -40,9 +40,10 @@ def record(
     names: Sequence[str],
     about: Mapping[str, Any],
     audit: Mapping[str, Any],
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit:
-    `viewer.audit`'s. `shows`: what each observation shows, in words; `facts` [T]: the fact that it shows, -1 for none, if
+    `viewer.audit`'s; labels: `naming.observation_names`. `shows`: what each observation shows, in words; `facts` [T]: the fact that it shows, -1 for none, if
     the environment tells; `story`: `viewer.story`'s."""
     steps = len(episode.actions)
     info = {str(key): plain(value) for key, value in episode.info.items()}
@@ -64,8 +65,8 @@ def record(
         "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
         "transformer_xl": transformer_xl(lives),
         "audit": dict(audit),
-        **({"entries": seen} if (seen := entries(policy, episode, names)) else {}),
-        "shows": describe_observations(policy, episode),
+        **({"entries": seen} if (seen := entries(policy, episode, names, labels)) else {}),
+        "shows": describe_observations(policy, episode, labels),
         "facts": None if episode.facts is None else episode.facts.tolist(),
     }
     return {**told, "story": story(told)} if audit else told

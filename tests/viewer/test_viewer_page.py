@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from viewer_browser import NARROW, WIDE, agrees, made, remembered
+from viewer_browser import CONTRAST, NARROW, WIDE, agrees, made, remembered
 from viewer_cases import CONFIGS, SHIPPED, make_policy
 
 from expire_span_rl.envs import make_env, render_observation
@@ -244,23 +244,6 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, 
     one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
     one.settled(138)
     assert one.page.evaluate("document.activeElement.dataset.written") == "0"
-
-
-CONTRAST = """() => {
-  const parse = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return c.startsWith("color(srgb") ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1] : [...n.slice(0, 3), n[3] ?? 1]; };
-  const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    if (!node.checkVisibility() || node.closest(".uplot canvas, #tip") || ![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-    const style = getComputedStyle(node);
-    let under = node, back = [0, 0, 0, 0];
-    while (under && back[3] < 1) { back = parse(getComputedStyle(under).backgroundColor); under = under.parentElement; }
-    const [a, b] = [light(parse(style.color).slice(0, 3)), light(back.slice(0, 3))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5 || parseFloat(style.fontSize) < 12) poor.push(`${node.tagName} ${node.className} "${node.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${style.fontSize}`);
-  }
-  return poor;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
