@@ -26,12 +26,21 @@ from expire_span_rl.viewer.page import page
 from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_of, look, outcome, play
 from expire_span_rl.viewer.record import record, shared
 from expire_span_rl.viewer.video import scenes, video
+from expire_span_rl.viewer.without import forgetting_of, play_without, without_record
 
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", *PICTURES, ".mp4", ".json")
 AUDITED = 3  # memories whose effect is measured, at every decision
 FPS = 10  # of the film
 HEIGHT = 900  # pixels of the page in a notebook
+
+
+@dataclass(frozen=True)
+class OtherEpisode:
+    """An episode as it would have gone without a memory."""
+
+    episode: Episode
+    film: Film
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class PlayedEpisode:
     lives: list[LayerLives]
     record: dict[str, Any]
     film: Film
+    without: OtherEpisode | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,16 @@ class Showing:
 
     def _paged(self, played: PlayedEpisode) -> dict[str, Any]:
         """What the page needs of an episode."""
-        seen = pack_observations(played.episode.observations, self.policy.config.observation)
-        return {"record": played.record, "film": played.film.packed(), "seen": seen}
+        spec, other = self.policy.config.observation, played.without
+        paged = {
+            "record": played.record,
+            "film": played.film.packed(),
+            "seen": pack_observations(played.episode.observations, spec),
+        }
+        if other is not None:
+            seen = pack_observations(other.episode.observations, spec)
+            paged["without"] = {"film": other.film.packed(), "seen": seen}
+        return paged
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own."""
@@ -137,7 +155,25 @@ def _played(
     measured = audit_memories(policy, episode, lives, audited, swap, names)
     about = about if film.trouble is None else {**about, "not_drawn": film.trouble}
     told = record(policy, episode, lives, names, about, measured, observation_names(env, policy))
-    return PlayedEpisode(episode, lives, told, film)
+    other = _without(policy, env, episode, told, names, max_steps)
+    return PlayedEpisode(episode, lives, told, film, other)
+
+
+def _without(
+    policy: Any, env: gym.Env, episode: Episode, told: dict[str, Any], names: list[str], max_steps: int
+) -> OtherEpisode | None:
+    """Plays the episode without the memory that its story says mattered, and adds it to the record `told`, under
+    `without`."""
+    told["without"] = None
+    forgetting = forgetting_of(told)
+    if forgetting is None:
+        return None
+    film = Film()
+    other = play_without(policy, env, episode, forgetting, told["seed"], max_steps, told["deterministic"], film)
+    if other is None:
+        return None
+    told["without"] = without_record(policy, other, names, told, forgetting)
+    return OtherEpisode(other, film)
 
 
 def environment_for(

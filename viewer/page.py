@@ -15,6 +15,7 @@ STYLES = ("uPlot.min.css", "page.css")
 SCRIPTS = (
     "uPlot.iife.min.js",
     "film.js",
+    "compare.js",
     "actions.js",
     "timeline.js",
     "density.js",

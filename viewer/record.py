@@ -57,11 +57,7 @@ def record(
         "state_bytes": int(episode.memories[0].bytes()[0]),
         "steps": steps,
         "action_names": list(names),
-        **_actions(policy, episode, names),
-        "rewards": rounded(episode.rewards),
-        "return": rounded(episode.rewards.sum()),
-        "values": rounded(episode.values),
-        shown_as(policy): rounded(episode.marginals),
+        **numbers_of(policy, episode, names),
         "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
         "transformer_xl": transformer_xl(lives),
         "audit": dict(audit),
@@ -70,6 +66,17 @@ def record(
         "facts": None if episode.facts is None else episode.facts.tolist(),
     }
     return {**told, "story": story(told)} if audit else told
+
+
+def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
+    """JSON-able: what was done, by what chances, and what it brought."""
+    return {
+        **_actions(policy, episode, names),
+        "rewards": rounded(episode.rewards),
+        "return": rounded(episode.rewards.sum()),
+        "values": rounded(episode.values),
+        shown_as(policy): rounded(episode.marginals),
+    }
 
 
 def shown_as(policy: ActorCritic) -> str:

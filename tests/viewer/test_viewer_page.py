@@ -303,7 +303,7 @@ def test_a_button_saves_the_picture(opened, corridor, tmp_path, scheme):
     download.value.save_as(tmp_path / "p.png")
     picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
     places = one.page.evaluate("drawPicture(page).places")
-    assert {"world", "view", "layer 1", "layer 2"} < places.keys() and len(places) == 8
+    assert {"world", "other", "view", "layer 1", "layer 2"} < places.keys() and len(places) == 9
     assert picture.shape[1] == 2480
     x, y, wide, tall = (round(2 * number) for number in places["world"])
     world = one.image("#world")

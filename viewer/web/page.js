@@ -10,11 +10,20 @@ const page = {
   until: 0, // the step at which the timelines end
   timer: null, addressing: null, due: false,
 
+  compare: null, // the episode without the memory, if there is one
+  beyond: 0, // steps beyond the episode's end, while the other one goes on
+
   /** Shows step t. */
   go(t) {
-    this.t = Math.max(0, Math.min(this.record.steps - 1, t));
+    const wanted = Math.max(0, Math.min(this.last(), t));
+    this.t = Math.min(this.record.steps - 1, wanted);
+    this.beyond = wanted - this.t;
     this.draw();
   },
+
+  /** The step that is shown; beyond the episode's end only the other one moves. */
+  now() { return this.t + this.beyond; },
+  last() { return (this.compare?.on ? Math.max(this.record.steps, this.compare.record.steps) : this.record.steps) - 1; },
 
   choose(written) {
     this.chosen = written;
@@ -48,9 +57,10 @@ const page = {
       const of = this.head === "max" ? to.map((_, i) => Math.max(...weights.map((row) => row[i]))) : weights[this.head] ?? [];
       return new Map(to.map((written, i) => [written, of[i]]));
     });
-    byId("slider").value = t;
-    byId("slider").setAttribute("aria-valuetext", `step ${t}`);
-    byId("clock").textContent = `step ${t} of ${record.steps - 1}`;
+    drawComparison(this);
+    byId("slider").value = this.now();
+    byId("slider").setAttribute("aria-valuetext", `step ${this.now()}`);
+    byId("clock").textContent = `step ${this.now()} of ${this.beyond ? this.last() : record.steps - 1}`;
     this.drawFilm();
     if (record.layers.length) {
       drawTotals(this);
@@ -88,7 +98,7 @@ const page = {
 
   /** The moment into the address, so that it can be sent to somebody. */
   address() {
-    const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.t}`;
+    const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.now()}`;
     if (location.hash !== wanted) history.replaceState(null, "", wanted);
   },
 
@@ -98,8 +108,8 @@ const page = {
     byId("play").textContent = on ? "❚❚" : "▶";
     byId("play").setAttribute("aria-label", on ? "Pause" : "Play");
     if (!on) return;
-    if (this.t >= this.record.steps - 1) this.go(0);
-    this.timer = setInterval(() => (this.t >= this.record.steps - 1 ? this.play(false) : this.go(this.t + 1)), 1000 / Number(byId("speed").value));
+    if (this.now() >= this.last()) this.go(0);
+    this.timer = setInterval(() => (this.now() >= this.last() ? this.play(false) : this.go(this.now() + 1)), 1000 / Number(byId("speed").value));
   },
 
   nextDecision(back) {
@@ -126,6 +136,8 @@ const page = {
     Object.assign(this, { episode: index, record, chosen: null, marked: null, layer: "all", head: "max" });
     this.film = data.film && (await Film.of(data.film));
     this.seen = await Seen.of(data.seen);
+    this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
+    this.beyond = 0;
     byId("thumbs").replaceChildren();
     delete byId("effect").dataset.shown;
     const box = byId("timelines");
@@ -145,7 +157,9 @@ const page = {
     this.charts ??= new Charts(byId("charts"), this);
     buildAudit(this);
     this.chosen = record.story.written; // what is shown first
-    this.t = Math.max(0, Math.min(record.steps - 1, t ?? record.story.step));
+    const wanted = Math.max(0, Math.min(this.last(), t ?? record.story.step));
+    this.t = Math.min(record.steps - 1, wanted);
+    this.beyond = wanted - this.t;
     this.layOut();
     document.documentElement.dataset.ready = index;
     document.documentElement.dataset.milliseconds = Math.round(performance.now()); // to the first picture
@@ -177,7 +191,6 @@ function describe(page) {
   const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
   const undrawn = record.not_drawn ? [`the world could not be drawn (${record.not_drawn})`] : [];
   byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info, ...undrawn].join(" · ");
-  byId("slider").max = record.steps - 1;
   const has = record.layers.length > 0;
   for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;
   byId("frame").hidden = !page.film;
@@ -218,8 +231,9 @@ function asked() {
 function listen() {
   const on = (id, event, act) => byId(id).addEventListener(event, act);
   on("slider", "input", (event) => page.go(Number(event.target.value)));
-  on("back", "click", () => page.go(page.t - 1));
-  on("forth", "click", () => page.go(page.t + 1));
+  on("back", "click", () => page.go(page.now() - 1));
+  on("forth", "click", () => page.go(page.now() + 1));
+  on("compare", "click", () => { page.compare.on = !page.compare.on; page.go(page.now()); });
   on("play", "click", () => page.play(!page.timer));
   on("decision", "click", () => page.nextDecision(false));
   on("save", "click", () => savePicture(page));
@@ -231,14 +245,14 @@ function listen() {
   addEventListener("hashchange", () => {
     const { e, t } = asked();
     if (e !== undefined && e !== page.episode && byId(`episode-${e}`)) page.open(e, t);
-    else if (t !== undefined && t !== page.t) page.go(t);
+    else if (t !== undefined && t !== page.now()) page.go(t);
   });
   addEventListener("keydown", (event) => {
     if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
     const far = event.shiftKey ? 10 : 1;
     const acts = {
-      ArrowLeft: () => page.go(page.t - far), ArrowRight: () => page.go(page.t + far),
-      Home: () => page.go(0), End: () => page.go(page.record.steps - 1),
+      ArrowLeft: () => page.go(page.now() - far), ArrowRight: () => page.go(page.now() + far),
+      Home: () => page.go(0), End: () => page.go(page.last()),
       d: () => page.nextDecision(false), D: () => page.nextDecision(true),
       s: () => savePicture(page),
     };

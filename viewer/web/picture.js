@@ -61,7 +61,11 @@ function fillPicture(page, sheet, inner) {
   sheet.text(record.story.headline, 22, { bold: true });
   if (record.story.detail) sheet.text(record.story.detail, 14, soft);
   sheet.y += 12;
+  const compared = page.compare?.on, note = (id) => compared && sheet.text(byId(id).textContent, 14, soft);
+  note("with-note");
   if (page.film) sheet.image("world", byId("world"), Math.min(inner, byId("world").width), 420);
+  note("without-note");
+  if (compared) sheet.image("other", byId("other-world"), Math.min(inner, byId("other-world").width), 420);
   sheet.y += 10;
   const top = sheet.y, x = PICTURE_EDGE + 150;
   sheet.image("view", byId("view"), 130, 130);
