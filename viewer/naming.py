@@ -7,6 +7,7 @@ as a picture or real numbers, has an empty text.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from expire_span_rl.viewer.play import Episode
 
 BACKGROUND = ("unseen", "empty", "wall", "floor", "agent")  # MiniGrid's objects that are not worth a name
 MOST_LETTERS = 40  # of a text that names an observation
+MOST_THINGS = 3  # that are named with their colours
 MOST_NUMBERS = 4  # whole numbers of an entry that name an observation
 
 
@@ -48,12 +50,14 @@ def _count(entry: Mapping[str, Any]) -> int:
 
 
 def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, list[Any]]:
-    """JSON-able: `texts`, each different description once, and `which` of them each step has [T]. names:
-    `observation_names`."""
+    """JSON-able: `texts`, each different description once, `which` of them each step has [T], and what to call those
+    that are empty (`unnamed`). names: `observation_names`."""
     known: dict[str, int] = {}
     steps = range(len(episode.observations))
     which = [known.setdefault(_describe(policy, episode, t, names or {}), len(known)) for t in steps]
-    return {"texts": list(known), "which": which}
+    cells = any(entry["kind"] == "cells" for entry in policy.config.observation.values())
+    unnamed = "only floor and walls" if cells else "something without a name"
+    return {"texts": list(known), "which": which, "unnamed": unnamed}
 
 
 def _describe(policy: ActorCritic, episode: Episode, t: int, names: Names) -> str:
@@ -71,7 +75,8 @@ def _describe(policy: ActorCritic, episode: Episode, t: int, names: Names) -> st
 
 
 def describe_cells(image: np.ndarray) -> str:
-    """The objects of MiniGrid's cells uint8 [V,V,3], nearest things and walls aside: "red door and blue door"."""
+    """The objects of MiniGrid's cells uint8 [V,V,3], floor and walls aside: "red door and blue door"; of many
+    only how many of each: "2 doors, 2 balls and one key"."""
     things = []
     for kind, colour, _ in np.asarray(image).reshape(-1, 3).tolist():
         name = IDX_TO_OBJECT.get(kind)
@@ -80,6 +85,12 @@ def describe_cells(image: np.ndarray) -> str:
         thing = f"{IDX_TO_COLOR.get(colour, '')} {name}".strip()
         if thing not in things:
             things.append(thing)
+    if len(things) > MOST_THINGS:
+        kinds = Counter(thing.split()[-1] for thing in things)
+        things = [
+            f"{count} {kind}{'es' * (kind == 'box') or 's'}" if count > 1 else f"one {kind}"
+            for kind, count in kinds.items()
+        ]
     return _listed(sorted(things, key=lambda thing: thing.split()[-1]))
 
 

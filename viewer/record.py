@@ -19,6 +19,7 @@ from expire_span_rl.viewer.entries import entries
 from expire_span_rl.viewer.naming import describe_observations
 from expire_span_rl.viewer.play import Episode, LayerLives, action_text, outcome, plain, taken
 from expire_span_rl.viewer.story import story
+from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
 LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire
@@ -159,5 +160,5 @@ def _expiry(kind: Any, written: Tensor, spans: np.ndarray | None) -> list[int | 
 
 
 def shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole of `--json`: `version`, `episodes`."""
-    return {"version": VERSION, "episodes": list(records)}
+    """The whole of `--json`: `version`, `episodes`, and `summary`, what is kept over all of them."""
+    return {"version": VERSION, "episodes": list(records), "summary": summary(records)}

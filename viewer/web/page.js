@@ -275,6 +275,7 @@ function begin() {
   const list = JSON.parse(byId("list").textContent);
   byId("episodes").hidden = list.length < 2;
   byId("episode").replaceChildren(...list.map((one, i) => new Option(`${i + 1}. seed ${one.seed}: ${one.outcome}`, i)));
+  buildSummary(JSON.parse(byId("summary-data").textContent), list.length);
   listen();
   const { e, t } = asked(), first = e !== undefined && e < list.length ? e : 0;
   byId("episode").value = first;
