@@ -114,7 +114,8 @@ class Showing:
     def _repr_html_(self) -> str:
         """The page in a frame of its own."""
         source = html.escape(self._contents(".html").decode())
-        return f'<iframe srcdoc="{source}" style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+        style = f"width: 100%; height: {HEIGHT}px; border: 0"
+        return f'<iframe srcdoc="{source}" style="{style}" title="{html.escape(self.title)}"></iframe>'
 
 
 def show_in(

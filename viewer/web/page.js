@@ -96,8 +96,9 @@ const page = {
     drawEntries(record, t);
   },
 
-  /** The moment into the address, so that it can be sent to somebody. */
+  /** The moment into the address, so that it can be sent to somebody. A frame in a notebook has no address. */
   address() {
+    if (location.protocol === "about:") return;
     const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.now()}`;
     if (location.hash !== wanted) history.replaceState(null, "", wanted);
   },
@@ -276,6 +277,7 @@ function begin() {
   byId("episodes").hidden = list.length < 2;
   byId("episode").replaceChildren(...list.map((one, i) => new Option(`${i + 1}. seed ${one.seed}: ${one.outcome}`, i)));
   buildSummary(JSON.parse(byId("summary-data").textContent), list.length);
+  byId("address-note").hidden = location.protocol === "about:";
   listen();
   const { e, t } = asked(), first = e !== undefined && e < list.length ? e : 0;
   byId("episode").value = first;
