@@ -154,14 +154,17 @@ def _numbers_only(played: PlayedEpisode) -> PlayedEpisode:
     return PlayedEpisode(episode, [], played.record, Film())
 
 
+def _no_film(env: gym.Env) -> None:
+    """Looks at nothing."""
+
+
 def _played(
     policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int, paged: bool
 ) -> PlayedEpisode:
     """Plays one episode and measures it. paged: films it, and plays it again without the memory that mattered."""
     film, seed = Film(), about["seed"]
-    watch = {"watch": film} if paged else {}
     try:
-        episode = play(policy, env, seed, max_steps, about["deterministic"], **watch)
+        episode = play(policy, env, seed, max_steps, about["deterministic"], watch=film if paged else _no_film)
     except gym.error.DependencyNotInstalled as error:
         hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
         raise ValueError(f"{about['env']}: expected to be able to draw it ({error}); {hint}") from None

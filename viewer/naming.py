@@ -49,7 +49,7 @@ def _count(entry: Mapping[str, Any]) -> int:
     return int(entry["n"]) if entry["kind"] == "discrete" else int(np.prod(entry.get("shape", [])))
 
 
-def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, list[Any]]:
+def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, Any]:
     """JSON-able: `texts`, each different description once, `which` of them each step has [T], and what to call those
     that are empty (`unnamed`). names: `observation_names`."""
     known: dict[str, int] = {}
