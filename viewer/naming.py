@@ -1,7 +1,7 @@
 """What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2"; and the names that an
 environment gives to the numbers of its observations.
 
-T steps. Cells are named by MiniGrid's objects, whole numbers by their value, texts by themselves. What has no name, such
+T steps. Cells are named by MiniGrid's objects, texts by themselves, whole numbers by their value. What has no name, such
 as a picture or real numbers, has an empty text.
 """
 
@@ -52,26 +52,32 @@ def _count(entry: Mapping[str, Any]) -> int:
 def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, Any]:
     """JSON-able: `texts`, each different description once, `which` of them each step has [T], and what to call those
     that are empty (`unnamed`). names: `observation_names`."""
+    described = _describe(policy, episode, names or {})
     known: dict[str, int] = {}
-    steps = range(len(episode.observations))
-    which = [known.setdefault(_describe(policy, episode, t, names or {}), len(known)) for t in steps]
+    which = [known.setdefault(text, len(known)) for text in described]
     cells = any(entry["kind"] == "cells" for entry in policy.config.observation.values())
     unnamed = "only floor and walls" if cells else "something without a name"
     return {"texts": list(known), "which": which, "unnamed": unnamed}
 
 
-def _describe(policy: ActorCritic, episode: Episode, t: int, names: Names) -> str:
-    observation, parts = episode.observations[t], []
+def _describe(policy: ActorCritic, episode: Episode, names: Names) -> list[str]:
+    """A text per step. Texts that never change, such as a mission, are left out; whole numbers name an observation only
+    if it has neither cells nor texts that do."""
+    things: list[list[str]] = []  # per entry, a text per step
+    numbers: list[list[str]] = []
     for name, entry in policy.config.observation.items():
-        if name in (PREVIOUS_ACTION, PREVIOUS_REWARD) or entry["kind"] == "mask":
+        seen = [observation[name] for observation in episode.observations]
+        if name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
             continue
         if entry["kind"] == "cells":
-            parts.append(describe_cells(observation[name]))
+            things.append([describe_cells(image) for image in seen])
         elif entry["kind"] == "words":
-            parts.append(_quoted(episode.texts[t].get(name, "") if episode.texts else ""))
-        elif entry["kind"] not in ("picture", "vector"):
-            parts.append(_numbers(name, entry, observation[name], names.get(name)))
-    return ", ".join(part for part in parts if part)
+            said = [_quoted(texts.get(name, "")) for texts in episode.texts or [{}] * len(seen)]
+            things += [said] if len(set(said)) > 1 else []
+        elif entry["kind"] in ("discrete", "integers"):
+            numbers.append([_numbers(name, entry, values, names.get(name)) for values in seen])
+    chosen = things or numbers or [[""] * len(episode.observations)]
+    return [", ".join(filter(None, parts)) for parts in zip(*chosen, strict=True)]
 
 
 def describe_cells(image: np.ndarray) -> str:
@@ -88,13 +94,13 @@ def describe_cells(image: np.ndarray) -> str:
     if len(things) > MOST_THINGS:
         kinds = Counter(thing.split()[-1] for thing in things)
         things = [
-            f"{count} {kind}{'es' * (kind == 'box') or 's'}" if count > 1 else f"one {kind}"
+            f"{count} {'boxes' if kind == 'box' else f'{kind}s'}" if count > 1 else f"one {kind}"
             for kind, count in kinds.items()
         ]
-    return _listed(sorted(things, key=lambda thing: thing.split()[-1]))
+    return listed(sorted(things, key=lambda thing: thing.split()[-1]))
 
 
-def _listed(things: Sequence[str]) -> str:
+def listed(things: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 

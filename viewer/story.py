@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expire_span_rl.viewer.effects import LEAST_SHIFT, action_short, is_another
-from expire_span_rl.viewer.naming import MOST_LETTERS
+from expire_span_rl.viewer.naming import MOST_LETTERS, listed
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of the audit's `memories`
@@ -46,10 +46,9 @@ def one_per_observation(rows: Sequence[Row]) -> list[Row]:
 
 
 def first_forgetting(record: Record) -> int | None:
-    """The first step at which no layer sees some earlier observation any more; None if all are seen to the end."""
-    if not record["layers"]:
-        return None
-    gone = min(max(ends) for ends in zip(*(layer["end"] for layer in record["layers"]), strict=True))
+    """The first step at which some layer does not see an earlier observation any more; None if all see all to the
+    end."""
+    gone = min((min(layer["end"]) for layer in record["layers"]), default=record["steps"])
     return gone if gone < record["steps"] else None
 
 
@@ -165,12 +164,15 @@ def _detail(record: Record, step: int) -> str:
     if not layers:
         return ""
     seen = step + 1
-    forgotten = sum(max(layer["end"][w] for layer in layers) <= step for w in range(seen))
+    forgotten = [sum(end <= step for end in layer["end"][:seen]) for layer in layers]
     most = max(max(layer["live"]) for layer in layers)
-    if not forgotten:
+    if not any(forgotten):
         return f"By step {step} it had forgotten nothing: all {seen:,} observations were still in memory."
     held = f"It never held more than {most:,} at a time{' in a layer' if len(layers) > 1 else ''}."
-    return f"By step {step} it had forgotten {forgotten:,} of {seen:,} observations. {held}"
+    if len(set(forgotten)) == 1:
+        return f"By step {step} it had forgotten {forgotten[0]:,} of {seen:,} observations. {held}"
+    counts = [f"{count:,} in layer {i + 1}" for i, count in enumerate(forgotten)]
+    return f"By step {step} it had forgotten, of {seen:,} observations, {listed(counts)}. {held}"
 
 
 def is_kept_for_good(record: Record, written: int) -> bool:

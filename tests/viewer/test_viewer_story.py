@@ -54,6 +54,17 @@ def test_one_fact_that_mattered():
     assert (told["step"], told["written"], told["matters"]) == (9, 0, [0])
 
 
+def test_layers_that_forget_differently():
+    told = record([row(9, 0, (0, 0.9))], ends=(10,) * 10)
+    assert story(told)["detail"] == "By step 9 it had forgotten nothing: all 10 observations were still in memory."
+    told["layers"].append({**told["layers"][0], "end": [10, 3, 4, *[10] * 7]})
+    assert first_forgetting(told) == 3
+    assert story(told)["detail"] == (
+        "By step 9 it had forgotten, of 10 observations, 0 in layer 1 and 2 in layer 2. "
+        "It never held more than 8 at a time in a layer."
+    )
+
+
 def test_kept_for_good_drawn_actions_and_what_has_no_name():
     told = record([row(9, 0, (0, 0.9))], span=[None, *[5.0] * 9])
     assert headline(told) == (
@@ -143,6 +154,9 @@ def test_cells_whole_numbers_and_texts_have_names_and_floats_have_none():
     told = describe_observations(policy, episode)
     assert len(told["which"]) == 30 and told["texts"][told["which"][0]] == "green goal"
     assert any("door" in text for text in told["texts"])
+    grid = make_policy(env_id="MiniGrid-MemoryS7-v0")  # its direction and its mission, always the same, name nothing
+    texts = describe_observations(grid, played(grid, 10, "MiniGrid-MemoryS7-v0"))["texts"]
+    assert texts and not any("direction" in text or "“" in text for text in texts)
     pole = make_policy(env_id="CartPole-v1")
     assert describe_observations(pole, played(pole, 5, "CartPole-v1"))["texts"] == [""]
 
