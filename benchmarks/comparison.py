@@ -210,8 +210,12 @@ class Sweep:
         if not _given("--checkpoint-every", flags):
             for settings in self.settings.values():
                 settings["checkpoint_every"] = -(-settings["total_timesteps"] // CHECKPOINTS)
+        self.try_to_build()
+
+    def try_to_build(self) -> None:
+        """A run of each kind: what cannot be built is told before hours of others."""
         first_of_kind = {cell.kind: cell for cell in reversed(self.cells())}
-        for cell in first_of_kind.values():  # what cannot be built is told before hours of others
+        for cell in first_of_kind.values():
             build(self.run_config(cell)).trainer.env.close()
 
     def cells(self) -> list[Cell]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,10 @@ IMMATERIAL = {
 """Settings that a sweep may change from one call to the next."""
 EVALUATION = ("eval_episodes", "eval_stochastic")
 """Settings of the sweep that a cell's figures depend on."""
+
+CURVE = ("rollout/success_rate", "rollout/ep_rew_mean")
+CURVE_POINTS = 250  # of a cell's learning curve
+FEWEST_EPISODES = 100
 
 
 class Cell(NamedTuple):
@@ -92,6 +98,8 @@ def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> di
         **cell._asdict(),
         "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
         "policy_timesteps": info["timesteps"],
+        "curve": learning_curve(run_dir),
+        "commit": commit(),
         **settings,
         "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
         "evaluation": result,
@@ -121,3 +129,31 @@ def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, floa
     seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
     steps = float(rows[-1]["time/total_timesteps"])
     return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
+
+
+def learning_curve(run_dir: Path) -> list[list[float | None]]:
+    """From the run's log: [environment steps, success, return] at up to `CURVE_POINTS` updates, the last one included.
+    Both are means over the latest training episodes, and left out until `FEWEST_EPISODES` of them have ended: the first to
+    end are the shortest."""
+    with (run_dir / "progress.csv").open(newline="") as log:
+        rows = [row for row in csv.DictReader(log) if float(row["time/episodes"] or 0) >= FEWEST_EPISODES]
+    every = -(-len(rows) // CURVE_POINTS) or 1
+    return [
+        [float(row["time/total_timesteps"]), *(_number(row.get(name)) for name in CURVE)]
+        for row in reversed(rows[::-1][::every])
+    ]
+
+
+def _number(text: str | None) -> float | None:
+    return round(float(text), 4) if text else None
+
+
+def commit() -> str:
+    """The commit of the code that runs, short, with "+" if files differ from it; empty where there is no git."""
+    try:
+        run = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + "+" * bool(
+            run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -53,7 +53,8 @@ class Model:
         features_extractor_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ):
-        """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru or none.
+        """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru, lstm, lru or
+        none.
         env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`.
         features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads
         observations in place of our encoders, and its arguments.

@@ -73,6 +73,14 @@ class RecurrentConfig(EncoderConfig):
         check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS)
 
 
+@dataclass(frozen=True)
+class LRUCoreConfig(RecurrentConfig):
+    width: int = 64
+    """Width D of the encoder's output and number of complex channels of each layer's state."""
+    num_layers: int = 2
+    """Layers of linear recurrent units, each fed by the one below it."""
+
+
 def check_spans(config: Any) -> None:
     """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of
     range."""
@@ -182,7 +190,32 @@ class CompressiveConfig:
 
 @dataclass(frozen=True)
 class GRUConfig:
-    pass
+    layer_norm: bool = False
+    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
+
+
+@dataclass(frozen=True)
+class LSTMConfig:
+    layer_norm: bool = True
+    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
+
+
+@dataclass(frozen=True)
+class LRUConfig:
+    min_radius: float = 0.9
+    """Smallest size of the eigenvalues at the start: r fades to a third in 1 / (1 - r) steps."""
+    max_radius: float = 0.999
+    """Largest size of the eigenvalues at the start, below 1."""
+    max_phase: float = 0.314
+    """Largest phase of the eigenvalues at the start, in radians per step, at most 2 pi. Small ones suit long memory."""
+
+    def __post_init__(self):
+        if not 0 < self.min_radius < self.max_radius < 1:
+            raise ValueError(
+                f"--min-radius: expected 0 < --min-radius < --max-radius < 1, got {self.min_radius} and {self.max_radius}"
+            )
+        if not 0 < self.max_phase <= 2 * math.pi:
+            raise ValueError(f"--max-phase: expected more than 0 and at most 2 pi, got {self.max_phase}")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
     assert "expected --eval-stochastic False as in its cell" in capsys.readouterr().err
     assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
     assert "--eval-episodes 8 --no-eval-stochastic" in Path("sweep/table.md").read_text()
-    for broken in ("{", "[]", json.dumps({**cell, "kind": "lstm"}), json.dumps({**cell, "config": None})):
+    for broken in ("{", "[]", json.dumps({**cell, "kind": "lstn"}), json.dumps({**cell, "config": None})):
         file.write_text(broken)
         assert sweep(ONE, monkeypatch) == 2
         error = capsys.readouterr().err

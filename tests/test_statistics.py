@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.statistics import iqm, iqm_interval
+from benchmarks.statistics import iqm, iqm_interval, probability_of_improvement
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,34 @@ def test_the_interval_is_about_what_theory_says():
 def test_a_stratum_without_runs_is_refused():
     with pytest.raises(ValueError, match="at least one score"):
         iqm_interval([[1.0], []])
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, probability",
+    [
+        ([[3, 4]], [[1, 2]], 1),
+        ([[1, 2]], [[3, 4, 5]], 0),
+        ([[1, 1]], [[1]], 0.5),  # ties
+        ([[1, 4]], [[2, 3, 4]], 2.5 / 6),  # 4 beats 2 and 3 and ties with 4
+        ([[3], [0, 2]], [[1], [1]], 0.75),  # tasks weigh alike: 1 and 0.5
+    ],
+)
+def test_probability_of_improvement_counts_pairs(ours, theirs, probability):
+    """By hand; and what is lost to us is won by them."""
+    p, low, high = probability_of_improvement(ours, theirs)
+    assert p == pytest.approx(probability) and low <= p <= high
+    assert probability_of_improvement(theirs, ours)[0] == pytest.approx(1 - probability)
+
+
+def test_the_interval_of_improvement_is_all_that_can_be_drawn():
+    """One run of theirs between two of ours: draws of ours are both above, one, or none, a quarter, a half, a quarter
+    of the time. Without chance there is no interval."""
+    assert probability_of_improvement([[0, 2]], [[1]]) == (0.5, 0, 1)
+    assert probability_of_improvement([[2, 2], [5]], [[1, 1], [0]]) == (1, 1, 1)
+
+
+def test_improvement_on_other_tasks_is_refused():
+    with pytest.raises(ValueError, match="as many of ours as of theirs, got 1 and 2"):
+        probability_of_improvement([[1.0]], [[1.0], [2.0]])
+    with pytest.raises(ValueError, match="at least one score"):
+        probability_of_improvement([[1.0], []], [[1.0], [2.0]])

@@ -1,7 +1,7 @@
 """Memory kinds by name. A new kind is one file beside this one, its settings in `policies.settings`, and one line here.
 
 A kind says how the layers of a Transformer remember (a `MemoryKind`), or is a core of its own (a `policies.core.Core`,
-such as the GRU). One from outside this package brings its own `Config`: `KINDS["mine"] = MyKind`.
+such as the GRU in `policies.recurrent`). One from outside this package brings its own `Config`: `KINDS["mine"] = MyKind`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ def _kind(target: str, config: type, presses: bool = False) -> Entry:
     return Entry(module, {"Config": config, "CoreConfig": settings.TransformerConfig, "presses": presses})
 
 
+def _recurrent(target: str, config: type, core: type = settings.RecurrentConfig) -> Entry:
+    module = f"expire_span_rl.policies.recurrent.{target}"
+    return Entry(module, {"Config": config, "CoreConfig": core, "presses": False})
+
+
 KINDS = Registry(
     {
         "expire_span": _kind("expire_span:ExpireSpan", settings.ExpireSpanConfig, presses=True),
         "transformer_xl": _kind("transformer_xl:TransformerXL", settings.TransformerXLConfig),
         "adaptive_span": _kind("adaptive_span:AdaptiveSpan", settings.AdaptiveSpanConfig, presses=True),
         "compressive": _kind("compressive:Compressive", settings.CompressiveConfig),
-        "gru": Entry(
-            "expire_span_rl.policies.recurrent.gru:GRU",
-            {"Config": settings.GRUConfig, "CoreConfig": settings.RecurrentConfig, "presses": False},
-        ),
+        "gru": _recurrent("gru:GRU", settings.GRUConfig),
+        "lstm": _recurrent("lstm:LSTM", settings.LSTMConfig),
+        "lru": _recurrent("lru:LRU", settings.LRUConfig, settings.LRUCoreConfig),
         "none": _kind("none:NoMemory", settings.NoMemoryConfig),
     }
 )

@@ -138,8 +138,8 @@ def test_a_default_config_can_learn():
 
 def test_what_cannot_be_built_is_refused():
     """Unknown memory kinds, spaces no policy can read, widths that heads do not divide."""
-    with pytest.raises(ValueError, match=rf"^memory kind: expected one of {', '.join(KINDS)}, got 'lstm'$"):
-        ActorCritic(PolicyConfig(SPEC, 4, "lstm"))
+    with pytest.raises(ValueError, match=rf"^memory kind: expected one of {', '.join(KINDS)}, got 'lstn'$"):
+        ActorCritic(PolicyConfig(SPEC, 4, "lstn"))
     space = gym.spaces.Dict({"words": gym.spaces.Text(5)})
     with pytest.raises(
         ValueError, match="^observation 'words': expected a Box, Discrete, MultiDiscrete, MultiBinary or Text"

@@ -21,6 +21,7 @@ from viewer_spaces import ACTIONS, OBSERVATIONS, PICTURE, WORDS, Sampled
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import KINDS
+from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.showing import Showing, show_in
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
@@ -54,7 +55,7 @@ def test_every_action_is_told_as_the_environment_got_it(kind):
     told, own = shown(OBSERVATIONS["vector"], ACTIONS[kind])
     (played,) = told.episodes
     numbers = json.loads(json.dumps(played.record, allow_nan=False))
-    given = np.stack([np.ravel(action) for action in own.taken])  # [T,N]
+    given = np.stack([np.ravel(action) for action in (own.taken_before if played.without else own.taken)])  # [T,N]
     assert numbers["steps"] == len(given) == 12
     if kind.startswith("box"):
         np.testing.assert_array_equal(np.array(numbers["actions"]).astype(given.dtype), given)
@@ -124,7 +125,7 @@ def test_the_shift_of_real_numbers_is_that_of_their_normal_distributions():
             for t in range(12):
                 if t == at:
                     for layer in layers:
-                        acting.layers[layer].alive[0, row["written"]] = False
+                        acting.layers[layer].slots.position[0, row["written"]] = GONE
                 params, _ = policy.step(
                     {key: value[t] for key, value in observations.items()}, acting, torch.tensor([t == 0])
                 )

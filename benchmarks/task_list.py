@@ -1,0 +1,91 @@
+"""The tasks of `benchmarks.tasks`: others' before our own, each with its steps and what counts as solved."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SUCCESS, RETURN = "success", "return"
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """One row group of the table."""
+
+    env: str
+    """What --env takes."""
+    steps: int
+    """Environment steps of a training, within which the target is to be reached."""
+    target: float | None
+    """What counts as solved; None where no number is agreed on."""
+    measure: str = RETURN
+    """What is compared with it: the mean return or the success rate, of an evaluation or of the last training
+    episodes."""
+    floor: float = 0.0
+    """The measure of a policy that achieves nothing: a score of 0."""
+    top: float | None = None
+    """The measure at which the score is 1; None: the target."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment."""
+    package: str = ""
+    """What must be installed beside this project; empty for nothing."""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the package is not there."""
+        return bool(self.package) and importlib.util.find_spec(self.package) is None
+
+    def score(self, value: float) -> float:
+        """The measure between floor and top, as a number from 0 to 1."""
+        top = self.top if self.top is not None else self.target
+        assert top is not None, "a task without a target has a top"
+        return min(max((value - self.floor) / (top - self.floor), 0.0), 1.0)
+
+
+def _minigrid(steps: float, target: float = 0.9) -> dict[str, Any]:
+    """MiniGrid pays 1 - 0.9 * (share of the time limit that was used) for success, else 0."""
+    return {"steps": int(steps), "target": target}
+
+
+def _popgym(name: str) -> BenchmarkTask:
+    """Returns lie between -1 and 1. The best of published memory models differs by task; it is not filled in yet."""
+    return BenchmarkTask(
+        f"popgym:popgym-{name}-v0", 5_000_000, None, floor=-1.0, top=1.0, package="popgym"
+    )  # the paper trained for 15M steps
+
+
+def _tmaze(length: int, steps: float) -> BenchmarkTask:
+    """A perfect episode returns 1. The mean is taken as perfect from 0.99 on, since training draws its actions."""
+    return BenchmarkTask("TMaze-v0", int(steps), 0.99, env_kwargs={"length": length})
+
+
+TASKS: dict[str, BenchmarkTask] = {
+    "CartPole-v1": BenchmarkTask("CartPole-v1", 150_000, 475.0),
+    "Acrobot-v1": BenchmarkTask("Acrobot-v1", 300_000, -100.0, floor=-500.0),
+    "Pendulum-v1": BenchmarkTask("Pendulum-v1", 500_000, -250.0, floor=-1600.0),
+    "DoorKey-6x6": BenchmarkTask("MiniGrid-DoorKey-6x6-v0", **_minigrid(0.5e6)),
+    "RedBlueDoors-6x6": BenchmarkTask("MiniGrid-RedBlueDoors-6x6-v0", **_minigrid(1.5e6)),
+    "RedBlueDoors-8x8": BenchmarkTask("MiniGrid-RedBlueDoors-8x8-v0", **_minigrid(2e6)),
+    # 0.9 is about 95% of the episodes, each of them some tens of steps long.
+    "MemoryS7": BenchmarkTask("MiniGrid-MemoryS7-v0", **_minigrid(1e6)),
+    "MemoryS9": BenchmarkTask("MiniGrid-MemoryS9-v0", **_minigrid(2e6)),
+    "MemoryS13": BenchmarkTask("MiniGrid-MemoryS13-v0", **_minigrid(3e6)),
+    "MemoryS13Random": BenchmarkTask("MiniGrid-MemoryS13Random-v0", **_minigrid(5e6)),
+    "MemoryS17Random": BenchmarkTask("MiniGrid-MemoryS17Random-v0", **_minigrid(8e6)),
+    "TMaze-50": _tmaze(50, 1e6),
+    "TMaze-500": _tmaze(500, 5e6),
+    "TMaze-1500": _tmaze(1500, 10e6),
+    "RepeatFirstEasy": _popgym("RepeatFirstEasy"),
+    "RepeatFirstHard": _popgym("RepeatFirstHard"),
+    "RepeatPreviousEasy": _popgym("RepeatPreviousEasy"),
+    "RepeatPreviousMedium": _popgym("RepeatPreviousMedium"),
+    "AutoencodeEasy": _popgym("AutoencodeEasy"),
+    "CountRecallEasy": _popgym("CountRecallEasy"),
+    "HigherLowerEasy": _popgym("HigherLowerEasy"),
+    "Corridor-v0": BenchmarkTask("Corridor-v0", 1_000_000, 0.95, SUCCESS),
+    "Portal-v0": BenchmarkTask("Portal-v0", 3_000_000, 0.95, SUCCESS),
+    "Switch-v0": BenchmarkTask("Switch-v0", 3_000_000, 0.95, SUCCESS),
+}
+"""By name. The steps and targets of others' tasks are this project's own goals, not a publication's."""

@@ -1,0 +1,206 @@
+"""One setting on others' tasks and our own: each memory kind on each task, on several seeds.
+
+    python -m benchmarks.tasks --quick
+    python -m benchmarks.tasks --kinds expire_span gru lstm lru none --tasks CartPole-v1 MemoryS7 TMaze-50
+    python -m benchmarks.tasks                     # everything: hundreds of hours of a core
+
+Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A task brings its
+environment, the steps of a training and what counts as solved (`benchmarks/task_list.py`); all else is train_rl.py's
+default. A cell is one kind on one task with one seed, trained and evaluated as users do it, on one thread, `--jobs` cells
+at a time. The same command again continues where it was killed, in the middle of a training too; more tasks, kinds or
+seeds make the table grow. `--report` draws anew what is there.
+
+The directory holds, by task, cells/ (a JSON per finished cell) and runs/ (the trainings), and what is made of all cells:
+results.csv (a row per cell, with the commit of its code), table.md and tasks.png.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison import ComparisonConfig, Sweep
+from benchmarks.comparison_cells import Cell, finish_cell, finished
+from benchmarks.learning import split_arguments
+from benchmarks.task_list import TASKS
+from benchmarks.tasks_report import rows_of, write_report
+from benchmarks.workers import in_processes
+from expire_span_rl import cli
+from expire_span_rl.building import build
+from expire_span_rl.policies import KINDS
+
+TASK_FLAGS = ("--env", "--env-kwargs")  # of train_rl.py: a task sets them
+QUICK = ["--tasks", "CartPole-v1", "MemoryS7", "Corridor-v0", "--kinds", "expire_span", "gru", "none"]
+QUICK += ["--seeds", "2", "--eval-episodes", "100", "--out", "runs/tasks-quick"]
+QUICK_STEPS = "98304"
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks by name. Those of a package that is not installed are left out."""
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Memory kinds. The first one is compared with each of the others."""
+    seeds: int = 5
+    """Seeds 1, 2, ..., each a training of its own."""
+    jobs: int = 2
+    """Trainings at a time, one thread each."""
+    eval_episodes: int = 200
+    """Episodes of a cell's evaluation, the same for all."""
+    eval_stochastic: bool = True
+    """Evaluate with actions drawn, as in training."""
+    out: str = "benchmarks/results/tasks"
+    """Directory of the cells and the table."""
+    quick: bool = False
+    """Finish within 10 minutes on two cores: three tasks, three kinds, two seeds, 98,304 steps a cell."""
+    report: bool = False
+    """Train nothing: write table and figure of the cells that are in --out."""
+
+    def __post_init__(self):
+        for name in self.tasks:
+            cli.choice("--tasks", name, TASKS)
+        for kind in self.kinds:
+            cli.choice("--kinds", kind, KINDS)
+        cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
+        for flag, names, choices in (("--tasks", self.tasks, TASKS), ("--kinds", self.kinds, KINDS)):
+            if not names:
+                raise ValueError(f"{flag}: expected some of {', '.join(choices)}, got none")
+
+
+class TaskSweep(Sweep):
+    """The cells of one task, whose kinds keep to no budget. Raises ValueError, one line, for settings that make no sense,
+    before anything is written."""
+
+    def __init__(self, name: str, config: TasksConfig, flags: Sequence[str]):
+        task, self.name = TASKS[name], name
+        own = ["--env", task.env]
+        own += ["--env-kwargs", json.dumps(dict(task.env_kwargs))] if task.env_kwargs else []
+        own += [] if "--total-timesteps" in map(cli.flag_of, flags) else ["--total-timesteps", str(task.steps)]
+        settings = ComparisonConfig(
+            kinds=config.kinds,
+            seeds=config.seeds,
+            jobs=config.jobs,
+            eval_episodes=config.eval_episodes,
+            eval_stochastic=config.eval_stochastic,
+        )
+        super().__init__(settings, [*own, *flags], Path(config.out) / name)
+
+    def cells(self) -> list[Cell]:
+        """By seed first."""
+        return [Cell(kind, None, seed) for seed in range(1, self.config.seeds + 1) for kind in self.config.kinds]
+
+    def try_to_build(self) -> None:
+        """The first kind alone: what a task needs, all kinds need."""
+        build(self.run_config(self.cells()[0])).trainer.env.close()
+
+
+def main() -> None:
+    own, rest = split_arguments(TasksConfig, sys.argv[1:])
+    if "--quick" in own:
+        own = [*QUICK, *own]
+        rest = [*([] if "--total-timesteps" in map(cli.flag_of, rest) else ["--total-timesteps", QUICK_STEPS]), *rest]
+    config = cli.parse(TasksConfig, own, __doc__ or "")
+    for flag in map(cli.flag_of, rest):
+        if flag in TASK_FLAGS:
+            raise cli.UsageError(f"{flag}: expected only flags that tasks leave open, a task sets {flag} itself")
+    out = Path(config.out)
+    if config.report:
+        _report(out, load_cells(out))
+        return
+    sweeps = [TaskSweep(name, config, rest) for name in _installed(config.tasks)]
+    if not sweeps:
+        raise cli.UsageError("--tasks: expected at least one whose package is installed, got none")
+    with claim(out, sweeps):
+        for sweep in sweeps:
+            sweep.check(finished(sweep.out))
+        run(sweeps, config)
+
+
+def _installed(names: Sequence[str]) -> list[str]:
+    """The tasks whose packages are installed; one line on stderr for each package that is not."""
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        if TASKS[name].missing:
+            missing.setdefault(TASKS[name].package, []).append(name)
+    for package, tasks in missing.items():
+        _say(f"{package} is not installed (pip install {package}): left out are {', '.join(tasks)}")
+    return [name for name in dict.fromkeys(names) if not TASKS[name].missing]
+
+
+@contextlib.contextmanager
+def claim(out: Path, sweeps: Sequence[TaskSweep]) -> Iterator[None]:
+    """The directories of all sweeps, made where they are not there, for this process alone."""
+    if out.exists() and not (out.is_dir() and all(_is_ours(path) for path in out.iterdir())):
+        raise cli.UsageError(f"--out: expected a new directory or one of this benchmark, {out} is another")
+    with contextlib.ExitStack() as stack:
+        for sweep in sweeps:
+            stack.enter_context(sweep.claimed())
+        yield
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in TASKS or path.name in ("results.csv", "table.md", "tasks.png", "command.txt")
+
+
+def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
+    """Trains and evaluates what is missing, by seed first. The table is written after every cell."""
+    work = []
+    for sweep in sweeps:
+        done = finished(sweep.out)
+        cells = [cell for cell in sweep.cells() if cell not in done]
+        work += [(sweep.name, (c, sweep.run_config(c), str(sweep.file(c)), sweep.evaluation())) for c in cells]
+    work.sort(key=lambda item: item[1][0].seed)
+    out, total = Path(config.out), sum(len(sweep.cells()) for sweep in sweeps)
+    (out / "command.txt").write_text(shlex.join(["python", "-m", "benchmarks.tasks", *sys.argv[1:]]) + "\n")
+    _say(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
+    finish = map(finish_task, work) if config.jobs == 1 else in_processes(finish_task, work, config.jobs)
+    for count, (name, cell) in enumerate(finish, total - len(work) + 1):
+        _write(out, load_cells(out))
+        row = rows_of({name: [cell]})[0]
+        _say(f"[{count}/{total}] {name} {cell['kind']} seed {cell['seed']}: {row['measure']} {row['final']:.4g}")
+    _report(out, load_cells(out))
+
+
+def finish_task(work: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`finish_cell` for a task's cell: (the task's name, the cell)."""
+    name, cell = work
+    return name, finish_cell(cell)
+
+
+def load_cells(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """By task, in the order of the list: its finished cells, by kind and seed."""
+    order = list(KINDS)
+    cells = {name: list(finished(out / name).values()) for name in TASKS}
+    return {
+        name: sorted(task_cells, key=lambda cell: (order.index(cell["kind"]), cell["seed"]))
+        for name, task_cells in cells.items()
+        if task_cells
+    }
+
+
+def _report(out: Path, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Writes table and figure, and prints the table."""
+    if not cells:
+        raise cli.UsageError(f"--report: expected a directory with finished cells, {out} has none")
+    _write(out, cells)
+    print((out / "table.md").read_text())
+    print(f"cells: {out / 'results.csv'}, figure: {out / 'tasks.png'}")
+
+
+def _write(out: Path, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    command = out / "command.txt"
+    write_report(out, cells, command.read_text().strip() if command.is_file() else "python -m benchmarks.tasks")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,179 @@
+"""The table of tasks: cells of several tasks in one directory, what a row says of a cell, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from script_cases import call
+
+from benchmarks import comparison_cells, task_list, tasks
+from benchmarks.task_list import TASKS
+from benchmarks.tasks_report import overall, rows_of, summary
+from expire_span_rl import training
+
+TINY = ["--tasks", "CartPole-v1", "Corridor-v0", "--kinds", "lstm", "none", "--seeds", "1", "--eval-episodes", "8"]
+TINY += ["--jobs", "1", "--out", "table", "--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2"]
+TINY += ["--total-timesteps", "256"]
+
+table = partial(call, tasks)
+
+
+def test_a_table_is_made_goes_on_and_grows(in_folder, monkeypatch, capsys):
+    """Interrupted in its third cell; the two that were finished are not trained again; another task, kind and seed are
+    added."""
+    trained = []
+    train = training.train
+
+    def counted(config):
+        trained.append((config["env"], config["memory"], config["seed"]))
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(config)
+
+    monkeypatch.setattr(training, "train", counted)
+    assert table(TINY, monkeypatch) == 130
+    assert Path("table/results.csv").read_text().count("\n") == 3
+    assert table(TINY, monkeypatch) == 0
+    order = [(env, kind, 1) for env in ("CartPole-v1", "Corridor-v0") for kind in ("lstm", "none")]
+    assert trained == [*order[:3], *order[2:]]
+    out = capsys.readouterr().out
+    assert "| CartPole-v1 | 0.00M | return 475 | lstm | 1 |" in out and "a run of lstm beats its own" in out
+    before = Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes()
+    grown = ["--tasks", "CartPole-v1", "TMaze-50", "--kinds", "lru", "lstm", "--seeds", "2", *TINY[8:]]
+    assert table([*grown, "--jobs", "2"], monkeypatch) == 0
+    assert Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes() == before
+    with Path("table/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["task"], r["kind"], r["seed"]) for r in rows] == [
+        *(("CartPole-v1", kind, seed) for kind, seed in (("lstm", "1"), ("lstm", "2"), ("lru", "1"), ("lru", "2"))),
+        ("CartPole-v1", "none", "1"),
+        *(("TMaze-50", kind, seed) for kind in ("lstm", "lru") for seed in "12"),
+        *(("Corridor-v0", kind, "1") for kind in ("lstm", "none")),
+    ]
+    assert Path("table/tasks.png").stat().st_size > 10_000
+    cell = json.loads(before)
+    assert cell["config"]["env"] == "CartPole-v1" and cell["config"]["normalize_rewards"] is True  # its own default
+    tmaze = json.loads(Path("table/TMaze-50/cells/lru-any-2.json").read_text())
+    assert json.loads(tmaze["config"]["env_kwargs"]) == {"length": 50} and tmaze["config"]["seed"] == 2
+
+    capsys.readouterr()
+    assert table([*TINY, "--gamma", "0.5"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "table/CartPole-v1: expected --gamma 0.99 as in its cell" in error and error.count("\n") == 1
+    assert table(["--report", "--out", "table"], monkeypatch) == 0
+    assert "| TMaze-50 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--tasks", "CartPole"], "--tasks: expected one of CartPole-v1"),
+        (["--tasks"], "--tasks: expected some of CartPole-v1"),
+        (["--kinds", "lstmm"], "did you mean 'lstm'?"),
+        (["--env", "Corridor-v0"], "--env: expected only flags that tasks leave open, a task sets --env itself"),
+        (["--env-kwargs={}"], "--env-kwargs: expected only flags that tasks leave open"),
+        (["--memory", "gru"], "--memory: expected only flags that the sweep leaves open"),
+        (["--seed", "2"], "--seed: expected only flags that the sweep leaves open"),
+        (["--total-timestep", "1"], "did you mean --total-timesteps?"),
+        (["--report", "--out", "nowhere"], "--report: expected a directory with finished cells, nowhere has none"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message, in_folder, monkeypatch, capsys):
+    """In one line, before anything is written."""
+    assert table(arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_another_directory_is_left_alone(in_folder, monkeypatch, capsys):
+    Path("table").mkdir()
+    Path("table/thesis.tex").write_text("x")
+    assert table(TINY, monkeypatch) == 2
+    assert "--out: expected a new directory or one of this benchmark, table is another" in capsys.readouterr().err
+    assert [path.name for path in Path("table").iterdir()] == ["thesis.tex"]
+
+
+def test_a_task_of_a_package_that_is_not_there_is_left_out(in_folder, monkeypatch, capsys):
+    """In one line; without any other there is nothing to do."""
+    gone = task_list.BenchmarkTask("no_such_package:X-v0", 100, None, top=1.0, package="no_such_package")
+    monkeypatch.setitem(TASKS, "CountRecallEasy", gone)
+    assert table(["--tasks", "CountRecallEasy", *TINY[3:]], monkeypatch) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "no_such_package is not installed (pip install no_such_package): left out are CountRecallEasy"
+    )
+    assert "expected at least one whose package is installed" in second
+
+
+def cell(kind: str, seed: int, value: float, curve: list, **figures: float) -> dict:
+    """A finished cell in which success and return are `value`."""
+    known = {
+        "live_mean": None,
+        "live_peak": None,
+        "bytes": 1.0,
+        "training_minutes": 2.0,
+        "training_steps_per_second": 3.0,
+    }
+    return {
+        "kind": kind,
+        "seed": seed,
+        "figures": {**known, "success": value, "return": value, **figures},
+        "curve": curve,
+        "config": {"total_timesteps": 100},
+        "commit": "abc",
+    }
+
+
+def test_what_a_row_says_of_a_cell():
+    """By hand: the final figure of the evaluation, the best point of the training and the first at the target; the
+    score lies between the task's floor and its target."""
+    curve = [[10, None, 20.0], [20, None, 480.0], [30, None, 490.0], [40, None, 300.0]]
+    (row,) = rows_of({"CartPole-v1": [cell("lstm", 1, 237.5, curve)]})
+    assert (row["final"], row["best"], row["steps_to_target"], row["score"]) == (237.5, 490.0, 20, 0.5)
+    (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [[10, 0.9, 0.99], [20, 0.94, 1.0]])]})
+    assert (row["measure"], row["best"], row["steps_to_target"]) == ("success", 0.94, None)
+    (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [], success=None)]})  # no episode told of success
+    assert (row["final"], row["best"], row["score"]) == (0, None, 0)
+    (row,) = rows_of({"RepeatFirstEasy": [cell("lstm", 1, 0.5, [[10, None, 0.9]])]})  # no target: between -1 and 1
+    assert (row["target"], row["steps_to_target"], row["score"]) == (None, None, 0.75)
+    assert [TASKS["Acrobot-v1"].score(value) for value in (-600, -500, -300, -50)] == [0, 0, 0.5, 1]
+
+
+def test_what_the_table_says_of_rows():
+    """By hand: three seeds of one kind, of which two reach the target; over the tasks that both kinds have."""
+    curves = [[[10, None, 480.0]], [[30, None, 480.0]], [[10, None, 50.0]]]
+    rows = rows_of(
+        {
+            "CartPole-v1": [
+                *(cell("lstm", i, value, curves[i], live_mean=4.0 + i) for i, value in enumerate((475, 475, 0))),
+                cell("none", 1, 475, []),
+            ],
+            "MemoryS7": [cell("lstm", 1, 0.9, [])],  # none has not been trained there
+            "Corridor-v0": [cell("lstm", 1, 0.95, []), cell("none", 1, 0.475, [])],
+        }
+    )
+    first, second, *_ = summary(rows)
+    assert (first["seeds"], first["reached"], first["steps_to_target"]) == (3, 2, 20)
+    assert first["live_mean"][0] == 5 and first["final"][0] == pytest.approx(950 / 3)  # of three nothing is trimmed
+    assert (second["seeds"], second["reached"], second["steps_to_target"], second["best"]) == (1, 0, None, None)
+    shared, kinds = overall(rows)
+    assert shared == ["CartPole-v1", "Corridor-v0"] and [row["kind"] for row in kinds] == ["lstm", "none"]
+    assert kinds[0]["score"][0] == 1 and kinds[0]["probability"] is None  # 1, 1, 1, 0 without the ends
+    assert kinds[1]["score"][0] == pytest.approx(0.75)
+    assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
+    assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+
+
+def test_a_learning_curve_is_thinned_and_begins_with_enough_episodes(tmp_path, monkeypatch):
+    """Every second of five updates with enough episodes, from the last one back."""
+    lines = ["time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean"]
+    lines += [f"{100 * i},{40 * i},{'' if i < 5 else 0.5},{i / 3}" for i in range(1, 8)]
+    (tmp_path / "progress.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(comparison_cells, "CURVE_POINTS", 3)
+    curve = comparison_cells.learning_curve(tmp_path)
+    assert curve == [[300, None, 1.0], [500, 0.5, 1.6667], [700, 0.5, 2.3333]]
