@@ -174,6 +174,7 @@ STAGES = {
     "prediction": "learn",
     "scaling": "alone",
     "tasks": "run",
+    "throughput": "current_commit",
     "training": "trainer_of",
 }
 """By benchmark: the function that it calls once its command line is read and checked."""
