@@ -16,6 +16,7 @@ from expire_span_rl.outputs import check_outputs
 from expire_span_rl.settings import MAX_STEPS
 
 PICTURES = (".png", ".pdf", ".svg")
+MOST_TABLES = 10  # episodes of which each has its own table on the terminal
 
 _DESCRIPTION = """
 Lets a saved policy play an episode and shows what it saw, did and remembered, and whether that mattered: as a page
@@ -42,7 +43,7 @@ class VisualizeConfig:
     seed: int = 0
     """Seed of the first episode. The next ones have seed + 1, seed + 2 and so on."""
     episodes: int = 1
-    """Episodes on the page and in --json. Figure and film show the first."""
+    """Episodes in --json and in the table of what is kept. The page has the first 50, figure and film the first."""
     stochastic: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
     max_steps: int = MAX_STEPS
@@ -87,11 +88,13 @@ def main() -> None:
     # Only now: torch takes a second, which a misspelled flag need not wait for.
     import torch
     from rich.console import Console
+    from rich.progress import Progress
 
     from expire_span_rl.envs import import_modules
     from expire_span_rl.policies import load_policy
     from expire_span_rl.showing import environment_for, show_in
     from expire_span_rl.viewer.audit import table
+    from expire_span_rl.viewer.summary import kinds_table
     from expire_span_rl.viewer.video import check_video
 
     if config.video:
@@ -100,8 +103,11 @@ def main() -> None:
     import_modules(config.imports)  # before the policy is read, whose memory kind one may register
     policy, info = load_policy(config.path)
     how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
-    with plain_warnings():
+    few = config.episodes <= MOST_TABLES
+    with plain_warnings(), Progress(console=Console(stderr=True), transient=True, disable=few) as progress:
         name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
+        task = progress.add_task("episodes", total=config.episodes)
+        how["after_episode"] = lambda: progress.advance(task)
         showing = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
     env.close()
     with plain_warnings():
@@ -110,7 +116,10 @@ def main() -> None:
     console = Console(markup=False, emoji=False)
     for trouble in sorted({played.film.trouble for played in showing.episodes if played.film.trouble}):
         print(f"{name}: the world is not shown ({shown(trouble)})", file=sys.stderr)
-    for played in showing.episodes:
+    for played in showing.episodes if few else ():
         if played.record["audit"]["memories"]:
             console.print(table(played.record))
+    summary = showing.summary
+    if config.episodes > 1 and summary["kinds"]:
+        console.print(kinds_table(summary, name))
     print(f"{shown(showing.title)} -> {', '.join(shown(path) for path in config.outputs())}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,28 @@ from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
 from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
+from expire_span_rl.viewer.naming import observation_names
 from expire_span_rl.viewer.page import page
 from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_of, look, outcome, play
 from expire_span_rl.viewer.record import record, shared
+from expire_span_rl.viewer.summary import summary
 from expire_span_rl.viewer.video import scenes, video
+from expire_span_rl.viewer.without import forgetting_of, play_without, without_record
 
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", *PICTURES, ".mp4", ".json")
 AUDITED = 3  # memories whose effect is measured, at every decision
+PAGED = 50  # episodes that have a place on the page; of more only the numbers are kept
 FPS = 10  # of the film
 HEIGHT = 900  # pixels of the page in a notebook
+
+
+@dataclass(frozen=True)
+class OtherEpisode:
+    """An episode as it would have gone without a memory."""
+
+    episode: Episode
+    film: Film
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class PlayedEpisode:
     lives: list[LayerLives]
     record: dict[str, Any]
     film: Film
+    without: OtherEpisode | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,11 @@ class Showing:
         """All numbers of the page, JSON-able."""
         return shared([played.record for played in self.episodes])
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Which kinds of observation were kept, over all episodes (`viewer.summary`)."""
+        return summary([played.record for played in self.episodes])
+
     def save(self, path: str | Path) -> None:
         """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first
         episode, or the numbers (.json). What was there stays until the new file is complete; a policy or a run's own
@@ -72,7 +90,7 @@ class Showing:
     def _contents(self, ending: str) -> bytes:
         first = self.episodes[0]
         if ending == ".html":
-            return page([self._paged(played) for played in self.episodes])
+            return page([self._paged(played) for played in self.episodes[:PAGED]], self.summary)
         if ending == ".json":
             return json.dumps(self.numbers, allow_nan=False).encode()
         if ending == ".mp4":
@@ -82,13 +100,22 @@ class Showing:
 
     def _paged(self, played: PlayedEpisode) -> dict[str, Any]:
         """What the page needs of an episode."""
-        seen = pack_observations(played.episode.observations, self.policy.config.observation)
-        return {"record": played.record, "film": played.film.packed(), "seen": seen}
+        spec, other = self.policy.config.observation, played.without
+        paged = {
+            "record": played.record,
+            "film": played.film.packed(),
+            "seen": pack_observations(played.episode.observations, spec),
+        }
+        if other is not None:
+            seen = pack_observations(other.episode.observations, spec)
+            paged["without"] = {"film": other.film.packed(), "seen": seen}
+        return paged
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own."""
         source = html.escape(self._contents(".html").decode())
-        return f'<iframe srcdoc="{source}" style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+        style = f"width: 100%; height: {HEIGHT}px; border: 0"
+        return f'<iframe srcdoc="{source}" style="{style}" title="{html.escape(self.title)}"></iframe>'
 
 
 def show_in(
@@ -101,29 +128,43 @@ def show_in(
     deterministic: bool = True,
     max_steps: int = MAX_STEPS,
     audit: int = AUDITED,
+    after_episode: Callable[[], None] = lambda: None,
 ) -> Showing:
     """Plays the episodes of `seed`, seed + 1, ... in an environment that is there (of `make_env`), which is not closed.
 
     name, label: what the environment and the policy are called. audit: measures the effect of so many of the memories
-    that are attended to most, at every decision; 0: of none. Raises ValueError, one line, for an episode that is longer
+    that are attended to most, at every decision; 0: of none. Of the first PAGED episodes there are pictures, of the others
+    numbers only. Raises ValueError, one line, for an episode that is longer
     than `max_steps`.
     """
     names = action_names(env, policy)
     played = []
     for i in range(episodes):
         about = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
-        played.append(_played(policy, env, about, names, max_steps, audit))
+        one = _played(policy, env, about, names, max_steps, audit, paged=i < PAGED)
+        played.append(one if i < PAGED else _numbers_only(one))
+        after_episode()
     how = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
     return Showing(policy, f"{name}: {outcome(played[0].episode)}", how, names, played)
 
 
+def _numbers_only(played: PlayedEpisode) -> PlayedEpisode:
+    """The episode without what only pictures need."""
+    episode = replace(played.episode, observations=[], memories={}, texts=[])
+    return PlayedEpisode(episode, [], played.record, Film())
+
+
+def _no_film(env: gym.Env) -> None:
+    """Looks at nothing."""
+
+
 def _played(
-    policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int
+    policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int, paged: bool
 ) -> PlayedEpisode:
-    """Plays one episode and measures it."""
+    """Plays one episode and measures it. paged: films it, and plays it again without the memory that mattered."""
     film, seed = Film(), about["seed"]
     try:
-        episode = play(policy, env, seed, max_steps, about["deterministic"], watch=film)
+        episode = play(policy, env, seed, max_steps, about["deterministic"], watch=film if paged else _no_film)
     except gym.error.DependencyNotInstalled as error:
         hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
         raise ValueError(f"{about['env']}: expected to be able to draw it ({error}); {hint}") from None
@@ -135,7 +176,25 @@ def _played(
     swap = getattr(core_of(env), "swap_observation", None)
     measured = audit_memories(policy, episode, lives, audited, swap, names)
     about = about if film.trouble is None else {**about, "not_drawn": film.trouble}
-    return PlayedEpisode(episode, lives, record(policy, episode, lives, names, about, measured), film)
+    told = record(policy, episode, lives, names, about, measured, observation_names(env, policy)) | {"without": None}
+    other = _without(policy, env, episode, told, names, max_steps) if paged else None
+    return PlayedEpisode(episode, lives, told, film, other)
+
+
+def _without(
+    policy: Any, env: gym.Env, episode: Episode, told: dict[str, Any], names: list[str], max_steps: int
+) -> OtherEpisode | None:
+    """Plays the episode without the memory that its story says mattered, and adds it to the record `told`, under
+    `without`."""
+    forgetting = forgetting_of(told)
+    if forgetting is None:
+        return None
+    film = Film()
+    other = play_without(policy, env, episode, forgetting, told["seed"], max_steps, told["deterministic"], film)
+    if other is None:
+        return None
+    told["without"] = without_record(policy, other, names, told, forgetting)
+    return OtherEpisode(other, film)
 
 
 def environment_for(

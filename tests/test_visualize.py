@@ -98,7 +98,7 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     assert code == 2 and complaints.startswith(
         "error: --max-steps: expected an episode of at most 3 steps, that of seed 0"
     )
-    monkeypatch.setattr(showing, "page", lambda episodes: 1 / 0)
+    monkeypatch.setattr(showing, "page", lambda *given: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["visualize.py", SHIPPED, "--out", str(out)])
     with pytest.raises(ZeroDivisionError):
         visualize.main()

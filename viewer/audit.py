@@ -24,15 +24,14 @@ from rich.table import Table
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic, Memory
+from expire_span_rl.viewer.effects import action_short, is_another
 from expire_span_rl.viewer.play import CHUNK, Episode, LayerLives, action_text, shifts, tensors_of
 from expire_span_rl.viewer.record import rounded, shown_as
 
 AT_ONCE = 32  # variants replayed together
 MOST_SUGGESTED = 8  # decisions, where the environment names none,
 LEAST_INFLUENCE = 0.1  # with at least this much influence of memory
-MOST_ROWS = 30  # of the table on a terminal,
-MOST_LETTERS = 24  # and of an action there
-LEAST_SHIFT = 0.05  # below it nothing is said to have changed
+MOST_ROWS = 30  # of the table on a terminal
 Asked = tuple[int, int, int, float]  # decision, layer, step at which the memory was written, attention
 EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
 
@@ -148,14 +147,18 @@ def audit(
     swap: Callable[[np.ndarray], np.ndarray | None] | None,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """JSON-able: `influence` [T], `decisions`, and `memories`, a list of the `count` memories attended to most at each
-    of them, with what became of the decision. swap: from an environment's image to its counterpart, None for none;
+    """JSON-able: `influence` [T], `decisions`, whether the environment names them (`decisions_named`), and `memories`, a
+    list of the `count` (`measured_per_decision`) memories attended to most at each of them, with what became of the
+    decision. swap: from an environment's image to its counterpart, None for none;
     names:
     `action_names`, by default the labels of the policy's actions."""
     names = policy.actions.labels() if names is None else names
     whole = influence(policy, episode)
     chosen = decisions(episode, whole)
-    told: dict[str, Any] = {"influence": rounded(whole), "decisions": chosen, "memories": []}
+    told: dict[str, Any] = {
+        "influence": rounded(whole), "decisions": chosen, "decisions_named": episode.decisions is not None,
+        "measured_per_decision": count, "memories": [],
+    }  # fmt: skip
     asked = [(t, *memory) for t in chosen for memory in most_attended(lives, t, count)] if count else []
     if not asked:
         return told
@@ -297,29 +300,16 @@ def table(record: Mapping[str, Any]) -> Table:
     for name in ("step", "action", "memory", "layer", "att.", *EFFECTS):
         shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action")
     for row in told[:MOST_ROWS]:
-        cells = [f"{row['step']}", _short(record, row["base"]["action"]), f"{row['written']}"]
+        cells = [f"{row['step']}", action_short(record, row["base"]["action"]), f"{row['written']}"]
         cells += [f"{row['layer'] + 1}", f"{row['attention']:.2f}"]
         for name in EFFECTS:
             effect = row[name]
             if effect is None:
                 cells.append("-")
                 continue
-            other = f" {_short(record, effect['action'])}" if _is_another(record, row["base"], effect) else ""
+            other = f" {action_short(record, effect['action'])}" if is_another(record, row["base"], effect) else ""
             cells.append(f"{effect['shift']:.2f}{other}")
         shown.add_row(*cells)
     if len(told) > MOST_ROWS:
         shown.caption = f"{len(told) - MOST_ROWS} more rows in the page and in --json"
     return shown
-
-
-def _short(record: Mapping[str, Any], action: int | str) -> str:
-    """An answer's action, in a few letters."""
-    text = record["action_names"][action] if isinstance(action, int) else action
-    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
-
-
-def _is_another(record: Mapping[str, Any], base: Mapping[str, Any], effect: Mapping[str, Any]) -> bool:
-    """Whether an effect's action is another than that of `base`. Real numbers always differ a little: there only if the
-    distribution has shifted too."""
-    least = LEAST_SHIFT if record.get("continuous") else 0
-    return effect["action"] != base["action"] and effect["shift"] >= least

@@ -20,11 +20,14 @@ MOST_NUMBERS = 32  # of an entry; of a larger one only their number is told
 DIGITS = 4  # that count
 
 
-def entries(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> list[dict[str, Any]]:
+def entries(
+    policy: ActorCritic, episode: Episode, names: Sequence[str], labels: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
     """JSON-able, in order: `name` and `kind` of every entry that is no picture, but for the previous action and reward,
     which the page has anyway. Of words: `texts`, each different one once, and `which` of them each step has. Of
     numbers: `labels` and `values` [T,n]; of more than MOST_NUMBERS only `count`. names: `action_names`, which are the
-    labels of a mask."""
+    labels of a mask. labels: `naming.observation_names`; where they are the labels, `named` is true, and of a Discrete
+    they are the `value_names` of its values, which are counted from `start`."""
     told = []
     for name, entry in policy.config.observation.items():
         if is_panel(entry) or name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
@@ -36,9 +39,15 @@ def entries(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> list
         if count > MOST_NUMBERS:
             told.append({"name": name, "kind": entry["kind"], "count": count})
             continue
-        labels = list(names) if entry["kind"] == "mask" else labels_of(name, entry)
+        own = (labels or {}).get(name)
+        shown = list(names) if entry["kind"] == "mask" else labels_of(name, entry)
+        more: dict[str, Any] = {}
+        if own and entry["kind"] == "discrete":
+            more = {"value_names": list(own), "start": int(entry.get("start", 0))}
+        elif own and entry["kind"] != "mask":
+            shown, more = list(own), {"named": True}
         values = [[_short(number) for number in np.ravel(seen[name]).tolist()] for seen in episode.observations]
-        told.append({"name": name, "kind": entry["kind"], "labels": labels, "values": values})
+        told.append({"name": name, "kind": entry["kind"], "labels": shown, "values": values, **more})
     return told
 
 

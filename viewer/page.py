@@ -10,14 +10,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expire_span_rl.viewer.summary import agreement_text, ends_of
+
 WEB = Path(__file__).parent / "web"
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("uPlot.iife.min.js", "film.js", "actions.js", "timeline.js", "memories.js", "charts.js", "page.js")
+SCRIPTS = (
+    "uPlot.iife.min.js",
+    "film.js",
+    "compare.js",
+    "actions.js",
+    "timeline.js",
+    "density.js",
+    "memories.js",
+    "charts.js",
+    "summary.js",
+    "picture.js",
+    "page.js",
+)
 
 
-def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:
-    """episodes: of each `record` (`viewer.record`'s), `film` and `seen` (`viewer.film`'s pictures of the world, or
-    None, and of the observations)."""
+def page(episodes: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> bytes:
+    """summary: `viewer.summary`'s; episodes: of each `record` (`viewer.record`'s), `film` and `seen` (`viewer.film`'s pictures of the world, or
+    None, and of the observations), and these two of the episode `without` the memory, if there is one."""
     first = episodes[0]["record"]
     listed = [
         {key: episode["record"][key] for key in ("seed", "outcome", "return", "steps")} for episode in episodes
@@ -31,6 +45,7 @@ def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:
         "TITLE": html.escape(f"{first['env']}: {first['outcome']}"),
         "STYLE": "\n".join((WEB / name).read_text() for name in STYLES),
         "EPISODES": json.dumps(listed, allow_nan=False).replace("<", "\\u003c"),
+        "SUMMARY": json.dumps(_told(summary), allow_nan=False).replace("<", "\\u003c"),
         "DATA": "\n".join(blocks),
         "LICENCE": (WEB / "uPlot.LICENSE").read_text(),
         "SCRIPT": "\n".join((WEB / name).read_text() for name in SCRIPTS),
@@ -39,6 +54,13 @@ def page(episodes: Sequence[Mapping[str, Any]]) -> bytes:
     for name, value in parts.items():
         text = text.replace("{{" + name + "}}", value)
     return text.encode()
+
+
+def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a summary: the most kept and the most forgotten kinds."""
+    most, least = ends_of(summary["kinds"])
+    told = {key: value for key, value in summary.items() if key != "kinds"}
+    return {**told, "most": list(most), "least": list(least), "agreement": agreement_text(summary["agreement"])}
 
 
 def _packed(data: Any) -> str:

@@ -48,6 +48,24 @@ class Episode:
     texts: list[dict[str, str]] = field(default_factory=list)  # T: what the entries of words say, where that is known
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """What a policy is made to forget: the observation of step `written` right after it is written, in every layer; or,
+    if that is None, all of its memory before it acts at `step`."""
+
+    step: int  # the decision, before which nothing else is changed
+    written: int | None
+
+    def apply(self, t: int, policy: ActorCritic, acting: Any, chunk: int) -> Any:
+        """`acting` as it is before step t."""
+        if self.written is None or t != self.written + 1:
+            return acting
+        memory = acting.memory()
+        for i, layer in enumerate(memory.layers):
+            memory = memory.without(i, layer.birth == self.written)
+        return policy.begin(memory, chunk)
+
+
 def play(
     policy: ActorCritic,
     env: gym.Env,
@@ -56,8 +74,12 @@ def play(
     deterministic: bool,
     chunk: int = CHUNK,
     watch: Callable[[gym.Env], None] = lambda env: None,
+    script: Sequence[np.ndarray] | np.ndarray = (),
+    forgetting: Forgetting | None = None,
 ) -> Episode:
-    """Plays the episode of `seed`, or its first `max_steps` steps. `watch` is called before each action."""
+    """Plays the episode of `seed`, or its first `max_steps` steps. `watch` is called before each action. script: the
+    canonical actions of the first steps, which are taken instead of the policy's; forgetting: what it is made to
+    forget."""
     generator = torch.Generator(policy.device).manual_seed(seed)
     core = core_of(env)
     observations, actions, rewards, values, given = [], [], [], [], []
@@ -69,14 +91,20 @@ def play(
         if acting.full:
             memories[len(actions)] = acting.memory()
             acting = policy.begin(memories[len(actions)], chunk)
+        t, emptied = len(actions), False
+        if forgetting is not None:
+            acting = forgetting.apply(t, policy, acting, chunk)
+            emptied = forgetting.written is None and t == forgetting.step
         observations.append({key: np.array(observation[key]) for key in policy.config.observation})
         texts.append(_texts(policy, env, observations[-1]))
         watch(env)
         decisions.append(None if core is None else core.decisions())
         facts.append(None if core is None else core.facts())
         now = {key: value[0] for key, value in tensors_of(policy, observations[-1:]).items()}
-        params, value = policy.step(now, acting, torch.tensor([not actions], device=policy.device))
+        params, value = policy.step(now, acting, torch.tensor([t == 0 or emptied], device=policy.device))
         action = policy.actions.mode(params) if deterministic else policy.actions.sample(params, generator)
+        if t < len(script):
+            action = torch.as_tensor(script[t], device=action.device, dtype=action.dtype)[None]
         actions.append(action[0].cpu().numpy())
         values.append(float(value))
         given.append(params.double())

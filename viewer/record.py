@@ -16,7 +16,10 @@ from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.viewer.entries import entries
+from expire_span_rl.viewer.naming import describe_observations
 from expire_span_rl.viewer.play import Episode, LayerLives, action_text, outcome, plain, taken
+from expire_span_rl.viewer.story import story
+from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
 LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire
@@ -38,12 +41,14 @@ def record(
     names: Sequence[str],
     about: Mapping[str, Any],
     audit: Mapping[str, Any],
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit:
-    `viewer.audit`'s."""
+    `viewer.audit`'s; labels: `naming.observation_names`. `shows`: what each observation shows, in words; `facts` [T]: the fact that it shows, -1 for none, if
+    the environment tells; `story`: `viewer.story`'s."""
     steps = len(episode.actions)
     info = {str(key): plain(value) for key, value in episode.info.items()}
-    return {
+    told: dict[str, Any] = {
         "version": VERSION,
         **about,
         "outcome": outcome(episode),
@@ -53,15 +58,25 @@ def record(
         "state_bytes": int(episode.memories[0].bytes()[0]),
         "steps": steps,
         "action_names": list(names),
+        **numbers_of(policy, episode, names),
+        "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
+        "transformer_xl": transformer_xl(lives),
+        "audit": dict(audit),
+        **({"entries": seen} if (seen := entries(policy, episode, names, labels)) else {}),
+        "shows": describe_observations(policy, episode, labels),
+        "facts": None if episode.facts is None else episode.facts.tolist(),
+    }
+    return {**told, "story": story(told)} if audit else told
+
+
+def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
+    """JSON-able: what was done, by what chances, and what it brought."""
+    return {
         **_actions(policy, episode, names),
         "rewards": rounded(episode.rewards),
         "return": rounded(episode.rewards.sum()),
         "values": rounded(episode.values),
         shown_as(policy): rounded(episode.marginals),
-        "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
-        "transformer_xl": transformer_xl(lives),
-        "audit": dict(audit),
-        **({"entries": seen} if (seen := entries(policy, episode, names)) else {}),
     }
 
 
@@ -145,5 +160,5 @@ def _expiry(kind: Any, written: Tensor, spans: np.ndarray | None) -> list[int | 
 
 
 def shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole of `--json`: `version`, `episodes`."""
-    return {"version": VERSION, "episodes": list(records)}
+    """The whole of `--json`: `version`, `episodes`, and `summary`, what is kept over all of them."""
+    return {"version": VERSION, "episodes": list(records), "summary": summary(records)}

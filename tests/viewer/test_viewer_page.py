@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
-from viewer_browser import NARROW, WIDE, agrees, made, remembered
+from viewer_browser import CONTRAST, NARROW, WIDE, agrees, made, remembered
 from viewer_cases import CONFIGS, SHIPPED, make_policy
 
 from expire_span_rl.envs import make_env, render_observation
@@ -226,36 +227,23 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, 
     one.page.keyboard.press("Enter")
     one.until("page.chosen === 0 && !page.due")
     rows = [row for row in record["audit"]["memories"] if row["written"] == 0]  # one in each layer
+    one.page.locator("#effect summary").press("Enter")
     told = one.page.inner_text("#effect")
-    assert "slot alone removed" in told and "never remembered" in told
-    assert len(rows) == 2 and told.count("instead") == sum(
-        row[n]["action"] != row["base"]["action"] for row in rows for n in row if n.startswith(("direct", "total"))
-    )
+    assert "slot alone removed" in told and "never been remembered" in told
+    effects = [rows[0]["total_removed"], rows[0]["total_swapped"]]  # the same in both layers
+    effects += [row[name] for row in rows for name in ("direct_removed", "direct_swapped")]
+    assert len(rows) == 2
+    assert told.count("instead") == sum(effect["action"] != rows[0]["base"]["action"] for effect in effects)
     one.page.evaluate("page.choose(138)")  # attended to as much, and of no effect
     one.until("page.chosen === 138 && !page.due")
     assert "no difference" in one.page.inner_text("#effect")
+    assert one.page.evaluate("document.querySelector('#effect details').open")  # it stays unfolded
     one.page.evaluate("page.choose(0)")
     one.until("page.chosen === 0 && !page.due")
+    one.page.locator(".thumb[data-written='0']").focus()
     one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
     one.settled(138)
     assert one.page.evaluate("document.activeElement.dataset.written") == "0"
-
-
-CONTRAST = """() => {
-  const parse = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return c.startsWith("color(srgb") ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1] : [...n.slice(0, 3), n[3] ?? 1]; };
-  const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    if (!node.checkVisibility() || node.closest(".uplot canvas, #tip") || ![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-    const style = getComputedStyle(node);
-    let under = node, back = [0, 0, 0, 0];
-    while (under && back[3] < 1) { back = parse(getComputedStyle(under).backgroundColor); under = under.parentElement; }
-    const [a, b] = [light(parse(style.color).slice(0, 3)), light(back.slice(0, 3))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5 || parseFloat(style.fontSize) < 12) poor.push(`${node.tagName} ${node.className} "${node.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${style.fontSize}`);
-  }
-  return poor;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -279,6 +267,55 @@ def test_it_can_be_read_in_every_width_and_light(opened, corridor, viewport, sch
         assert box["height"] >= 32 and box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
     one.page.keyboard.press("ArrowLeft")
     agrees(one, record, 138)
+    assert one.troubles == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_the_first_screen_tells_the_story(opened, corridor, viewport, scheme):
+    """The headline and what became of the decision are seen without scrolling; the moment is the decision's."""
+    path, (record, _) = corridor
+    one = opened(path, "", viewport, scheme)
+    one.settled(139)
+    headline = "Kept the blue ball of step 0 for good. 139 steps later, without it, the agent would have gone north."
+    assert one.page.inner_text("#headline") == headline == record["story"]["headline"]
+    assert one.page.inner_text("#detail") == record["story"]["detail"]
+    assert "130 of 140" in record["story"]["detail"]
+    assert one.page.inner_text("#chosen-title") == "Did it matter?"
+    verdict = one.page.locator("#effect .verdict").first
+    assert verdict.inner_text().startswith("north instead had this observation never been remembered: shift 1.00")
+    for part in ("#headline", "#chosen-title"):
+        assert one.page.locator(part).bounding_box()["y"] >= 0
+    box = verdict.bounding_box()
+    assert box["y"] + box["height"] <= viewport["height"]
+    assert one.page.evaluate("scrollY") == 0 and one.troubles == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_button_saves_the_picture(opened, corridor, tmp_path, scheme):
+    """A PNG of the moment, made without a request: the world, the view and the timelines stand in it as on the page."""
+    path, _ = corridor
+    one = opened(path, "#t=137", WIDE, scheme)
+    one.settled(137)
+    with one.page.expect_download() as download:
+        one.page.click("#save")
+    assert download.value.suggested_filename == "Corridor-v0-seed-3-step-137.png"
+    download.value.save_as(tmp_path / "p.png")
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    places = one.page.evaluate("drawPicture(page).places")
+    assert {"world", "other", "view", "layer 1", "layer 2"} < places.keys() and len(places) == 9
+    assert picture.shape[1] == 2480
+    x, y, wide, tall = (round(2 * number) for number in places["world"])
+    world = one.image("#world")
+    assert (tall, wide) == (2 * world.shape[0], 2 * world.shape[1])
+    shown = picture[y : y + tall, x : x + wide]
+    assert (np.abs(shown.astype(int) - world.repeat(2, 0).repeat(2, 1)) > 2).any(-1).mean() < 0.02
+    back = one.page.evaluate("css('--card')")
+    assert picture[5, 5].tolist() == [int(back[i : i + 2], 16) for i in (1, 3, 5)]
+    for name, (left, top, width, height) in places.items():  # nothing is blank, nothing lies outside
+        part = picture[round(2 * top) : round(2 * (top + height)), round(2 * left) : round(2 * (left + width))]
+        assert part.size and part.std() > 1, name
+        assert 0 <= left and left + width <= 1240 and 2 * (top + height) <= len(picture)
     assert one.troubles == []
 
 
@@ -312,6 +349,63 @@ def test_a_thousand_steps_are_small_quick_and_smooth(opened, long):
     assert one.troubles == []
 
 
+DENSITY = """() => page.timelines.map(line => {
+  const shown = line.canvas.getContext("2d"), known = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const over = (share, colour) => {  // a colour of that strength on the card
+    known.globalAlpha = 1; known.fillStyle = css("--card"); known.fillRect(0, 0, 1, 1);
+    known.globalAlpha = share; known.fillStyle = colour; known.fillRect(0, 0, 1, 1);
+    return [...known.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const whole = shown.getImageData(0, 0, line.canvas.width, line.canvas.height);
+  const at = (row, step) => {
+    const x = Math.round(line.toX(step + 0.5) * line.ratio), y = Math.round((line.top + 4 * row + 2) * line.ratio);
+    const [r, g, b, a] = whole.data.slice(4 * (y * whole.width + x), 4 * (y * whole.width + x) + 4);
+    return over(a / 255, `rgb(${r} ${g} ${b})`);
+  };
+  const attended = new Set();
+  line.layer.attention.forEach(({ to, weights }, t) => to.forEach((w, i) => {
+    const weight = Math.max(...weights.map(head => head[i]));
+    for (const near of [t - 2, t - 1, t, t + 1, t + 2]) if (weight >= LEAST_LINE && w < t) attended.add(`${line.rowOf(w)} ${near}`);
+  }));
+  for (const [w, weight] of page.weights[line.index]) if (weight >= LEAST_LINE) for (let t = 0; t < 1000; t++) attended.add(`${line.rowOf(w)} ${t}`);
+  const told = [];
+  for (let row = 0; row < line.rows.length; row += 3) for (let step = 20; step < page.t - 3; step += 17) {
+    const share = line.share(row, step), steady = [-2, -1, 1, 2].every(d => line.share(row, step + d) === share);
+    if (steady && !attended.has(`${row} ${step}`)) told.push([row, step, share, at(row, step), over(share, css("--dead"))]);
+  }
+  return { size: line.size, dense: line.dense, tall: line.bottom - line.top, told, attended: attended.size };
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_hundreds_of_live_memories_are_shades(opened, long, scheme):
+    """A row's shade is the part of its observations that is live; a wedge of one colour it is not."""
+    path, (record,) = long
+    assert max(record["layers"][0]["live"]) == 257
+    one = opened(path, "#t=990", WIDE, scheme)
+    one.page.evaluate("page.choose(null)")
+    one.settled(990)
+    for layer, shown in zip(record["layers"], one.page.evaluate(DENSITY), strict=True):
+        size = shown["size"]
+        assert shown["dense"] and shown["tall"] == 4 * math.ceil(1000 / size) <= 260
+        shares = set()
+        for row, step, share, pixel, wanted in shown["told"]:
+            members = range(row * size, min(1000, (row + 1) * size))
+            assert share == pytest.approx(np.mean([w <= step < layer["end"][w] for w in members]))
+            assert np.abs(np.array(pixel) - wanted).max() <= 4
+            shares.add(share)
+        assert shares == {0, 1}  # what is in between lasts for a step each, less than a pixel
+        assert len(shown["told"]) > 100
+    assert "Each row is 16 observations" in one.page.inner_text("#lives-note")
+    x, y = one.page.evaluate("(() => { const l = page.timelines[0]; return [l.toX(980.5), l.y(900) + 2]; })()")
+    canvas = one.page.locator("#timelines canvas").first
+    canvas.scroll_into_view_if_needed()
+    canvas.click(position={"x": x, "y": y})
+    one.until("page.chosen !== null && !page.due")
+    assert one.page.evaluate("page.chosen") in range(896, 912) and abs(one.now() - 980) <= 1
+    assert one.troubles == []
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"expire_span"}))
 def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
     settings = dict(CONFIGS.get(kind, {}))
@@ -327,6 +421,9 @@ def test_other_kinds_show_their_own_truth(opened, tmp_path, kind):
         assert not one.page.is_visible("#memory") and not one.page.is_visible("#lives")
         told = one.page.inner_text("#effect")
         assert f"{record['state_bytes']} bytes" in told if record["state_bytes"] else "has no memory" in told
+        if record["state_bytes"]:
+            assert f"shift by {record['audit']['influence'][t]:.2f}" in told
+        assert one.page.inner_text("#headline") == record["story"]["headline"]
     else:
         agrees(one, record, t)
         told = one.page.inner_text("#lives-note")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from viewer_browser import NARROW, WIDE
+from gymnasium import spaces
+from viewer_browser import CONTRAST, NARROW, WIDE
 from viewer_cases import make_policy
 from viewer_spaces import ACTIONS, OBSERVATIONS, WORDS, Sampled
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.showing import show_in
+from expire_span_rl.viewer.naming import observation_names
 from expire_span_rl.viewer.panels import observation_pictures
 
 
@@ -111,6 +113,53 @@ def test_what_a_mask_forbids_is_said(opened, tmp_path):
     assert [line.split(": ")[0] for line in title] == [f"observation[{i}]" for i in range(3)]
     assert [float(line.split(": ")[1]) for line in title] == pytest.approx(record["entries"][1]["values"][0], rel=6e-3)
     assert one.troubles == []
+
+
+NAMES = {"card": ["clubs", "hearts"], "cart": ["position", "speed", "angle"], "flags": ["too", "few"]}
+
+
+class Named(Sampled):
+    """Its observations have names; those of `flags` are fewer than its numbers."""
+
+    def __init__(self):
+        parts = {
+            "card": spaces.Discrete(2, start=5),
+            "cart": spaces.Box(-1, 1, (3,), np.float32),
+            "flags": spaces.MultiBinary(3),
+        }
+        super().__init__(spaces.Dict(parts), spaces.Discrete(2))
+        self.metadata = {**self.metadata, "observation_names": NAMES}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "390"])
+def test_numbers_have_the_names_that_the_environment_gives(opened, tmp_path, viewport, scheme):
+    told = show_in(make_policy(env_id=Named), make_env(Named), "Named-v0", "p.safetensors", seed=3, deterministic=False)
+    told.save(tmp_path / "memory.html")
+    record = told.episodes[0].record
+    card, cart, flags = (next(e for e in record["entries"] if e["name"] == name) for name in NAMES)
+    assert card["value_names"] == NAMES["card"] and cart["labels"] == NAMES["cart"]
+    assert flags["labels"] == ["flags[0]", "flags[1]", "flags[2]"]
+    one = opened(tmp_path / "memory.html", "#t=4", viewport, scheme)
+    one.settled(4)
+    shown = parts(one)
+    suit = NAMES["card"][card["values"][4][0] - 5]
+    assert shown["card"].inner_text() == suit
+    assert shown["cart"].locator(".label").all_inner_texts() == NAMES["cart"]
+    numbers = [float(number) for number in shown["cart"].locator(".number").all_inner_texts()]
+    assert numbers == pytest.approx(cart["values"][4], rel=6e-3)
+    names = [record["shows"]["texts"][i] for i in record["shows"]["which"]]
+    assert names[4].split(", ")[0] == suit and "position" not in names[4]
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert one.page.evaluate(CONTRAST) == [] and one.troubles == []
+
+
+def test_a_list_names_an_observation_without_parts_and_nonsense_names_nothing():
+    env = Sampled(OBSERVATIONS["vector"], ACTIONS["discrete"])
+    policy = make_policy(env_id=lambda: env)
+    for given, names in [(["a", "b", "c"], {"observation": ["a", "b", "c"]}), (["a"], {}), ("abc", {}), (None, {})]:
+        env.metadata = {"observation_names": given}
+        assert observation_names(make_env(lambda: env), policy) == names
 
 
 def test_a_world_that_cannot_be_drawn_is_said_to_be_missing(opened, tmp_path):

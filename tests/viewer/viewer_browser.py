@@ -18,7 +18,24 @@ from playwright.sync_api import Page
 import visualize
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+CONTRAST = """() => {
+  const parse = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return c.startsWith("color(srgb") ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1] : [...n.slice(0, 3), n[3] ?? 1]; };
+  const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const poor = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (!node.checkVisibility() || node.closest(".uplot canvas, #tip") || ![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const style = getComputedStyle(node);
+    let under = node, back = [0, 0, 0, 0];
+    while (under && back[3] < 1) { back = parse(getComputedStyle(under).backgroundColor); under = under.parentElement; }
+    const [a, b] = [light(parse(style.color).slice(0, 3)), light(back.slice(0, 3))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5 || parseFloat(style.fontSize) < 12) poor.push(`${node.tagName} ${node.className} "${node.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${style.fontSize}`);
+  }
+  return poor;
+}"""
+"""The texts that are too small, or too like what is behind them."""
 
 
 @dataclass

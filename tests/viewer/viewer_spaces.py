@@ -46,14 +46,14 @@ class Sampled(gym.Env):
 
     def __init__(self, observation: spaces.Space, action: spaces.Space, masks: bool = False, drawn: Any = None):
         self.observation_space, self.action_space = observation, action
-        self.masks, self.drawn, self.taken = masks, drawn, []
+        self.masks, self.drawn, self.taken, self.taken_before = masks, drawn, [], []
         self.metadata = {"render_modes": [] if drawn is None else ["rgb_array"]}
         self.render_mode = None if drawn is None else "rgb_array"
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        self.taken = []
+        self.taken, self.taken_before = [], self.taken  # `taken_before`: in the episode before
         return self._observation(), self._info()
 
     def step(self, action):

@@ -90,11 +90,31 @@ function allowed(entry, t) {
 /** Few numbers as digits; each as a cell, pale for its smallest of the episode and full for its largest. */
 function drawNumbers(place, entry, t) {
   const now = entry.values[t];
+  if (entry.value_names) {
+    place.textContent = entry.value_names[now[0] - entry.start];
+    return;
+  }
+  if (entry.named) drawFeatures(place, entry, now);
+  else drawCells(place, entry, now);
+  place.title = now.map((number, i) => `${entry.labels[i]}: ${short(number)}`).join("\n");
+}
+
+/** Each number by its name, with a bar from its smallest of the episode to its largest. */
+function drawFeatures(place, entry, now) {
+  place.className = "features";
+  place.replaceChildren(...now.flatMap((number, i) => {
+    const [low, high] = entry.ranges[i], track = element("span", "track"), bar = element("i");
+    bar.style.width = `${high > low ? Math.round((100 * (number - low)) / (high - low)) : 0}%`;
+    track.append(bar);
+    return [element("span", "label", entry.labels[i]), track, element("span", "number", short(number))];
+  }));
+}
+
+function drawCells(place, entry, now) {
   place.replaceChildren(...now.map((number, i) => {
     const [low, high] = entry.ranges[i], cell = element("i"), part = high > low ? (number - low) / (high - low) : 0;
     cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round(100 * part)}%, var(--card))`;
     return cell;
   }));
   if (now.length <= FEW_NUMBERS) place.append(element("span", "", now.map(short).join("  ")));
-  place.title = now.map((number, i) => `${entry.labels[i]}: ${short(number)}`).join("\n");
 }

@@ -3,14 +3,22 @@
 
 const MOST_THUMBS = 48;
 const LEAST_SHIFT = 0.05; // below it nothing is said to have changed
-const EFFECTS = [
+const EFFECTS = ["direct_removed", "direct_swapped", "total_removed", "total_swapped"];
+const TOTAL = [
+  ["total_removed", "had this observation never been remembered"],
+  ["total_swapped", "had the agent seen the opposite fact"],
+];
+const DIRECT = [
   ["direct_removed", "this slot alone removed"],
-  ["direct_swapped", "this slot alone as if the fact were the other way"],
-  ["total_removed", "this observation never remembered, in any layer"],
-  ["total_swapped", "the fact the other way wherever it was seen"],
+  ["direct_swapped", "this slot alone as if the fact were the opposite"],
 ];
 /** The predicted span of an observation's memory, with a comma behind it; empty for kinds without spans. */
 const spanText = (layer, written) => !layer.span ? "" : layer.span[written] === null ? "kept for good, " : `span ${Math.round(layer.span[written])}, `;
+/** What an observation shows, with a colon before it; empty where it has no name. */
+const showsText = (record, written) => {
+  const text = record.shows.texts[record.shows.which[written]];
+  return text && `: ${text}`;
+};
 const two = (number) => (number ?? NaN).toFixed(2);
 
 /** What is live at the page's moment: a list of {written, weight, left, layers}, of one layer or of all. */
@@ -89,15 +97,24 @@ function newThumb(page, written) {
 
 /** Which memory is chosen, what it is now, and what its removal did at the decision that comes next (or was the last). */
 function drawChosen(page) {
-  const box = byId("effect"), { record, t, chosen } = page;
+  const box = byId("effect"), { record, t, chosen } = page, shown = [page.episode, chosen, t, page.head].join();
+  if (box.dataset.shown === shown) return; // so that what has the focus keeps it
+  const focused = document.activeElement.tagName === "SUMMARY";
+  box.dataset.shown = shown;
+  fillChosen(page, box);
+  if (focused) box.querySelector("summary")?.focus({ preventScroll: true });
+}
+
+function fillChosen(page, box) {
+  const { record, t, chosen } = page;
   if (chosen === null) {
-    const text = record.layers.length ? "Choose a memory: a thumbnail or a bar." : nothing(record);
-    box.replaceChildren(element("p", "note", text));
+    const texts = record.layers.length ? ["Choose a memory: a thumbnail or a bar."] : nothing(record, t);
+    box.replaceChildren(...texts.map((text) => element("p", "note", text)));
     return;
   }
   const subject = element("div", "subject"), picture = element("canvas"), told = element("div");
   page.seen.draw(picture, chosen);
-  told.append(element("b", "", `Observation of step ${chosen}`));
+  told.append(element("b", "", `Observation of step ${chosen}${showsText(record, chosen)}`));
   record.layers.forEach((layer, i) => {
     const span = spanText(layer, chosen);
     const life = layer.end[chosen] >= record.steps ? "live to the last step" : `gone at step ${layer.end[chosen]}`;
@@ -108,7 +125,7 @@ function drawChosen(page) {
   const rows = record.audit.memories.filter((row) => row.written === chosen);
   const next = rows.find((row) => row.step >= t) ?? rows.at(-1);
   const here = next ? rows.filter((row) => row.step === next.step) : [];
-  box.replaceChildren(subject, ...here.flatMap((row) => effectsOf(page, row)));
+  box.replaceChildren(subject, ...(here.length ? effectsOf(page, here) : []));
   if (!rows.length) box.append(element("p", "note", unmeasured(record)));
 }
 
@@ -117,32 +134,43 @@ function unmeasured(record) {
   return "Not measured: it is not among those attended to most at a decision. visualize.py --audit K measures K of them.";
 }
 
-function nothing(record) {
-  if (record.state_bytes) return `This policy (${record.memory}) remembers in a state of ${record.state_bytes} bytes: no observation in it can be told apart.`;
-  return `This policy (${record.memory}) has no memory: it chose every action from the observation of that step alone.`;
+/** What is told of a memory that is no list of observations, as paragraphs. */
+function nothing(record, t) {
+  if (!record.state_bytes) return [`This policy (${record.memory}) has no memory: it chose every action from the observation of that step alone.`];
+  const moved = record.continuous ? "distribution of actions" : "action probabilities";
+  return [
+    `At step ${t} the ${moved} would shift by ${two(record.audit.influence[t])} if the memory were emptied (0: not at all, 1: entirely).`,
+    `This policy (${record.memory}) remembers in a state of ${record.state_bytes} bytes: no observation in it can be told apart.`,
+  ];
 }
 
-function effectsOf(page, row) {
-  const { record } = page, nodes = [];
-  const heading = element("h3", "", `Decision at step ${row.step}: ${record.deterministic ? "" : "most likely "}${nameOf(record, row.base.action)}, by layer ${row.layer + 1} (attention ${two(row.attention)}) `);
+/** What became of a decision without the chosen memory. rows: of that decision, one per layer. */
+function effectsOf(page, rows) {
+  const { record } = page, row = rows[0];
+  const heading = element("h3", "", `Step ${row.step}: the agent ${record.deterministic ? "chose" : "most likely chose"} ${nameOf(record, row.base.action)} `);
   const jump = element("button", "", "go there");
   jump.addEventListener("click", () => page.go(row.step));
   if (page.t !== row.step) heading.append(jump);
-  nodes.push(heading);
   const key = element("p", "note", record.continuous ? "means " : "probabilities ");
   key.append(element("i", "key"), "as it was", element("i", "key other"), "as it would have been");
-  nodes.push(key);
-  for (const [name, what] of EFFECTS) {
-    const effect = row[name];
-    if (!effect) continue;
-    const flips = isAnother(record, row.base, effect), same = effect.shift < LEAST_SHIFT;
+  const slots = element("details"), summary = element("summary", "", "slot by slot, at this step only");
+  slots.open = page.slots;
+  slots.addEventListener("toggle", () => { page.slots = slots.open; });
+  slots.append(summary, ...rows.flatMap((one) => [
+    element("p", "note", `layer ${one.layer + 1}, attention ${two(one.attention)}`), ...verdicts(record, one, DIRECT),
+  ]));
+  return [heading, ...verdicts(record, row, TOTAL), key, slots];
+}
+
+function verdicts(record, row, effects) {
+  return effects.filter(([name]) => row[name]).map(([name, what]) => {
+    const effect = row[name], flips = isAnother(record, row.base, effect), same = effect.shift < LEAST_SHIFT;
     const verdict = element("div", `verdict ${flips ? "flips" : same ? "none" : ""}`);
     verdict.append(element("b", "", flips ? `${nameOf(record, effect.action)} instead` : same ? "no difference" : `still ${nameOf(record, effect.action)}`));
-    verdict.append(` with ${what}: shift ${two(effect.shift)}, value ${effect.value_change < 0 ? "−" : "+"}${two(Math.abs(effect.value_change))}`);
+    verdict.append(` ${what}: shift ${two(effect.shift)}, value ${effect.value_change < 0 ? "−" : "+"}${two(Math.abs(effect.value_change))}`);
     verdict.append(pairs(record, shownOf(row.base), shownOf(effect)));
-    nodes.push(verdict);
-  }
-  return nodes;
+    return verdict;
+  });
 }
 
 /** What is shown of two distributions, side by side: of probabilities those of at least LEAST_SHIFT. */
@@ -188,7 +216,7 @@ function buildAudit(page) {
     button.addEventListener("click", () => { page.choose(row.written); page.go(row.step); });
     go.append(button);
     line.append(go, ...[nameOf(record, row.base.action), `step ${row.written}`, row.layer + 1, two(row.attention)].map((text) => element("td", "", text)));
-    for (const [name] of EFFECTS) {
+    for (const name of EFFECTS) {
       const effect = row[name], flips = effect && isAnother(record, row.base, effect);
       line.append(element("td", flips ? "flips" : "", effect ? `${two(effect.shift)}${flips ? ` → ${nameOf(record, effect.action)}` : ""}` : "–"));
     }

@@ -4,16 +4,26 @@
 const page = {
   record: null, film: null, seen: null, timelines: [], charts: null, episode: 0,
   t: 0, layer: "all", head: "max", sort: "attention",
+  slots: false, // whether the effects of single slots are unfolded
   chosen: null, marked: null, // observations, by the step at which they were written
   weights: [], // per layer: a map from observations to the attention that they receive now
   until: 0, // the step at which the timelines end
   timer: null, addressing: null, due: false,
 
+  compare: null, // the episode without the memory, if there is one
+  beyond: 0, // steps beyond the episode's end, while the other one goes on
+
   /** Shows step t. */
   go(t) {
-    this.t = Math.max(0, Math.min(this.record.steps - 1, t));
+    const wanted = Math.max(0, Math.min(this.last(), t));
+    this.t = Math.min(this.record.steps - 1, wanted);
+    this.beyond = wanted - this.t;
     this.draw();
   },
+
+  /** The step that is shown; beyond the episode's end only the other one moves. */
+  now() { return this.t + this.beyond; },
+  last() { return (this.compare?.on ? Math.max(this.record.steps, this.compare.record.steps) : this.record.steps) - 1; },
 
   choose(written) {
     this.chosen = written;
@@ -47,9 +57,10 @@ const page = {
       const of = this.head === "max" ? to.map((_, i) => Math.max(...weights.map((row) => row[i]))) : weights[this.head] ?? [];
       return new Map(to.map((written, i) => [written, of[i]]));
     });
-    byId("slider").value = t;
-    byId("slider").setAttribute("aria-valuetext", `step ${t}`);
-    byId("clock").textContent = `step ${t} of ${record.steps - 1}`;
+    drawComparison(this);
+    byId("slider").value = this.now();
+    byId("slider").setAttribute("aria-valuetext", `step ${this.now()}`);
+    byId("clock").textContent = `step ${this.now()} of ${this.beyond ? this.last() : record.steps - 1}`;
     this.drawFilm();
     if (record.layers.length) {
       drawTotals(this);
@@ -85,9 +96,10 @@ const page = {
     drawEntries(record, t);
   },
 
-  /** The moment into the address, so that it can be sent to somebody. */
+  /** The moment into the address, so that it can be sent to somebody. A frame in a notebook has no address. */
   address() {
-    const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.t}`;
+    if (location.protocol === "about:") return;
+    const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.now()}`;
     if (location.hash !== wanted) history.replaceState(null, "", wanted);
   },
 
@@ -97,8 +109,8 @@ const page = {
     byId("play").textContent = on ? "❚❚" : "▶";
     byId("play").setAttribute("aria-label", on ? "Pause" : "Play");
     if (!on) return;
-    if (this.t >= this.record.steps - 1) this.go(0);
-    this.timer = setInterval(() => (this.t >= this.record.steps - 1 ? this.play(false) : this.go(this.t + 1)), 1000 / Number(byId("speed").value));
+    if (this.now() >= this.last()) this.go(0);
+    this.timer = setInterval(() => (this.now() >= this.last() ? this.play(false) : this.go(this.now() + 1)), 1000 / Number(byId("speed").value));
   },
 
   nextDecision(back) {
@@ -125,8 +137,10 @@ const page = {
     Object.assign(this, { episode: index, record, chosen: null, marked: null, layer: "all", head: "max" });
     this.film = data.film && (await Film.of(data.film));
     this.seen = await Seen.of(data.seen);
+    this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
+    this.beyond = 0;
     byId("thumbs").replaceChildren();
-    describe(this);
+    delete byId("effect").dataset.shown;
     const box = byId("timelines");
     box.replaceChildren();
     this.timelines = record.layers.map((layer, i) => {
@@ -135,29 +149,29 @@ const page = {
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `Lives of the memories of layer ${i + 1}`);
       box.append(holder);
-      return new Timeline(canvas, layer, i, record.steps, this);
+      return timelineOf(canvas, layer, i, record.steps, this);
     });
+    describe(this);
     // Room for what was still to come when the episode ended, but no more than a fifth of it.
     const last = Math.max(...this.timelines.map((timeline) => timeline.last));
     this.until = Math.max(record.steps + 1, Math.min(last, record.steps * 1.2));
     this.charts ??= new Charts(byId("charts"), this);
     buildAudit(this);
-    const strongest = record.audit.memories.reduce((best, row) => (best && shift(best) >= shift(row) ? best : row), null);
-    if (strongest) this.chosen = strongest.written;
-    this.t = Math.max(0, Math.min(record.steps - 1, t ?? strongest?.step ?? record.steps - 1));
+    this.chosen = record.story.written; // what is shown first
+    const wanted = Math.max(0, Math.min(this.last(), t ?? record.story.step));
+    this.t = Math.min(record.steps - 1, wanted);
+    this.beyond = wanted - this.t;
     this.layOut();
     document.documentElement.dataset.ready = index;
     document.documentElement.dataset.milliseconds = Math.round(performance.now()); // to the first picture
   },
 };
 
-/** What is shown first: the memory without which the policy would have decided otherwise. */
-const shift = (row) => row.total_removed.shift;
 const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
 
 function told(page, written) {
   const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${spanText(layer, written)}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
-  return [`observation of step ${written}`, ...lives].join("\n");
+  return [`observation of step ${written}${showsText(page.record, written)}`, ...lives].join("\n");
 }
 
 async function unpacked(text) {
@@ -170,25 +184,31 @@ async function unpacked(text) {
 function describe(page) {
   const { record } = page, title = byId("title"), success = record.info.is_success;
   const [first, ...rest] = record.outcome.split(", ");
+  byId("headline").textContent = record.story.headline;
+  byId("detail").textContent = record.story.detail;
   title.className = success === true ? "good" : success === false ? "bad" : "";
   title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
   const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`);
   const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
   const undrawn = record.not_drawn ? [`the world could not be drawn (${record.not_drawn})`] : [];
   byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info, ...undrawn].join(" · ");
-  byId("slider").max = record.steps - 1;
   const has = record.layers.length > 0;
   for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;
-  byId("chosen-title").textContent = has ? "Did it matter?" : "What it remembers";
   byId("frame").hidden = !page.film;
-  byId("place").hidden = !page.film;
+  byId("place").hidden = !page.film || !has;
   byId("decision").hidden = !record.audit.decisions.length;
   describeActions(record);
   buildEntries(record);
   if (!has) return;
   byId("layer").replaceChildren(new Option("all", "all"), ...record.layers.map((_, i) => new Option(i + 1, i)));
   byId("head").replaceChildren(new Option("all heads, the largest", "max"), ...Array.from({ length: record.layers[0].heads }, (_, h) => new Option(`head ${h + 1}`, h)));
-  byId("lives-note").textContent = lifeNote(record.layers);
+  byId("lives-note").textContent = page.timelines.some((timeline) => timeline.dense) ? densityNote(page.timelines) : lifeNote(record.layers);
+}
+
+function densityNote(timelines) {
+  const { size } = timelines.find((timeline) => timeline.dense);
+  const rows = size > 1 ? `Each row is ${size} observations, written one after the other` : "Each row is an observation";
+  return `${rows}, the earliest on top (numbers on the left: the step of writing). The greyer, the more of them are live at that step; in colour, the attention that they receive there, from ${LEAST_LINE} on. Lines lead to what is attended to at this moment. Ticks below are decisions.`;
 }
 
 /** How to read the bars, by what the memory kind does. */
@@ -212,10 +232,12 @@ function asked() {
 function listen() {
   const on = (id, event, act) => byId(id).addEventListener(event, act);
   on("slider", "input", (event) => page.go(Number(event.target.value)));
-  on("back", "click", () => page.go(page.t - 1));
-  on("forth", "click", () => page.go(page.t + 1));
+  on("back", "click", () => page.go(page.now() - 1));
+  on("forth", "click", () => page.go(page.now() + 1));
+  on("compare", "click", () => { page.compare.on = !page.compare.on; page.go(page.now()); });
   on("play", "click", () => page.play(!page.timer));
   on("decision", "click", () => page.nextDecision(false));
+  on("save", "click", () => savePicture(page));
   on("speed", "change", () => page.timer && page.play(true));
   on("sort", "change", (event) => { page.sort = event.target.value; page.draw(); });
   on("layer", "change", (event) => { page.layer = event.target.value === "all" ? "all" : Number(event.target.value); page.draw(); });
@@ -224,15 +246,16 @@ function listen() {
   addEventListener("hashchange", () => {
     const { e, t } = asked();
     if (e !== undefined && e !== page.episode && byId(`episode-${e}`)) page.open(e, t);
-    else if (t !== undefined && t !== page.t) page.go(t);
+    else if (t !== undefined && t !== page.now()) page.go(t);
   });
   addEventListener("keydown", (event) => {
     if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
     const far = event.shiftKey ? 10 : 1;
     const acts = {
-      ArrowLeft: () => page.go(page.t - far), ArrowRight: () => page.go(page.t + far),
-      Home: () => page.go(0), End: () => page.go(page.record.steps - 1),
+      ArrowLeft: () => page.go(page.now() - far), ArrowRight: () => page.go(page.now() + far),
+      Home: () => page.go(0), End: () => page.go(page.last()),
       d: () => page.nextDecision(false), D: () => page.nextDecision(true),
+      s: () => savePicture(page),
     };
     if (event.target.tagName !== "BUTTON") acts[" "] = () => page.play(!page.timer);
     if (!(event.key in acts)) return;
@@ -253,6 +276,8 @@ function begin() {
   const list = JSON.parse(byId("list").textContent);
   byId("episodes").hidden = list.length < 2;
   byId("episode").replaceChildren(...list.map((one, i) => new Option(`${i + 1}. seed ${one.seed}: ${one.outcome}`, i)));
+  buildSummary(JSON.parse(byId("summary-data").textContent), list.length);
+  byId("address-note").hidden = location.protocol === "about:";
   listen();
   const { e, t } = asked(), first = e !== undefined && e < list.length ? e : 0;
   byId("episode").value = first;

@@ -54,6 +54,7 @@ class Timeline {
     return span === null ? this.layer.expires[written] ?? this.steps : written + span;
   }
 
+  get dense() { return false; }
   get scale() { return (this.width - this.left - 4) / this.page.until; }
   toX(step) { return this.left + step * this.scale; }
   toStep(x) { return (x - this.left) / this.scale; }
@@ -63,9 +64,8 @@ class Timeline {
     const ratio = window.devicePixelRatio || 1;
     this.left = 34;
     this.width = this.canvas.parentElement.clientWidth;
-    this.lane = Math.max(1.5, Math.min(11, 260 / this.lanes.count));
     this.top = 4;
-    this.bottom = this.top + Math.max(24, this.lane * this.lanes.count);
+    this.measure();
     this.height = this.bottom + 20;
     this.canvas.style.height = `${this.height}px`;
     this.canvas.width = Math.round(this.width * ratio);
@@ -76,14 +76,31 @@ class Timeline {
     this.still.height = this.canvas.height;
     const context = this.still.getContext("2d");
     context.scale(ratio, ratio);
-    const span = css("--span"), dead = css("--dead");
-    for (let w = 0; w < this.steps; w++) if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.page.until, this.predicted(w)), span, 1);
-    for (let w = 0; w < this.steps; w++) this.life(context, w, dead);
+    this.paintStill(context);
     this.axis(context);
   }
 
+  /** How high all of it is. */
+  measure() {
+    this.lane = Math.max(1.5, Math.min(11, 260 / this.lanes.count));
+    this.bottom = this.top + Math.max(24, this.lane * this.lanes.count);
+  }
+
+  y(written) { return this.top + this.lanes.of[written] * this.lane; }
+
+  paintStill(context) {
+    const span = css("--span"), dead = css("--dead");
+    for (let w = 0; w < this.steps; w++) if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.page.until, this.predicted(w)), span, 1);
+    for (let w = 0; w < this.steps; w++) this.life(context, w, dead);
+  }
+
+  /** The memories that are live now. weights: the attention that they receive, by observation. */
+  paintLive(context, t, weights) {
+    for (let w = 0; w <= t; w++) if (this.layer.end[w] > t) this.life(context, w, heat(weights.get(w) ?? 0));
+  }
+
   bar(context, written, from, until, colour, share) {
-    const y = this.top + this.lanes.of[written] * this.lane;
+    const y = this.y(written);
     const tall = Math.max(1, this.lane * share - (this.lane > 3 ? 1 : 0));
     context.fillStyle = colour;
     context.fillRect(this.toX(from), y + (this.lane - tall) / 2, Math.max(1, (until - from) * this.scale - (this.scale > 3 ? 0.5 : 0)), tall);
@@ -127,16 +144,11 @@ class Timeline {
     context.globalAlpha = 0.55; // what is still to come
     context.fillRect(this.toX(t + 1), 0, this.width, this.bottom);
     context.globalAlpha = 1;
-    this.liveNow = 0;
-    const now = weights[this.index];
-    for (let w = 0; w <= t; w++) {
-      if (this.layer.end[w] <= t) continue;
-      this.liveNow++;
-      this.life(context, w, heat(now.get(w) ?? 0));
-    }
+    this.liveNow = this.layer.end.reduce((live, end, w) => live + (w <= t && end > t), 0);
+    this.paintLive(context, t, weights[this.index]);
     for (const [w, colour] of [[chosen, css("--accent")], [marked, css("--ink")]]) {
       if (w === null || w === undefined) continue;
-      const y = this.top + this.lanes.of[w] * this.lane;
+      const y = this.y(w);
       context.strokeStyle = colour;
       context.lineWidth = 2;
       const until = Math.max(this.layer.end[w], w + 1);

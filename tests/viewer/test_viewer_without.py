@@ -1,0 +1,130 @@
+"""The episode as it would have gone without a memory, beside the one that was played."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from viewer_browser import NARROW, WIDE, made
+from viewer_cases import ROOT, SHIPPED, STORING, make_policy, played
+
+from expire_span_rl.envs import make_env
+from expire_span_rl.showing import show_in
+from expire_span_rl.viewer.play import Forgetting, play, tensors_of
+from expire_span_rl.viewer.without import play_without
+
+PORTAL = str(ROOT / "pretrained" / "portal-expire_span.safetensors")
+GRU = str(ROOT / "pretrained" / "portal-gru.safetensors")
+
+
+@pytest.mark.parametrize("kind", STORING)
+def test_the_observation_is_gone_from_every_layer_and_the_rest_is_acted_anew(kind):
+    """Against acting in one piece, in whose buffers the slots are switched off by hand."""
+    policy = make_policy(kind)
+    episode = played(policy, 30)
+    written, step = 5, 12
+    other = play(
+        policy, make_env("Corridor-v0"), 3, 30, True, 8, script=episode.actions[:step], forgetting=Forgetting(step, written)
+    )  # fmt: skip
+    assert other.actions[:step].tolist() == episode.actions[:step].tolist()
+    observations = tensors_of(policy, other.observations)
+    acting = policy.begin(policy.initial_memory(1), 30)
+    for t in range(30):
+        if t == written + 1:
+            for layer in acting.layers:
+                layer.alive[0, written] = False
+        params, value = policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0]))
+        np.testing.assert_allclose(params.softmax(-1)[0], other.marginals[t], atol=2e-4)
+        assert float(value) == pytest.approx(other.values[t], abs=2e-3)
+        if t >= step:
+            assert other.actions[t] == params.argmax()
+
+
+def test_a_state_is_emptied_at_the_decision():
+    policy = make_policy("gru")
+    episode = played(policy, 20)
+    other = play(
+        policy, make_env("Corridor-v0"), 3, 20, True, script=episode.actions[:7], forgetting=Forgetting(7, None)
+    )
+    np.testing.assert_allclose(other.marginals[:7], episode.marginals[:7], atol=1e-5)
+    alone = {key: value[7] for key, value in tensors_of(policy, other.observations).items()}
+    params, _ = policy.step(alone, policy.begin(policy.initial_memory(1), 1), torch.tensor([True]))
+    np.testing.assert_allclose(params.softmax(-1)[0], other.marginals[7], atol=1e-5)
+    assert np.abs(other.marginals[7] - episode.marginals[7]).max() > 1e-3
+
+
+class Unrepeatable(gym.Env):
+    """Its observations do not depend on the seed alone."""
+
+    observation_space, action_space, count = spaces.Discrete(1000), spaces.Discrete(2), 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action):
+        return self._observation(), 0.0, False, False, {}
+
+    def _observation(self):
+        type(self).count += 1
+        return self.count % 1000
+
+
+def test_an_environment_that_does_not_repeat_itself_has_no_other_episode():
+    env = make_env(Unrepeatable)
+    policy = make_policy(env_id=Unrepeatable)
+    episode = play(policy, env, 0, 10, True)
+    how = {"seed": 0, "max_steps": 10, "deterministic": True, "watch": lambda env: None}
+    assert play_without(policy, env, episode, Forgetting(5, 2), **how) is None
+
+
+def test_the_shipped_policy_takes_the_other_door_without_the_ball(tmp_path):
+    from expire_span_rl.policies import load_policy
+
+    env = make_env("Corridor-v0", min_length=100)
+    (one, _) = show_in(load_policy(SHIPPED)[0], env, "Corridor-v0", "p", seed=3, episodes=2).episodes
+    other = one.record["without"]
+    assert (other["written"], other["step"], other["steps"]) == (0, 139, 140)
+    assert other["label"] == "without the blue ball of step 0" and other["outcome"] == "failure, return 0 in 140 steps"
+    assert other["actions"][:139] == one.record["actions"][:139]
+    row = next(row for row in one.record["audit"]["memories"] if row["written"] == 0)
+    assert other["actions"][139] == row["total_removed"]["action"] != one.record["actions"][139]
+    assert other["probabilities"][139] == pytest.approx(row["total_removed"]["probabilities"], abs=2e-4)
+
+
+@pytest.mark.parametrize("path", [PORTAL, GRU])
+@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280-light", "390-dark"])
+def test_both_episodes_are_shown_until_the_last_is_over(opened, tmp_path, path, viewport, scheme):
+    page, (record,) = made(tmp_path, path, "--seed", "3")
+    other = record["without"]
+    assert other["steps"] > record["steps"]
+    one = opened(page, "", viewport, scheme)
+    step = record["story"]["step"]
+    one.settled(step)
+    note = one.page.inner_text("#without-note")
+    assert note == f"{other['label'].capitalize()}: {record['action_names'][other['actions'][step]]}"
+    assert one.page.inner_text("#with-note") == f"As it was: {record['action_names'][record['actions'][step]]}"
+    assert (one.image("#world") != one.image("#other-world")).mean() < 0.02  # but for the marked place: the same world
+    one.page.keyboard.press("ArrowLeft")
+    one.settled(step - 1)
+    assert one.page.inner_text("#without-note").endswith(f"the same until step {other['step']}")
+    one.page.evaluate("page.choose(null)")
+    one.page.keyboard.press("End")
+    one.until("page.beyond > 0 && !page.due")
+    last = other["steps"] - 1
+    assert one.page.inner_text("#clock") == f"step {last} of {last}"
+    assert one.page.inner_text("#with-note") == f"As it was: over, {record['outcome']}"
+    assert one.page.inner_text("#without-note").endswith(f"the end: {other['outcome']}")
+    env = make_env("Portal-v0", render_mode="rgb_array")
+    env.reset(seed=3)
+    for action in other["actions"][:last]:
+        env.step(action)
+    np.testing.assert_array_equal(one.image("#other-world"), env.render())
+    one.page.click("#compare")
+    one.settled(record["steps"] - 1)
+    assert not one.page.is_visible("#other") and one.page.evaluate("page.beyond") == 0
+    assert other["label"] in one.page.inner_text("#compare")
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert one.troubles == []
