@@ -104,8 +104,8 @@ def evaluate(
     max_steps: int = MAX_STEPS,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that README.md lists, and what the
-    environment itself counts (`metadata["ratios"]`).
+    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that
+    docs/getting_started.md lists, and what the environment itself counts (`metadata["ratios"]`).
 
     progress: is called with 1 for every finished episode; check: before every step, and what it raises ends the
     evaluation. Raises EndlessEpisode for an episode of more than `max_steps` steps.

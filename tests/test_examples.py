@@ -117,7 +117,7 @@ SHORT = "--num-envs 8 --total-timesteps 2048 --memory-image-every 0"
 
 def test_the_page_about_your_environment_holds(tmp_path):
     """All of its commands, in order; only the first training is as long as on the page."""
-    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert {language for language, _ in blocks} == {"sh", "python"}
     commands = [line for language, text in blocks if language == "sh" for line in text.splitlines()]
     assert all(line.startswith(tuple(f"python {script} " for script in SCRIPTS)) for line in commands[1:])

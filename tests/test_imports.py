@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "examples": {"agents", "policies", "envs", "viewer", "expire_span_rl", "examples"},  # as somebody else's project
     "tests": {"agents", "policies", "envs", "viewer", "expire_span_rl", "cli", "benchmarks", "examples"} | SCRIPTS,
     "setup": set(),
+    "docs": set(),  # the tools that build the site
     **{leaf: set() for leaf in LEAVES},
 }
 """By the first part of a module's name: which of ours it may import."""
