@@ -214,7 +214,7 @@ def flat(config: ThroughputConfig) -> list[dict[str, Any]]:
             acting = policy.begin(acting.memory(), 64, acting)
         entries = {name: torch.as_tensor(entry) for name, entry in observation.items()}
         params, _ = policy.step(entries, acting, start)
-        live = max(live, int(acting.live.max()))
+        live = max(live, int(acting.live.max()) if acting.live is not None else 0)
         observation, _, ended, _, _ = env.step(policy.actions.to_env(policy.actions.mode(params)))
         start = torch.as_tensor(ended)
         if step in (1000, 1000 + WINDOW, config.steps - WINDOW, config.steps):
