@@ -47,7 +47,7 @@ lint: setup
 typecheck: setup
 	rm -rf $(TYPECHECK)
 	$(PIP) --no-deps --no-build-isolation --target $(TYPECHECK) .
-	cp -r train_rl.py evaluate.py visualize.py benchmarks $(TYPECHECK)
+	cp -r train_rl.py train_sequence.py evaluate.py visualize.py benchmarks $(TYPECHECK)
 	cp pyproject.toml $(TYPECHECK)
 	cd $(TYPECHECK) && ../$(BIN)/pyright --pythonpath ../$(BIN)/python
 

@@ -39,6 +39,9 @@ class ForgettingController:
         """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this
         update; live: mean live memories per layer."""
         config = self.config
+        if config.fixed_pressure and config.forgetting:
+            self.pressure = config.fixed_pressure
+            return self.pressure
         if not config.forgetting or episodes < config.min_hard_episodes:
             return self.pressure
         if self.first is None or self.best is None:

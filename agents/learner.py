@@ -17,7 +17,7 @@ from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_
 from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, under
 from expire_span_rl.agents.schedules import Schedules
-from expire_span_rl.agents.settings import LearnerConfig, with_entropy_for
+from expire_span_rl.agents.settings import OptimizerConfig, with_entropy_for
 from expire_span_rl.checks import shown
 
 RATE_AT_REST = 0.05
@@ -38,8 +38,9 @@ class Weights:
 class Learner:
     """Learns a policy from rollouts: `update`. A subclass says in `_learn` how often and from which policy loss."""
 
-    Config: ClassVar[type[LearnerConfig]]
+    Config: ClassVar[type[OptimizerConfig]]
     network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
+    supervised: ClassVar[bool] = False  # it learns from rewards, not from what is right
 
     def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
         """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises
@@ -74,13 +75,8 @@ class Learner:
         """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
         Returns figures for the log. Raises NotFinite, and whatever `check_deadline` raises, in the midst of it
         (`backup`)."""
-        config = self.config
-        now = self.schedules.values(progress)
+        now = self._set_rates(progress, pressure)
         rate, entropy_coef = now["learning_rate"], now["ent_coef"]
-        # What is pressed has no schedule: a task that is learned late is forgotten as fast.
-        pace = config.learning_rate * max(abs(pressure), RATE_AT_REST)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * (pace if group["pressed"] else rate)
         scale = {}
         if self.reward_scale is not None:
             rollout = self.reward_scale.scaled(rollout)
@@ -88,6 +84,15 @@ class Learner:
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
         return {**figures, **scale, "train/learning_rate": rate, "train/ent_coef": entropy_coef}
+
+    def _set_rates(self, progress: float, pressure: float) -> dict[str, float]:
+        """Sets the optimiser's learning rates; returns what the schedules say at `progress`."""
+        now = self.schedules.values(progress)
+        # What is pressed has no schedule: a task that is learned late is forgotten as fast.
+        pace = self.config.learning_rate * max(abs(pressure), RATE_AT_REST)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * (pace if group["pressed"] else now["learning_rate"])
+        return now
 
     def backup(self) -> Backup:
         """What `update` changes, to put it back: weights, statistics, the optimiser's state."""
@@ -172,24 +177,35 @@ class Learner:
             observation_loss = self._observation_loss(self.predictor, part, out)
             loss = loss + config.observation_prediction_coef * observation_loss
             figures["train/observation_prediction_loss"] = observation_loss
+        seen = {
+            "rewards": part.rewards,
+            "logits": out.logits,
+            "values": out.values,
+            "value targets": targets,
+            "predicted rewards": predicted,
+            "policy loss": policy_loss,
+            "value loss": value_loss,
+            "memory loss": out.memory_loss,
+        }
+        figures |= {
+            "train/policy_gradient_loss": policy_loss,
+            "train/value_loss": value_loss,
+            "train/entropy_loss": -entropy,
+            "train/memory_loss": out.memory_loss,
+            "train/reward_prediction_loss": reward_loss,
+            "train/grad_norm": self._step_down(loss, part.observation, seen),
+        }
+        return {name: figure.detach() for name, figure in figures.items()}
+
+    def _step_down(self, loss: Tensor, observation: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
+        """One optimiser step down the gradient of `loss`; the norm of the policy's. observation, seen: what the loss
+        was made of, by name, in which a number that is not finite is looked for. Raises NotFinite."""
         # To ask a GPU would be to wait for it: there `check_finite` after the update finds what is not finite.
         asks = loss.device.type == "cpu"
         if asks and not torch.isfinite(loss):
             self.check_finite()
-            inputs = {f"observation {name!r}": entry for name, entry in part.observation.items()}
-            outputs = {
-                "logits": out.logits,
-                "values": out.values,
-                "value targets": targets,
-                "predicted rewards": predicted,
-            }
-            losses = {
-                "policy loss": policy_loss,
-                "value loss": value_loss,
-                "memory loss": out.memory_loss,
-                "loss": loss,
-            }
-            raise NotFinite(first_not_finite({**inputs, "rewards": part.rewards, **outputs, **losses}))
+            inputs = {f"observation {name!r}": entry for name, entry in observation.items()}
+            raise NotFinite(first_not_finite({**inputs, **seen, "loss": loss}))
         self.optimizer.zero_grad()
         loss.backward()
         parts = [g["params"] for g in self.optimizer.param_groups]
@@ -203,17 +219,9 @@ class Learner:
             # Each number may be finite and their norm not.
             raise NotFinite(first_not_finite(gradients) or "gradient norm: expected a finite number, got inf")
         for parameters, norm in zip(parts, norms, strict=True):  # not before: one NaN would make all of them NaN
-            nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         self.optimizer.step()
-        figures |= {
-            "train/policy_gradient_loss": policy_loss,
-            "train/value_loss": value_loss,
-            "train/entropy_loss": -entropy,
-            "train/memory_loss": out.memory_loss,
-            "train/reward_prediction_loss": reward_loss,
-            "train/grad_norm": norms[0],
-        }
-        return {name: figure.detach() for name, figure in figures.items()}
+        return norms[0]
 
     def _observation_loss(self, predictor: Any, part: Rollout, out: Any) -> Tensor:
         """How badly the next observations were predicted, in nats. What follows an episode's end is left out."""

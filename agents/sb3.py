@@ -31,6 +31,7 @@ class SB3PPO:
 
     Config = SB3Config
     network: ClassVar[str] = "sb3-mlp"
+    supervised: ClassVar[bool] = False
 
     @staticmethod
     def algorithm() -> Any:
@@ -45,6 +46,7 @@ class SB3RecurrentPPO:
 
     Config = SB3Config
     network: ClassVar[str] = "sb3-lstm"
+    supervised: ClassVar[bool] = False
 
     @staticmethod
     def algorithm() -> Any:

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a command line answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
 
@@ -17,7 +17,7 @@ MOST_EPOCHS = 10_000  # passes over a rollout
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
+class OptimizerConfig:
     num_steps: int = 64
     """Steps that each environment is played between two updates."""
     num_minibatches: int = 8
@@ -30,6 +30,21 @@ class LearnerConfig:
     """Adam's epsilon. Attention weights have gradients near 1e-7 here, which the usual 1e-5 would drown."""
     adam_beta2: float = 0.99
     """Adam's decay rate of squared gradients. The usual 0.999 takes too large a step when gradients grow suddenly."""
+    amsgrad: bool = True
+    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down
+    what is learned after large gradients."""
+    max_grad_norm: float = 0.5
+    """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
+
+    def __post_init__(self):
+        check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0)
+        check_above_zero(self, "adam_eps", "max_grad_norm")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
+
+
+@dataclass(frozen=True)
+class LearnerConfig(OptimizerConfig):
     gamma: float = 0.99
     """Discount factor of the rewards."""
     ent_coef: float | None = None
@@ -40,9 +55,6 @@ class LearnerConfig:
     from 0.003."""
     normalize_rewards: bool = False
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
-    amsgrad: bool = True
-    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down
-    what is learned after large gradients."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
@@ -51,20 +63,17 @@ class LearnerConfig:
     observation_prediction_coef: float = 0.0
     """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It
     teaches the memory which action led where, long before rewards do. 0: none."""
-    max_grad_norm: float = 0.5
-    """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
     advantage_std_floor: float = 0.15
     """Least standard deviation by which advantages are divided. Once a task is solved its advantages are mostly noise,
     which a smaller divisor would amplify."""
 
     def __post_init__(self):
-        check_at_least(self, num_steps=1, num_minibatches=1, learning_rate=0, final_learning_rate=0, vf_coef=0)
+        super().__post_init__()
+        check_at_least(self, vf_coef=0)
         check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
         check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
-        check_above_zero(self, "adam_eps", "max_grad_norm", "advantage_std_floor")
+        check_above_zero(self, "advantage_std_floor")
         check_fractions(self, "gamma")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
 
 
 def with_entropy_for(config: Any, horizon: int | None) -> Any:
@@ -134,6 +143,29 @@ class ImpalaConfig(LearnerConfig):
 
 
 @dataclass(frozen=True)
+class SupervisedConfig(OptimizerConfig):
+    num_steps: int = 64
+    """Steps of a block: every stream goes on by so many between two updates."""
+    num_minibatches: int = 8
+    """Minibatches of a block. Each holds whole streams and is used once."""
+    amsgrad: bool = False
+    """Divide by the largest squared gradient so far (AMSGrad)."""
+    rest_coef: float = 1.0
+    """Weight of the loss where nothing is asked, and silence is right."""
+
+    # What only rewards call for.
+    gamma: ClassVar[float] = 1.0
+    ent_coef: ClassVar[float] = 0.0
+    final_ent_coef: ClassVar[float] = 0.0
+    normalize_rewards: ClassVar[bool] = False
+    observation_prediction_coef: ClassVar[float] = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, rest_coef=0)
+
+
+@dataclass(frozen=True)
 class ForgettingConfig:
     forgetting: bool = True
     """Shorten memory spans once the task is solved, so that fewer memories stay live. --no-forgetting: spans are never
@@ -153,6 +185,8 @@ class ForgettingConfig:
     full_evidence: int = 5
     """Hard episodes that an update must bring for the full --pressure-rise. With fewer, the pressure rises in
     proportion: with long episodes, the effect of forgetting shows later."""
+    fixed_pressure: float = 0.0
+    """Pressure at every update, whatever success is. 0: the pressure follows success."""
     min_hard_episodes: int = 100
     """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have
     ended."""
@@ -160,6 +194,7 @@ class ForgettingConfig:
     def __post_init__(self):
         check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)
         check_above_zero(self, "success_slack", "pressure_rise")
+        check_fractions(self, "fixed_pressure")
         if not 0 < self.success_target <= 1:
             raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
 

@@ -33,6 +33,7 @@ TASKS = {
     "wrapped": {"env": "Corridor-v0", "env_kwargs": '{"max_length": 6}', "wrap": "episodes=2"},
     "other": {"env": "CartPole-v1"},
 }
+STREAMS = {"copy": {"env": "Copy-v0", "env_kwargs": '{"delay": 6, "length": 3}'}}  # for agents that are supervised
 FORGETFUL = "other"  # the task whose environments cannot save their state: a resumed training begins new episodes
 SMALL = {"num_envs": 8, "num_steps": 16, "torch_threads": 1, "no_progress_bar": True, "run_dir": "run"}
 UPDATES = 48
@@ -62,7 +63,7 @@ def cases() -> list[Case]:
     for agent in AGENTS:
         network = AGENTS.describe(agent).network
         for kind in KINDS if network is None else [network]:
-            for task, named in TASKS.items():
+            for task, named in (STREAMS if AGENTS.describe(agent).supervised else TASKS).items():
                 own = {} if network is not None else {"memory": kind, "width": 16}
                 if network is None and hasattr(core_config(kind), "num_heads"):
                     own |= {"num_heads": 2, "num_positions": 4}

@@ -200,8 +200,9 @@ class Sweep:
             if name in OURS | SIZED:
                 raise cli.UsageError(f"{flag}: expected only flags that the sweep leaves open, it sets {flag} itself")
         agent = cli.value_of("agent", list(flags))
-        if agent is not None and agent in AGENTS and AGENTS[agent].network is not None:
-            learn = ", ".join(name for name, known in AGENTS.items() if known.network is None)
+        comparable = [name for name, known in AGENTS.items() if known.network is None and not known.supervised]
+        if agent is not None and agent in AGENTS and agent not in comparable:
+            learn = ", ".join(comparable)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
         self.config, self.out = config, out
         # The kinds that lie there are compared with the settings of now, too, whether this call trains them or not.

@@ -1,5 +1,5 @@
-"""The console commands of the installed package: `expire-span-train`, `expire-span-evaluate`,
-`expire-span-visualize`."""
+"""The console commands of the installed package: `expire-span-train`, `expire-span-train-sequence`,
+`expire-span-evaluate`, `expire-span-visualize`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from expire_span_rl import cli
 def train() -> None:
     """`train_rl.py` as a command. Never returns."""
     from expire_span_rl.cli.train import main  # each command imports its own program only
+
+    cli.run(main)
+
+
+def train_sequence() -> None:
+    """`train_sequence.py` as a command. Never returns."""
+    from expire_span_rl.cli.train_sequence import main
 
     cli.run(main)
 

@@ -128,6 +128,11 @@ class Core(ABC):
         """bool [B]: is the next action one that must be chosen by remembered facts?"""
         return None
 
+    def target(self) -> np.ndarray | None:
+        """int64 [B]: the action that is right now, from which one may learn without rewards (`decisions` says where it
+        matters); None where the task does not say."""
+        return None
+
     def facts(self) -> np.ndarray | None:
         """int64 [B]: the number of the fact that the observation shows, -1 for none. All observations of an episode
         with the same number show the same fact."""

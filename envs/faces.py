@@ -51,6 +51,14 @@ class _Face:
         """For how many steps the longest-lived fact must survive in an efficient episode; None if not known."""
         return self.core.memory_horizon
 
+    def target(self) -> np.ndarray | None:
+        """The actions that are right now, int64 [B]; None where the task does not say (`Core.target`)."""
+        return self.core.target()
+
+    def decisions(self) -> np.ndarray | None:
+        """Where the next action must be chosen by remembered facts, bool [B]; None where the task does not say."""
+        return self.core.decisions()
+
     @property
     def left_out(self) -> dict[str, str]:
         """By name, why a part of the observation is not read."""

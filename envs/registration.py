@@ -54,6 +54,11 @@ TASKS: dict[str, Task] = {
     ),
     "Switch-v0": Task("expire_span_rl.envs.switch:SwitchEnv", "expire_span_rl.envs.switch:SwitchVectorEnv"),
     "TMaze-v0": Task("expire_span_rl.envs.tmaze:TMazeEnv", "expire_span_rl.envs.tmaze:TMazeVectorEnv"),
+    "Copy-v0": Task(
+        "expire_span_rl.envs.copying:CopyingEnv",
+        "expire_span_rl.envs.copying:CopyingVectorEnv",
+        {"min_delay": 1, "delay_distribution": "log_uniform"},
+    ),
 }
 
 for _id, _task in TASKS.items():

@@ -25,6 +25,10 @@ WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
 BALL = tuple((OBJECT_TO_IDX["ball"], COLOR_TO_IDX[c], 0) for c in COLOURS)
 DOOR = tuple((OBJECT_TO_IDX["door"], COLOR_TO_IDX[c], STATE_TO_IDX["closed"]) for c in COLOURS)
 
+_SYMBOLS = [
+    (OBJECT_TO_IDX[kind], colour, 0) for kind in ("ball", "key", "box", "floor") for colour in range(len(COLOR_TO_IDX))
+]
+
 LARGEST_VIEW = 31  # tables of windows grow with the second to fourth power of the view
 
 
@@ -43,6 +47,11 @@ def swapped_balls(image: np.ndarray) -> np.ndarray:
     for old, new in (BALL, BALL[::-1]):
         swapped[is_ball & (image[..., 1] == old[1]), 1] = new[1]
     return swapped
+
+
+def symbol_tile(symbol: int) -> tuple[int, int, int]:
+    """The code that stands for a symbol: a kind of object and a colour. From 24 symbols on they repeat."""
+    return _SYMBOLS[symbol % len(_SYMBOLS)]
 
 
 def opened(code: tuple[int, int, int]) -> tuple[int, int, int]:

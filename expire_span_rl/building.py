@@ -122,7 +122,9 @@ def _built(
     agent = algorithm(policy, part(algorithm.Config, config), *numbers)
     seed = environment_seed(config["seed"])
     source = None
-    if config.get("num_actors") or config.get("ray_address"):
+    if algorithm.supervised:
+        source = algorithm.source(env, policy, config["num_steps"], seed)
+    elif config.get("num_actors") or config.get("ray_address"):
         if maker is None:
             raise ValueError(
                 "--num-actors: expected an environment id, from which actors can make their own, got environments"

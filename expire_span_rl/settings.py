@@ -44,11 +44,13 @@ MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
 }  # fmt: skip
+_COPY = {"sharpness": 2.0, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
     ("TMaze-v0", "ppo"): {"gating": True},
     ("TMaze-v0", "impala"): {"gating": True},
+    ("Copy-v0", "supervised"): _COPY,
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
@@ -66,7 +68,7 @@ def tuned(env: str, agent: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0 or any that Gymnasium knows. package:Id and path/to/file.py:Id
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0 or any that Gymnasium knows. package:Id and path/to/file.py:Id
     import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
     """Python module, or path of a file, to import first since it registers environments."""
@@ -205,7 +207,7 @@ LATER: dict[str, Any] = {
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
     "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
-    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False,
+    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None, "fixed_pressure": None,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

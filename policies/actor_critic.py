@@ -6,7 +6,7 @@ layers, F final observations. Observations are dicts of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -196,6 +196,11 @@ class ActorCritic(Predictor, nn.Module):
     def memory_from(self, tensors: Mapping[str, Tensor]) -> Memory:
         """The memory whose `to_tensors()` gave `tensors`, on the policy's device."""
         return Memory.from_tensors({name: tensor.to(self.device) for name, tensor in tensors.items()})
+
+    def join_memories(self, parts: Sequence[Memory], rows: Sequence[Tensor]) -> Memory:
+        """The memories of minibatches, which are all environments together, as one. rows: int64 [b], the environments of
+        each."""
+        return Memory.joined(parts, rows)
 
     def draw(self, memory: Memory, generator: torch.Generator | None = None) -> Memory:
         """`memory` with what its kind draws at random, once per training rollout (Expire-Span: the span limit)."""

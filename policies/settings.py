@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_at_least, check_at_most, choice
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice
 
 LARGEST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**16, 1000, 10**6
 SPAN_MODELS = ("survival", "sigmoid")
@@ -44,6 +44,9 @@ class TransformerConfig(EncoderConfig):
     """Heads of the first layer that always attend to the previous step only, so that one memory holds a step and what
     followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current
     one."""
+    sharpness: float = 5.0
+    """Gain of the initial query and key weights. With 5 some head looks at the one odd memory from the start. With 2,
+    where attention begins more evenly, a memory that must be looked up by its content is found sooner."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -51,6 +54,7 @@ class TransformerConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
+        check_above_zero(self, "sharpness")
         check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS, num_positions=MOST_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")

@@ -28,7 +28,7 @@ from expire_span_rl.envs.errors import EnvironmentFailed
 from expire_span_rl.policies import KINDS
 from expire_span_rl.settings import RunConfig, run_parts
 
-SCRIPTS = ("train_rl.py", "evaluate.py", "visualize.py")
+SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
 SLOW = {"torch", "stable_baselines3", "minigrid", "gymnasium", "matplotlib"}
 CONFIGS = {
     "evaluate": evaluate.EvaluateConfig,

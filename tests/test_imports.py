@@ -11,7 +11,7 @@ import pytest
 from expire_span_rl.policies import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {"train_rl", "evaluate", "visualize"}
+SCRIPTS = {"train_rl", "train_sequence", "evaluate", "visualize"}
 PACKAGES = {"agents", "envs", "policies", "viewer", "cli"}
 LEAVES = {
     "checks",

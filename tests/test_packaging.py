@@ -14,7 +14,7 @@ import expire_span_rl
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBPACKAGES = ("agents", "cli", "envs", "policies", "viewer")
-COMMANDS = ("expire-span-train", "expire-span-evaluate", "expire-span-visualize")
+COMMANDS = ("expire-span-train", "expire-span-train-sequence", "expire-span-evaluate", "expire-span-visualize")
 OFFLINE = ("--quiet", "--no-deps", "--no-index", "--disable-pip-version-check")
 
 

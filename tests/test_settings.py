@@ -16,7 +16,7 @@ from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
 from expire_span_rl.settings import UNSCALED, RunConfig, check, defaults, part, resolve, run_parts, tuned
 
-OURS = [agent for agent in AGENTS if AGENTS.describe(agent).network is None]
+OURS = [agent for agent in AGENTS if AGENTS.describe(agent).network is None and not AGENTS.describe(agent).supervised]
 BASELINES = [agent for agent in AGENTS if AGENTS.describe(agent).network is not None]
 
 

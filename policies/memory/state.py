@@ -7,7 +7,7 @@ step; its age at a query is the number of steps since then.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -110,6 +110,25 @@ class Memory:
                 age = (self.time[:, None] - layer.birth).masked_fill(~layer.alive, 0)
                 oldest = torch.maximum(oldest, age.amax(1))
         return oldest
+
+    @classmethod
+    def joined(cls, parts: Sequence[Memory], rows: Sequence[Tensor]) -> Memory:
+        """One memory from those of disjoint sets of environments, int64 [b] each, which are all environments together."""
+        back = torch.argsort(torch.cat(list(rows)))
+
+        def whole(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(tensors))[back]
+
+        layers = []
+        for held in zip(*(part.layers for part in parts)):
+            size = max(layer.hidden.shape[1] for layer in held)
+            wide = [layer.padded(size) for layer in held]
+            hidden, birth, alive = (whole([getattr(m, name) for m in wide]) for name in ("hidden", "birth", "alive"))
+            last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
+            layers.append(LayerMemory(hidden, birth, alive, whole(last_uses) if last_uses else None))
+        states = [part.state for part in parts if part.state is not None]
+        time, drawn = whole([part.time for part in parts]), whole([part.drawn for part in parts])
+        return cls(tuple(layers), time, drawn, whole(states) if states else None)
 
     def drift(self, other: Memory, within: int) -> float:
         """How far the hidden vectors of another computation of the same memory lie from these: the mean of |h' - h| /

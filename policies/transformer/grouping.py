@@ -5,14 +5,14 @@ B environments, R rows of a group, L layers, D width. Grouping changes nothing b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.memory.state import Memory
 from expire_span_rl.policies.transformer.acting import TransformerActing
 
 LEARNING_GROUP = 600  # slots, times environments, that an unroll works off in the time that another group costs it,
@@ -68,25 +68,6 @@ class Places:
             self.place[rows] = torch.arange(len(rows), device=order.device)
 
 
-def joined(parts: Sequence[Memory], places: Places) -> Memory:
-    """The memories of groups as one, rows in their own order."""
-    layers = []
-    for held in zip(*(part.layers for part in parts)):
-        size = max(layer.hidden.shape[1] for layer in held)
-        wide = [layer.padded(size) for layer in held]
-        last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
-        layers.append(
-            LayerMemory(
-                torch.cat([layer.hidden for layer in wide])[places.back],
-                torch.cat([layer.birth for layer in wide])[places.back],
-                torch.cat([layer.alive for layer in wide])[places.back],
-                torch.cat(last_uses)[places.back] if last_uses else None,
-            )
-        )
-    time, drawn = (torch.cat([getattr(part, name) for part in parts])[places.back] for name in ("time", "drawn"))
-    return Memory(tuple(layers), time, drawn)
-
-
 @dataclass
 class GroupedActing:
     """A memory to act on in parts, each for some of the environments."""
@@ -111,7 +92,7 @@ class GroupedActing:
         return self.parts[0].full
 
     def memory(self) -> Memory:
-        return joined([part.memory() for part in self.parts], self.places)
+        return Memory.joined([part.memory() for part in self.parts], self.rows)
 
     def each(self, step: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
         """`step` of every part: x [B,D], start [B] -> [B,D]."""

@@ -18,7 +18,7 @@ from expire_span_rl.policies.core import CoreOutput
 from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing, ladder
-from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, joined, learning_groups
+from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, learning_groups
 from expire_span_rl.policies.transformer.layer import Layer, TransformerConfig
 from expire_span_rl.policies.transformer.merging import merge_in_place
 from expire_span_rl.policies.transformer.slots import BEFORE
@@ -213,7 +213,7 @@ class Transformer(nn.Module):
         features = torch.cat([part.features for part in outputs], 1)[:, places.back]
         finals = torch.cat([part.final_features for part in outputs])[torch.argsort(torch.cat(final_index))]
         kept = [part.memory for part in outputs if part.memory is not None]
-        return CoreOutput(features, finals, loss, memory=joined(kept, places) if kept else None)
+        return CoreOutput(features, finals, loss, memory=Memory.joined(kept, groups) if kept else None)
 
     def _unroll(
         self,

@@ -24,6 +24,7 @@ SETTINGS = {  # so that episodes end soon
     "Portal-v0": {"max_rooms": 3, "progress_reward": 0.25},
     "Switch-v0": {"passage_length": 2, "max_steps": 20},
     "TMaze-v0": {"length": 4},
+    "Copy-v0": {"delay": 2, "length": 2},
     "MiniGrid-MemoryS7-v0": {"max_episode_steps": 12},
     "CartPole-v1": {},
 }
@@ -36,7 +37,7 @@ WRAPS = [
     ["episodes=2", "occlude=1-2/4", "stretch=1"],
     ["stretch=1", "stretch=2"],
 ]
-SHOWN = {"TMaze-v0": "observation"}
+SHOWN = {"TMaze-v0": "observation", "Copy-v0": "observation"}
 """The entry that a task shows, if it is not an image."""
 OWN = sorted(SETTINGS.keys() & set(envs.env_ids()))
 every_wrap = pytest.mark.parametrize("wraps", WRAPS, ids="+".join)

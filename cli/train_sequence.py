@@ -1,0 +1,99 @@
+"""The command line of train_sequence.py. See docs/sequence.md, or --help."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expire_span_rl import cli
+from expire_span_rl.agents import AGENTS, ForgettingConfig, SupervisedConfig
+from expire_span_rl.checks import quoted, shown
+from expire_span_rl.cli.fields import flags_of, plain_dataclass
+from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.cli.settings import resumed_config, saved_config
+from expire_span_rl.policies import KINDS, core_config
+from expire_span_rl.sequences import AGENT, SPAN_LOSSES, TASKS, SequenceConfig, SpanLossConfig, sequence_settings
+from expire_span_rl.settings import SNAPSHOTS, RunConfig, run_parts, tuned
+
+_HIDDEN = (
+    "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "normalize_observations",
+    "total_timesteps", "vectorization", "wrap",
+)  # fmt: skip
+"""Settings of a run that the task gives, or that mean nothing here."""
+_CHOICES = {"memory": KINDS, "task": TASKS, "keep_snapshots": SNAPSHOTS, "span_loss": SPAN_LOSSES}
+_DESCRIPTION = """
+Trains a policy's memory on sequences, by supervision: long streams in blocks, between which memory flows. The run
+directory is train_rl.py's; evaluate.py and visualize.py take it as it is.
+
+Which flags there are, and their defaults, depends on --task and --memory. These are the flags of {chosen}.
+"""
+_EXAMPLES = ("--seed 2", "--delay 1024 --memory transformer_xl --window 2048", "--resume runs/x --total-blocks 1e3")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    resume = cli.value_of("resume", arguments)
+    if resume is None or resume.startswith("-"):  # a flag in its place is told
+        config = parse_sequence(arguments)
+    else:
+        config = resumed_sequence(resume, arguments)
+    from expire_span_rl.training import train  # torch takes a second, which a misspelled flag need not wait for
+
+    with plain_warnings():
+        train(config)
+
+
+def parse_sequence(arguments: list[str]) -> dict[str, Any]:
+    """All settings of a run, flat (`settings.resolve`). Raises ValueError, one line."""
+    task = cli.choice("--task", cli.value_of("task", arguments) or SequenceConfig.task, TASKS)
+    memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
+    _check_task_flags(task, arguments)
+    env = TASKS[task].env
+    spans = [SpanLossConfig] if hasattr(KINDS.describe(memory).Config, "span_model") else []
+    parts = (SequenceConfig, TASKS[task], *run_parts(memory, AGENT), *spans)
+    groups = {
+        SupervisedConfig: "learning",
+        ForgettingConfig: "forgetting",
+        SpanLossConfig: "forgetting",
+        KINDS.describe(memory).Config: "memory",
+        core_config(memory): "network",
+        SequenceConfig: "run",
+        TASKS[task]: "run",
+    }
+    flags = flags_of(cli.joined(*parts, defaults=tuned(env, AGENT), groups=groups, choices=_CHOICES))
+    offered = plain_dataclass(flag for flag in flags if flag.field not in _HIDDEN)
+    description = _DESCRIPTION.format(chosen=f"--task {task} --memory {memory}")
+    return sequence_settings(dataclasses.asdict(cli.parse(offered, arguments, description, _EXAMPLES)))
+
+
+def resumed_sequence(resume: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """All settings of the run in the folder `resume`, with what the command line changes of them: --total-blocks, and
+    what train_rl.py --resume takes. Raises ValueError, one line."""
+    saved = saved_config(Path(resume))
+    if saved["agent"] not in AGENTS or not AGENTS.describe(saved["agent"]).supervised:
+        raise cli.UsageError(
+            f"--resume: expected a run of train_sequence.py, {shown(resume)} is one of train_rl.py --agent "
+            f"{quoted(saved['agent'], 60)}, which goes on with train_rl.py --resume"
+        )
+    blocks = cli.value_of("total-blocks", arguments)
+    if blocks is None:
+        return resumed_config(resume, list(arguments))
+    rest = list(arguments)
+    place = next(i for i, argument in enumerate(rest) if cli.flag_of(argument) == "--total-blocks")
+    del rest[place : place + (1 if "=" in rest[place] else 2)]
+    given = cli.parse(SequenceConfig, ["--total-blocks", blocks], "")
+    size = saved.get("num_steps", 0) * saved.get("num_envs", 0)
+    return resumed_config(resume, [*rest, "--total-timesteps", str(given.total_blocks * size)])
+
+
+def _check_task_flags(task: str, arguments: Sequence[str]) -> None:
+    """Raises UsageError for a flag that another task has and this one has not."""
+    own = {name for name in cli.flag_names(TASKS[task])}
+    for other, config in TASKS.items():
+        for argument in arguments:
+            name = cli.flag_of(argument) if argument.startswith("--") else ""
+            if name in cli.flag_names(config) and name not in own:
+                raise cli.UsageError(f"{name}: expected only with --task {other}, got --task {task}")

@@ -1,0 +1,91 @@
+"""The tasks of train_sequence.py: which environment each is, its flags, and what they make of a run's settings.
+
+Nothing here imports torch, so that a command line answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from expire_span_rl.checks import check_at_least, choice, flag
+from expire_span_rl.settings import resolve, tuned
+
+AGENT = "supervised"
+SPAN_LOSSES = ("learned", "paper")
+PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
+"""What `--span-loss paper` sets: bounded spans, charged from the first update on, which only the task defends."""
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    task: str = "copy"
+    """What is learned: copy, a string is to be given back after a delay."""
+    total_blocks: int = 0
+    """Updates of the training: blocks of --num-steps steps of all --num-envs streams. 0: what the task needs."""
+
+    def __post_init__(self):
+        check_at_least(self, total_blocks=0)
+
+
+@dataclass(frozen=True)
+class SpanLossConfig:
+    """Of memory kinds whose spans are predicted."""
+
+    span_loss: str = "learned"
+    """What teaches spans. learned: the ages of last use, while the answers stay right. paper: a fixed charge,
+    --span-coef, from the first update on, against the gradients of the task."""
+
+    def __post_init__(self):
+        choice("--span-loss", self.span_loss, SPAN_LOSSES)
+
+
+@dataclass(frozen=True)
+class CopyConfig:
+    env: ClassVar[str] = "Copy-v0"
+
+    delay: int = 128
+    """Longest delay in training, where delays are log-uniform from 1 on; an evaluation has this delay."""
+    length: int = 20
+    """Symbols of the string."""
+    vocabulary: int = 10
+    """Different symbols."""
+
+    def __post_init__(self):
+        check_at_least(self, delay=1, length=1, vocabulary=2)
+
+
+TASKS: dict[str, type] = {"copy": CopyConfig}
+"""The flags of each task; `env` is its environment."""
+
+
+def sequence_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run (`settings.resolve`) from those of the command line: `task`, the task's own flags,
+    `memory`, `total_blocks`, and settings of the run by name. Raises ValueError, one line."""
+    given = dict(settings)
+    SequenceConfig(given["task"], given["total_blocks"])
+    task, memory, blocks = (given.pop(name) for name in ("task", "memory", "total_blocks"))
+    flags = TASKS[choice("--task", task, TASKS)]
+    own = {field.name: given.pop(field.name) for field in dataclasses.fields(flags)}
+    flags(**own)
+    if given.pop("span_loss", SPAN_LOSSES[0]) == "paper":
+        given |= PAPER_LOSS
+    _check_reach(given, own)
+    total = blocks * given["num_steps"] * given["num_envs"]
+    total = total or tuned(flags.env, AGENT)["total_timesteps"]
+    return resolve(memory, flags.env, AGENT, env_kwargs=own, total_timesteps=total, **given)
+
+
+def _check_reach(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises ValueError, one line, for a delay that no memory can last for."""
+    if "delay" not in own:
+        return
+    needed = own["delay"] + own["length"]
+    for name in ("max_span", "initial_limit"):
+        if 0 < given.get(name, 0) < needed:
+            raise ValueError(
+                f"--delay: expected at most {given[name] - own['length']:,} with {flag(name)} {given[name]:,}, got "
+                f"{own['delay']:,}; {flag(name)} {needed:,} reaches it"
+            )

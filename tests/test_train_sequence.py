@@ -1,0 +1,126 @@
+"""train_sequence.py end to end: what it writes, continues and refuses; its policies evaluated and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from script_cases import call, log
+
+import evaluate
+import train_rl
+import train_sequence
+import visualize
+from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
+from expire_span_rl.building import build
+from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.sequences import TASKS
+
+TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16", "--no-progress-bar"]
+TINY += ["--delay", "6", "--length", "3", "--vocabulary", "3", "--run-dir", "x", "--checkpoint-every", "512"]
+
+
+def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, capsys):
+    """Twice the same run is the same to the last bit; --total-blocks trains on."""
+    assert call(train_sequence, [*TINY, "--total-blocks", "12", "--run-dir", "whole"], monkeypatch) == 0
+    assert call(train_sequence, [*TINY, "--total-blocks", "12"], monkeypatch) == 0
+    config = json.loads(Path("x/config.json").read_text())
+    assert (config["env"], config["agent"], config["total_timesteps"]) == ("Copy-v0", "supervised", 12 * 8 * 16)
+    assert json.loads(config["env_kwargs"]) == {"delay": 6, "length": 3, "vocabulary": 3}
+    rows = log(Path("x"))
+    assert len(rows) == 12 and all(float(row["train/bits"]) > 0 for row in rows)
+    (ours, _), (theirs, _) = (load_checkpoint(f"{name}/checkpoint.safetensors") for name in ("x", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert call(train_sequence, ["--resume", "x", "--total-blocks", "14", "--no-progress-bar"], monkeypatch) == 0
+    assert len(log(Path("x"))) == 14
+    assert call(evaluate, ["x", "--episodes", "8", "--num-envs", "4", "--json", "out.json"], monkeypatch) == 0
+    report = json.loads(Path("out.json").read_text())
+    assert report["env_kwargs"] == {"delay": 6, "length": 3, "vocabulary": 3}
+    (figures,) = report["policies"]
+    assert 0 <= figures["accuracy"] <= 1 and figures["mean_episode_length"] == 12 and figures["agent"] == "supervised"
+    assert call(visualize, ["x", "--out", "memory.html", "--json", "memory.json"], monkeypatch) == 0
+    assert Path("memory.html").stat().st_size > 10_000 and "Copy-v0" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(in_folder, monkeypatch):
+    """Through a file: the state after block 8 continued to block 12 is that of 12 blocks in one go."""
+    config = parse_sequence([*TINY, "--total-blocks", "12"])
+    whole, first, second = (build(config).trainer for _ in range(3))
+    while not whole.done:
+        whole.update()
+    for _ in range(8):
+        first.update()
+    Path("state").write_bytes(checkpoint_bytes(*first.state()))
+    second.load_state(*load_checkpoint("state"))
+    while not second.done:
+        second.update()
+    ours, theirs = second.state(), whole.state()
+    assert [name for name in theirs[0] if not torch.equal(ours[0][name], theirs[0][name])] == []
+    assert json.dumps(ours[1]) == json.dumps(theirs[1])
+
+
+def test_copying_over_64_steps_is_learned():
+    """20 symbols of 10 after up to 64 steps of noise, with the defaults. Three seeds took 0.25M to 0.35M steps."""
+    trainer = build(parse_sequence(["--delay", "64"])).trainer
+    while trainer.timesteps < 500_000:
+        if trainer.update().get("rollout/hard_score", 0) > 0.99:
+            break
+    assert trainer.window.hard_score()[0] > 0.99
+
+
+def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans():
+    config = parse_sequence([*TINY, "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
+    assert (config["span_model"], config["fixed_pressure"], config["use_coef"]) == ("sigmoid", 1.0, 0.0)
+    trainer = build(config).trainer
+    spans = [layer.kind.span for layer in trainer.policy.core.layers]
+    before = [float(span.bias.detach()) for span in spans]
+    assert trainer.update()["memory/pressure"] == 1.0
+    assert all(float(span.bias.detach()) < level for span, level in zip(spans, before, strict=True))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_an_environment_that_says_what_is_right(task):
+    trainer = build(parse_sequence(["--task", task, "--num-envs", "8", "--width", "16"])).trainer
+    block, _ = trainer.collector.collect()
+    assert block.actions.shape == block.asked.shape == (64, 8) and block.asked.dtype == torch.bool
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "cpoy"], "--task: expected one of copy, got 'cpoy'; did you mean 'copy'?"),
+        (["--memory", "gur"], "--memory: expected one of expire_span"),
+        (["--delay", "0"], "--delay: expected at least 1, got 0"),
+        (["--delay", "2000", "--max-span", "1024"], "--max-span 2,020 reaches it"),
+        (["--delay", "2000", "--initial-limit", "1024"], "--delay: expected at most 1,004 with --initial-limit 1,024"),
+        (["--vocabulary", "65"], "vocabulary: expected a whole number from 2 to 64, got 65"),
+        (["--total-blocks", "-1"], "--total-blocks: expected at least 0, got -1"),
+        (["--env", "Corridor-v0"], "unknown flag --env"),
+        (["--memory", "gru", "--window", "3"], "unknown flag --window"),
+        (["--span-loss", "papr"], "--span-loss: expected one of learned, paper, got 'papr'"),
+        (["--num-envs", "4", "--num-minibatches", "8"], "--num-minibatches: expected at most --num-envs (4)"),
+        (["--resume", "nowhere"], "nowhere: expected a run directory with config.json"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
+    arguments, message, in_folder, monkeypatch, capsys
+):
+    assert call(train_sequence, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(in_folder.iterdir()) == []
+
+
+def test_supervision_needs_a_task_that_says_what_is_right(in_folder, monkeypatch, capsys):
+    assert call(train_rl, ["--agent", "supervised", "--num-envs", "8", "--no-progress-bar"], monkeypatch) == 2
+    assert "expected streams that say what is right, such as Copy-v0" in capsys.readouterr().err
+    assert list(in_folder.iterdir()) == []
+
+
+def test_a_run_of_train_rl_is_continued_there(run_dir, monkeypatch, capsys):
+    assert call(train_sequence, ["--resume", run_dir], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "which goes on with train_rl.py --resume" in error and error.count("\n") == 1
