@@ -25,12 +25,15 @@ from doc_commands import PAGES, blocks, commands, inline_commands, page_name
 from script_cases import ROOT
 
 import expire_span_rl as es
+from expire_span_rl import cli
+from expire_span_rl.cli.evaluate import EvaluateConfig
 from expire_span_rl.cli.settings import parse_config
 
-SCRIPTS = ("train_rl.py", "evaluate.py", "visualize.py")
+SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
 PARSED = {
     r"python -m benchmarks\.": "minutes to days of both cores; their own tests run them small",
     r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_agent_actors.py do",
+    r"python evaluate.py .*128000": "128,000 steps of a policy that was hardly trained",
     r"\.venv/bin/ray start\b": "starts a cluster that outlives the test",
     r"make (demo|test|setup|docs|lint|typecheck)$": "set up the machine, or run this test",
     r"pip install\b": "changes the machine; tests/test_packaging.py installs the package",
@@ -40,6 +43,7 @@ PARSED = {
 SMALL = ["--num-envs", "4", "--num-steps", "16", "--total-timesteps", "128", "--no-progress-bar", "--overwrite"]
 SHORT = {
     "train_rl.py": [*SMALL, "--memory-image-every", "0"],
+    "train_sequence.py": [*SMALL[:4], "--total-blocks", "3", *SMALL[6:], "--num-minibatches", "2"],
     "evaluate.py": ["--episodes", "2", "--max-steps", "100000"],
     "visualize.py": ["--episodes", "1", "--max-steps", "100000"],
 }
@@ -99,7 +103,7 @@ def shortened(words: list[str]) -> list[str]:
     if "--help" in arguments:
         return words
     flags = SHORT.get(script, [])
-    if script == "train_rl.py" and "--resume" in arguments:
+    if script.startswith("train") and "--resume" in arguments:
         return [*words, "--no-progress-bar"]
     if script == "train_rl.py" and not any(argument.startswith("sb3-") for argument in arguments):
         flags = [*flags, "--num-minibatches", "2"]
@@ -208,6 +212,8 @@ def check_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
     elif words[:2] == ["python", "train_rl.py"]:
         parse_config(words[2:])
+    elif words[:2] == ["python", "evaluate.py"]:
+        cli.parse(EvaluateConfig, words[2:], "")
     elif words[0] == "make":
         env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         done = subprocess.run(
