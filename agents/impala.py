@@ -11,18 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.learner import (
-    Learner,
-    Weights,
-    explained_variance,
-    means,
-)
+from expire_span_rl.agents.learner import Learner, Weights, explained_variance, means
 from expire_span_rl.agents.returns import vtrace
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import ImpalaConfig
 
 AGES = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
 """Ages of memories in steps by which figures are told apart: the largest of each."""
+SHARES = "train/clipped_share/memory_age_"  # of the figures' names
 CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: rounding alone puts half of them above 1
 
 
@@ -32,10 +28,12 @@ class Impala(Learner):
     Config = ImpalaConfig
 
     def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
-        return means([self._step(rollout.rows(rows), weights) for rows in self._minibatches(rollout)])
+        figures = means([self._step(rollout.rows(rows), weights) for rows in self._minibatches(rollout)])
+        # Of ages that no memory had there is nothing to tell.
+        return {name: x for name, x in figures.items() if not (name.startswith(SHARES) and math.isnan(x))}
 
-    def _step(self, part: Rollout, weights: Weights) -> dict[str, float]:
-        """One optimiser step on a minibatch."""
+    def _step(self, part: Rollout, weights: Weights) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch. Returns figures, scalars each."""
         config = self.config
         out = self.policy.unroll(
             part.observation,
@@ -72,24 +70,23 @@ class Impala(Learner):
                 figures
                 | by_age(clipped, part)
                 | {
-                    "train/approx_kl": float((ratio - 1 - log_ratio).mean()),
-                    "train/clipped_share": float(clipped.mean()),
-                    "train/importance_weight": float(ratio.clamp(max=config.rho_clip).mean()),
-                    "train/advantage_std": float(scale),
+                    "train/approx_kl": (ratio - 1 - log_ratio).mean(),
+                    "train/clipped_share": clipped.mean(),
+                    "train/importance_weight": ratio.clamp(max=config.rho_clip).mean(),
+                    "train/advantage_std": scale,
                     "train/explained_variance": explained_variance(out.values, targets),
                 }
             )
 
 
-def by_age(clipped: Tensor, part: Rollout) -> dict[str, float]:
+def by_age(clipped: Tensor, part: Rollout) -> dict[str, Tensor]:
     """The share of clipped [T,b] by the age of the oldest memory that the row began with and still has: memories were
-    computed by the weights of then."""
+    computed by the weights of then. NaN where none is of such an age."""
     held = part.memory.oldest() * (part.episode_start.cumsum(0) == 0)  # [T,b]
     shares, above = {}, -1
     for name, limit in AGES.items():
         inside = (held > above) & (held <= limit)
-        if inside.any():
-            shares[f"train/clipped_share/memory_age_{name}"] = float(clipped[inside].mean())
+        shares[f"{SHARES}{name}"] = (clipped * inside).sum() / torch.where(inside.any(), inside.sum(), math.nan)
         above = limit
     return shares
 

@@ -59,7 +59,8 @@ class Learner:
         # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps. Not for
         # what is pressed: there it would remember the largest defence for ever, beside which every charge is nothing.
         groups = [{**group, "amsgrad": config.amsgrad and not group["pressed"]} for group in groups]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+        betas = 0.9, config.adam_beta2
+        self.optimizer = torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
         """Called before each minibatch; what it raises ends the update."""
@@ -156,8 +157,9 @@ class Learner:
 
     def _descend(
         self, part: Rollout, out: Any, policy_loss: Tensor, targets: Tensor, weights: Weights
-    ) -> dict[str, float]:
-        """One optimiser step on a minibatch [T,b] that was unrolled to `out`; targets: [T,b] of the values."""
+    ) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch [T,b] that was unrolled to `out`; targets: [T,b] of the values. Returns
+        figures, scalars each."""
         config = self.config
         value_loss = (out.values - targets).square().mean() / 2
         entropy = self.policy.actions.entropy(out.logits).mean()
@@ -165,12 +167,14 @@ class Learner:
         reward_loss = (predicted - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
-        figures: dict[str, float] = {}
+        figures: dict[str, Tensor] = {}
         if self.predictor is not None:
             observation_loss = self._observation_loss(self.predictor, part, out)
             loss = loss + config.observation_prediction_coef * observation_loss
-            figures["train/observation_prediction_loss"] = float(observation_loss.detach())
-        if not torch.isfinite(loss):
+            figures["train/observation_prediction_loss"] = observation_loss
+        # To ask a GPU would be to wait for it: there `check_finite` after the update finds what is not finite.
+        asks = loss.device.type == "cpu"
+        if asks and not torch.isfinite(loss):
             self.check_finite()
             inputs = {f"observation {name!r}": entry for name, entry in part.observation.items()}
             outputs = {
@@ -190,7 +194,7 @@ class Learner:
         loss.backward()
         parts = [g["params"] for g in self.optimizer.param_groups]
         norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
-        if not all(math.isfinite(float(norm)) for norm in norms):
+        if asks and not all(math.isfinite(float(norm)) for norm in norms):
             gradients = {
                 f"gradient of {name}": parameter.grad
                 for module in self._modules.values()
@@ -201,15 +205,15 @@ class Learner:
         for parameters, norm in zip(parts, norms, strict=True):  # not before: one NaN would make all of them NaN
             nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
         self.optimizer.step()
-        with torch.no_grad():
-            return figures | {
-                "train/policy_gradient_loss": float(policy_loss),
-                "train/value_loss": float(value_loss),
-                "train/entropy_loss": float(-entropy),
-                "train/memory_loss": float(out.memory_loss),
-                "train/reward_prediction_loss": float(reward_loss),
-                "train/grad_norm": float(norms[0]),
-            }
+        figures |= {
+            "train/policy_gradient_loss": policy_loss,
+            "train/value_loss": value_loss,
+            "train/entropy_loss": -entropy,
+            "train/memory_loss": out.memory_loss,
+            "train/reward_prediction_loss": reward_loss,
+            "train/grad_norm": norms[0],
+        }
+        return {name: figure.detach() for name, figure in figures.items()}
 
     def _observation_loss(self, predictor: Any, part: Rollout, out: Any) -> Tensor:
         """How badly the next observations were predicted, in nats. What follows an episode's end is left out."""
@@ -218,16 +222,15 @@ class Learner:
         return predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
 
 
-def explained_variance(values: Tensor, targets: Tensor) -> float:
-    """The share of the targets' variance that the values explain; NaN if they do not vary."""
-    variance = targets.var(correction=0)
-    return float(1 - (targets - values).var(correction=0) / variance) if variance > 0 else float("nan")
+def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
+    """The share of the targets' variance that the values explain, a scalar; NaN if they do not vary."""
+    variance = targets.detach().var(correction=0)
+    return 1 - (targets - values).detach().var(correction=0) / torch.where(variance > 0, variance, math.nan)
 
 
-def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The figures of several optimiser steps, averaged by name over those that have it."""
-    gathered: dict[str, list[float]] = {}
-    for step in steps:
-        for name, value in step.items():
-            gathered.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in gathered.items()}
+def means(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The figures of several optimiser steps, scalars that are NaN where there is nothing to tell, averaged by name.
+    This alone waits for a GPU."""
+    names = list(dict.fromkeys(name for step in steps for name in step))
+    columns = [torch.stack([step[name] for step in steps if name in step]).double().nanmean() for name in names]
+    return dict(zip(names, torch.stack(columns).tolist(), strict=True))

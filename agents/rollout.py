@@ -20,6 +20,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
+from expire_span_rl.agents.storage import Storage, check_outputs, tensors_of
 
 LARGEST_DIFFERENCE = 1e-2
 """Between acting and learning, of float32 logits or values, relative to the largest of them if that is above 1. What is
@@ -44,12 +45,13 @@ class Rollout:
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to it
 
-    def rows(self, indices: Tensor) -> Rollout:
-        """The chosen environments: a minibatch. indices: int64 [b]."""
+    def rows(self, indices: Tensor, finals: bool = True) -> Rollout:
+        """The chosen environments: a minibatch. indices: int64 [b]; finals: with their final observations, whose number
+        a GPU must be asked for."""
         t, b = self.final_at
         place = torch.full((self.actions.shape[1],), -1, device=b.device)
         place[indices] = torch.arange(len(indices), device=b.device)
-        mine = place[b] >= 0
+        mine = torch.nonzero(place[b] >= 0).squeeze(1) if finals else b[:0]
         return Rollout(
             observation={key: value[:, indices] for key, value in self.observation.items()},
             episode_start=self.episode_start[:, indices],
@@ -120,6 +122,7 @@ class Collector:
         self.live: dict[str, list[float]] = {}
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
+        self._acting: Any = None  # what was acted on last, whose buffers go on
         self._broken = False  # environments that a rollout left in its midst, and that cannot be set back
         self._begin(seed)
 
@@ -180,20 +183,18 @@ class Collector:
     def _collected(self) -> tuple[Rollout, list[dict[str, Any]]]:
         policy, device, steps, batch = self.policy, self.policy.device, self.num_steps, self.env.num_envs
         memory = policy.draw(self.memory, self.generator)
-        acting = policy.begin(memory, _horizon(memory))
-        shown: list[dict[str, Tensor]] = []
-        kept: dict[str, list[Tensor]] = {name: [] for name in ("logits", "values", "actions", "start")}
+        acting = self._acting_on(memory)
+        storage = Storage(steps)
         rewards, terminated, truncated = (np.zeros((steps, batch), kind) for kind in (np.float32, bool, bool))
         finals: list[dict[str, Tensor]] = []
         final_values: list[Tensor] = []
         final_t, final_b = [], []
         episodes: list[dict[str, Any]] = []
-        live = []
 
         def cut(t: int, rows: np.ndarray, following: Mapping[str, np.ndarray]) -> None:
             """The traces of `rows` are cut after step t, which led to these rows of `following`."""
             if len(rows):
-                finals.append(_tensors({key: value[rows] for key, value in following.items()}, device))
+                finals.append(tensors_of({key: value[rows] for key, value in following.items()}, device))
                 final_values.append(policy.value(finals[-1], acting, torch.as_tensor(rows, device=device)))
                 final_t.extend([t] * len(rows))
                 final_b.extend(rows.tolist())
@@ -201,19 +202,17 @@ class Collector:
         for t in range(steps):
             self.deadline.check()
             if acting.full:
-                compact = acting.memory()
-                acting = policy.begin(compact, _horizon(compact))
-            observation = _tensors(self.observation, device)
+                acting = self._acting_on(acting.memory())
+            observation = tensors_of(self.observation, device)
             start = torch.as_tensor(self.episode_start, device=device)
             logits, values = policy.step(observation, acting, start)
-            if torch.isnan(logits).any() | ~torch.isfinite(values).all():  # one wait for a GPU, not two
-                raise TrainingEnded(_not_finite(observation, logits, values))
+            if device.type == "cpu" or policy.actions.continuous:  # to ask a GPU would be to wait for it
+                check_outputs(observation, logits, values)
             actions = policy.actions.sample(logits, self.generator)
-            shown.append(observation)
-            for name, tensor in zip(kept, (logits, values, actions, start)):
-                kept[name].append(tensor)
+            storage.put(t, "seen/", observation)
+            storage.put(t, "", {"logits": logits, "values": values, "actions": actions, "start": start})
             if acting.live is not None:
-                live.append(acting.live)
+                storage.put(t, "", {"live": acting.live})
             self.observation, rewards[t], terminated[t], truncated[t], infos = self.env.step(
                 policy.actions.to_env(actions)
             )
@@ -227,12 +226,16 @@ class Collector:
                 if (cut_short := truncated[t] & ~terminated[t]).any():
                     cut(t, np.flatnonzero(cut_short), infos["final_obs"])
         cut(steps - 1, np.flatnonzero(~self.episode_start), self.observation)
-        self.memory = acting.memory()
-        if live:
-            counts = torch.stack(live)  # [T,B,L]
+        self.memory, self._acting = acting.memory(), acting
+        kept = storage.tensors
+        shown = under("seen/", kept)
+        if device.type != "cpu":
+            check_outputs(shown, kept["logits"], kept["values"])
+        if "live" in kept:
+            counts = kept["live"]  # [T,B,L]
             self.live = {"mean": counts.float().mean((0, 1)).tolist(), "max": counts.amax((0, 1)).tolist()}
 
-        values = torch.stack(kept["values"])
+        values = kept["values"]
         next_values = torch.cat([values[1:], torch.zeros_like(values[:1])])
         at = (
             torch.tensor(final_t, dtype=torch.int64, device=device),
@@ -240,13 +243,13 @@ class Collector:
         )
         if finals:
             next_values[at] = torch.cat(final_values)
-        empty = {key: value[:0] for key, value in shown[0].items()}
+        empty = {key: value[0, :0] for key, value in shown.items()}
         return (
             Rollout(
-                {key: torch.stack([o[key] for o in shown]) for key in shown[0]},
-                torch.stack(kept["start"]),
-                torch.stack(kept["actions"]),
-                torch.stack(kept["logits"]),
+                shown,
+                kept["start"],
+                kept["actions"],
+                kept["logits"],
                 values,
                 next_values,
                 torch.as_tensor(rewards, device=device),
@@ -258,6 +261,12 @@ class Collector:
             ),
             episodes,
         )
+
+    def _acting_on(self, memory: Any) -> Any:
+        """`memory`, ready to act on, in the buffers of before where they fit."""
+        on_cpu = self.policy.device.type == "cpu"
+        self._acting = self.policy.begin(memory, _horizon(memory) if on_cpu else self.num_steps, self._acting)
+        return self._acting
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that lives between rollouts: tensors, and what is known of the environments."""
@@ -366,16 +375,3 @@ def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
         differences.append((ours - theirs).abs() / largest.clamp(min=1))
     # Python's max would lose a NaN.
     return float(torch.cat([difference.flatten() for difference in differences]).max())
-
-
-def _not_finite(observation: Mapping[str, Tensor], logits: Tensor, values: Tensor) -> str:
-    """What is to say of outputs that are not finite: where, and of which observation."""
-    rows = torch.isnan(logits).flatten(1).any(1) | ~torch.isfinite(values)
-    row = int(rows.nonzero()[0])
-    sizes = {name: float(entry[row].abs().max()) for name, entry in observation.items() if entry[row].numel()}
-    name = max(sizes, key=lambda name: sizes[name])
-    return f"the policy's outputs are not finite in environment {row}: its observation {name!r} has numbers up to {sizes[name]:.3g}"
-
-
-def _tensors(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}

@@ -207,7 +207,7 @@ def _play(
         check()
         began = time.perf_counter()
         if acting.full:
-            acting = policy.begin(acting.memory(), HORIZON)
+            acting = policy.begin(acting.memory(), HORIZON, acting)
         params, _ = policy.step(
             as_tensors(observation, policy.device), acting, torch.as_tensor(start, device=policy.device)
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -26,11 +26,13 @@ from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import Memory
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
+from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.shapes import settings_of
 from expire_span_rl.policies.transformer import Transformer
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
+START = "episode_start"  # beside the observation's entries among what a captured step reads
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Unrolled:
     memory_loss: Tensor  # scalar
     features: Tensor  # [T,B,D] what the heads read
     rewards: Tensor  # [T,B,G] by which the reward is predicted, the auxiliary task of learning (`predicted_rewards`)
+    memory: Memory | None = None  # after the last step, as acting has it; None unless asked for
 
 
 class ActorCritic(Predictor, nn.Module):
@@ -199,18 +202,42 @@ class ActorCritic(Predictor, nn.Module):
         return self.core.draw(memory, generator)
 
     @torch.no_grad()
-    def begin(self, memory: Memory, horizon: int) -> Acting:
-        """Everything derived from `memory` under today's weights, with room for `horizon` steps."""
-        return self.core.begin(memory, horizon)
+    def begin(self, memory: Memory, horizon: int, into: Acting | None = None) -> Acting:
+        """Everything derived from `memory` under today's weights, with room for `horizon` steps. into: what was acted
+        on before and is not needed any more; on a GPU its buffers and what was captured of them go on."""
+        return self.core.begin(memory, horizon, into)
 
     @torch.no_grad()
     def step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         """One time step: entries [B, ...] and episode_start [B] bool -> parameters of the actions [B,P], values [B].
 
         Where `episode_start` the memory is emptied first. Writes the new memory into `acting`. Raises ValueError if
-        `acting` is full.
+        `acting` is full. On a GPU the next step overwrites what this one returned.
         """
+        if not getattr(acting, "static", False):
+            return self._step(observation, acting, episode_start)
+        return self._replayed(observation, cast(Any, acting), episode_start)
+
+    def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation)
+
+    def _replayed(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        """`_step` on buffers of fixed shapes: captured at the first, replayed at all after it."""
+        now = acting.now
+        if acting.full:
+            raise ValueError(f"acting: expected room for a step, got {now} of {acting.horizon} steps taken")
+        inputs = {START: episode_start, **observation}
+        if acting.replay is None:
+
+            def step(**inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                acting.now = 0  # a capture has no room of its own
+                start = inputs.pop(START)
+                return *self._step(inputs, acting, start), acting.live
+
+            acting.replay = Replay(step, inputs, acting.changing())
+        logits, values, acting.live = acting.replay(inputs)
+        acting.now = now + 1
+        return logits, values
 
     @torch.no_grad()
     def step_with_rewards(
@@ -240,17 +267,20 @@ class ActorCritic(Predictor, nn.Module):
         final_observation: Observation | None = None,
         final_at: tuple[Tensor, Tensor] | None = None,
         pressure: float = 0.0,
+        keep: bool = False,
     ) -> Unrolled:
         """One parallel pass over a rollout, equal to `begin` and `step`s but with gradients.
 
         observation: entries [T,B, ...]; episode_start: [T,B] bool; final_observation: entries [F, ...], each following
-        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: of the forgetting, in [-1, 1].
+        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: of the forgetting, in [-1, 1]; keep:
+        give the memory after the last step, too, where no acting will.
         """
         x, final_x, final_at = self._encoded(observation, episode_start, final_observation, final_at)
-        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure)
+        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure, keep=keep)
         logits, values = self._heads(output.features, observation)
         final_values = self._values(output.final_features)
-        return Unrolled(logits, values, final_values, output.loss, output.features, self.reward_head(output.features))
+        rewards = self.reward_head(output.features)
+        return Unrolled(logits, values, final_values, output.loss, output.features, rewards, output.memory)
 
     @torch.no_grad()
     def inspect(

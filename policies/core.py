@@ -33,6 +33,8 @@ class CoreOutput:
     final_features: Tensor  # [F,D]
     loss: Tensor  # scalar, of the memory kind
     layers: tuple[LayerInspection, ...] = ()
+    memory: Memory | None = None
+    """After the last step, without gradient, as acting has it; None unless it was asked for."""
 
 
 class Acting(Protocol):
@@ -68,7 +70,7 @@ class Core(Protocol):
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory: ...
 
-    def begin(self, memory: Memory, horizon: int) -> Acting: ...
+    def begin(self, memory: Memory, horizon: int, into: Any = None) -> Acting: ...
 
     def step(self, x: Tensor, acting: Any, episode_start: Tensor) -> Tensor: ...
 
@@ -83,4 +85,5 @@ class Core(Protocol):
         final_at: tuple[Tensor, Tensor],
         pressure: float = 0.0,
         details: bool = False,
+        keep: bool = False,
     ) -> CoreOutput: ...

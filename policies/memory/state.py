@@ -27,8 +27,9 @@ class LayerMemory:
     )
 
     def rows(self, indices: Tensor) -> LayerMemory:
-        """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones."""
-        first = _first_live(self.alive[indices])
+        """The chosen environments, trimmed to the oldest live slot among them: dead ones may lie between live ones. On a
+        GPU nothing is trimmed, since to ask where would be to wait for it."""
+        first = 0 if self.alive.is_cuda else _first_live(self.alive[indices])
         return self._each(lambda tensor: tensor[indices, first:])
 
     def trimmed(self) -> LayerMemory:

@@ -60,11 +60,15 @@ class SurvivalSpans(nn.Module):
         """Whether the ages of last use are needed: nothing is learned before `release`."""
         return bool(self.released)
 
+    def known_unreleased(self) -> bool:
+        """Whether all spans are sure to be `initial_limit`; a GPU is not asked, since that would be to wait for it."""
+        return self.released.device.type == "cpu" and not self.released
+
     @torch.no_grad()
     def forward(self, normed: Tensor) -> Tensor:
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]; infinity for those kept for good.
         They get no gradient: what is needed teaches them, not what the task makes of the ramp."""
-        if self.released.device.type == "cpu" and not self.released:  # elsewhere to ask would be to wait
+        if self.known_unreleased():
             return normed.new_full(normed.shape[:-1], self.initial_limit)
         steps = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
         hazard = steps.cumsum(-1)  # -log S at the end of each bin
@@ -98,12 +102,14 @@ class SurvivalSpans(nn.Module):
         common = F.linear(average, self.weight.detach(), self.bias)  # [B,K]
         number = new.sum().clamp(min=1)
         if pressure < 0:
-            row, slot = torch.nonzero(new, as_tuple=True)  # [N] each
-            return F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum() / number
+            row, slot, counts = _chosen(new)
+            hazard = F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum(-1)
+            return (hazard * counts).sum() / number
         need, ended, is_last = self._observed(lives)
-        row, slot = torch.nonzero(ended, as_tuple=True)
+        row, slot, counts = _chosen(ended)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
-        return self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot]).sum() / number
+        loss = self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot])
+        return (loss * counts).sum() / number
 
     def _logits(self, normed: Tensor, average: Tensor, common: Tensor) -> Tensor:
         """Of memories [N,D], with the averages [N,D] of their rows and what the bias and these give, [N,K]."""
@@ -127,3 +133,13 @@ class SurvivalSpans(nn.Module):
         survived = F.softplus(logits).masked_fill(~before, 0).sum(-1)
         died = F.softplus(-logits.gather(-1, k)).squeeze(-1)
         return survived + died.masked_fill(~is_last, 0)
+
+
+def _chosen(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of the chosen entries of a mask [B,C], and which of these count, [N] each. On a GPU all entries
+    are taken, and those that are not chosen do not count: how many there are would have to be asked for."""
+    if not mask.is_cuda:
+        row, column = torch.nonzero(mask, as_tuple=True)
+        return row, column, torch.ones_like(row, dtype=torch.bool)
+    row, column = torch.cartesian_prod(*(torch.arange(n, device=mask.device) for n in mask.shape)).unbind(1)
+    return row, column, mask.flatten()

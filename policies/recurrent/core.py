@@ -73,7 +73,7 @@ class RecurrentCore(nn.Module):
         """`memory`: nothing is drawn."""
         return memory
 
-    def begin(self, memory: Memory, horizon: int) -> RecurrentActing:
+    def begin(self, memory: Memory, horizon: int, into: Any = None) -> RecurrentActing:
         """Ready to act, for as many steps as one likes."""
         return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
 
@@ -97,17 +97,33 @@ class RecurrentCore(nn.Module):
         final_at: tuple[Tensor, Tensor],
         pressure: float = 0.0,
         details: bool = False,
+        keep: bool = False,
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
-        loss of the memory's own and nothing to look at."""
-        features, states = self.unroll_states(x, hidden_state(memory), episode_start, final_at)
-        final_features, _ = self.advance(final_x, states)
-        return CoreOutput(features, final_features, x.new_zeros(()))
+        loss of the memory's own and nothing to look at. keep: give the memory after the last step, too."""
+        steps, batch = episode_start.shape
+        asked_at, last = final_at, None
+        if keep:  # the states after the last step stand behind those that final observations follow
+            rows = torch.arange(batch, device=x.device)
+            asked_at = (torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows]))
+        features, states = self.unroll_states(x, hidden_state(memory), episode_start, asked_at)
+        final_features, _ = self.advance(final_x, states[: len(final_x)])
+        if keep:
+            last = memory_after(memory, episode_start, states[len(final_x) :])
+        return CoreOutput(features, final_features, x.new_zeros(()), memory=last)
 
 
 def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
     """The state [B,S,D] with zeros where an episode starts [B]."""
     return state.masked_fill(episode_start[:, None, None], 0)
+
+
+def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory:
+    """The memory after the steps of episode_start [T,B] that began with `memory`, in the state [B,S,D]."""
+    time = memory.time
+    for start in episode_start:
+        time = time.masked_fill(start, 0) + 1
+    return Memory((), time, memory.drawn, state.detach())
 
 
 class LayerNorms(nn.Module):

@@ -5,45 +5,54 @@ B environments, R rows of a group, L layers, D width. Grouping changes nothing b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.acting import TransformerActing
 
-LEARNING_ROWS = 8  # rows of a group while learning, where a group's memory is read by all queries of a rollout,
-ACTING_ROWS = 32  # and while acting, where it is read by one query at a time
-PADDING = 1.2  # rows are grouped where all at once would take this many times the slots that are needed
-ACTING_SLOTS = 8000  # and where acting in a group saves as many slots: a group costs as much time as those
+LEARNING_GROUP = 600  # slots, times environments, that an unroll works off in the time that another group costs it,
+ACTING_GROUP = 8000  # and a step
 
 
-def by_size(slots: Tensor, rows: int) -> tuple[Tensor, ...]:
-    """Row numbers in groups of about `rows`, the small ones first. slots: [B] what each row needs."""
-    return torch.argsort(slots, stable=True).tensor_split(max(1, len(slots) // rows))
-
-
-def padded_size(slots: Tensor, groups: tuple[Tensor, ...]) -> int:
-    """Slots that the groups take, each padded to its largest row."""
-    return sum(len(rows) * int(slots[rows].max()) for rows in groups)
+def groups_of(slots: Tensor, cost: int) -> tuple[Tensor, ...]:
+    """Row numbers in groups, the small ones first, for which padding each group to its largest row, and `cost` slots for
+    each group, come to the fewest slots. slots: [B] what each row needs."""
+    order = torch.argsort(slots, stable=True)
+    needed = slots[order].cpu().numpy().astype(np.int64)
+    least = np.zeros(len(needed) + 1, np.int64)  # slots for the first i rows
+    begins = np.zeros(len(needed) + 1, np.int64)  # where the last of their groups begins
+    rows = np.arange(len(needed) + 1)
+    for i in range(1, len(needed) + 1):
+        totals = least[:i] + (i - rows[:i]) * needed[i - 1]
+        begins[i] = totals.argmin()
+        least[i] = totals[begins[i]] + cost
+    ends = [len(needed)]
+    while begins[ends[-1]]:
+        ends.append(int(begins[ends[-1]]))
+    return order.tensor_split(sorted(ends)[:-1])
 
 
 def learning_groups(slots: Tensor) -> tuple[Tensor, ...] | None:
-    """Groups for `unroll`, None if all rows had better go at once."""
-    if len(slots) < 2 * LEARNING_ROWS or int(slots.max()) * len(slots) < PADDING * int(slots.sum()):
-        return None
-    return by_size(slots, LEARNING_ROWS)
+    """Groups for `unroll`, None if all rows had better go at once: on a GPU, where the launches of many groups take
+    longer than padding does."""
+    return None if slots.is_cuda else _groups(slots, LEARNING_GROUP)
 
 
 def acting_groups(slots: Tensor) -> tuple[Tensor, ...] | None:
     """Groups for `begin`, None if all rows had better go at once."""
-    if len(slots) < 2 * ACTING_ROWS:
+    return _groups(slots, ACTING_GROUP)
+
+
+def _groups(slots: Tensor, cost: int) -> tuple[Tensor, ...] | None:
+    if not len(slots) or int(slots.max()) * len(slots) - int(slots.sum()) < cost:  # another group saves less
         return None
-    groups = by_size(slots, ACTING_ROWS)
-    saved = int(slots.max()) * len(slots) - padded_size(slots, groups)
-    return groups if saved >= ACTING_SLOTS * (len(groups) - 1) else None
+    groups = groups_of(slots, cost)
+    return groups if len(groups) > 1 else None
 
 
 class Places:
@@ -57,6 +66,25 @@ class Places:
         for number, rows in enumerate(groups):
             self.group[rows] = number
             self.place[rows] = torch.arange(len(rows), device=order.device)
+
+
+def joined(parts: Sequence[Memory], places: Places) -> Memory:
+    """The memories of groups as one, rows in their own order."""
+    layers = []
+    for held in zip(*(part.layers for part in parts)):
+        size = max(layer.hidden.shape[1] for layer in held)
+        wide = [layer.padded(size) for layer in held]
+        last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
+        layers.append(
+            LayerMemory(
+                torch.cat([layer.hidden for layer in wide])[places.back],
+                torch.cat([layer.birth for layer in wide])[places.back],
+                torch.cat([layer.alive for layer in wide])[places.back],
+                torch.cat(last_uses)[places.back] if last_uses else None,
+            )
+        )
+    time, drawn = (torch.cat([getattr(part, name) for part in parts])[places.back] for name in ("time", "drawn"))
+    return Memory(tuple(layers), time, drawn)
 
 
 @dataclass
@@ -83,21 +111,7 @@ class GroupedActing:
         return self.parts[0].full
 
     def memory(self) -> Memory:
-        parts = [part.memory() for part in self.parts]
-        layers = []
-        for held in zip(*(part.layers for part in parts)):
-            size = max(layer.hidden.shape[1] for layer in held)
-            wide = [layer.padded(size) for layer in held]
-            last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
-            layers.append(
-                LayerMemory(
-                    self._joined([layer.hidden for layer in wide]),
-                    self._joined([layer.birth for layer in wide]),
-                    self._joined([layer.alive for layer in wide]),
-                    self._joined(last_uses) if last_uses else None,
-                )
-            )
-        return Memory(tuple(layers), self.time, self._joined([part.drawn for part in parts]))
+        return joined([part.memory() for part in self.parts], self.places)
 
     def each(self, step: Callable[[Tensor, TransformerActing, Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
         """`step` of every part: x [B,D], start [B] -> [B,D]."""

@@ -1,10 +1,12 @@
 """One layer of the Transformer: its config, its weights, and what it computes from them.
 
-B environments, C slots, D width, H heads, d = D / H, P relative positions. Pre-norm; keys and values are read from the
-normalised memory.
+B environments, N queries, C slots, D width, H heads, d = D / H, P relative positions. Pre-norm; keys and values are read
+from the normalised memory. `write` and `read` are all that anything does with a layer.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import TransformerConfig
-from expire_span_rl.policies.transformer.attention import attend
+from expire_span_rl.policies.transformer.attention import attend, attend_rollout
 from expire_span_rl.policies.transformer.gating import Gate
+from expire_span_rl.policies.transformer.slots import Slots, Written
 
 SHARPNESS = 5.0
 """Gain of the initial query and key weights. With 1 or 2 all heads start near uniform attention, and the one useful
@@ -37,6 +40,16 @@ def orthogonal(linear: nn.Linear, gain: float) -> None:
     memory."""
     nn.init.orthogonal_(linear.weight, gain)
     nn.init.zeros_(linear.bias)
+
+
+class Reading(NamedTuple):
+    """What a layer makes of queries, and how it looked."""
+
+    x: Tensor  # [B,N,D] the layer's output
+    queries: Tensor  # [B,H,N,d]
+    age: Tensor  # [B,N,C]
+    visible: Tensor  # [B,N,C] bool
+    weights: Tensor  # [B,H,N,C], without gradient
 
 
 class Layer(nn.Module):
@@ -83,9 +96,33 @@ class Layer(nn.Module):
             query = key @ written
             self.query.weight[rows] = query * (key.norm() / query.norm())
 
-    def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,C,D] -> keys and values [B,H,C,d]."""
-        return self._by_head(self.key_value(normed))
+    def write(self, hidden: Tensor, drawn: Tensor) -> Written:
+        """What queries will look at of hidden vectors [B,C,D]; drawn: [B,K] what the kind drew for this rollout."""
+        normed = self.norm(hidden)
+        keys, values = self._by_head(self.key_value(normed))
+        return Written(normed, keys, values, self.kind.describe(normed, drawn))
+
+    def read(self, x: Tensor, normed: Tensor, slots: Slots, at: Tensor, episode: Tensor) -> Reading:
+        """The layer for queries x [B,N,D], normalised `normed`, at positions `at` [N] or [B,N], whose episodes began at
+        `episode` [B,N]. N is 1, or the queries are those of the last N slots, one for each step."""
+        age, visible, bias = slots.seen(self.kind, at, episode)
+        queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
+        attended, weights = self._attend(queries, slots, age, bias)
+        return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, weights)
+
+    def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C]."""
+        keys, values, positions, loose = slots.keys, slots.values, self.positions, slots.unordered
+        if queries.shape[2] == 1:
+            recent = keys.shape[2] if loose else None
+            one = queries[:, :, 0], keys, values, positions, age[:, 0], bias[..., 0, :], recent, self.by_age()
+            attended, weights = attend(*one)
+            return attended[:, :, None], weights[:, :, None]
+        older = len(positions) - 1  # slots right before the rollout's, of which the first queries need the ages
+        past = keys.shape[2] - queries.shape[2]
+        corner = age[:, :older, past - older : past]
+        extension = age[..., :loose] if loose else None
+        return attend_rollout(queries, keys, values, positions, corner, bias, extension, self.by_age())
 
     def _by_head(self, both: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,2D] -> [B,H,C,d] twice."""
@@ -108,13 +145,6 @@ class Layer(nn.Module):
         if self.age_bias is None or not self.shifted:
             return self.age_bias
         return _fixed(self.age_bias, 0, self.shifted)
-
-    def attend(
-        self, normed: Tensor, keys: Tensor, values: Tensor, age: Tensor, bias: Tensor, recent: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One query per row, see `policies.transformer.attention.attend`: normed [B,D] -> output [B,H,d], weights
-        [B,H,C]."""
-        return attend(self.queries(normed), keys, values, self.positions, age, bias, recent, self.by_age())
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""

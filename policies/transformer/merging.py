@@ -18,19 +18,20 @@ from torch import Tensor
 
 from expire_span_rl.policies.memory.kind import MemoryKind, Merging
 from expire_span_rl.policies.memory.state import LayerMemory
+from expire_span_rl.policies.transformer.slots import GONE
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.transformer.acting import LayerBuffers
+    from expire_span_rl.policies.transformer.acting import LayerBuffers, TransformerActing
     from expire_span_rl.policies.transformer.layer import Layer
 
 
 @dataclass(frozen=True)
 class Extension:
-    """Extra slots of one layer in a rollout, and until when their members are seen. On the rollout's axis of time."""
+    """Extra slots of one layer in a rollout, and until when their members are seen. Positions are as in `slots`."""
 
     blocks: Tensor  # [B,E,c,D] the members, detached; zero where one was removed
     hidden: Tensor  # [B,E,D] the merged slots, detached
-    coordinate: Tensor  # [B,E] of the last member; minus infinity where a row has fewer slots than E
+    position: Tensor  # [B,E] of the last member; GONE where a row has fewer slots than E
     first: Tensor  # [B,E] the first query that sees the merged slot
     until: Tensor  # [B,S+T] the first query that does not see a slot of memory or rollout any more, since it is merged
     merged: Tensor  # [B,S] bool: slots of memory that were merged before the rollout
@@ -53,7 +54,7 @@ def extend(kind: MemoryKind, held: LayerMemory, time: Tensor, x: Tensor, clock: 
     order = torch.argsort(due.to(torch.uint8), dim=1, descending=True, stable=True)[:, :count]  # [B,E]
     first = order + 1
 
-    # Members by coordinate: place i of the line is coordinate i - reach. What is merged already goes to 0, as nothing.
+    # Members by position: place i of the line is position i - reach. What is merged already goes to 0, as nothing.
     birth, time = held.birth.long(), time.long()[:, None]
     raw = held.alive & (time < merging.clock(birth))  # [B,S]
     place = torch.where(raw, birth - time + reach, 0)
@@ -68,7 +69,7 @@ def extend(kind: MemoryKind, held: LayerMemory, time: Tensor, x: Tensor, clock: 
     there = due.gather(1, order) & exists.gather(1, members).unflatten(1, (count, size)).any(2)
     with torch.no_grad():
         hidden = kind.merge(blocks)
-    coordinate = (first - 1 - merging.delay).to(x.dtype).masked_fill(~there, -math.inf)
+    position = (first - 1 - merging.delay).to(x.dtype).masked_fill(~there, GONE)
     until = torch.cat(
         [
             (merging.clock(birth) - time).to(x.dtype).masked_fill(~raw, math.inf),
@@ -76,33 +77,31 @@ def extend(kind: MemoryKind, held: LayerMemory, time: Tensor, x: Tensor, clock: 
         ],
         1,
     )
-    return Extension(blocks, hidden, coordinate, first.to(x.dtype), until, held.alive & ~raw)
+    return Extension(blocks, hidden, position, first.to(x.dtype), until, held.alive & ~raw)
 
 
 def merge_in_place(
-    layer: Layer, merging: Merging, buffers: LayerBuffers, rows: Tensor, time: Tensor, filled: int, drawn: Tensor
+    layer: Layer, merging: Merging, buffers: LayerBuffers, rows: Tensor, acting: TransformerActing
 ) -> None:
-    """Merges the block that is due in each of the environments `rows` [n] before their next query, whose clock is
-    `time` [n]. The merged slot takes the place of its members, right before what is younger. drawn: [n,K]."""
-    size, reach = merging.size, merging.size + merging.delay
+    """Merges the block that is due in each of the environments `rows` [n] before their next query. The merged slot
+    takes the place of its members, right before what is younger."""
+    size, reach, filled, slots = merging.size, merging.size + merging.delay, acting.filled, buffers.slots
     start = max(0, filled - reach)  # members lie right of it
-    alive = buffers.alive[rows, start:filled]  # [n,s]
-    phase = buffers.birth[rows, start:filled].long() - (time.long() - reach)[:, None]  # 0 .. c - 1 for members
+    position = slots.position[rows, start:filled]  # [n,s]
+    alive = position >= acting.episode[rows, None]
+    phase = (position - (acting.now - reach)).long()  # 0 .. c - 1 for members
     member = alive & (phase >= 0) & (phase < size)
     row, column = torch.nonzero(member, as_tuple=True)
     blocks = buffers.hidden.new_zeros(len(rows), size, buffers.hidden.shape[2])
     blocks[row, phase[row, column]] = buffers.hidden[rows[row], start + column]
-    buffers.alive[rows[row], start + column] = False
+    slots.position[rows[row], start + column] = GONE
     place = start - 1 + F.pad(alive & (phase >= size), (0, 1), value=True).to(torch.uint8).argmax(1)
     some = member.any(1)
-    rows, time, drawn, blocks, place = rows[some], time[some], drawn[some], blocks[some], place[some]
+    rows, blocks, place = rows[some], blocks[some], place[some]
     merged = layer.kind.merge(blocks)
-    normed = layer.norm(merged[:, None])
-    keys, values = layer.keys_values(normed)
-    buffers.keys[rows, :, place], buffers.values[rows, :, place] = keys[:, :, 0], values[:, :, 0]
+    written = layer.write(merged[:, None], acting.drawn[rows])
+    slots.keys[rows, :, place], slots.values[rows, :, place] = written.keys[:, :, 0], written.values[:, :, 0]
+    slots.position[rows, place] = acting.now - merging.delay - 1.0
     buffers.hidden[rows, place] = merged
-    buffers.birth[rows, place] = (time - merging.delay - 1).to(buffers.birth.dtype)
-    buffers.alive[rows, place] = True
-    described = layer.kind.describe(normed, drawn)
-    if buffers.described is not None and described is not None:
-        buffers.described[rows, place] = described[:, 0]
+    if slots.described is not None and written.described is not None:
+        slots.described[rows, place] = written.described[:, 0]

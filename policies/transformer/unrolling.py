@@ -1,155 +1,159 @@
 """One Transformer layer over a whole rollout in parallel. B environments, T time steps, S memory slots, E slots that
-come into being, C = E + S + T slots, D width, H heads, P relative positions, F final observations, K numbers drawn.
+come into being, C = E + S + T slots, D width, H heads, F final observations, K numbers drawn.
 
-Within a rollout all slots have a coordinate on its time axis: step t is t, a memory slot is minus its age at step 0. A
-query's age to a slot is the difference, and it sees no slot whose coordinate lies before the start of its episode.
+Positions are as in `slots`: step t lies at t, a slot of memory at minus its age at step 0.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from expire_span_rl.policies.core import LayerInspection
-from expire_span_rl.policies.memory.kind import Lives, MemoryKind
+from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
-from expire_span_rl.policies.transformer.attention import attend_rollout
 from expire_span_rl.policies.transformer.merging import Extension, extend
+from expire_span_rl.policies.transformer.slots import BEFORE, GONE, Slots, Written
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.transformer.layer import Layer
+    from expire_span_rl.policies.transformer.layer import Layer, Reading
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Coordinates that the layers of one unroll share."""
+    """Positions that the layers of one unroll share."""
 
     queries: Tensor  # [T]
-    episode: Tensor  # [B,T] coordinate at which the query's episode began; minus infinity if before the rollout
+    episode: Tensor  # [B,T] where the query's episode began; BEFORE if before the rollout
     end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
+    time: Tensor  # [B] the clock at the first step
     drawn: Tensor  # [B,K]
 
-    def clock(self, time: Tensor) -> Tensor:
-        """int64 [B,T]: steps since the query's episode began; time: [B], the clock at the first of them."""
-        began = torch.where(self.episode >= 0, self.episode, 0).long()
-        return self.queries.long() - began + torch.where(self.episode >= 0, 0, time[:, None].long())
+    @classmethod
+    def of(cls, episode_start: Tensor, dtype: torch.dtype, final_at: tuple[Tensor, Tensor], memory: Memory) -> Axis:
+        """episode_start: [T,B] bool; memory: that with which the rollout begins."""
+        begins = episode_start.T
+        steps = torch.arange(begins.shape[1], device=begins.device, dtype=dtype)
+        episode = torch.where(begins, steps, BEFORE).cummax(1).values
+        end = torch.where(begins, steps, math.inf).flip(1).cummin(1).values.flip(1)
+        return cls(steps, episode, F.pad(end, (0, 1), value=math.inf), final_at, memory.time, memory.drawn)
+
+    def time_after(self) -> Tensor:
+        """[B] the clock after the last step."""
+        return (self.clock()[:, -1] + 1).to(self.time.dtype)
+
+    def clock(self) -> Tensor:
+        """int64 [B,T]: steps since the query's episode began."""
+        began = self.episode.clamp(min=0).long()
+        return self.queries.long() - began + torch.where(self.episode >= 0, 0, self.time[:, None].long())
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """The slots of one layer: E that come into being, S of memory, T of the rollout."""
+class LayerPart(NamedTuple):
+    """What one layer has to say beside its outputs; None where it was not asked."""
 
-    coordinate: Tensor  # [B,C] from which age counts
-    described: Tensor | None  # [B,C]
-    first: Tensor  # [B,C] the first query that may see it
-    until: Tensor | None  # [B,C] the first query that may not any more; None: there is none
-
-    def seen(self, kind: MemoryKind, queries: Tensor, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Age and visibility, [B,N,C] each, and additive term, [B,N,C] or [B,H,N,C], for queries at coordinates [N] or
-        [B,N] whose episodes began at `episode` [B,N]."""
-        queries = (queries if queries.ndim == 2 else queries[None])[..., None]
-        age = queries - self.coordinate.clamp(min=-1e9)[:, None]
-        exists = (self.coordinate[:, None] >= episode.clamp(min=-1e8)[..., None]) & (queries >= self.first[:, None])
-        if self.until is not None:
-            exists &= queries < self.until[:, None]
-        return age, *kind.seen(age, exists, self.described)
-
-    def shifted(self, rows: Tensor, slots: Tensor, now: Tensor, described: Tensor | None) -> _Slots:
-        """For queries [F] of their own: `slots` [F,C] of the environments `rows`, below 0 for none, and last the
-        query's own, written `now` [F], with `described` [F,1]."""
-        exists, slots = slots >= 0, slots.clamp(min=0)
-
-        def moved(tensor: Tensor, own: Tensor) -> Tensor:
-            return torch.cat([tensor[rows].gather(1, slots), own], 1)
-
-        now = now[:, None]
-        coordinate = moved(self.coordinate, now)
-        coordinate[:, :-1].masked_fill_(~exists, -math.inf)
-        until = None if self.until is None else moved(self.until, torch.full_like(now, math.inf))
-        if self.described is not None and described is not None:
-            described = moved(self.described, described)
-        return _Slots(coordinate, described, moved(self.first, now), until)
+    loss: Tensor | None  # scalar, of the memory kind
+    looked: LayerInspection | None
+    memory: LayerMemory | None  # after the last step
 
 
 def unroll_layer(
     layer: Layer,
     x: Tensor,
-    memory: Memory,
-    index: int,
+    held: LayerMemory,
     axis: Axis,
     final_x: Tensor,
     pressure: float,
     details: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, LayerInspection | None]:
-    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, the kind's loss, what was seen."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, LayerPart]:
+    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, and what is asked for beside them."""
     steps, kind = x.shape[1], layer.kind
-    held = memory.layers[index]
     held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
-    extension, merging = None, kind.merging
-    if merging is not None:
-        extension = extend(kind, held, memory.time, x, axis.clock(memory.time))
+    extension = None if kind.merging is None else extend(kind, held, axis.time, x, axis.clock())
     hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
     hidden = torch.cat(hidden, 1)  # [B,C,D]
-    normed = layer.norm(hidden)
-    keys, values = layer.keys_values(normed)
-    slots = _slots(held, memory.time, axis.queries, extension, kind.describe(normed, axis.drawn))
-    age, visible, bias = slots.seen(kind, axis.queries, axis.episode)
-
-    past = hidden.shape[1] - steps
-    corner = min(steps, len(layer.positions) - 1)
-    youngest = age[:, :corner, past - (len(layer.positions) - 1) : past]
-    left = None if extension is None else age[:, :, : extension.hidden.shape[1]]
-    queries = layer.queries(normed[:, past:]).transpose(1, 2)  # [B,H,T,d]
-    attended, weights = attend_rollout(queries, keys, values, layer.positions, youngest, bias, left, layer.by_age())
-    after = layer.residual(x, attended.transpose(1, 2))
+    written = layer.write(hidden, axis.drawn)
+    slots = _slots(written, held, axis, extension)
+    reading = layer.read(x, written.normed[:, -steps:], slots, axis.queries, axis.episode)
     if len(final_x):
-        final_x = _finals(layer, final_x, axis, keys, values, slots)
-
+        final_x = _finals(layer, final_x, axis, slots)
     loss = None
     if torch.is_grad_enabled() and not details:
-        lives = None
-        if pressure and kind.use_lift() is not None:
-            lives = _lives(kind, held, memory.time, axis, slots, age, visible, weights)
-        new = torch.zeros_like(slots.coordinate, dtype=torch.bool)
-        new[:, past:] = True
-        loss = kind.loss(normed, new, lives, axis.drawn, pressure)
-        if extension is not None and extension.hidden.shape[1]:
-            merge_loss = kind.merge_loss(
-                layer.frozen_keys_values, queries.detach(), extension.blocks, visible[:, :, : extension.hidden.shape[1]]
-            )
-            loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
-    looked = None
-    if details:
-        covers = torch.ones_like(slots.coordinate, dtype=torch.int64)
-        if extension is not None and merging is not None:
-            merged = F.pad(extension.merged, (extension.hidden.shape[1], 0), value=True)  # [B,E+S]
-            covers[:, :past] = torch.where(merged, merging.size, 1)
-        looked = LayerInspection(slots.coordinate, covers, slots.described, visible, weights)
-    return after, final_x, loss, looked
+        loss = _loss(layer, written, slots, reading, held, axis, extension, pressure)
+    looked = _looked(layer, slots, reading, extension, steps) if details else None
+    kept = _kept(layer, slots, reading, held, axis, hidden.detach()) if keep else None
+    return reading.x, final_x, LayerPart(loss, looked, kept)
 
 
-def _lives(
-    kind: MemoryKind,
+def _slots(written: Written, held: LayerMemory, axis: Axis, extension: Extension | None) -> Slots:
+    """The slots of extension, memory and rollout, in this order."""
+    born = (held.birth - axis.time[:, None]).to(axis.queries.dtype).masked_fill(~held.alive, GONE)
+    position = torch.cat([born, axis.queries.expand(len(born), -1)], 1)
+    if extension is None:
+        return Slots(written.keys, written.values, written.described, position)
+    count = extension.hidden.shape[1]
+    return Slots(
+        written.keys,
+        written.values,
+        written.described,
+        torch.cat([extension.position, position], 1),
+        torch.cat([extension.first, position], 1),
+        F.pad(extension.until, (count, 0), value=math.inf),
+        count,
+    )
+
+
+def _finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
+    """The layer for final observations x [F,D]: each sees its row's slots up to its step, and itself."""
+    t, b = axis.final_at
+    x, slots = x[:, None], slots.of_rows(b)
+    later = axis.queries.shape[0] - 1 - t  # [F] slots of later steps, which lie between and are not seen
+    if x.is_cuda or bool((later > 0).any()):  # the relative positions want the youngest last
+        columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
+        slots = replace(slots.shifted(columns), unordered=slots.position.shape[1] if slots.unordered else 0)
+    now = t.to(x.dtype) + 1  # [F]
+    own = layer.write(x, axis.drawn[b])
+    return layer.read(x, own.normed, slots.with_own(own, now), now[:, None], axis.episode[b, t][:, None]).x[:, 0]
+
+
+def _loss(
+    layer: Layer,
+    written: Written,
+    slots: Slots,
+    reading: Reading,
     held: LayerMemory,
-    time: Tensor,
     axis: Axis,
-    slots: _Slots,
-    age: Tensor,
-    visible: Tensor,
-    weights: Tensor,
-) -> Lives:
-    """What became of the slots in this rollout. time: [B]; age, visible: [B,T,C]; weights: [B,H,T,C]."""
-    steps = age.shape[1]
-    used = kind.used(weights, visible.sum(2, keepdim=True))  # [B,T,C]
+    extension: Extension | None,
+    pressure: float,
+) -> Tensor | None:
+    """The loss of the layer's memory kind."""
+    kind, steps = layer.kind, axis.queries.shape[0]
+    lives = None
+    if pressure and kind.use_lift() is not None:
+        lives = _lives(layer, slots, reading, held, axis)
+    new = torch.zeros_like(slots.position, dtype=torch.bool)
+    new[:, -steps:] = True
+    loss = kind.loss(written.normed, new, lives, axis.drawn, pressure)
+    if extension is not None and slots.unordered:
+        seen = reading.visible[:, :, : slots.unordered]
+        merge_loss = kind.merge_loss(layer.frozen_keys_values, reading.queries.detach(), extension.blocks, seen)
+        loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
+    return loss
+
+
+def _lives(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis: Axis) -> Lives:
+    """What became of the slots in this rollout."""
+    age, steps = reading.age, axis.queries.shape[0]  # [B,T,C]
+    used = layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
     used_here = age.masked_fill(~used, -1).amax(1)
     last_use = used_here.clamp(min=0)
-    exists = slots.coordinate > -math.inf
+    exists = slots.position > GONE
     past = held.birth.shape[1]
     unknown = used_here[:, :past] <= 0  # whether it was used before the rollout
     if held.last_use is not None:
@@ -157,44 +161,34 @@ def _lives(
         last_use[:, :past] = torch.maximum(last_use[:, :past], before)
         unknown &= held.last_use < 0
     exists[:, :past] &= ~unknown
-    coordinate = torch.where(exists, slots.coordinate, 0)
-    end = axis.end.gather(1, (coordinate.long() + 1).clamp(0, steps))
+    position = torch.where(exists, slots.position, 0)
+    end = axis.end.gather(1, (position.long() + 1).clamp(0, steps))
     ended = (end < steps) & exists
-    age_then = torch.where(ended, end, steps) - coordinate
+    age_then = torch.where(ended, end, steps) - position
     return Lives(used_here, last_use, age_then, ended, exists, slots.described)
 
 
-def _slots(
-    held: LayerMemory, time: Tensor, queries: Tensor, extension: Extension | None, described: Tensor | None
-) -> _Slots:
-    """Where the slots of memory, rollout and extension lie. time: [B]; queries: [T]."""
-    born = (held.birth - time[:, None]).to(queries.dtype).masked_fill(~held.alive, -math.inf)
-    coordinate = torch.cat([born, queries.expand(len(born), -1)], 1)
-    if extension is None:
-        return _Slots(coordinate, described, coordinate, None)
-    return _Slots(
-        torch.cat([extension.coordinate, coordinate], 1),
-        described,
-        torch.cat([extension.first, coordinate], 1),
-        F.pad(extension.until, (extension.hidden.shape[1], 0), value=math.inf),
-    )
+def _looked(layer: Layer, slots: Slots, reading: Reading, extension: Extension | None, steps: int) -> LayerInspection:
+    """What those who look want to know."""
+    covers = torch.ones_like(slots.position, dtype=torch.int64)
+    merging = layer.kind.merging
+    if extension is not None and merging is not None:
+        merged = F.pad(extension.merged, (slots.unordered, 0), value=True)  # [B,E+S]
+        covers[:, :-steps] = torch.where(merged, merging.size, 1)
+    coordinate = slots.position.masked_fill(slots.position <= GONE, -math.inf)
+    return LayerInspection(coordinate, covers, slots.described, reading.visible, reading.weights)
 
 
-def _finals(layer: Layer, x: Tensor, axis: Axis, keys: Tensor, values: Tensor, slots: _Slots) -> Tensor:
-    """The layer for final observations x [F,D]: each sees its row's slots up to its step, and itself."""
-    t, b = axis.final_at
-    now = t.to(x.dtype) + 1  # [F]
-    normed = layer.norm(x)
-    key, value = layer.keys_values(normed[:, None])
-    own = layer.kind.describe(normed[:, None], axis.drawn[b])
-    place = torch.arange(keys.shape[2], device=x.device) - (axis.queries.shape[0] - 1 - t)[:, None]  # [F,C]
-    keys, values = keys[b], values[b]
-    if bool((place[:, 0] < 0).any()):
-        # The slots of later steps come between: they are hidden, and the relative positions want the youngest last.
-        wide = place.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        keys, values = keys.gather(2, wide), values.gather(2, wide)
-    keys, values = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-    slots = slots.shifted(b, place, now, own)
-    age, _, bias = slots.seen(layer.kind, now[:, None], axis.episode[b, t][:, None])
-    recent = None if slots.until is None else keys.shape[2]  # slots that came into being are not in order
-    return layer.residual(x, layer.attend(normed, keys, values, age[:, 0], bias[..., 0, :], recent)[0])
+@torch.no_grad()
+def _kept(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis: Axis, hidden: Tensor) -> LayerMemory:
+    """What is remembered after the last step, as acting has it after the same steps. hidden: [B,C,D]."""
+    steps, time = axis.queries.shape[0], axis.time_after()
+    last_use = None
+    if held.last_use is not None:
+        birth = slots.birth(time, steps)
+        before = birth.clone()
+        before[:, slots.unordered : -steps] = held.last_use
+        used = layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        used_here = reading.age.masked_fill(~used, -1).amax(1).to(birth.dtype)
+        last_use = torch.where(used_here > 0, birth + used_here, before)
+    return slots.remembered(layer.kind, hidden, last_use, axis.episode[:, -1], time, steps)

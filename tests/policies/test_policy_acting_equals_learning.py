@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,44 @@ def test_results_do_not_depend_on_the_horizon(kind, settings):
         torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("pressure", [0.0, 0.7])
+@pytest.mark.parametrize("batch", [3, 26])
+@pytest.mark.parametrize("kind, settings", CASES)
+def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pressure):
+    """`unroll(keep=True)` against `begin`, `step`s and `memory()` through rollouts of uneven lengths, with episodes that
+    start anywhere: clock, births, last uses and hidden vectors of the same live memories, without gradient."""
+    generator = torch.Generator().manual_seed(10 + batch)
+    policy = make_policy(kind, settings)
+    acted = kept = policy.initial_memory(batch)
+    most = 0
+    for steps in (7, 1, 23, 12):
+        given = experience(generator, steps, batch, start_probability=0.06)
+        state = generator.get_state()
+        drawn = policy.draw(kept, generator)
+        generator.set_state(state)
+        acted = act(policy, policy.draw(acted, generator), given).memory
+        out = policy.unroll(given.observation, poisoned(drawn), given.start, pressure=pressure, keep=True)
+        kept = out.memory
+        assert torch.equal(kept.time, acted.time) and kept.time.dtype == acted.time.dtype
+        assert torch.equal(kept.drawn, acted.drawn)
+        assert (kept.state is None) == (acted.state is None)
+        if acted.state is not None:
+            assert not kept.state.requires_grad
+            torch.testing.assert_close(kept.state, acted.state, rtol=0, atol=1e-9)
+        for left, right in zip(kept.layers, acted.layers, strict=True):
+            assert torch.equal(left.alive, right.alive)
+            for name in ("birth", "last_use"):
+                ours, theirs = getattr(left, name), getattr(right, name)
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    assert ours.dtype == theirs.dtype and torch.equal(ours[left.alive], theirs[left.alive])
+            assert not left.hidden.requires_grad
+            torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
+            most = max(most, int(left.alive.sum()))
+    assert most > batch or not KINDS[kind].stores
+    assert policy.unroll(given.observation, drawn, given.start).memory is None
+
+
 @pytest.mark.parametrize("kind, settings", CASES)
 def test_live_memories_are_those_that_the_next_query_sees(kind, settings):
     """`Memory.live()` against what one more step sees, itself not counted, in acting and in learning."""
@@ -124,9 +163,30 @@ def test_grouping_rows_changes_nothing_but_the_speed(kind, settings):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("cost", [0, 3, 20, 1000])
+@pytest.mark.parametrize("slots", [[], [5], [4, 4, 4], [1, 9, 1, 8, 1, 1], [0, 30, 2, 31, 3, 29, 1], [7, 1, 1, 40, 2]])
+def test_groups_take_the_fewest_slots(slots, cost):
+    """Against all ways to split the rows, sorted by size, into groups."""
+    rows = sorted(range(len(slots)), key=lambda row: slots[row])
+
+    def total(sizes):
+        ends = list(itertools.accumulate(sizes))
+        parts = [rows[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return sum(len(part) * max(slots[row] for row in part) + cost for part in parts)
+
+    def splits(count):
+        return [[first, *rest] for first in range(1, count + 1) for rest in splits(count - first)] if count else [[]]
+
+    groups = (
+        [group.tolist() for group in grouping.groups_of(torch.tensor(slots, dtype=torch.int64), cost)] if slots else []
+    )
+    assert [row for group in groups for row in group] == rows
+    assert total([len(group) for group in groups]) == min(total(sizes) for sizes in splits(len(slots)))
+
+
 @pytest.mark.parametrize("kind, settings", CASES)
 def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypatch):
-    """26 rows of unlike memories, acted on all at once and in groups of eight: outputs, final values, live counts, and
+    """26 rows of unlike memories, acted on all at once and in a group for each size: outputs, final values, live counts, and
     what is remembered afterwards."""
     generator = torch.Generator().manual_seed(6)
     policy = make_policy(kind, settings)
@@ -137,8 +197,7 @@ def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypa
     begin = policy.core.begin
     monkeypatch.setattr(policy.core, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
     once = act(policy, memory, given, 5)
-    monkeypatch.setattr(grouping, "ACTING_ROWS", 8)
-    monkeypatch.setattr(grouping, "ACTING_SLOTS", 0)
+    monkeypatch.setattr(grouping, "ACTING_GROUP", 0)
     apart = act(policy, memory, given, 5)
     grouped = [isinstance(acting, GroupedActing) for acting in begun]
     half = len(grouped) // 2
@@ -205,5 +264,5 @@ def test_acting_beyond_the_horizon_is_refused():
     now = observations(torch.Generator(), 2)
     policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
     assert acting.full
-    with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 slots filled$"):
+    with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 steps taken$"):
         policy.step(now, acting, torch.zeros(2, dtype=torch.bool))

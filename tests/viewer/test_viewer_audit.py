@@ -14,6 +14,7 @@ from expire_span_rl.envs import make_env, make_vec_env
 from expire_span_rl.envs.corridor import Corridor
 from expire_span_rl.envs.switch import Switch
 from expire_span_rl.policies import as_tensors, load_policy
+from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
 
@@ -90,16 +91,15 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
         def forget(now, acting, at=None, layers=(0, 1), written=written):
             if now == (written + 1 if at is None else at):
                 for i in layers:
-                    acting.layers[i].alive[0, written] = False
+                    acting.layers[i].slots.position[0, written] = GONE
 
         def exchange(now, acting, t=t, layer=layer, written=written):
             if now == t:
-                buffers, module = acting.layers[layer], policy.core.layers[layer]
-                normed = module.norm(hidden[layer, written][None, None])
-                key, value = module.keys_values(normed)
-                buffers.keys[0, :, written], buffers.values[0, :, written] = key[0, :, 0], value[0, :, 0]
-                if buffers.described is not None:
-                    buffers.described[0, written] = module.kind.describe(normed, acting.drawn)[0, 0]
+                slots = acting.layers[layer].slots
+                made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.drawn)
+                slots.keys[0, :, written], slots.values[0, :, written] = made.keys[0, :, 0], made.values[0, :, 0]
+                if slots.described is not None:
+                    slots.described[0, written] = made.described[0, 0]
 
         expected = {
             "direct_removed": by_hand(policy, episode, lambda n, a, t=t, i=layer, f=forget: f(n, a, t, (i,))),
@@ -162,14 +162,14 @@ def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
 
         def forget(now, acting, layer=layer, last=last):
             if now == 23:
-                slots = acting.layers[layer]
-                assert (slots.alive & (slots.birth == last))[0].sum() == 1
-                slots.alive &= slots.birth != last
+                position = acting.layers[layer].slots.position
+                assert (position == last)[0].sum() == 1
+                position.masked_fill_(position == last, GONE)
 
         def never(now, acting, written=written):
             if now == written + 1:
-                for slots in acting.layers:
-                    slots.alive[0, written] = False
+                for buffers in acting.layers:
+                    buffers.slots.position[0, written] = GONE
 
         direct, total = by_hand(policy, episode, forget), by_hand(policy, episode, never)
         np.testing.assert_allclose(row["direct_removed"]["probabilities"], direct[0][23], atol=2e-4)

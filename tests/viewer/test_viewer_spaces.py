@@ -21,6 +21,7 @@ from viewer_spaces import ACTIONS, OBSERVATIONS, PICTURE, WORDS, Sampled
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import KINDS
+from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.showing import Showing, show_in
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
@@ -124,7 +125,7 @@ def test_the_shift_of_real_numbers_is_that_of_their_normal_distributions():
             for t in range(12):
                 if t == at:
                     for layer in layers:
-                        acting.layers[layer].alive[0, row["written"]] = False
+                        acting.layers[layer].slots.position[0, row["written"]] = GONE
                 params, _ = policy.step(
                     {key: value[t] for key, value in observations.items()}, acting, torch.tensor([t == 0])
                 )

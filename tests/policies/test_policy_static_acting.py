@@ -1,0 +1,123 @@
+"""Acting in buffers of fixed shapes, whose steps a GPU captures: here replayed by a plain call on the same buffers."""
+
+import pytest
+import torch
+from policy_cases import CASES, make_policy, observations
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from expire_span_rl.policies import KINDS
+from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
+from expire_span_rl.policies.replay import Replay
+from expire_span_rl.policies.transformer.acting import ladder
+
+CAPTURED = [
+    case for case in CASES
+    if issubclass(KINDS[case.values[0]], MemoryKind) and KINDS[case.values[0]].stores and case.values[0] != "compressive"
+]  # fmt: skip
+
+B, T = 5, 12
+ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+"""Operators for whose result the host waits."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ASKING or (name in ("index", "index_put_") and _by_mask(args[1])):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(indices):
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+def both(kind, settings, dtype=torch.float64):
+    """A policy twice: as on a CPU, and as on a GPU."""
+    plain, static = (make_policy(kind, settings, dtype) for _ in range(2))
+    static.core.static = True
+    return plain, static
+
+
+@pytest.mark.parametrize("kind, settings", CAPTURED)
+def test_static_buffers_act_as_growing_ones(kind, settings):
+    """Five rollouts, episodes that begin anywhere, buffers that go on and grow."""
+    plain, static = both(kind, settings)
+    generator = torch.Generator().manual_seed(3)
+    memories = [policy.draw(policy.initial_memory(B), torch.Generator().manual_seed(1)) for policy in (plain, static)]
+    acting, captured = None, []
+    for rollout in range(5):
+        ours = plain.begin(memories[0], T)
+        before, acting = acting, static.begin(memories[1], T, acting)
+        captured.append(acting is before)
+        for t in range(T):
+            now = observations(generator, B)
+            start = torch.rand(B, generator=generator) < (1 if rollout == t == 0 else 0.1)
+            theirs = [tensor.clone() for tensor in static.step(now, acting, start)]
+            for mine, other in zip(plain.step(now, ours, start), theirs, strict=True):
+                torch.testing.assert_close(other, mine, rtol=0, atol=1e-9)
+            assert torch.equal(acting.live, ours.live)
+        rows = torch.tensor([1, 3])
+        final = {key: value[rows] for key, value in now.items()}
+        torch.testing.assert_close(static.value(final, acting, rows), plain.value(final, ours, rows), rtol=0, atol=1e-9)
+        memories = [ours.memory(), acting.memory()]
+        assert torch.equal(memories[0].time, memories[1].time)
+        for mine, other in zip(memories[0].layers, memories[1].layers, strict=True):
+            assert torch.equal(mine.alive, other.alive) and torch.equal(mine.birth[mine.alive], other.birth[mine.alive])
+            torch.testing.assert_close(other.hidden[mine.alive], mine.hidden[mine.alive], rtol=0, atol=1e-9)
+    assert not captured[0] and any(captured)  # once they were large enough
+
+
+@pytest.mark.parametrize("kind, settings", CAPTURED)
+def test_a_static_step_asks_the_device_for_nothing(kind, settings, monkeypatch):
+    monkeypatch.setattr(SurvivalSpans, "known_unreleased", lambda self: False)  # as on a GPU
+    _, policy = both(kind, settings)
+    acting = policy.begin(policy.draw(policy.initial_memory(B), None), T)
+    generator = torch.Generator().manual_seed(1)
+    policy.step(observations(generator, B), acting, torch.ones(B, dtype=torch.bool))
+    now, start = observations(generator, B), torch.rand(B, generator=generator) < 0.5
+    with Waits() as waits:
+        policy.step(now, acting, start)
+    assert waits.names == []
+
+
+def test_what_is_counted_is_found():
+    with Waits() as waits:
+        x = torch.arange(3.0)
+        float(x.sum()), x[x > 1], torch.nonzero(x)
+    assert len(waits.names) == 3
+
+
+def test_a_full_static_acting_is_refused():
+    _, policy = both("expire_span", None)
+    acting, now = policy.begin(policy.initial_memory(2), 1), observations(torch.Generator(), 2)
+    policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 steps taken$"):
+        policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
+
+
+def test_slots_that_are_merged_are_not_captured():
+    """Which ones are, depends on numbers."""
+    policy = make_policy("compressive")
+    policy.core.static = True
+    assert not policy.begin(policy.initial_memory(2), 4).static
+
+
+@pytest.mark.parametrize("size, capacity", [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (1000, 1024)])
+def test_capacities(size, capacity):
+    assert ladder(size) == capacity
+
+
+def test_a_replay_refuses_other_shapes_and_overwrites_what_it_returned():
+    replay = Replay(lambda x: [x * 2], {"x": torch.zeros(2)}, [])
+    first = replay({"x": torch.tensor([1.0, 2.0])})[0]
+    assert replay({"x": torch.tensor([3.0, 4.0])})[0] is first and first.tolist() == [6, 8]
+    with pytest.raises(ValueError, match=r"^x: expected a tensor \[2\], as before, got \[3\]$"):
+        replay({"x": torch.zeros(3)})
