@@ -102,16 +102,15 @@ class RecurrentCore(nn.Module):
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
         loss of the memory's own and nothing to look at. keep: give the memory after the last step, too."""
         steps, batch = episode_start.shape
-        if keep:
+        asked_at, last = final_at, None
+        if keep:  # the states after the last step stand behind those that final observations follow
             rows = torch.arange(batch, device=x.device)
-            final_at = torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows])
-        features, states = self.unroll_states(x, hidden_state(memory), episode_start, final_at)
+            asked_at = (torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows]))
+        features, states = self.unroll_states(x, hidden_state(memory), episode_start, asked_at)
         final_features, _ = self.advance(final_x, states[: len(final_x)])
-        kept = None
         if keep:
-            time = clock_after(memory.time, episode_start)
-            kept = Memory((), time, memory.drawn, states[len(final_x) :].detach())
-        return CoreOutput(features, final_features, x.new_zeros(()), memory=kept)
+            last = memory_after(memory, episode_start, states[len(final_x) :])
+        return CoreOutput(features, final_features, x.new_zeros(()), memory=last)
 
 
 def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
@@ -119,11 +118,12 @@ def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
     return state.masked_fill(episode_start[:, None, None], 0)
 
 
-def clock_after(time: Tensor, episode_start: Tensor) -> Tensor:
-    """[B]: the clock after the steps of episode_start [T,B], at the first of which it is `time` [B]."""
+def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory:
+    """The memory after the steps of episode_start [T,B] that began with `memory`, in the state [B,S,D]."""
+    time = memory.time
     for start in episode_start:
         time = time.masked_fill(start, 0) + 1
-    return time
+    return Memory((), time, memory.drawn, state.detach())
 
 
 class LayerNorms(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.core import CoreOutput
 from expire_span_rl.policies.memory.state import Memory, hidden_state
-from expire_span_rl.policies.recurrent.core import LayerNorms, RecurrentCore
+from expire_span_rl.policies.recurrent.core import LayerNorms, RecurrentCore, memory_after, reset_state
 from expire_span_rl.policies.recurrent.segments import cut_segments
 from expire_span_rl.policies.settings import LSTMConfig, RecurrentConfig
 
@@ -71,7 +71,16 @@ class LSTM(RecurrentCore):
             outputs.append(self._run(inputs[batch.source], initial)[0].flatten(0, 1))  # [m*n,D]
         features = torch.cat(outputs)[segments.place]  # [T*B+F,D]
         steps = episode_start.numel()
-        return CoreOutput(features[:steps].unflatten(0, episode_start.shape), features[steps:], x.new_zeros(()))
+        last = memory_after(memory, episode_start, self._last_state(x, state, episode_start)) if keep else None
+        rollout = features[:steps].unflatten(0, episode_start.shape)
+        return CoreOutput(rollout, features[steps:], x.new_zeros(()), memory=last)
+
+    @torch.no_grad()
+    def _last_state(self, x: Tensor, state: Tensor, episode_start: Tensor) -> Tensor:
+        """The state [B,2L,D] after the steps x [T,B,D]: step by step, since the kernel's is that after the padding."""
+        for now, start in zip(x, episode_start):
+            _, state = self.advance(now, reset_state(state, start))
+        return state
 
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Sequences x [T,N,D] from state [N,2L,D] on -> features [T,N,D], and the state at their end [N,2L,D]."""
