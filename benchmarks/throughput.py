@@ -238,7 +238,9 @@ def ragged(config: ThroughputConfig) -> list[dict[str, Any]]:
         core = TransformerConfig(width=width, num_layers=layers, num_heads=heads)
         for past in config.past:
             kind = ExpireSpanConfig(initial_limit=4 * past)
-            policy = ActorCritic(PolicyConfig({"x": {"kind": "vector", "shape": [8]}}, actions, "expire_span", kind, core))
+            policy = ActorCritic(
+                PolicyConfig({"x": {"kind": "vector", "shape": [8]}}, actions, "expire_span", kind, core)
+            )
             number = max(1, round(LIVE * past))
             few = batch // 8
             uneven = torch.full((batch,), number)
