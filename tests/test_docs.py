@@ -173,6 +173,8 @@ STAGES = {
     "learning": "in_processes",
     "prediction": "learn",
     "scaling": "alone",
+    "tasks": "claim",
+    "throughput": "trainer_of",
     "training": "trainer_of",
 }
 """By benchmark: the function that it calls once its command line is read and checked."""
@@ -274,7 +276,7 @@ def test_the_keys_of_the_json_files_are_those_of_the_pages():
     (episode,) = es.show(policy, seed=3, env_kwargs=kwargs).numbers["episodes"]
     listed = keys_in("docs/viewer.md", "The JSON file")
     found = episode.keys() | episode["layers"][0].keys() | episode["layers"][0]["attention"][0].keys()
-    found |= episode["audit"].keys() | episode["transformer_xl"].keys()
+    found |= episode["audit"].keys() | episode["transformer_xl"].keys() | episode["story"].keys()
     of_spaces = {"means", "continuous", "action_bounds", "action_texts", "taken", "entries"}
     assert found == listed - of_spaces
 
