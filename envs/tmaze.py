@@ -44,6 +44,7 @@ class TMaze(Core):
         **Core.metadata,
         "difficulty_key": "length",
         "action_names": ("east", "north", "west", "south"),
+        "observation_names": ("at the junction", "north (1) or south (-1)"),
     }
     state_fields = ("goal", "x", "y")
 

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+SUITS = ("clubs", "diamonds", "hearts", "spades")
 NO_SUIT = 4
 
 
@@ -20,7 +21,12 @@ class Recall(gym.Env):
     """The first observation shows one of four suits, all later ones show no suit. A random rank is always shown. After
     `delay` steps the environment asks for the suit. Reward: 1 for the right answer, else 0. Chance is one in four."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": [],
+        # optional: names for the page that shows what was remembered
+        "observation_names": {"card/suit": [*SUITS, "none"], "asked": ["asked for the suit"]},
+        "action_names": SUITS,
+    }
 
     def __init__(self, delay: int = 20):
         self.delay = delay
