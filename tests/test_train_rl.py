@@ -211,7 +211,10 @@ def test_the_memories_are_drawn_every_n_updates_and_that_changes_nothing(in_fold
 BAD_TRAINING = {
     "unknown environment": (["--env", "Coridor-v0"], "did you mean 'Corridor-v0'"),
     "unknown memory": (["--memory", "expire-span"], "did you mean 'expire_span'"),
-    "unknown agent": (["--agent", "pp"], "expected one of ppo, impala, supervised, sb3-ppo, sb3-recurrent-ppo, got 'pp'"),
+    "unknown agent": (
+        ["--agent", "pp"],
+        "expected one of ppo, impala, supervised, sb3-ppo, sb3-recurrent-ppo, got 'pp'",
+    ),
     "unknown flag": (["--learning-rat", "1"], "did you mean --learning-rate"),
     "flag of another kind": (["--memory", "none", "--window", "4"], "unknown flag --window"),
     "no JSON": (["--env-kwargs", "{max_length: 3}"], "expected a JSON object"),
