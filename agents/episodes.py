@@ -76,7 +76,6 @@ class EpisodeWindow:
 
     def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
         self.difficulty_key = difficulty_key or "steps"
-        self._named = difficulty_key is not None
         self.hardest = 0.0
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
@@ -95,14 +94,7 @@ class EpisodeWindow:
                 self.hard.extend(kept)
             if difficulty >= HARD * self.hardest:
                 self.hard.append(episode)
-        return len(self._judged(episodes))
-
-    def _judged(self, episodes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those by which it is judged whether the task is learned: the hard ones. Where nobody says what is hard, nor
-        what success is, all: the longest may be the easiest, or the failures."""
-        if not self._named and not self.tells_success:
-            return list(episodes)
-        return [episode for episode in episodes if episode[self.difficulty_key] >= HARD * self.hardest]
+        return sum(episode[self.difficulty_key] >= HARD * self.hardest for episode in episodes)
 
     @property
     def tells_success(self) -> bool:
@@ -115,10 +107,8 @@ class EpisodeWindow:
         return np.array([_success(e) if told else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
-        """(mean score, number) of the hard episodes in the window, or of the latest ones where nobody says what is hard
-        nor what success is; (nan, 0) if there are none."""
-        judged = self.hard if self._named or self.tells_success else list(self.recent)[-LATEST:]
-        return (float(self._scores(judged).mean()), len(judged)) if judged else (float("nan"), 0)
+        """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""
+        return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
 
     def summary(self) -> dict[str, float]:
         """Figures for the log: Stable-Baselines3's names where it has one, success by every label episodes carry."""

@@ -13,10 +13,6 @@ from typing import Any
 from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.checks import number_or_none
 
-UNTOLD = 0.5
-"""Fraction of the training after which a task that does not tell of success may count as learned: its best return so
-far may be far from the best there is, and what is forgotten before may be what it takes."""
-
 
 class ForgettingController:
     """Pressure from success on hard episodes and live memories.
@@ -39,11 +35,9 @@ class ForgettingController:
             return self.config.success_target
         return self.first + self.config.success_target * (self.best - self.first)
 
-    def update(
-        self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int, progress: float = 1.0
-    ) -> float:
+    def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
         """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this
-        update; live: mean live memories per layer; progress: fraction of the training that is over."""
+        update; live: mean live memories per layer."""
         config = self.config
         if config.fixed_pressure and config.forgetting:
             self.pressure = config.fixed_pressure
@@ -55,8 +49,7 @@ class ForgettingController:
         self.best = max(self.best, score)
         evidence = min(1.0, fresh / config.full_evidence)
         short = self.target(is_success) - score
-        risen = self.best > self.first and progress >= UNTOLD
-        self.learned |= short <= 0 and (is_success or risen)
+        self.learned |= short <= 0 and (is_success or self.best > self.first)
         if not self.learned:
             self.pressure = 0.0
         elif short > 0:

@@ -116,8 +116,7 @@ class Trainer:
         if not self.keeps_evaluated:
             self._keep_best(score, count, is_success, mean_live)
         can_forget = self.policy.can_forget
-        over = self.timesteps / self.total_timesteps
-        pressure = self.controller.update(score, count, is_success, mean_live, fresh, over) if can_forget else 0.0
+        pressure = self.controller.update(score, count, is_success, mean_live, fresh) if can_forget else 0.0
         figures = dict(self.collector.figures())
         if self.collector.on_policy and self._check_due(rollout):
             figures["train/acting_learning_difference"] = self._check(rollout)

@@ -60,7 +60,9 @@ class LSTM(RecurrentCore):
         keep: bool = False,
     ) -> CoreOutput:
         """As `RecurrentCore.unroll`. The kernel returns the cells of the last step only. Final observations therefore run
-        at the end of their segments, and the state that is to be kept is computed step by step, without gradient."""
+        at the end of their segments, and a memory that is to be kept takes a rollout step by step."""
+        if keep:
+            return super().unroll(x, memory, episode_start, final_x, final_at, pressure, details, keep)
         segments = cut_segments(episode_start, final_at)
         inputs, state = torch.cat([x.flatten(0, 1), final_x]), hidden_state(memory)  # [T*B+F,D], [B,2L,D]
         outputs = []

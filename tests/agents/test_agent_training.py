@@ -142,7 +142,6 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
     """Returns 10, 20 and 100 of policies with ever more live memories. Those that began with 10 have learned nothing;
     what was good while 20 was the best return is not when it is 100. Kept is the last, though it needs the most."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
-    trainer.total_timesteps = 1  # most of the training is over
     returns = [10.0] * 2 + [20.0] * 3 + [100.0] * 3
     acted = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
     assert trainer.best["live"] == 6 and trainer.best["score"] == 100
