@@ -11,6 +11,7 @@ from viewer_browser import NARROW, WIDE, made
 from viewer_cases import ROOT, SHIPPED, STORING, make_policy, played
 
 from expire_span_rl.envs import make_env
+from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.showing import show_in
 from expire_span_rl.viewer.play import Forgetting, play, tensors_of
 from expire_span_rl.viewer.without import play_without
@@ -34,7 +35,7 @@ def test_the_observation_is_gone_from_every_layer_and_the_rest_is_acted_anew(kin
     for t in range(30):
         if t == written + 1:
             for layer in acting.layers:
-                layer.alive[0, written] = False
+                layer.slots.position[0, written] = GONE
         params, value = policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0]))
         np.testing.assert_allclose(params.softmax(-1)[0], other.marginals[t], atol=2e-4)
         assert float(value) == pytest.approx(other.values[t], abs=2e-3)
