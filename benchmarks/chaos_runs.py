@@ -78,8 +78,15 @@ def cases() -> list[Case]:
 def case_of(number: int) -> Case:
     """A case for each number, in turn; neighbours differ, so that a few have every kind, agent and task."""
     every = cases()
-    step = next(step for step in range(len(TASKS) + 4, len(every)) if math.gcd(step, len(every)) == 1)
+    steps = [step for step in range(len(TASKS) + 4, len(every)) if math.gcd(step, len(every)) == 1]
+    step = next(step for step in steps if _seen(every, step, len(every) // 3) == _seen(every, 1, len(every)))
     return every[number * step % len(every)]
+
+
+def _seen(every: list[Case], step: int, count: int) -> list[set[str]]:
+    """The tasks, kinds and agents of the first cases when every `step`th is taken."""
+    words = [every[i * step % len(every)].name.split() for i in range(count)]
+    return [set(column) for column in zip(*words, strict=True)]
 
 
 @dataclass(frozen=True)

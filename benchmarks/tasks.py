@@ -113,7 +113,8 @@ def main() -> None:
     if config.report:
         _report(out, load_cells(out))
         return
-    sweeps = [TaskSweep(name, config, rest) for name in _installed(config.tasks)]
+    sweeps = [TaskSweep(name, config, rest) for name in dict.fromkeys(config.tasks) if not TASKS[name].missing]
+    _tell_missing(config.tasks)
     if not sweeps:
         raise cli.UsageError("--tasks: expected at least one whose package is installed, got none")
     with claim(out, sweeps):
@@ -122,15 +123,14 @@ def main() -> None:
         run(sweeps, config)
 
 
-def _installed(names: Sequence[str]) -> list[str]:
-    """The tasks whose packages are installed; one line on stderr for each package that is not."""
+def _tell_missing(names: Sequence[str]) -> None:
+    """One line on stderr for each package that is not installed."""
     missing: dict[str, list[str]] = {}
     for name in names:
         if TASKS[name].missing:
             missing.setdefault(TASKS[name].package, []).append(name)
     for package, tasks in missing.items():
         _say(f"{package} is not installed (pip install {package}): left out are {', '.join(tasks)}")
-    return [name for name in dict.fromkeys(names) if not TASKS[name].missing]
 
 
 @contextlib.contextmanager

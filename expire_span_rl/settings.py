@@ -207,7 +207,8 @@ LATER: dict[str, Any] = {
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
     "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
-    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None, "fixed_pressure": None,
+    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
+    "fixed_pressure": None, "min_radius": None, "max_radius": None, "max_phase": None,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

@@ -55,10 +55,10 @@ def test_rows_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_every_kind_agent_and_task_is_killed():
     names = [case.name for case in chaos_runs.cases()]
-    assert len(set(names)) == len(names) == 5 * (2 * 6 + 2)
+    assert len(set(names)) == len(names) == 5 * (2 * 8 + 2) + 8
     assert {chaos_runs.case_of(i).name for i in range(len(names))} == set(names)
     words = [chaos_runs.case_of(i).name.split() for i in range(34)]  # of 100 kills, three in each training
-    assert [len(set(column)) for column in zip(*words, strict=True)] == [5, 8, 4]
+    assert [len(set(column)) for column in zip(*words, strict=True)] == [6, 10, 5]
 
 
 def test_lines_that_a_terminal_would_not_take_are_seen():
