@@ -21,7 +21,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import check_arrays, under
+from expire_span_rl.agents.rollout import check_arrays, continue_drawing, under
 
 
 @dataclass
@@ -193,8 +193,7 @@ class BlockSource:
         self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
         for name in ("episode_start", "lengths", "counts"):
             setattr(self, name, tensors[name].numpy().copy())
-        if tensors["generator"].shape == self.generator.get_state().shape:  # else of another kind of device
-            self.generator.set_state(tensors["generator"])
+        self.notes = continue_drawing(self.generator, tensors["generator"])
         self.live, self.episodes, self.block = dict(known["live"]), list(known["episodes"]), None
         return True
 
@@ -209,10 +208,9 @@ class BlockSource:
 
 
 def answers_of(policy: Any, out: Any, block: Block) -> Answers:
-    """What an unroll of a block answered."""
-    with torch.no_grad():
-        right = policy.actions.mode(out.logits) == block.actions
-        return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
+    """What an unroll of a block answered; the surprise with its gradient."""
+    right = policy.actions.mode(out.logits) == block.actions
+    return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
 
 
 def _episode(said: Mapping[str, Any], asked: float, right: float, nats: float) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Learner:
         """The optimiser steps of one rollout. Returns figures."""
         raise NotImplementedError
 
-    def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
+    def _minibatches(self, rollout: Any) -> Iterator[Tensor]:
         """All environments once, in random order, in `num_minibatches` sets int64 [b]."""
         order = torch.randperm(rollout.actions.shape[1], generator=self.generator).to(rollout.actions.device)
         for rows in order.tensor_split(self.config.num_minibatches):

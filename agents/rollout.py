@@ -284,10 +284,8 @@ class Collector:
     def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
         """Continues from `state`. Returns False if the environments could not save theirs, or if they were an actor's:
         all begin a new episode, none that the run has seen."""
-        self.notes = []
         drawn = tensors.get("generator")
-        if drawn is not None:
-            self._continue_drawing(drawn)
+        self.notes = [] if drawn is None else continue_drawing(self.generator, drawn)
         self.live = dict(known.get("live", {}))
         env_state = under("env/", tensors)
         if not env_state:
@@ -304,16 +302,18 @@ class Collector:
         )
         return True
 
-    def _continue_drawing(self, state: Tensor) -> None:
-        """Sets the generator's state. That of another kind of device has another size, and seeds it."""
-        if state.shape == self.generator.get_state().shape:
-            self.generator.set_state(state)
-            return
-        self.generator.manual_seed(_number_of(state))
-        self.notes.append(
-            "the run was on another device, which drew random numbers another way: from here on it differs from a run that was "
-            "never interrupted"
-        )
+
+def continue_drawing(generator: torch.Generator, state: Tensor) -> list[str]:
+    """Sets the generator's state. That of another kind of device has another size, and seeds it: the line that says
+    so."""
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+        return []
+    generator.manual_seed(_number_of(state))
+    note = (
+        "the run was on another device, which drew random numbers another way: from here on it differs from a run that "
+    )
+    return [note + "was never interrupted"]
 
 
 def check_arrays(own: Mapping[str, np.ndarray], given: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,7 @@
-"""Where the steps of a rollout are kept while it is collected. T time steps, B environments, P parameters of the actions'
-distribution."""
+"""Where the steps of a rollout are kept while it is collected.
+
+T time steps, B environments, P parameters of the actions' distribution.
+"""
 
 from __future__ import annotations
 
@@ -44,5 +46,6 @@ def check_outputs(observation: Mapping[str, Tensor], logits: Tensor, values: Ten
     sizes = {name: float(entry[place].abs().max()) for name, entry in observation.items() if entry[place].numel()}
     name = max(sizes, key=lambda name: sizes[name])
     raise TrainingEnded(
-        f"the policy's outputs are not finite in environment {place[-1]}: its observation {name!r} has numbers up to {sizes[name]:.3g}"
+        f"the policy's outputs are not finite in environment {place[-1]}: its observation {name!r} has numbers up to "
+        f"{sizes[name]:.3g}"
     )

@@ -6,6 +6,7 @@ T time steps, B streams, b of them in a minibatch.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -31,12 +32,11 @@ class Supervised(Learner):
         rate = self._set_rates(progress, pressure)["learning_rate"]
         figures: list[dict[str, Tensor]] = []
         parts: list[Answers] = []
-        order = torch.randperm(block.actions.shape[1], generator=self.generator).to(block.actions.device)
-        minibatches = order.tensor_split(self.config.num_minibatches)
-        for rows in minibatches:
-            self.check_deadline()
+        minibatches: list[Tensor] = []
+        for rows in self._minibatches(block):
+            minibatches.append(rows)
             figures.append(self._learn_part(block.rows(rows), pressure, parts))
-        back = torch.argsort(order)
+        back = torch.argsort(torch.cat(minibatches))
         right = torch.cat([part.right for part in parts], 1)[:, back]
         surprise = torch.cat([part.surprise for part in parts], 1)[:, back]
         memory = self.policy.join_memories([part.memory for part in parts], minibatches)
@@ -50,11 +50,11 @@ class Supervised(Learner):
     def _learn_part(self, part: Block, pressure: float, answers: list[Answers]) -> dict[str, Tensor]:
         """One optimiser step on a minibatch, whose answers are appended. Returns figures, scalars each."""
         out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=pressure, keep=True)
-        surprise = -self.policy.actions.log_prob(out.logits, part.actions)  # [T,b]
-        answer_loss, rest_loss = _mean(surprise, part.asked), _mean(surprise, ~part.asked)
+        answered = answers_of(self.policy, out, part)
+        answer_loss, rest_loss = _mean(answered.surprise, part.asked), _mean(answered.surprise, ~part.asked)
         loss = answer_loss + self.config.rest_coef * rest_loss + out.memory_loss
         norm = self._step_down(loss, part.observation, {"logits": out.logits, "memory loss": out.memory_loss})
-        answers.append(answers_of(self.policy, out, part))
+        answers.append(replace(answered, surprise=answered.surprise.detach()))
         return {
             "train/loss": answer_loss.detach(),
             "train/rest_loss": rest_loss.detach(),

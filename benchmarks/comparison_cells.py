@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.coverage import current_commit
 from expire_span_rl import cli, evaluation, training
 from expire_span_rl.policies import KINDS, load_policy
 from expire_span_rl.policies.io import write_atomically
@@ -99,7 +98,7 @@ def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> di
         "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
         "policy_timesteps": info["timesteps"],
         "curve": learning_curve(run_dir),
-        "commit": commit(),
+        "commit": current_commit(),
         **settings,
         "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
         "evaluation": result,
@@ -146,14 +145,3 @@ def learning_curve(run_dir: Path) -> list[list[float | None]]:
 
 def _number(text: str | None) -> float | None:
     return round(float(text), 4) if text else None
-
-
-def commit() -> str:
-    """The commit of the code that runs, short, with "+" if files differ from it; empty where there is no git."""
-    try:
-        run = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + "+" * bool(
-            run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""

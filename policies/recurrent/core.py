@@ -33,7 +33,7 @@ class RecurrentActing:
 
 class RecurrentCore(nn.Module):
     """A core (`policies.core.Core`) whose memory is a hidden state of S vectors. A subclass gives `advance`, one step.
-    It may replace `unroll_states`, or `unroll` altogether, where a rollout can run faster than step by step."""
+    It may replace `unroll_states`, or all of `run_rollout`, where a rollout can run faster than step by step."""
 
     CoreConfig: ClassVar[type]
     Config: ClassVar[type]
@@ -61,6 +61,25 @@ class RecurrentCore(nn.Module):
             features.append(feature)
             states.append(state)
         return torch.stack(features), torch.stack(states)[final_at]
+
+    def run_rollout(
+        self,
+        x: Tensor,
+        state: Tensor,
+        episode_start: Tensor,
+        final_x: Tensor,
+        final_at: tuple[Tensor, Tensor],
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A rollout from the state [B,S,D] on, else as `unroll` -> features [T,B,D], final features [F,D], and with
+        `keep` the state [B,S,D] after the last step."""
+        steps, batch = episode_start.shape
+        if keep:  # the states after the last step stand behind those that final observations follow
+            rows = torch.arange(batch, device=x.device)
+            final_at = (torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows]))
+        features, states = self.unroll_states(x, state, episode_start, final_at)
+        final_features, _ = self.advance(final_x, states[: len(final_x)])
+        return features, final_features, states[len(final_x) :] if keep else None
 
     def initial_memory(self, batch_size: int) -> Memory:
         """Hidden states of zeros, clock 0."""
@@ -101,16 +120,10 @@ class RecurrentCore(nn.Module):
     ) -> CoreOutput:
         """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
         loss of the memory's own and nothing to look at. keep: give the memory after the last step, too."""
-        steps, batch = episode_start.shape
-        asked_at, last = final_at, None
-        if keep:  # the states after the last step stand behind those that final observations follow
-            rows = torch.arange(batch, device=x.device)
-            asked_at = (torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows]))
-        features, states = self.unroll_states(x, hidden_state(memory), episode_start, asked_at)
-        final_features, _ = self.advance(final_x, states[: len(final_x)])
-        if keep:
-            last = memory_after(memory, episode_start, states[len(final_x) :])
-        return CoreOutput(features, final_features, x.new_zeros(()), memory=last)
+        run = self.run_rollout(x, hidden_state(memory), episode_start, final_x, final_at, keep)
+        features, final_features, last = run
+        after = None if last is None else memory_after(memory, episode_start, last)
+        return CoreOutput(features, final_features, x.new_zeros(()), memory=after)
 
 
 def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:

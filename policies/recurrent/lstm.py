@@ -12,9 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from expire_span_rl.policies.core import CoreOutput
-from expire_span_rl.policies.memory.state import Memory, hidden_state
-from expire_span_rl.policies.recurrent.core import LayerNorms, RecurrentCore, memory_after, reset_state
+from expire_span_rl.policies.recurrent.core import LayerNorms, RecurrentCore, reset_state
 from expire_span_rl.policies.recurrent.segments import cut_segments
 from expire_span_rl.policies.settings import LSTMConfig, RecurrentConfig
 
@@ -48,32 +46,27 @@ class LSTM(RecurrentCore):
         features, next_state = self._run(x[None], state)
         return features[0], next_state
 
-    def unroll(
+    def run_rollout(
         self,
         x: Tensor,
-        memory: Memory,
+        state: Tensor,
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
-        pressure: float = 0.0,
-        details: bool = False,
-        keep: bool = False,
-    ) -> CoreOutput:
-        """As `RecurrentCore.unroll`. The kernel returns the cells of the last step only. Final observations therefore run
-        at the end of their segments, and a memory that is to be kept takes a rollout step by step."""
-        if keep:
-            return super().unroll(x, memory, episode_start, final_x, final_at, pressure, details, keep)
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `RecurrentCore.run_rollout`. The kernel returns the cells of the last step only. Final observations therefore
+        run at the end of their segments, and the state that is to be kept is computed step by step, without gradient."""
         segments = cut_segments(episode_start, final_at)
-        inputs, state = torch.cat([x.flatten(0, 1), final_x]), hidden_state(memory)  # [T*B+F,D], [B,2L,D]
+        inputs = torch.cat([x.flatten(0, 1), final_x])  # [T*B+F,D]
         outputs = []
         for batch in segments.batches:
             initial = torch.where(batch.continues[:, None, None], state[batch.row], 0)  # [n,2L,D]
             outputs.append(self._run(inputs[batch.source], initial)[0].flatten(0, 1))  # [m*n,D]
         features = torch.cat(outputs)[segments.place]  # [T*B+F,D]
         steps = episode_start.numel()
-        last = memory_after(memory, episode_start, self._last_state(x, state, episode_start)) if keep else None
-        rollout = features[:steps].unflatten(0, episode_start.shape)
-        return CoreOutput(rollout, features[steps:], x.new_zeros(()), memory=last)
+        last = self._last_state(x, state, episode_start) if keep else None
+        return features[:steps].unflatten(0, episode_start.shape), features[steps:], last
 
     @torch.no_grad()
     def _last_state(self, x: Tensor, state: Tensor, episode_start: Tensor) -> Tensor:
