@@ -238,8 +238,9 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(opened, 
     one.until("page.chosen === 138 && !page.due")
     assert "no difference" in one.page.inner_text("#effect")
     assert one.page.evaluate("document.querySelector('#effect details').open")  # it stays unfolded
-    one.page.evaluate("page.choose(0)")
+    one.page.evaluate("document.querySelector('#effect summary').click(), page.choose(0), page.paint()")
     one.until("page.chosen === 0 && !page.due")
+    assert not one.page.evaluate("document.querySelector('#effect details').open")
     one.page.locator(".thumb[data-written='0']").focus()
     one.page.keyboard.press("ArrowLeft")  # the thumbnail keeps the focus while time goes on
     one.settled(138)

@@ -155,7 +155,7 @@ function effectsOf(page, rows) {
   key.append(element("i", "key"), "as it was", element("i", "key other"), "as it would have been");
   const slots = element("details"), summary = element("summary", "", "slot by slot, at this step only");
   slots.open = page.slots;
-  slots.addEventListener("toggle", () => { page.slots = slots.open; });
+  summary.addEventListener("click", () => { page.slots = !slots.open; }); // "toggle" would come later, and only while it is shown
   slots.append(summary, ...rows.flatMap((one) => [
     element("p", "note", `layer ${one.layer + 1}, attention ${two(one.attention)}`), ...verdicts(record, one, DIRECT),
   ]));
