@@ -56,10 +56,10 @@ class Learner:
         groups = policy.parameter_groups(config.learning_rate)
         if self.predictor is not None:
             network = list(self.predictor.parameters())
-            groups.append({"params": network, "lr": config.learning_rate, "scale": 1.0, "pressed": False})
+            groups.append({"params": network, "lr": config.learning_rate, "scale": 1.0, "span_parameters": False})
         # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps. Not for
         # what is pressed: there it would remember the largest defence for ever, beside which every charge is nothing.
-        groups = [{**group, "amsgrad": config.amsgrad and not group["pressed"]} for group in groups]
+        groups = [{**group, "amsgrad": config.amsgrad and not group["span_parameters"]} for group in groups]
         betas = 0.9, config.adam_beta2
         self.optimizer = torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ class Learner:
         # What is pressed has no schedule: a task that is learned late is forgotten as fast.
         pace = self.config.learning_rate * max(abs(pressure), RATE_AT_REST)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * (pace if group["pressed"] else now["learning_rate"])
+            group["lr"] = group["scale"] * (pace if group["span_parameters"] else now["learning_rate"])
         return now
 
     def backup(self) -> Backup:

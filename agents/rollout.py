@@ -77,7 +77,7 @@ class RolloutsEnded(TrainingEnded):
 
 
 class RolloutSource(Protocol):
-    """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.actors` has
+    """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.ray_actors` has
     another."""
 
     on_policy: bool  # the weights of now acted: acting can be checked against learning

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expire_span_rl.cli.errors import one_line
-from expire_span_rl.saying import hear
+from expire_span_rl.messages import hear
 
 
 @contextlib.contextmanager

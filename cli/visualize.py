@@ -92,10 +92,10 @@ def main() -> None:
 
     from expire_span_rl.envs import import_modules
     from expire_span_rl.policies import load_policy
-    from expire_span_rl.showing import environment_for, show_in
     from expire_span_rl.viewer.audit import table
     from expire_span_rl.viewer.summary import kinds_table
     from expire_span_rl.viewer.video import check_video
+    from expire_span_rl.visualization import environment_for, show_in
 
     if config.video:
         check_video()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expire_span_rl.envs.adapter import EnvironmentWarning
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.gym_adapter import EnvironmentWarning
 from expire_span_rl.envs.naming import import_modules, importable, load_environment
 from expire_span_rl.envs.registration import (
     check_id,
@@ -24,9 +24,9 @@ from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import render_observation
-    from expire_span_rl.envs.wraps import parse_wraps
+    from expire_span_rl.envs.wrap_names import parse_wraps
 
-_LAZY = {"parse_wraps": "wraps", "render_observation": "rendering"}
+_LAZY = {"parse_wraps": "wrap_names", "render_observation": "rendering"}
 """Names by the module of this package that has them."""
 
 __all__ = [

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, counter_uniform, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, counter_uniform, drawn_between
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import expect_choice, expect_int
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import EMPTY, GOAL, WALL, symbol_tile
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LARGEST_VOCABULARY, LONGEST_STRING = 64, 1000
 
 
-class Copying(Core):
+class Copying(EnvCore):
     """B strings at once.
 
     Args:
@@ -45,7 +45,7 @@ class Copying(Core):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
-        **Core.metadata,
+        **EnvCore.metadata,
         "difficulty_key": "delay",
         "ratios": {"accuracy": ("right", "asked")},
     }

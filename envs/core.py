@@ -1,6 +1,6 @@
 """What every batched task shares: one NumPy core holds the rules for B environments at once.
 
-Names: B environments, R of them chosen by `rows`. A task subclasses `Core`; `envs.faces` turns it into a
+Names: B environments, R of them chosen by `rows`. A task subclasses `EnvCore`; `envs.core_adapters` turns it into a
 `gymnasium.Env` (B = 1) and a `VectorEnv` (B = any).
 
 Randomness is counter-based: draw d of episode k of an environment seeded with s is `hash(s, k, d)`. An episode
@@ -54,7 +54,7 @@ def drawn_between(u: np.ndarray, low: int, high: int, distribution: str) -> np.n
     return np.exp(first + u * (last - first)).astype(np.int64).clip(low, high)
 
 
-class Core(ABC):
+class EnvCore(ABC):
     """The rules of a task for B environments.
 
     A subclass sets the two spaces and `memory_horizon` before `super().__init__(num_envs)`, creates its own arrays
@@ -75,10 +75,10 @@ class Core(ABC):
     """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation);
     None if not known."""
     left_out: Mapping[str, str] = {}
-    """By name, why a part of the observation is not read (`envs.foreign`)."""
+    """By name, why a part of the observation is not read (`envs.gym_core`)."""
     shaping: np.ndarray | None = None
     """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
-    The faces tell it as `shaping` in their infos, and `envs.wrappers` keeps it out of the previous reward."""
+    The adapters tell it as `shaping` in their infos, and `envs.env_wrappers` keeps it out of the previous reward."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -216,7 +216,7 @@ class Core(ABC):
         return {name: getattr(self, name) for name in ("seed", "episode", "steps", "over", *self.state_fields)}
 
 
-class MaskedCore(Core):
+class MaskedCore(EnvCore):
     """A core that can step some of its environments by itself."""
 
     @abstractmethod

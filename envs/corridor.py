@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, drawn_between
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import (
     ACTION_NAMES,
     BALL,
@@ -56,7 +56,7 @@ def tile(x: int, y: int, length: int, ball: int, door: int) -> tuple[int, int, i
     return WALL
 
 
-class Corridor(Core):
+class Corridor(EnvCore):
     """B corridors at once.
 
     Args:
@@ -69,7 +69,7 @@ class Corridor(Core):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
-        **Core.metadata,
+        **EnvCore.metadata,
         "difficulty_key": "length",
         "action_names": ACTION_NAMES,
     }

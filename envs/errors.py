@@ -21,7 +21,7 @@ class EnvironmentFailed(RuntimeError):
     """What an environment did wrong after it was made and checked. One line that names it: id, index, step and what."""
 
     what: str
-    """The last part of the line, where `envs.adapter.failure` made it."""
+    """The last part of the line, where `envs.gym_adapter.failure` made it."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:

@@ -28,9 +28,9 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, Core, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, drawn_between
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, expect_number
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
 from expire_span_rl.spaces import Cells
 
@@ -46,7 +46,7 @@ PLACES = np.array([-1, 0, 1])  # the y of a landmark's three tiles, in the colum
 
 LARGEST_ROOMS = 50
 LARGEST_LENGTH = 100
-# The numbers of an episode's draws (see `Core.uniform`).
+# The numbers of an episode's draws (see `EnvCore.uniform`).
 _ROOMS, _ORDER, _DOORS = 0, 1, 1 + 3 * len(THINGS)
 
 
@@ -65,7 +65,7 @@ def tile(x: int, y: int, room_length: int, first: bool, north: int, landmark: An
     return WALL
 
 
-class Portal(Core):
+class Portal(EnvCore):
     """B chains of rooms at once.
 
     Args:
@@ -73,7 +73,7 @@ class Portal(Core):
         rooms_distribution: "uniform" or "log_uniform", P(rooms) ~ log((rooms + 1) / rooms).
         room_length: tiles of a room, and the steps through it.
         progress_reward: paid when a room after the first is reached for the first time. Only the learner may see it
-            (`Core.shaping`): an agent that saw it would be told which door was right, also where it already knows.
+            (`EnvCore.shaping`): an agent that saw it would be told which door was right, also where it already knows.
         view_size: V, odd. With V = 3 the landmark is seen from the tile between the doors only.
         max_steps: truncates the episode; None for 4 times the oracle's expectation.
 
@@ -81,7 +81,7 @@ class Portal(Core):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
-        **Core.metadata,
+        **EnvCore.metadata,
         "difficulty_key": "rooms",
         "action_names": ACTION_NAMES,
         "ratios": {"memory_efficiency": ("oracle_steps", "agent_steps")},

@@ -13,17 +13,17 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from expire_span_rl.envs.adapter import Adaptation, AdaptedEnv, adapt, name_of
-from expire_span_rl.envs.batched import AdaptedVectorEnv
+from expire_span_rl.envs.core_adapters import SingleEnv
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward, is_own
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
-from expire_span_rl.envs.faces import SingleEnv
+from expire_span_rl.envs.gym_adapter import Adaptation, AdaptedEnv, adapt, name_of
 from expire_span_rl.envs.naming import import_again, imported_modules, resolve
 from expire_span_rl.envs.timeout import end_process
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
-from expire_span_rl.envs.wrappers import PreviousActionReward, VectorPreviousActionReward, is_own
 
 if TYPE_CHECKING:
-    from expire_span_rl.envs.core import Core
+    from expire_span_rl.envs.core import EnvCore
 
 VECTORIZATIONS = ("auto", "sync", "async")
 MakeEnv = Callable[[], gym.Env]
@@ -81,18 +81,18 @@ def training_kwargs(id: str) -> dict[str, Any]:
 
 
 def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "auto", **kwargs: Any) -> gym.Env:
-    """One environment, wrapped as a policy expects (`envs.wrappers`).
+    """One environment, wrapped as a policy expects (`envs.env_wrappers`).
 
     id: a registered id; a name such as "package:Id-v0" or "path/to/my_envs.py:Id-v0", of which `load_environment` has
     imported the first part (nothing is imported here); or a function without arguments that makes a `gym.Env`; wraps:
-    what makes long trajectories of it, such as ["stretch=10", "episodes=4"] (`envs.long`); encoder: "auto", or "cells"
+    what makes long trajectories of it, such as ["stretch=10", "episodes=4"] (`envs.core_wrappers`); encoder: "auto", or "cells"
     for an image in MiniGrid's encoding that cannot be told to be one. Raises EnvError, one line, for an unknown id or
     wrap, an unknown or ill-valued keyword, spaces no policy can take, or an environment that does not do what Gymnasium
     asks for.
     """
     made, builders = _prepared(id, wraps, encoder, kwargs)
     if builders:
-        from expire_span_rl.envs.long import LongEnv
+        from expire_span_rl.envs.core_wrappers import LongEnv
 
         return PreviousActionReward(LongEnv(*_long(made, 1, builders)))
     return PreviousActionReward(made.first(), encoder)
@@ -121,7 +121,7 @@ def make_vec_env(
     expect_choice("vectorization", vectorization, VECTORIZATIONS)
     made, builders = _prepared(id, wraps, encoder, kwargs)
     if builders:
-        from expire_span_rl.envs.long import LongVectorEnv
+        from expire_span_rl.envs.core_wrappers import LongVectorEnv
 
         return VectorPreviousActionReward(LongVectorEnv(*_long(made, num_envs, builders, env_timeout)))
     if vectorization == "auto":
@@ -262,7 +262,7 @@ def _adapted(made: _Made, num_envs: int, timeout: float = 0.0) -> list[_AdaptedM
 
 def _prepared(
     id: str | MakeEnv, wraps: Sequence[str], encoder: str, kwargs: Mapping[str, Any]
-) -> tuple[_Made, Sequence[Callable[[Core], Core]]]:
+) -> tuple[_Made, Sequence[Callable[[EnvCore], EnvCore]]]:
     """How to make `id`, and what `wraps` asks for. Raises EnvError, see `make_env`."""
     if not isinstance(id, str):
         if not callable(id) or kwargs:
@@ -275,17 +275,17 @@ def _prepared(
         made = _Made(id, None, encoder, kwargs)
     if not wraps and isinstance(wraps, (list, tuple)):
         return made, []
-    from expire_span_rl.envs.wraps import parse_wraps
+    from expire_span_rl.envs.wrap_names import parse_wraps
 
     return made, parse_wraps(wraps)
 
 
 def _long(
-    made: _Made, num_envs: int, builders: Iterable[Callable[[Core], Core]], timeout: float = 0.0
-) -> tuple[Core, str | None]:
+    made: _Made, num_envs: int, builders: Iterable[Callable[[EnvCore], EnvCore]], timeout: float = 0.0
+) -> tuple[EnvCore, str | None]:
     """A task's core, or one over another package's environments, in the wraps that `builders` make; and the render
     mode."""
-    from expire_span_rl.envs.foreign import Foreign
+    from expire_span_rl.envs.gym_core import GymEnvCore
 
     render_mode = made.kwargs.get("render_mode")
     if made.id in TASKS:
@@ -296,7 +296,7 @@ def _long(
     else:
         if render_mode == "human":  # our own window shows it
             made.kwargs["render_mode"] = "rgb_array"
-        core = Foreign([make() for make in _adapted(made, num_envs, timeout)])
+        core = GymEnvCore([make() for make in _adapted(made, num_envs, timeout)])
     for build in builders:
         core = build(core)
     return core, render_mode

@@ -39,7 +39,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-from expire_span_rl.envs.wrappers import VectorPreviousActionReward
+from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 
 
 class SB3VecEnv(VecEnv):

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import MOST_STEPS, Core
+from expire_span_rl.envs.core import MOST_STEPS, EnvCore
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_int
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import (
     ACTION_NAMES,
     BALL,
@@ -66,7 +66,7 @@ def tile(x: int, y: int, passage_length: int, north: int, signal: int | None) ->
     return WALL
 
 
-class Switch(Core):
+class Switch(EnvCore):
     """B endless corridors at once.
 
     Args:
@@ -80,7 +80,7 @@ class Switch(Core):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
-        **Core.metadata,
+        **EnvCore.metadata,
         "difficulty_key": "signals",
         "action_names": ACTION_NAMES,
         "old_facts_mislead": True,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import MOST_STEPS, Core
+from expire_span_rl.envs.core import MOST_STEPS, EnvCore
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import expect_int
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import EMPTY, GOAL, WALL
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ STEP_X = np.array([1, 0, -1, 0])
 STEP_Y = np.array([0, 1, 0, -1])  # +1 is north here, as in the observation
 
 
-class TMaze(Core):
+class TMaze(EnvCore):
     """B mazes at once.
 
     Args:
@@ -41,7 +41,7 @@ class TMaze(Core):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
-        **Core.metadata,
+        **EnvCore.metadata,
         "difficulty_key": "length",
         "action_names": ("east", "north", "west", "south"),
         "observation_names": ("at the junction", "north (1) or south (-1)"),

@@ -36,8 +36,8 @@ from gymnasium.vector.utils import (
     write_to_shared_memory,
 )
 
-from expire_span_rl.envs.adapter import AdaptedEnv, EnvironmentWarning
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
 from expire_span_rl.envs.timeout import overdue
 
 MOST_RESTARTS = 3

@@ -20,17 +20,17 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
+from expire_span_rl.env_objects import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
-from expire_span_rl.given import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.policies import check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.io import policy_info
 from expire_span_rl.run_directory import RunDirectory, save_best
 from expire_span_rl.run_files import check_run_dir
 from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
-from expire_span_rl.showing import AUDITED, Showing, environment_for, show_in
+from expire_span_rl.visualization import AUDITED, Showing, environment_for, show_in
 
 _OF_LEARN = ("total_timesteps", "progress_bar", "run_dir")
 _OF_THE_COMMAND_LINE = {

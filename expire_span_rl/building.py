@@ -16,8 +16,8 @@ from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from expire_span_rl.checks import json_object, quoted
 from expire_span_rl.environments import named_environment
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
+from expire_span_rl.messages import hear
 from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
-from expire_span_rl.saying import hear
 from expire_span_rl.settings import check, part
 
 FAR = 2**61  # beyond the seeds of every evaluation's environments
@@ -174,7 +174,7 @@ def device(name: str) -> str:
 
 def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int, say: Callable[[str], None]) -> Any:
     """The rollouts of Ray actors. Raises ValueError, one line, before any of them starts."""
-    from expire_span_rl.agents.actors import ActorPool  # only here, since Ray may not be installed
+    from expire_span_rl.agents.ray_actors import ActorPool  # only here, since Ray may not be installed
 
     numbers = config["num_actors"], config["ray_address"], config["refresh_memory"]
     return ActorPool(maker, policy, config["num_steps"], seed, *numbers, run_dir_of(config), say, hear)

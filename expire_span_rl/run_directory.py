@@ -32,6 +32,7 @@ from expire_span_rl.checks import shown
 from expire_span_rl.events import EventLog
 from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
+from expire_span_rl.messages import listening, say
 from expire_span_rl.policies import ActorCritic, save_policy
 from expire_span_rl.progress import ProgressTable
 from expire_span_rl.run_files import (
@@ -47,7 +48,6 @@ from expire_span_rl.run_files import (
     thin,
 )
 from expire_span_rl.run_log import RunLog
-from expire_span_rl.saying import listening, say
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 

@@ -146,7 +146,7 @@ def run_parts(memory: str, agent: str) -> tuple[type, ...]:
     if algorithm.network is not None:
         return (RunConfig, algorithm.Config)
     kind = KINDS.describe(choice("--memory", memory, KINDS))
-    pressure = [ForgettingConfig] if kind.presses else []
+    pressure = [ForgettingConfig] if kind.supports_forgetting else []
     return (RunConfig, algorithm.Config, *pressure, kind.Config, core_config(memory))
 
 

@@ -16,11 +16,11 @@ from expire_span_rl.building import Run, build, run_dir_of
 from expire_span_rl.envs import EnvironmentFailed, importable
 from expire_span_rl.interrupts import Interrupted, finishing
 from expire_span_rl.locks import FileLock
+from expire_span_rl.messages import listening, say
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
-from expire_span_rl.saying import listening, say
 
 
 def train(config: dict[str, Any]) -> Path:

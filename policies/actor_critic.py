@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
-from expire_span_rl.policies.core import Acting, Core, LayerInspection
+from expire_span_rl.policies.core import Acting, LayerInspection, MemoryCore
 from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
@@ -106,7 +106,7 @@ class ActorCritic(Predictor, nn.Module):
         width = core.width
         self.actions = make_actions(self.config.actions)
         self.encoder = Encoder(config.observation, width, core.action_gain, extractor)
-        self.core: Core
+        self.core: MemoryCore
         if issubclass(kind, MemoryKind):
             self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))
         else:
@@ -153,7 +153,7 @@ class ActorCritic(Predictor, nn.Module):
     @property
     def can_forget(self) -> bool:
         """Whether pressure brings this policy's live memories down."""
-        return KINDS[self.config.memory].presses
+        return KINDS[self.config.memory].supports_forgetting
 
     def release_spans(self) -> None:
         """Called between two rollouts once the task was learned: spans are then as long as memories are needed."""
@@ -164,7 +164,7 @@ class ActorCritic(Predictor, nn.Module):
         """Groups for an optimiser: the policy first, then parameters that are the memory kind's own, by learning rate.
         `scale` is a group's learning rate as a multiple of the policy's; `pressed`: it is what the pressure acts on."""
         own = {
-            parameter: (layer.kind.learning_rate_scale(name), layer.kind.presses)
+            parameter: (layer.kind.learning_rate_scale(name), layer.kind.supports_forgetting)
             for layer in self.core.layers
             for name, parameter in layer.kind.named_parameters()
         }
@@ -174,7 +174,7 @@ class ActorCritic(Predictor, nn.Module):
         made = []
         for key, parameters in groups.items():
             scale, pressed = key or (1.0, False)
-            made.append({"params": parameters, "lr": learning_rate * scale, "scale": scale, "pressed": pressed})
+            made.append({"params": parameters, "lr": learning_rate * scale, "scale": scale, "span_parameters": pressed})
         return made
 
     def observation_predictor(self) -> NextObservation:

@@ -60,7 +60,7 @@ class Acting(Protocol):
         ...
 
 
-class Core(Protocol):
+class MemoryCore(Protocol):
     """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the
     recurrent cores are others."""
 

@@ -32,7 +32,7 @@ from expire_span_rl.cli.settings import parse_config
 SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
 PARSED = {
     r"python -m benchmarks\.": "minutes to days of both cores; their own tests run them small",
-    r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_agent_actors.py do",
+    r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_ray_actors.py do",
     r"python evaluate.py .*128000": "128,000 steps of a policy that was hardly trained",
     r"\.venv/bin/ray start\b": "starts a cluster that outlives the test",
     r"make (demo|test|setup|docs|lint|typecheck)$": "set up the machine, or run this test",
@@ -57,7 +57,7 @@ UNTESTED_BLOCKS = {"envs/mine.py": "a task of which only the last lines are show
 ELSEWHERE = {"docs/your_environment.md": "tests/test_examples.py runs all of it, in full"}
 RUNNER = """
 import json, os, runpy, sys
-import expire_span_rl.evaluation, expire_span_rl.showing, expire_span_rl.training
+import expire_span_rl.evaluation, expire_span_rl.visualization, expire_span_rl.training
 
 def run_steps():
     sys.path.insert(0, "")

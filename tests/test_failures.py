@@ -30,8 +30,8 @@ from expire_span_rl.agents.guard import LARGEST_WEIGHT, MOST_SKIPPED, NotFinite,
 from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.building import build
 from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_vec_env
+from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 from expire_span_rl.envs.timeout import Overdue, within
-from expire_span_rl.envs.wrappers import VectorPreviousActionReward
 from expire_span_rl.settings import resolve
 
 TRAIN = [*SMALL, "--device", "cpu", "--quiet", "--memory-image-every", "0"]
@@ -420,9 +420,9 @@ class Native(gym.Env):
 @pytest.mark.skipif(sys.platform != "linux", reason="locks a lock of this system twice")
 def test_native_code_that_hangs_is_ended_in_a_process_of_its_own(monkeypatch):
     """Its episode ends truncated, and the process is started again."""
-    from expire_span_rl.envs import adapter
+    from expire_span_rl.envs import gym_adapter
 
-    monkeypatch.setattr(adapter, "drawn_action", lambda space: 0)
+    monkeypatch.setattr(gym_adapter, "drawn_action", lambda space: 0)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     env = make_vec_env(Native, 1, vectorization="async", env_timeout=0.2)
     env.reset(seed=0)

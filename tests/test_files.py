@@ -23,7 +23,7 @@ from script_cases import ROOT, call
 
 import evaluate
 import visualize
-from expire_span_rl import building, checks, files, outputs, showing
+from expire_span_rl import building, checks, files, outputs, visualization
 from expire_span_rl import settings as config
 from expire_span_rl.agents.checkpoint import check_figures
 from expire_span_rl.environments import environment_of
@@ -196,8 +196,8 @@ def test_evaluate_writes_through_a_link_and_says_so(run, monkeypatch, capsys):
 def test_a_showing_replaces_no_policy_and_nothing_of_a_run(run, tmp_path, monkeypatch):
     """Whether it is saved from Python or by the command line."""
     policy, info = load_policy(run)
-    name, env = showing.environment_for(policy, info, str(run), "", (), {"max_length": 3})
-    shown = showing.show_in(policy, env, name, "policy", audit=0)
+    name, env = visualization.environment_for(policy, info, str(run), "", (), {"max_length": 3})
+    shown = visualization.show_in(policy, env, name, "policy", audit=0)
     before = (run / "config.json").read_bytes()
     with pytest.raises(ValueError, match="^path: expected a new file or an earlier result"):
         shown.save(run / "config.json")

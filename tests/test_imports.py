@@ -146,7 +146,7 @@ def test_agents_name_no_memory_kind(file):
         ("policies/new.py", "import expire_span_rl.viewer", "viewer"),
         ("envs/new.py", "from expire_span_rl.viewer.play import play", "viewer"),
         ("viewer/new.py", "import expire_span_rl.cli", "cli"),
-        ("viewer/new.py", "from expire_span_rl.showing import show_in", "expire_span_rl"),
+        ("viewer/new.py", "from expire_span_rl.visualization import show_in", "expire_span_rl"),
         ("agents/new.py", "import expire_span_rl.settings", "expire_span_rl"),
         ("evaluate.py", "from expire_span_rl.viewer.figure import draw", "viewer"),
         ("evaluate.py", "from expire_span_rl.evaluation import evaluate", "expire_span_rl"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import visualize
-from expire_span_rl import cli, showing
+from expire_span_rl import cli, visualization
 from expire_span_rl.policies import KINDS, load_policy, save_policy
 
 sys.path.insert(0, str(Path(__file__).parent / "viewer"))
@@ -98,7 +98,7 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     assert code == 2 and complaints.startswith(
         "error: --max-steps: expected an episode of at most 3 steps, that of seed 0"
     )
-    monkeypatch.setattr(showing, "page", lambda *given: 1 / 0)
+    monkeypatch.setattr(visualization, "page", lambda *given: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["visualize.py", SHIPPED, "--out", str(out)])
     with pytest.raises(ZeroDivisionError):
         visualize.main()
@@ -132,7 +132,7 @@ def test_an_output_that_cannot_be_written_is_bad_usage(monkeypatch, capsys):
 def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     path = saved(tmp_path / "policy.safetensors", view_size=5, max_length=30)
     policy, info = load_policy(path)
-    name, env = showing.environment_for(policy, info, path, "", (), {"max_length": 7})
+    name, env = visualization.environment_for(policy, info, path, "", (), {"max_length": 7})
     assert name == "Corridor-v0"
     assert (env.unwrapped.core.view_size, env.unwrapped.core.max_length) == (5, 7)
 

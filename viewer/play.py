@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.core import EnvCore
 from expire_span_rl.policies import ActorCritic, Memory, as_tensors
 from expire_span_rl.spaces import find_entry, word_numbers
 
@@ -118,10 +118,10 @@ def play(
     )  # fmt: skip
 
 
-def core_of(env: gym.Env) -> Core | None:
+def core_of(env: gym.Env) -> EnvCore | None:
     """The core of one of our tasks, which can tell more than an environment need; None for any other environment."""
     core = getattr(env.unwrapped, "core", None)
-    return core if isinstance(core, Core) else None
+    return core if isinstance(core, EnvCore) else None
 
 
 def _texts(policy: ActorCritic, env: gym.Env, observation: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What a policy makes of an observation: entries by name, each read by the encoder of its space.
 
-An observation is a dict (see `envs.wrappers`). Its spec, JSON-able, travels with the policy:
+An observation is a dict (see `envs.env_wrappers`). Its spec, JSON-able, travels with the policy:
 `{"image": {"kind": "cells", "shape": [3, 3, 3]}, "previous_action": {"kind": "discrete", "n": 5}, ...}`.
 A new encoder is one file beside this one and one line here.
 """

@@ -20,7 +20,7 @@ class AdaptiveSpan(MemoryKind):
     (equation 5), which enters attention as log m_h. A slot is gone when the longest head no longer sees it."""
 
     Config = AdaptiveSpanConfig
-    presses = True
+    supports_forgetting = True
 
     def __init__(self, width: int, num_heads: int, config: AdaptiveSpanConfig):
         super().__init__(width, num_heads, config if config.max_span else replace(config, max_span=UNKNOWN_MAX_SPAN))

@@ -22,7 +22,7 @@ class ExpireSpan(MemoryKind):
     enters attention as log m."""
 
     Config = ExpireSpanConfig
-    presses = True
+    supports_forgetting = True
 
     def __init__(self, width: int, num_heads: int, config: ExpireSpanConfig):
         super().__init__(width, num_heads, config)

@@ -58,7 +58,7 @@ class MemoryKind(nn.Module):
     Config: ClassVar[type]  # a frozen dataclass; its fields are command-line flags
     CoreConfig: ClassVar[type] = TransformerConfig
     stores: ClassVar[bool] = True  # False: it keeps no slots
-    presses: ClassVar[bool] = False
+    supports_forgetting: ClassVar[bool] = False
     """True: `loss` heeds the pressure, so that live memories can be brought down; the kind's own parameters then learn
     at a rate in proportion to it, by plain Adam."""
 
@@ -68,7 +68,7 @@ class MemoryKind(nn.Module):
 
     def learning_rate_scale(self, name: str) -> float:
         """Learning rate of the kind's own parameter `name` as a multiple of the policy's, at full pressure if it
-        presses."""
+        supports_forgetting."""
         return 1.0
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:

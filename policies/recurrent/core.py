@@ -32,13 +32,13 @@ class RecurrentActing:
 
 
 class RecurrentCore(nn.Module):
-    """A core (`policies.core.Core`) whose memory is a hidden state of S vectors. A subclass gives `advance`, one step.
+    """A core (`policies.core.MemoryCore`) whose memory is a hidden state of S vectors. A subclass gives `advance`, one step.
     It may replace `unroll_states`, or all of `run_rollout`, where a rollout can run faster than step by step."""
 
     CoreConfig: ClassVar[type]
     Config: ClassVar[type]
     stores: ClassVar[bool] = False  # no slots: there are no memories to count or to look at
-    presses: ClassVar[bool] = False
+    supports_forgetting: ClassVar[bool] = False
     layers: ClassVar[tuple[()]] = ()  # none with slots
 
     def __init__(self, num_states: int, width: int):

@@ -301,8 +301,8 @@ class Table(nn.Module):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [
-            {"params": [self.logits, self.value], "lr": learning_rate, "scale": 1.0, "pressed": False},
-            {"params": [self.span], "lr": learning_rate * 0.1, "scale": 0.1, "pressed": True},
+            {"params": [self.logits, self.value], "lr": learning_rate, "scale": 1.0, "span_parameters": False},
+            {"params": [self.span], "lr": learning_rate * 0.1, "scale": 0.1, "span_parameters": True},
         ]
 
     def unroll(self, observation, memory, episode_start, final=None, final_at=None, pressure=0.0) -> SimpleNamespace:

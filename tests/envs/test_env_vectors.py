@@ -13,7 +13,7 @@ from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Stranger, assert_s
 from gymnasium import spaces
 
 from expire_span_rl import envs
-from expire_span_rl.envs.adapter import EnvironmentWarning, episode_seed
+from expire_span_rl.envs.gym_adapter import EnvironmentWarning, episode_seed
 from expire_span_rl.envs.registration import VECTORIZATIONS
 
 NESTED = spaces.Dict({"a": spaces.Tuple((LEAVES["vector"], LEAVES["text"])), "b": LEAVES["picture"]})

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 from expire_span_rl import envs
-from expire_span_rl.envs.wrappers import PreviousActionReward, VectorPreviousActionReward
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 
 B = 3
 FOREIGN = ["CartPole-v1", "MiniGrid-MemoryS7-v0", "FrozenLake-v1", "Pendulum-v1", "Blackjack-v1", "Taxi-v4"]

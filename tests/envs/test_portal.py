@@ -11,9 +11,9 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Goal
 
 from expire_span_rl import envs
+from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 from expire_span_rl.envs.portal import HOME, THINGS, Portal, PortalEnv, PortalVectorEnv
 from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH
-from expire_span_rl.envs.wrappers import VectorPreviousActionReward
 
 
 def play(core: Portal, choose, episodes: int) -> dict[str, np.ndarray]:

@@ -112,9 +112,9 @@ def test_parameter_groups_hold_every_parameter_once():
     config = KINDS["expire_span"].Config(**SMALL["expire_span"][0])
     groups = make_policy("expire_span").parameter_groups(1.0)
     assert [group["scale"] for group in groups] == [1.0, config.span_lr_scale, config.span_bias_lr_scale]
-    assert [group["pressed"] for group in groups] == [False, True, True]
+    assert [group["span_parameters"] for group in groups] == [False, True, True]
     for kind, pressed in (("adaptive_span", True), ("compressive", False)):
-        assert [group["pressed"] for group in make_policy(kind).parameter_groups(1.0)] == [False, pressed]
+        assert [group["span_parameters"] for group in make_policy(kind).parameter_groups(1.0)] == [False, pressed]
 
 
 def test_an_untrained_policy_prefers_nothing_and_expects_nothing():

@@ -11,7 +11,7 @@ from viewer_browser import NARROW, WIDE, Opened
 from viewer_cases import SHIPPED
 
 import expire_span_rl as es
-from expire_span_rl.showing import Showing
+from expire_span_rl.visualization import Showing
 
 CELL = """<!doctype html><meta charset="utf-8"><body style="margin: 0"><p id="text">a cell</p><div id="output"></div>
 <script type="application/json" id="data">{output}</script>

@@ -12,9 +12,9 @@ from viewer_cases import make_policy
 from viewer_spaces import ACTIONS, OBSERVATIONS, WORDS, Sampled
 
 from expire_span_rl.envs import make_env
-from expire_span_rl.showing import show_in
 from expire_span_rl.viewer.naming import observation_names
 from expire_span_rl.viewer.panels import observation_pictures
+from expire_span_rl.visualization import show_in
 
 
 def paged(folder: Path, observation: str, action: str, **kwargs) -> tuple[Path, dict, list[np.ndarray]]:

@@ -22,7 +22,6 @@ from viewer_spaces import ACTIONS, OBSERVATIONS, PICTURE, WORDS, Sampled
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import KINDS
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.showing import Showing, show_in
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
 from expire_span_rl.viewer.entries import labels_of
@@ -31,6 +30,7 @@ from expire_span_rl.viewer.panels import LARGEST, as_rgb, observation_pictures
 from expire_span_rl.viewer.play import action_names, action_text, core_of, look, outcome, play, tensors_of
 from expire_span_rl.viewer.record import record
 from expire_span_rl.viewer.video import check_video, scenes
+from expire_span_rl.visualization import Showing, show_in
 
 SUM_OF = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}
 """How many probabilities each number of an action has."""

@@ -12,7 +12,7 @@ from viewer_browser import CONTRAST, NARROW, WIDE, made
 from viewer_cases import SHIPPED, make_policy
 
 import visualize
-from expire_span_rl import showing
+from expire_span_rl import visualization
 from expire_span_rl.envs import make_env
 from expire_span_rl.viewer.naming import describe_cells
 from expire_span_rl.viewer.summary import agreement_of, agreement_text, ends_of, kinds_of, summary
@@ -103,7 +103,7 @@ def test_many_things_are_counted():
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280-light", "390-dark"])
 def test_the_page_has_the_table_over_all_episodes(opened, tmp_path, monkeypatch, viewport, scheme):
-    monkeypatch.setattr(showing, "PAGED", 2)
+    monkeypatch.setattr(visualization, "PAGED", 2)
     path, records = made(tmp_path, SHIPPED, "--seed", "3", "--episodes", "4", "--env-kwargs", KWARGS)
     assert len(records) == 4 and all(len(one["layers"][0]["attention"]) == one["steps"] for one in records)
     told = json.loads((tmp_path / "memory.json").read_text())["summary"]
@@ -141,9 +141,11 @@ def test_the_terminal_has_one_table_for_many_episodes(tmp_path, monkeypatch, cap
 
 
 def test_what_is_beyond_the_page_keeps_its_numbers_only(monkeypatch):
-    monkeypatch.setattr(showing, "PAGED", 1)
+    monkeypatch.setattr(visualization, "PAGED", 1)
     env = make_env("Corridor-v0", min_length=12, max_length=12, render_mode="rgb_array")
-    first, second = showing.show_in(make_policy(), env, "Corridor-v0", "p", episodes=2, deterministic=False).episodes
+    first, second = visualization.show_in(
+        make_policy(), env, "Corridor-v0", "p", episodes=2, deterministic=False
+    ).episodes
     assert first.film.packed() is not None and first.episode.observations
     assert second.film.packed() is None and not second.episode.observations and not second.lives
     assert second.without is None and second.record["layers"] and second.record.keys() == first.record.keys()

@@ -12,9 +12,9 @@ from viewer_cases import ROOT, SHIPPED, STORING, make_policy, played
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.showing import show_in
 from expire_span_rl.viewer.play import Forgetting, play, tensors_of
 from expire_span_rl.viewer.without import play_without
+from expire_span_rl.visualization import show_in
 
 PORTAL = str(ROOT / "pretrained" / "portal-expire_span.safetensors")
 GRU = str(ROOT / "pretrained" / "portal-gru.safetensors")

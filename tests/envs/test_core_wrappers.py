@@ -15,7 +15,7 @@ from minigrid.core.constants import OBJECT_TO_IDX
 from safetensors.numpy import load, save
 
 from expire_span_rl import envs
-from expire_span_rl.envs.long import DISTRACTIONS
+from expire_span_rl.envs.core_wrappers import DISTRACTIONS
 from expire_span_rl.envs.tiles import EAST, NORTH, SOUTH
 
 B = 3

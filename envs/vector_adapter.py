@@ -1,6 +1,6 @@
 """Vector environments of other packages, which step a batch by themselves, as ours want them.
 
-What `envs.adapter` does for one environment, done for B at once: flat observations, checked values, plain infos. Their
+What `envs.gym_adapter` does for one environment, done for B at once: flat observations, checked values, plain infos. Their
 episodes begin as they please, so that only the first of each environment is that of its seed.
 """
 
@@ -15,7 +15,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
-from expire_span_rl.envs.adapter import (
+from expire_span_rl.envs.cells import ENCODERS, forced_cells
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
+from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
     drawn_action,
     episode_seed,
@@ -24,8 +26,6 @@ from expire_span_rl.envs.adapter import (
     raised,
     tell_outside,
 )
-from expire_span_rl.envs.cells import ENCODERS, forced_cells
-from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
 from expire_span_rl.envs.timeout import within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space

@@ -56,7 +56,7 @@ def test_two_nodes_train_and_one_actor_is_killed():
     import ray
     from ray.cluster_utils import Cluster
 
-    from expire_span_rl.agents.actors import ActorPool
+    from expire_span_rl.agents.ray_actors import ActorPool
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
@@ -228,9 +228,10 @@ def test_an_environment_that_cannot_be_pickled_is_refused(monkeypatch, capsys, t
 
 def test_an_address_that_does_not_answer_is_refused(monkeypatch, capsys, tmp_path):
     """A port at which nobody listens, and one that takes the connection and says nothing, for which a limit is set."""
-    from expire_span_rl.agents import actors
 
-    monkeypatch.setattr(actors, "ANSWER_WITHIN", 6.0)
+    from expire_span_rl.agents import ray_actors
+
+    monkeypatch.setattr(ray_actors, "ANSWER_WITHIN", 6.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         line = refused(["--ray-address", f"127.0.0.1:{port}"], monkeypatch, capsys, tmp_path)
@@ -247,7 +248,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    monkeypatch.delitem(sys.modules, "expire_span_rl.agents.actors", raising=False)
+    monkeypatch.delitem(sys.modules, "expire_span_rl.agents.ray_actors", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
         "error: --num-actors: expected ray 2.60 or newer (pip install 'expire-span-rl[ray]'), got "
@@ -256,7 +257,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
 
 
 def test_the_oldest_version_is_that_of_the_extra():
-    from expire_span_rl.agents.actors import OLDEST_RAY
+    from expire_span_rl.agents.ray_actors import OLDEST_RAY
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"]["ray"] == [f"ray>={OLDEST_RAY}"]
@@ -277,7 +278,7 @@ def test_settings_that_cannot_be_are_refused(arguments, told, monkeypatch, capsy
 def test_refreshing_replaces_what_the_actor_cached():
     """With a learner whose encoder has moved on, the rollout's memory is the one its own weights compute from the last
     rollout's observations, and learning goes on with it."""
-    from expire_span_rl.agents.actors import ActorPool
+    from expire_span_rl.agents.ray_actors import ActorPool
     from expire_span_rl.agents.transport import recomputed
 
     env = make_vec_env("Corridor-v0", 4, min_length=40, max_length=40)

@@ -1,7 +1,7 @@
-"""Another package's environments as a core, so that what is built on cores (`envs.long`) takes them too.
+"""Another package's environments as a core, so that what is built on cores (`envs.core_wrappers`) takes them too.
 
 They are stepped one after the other and cannot save their state. Episode k of seed s is the one that they play without
-the core (`envs.adapter`), so that it can be played again. Names: B environments, R rows.
+the core (`envs.gym_adapter`), so that it can be played again. Names: B environments, R rows.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, cast
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from expire_span_rl.envs.adapter import AdaptedEnv
 from expire_span_rl.envs.core import MaskedCore
+from expire_span_rl.envs.gym_adapter import AdaptedEnv
 
 
-class Foreign(MaskedCore):
+class GymEnvCore(MaskedCore):
     """B adapted environments. What their infos say at the end of an episode is not passed on."""
 
     def __init__(self, envs: Sequence[AdaptedEnv]) -> None:

@@ -1,4 +1,4 @@
-"""The two faces of a batched core: `SingleEnv` (gymnasium.Env, a batch of one) and `BatchedVectorEnv` (all of it).
+"""The two Gymnasium adapters of a batched core: `SingleEnv` (gymnasium.Env, a batch of one) and `BatchedVectorEnv` (all of it).
 
 Names: B environments. Both are generic; a task declares `class XEnv(SingleEnv, core=X)` and
 `class XVectorEnv(BatchedVectorEnv, core=X)`. Environment i of a vector reset with seed s equals a single one reset with
@@ -16,7 +16,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.core import EnvCore
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
 
 _SEED_MASK = 2**63 - 1  # seeds live in int64, which every file format knows
@@ -29,21 +29,21 @@ def _checked_seed(seed: Any) -> int:
     raise EnvError(f"seed: expected a whole number of at least 0, got {seed!r}")
 
 
-class _Face:
-    """What both faces have in common: they own a core and show it."""
+class _CoreAdapter:
+    """What both adapters have in common: they own a core and show it."""
 
-    core_class: ClassVar[type[Core]]
-    core: Core
+    core_class: ClassVar[type[EnvCore]]
+    core: EnvCore
     _seeded = False  # whether an episode has begun, so that the next one is known
 
-    def __init_subclass__(cls, core: type[Core] | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, core: type[EnvCore] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if core is not None:
             cls.core_class = core
-            cls.metadata = cls.face_metadata(core)
+            cls.metadata = cls.adapter_metadata(core)
 
     @staticmethod
-    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
+    def adapter_metadata(core: EnvCore | type[EnvCore]) -> dict[str, Any]:
         return dict(core.metadata)
 
     @property
@@ -52,7 +52,7 @@ class _Face:
         return self.core.memory_horizon
 
     def target(self) -> np.ndarray | None:
-        """The actions that are right now, int64 [B]; None where the task does not say (`Core.target`)."""
+        """The actions that are right now, int64 [B]; None where the task does not say (`EnvCore.target`)."""
         return self.core.target()
 
     def decisions(self) -> np.ndarray | None:
@@ -74,14 +74,14 @@ class _Face:
         self._seeded = True
 
 
-class SingleEnv(_Face, gym.Env):
-    """One environment: the core with a batch of one. `info` is empty until the episode ends (`Core.final_info`), except
+class SingleEnv(_CoreAdapter, gym.Env):
+    """One environment: the core with a batch of one. `info` is empty until the episode ends (`EnvCore.final_info`), except
     for `shaping` where the core has it: at every step the part of the reward that is for the learner alone."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        self._wear(self.core_class(1, **kwargs), render_mode)
+        self._attach(self.core_class(1, **kwargs), render_mode)
 
-    def _wear(self, core: Core, render_mode: str | None) -> None:
+    def _attach(self, core: EnvCore, render_mode: str | None) -> None:
         self.core = core
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.observation_space = self.core.single_observation_space
@@ -127,7 +127,7 @@ class SingleEnv(_Face, gym.Env):
             self._window.draw(self.core.render(0))
 
 
-class BatchedVectorEnv(_Face, VectorEnv):
+class BatchedVectorEnv(_CoreAdapter, VectorEnv):
     """B environments in SAME_STEP autoreset: the observation after an ending is already the next episode's first.
 
     Where episodes ended, `infos` has Gymnasium's keys, batched instead of one object per environment:
@@ -139,13 +139,13 @@ class BatchedVectorEnv(_Face, VectorEnv):
     """
 
     @staticmethod
-    def face_metadata(core: Core | type[Core]) -> dict[str, Any]:
+    def adapter_metadata(core: EnvCore | type[EnvCore]) -> dict[str, Any]:
         return {**core.metadata, "render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        self._wear(self.core_class(expect_int("num_envs", num_envs, 1), **kwargs), render_mode)
+        self._attach(self.core_class(expect_int("num_envs", num_envs, 1), **kwargs), render_mode)
 
-    def _wear(self, core: Core, render_mode: str | None) -> None:
+    def _attach(self, core: EnvCore, render_mode: str | None) -> None:
         self.core, self.num_envs = core, core.num_envs
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.single_observation_space = core.single_observation_space

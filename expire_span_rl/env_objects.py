@@ -11,8 +11,8 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
-from expire_span_rl.envs.adapter import AdaptedEnv
-from expire_span_rl.envs.wrappers import PreviousActionReward
+from expire_span_rl.envs.env_wrappers import PreviousActionReward
+from expire_span_rl.envs.gym_adapter import AdaptedEnv
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 """What the Python interface takes for an environment."""

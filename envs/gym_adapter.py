@@ -1,6 +1,6 @@
 """An environment of another package as ours want it: flat observations, checked values, episodes that can be repeated.
 
-`AdaptedEnv` stands around one environment, before any vectorisation; `envs.batched` does the same for one that steps a
+`AdaptedEnv` stands around one environment, before any vectorisation; `envs.vector_adapter` does the same for one that steps a
 batch by itself. What goes in and comes out:
 
     observation    the flat Dict of `spaces.Flattener`, new arrays, and "action_mask" where the environment says which
@@ -30,8 +30,8 @@ import numpy as np
 from gymnasium import spaces
 
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
+from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
-from expire_span_rl.envs.faces import SingleEnv
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
 from expire_span_rl.envs.timeout import Overdue, within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space

@@ -15,8 +15,8 @@ occlude=A-B,C-D/P      the observations of steps A..B are hidden, and    what it
                        those of steps C..D of every P (the first         sees nothing (what is shown in hidden steps only,
                        observation is step 0)                            it cannot know)
 
-Wraps apply in the order given, the first to the task itself. Each is a `Core` over another one, so that the faces of
-`envs.faces` make single and vector form of it, which agree; episode k of seed s is episode k of seed s of the task
+Wraps apply in the order given, the first to the task itself. Each is an `EnvCore` over another one, so that the adapters of
+`envs.core_adapters` make single and vector form of it, which agree; episode k of seed s is episode k of seed s of the task
 beneath (`fresh_episodes=N`: k * N to k * N + N - 1).
 
 Names: B environments, R rows.
@@ -30,8 +30,8 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from expire_span_rl.envs.core import Core, MaskedCore, counter_uniform
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.core import EnvCore, MaskedCore, counter_uniform
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.tiles import LARGEST_VIEW
 from expire_span_rl.spaces import Cells, Mask
 
@@ -42,10 +42,10 @@ DISTRACTIONS = 256  # different observations of distraction
 _SALT = 1 << 40  # draws of the wraps begin here, one range for each, far above a task's own
 
 
-class Wrap(MaskedCore):
+class CoreWrapper(MaskedCore):
     """A core over another, `inner`. By itself it changes nothing."""
 
-    def __init__(self, inner: Core) -> None:
+    def __init__(self, inner: EnvCore) -> None:
         self.inner = inner
         self.metadata: dict[str, Any] = dict(inner.metadata)
         self.single_observation_space = inner.single_observation_space
@@ -101,13 +101,13 @@ class Wrap(MaskedCore):
         return {**super()._arrays(), **{f"inner.{name}": array for name, array in beneath.items()}} if beneath else {}
 
 
-class Stretch(Wrap):
+class Stretch(CoreWrapper):
     """`steps` steps of distraction after every real one. What the last real action led to is seen after them, its
     reward at once; the end of an episode too."""
 
     state_fields = ("wait",)
 
-    def __init__(self, inner: Core, steps: int) -> None:
+    def __init__(self, inner: EnvCore, steps: int) -> None:
         super().__init__(inner)
         self.between = steps
         if inner.memory_horizon is not None:
@@ -142,14 +142,14 @@ class Stretch(Wrap):
         return picture // 4 if self.wait[row] else picture
 
 
-class Episodes(Wrap):
+class Episodes(CoreWrapper):
     """`count` episodes, of the same draw or of fresh ones, as one. In between, the observation after an ending is the
     next episode's first. `final_info` is the last episode's, but for `is_success`: all of them succeeded; `success_1`,
     `success_2`, ... tell each (evaluation: `success_by_episode`)."""
 
     state_fields = ("played", "succeeded")
 
-    def __init__(self, inner: Core, count: int, fresh: bool) -> None:
+    def __init__(self, inner: EnvCore, count: int, fresh: bool) -> None:
         super().__init__(inner)
         self.count, self.fresh = count, fresh
         if inner.memory_horizon is not None and not fresh:
@@ -196,10 +196,10 @@ class Episodes(Wrap):
         return told
 
 
-class Occlude(Wrap):
+class Occlude(CoreWrapper):
     """Hides the observations of chosen steps: [(first, last, period)], both included; period None for once."""
 
-    def __init__(self, inner: Core, intervals: list[tuple[int, int, int | None]]) -> None:
+    def __init__(self, inner: EnvCore, intervals: list[tuple[int, int, int | None]]) -> None:
         super().__init__(inner)
         self.intervals = intervals
         self._shown = _blank(self.single_observation_space)
@@ -260,9 +260,9 @@ def _overwritten(observation: Any, rows: np.ndarray, shown: Any, number: np.ndar
 class LongEnv(SingleEnv):
     """One environment: the face of a core that is there already, of batch 1."""
 
-    def __init__(self, core: Core, render_mode: str | None = None) -> None:
-        self.metadata = self.face_metadata(core)
-        self._wear(core, render_mode)
+    def __init__(self, core: EnvCore, render_mode: str | None = None) -> None:
+        self.metadata = self.adapter_metadata(core)
+        self._attach(core, render_mode)
 
 
 class LongVectorEnv(BatchedVectorEnv):
@@ -270,6 +270,6 @@ class LongVectorEnv(BatchedVectorEnv):
 
     metadata: dict[str, Any] = {}  # noqa: RUF012, an instance's own (Gymnasium declares it so)
 
-    def __init__(self, core: Core, render_mode: str | None = None) -> None:
-        self.metadata = self.face_metadata(core)
-        self._wear(core, render_mode)
+    def __init__(self, core: EnvCore, render_mode: str | None = None) -> None:
+        self.metadata = self.adapter_metadata(core)
+        self._attach(core, render_mode)

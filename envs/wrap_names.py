@@ -1,4 +1,4 @@
-"""The wraps of `envs.long` by name, as a command line gives them: `--wrap stretch=10 --wrap episodes=4`."""
+"""The wraps of `envs.core_wrappers` by name, as a command line gives them: `--wrap stretch=10 --wrap episodes=4`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from expire_span_rl.checks import quoted, shown
-from expire_span_rl.envs.core import Core
+from expire_span_rl.envs.core import EnvCore
+from expire_span_rl.envs.core_wrappers import CoreWrapper, Episodes, Occlude, Stretch
 from expire_span_rl.envs.errors import NAME, EnvError, unknown_name
-from expire_span_rl.envs.long import Episodes, Occlude, Stretch, Wrap
 
 MOST_STEPS = 10**6
 MOST_EPISODES = 1000
@@ -23,7 +23,7 @@ class _Kind:
 
     expected: str
     """What its value must be, and an example."""
-    build: Callable[[str], Callable[[Core], Wrap] | None]
+    build: Callable[[str], Callable[[EnvCore], CoreWrapper] | None]
     """What a value asks for; None for a value it cannot read."""
     times: Callable[[str], int] = lambda value: 1
     """How many times as long a value that it can read makes an episode."""
@@ -33,20 +33,20 @@ def _whole(text: str, low: int, high: int) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high else None
 
 
-def _stretch(text: str) -> Callable[[Core], Wrap] | None:
+def _stretch(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
     steps = _whole(text, 0, MOST_STEPS)
     return None if steps is None else lambda core: Stretch(core, steps)
 
 
-def _episodes(fresh: bool) -> Callable[[str], Callable[[Core], Wrap] | None]:
-    def build(text: str) -> Callable[[Core], Wrap] | None:
+def _episodes(fresh: bool) -> Callable[[str], Callable[[EnvCore], CoreWrapper] | None]:
+    def build(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
         count = _whole(text, 1, MOST_EPISODES)
         return None if count is None else lambda core: Episodes(core, count, fresh)
 
     return build
 
 
-def _occlude(text: str) -> Callable[[Core], Wrap] | None:
+def _occlude(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
     intervals = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?:/(\d{1,9}))?", part)
@@ -73,7 +73,7 @@ WRAPS: dict[str, _Kind] = {
 }
 
 
-def parse_wraps(texts: Sequence[str]) -> list[Callable[[Core], Wrap]]:
+def parse_wraps(texts: Sequence[str]) -> list[Callable[[EnvCore], CoreWrapper]]:
     """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given.
     `["none"]` is no wraps. Raises EnvError, one line, for an unknown wrap, a value it cannot take, or too much of it
     together."""

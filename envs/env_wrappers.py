@@ -24,10 +24,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
-from expire_span_rl.envs.adapter import AdaptedEnv, adapt
-from expire_span_rl.envs.batched import AdaptedVectorEnv
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError
-from expire_span_rl.envs.faces import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.gym_adapter import AdaptedEnv, adapt
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 from expire_span_rl.spaces import (
     ADDED,
@@ -86,7 +86,7 @@ def is_own(env: gym.Env) -> bool:
 
 
 class PreviousActionReward(gym.Wrapper):
-    """The single form: see the module. An environment of another package is adapted first (`envs.adapter`).
+    """The single form: see the module. An environment of another package is adapted first (`envs.gym_adapter`).
 
     `left_out`: by name, why a part of the observation is not read. Raises EnvError for what no policy can take."""
 
