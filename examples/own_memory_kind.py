@@ -42,11 +42,11 @@ class ALiBi(MemoryKind):
         slopes = config.steepest * 0.25 ** torch.arange(num_heads)  # [H]
         self.register_buffer("slopes", slopes[:, None, None], persistent=False)
 
-    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
+    def visibility(self, age: Tensor, slot_features: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
         """age [B,N,C] -> (what is visible [B,N,C], what is added to each head's scores [B,H,N,C])."""
         return age <= self.config.window, -self.slopes * age[:, None]
 
-    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
+    def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
         """age [B,C] -> what that query or a later one can still see: [B,C]. The rest is removed for good."""
         return age <= self.config.window
 

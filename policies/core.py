@@ -20,7 +20,7 @@ class LayerInspection:
 
     coordinate: Tensor  # [B,C] step at which the slot was written; negative in memory, minus infinity if dead
     covers: Tensor  # int64 [B,C] steps that the slot stands for, the last of which is its coordinate: 1 if not merged
-    described: Tensor | None  # [B,C] the kind's number per slot (Expire-Span: its span in steps)
+    slot_features: Tensor | None  # [B,C] the kind's number per slot (Expire-Span: its span in steps)
     visible: Tensor  # [B,T,C] bool
     attention: Tensor  # [B,H,T,C] weights
 

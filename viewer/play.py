@@ -238,7 +238,7 @@ def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
         fresh = torch.arange(first, past, device=policy.device)[:, None] == 0  # [t,1]
         for i, layer in enumerate(policy.inspect(part, episode.memories[first], fresh)[2]):
             if first == 0:
-                span = None if layer.described is None else np.zeros(steps)
+                span = None if layer.slot_features is None else np.zeros(steps)
                 heads = np.zeros((layer.attention.shape[1], steps))
                 empty = np.zeros(steps, int), np.zeros(steps), heads, np.zeros(steps, int), span
                 lives.append(LayerLives(*empty))
@@ -259,8 +259,8 @@ def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
             np.add.at(lives[i].decision.T, written, attention[:, -1].T)
             lives[i].attention += [strongest(weights, written) for weights in attention.transpose(1, 0, 2)]
             span = lives[i].span
-            if span is not None and layer.described is not None:
-                span[written] = layer.described[0, held].cpu().numpy()[column]
+            if span is not None and layer.slot_features is not None:
+                span[written] = layer.slot_features[0, held].cpu().numpy()[column]
     return lives
 
 

@@ -34,14 +34,14 @@ class AdaptiveSpan(MemoryKind):
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
 
-    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
+    def visibility(self, age: Tensor, slot_features: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
         mask = self._mask(age[:, None], self.spans()[:, None, None])  # [B,H,N,C]
         seen = mask > 0
         return self._mask(age, self.spans().max()) > 0, torch.where(
             seen, torch.log(torch.where(seen, mask, 1)), -math.inf
         )
 
-    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
+    def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
         return self._mask(age, self.spans().max()) > 0
 
     def figures(self, normed: Tensor) -> dict[str, float]:

@@ -40,10 +40,10 @@ class Compressive(MemoryKind):
         """Age of the oldest compressed memory: it goes at the next query, when another one comes."""
         return self.config.window + self.config.compressed_window * self.config.compression_rate
 
-    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
+    def visibility(self, age: Tensor, slot_features: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
         return age <= self.reach, None
 
-    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
+    def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
         return age <= self.reach
 
     def merge(self, blocks: Tensor) -> Tensor:

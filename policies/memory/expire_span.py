@@ -38,13 +38,13 @@ class ExpireSpan(MemoryKind):
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
 
-    def visibility(self, age: Tensor, described: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        mask = self._mask(age, described[:, None])  # [B,N,C]
+    def visibility(self, age: Tensor, slot_features: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+        mask = self._mask(age, slot_features[:, None])  # [B,N,C]
         visible = mask > 0
         return visible, torch.log(torch.where(visible, mask, 1))
 
-    def survives(self, age: Tensor, described: Tensor, alive: Tensor) -> Tensor:
-        return self._mask(age, described) > 0
+    def survives(self, age: Tensor, slot_features: Tensor, alive: Tensor) -> Tensor:
+        return self._mask(age, slot_features) > 0
 
     def figures(self, normed: Tensor) -> dict[str, float]:
         spans = self.describe(normed[None], normed.new_zeros(1, 0))

@@ -43,7 +43,7 @@ class Lives:
     age: Tensor  # at the first query after the rollout, or after the slot's episode
     ended: Tensor  # bool: the slot's episode ended in this rollout
     exists: Tensor  # bool; False too where it is not known whether the slot was used before the rollout
-    described: Tensor | None  # what the kind's `describe` says of the slots
+    slot_features: Tensor | None  # what the kind's `describe` says of the slots
 
 
 class MemoryKind(nn.Module):
@@ -75,26 +75,28 @@ class MemoryKind(nn.Module):
         """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. drawn: [B,K]."""
         return None
 
-    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What a query sees. age: [B,N,C] >= 0 of the slots that exist for it; described: [B,C] or None; exists: bool
-        [B,N,C], the slots of the query's own episode that were written by then, its own among them, and not merged or
-        removed.
+    def visibility(
+        self, age: Tensor, slot_features: Tensor | None, exists: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What a query sees. age: [B,N,C] >= 0 of the slots that exist for it; slot_features: [B,C] or None; exists:
+        bool [B,N,C], the slots of the query's own episode that were written by then, its own among them, and not merged
+        or removed.
 
         Returns (visible [B,N,C] bool, to any head, or None for all; additive score term, [B,N,C] if the heads share it,
         else [B,H,N,C], or None for zero). Where a slot is not visible the term does not matter.
         """
         return None, None
 
-    def seen(self, age: Tensor, exists: Tensor, described: Tensor | None) -> tuple[Tensor, Tensor]:
+    def seen(self, age: Tensor, exists: Tensor, slot_features: Tensor | None) -> tuple[Tensor, Tensor]:
         """`visibility` of the slots that exist for the query, `exists` [B,N,C] bool, as attention wants it: (seen
         [B,N,C], additive term [B,N,C] or [B,H,N,C], minus infinity for what is not seen)."""
-        visible, term = self.visibility(age, described, exists)
+        visible, term = self.visibility(age, slot_features, exists)
         seen = exists if visible is None else exists & visible
         if term is None:
             term = torch.zeros((), dtype=age.dtype, device=age.device)
         return seen, torch.where(seen[:, None] if term.ndim == 4 else seen, term, -math.inf)
 
-    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
+    def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
         """[B,C] bool: will a query of this age [B,C] still see the slot, of those that are alive, bool [B,C]? False is
         final: the slot is removed, so it must hold for all queries after that one too. What dead slots get does not
         matter."""

@@ -13,8 +13,8 @@ class NoMemory(MemoryKind):
     Config = NoMemoryConfig
     stores = False
 
-    def visibility(self, age: Tensor, described: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
+    def visibility(self, age: Tensor, slot_features: Tensor | None, exists: Tensor) -> tuple[Tensor, None]:
         return age == 0, None
 
-    def survives(self, age: Tensor, described: Tensor | None, alive: Tensor) -> Tensor:
+    def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
         return torch.zeros_like(age, dtype=torch.bool)

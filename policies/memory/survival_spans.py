@@ -118,8 +118,8 @@ class SurvivalSpans(nn.Module):
     def _observed(self, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
         """What was seen of the memories: the age of the last use, with a margin, as far as it matters; bool, whether
         their life ended in this rollout; bool, whether that use is taken for the last one. [B,C] each."""
-        assert lives.described is not None
-        reach = lives.described + self.config.ramp
+        assert lives.slot_features is not None
+        reach = lives.slot_features + self.config.ramp
         ended = lives.exists & (lives.ended | (lives.age >= reach))
         watched = torch.minimum(lives.age - 1, reach)
         matters = lives.last_use > self.config.ramp

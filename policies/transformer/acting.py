@@ -40,7 +40,7 @@ class LayerBuffers:
         slots = Slots(
             room(written.keys, 2),
             room(written.values, 2),
-            None if written.described is None else room(written.described),
+            None if written.slot_features is None else room(written.slot_features),
             room(position, value=GONE),
         )
         return cls(slots, room(held.hidden), None if held.last_use is None else room(held.last_use))
@@ -50,15 +50,15 @@ class LayerBuffers:
         one; position: [1]."""
         slots = self.slots
         slots.keys[:, :, column], slots.values[:, :, column] = written.keys, written.values
-        if slots.described is not None and written.described is not None:
-            slots.described[:, column] = written.described
+        if slots.slot_features is not None and written.slot_features is not None:
+            slots.slot_features[:, column] = written.slot_features
         slots.position[:, column] = position
         self.hidden[:, column] = hidden
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
         slots = self.slots
-        mine = [slots.keys, slots.values, slots.described, slots.position, self.hidden, self.last_use]
+        mine = [slots.keys, slots.values, slots.slot_features, slots.position, self.hidden, self.last_use]
         return [tensor for tensor in mine if tensor is not None]
 
 

@@ -103,5 +103,5 @@ def merge_in_place(
     slots.keys[rows, :, place], slots.values[rows, :, place] = written.keys[:, :, 0], written.values[:, :, 0]
     slots.position[rows, place] = acting.now - merging.delay - 1.0
     buffers.hidden[rows, place] = merged
-    if slots.described is not None and written.described is not None:
-        slots.described[rows, place] = written.described[:, 0]
+    if slots.slot_features is not None and written.slot_features is not None:
+        slots.slot_features[rows, place] = written.slot_features[:, 0]

@@ -29,7 +29,7 @@ class Written:
     normed: Tensor  # [B,C,D]
     keys: Tensor  # [B,H,C,d]
     values: Tensor  # [B,H,C,d]
-    described: Tensor | None  # [B,C] what the memory kind says of each
+    slot_features: Tensor | None  # [B,C] what the memory kind says of each
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Slots:
 
     keys: Tensor  # [B,H,C,d]
     values: Tensor  # [B,H,C,d]
-    described: Tensor | None  # [B,C]
+    slot_features: Tensor | None  # [B,C]
     position: Tensor  # [B,C] GONE where there is nothing
     first: Tensor | None = None  # [B,C] position of the first query that may see it; None: its own
     until: Tensor | None = None  # [B,C] position of the first query that may not any more; None: there is none
@@ -54,7 +54,7 @@ class Slots:
         if self.until is not None:
             exists &= at < self.until[:, None]
         age = at - position
-        return age, *kind.seen(age, exists, self.described)
+        return age, *kind.seen(age, exists, self.slot_features)
 
     def columns(self, start: int, stop: int) -> Slots:
         """Views of the slots from `start` on, before `stop`."""
@@ -88,13 +88,13 @@ class Slots:
         """The same and, last, the slot of the one query of each environment, at positions `at` [B]. Nothing is written
         into these slots."""
         at = at[:, None]
-        described = None
-        if self.described is not None and own.described is not None:
-            described = torch.cat([self.described, own.described], 1)
+        slot_features = None
+        if self.slot_features is not None and own.slot_features is not None:
+            slot_features = torch.cat([self.slot_features, own.slot_features], 1)
         return Slots(
             torch.cat([self.keys, own.keys], 2),
             torch.cat([self.values, own.values], 2),
-            described,
+            slot_features,
             torch.cat([self.position, at], 1),
             None if self.first is None else torch.cat([self.first, at], 1),
             None if self.until is None else torch.cat([self.until, torch.full_like(at, torch.inf)], 1),
@@ -114,7 +114,7 @@ class Slots:
         alive = self.position >= episode[:, None]
         if self.until is not None:
             alive &= self.until > now
-        keep = alive & kind.survives(now - self.position, self.described, alive)  # [B,C]
+        keep = alive & kind.survives(now - self.position, self.slot_features, alive)  # [B,C]
         size = int(keep.sum(1).max())
         order = torch.where(keep, self.position, GONE).argsort(dim=1, stable=True)[:, self.position.shape[1] - size :]
         return LayerMemory(
@@ -126,5 +126,5 @@ class Slots:
 
     def _numbers(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
         """The fields [B,C], changed."""
-        names = ("described", "position", "first", "until")
+        names = ("slot_features", "position", "first", "until")
         return {name: None if (tensor := getattr(self, name)) is None else change(tensor) for name in names}

@@ -96,12 +96,12 @@ def _slots(written: Written, held: LayerMemory, axis: Axis, extension: Extension
     born = (held.birth - axis.time[:, None]).to(axis.queries.dtype).masked_fill(~held.alive, GONE)
     position = torch.cat([born, axis.queries.expand(len(born), -1)], 1)
     if extension is None:
-        return Slots(written.keys, written.values, written.described, position)
+        return Slots(written.keys, written.values, written.slot_features, position)
     count = extension.hidden.shape[1]
     return Slots(
         written.keys,
         written.values,
-        written.described,
+        written.slot_features,
         torch.cat([extension.position, position], 1),
         torch.cat([extension.first, position], 1),
         F.pad(extension.until, (count, 0), value=math.inf),
@@ -165,7 +165,7 @@ def _lives(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis
     end = axis.end.gather(1, (position.long() + 1).clamp(0, steps))
     ended = (end < steps) & exists
     age_then = torch.where(ended, end, steps) - position
-    return Lives(used_here, last_use, age_then, ended, exists, slots.described)
+    return Lives(used_here, last_use, age_then, ended, exists, slots.slot_features)
 
 
 def _looked(layer: Layer, slots: Slots, reading: Reading, extension: Extension | None, steps: int) -> LayerInspection:
@@ -176,7 +176,7 @@ def _looked(layer: Layer, slots: Slots, reading: Reading, extension: Extension |
         merged = F.pad(extension.merged, (slots.unordered, 0), value=True)  # [B,E+S]
         covers[:, :-steps] = torch.where(merged, merging.size, 1)
     coordinate = slots.position.masked_fill(slots.position <= GONE, -math.inf)
-    return LayerInspection(coordinate, covers, slots.described, reading.visible, reading.weights)
+    return LayerInspection(coordinate, covers, slots.slot_features, reading.visible, reading.weights)
 
 
 @torch.no_grad()

@@ -35,11 +35,11 @@ class Best(MemoryKind):
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
         return self.score(normed).squeeze(-1)
 
-    def visibility(self, age: Tensor, described: Tensor, exists: Tensor) -> tuple[Tensor, None]:
-        return (age == 0) | self._best(described[:, None], exists & (age > 0)), None
+    def visibility(self, age: Tensor, slot_features: Tensor, exists: Tensor) -> tuple[Tensor, None]:
+        return (age == 0) | self._best(slot_features[:, None], exists & (age > 0)), None
 
-    def survives(self, age: Tensor, described: Tensor, alive: Tensor) -> Tensor:
-        return self._best(described, alive)
+    def survives(self, age: Tensor, slot_features: Tensor, alive: Tensor) -> Tensor:
+        return self._best(slot_features, alive)
 
     def _best(self, scores: Tensor, among: Tensor) -> Tensor:
         """Which of the slots `among` [..., C] have the highest scores [..., C]."""
@@ -81,7 +81,7 @@ def test_it_keeps_the_highest_scores(policy):
     _, _, layers = policy.inspect(given.observation, policy.initial_memory(2), given.start)
     for layer, held in zip(layers, memory.layers, strict=True):
         for row in range(2):
-            written = layer.described[row, -20:].tolist()
+            written = layer.slot_features[row, -20:].tolist()
             best = sorted(range(20), key=lambda step: written[step])[-3:]
             assert sorted(held.birth[row, held.alive[row]].tolist()) == sorted(best)
 

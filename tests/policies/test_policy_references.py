@@ -233,8 +233,8 @@ def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
     assert (layer.attention[b, :, t, hidden] == 0).all()
     for c, step in zip(columns, steps):
         np.testing.assert_allclose(layer.attention[b, :, t, c], seen.attention[step], rtol=0, atol=1e-9)
-        if layer.described is not None:
-            np.testing.assert_allclose(layer.described[b, c], seen.spans[step], rtol=0, atol=1e-9)
+        if layer.slot_features is not None:
+            np.testing.assert_allclose(layer.slot_features[b, c], seen.spans[step], rtol=0, atol=1e-9)
 
 
 def assert_same_memory(memory: Memory, references: list[Reference]) -> None:

@@ -51,7 +51,7 @@ def test_charge_and_defence(pressure):
         charge = defence = 0.0
         for b in range(batch):
             for c in range(slots):
-                span = float(layer.described[b, c])
+                span = float(layer.slot_features[b, c])
                 if c >= slots - steps:
                     charge += counted(max(span, 24 / 25)) if pressure > 0 else -counted(min(span, 0.99 * 24))
                 ages = [t - float(layer.coordinate[b, c]) for t in range(steps)

@@ -98,8 +98,8 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
                 slots = acting.layers[layer].slots
                 made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.drawn)
                 slots.keys[0, :, written], slots.values[0, :, written] = made.keys[0, :, 0], made.values[0, :, 0]
-                if slots.described is not None:
-                    slots.described[0, written] = made.described[0, 0]
+                if slots.slot_features is not None:
+                    slots.slot_features[0, written] = made.slot_features[0, 0]
 
         expected = {
             "direct_removed": by_hand(policy, episode, lambda n, a, t=t, i=layer, f=forget: f(n, a, t, (i,))),

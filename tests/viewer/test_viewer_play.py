@@ -51,10 +51,10 @@ def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk)
             assert life.peak[written] == pytest.approx(peak, abs=1e-5)
         assert life.live.tolist() == live
         np.testing.assert_allclose(life.decision, layer.attention[0, :, -1, first:], atol=1e-5)
-        if layer.described is None:
+        if layer.slot_features is None:
             assert life.span is None
         else:
-            np.testing.assert_allclose(life.span, layer.described[0, first:], rtol=1e-4)
+            np.testing.assert_allclose(life.span, layer.slot_features[0, first:], rtol=1e-4)
     if kind == "transformer_xl":
         assert lives[0].end.tolist() == [min(written + 10, steps) for written in range(steps)]
     if kind == "expire_span":
