@@ -138,7 +138,7 @@ class ActorPool:
         rollout = unpack(delivery.rollout, self.policy)
         figures = self._account(delivery, began, waiting)
         if delivery.context:
-            memory = recomputed(self.policy, delivery.context).drawn_as(rollout.memory)
+            memory = recomputed(self.policy, delivery.context).with_span_limit_of(rollout.memory)
             drift = rollout.memory.drift(memory, self._context_steps)
             if not math.isnan(drift):
                 figures["actors/memory_drift"] = drift

@@ -133,7 +133,7 @@ class Trainer:
             figures[f"memory/live_max/layer_{layer}"] = live["max"][layer]
         if mean_live is not None:
             figures["memory/live_mean"], figures["memory/live_max"] = mean_live, float(max(live["max"]))
-        figures.update({f"memory/{name}": value for name, value in self.policy.memory_figures(rollout).items()})
+        figures.update({f"memory/{name}": value for name, value in self.policy.memory_metrics(rollout).items()})
         if can_forget:
             figures["memory/pressure"] = pressure
         figures["time/fps"] = self.rollout_size / (ended - began)

@@ -298,7 +298,7 @@ class ActorCritic(Predictor, nn.Module):
         return *self._heads(output.features, observation), output.layers
 
     @torch.no_grad()
-    def memory_figures(self, rollout: Any) -> dict[str, float]:
+    def memory_metrics(self, rollout: Any) -> dict[str, float]:
         """What the kind has to say of the memories that began `rollout`, by name, per layer (Expire-Span: mean
         spans)."""
         return {

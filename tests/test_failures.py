@@ -584,7 +584,7 @@ def test_an_update_happens_as_a_whole_or_not_at_all(stage, monkeypatch):
         "learn": (one.agent, "update", 1),
         "second minibatch": (one.agent, "_descend", 2),
         "observe": (one.policy, "observe", 1),
-        "figures": (one.policy, "memory_figures", 1),
+        "figures": (one.policy, "memory_metrics", 1),
     }[stage]
     with monkeypatch.context() as patch:
         patch.setattr(target[0], target[1], failing(getattr(target[0], target[1]), target[2]))

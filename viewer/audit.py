@@ -89,7 +89,7 @@ def replay(
             memory = acting.memory()
             for i, layer in enumerate(memory.layers):
                 # Only now: what these slots are merged into later bears the number of the last of them.
-                memory = memory.without(i, (layer.birth == t - 1) & (gone == t - 1)[:, None])
+                memory = memory.remove_slots(i, (layer.birth == t - 1) & (gone == t - 1)[:, None])
             acting = policy.begin(memory, CHUNK)
         start = torch.full((count,), t == 0, device=policy.device)
         params, values = policy.step({key: value[t - first] for key, value in observations.items()}, acting, start)
@@ -215,10 +215,10 @@ def _direct(
         if not there[-1]:
             continue
         if held is None:
-            memory = memory.without(layer, mask)
+            memory = memory.remove_slots(layer, mask)
         else:
             hidden = memory.layers[layer].hidden
-            memory = memory.replaced(layer, mask, held[layer, written].expand_as(hidden))
+            memory = memory.replace_slots(layer, mask, held[layer, written].expand_as(hidden))
     observation = {key: value.expand(count, *value.shape[1:]) for key, value in now.items()}
     start = torch.zeros(count, dtype=torch.bool, device=policy.device)
     answers = _answers(*policy.step(observation, policy.begin(memory, 1), start))

@@ -62,7 +62,7 @@ class Forgetting:
             return acting
         memory = acting.memory()
         for i, layer in enumerate(memory.layers):
-            memory = memory.without(i, layer.birth == self.written)
+            memory = memory.remove_slots(i, layer.birth == self.written)
         return policy.begin(memory, chunk)
 
 

@@ -28,11 +28,11 @@ class ExpireSpan(MemoryKind):
         super().__init__(width, num_heads, config)
         self.span = PREDICTORS[config.span_model](width, config)
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
+    def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
         spans = self.span(normed)
-        if drawn.shape[1]:
-            spans = torch.minimum(spans, drawn[:, :1] * self.span.longest)
+        if span_limit.shape[1]:
+            spans = torch.minimum(spans, span_limit[:, :1] * self.span.longest)
         return spans
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
@@ -72,6 +72,6 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
-    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
+    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains nothing else: hidden vectors are detached here."""
         return self.config.span_coef * self.span.loss(normed.detach(), new, lives, pressure)

@@ -71,8 +71,8 @@ class MemoryKind(nn.Module):
         supports_forgetting."""
         return 1.0
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
-        """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. drawn: [B,K]."""
+    def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor | None:
+        """Numbers per slot from its normalised hidden vector [B,C,D] -> [B,C], or None. span_limit: [B,K]."""
         return None
 
     def visibility(
@@ -149,7 +149,9 @@ class MemoryKind(nn.Module):
         lift = self.use_lift() or math.inf
         return weights.amax(1) > lift / (lift + visible - 1)  # w / (1 - w) * others > lift, solved for w
 
-    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor | None:
+    def loss(
+        self, normed: Tensor, new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float
+    ) -> Tensor | None:
         """The kind's loss. normed: [B,C,D]; new: [B,C] bool, written in this rollout; lives: what became of the slots,
-        None without pressure or for a kind without `use_lift`; drawn: [B,K]; pressure: the controller's, in [-1, 1]."""
+        None without pressure or for a kind without `use_lift`; span_limit: [B,K]; pressure: the controller's, in [-1, 1]."""
         return None

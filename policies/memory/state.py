@@ -66,14 +66,14 @@ class Memory:
 
     layers: tuple[LayerMemory, ...]
     time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
-    drawn: Tensor  # [B,K] what the kind drew at random for this rollout (K = 0 for most)
+    span_limit: Tensor  # [B,K] what the kind drew at random for this rollout (K = 0 for most)
     state: Tensor | None = None  # [B,L,D] hidden state of a recurrent core, which has no slots
 
     def rows(self, indices: Tensor) -> Memory:
         """The memories of the chosen environments. indices: [b] int64."""
         state = None if self.state is None else self.state[indices]
         layers = tuple(layer.rows(indices) for layer in self.layers)
-        return Memory(layers, self.time[indices], self.drawn[indices], state)
+        return Memory(layers, self.time[indices], self.span_limit[indices], state)
 
     def live(self) -> Tensor | None:
         """[B,L]: memories that the next query will see, itself not counted; None for a kind without slots."""
@@ -127,8 +127,8 @@ class Memory:
             last_uses = [layer.last_use for layer in wide if layer.last_use is not None]
             layers.append(LayerMemory(hidden, birth, alive, whole(last_uses) if last_uses else None))
         states = [part.state for part in parts if part.state is not None]
-        time, drawn = whole([part.time for part in parts]), whole([part.drawn for part in parts])
-        return cls(tuple(layers), time, drawn, whole(states) if states else None)
+        time, span_limit = whole([part.time for part in parts]), whole([part.span_limit for part in parts])
+        return cls(tuple(layers), time, span_limit, whole(states) if states else None)
 
     def drift(self, other: Memory, within: int) -> float:
         """How far the hidden vectors of another computation of the same memory lie from these: the mean of |h' - h| /
@@ -146,9 +146,9 @@ class Memory:
         moved = [(b - a).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-8) for a, b in pairs]
         return float(torch.cat(moved).mean()) if moved else math.nan
 
-    def drawn_as(self, other: Memory) -> Memory:
+    def with_span_limit_of(self, other: Memory) -> Memory:
         """The same memory with what the kind drew for `other`."""
-        return replace(self, drawn=other.drawn)
+        return replace(self, span_limit=other.span_limit)
 
     def packed(self) -> dict[str, Tensor]:
         """`to_tensors` without the padding: of each layer only the live memories, [N,D] and [N], and how many of them
@@ -167,7 +167,7 @@ class Memory:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a file; `from_tensors` reads them."""
-        out = {"time": self.time, "drawn": self.drawn} | ({} if self.state is None else {"state": self.state})
+        out = {"time": self.time, "drawn": self.span_limit} | ({} if self.state is None else {"state": self.state})
         for i, layer in enumerate(self.layers):
             out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
             if layer.last_use is not None:
@@ -186,13 +186,13 @@ class Memory:
                 layers.append(_spread(hidden, birth, count, last_use))
         return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
-    def without(self, layer: int, slots: Tensor) -> Memory:
+    def remove_slots(self, layer: int, slots: Tensor) -> Memory:
         """The same memory with `slots` [B,S] (bool) of one layer removed."""
         layers = list(self.layers)
         layers[layer] = replace(layers[layer], alive=layers[layer].alive & ~slots)
         return replace(self, layers=tuple(layers))
 
-    def replaced(self, layer: int, slots: Tensor, hidden: Tensor) -> Memory:
+    def replace_slots(self, layer: int, slots: Tensor, hidden: Tensor) -> Memory:
         """The same memory with the hidden vectors of `slots` [B,S] (bool) of one layer exchanged for `hidden`
         [B,S,D]."""
         layers = list(self.layers)

@@ -22,13 +22,13 @@ class RecurrentActing:
 
     state: Tensor  # [B,S,D]
     time: Tensor  # [B] clock of the observation that comes next
-    drawn: Tensor  # [B,0]
+    span_limit: Tensor  # [B,0]
     live: None = None
     full: ClassVar[bool] = False
 
     def memory(self) -> Memory:
         """The hidden state after the last step."""
-        return Memory((), self.time, self.drawn, self.state)
+        return Memory((), self.time, self.span_limit, self.state)
 
 
 class RecurrentCore(nn.Module):
@@ -94,7 +94,7 @@ class RecurrentCore(nn.Module):
 
     def begin(self, memory: Memory, horizon: int, into: Any = None) -> RecurrentActing:
         """Ready to act, for as many steps as one likes."""
-        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
+        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.span_limit)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -136,7 +136,7 @@ def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory
     time = memory.time
     for start in episode_start:
         time = time.masked_fill(start, 0) + 1
-    return Memory((), time, memory.drawn, state.detach())
+    return Memory((), time, memory.span_limit, state.detach())
 
 
 class LayerNorms(nn.Module):

@@ -29,7 +29,7 @@ class LayerBuffers:
     def begin(cls, layer: Layer, held: LayerMemory, memory: Memory, size: int, horizon: int) -> LayerBuffers:
         """`held`, the layer's part of `memory`, in the last of `size` slots, and room for `horizon` more."""
         held = held.padded(size)
-        written = layer.write(held.hidden, memory.drawn)
+        written = layer.write(held.hidden, memory.span_limit)
         position = (held.birth - memory.time[:, None]).to(held.hidden.dtype).masked_fill(~held.alive, GONE)
 
         def room(tensor: Tensor, dim: int = 1, value: float = 0.0) -> Tensor:
@@ -72,7 +72,7 @@ class TransformerActing:
 
     layers: list[LayerBuffers]
     time: Tensor  # [B] clock of the observation that comes next
-    drawn: Tensor  # [B,K]
+    span_limit: Tensor  # [B,K]
     kinds: tuple[MemoryKind, ...]
     size: int  # slots of memory, before those of the steps
     horizon: int  # steps that there is room for
@@ -137,7 +137,12 @@ class TransformerActing:
         """Takes the contents of another that has begun, so that what was captured goes on. Returns False, and changes
         nothing, if that has other shapes."""
         mine, theirs = (
-            [acting.time, acting.drawn, *acting.changing(), *(t for layer in acting.layers for t in layer.tensors())]
+            [
+                acting.time,
+                acting.span_limit,
+                *acting.changing(),
+                *(t for layer in acting.layers for t in layer.tensors()),
+            ]
             for acting in (self, other)
         )
         if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
@@ -150,8 +155,8 @@ class TransformerActing:
     def memory(self) -> Memory:
         """What survives, compacted: slots that the next query cannot see are gone for good."""
         layers = tuple(self._compacted(*pair) for pair in zip(self.layers, self.kinds))
-        time, drawn = self.time, self.drawn
-        return Memory(layers, time.clone(), drawn.clone()) if self.static else Memory(layers, time, drawn)
+        time, span_limit = self.time, self.span_limit
+        return Memory(layers, time.clone(), span_limit.clone()) if self.static else Memory(layers, time, span_limit)
 
     def _compacted(self, layer: LayerBuffers, kind: MemoryKind) -> LayerMemory:
         n = self.filled

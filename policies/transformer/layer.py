@@ -95,11 +95,11 @@ class Layer(nn.Module):
             query = key @ written
             self.query.weight[rows] = query * (key.norm() / query.norm())
 
-    def write(self, hidden: Tensor, drawn: Tensor) -> Written:
-        """What queries will look at of hidden vectors [B,C,D]; drawn: [B,K] what the kind drew for this rollout."""
+    def write(self, hidden: Tensor, span_limit: Tensor) -> Written:
+        """What queries will look at of hidden vectors [B,C,D]; span_limit: [B,K] what the kind drew for this rollout."""
         normed = self.norm(hidden)
         keys, values = self._by_head(self.key_value(normed))
-        return Written(normed, keys, values, self.kind.describe(normed, drawn))
+        return Written(normed, keys, values, self.kind.describe(normed, span_limit))
 
     def read(self, x: Tensor, normed: Tensor, slots: Slots, at: Tensor, episode: Tensor) -> Reading:
         """The layer for queries x [B,N,D], normalised `normed`, at positions `at` [N] or [B,N], whose episodes began at

@@ -99,7 +99,7 @@ def merge_in_place(
     some = member.any(1)
     rows, blocks, place = rows[some], blocks[some], place[some]
     merged = layer.kind.merge(blocks)
-    written = layer.write(merged[:, None], acting.drawn[rows])
+    written = layer.write(merged[:, None], acting.span_limit[rows])
     slots.keys[rows, :, place], slots.values[rows, :, place] = written.keys[:, :, 0], written.values[:, :, 0]
     slots.position[rows, place] = acting.now - merging.delay - 1.0
     buffers.hidden[rows, place] = merged

@@ -68,8 +68,8 @@ class Transformer(nn.Module):
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
         """`memory` with what the kind draws at random for one training rollout."""
-        drawn = self._kinds[0].draw(len(memory.time), generator)
-        memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
+        span_limit = self._kinds[0].draw(len(memory.time), generator)
+        memory = replace(memory, span_limit=span_limit.to(memory.time.device, self.norm.weight.dtype))
         if not self._kinds[0].tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
         layers = [
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
             needed = into.size
         begun = self._begin(memory, horizon, needed)
         begun.column = torch.full((1,), needed, device=memory.time.device)
-        begun.drawn = memory.drawn.clone()
+        begun.span_limit = memory.span_limit.clone()
         if into is not None and into.refill(begun):
             return into
         return begun
@@ -116,7 +116,9 @@ class Transformer(nn.Module):
         ]
         episode = torch.full_like(memory.time, BEFORE, dtype=self.norm.weight.dtype)
         at = episode.new_zeros(1)
-        return TransformerActing(buffers, memory.time.clone(), memory.drawn, self._kinds, size, horizon, episode, at)
+        return TransformerActing(
+            buffers, memory.time.clone(), memory.span_limit, self._kinds, size, horizon, episode, at
+        )
 
     def step(self, x: Tensor, acting: TransformerActing | GroupedActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -130,7 +132,7 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.alone(x, layer.norm(x))
                 continue
-            own = layer.write(x, acting.drawn)
+            own = layer.write(x, acting.span_limit)
             slots = acting.slots(i, own, x)
             reading = layer.read(x, own.normed, slots, acting.at, acting.episode[:, None])
             live.append(reading.visible.sum(2))  # [B,1]
@@ -163,7 +165,7 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.alone(x, layer.norm(x))
                 continue
-            own = layer.write(x, acting.drawn[rows])
+            own = layer.write(x, acting.span_limit[rows])
             slots = acting.layers[i].slots.columns(0, acting.filled).of_rows(rows).with_own(own, at[:, 0])
             x = layer.read(x, own.normed, slots, at, episode).x
         return self.norm(x[:, 0])
@@ -240,7 +242,7 @@ class Transformer(nn.Module):
             kept.append(part.memory)
         after = None
         if keep:
-            after = Memory(tuple(kept), axis.time_after(), memory.drawn)
+            after = Memory(tuple(kept), axis.time_after(), memory.span_limit)
         inspections = tuple(inspected) if details else ()
         return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, inspections, after)
 

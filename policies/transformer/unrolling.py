@@ -33,7 +33,7 @@ class Axis:
     end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     time: Tensor  # [B] the clock at the first step
-    drawn: Tensor  # [B,K]
+    span_limit: Tensor  # [B,K]
 
     @classmethod
     def of(cls, episode_start: Tensor, dtype: torch.dtype, final_at: tuple[Tensor, Tensor], memory: Memory) -> Axis:
@@ -42,7 +42,7 @@ class Axis:
         steps = torch.arange(begins.shape[1], device=begins.device, dtype=dtype)
         episode = torch.where(begins, steps, BEFORE).cummax(1).values
         end = torch.where(begins, steps, math.inf).flip(1).cummin(1).values.flip(1)
-        return cls(steps, episode, F.pad(end, (0, 1), value=math.inf), final_at, memory.time, memory.drawn)
+        return cls(steps, episode, F.pad(end, (0, 1), value=math.inf), final_at, memory.time, memory.span_limit)
 
     def time_after(self) -> Tensor:
         """[B] the clock after the last step."""
@@ -78,7 +78,7 @@ def unroll_layer(
     extension = None if kind.merging is None else extend(kind, held, axis.time, x, axis.clock())
     hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
     hidden = torch.cat(hidden, 1)  # [B,C,D]
-    written = layer.write(hidden, axis.drawn)
+    written = layer.write(hidden, axis.span_limit)
     slots = _slots(written, held, axis, extension)
     reading = layer.read(x, written.normed[:, -steps:], slots, axis.queries, axis.episode)
     if len(final_x):
@@ -118,7 +118,7 @@ def _finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
         columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
         slots = replace(slots.shifted(columns), unordered=slots.position.shape[1] if slots.unordered else 0)
     now = t.to(x.dtype) + 1  # [F]
-    own = layer.write(x, axis.drawn[b])
+    own = layer.write(x, axis.span_limit[b])
     return layer.read(x, own.normed, slots.with_own(own, now), now[:, None], axis.episode[b, t][:, None]).x[:, 0]
 
 
@@ -139,7 +139,7 @@ def _loss(
         lives = _lives(layer, slots, reading, held, axis)
     new = torch.zeros_like(slots.position, dtype=torch.bool)
     new[:, -steps:] = True
-    loss = kind.loss(written.normed, new, lives, axis.drawn, pressure)
+    loss = kind.loss(written.normed, new, lives, axis.span_limit, pressure)
     if extension is not None and slots.unordered:
         seen = reading.visible[:, :, : slots.unordered]
         merge_loss = kind.merge_loss(layer.frozen_keys_values, reading.queries.detach(), extension.blocks, seen)

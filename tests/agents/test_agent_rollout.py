@@ -145,7 +145,7 @@ def test_actions_are_drawn_from_the_softmax():
 def test_the_kind_draws_anew_for_each_rollout():
     """Span dropout: one number per environment, kept with the rollout's memory."""
     collector = make_collector(span_model="sigmoid", span_dropout=True)
-    first, second = (collector.collect()[0].memory.drawn for _ in range(2))
+    first, second = (collector.collect()[0].memory.span_limit for _ in range(2))
     assert first.shape == second.shape == (B, 1) and not torch.isin(first, second).any()
 
 

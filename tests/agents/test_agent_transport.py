@@ -70,7 +70,7 @@ def test_a_memory_computed_anew_is_the_cached_one_under_the_same_weights(kind):
     context = Context(2)
     for rollout in (second, third):
         context.add(rollout)
-    again = recomputed(collector.policy, context.packed()).drawn_as(fourth.memory)
+    again = recomputed(collector.policy, context.packed()).with_span_limit_of(fourth.memory)
     cached, counts = fourth.memory, fourth.memory.live()
     if kind == "none":
         assert np.isnan(cached.drift(again, 2 * T))
@@ -81,7 +81,7 @@ def test_a_memory_computed_anew_is_the_cached_one_under_the_same_weights(kind):
     with torch.no_grad():
         for parameter in collector.policy.encoder.parameters():
             parameter += 0.5 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    moved = recomputed(collector.policy, context.packed()).drawn_as(cached)
+    moved = recomputed(collector.policy, context.packed()).with_span_limit_of(cached)
     assert cached.drift(moved, 2 * T) > 0.05
 
 

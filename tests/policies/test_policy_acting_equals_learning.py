@@ -81,13 +81,13 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
     for steps in (7, 1, 23, 12):
         given = experience(generator, steps, batch, start_probability=0.06)
         state = generator.get_state()
-        drawn = policy.draw(kept, generator)
+        start_memory = policy.draw(kept, generator)
         generator.set_state(state)
         acted = act(policy, policy.draw(acted, generator), given).memory
-        out = policy.unroll(given.observation, poisoned(drawn), given.start, pressure=pressure, keep=True)
+        out = policy.unroll(given.observation, poisoned(start_memory), given.start, pressure=pressure, keep=True)
         kept = out.memory
         assert torch.equal(kept.time, acted.time) and kept.time.dtype == acted.time.dtype
-        assert torch.equal(kept.drawn, acted.drawn)
+        assert torch.equal(kept.span_limit, acted.span_limit)
         assert (kept.state is None) == (acted.state is None)
         if acted.state is not None:
             assert not kept.state.requires_grad
@@ -103,7 +103,7 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
             torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
             most = max(most, int(left.alive.sum()))
     assert most > batch or not KINDS[kind].stores
-    assert policy.unroll(given.observation, drawn, given.start).memory is None
+    assert policy.unroll(given.observation, start_memory, given.start).memory is None
 
 
 @pytest.mark.parametrize("kind, settings", CASES)
@@ -224,7 +224,7 @@ def test_an_episode_start_empties_the_memory_of_its_row_only(kind, settings):
     given = experience(generator, 6, 4, 0)
     reset = replace(given, start=given.start.clone())
     reset.start[0, 1] = True
-    fresh = replace(policy.initial_memory(4), drawn=memory.drawn)
+    fresh = replace(policy.initial_memory(4), span_limit=memory.span_limit)
     for run in (act, _unroll):
         with_reset, without, anew = run(policy, memory, reset), run(policy, memory, given), run(policy, fresh, given)
         for name in ("logits", "values"):

@@ -122,7 +122,7 @@ def test_a_block_of_removed_memories_leaves_nothing_and_a_broken_one_the_rest():
     births = out.memory.layers[0].birth[0].tolist()
     assert births == [3, 5, 7, 8, 9, 10, 11]
     gone = torch.tensor([birth in (8, 9, 11) for birth in births]).expand(2, -1)
-    memory = out.memory.without(0, gone).without(1, gone)
+    memory = out.memory.remove_slots(0, gone).remove_slots(1, gone)
     given = experience(torch.Generator().manual_seed(1), 6, 2, 0)
     acted = act(policy, memory, given)
     unrolled = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)

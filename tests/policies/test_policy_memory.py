@@ -75,7 +75,7 @@ def test_rows_are_the_rows(kind):
     memory = act(policy, memory, given).memory
     picked = torch.tensor([4, 0, 4, 2])
     part = memory.rows(picked)
-    assert torch.equal(part.time, memory.time[picked]) and torch.equal(part.drawn, memory.drawn[picked])
+    assert torch.equal(part.time, memory.time[picked]) and torch.equal(part.span_limit, memory.span_limit[picked])
     assert torch.equal(part.bytes(), memory.bytes()[picked])
     for whole, layer in zip(memory.layers, part.layers):
         size = int(whole.alive[picked].sum(1).max())
@@ -112,20 +112,20 @@ def test_live_and_bytes():
     memory = handmade()
     assert memory.live().tolist() == [[3, 2], [1, 1]]
     assert memory.bytes().tolist() == [5 * 21, 2 * 21]
-    fewer = memory.without(0, torch.tensor([[True, False, True], [False, False, False]]))
+    fewer = memory.remove_slots(0, torch.tensor([[True, False, True], [False, False, False]]))
     assert fewer.bytes().tolist() == [3 * 21, 2 * 21]
     assert memory.rows(torch.tensor([1])).layers[0].hidden.shape == (1, 1, 4)
     assert memory.rows(torch.tensor([], dtype=torch.int64)).layers[0].hidden.shape == (0, 0, 4)
 
 
-def test_without_and_replaced_change_what_they_say_and_only_that():
+def test_remove_slots_and_replace_slots_change_what_they_say_and_only_that():
     memory = handmade()
     slots = torch.tensor([[False, True, False], [True, False, True]])
     before = {name: tensor.clone() for name, tensor in memory.to_tensors().items()}
-    fewer = memory.without(0, slots).to_tensors()
+    fewer = memory.remove_slots(0, slots).to_tensors()
     assert fewer["0/alive"].tolist() == [[True, False, True], [False, False, False]]
     hidden = torch.full((2, 3, 4), 7.0)
-    other = memory.replaced(0, slots, hidden).to_tensors()
+    other = memory.replace_slots(0, slots, hidden).to_tensors()
     assert torch.equal(other["0/hidden"][slots], hidden[slots])
     assert torch.equal(other["0/hidden"][~slots], before["0/hidden"][~slots])
     for name, tensor in before.items():
@@ -143,7 +143,7 @@ def test_tensors_round_trip():
 
 @pytest.mark.parametrize("kind", SLOTS)
 def test_a_policy_without_a_memory_behaves_as_if_it_never_was(kind):
-    """`without`: outputs as with the slots cut out of the tensors. `replaced`: outputs as with the vectors written in.
+    """`remove_slots`: outputs as with the slots cut out of the tensors. `replace_slots`: outputs as with the vectors written in.
     Both matter: outputs differ from those with the whole memory."""
     policy = make_policy(kind)
     generator = torch.Generator().manual_seed(2)
@@ -158,9 +158,9 @@ def test_a_policy_without_a_memory_behaves_as_if_it_never_was(kind):
     written = layer.hidden.clone()
     written[slots] = 2.5
     changed = [
-        (memory.without(1, slots), replace(memory, layers=(memory.layers[0], cut))),
+        (memory.remove_slots(1, slots), replace(memory, layers=(memory.layers[0], cut))),
         (
-            memory.replaced(1, slots, torch.full_like(layer.hidden, 2.5)),
+            memory.replace_slots(1, slots, torch.full_like(layer.hidden, 2.5)),
             replace(memory, layers=(memory.layers[0], replace(layer, hidden=written))),
         ),
     ]
@@ -175,8 +175,8 @@ def test_a_policy_without_a_memory_behaves_as_if_it_never_was(kind):
 
 
 def test_rows_keep_every_live_slot_after_a_removal():
-    """`rows` of a memory `without` its youngest slot still has the two older ones."""
-    fewer = handmade().without(0, torch.tensor([[False, False, True], [False, False, False]]))
+    """`rows` of a memory `remove_slots` its youngest slot still has the two older ones."""
+    fewer = handmade().remove_slots(0, torch.tensor([[False, False, True], [False, False, False]]))
     assert fewer.live().tolist() == [[2, 2], [1, 1]]
     assert fewer.rows(torch.tensor([0])).live().tolist() == [[2, 2]]
 
@@ -190,8 +190,8 @@ def test_learning_equals_acting_after_a_removal(kind):
     slots = torch.zeros_like(memory.layers[0].alive)
     slots[:, -2:] = True
     given = experience(generator, 3, 20, 0)
-    expected = act(policy, memory.without(0, slots), given).logits
-    out = policy.unroll(given.observation, memory.without(0, slots), given.start)
+    expected = act(policy, memory.remove_slots(0, slots), given).logits
+    out = policy.unroll(given.observation, memory.remove_slots(0, slots), given.start)
     torch.testing.assert_close(out.logits, expected, rtol=0, atol=1e-9)
 
 

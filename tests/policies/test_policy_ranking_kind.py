@@ -32,7 +32,7 @@ class Best(MemoryKind):
         super().__init__(width, num_heads, config)
         self.score = nn.Linear(width, 1)
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
+    def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor:
         return self.score(normed).squeeze(-1)
 
     def visibility(self, age: Tensor, slot_features: Tensor, exists: Tensor) -> tuple[Tensor, None]:
@@ -90,7 +90,7 @@ def test_the_own_score_of_a_dead_slot_does_not_count(policy):
     """Removed memories leave their places to others that are there: no query sees fewer than it could."""
     given = experience(torch.Generator().manual_seed(5), 9, BATCH, start_probability=0)
     memory = act(policy, policy.initial_memory(BATCH), given).memory
-    gone = memory.without(0, torch.arange(memory.layers[0].alive.shape[1]) == 2)
+    gone = memory.remove_slots(0, torch.arange(memory.layers[0].alive.shape[1]) == 2)
     following = experience(torch.Generator().manual_seed(6), 1, BATCH, start_probability=0)
     _, _, layers = policy.inspect(following.observation, gone, following.start)
     assert layers[0].visible[:, 0].sum(1).tolist() == [3] * BATCH  # two that are left, and itself

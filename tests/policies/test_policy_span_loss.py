@@ -127,13 +127,13 @@ def test_what_all_memories_share_is_the_business_of_the_bias():
     torch.nn.init.constant_(kind.span.bias, -1.0)  # below one half, where a longer span is charged more steeply
     torch.nn.init.constant_(kind.span.weight, 0.05)
     alike = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    normed, new, drawn = alike.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
-    kind.loss(normed, new, None, drawn, 1.0).backward()
+    normed, new, span_limit = alike.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
+    kind.loss(normed, new, None, span_limit, 1.0).backward()
     assert kind.span.weight.grad.abs().max() < 1e-12
     assert float(kind.span.bias.grad) > 0
     kind.zero_grad()
     odd = normed.clone()
     odd[0, 0, 3] += 2.0
-    kind.loss(odd, new, None, drawn, 1.0).backward()
+    kind.loss(odd, new, None, span_limit, 1.0).backward()
     touched = kind.span.weight.grad[0].abs() > 1e-12
     assert touched.tolist() == [i == 3 for i in range(16)]

@@ -96,7 +96,7 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
         def exchange(now, acting, t=t, layer=layer, written=written):
             if now == t:
                 slots = acting.layers[layer].slots
-                made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.drawn)
+                made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.span_limit)
                 slots.keys[0, :, written], slots.values[0, :, written] = made.keys[0, :, 0], made.values[0, :, 0]
                 if slots.slot_features is not None:
                     slots.slot_features[0, written] = made.slot_features[0, 0]
