@@ -91,7 +91,7 @@ def main(updates: int = 120) -> None:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         for _ in range(3):
             # One parallel pass over the rollout, from the memory that it began with. `out.loss` is that of the spans.
-            out = agent.memory.unroll(agent.encoder(x), memory, starts, *no_finals, pressure)
+            out = agent.memory.unroll(agent.encoder(x), memory, starts, *no_finals, pressure=pressure)
             distribution, new_values = agent.heads(out.features)
             ratio = (distribution.log_prob(actions) - old_log_probs).exp()
             policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages).mean()

@@ -1,7 +1,7 @@
 """The policy: encoder, recurrent core, policy and value heads. A pure function of observation and memory.
 
-T time steps, B environments, P parameters of the actions' distribution, G numbers of the reward head, D model width, L
-layers, F final observations. Observations are dicts of tensors.
+T time steps, B environments, P parameters of the actions' distribution, G outputs of the reward head, D model width, L
+layers, F final observations, R chosen environments. Observations are dicts of tensors.
 """
 
 from __future__ import annotations
@@ -32,38 +32,37 @@ from expire_span_rl.policies.transformer import Transformer
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
-START = "episode_start"  # beside the observation's entries among what a captured step reads
+START = "episode_start"  # its name among the inputs of a captured step, next to the observation's entries
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """All that is needed to build a policy again; it travels inside the policy file."""
+    """All that is needed to build a policy again. It is part of the policy file."""
 
     observation: Mapping[str, Mapping[str, Any]]
     """The spec of the observation (`policies.encoders.observation_spec`)."""
     actions: Mapping[str, Any]
-    """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
+    """The spec of the actions (`policies.actions.action_spec`). A number stands for that many Discrete actions."""
     memory: str = "expire_span"
     """Memory kind, a name in `policies.memory.KINDS`."""
     memory_config: Any = None
     """The kind's own Config; None for its defaults."""
     core: Any = None
     """The core's own config (see `core_config`); None for its defaults."""
-
     features_extractor: str = ""
-    """The class in place of the entries' encoders, "module.Class", which a file cannot bring; empty for none."""
+    """The class, "module.Class", that replaces the entries' encoders; empty for none. A file holds only its name."""
 
     def __post_init__(self):
         if isinstance(self.actions, int):
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict that `from_json` reads."""
+        """A dict for JSON that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """The config that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         if data["memory"] not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
         kind = KINDS[data["memory"]].Config
@@ -72,27 +71,37 @@ class PolicyConfig:
         # Files from before November 2026 have Discrete actions only, and their number.
         actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
         extractor = str(data.get("features_extractor", ""))
-        return cls(data["observation"], actions, data["memory"], memory_config, core, extractor)
+        return cls(
+            observation=data["observation"],
+            actions=actions,
+            memory=data["memory"],
+            memory_config=memory_config,
+            core=core,
+            features_extractor=extractor,
+        )
 
 
 @dataclass(frozen=True)
-class Unrolled:
+class PolicyOutput:
     """What `ActorCritic.unroll` gives."""
 
     logits: Tensor  # [T,B,P] parameters of the actions' distribution: logits, or means and standard deviations
     values: Tensor  # [T,B]
     final_values: Tensor  # [F]
     memory_loss: Tensor  # scalar
-    features: Tensor  # [T,B,D] what the heads read
-    rewards: Tensor  # [T,B,G] by which the reward is predicted, the auxiliary task of learning (`predicted_rewards`)
-    memory: Memory | None = None  # after the last step, as acting has it; None unless asked for
+    features: Tensor  # [T,B,D] the input of the heads
+    rewards: Tensor  # [T,B,G] from which `predicted_rewards`, an auxiliary task of learning, predicts rewards
+    memory: Memory | None = None  # after the last step, as in acting; None unless asked for
 
 
 class ActorCritic(Predictor, nn.Module):
-    """Raises ValueError, one line, for a memory kind that is not there."""
+    """A policy with a value function, whose core remembers."""
 
     def __init__(self, config: PolicyConfig, extractor: FeaturesExtractor | None = None):
-        """extractor: in place of the entries' own encoders; the config names its class."""
+        """extractor: replaces the entries' own encoders; the config names its class.
+
+        Raises ValueError, one line, for an unknown memory kind, and TypeError for a core config of another core.
+        """
         super().__init__()
         if config.memory not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {config.memory!r}")
@@ -114,7 +123,7 @@ class ActorCritic(Predictor, nn.Module):
         self.policy_head = nn.Linear(width, self.actions.num_outputs)
         self.value_head = nn.Linear(width, 1)
         self.reward_head = nn.Linear(width, self.actions.num_features)
-        # No preference and no expectation before any experience.
+        # Without experience all actions are equally likely, and values and rewards are 0.
         for head in (self.policy_head, self.value_head, self.reward_head):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -131,19 +140,20 @@ class ActorCritic(Predictor, nn.Module):
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
-        normalize: read numbers over their running mean and standard deviation; normalize_reward: the previous reward,
-        too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads the
-        environment's own observation.
+        normalize: normalise numbers by their running mean and standard deviation; normalize_reward: the previous
+        reward, too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads
+        the environment's own observation.
         """
-        spec, extractor, name = observation_spec(observation, normalize, normalize_reward), None, ""
+        spec = observation_spec(observation, normalize, normalize_reward)
+        extractor, name = None, ""
         if features_extractor is not None:
             extractor = FeaturesExtractor(observation, *features_extractor)
             name = f"{features_extractor[0].__module__}.{features_extractor[0].__qualname__}"
         policy = cls(PolicyConfig(spec, action_spec(action), features_extractor=name, **config), extractor)
         for key, entry in policy.encoder.entries():
-            entry.expect(observation[key])
+            entry.set_initial_statistics(observation[key])
             if key == PREVIOUS_REWARD and normalize_reward:
-                entry.expect_any_size()
+                entry.ignore_until_observed()
         return policy
 
     @property
@@ -152,39 +162,45 @@ class ActorCritic(Predictor, nn.Module):
 
     @property
     def can_forget(self) -> bool:
-        """Whether pressure brings this policy's live memories down."""
+        """Whether pressure lowers the number of this policy's live memories."""
         return KINDS[self.config.memory].supports_forgetting
 
     def release_spans(self) -> None:
-        """Called between two rollouts once the task was learned: spans are then as long as memories are needed."""
+        """Called between two rollouts once the task was learned. Spans are then as long as memories are needed."""
         for layer in self.core.layers:
             layer.kind.release()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser: the policy first, then parameters that are the memory kind's own, by learning rate.
-        `scale` is a group's learning rate as a multiple of the policy's; `pressed`: it is what the pressure acts on."""
-        own = {
+        """Parameter groups for an optimiser: the policy first, then the memory kind's own parameters, by learning rate.
+
+        `scale` is a group's learning rate as a multiple of the policy's. `span_parameters` says whether the pressure
+        acts on the group.
+        """
+        kind_parameters = {
             parameter: (layer.kind.learning_rate_scale(name), layer.kind.supports_forgetting)
             for layer in self.core.layers
             for name, parameter in layer.kind.named_parameters()
         }
         groups: dict[tuple[float, bool] | None, list[nn.Parameter]] = {None: []}
         for parameter in self.parameters():
-            groups.setdefault(own.get(parameter), []).append(parameter)
-        made = []
+            groups.setdefault(kind_parameters.get(parameter), []).append(parameter)
+        optimizer_groups = []
         for key, parameters in groups.items():
-            scale, pressed = key or (1.0, False)
-            made.append({"params": parameters, "lr": learning_rate * scale, "scale": scale, "span_parameters": pressed})
-        return made
+            scale, is_span = key or (1.0, False)
+            rate = learning_rate * scale
+            optimizer_groups.append({"params": parameters, "lr": rate, "scale": scale, "span_parameters": is_span})
+        return optimizer_groups
 
     def observation_predictor(self) -> NextObservation:
-        """A new network, of the policy's size and not part of it, that learns to predict the next observation from
-        `Unrolled.features`."""
+        """A new network that learns to predict the next observation from `PolicyOutput.features`. It has the policy's
+        width and is no part of the policy."""
         return NextObservation(self.encoder, self.actions, self.config.core.width).to(self.device)
 
     def observe(self, observation: Observation) -> None:
-        """Takes the observations of a rollout, entries [T,B, ...], into the statistics by which numbers are normalised.
-        Between two rollouts only: acting and learning of one use the same."""
+        """Updates the statistics by which numbers are normalised with the observations of a rollout, entries [T,B, ...].
+
+        Called between two rollouts only, so that acting and learning of one rollout use the same statistics.
+        """
         self.encoder.observe(observation, 2)
 
     # Acting
@@ -198,68 +214,72 @@ class ActorCritic(Predictor, nn.Module):
         return Memory.from_tensors({name: tensor.to(self.device) for name, tensor in tensors.items()})
 
     def join_memories(self, parts: Sequence[Memory], rows: Sequence[Tensor]) -> Memory:
-        """The memories of minibatches, which are all environments together, as one. rows: int64 [b], the environments of
-        each."""
-        return Memory.joined(parts, rows)
+        """One memory from those of minibatches, which together hold all environments. rows: int64 [b], the environments
+        of each."""
+        return Memory.join(parts, rows)
 
     def draw(self, memory: Memory, generator: torch.Generator | None = None) -> Memory:
-        """`memory` with what its kind draws at random, once per training rollout (Expire-Span: the span limit)."""
+        """`memory` with the random numbers of its kind, drawn once per training rollout (Expire-Span: span limits)."""
         return self.core.draw(memory, generator)
 
     @torch.no_grad()
     def begin(self, memory: Memory, horizon: int, into: Acting | None = None) -> Acting:
-        """Everything derived from `memory` under today's weights, with room for `horizon` steps. into: what was acted
-        on before and is not needed any more; on a GPU its buffers and what was captured of them go on."""
+        """Everything derived from `memory` under today's weights, with room for `horizon` steps.
+
+        into: what was acted on before and is no longer needed. On a GPU its buffers and its captured step are used
+        again.
+        """
         return self.core.begin(memory, horizon, into)
 
     @torch.no_grad()
     def step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         """One time step: entries [B, ...] and episode_start [B] bool -> parameters of the actions [B,P], values [B].
 
-        Where `episode_start` the memory is emptied first. Writes the new memory into `acting`. Raises ValueError if
-        `acting` is full. On a GPU the next step overwrites what this one returned.
+        The memory is emptied first where `episode_start` is set. Writes the new memory into `acting`. Raises ValueError
+        if `acting` is full. On a GPU the next step overwrites what this one returned.
         """
         if not getattr(acting, "static", False):
             return self._step(observation, acting, episode_start)
-        return self._replayed(observation, cast(Any, acting), episode_start)
+        return self._replay_step(observation, cast(Any, acting), episode_start)
 
     def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation)
 
-    def _replayed(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        """`_step` on buffers of fixed shapes: captured at the first, replayed at all after it."""
-        now = acting.now
+    def _replay_step(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        """`_step` on buffers of fixed shapes: captured at the first call, replayed at all later ones."""
+        steps_taken = acting.steps_taken
         if acting.full:
-            raise ValueError(f"acting: expected room for a step, got {now} of {acting.horizon} steps taken")
+            raise ValueError(f"acting: expected room for a step, got {steps_taken} of {acting.horizon} steps taken")
         inputs = {START: episode_start, **observation}
         if acting.replay is None:
 
             def step(**inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                acting.now = 0  # a capture has no room of its own
+                acting.steps_taken = 0  # the calls before a capture may be more than there is room for
                 start = inputs.pop(START)
                 return *self._step(inputs, acting, start), acting.live
 
-            acting.replay = Replay(step, inputs, acting.changing())
+            acting.replay = Replay(step, inputs, acting.step_state())
         logits, values, acting.live = acting.replay(inputs)
-        acting.now = now + 1
+        acting.steps_taken = steps_taken + 1
         return logits, values
 
     @torch.no_grad()
     def step_with_rewards(
         self, observation: Observation, acting: Acting, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`step`, and [B,G], by which the reward is predicted of an action taken now (`predicted_rewards`)."""
+        """`step`, and the reward head's outputs [B,G], from which `predicted_rewards` predicts an action's reward."""
         features = self.core.step(self.encoder(observation), acting, episode_start)
         return *self._heads(features, observation), self.reward_head(features)
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
-        """The reward predicted of canonical actions [...] or [...,N], from what the reward head puts out, [...,G]."""
+        """The rewards [...] predicted for canonical actions [...] or [...,N]. rewards: the reward head's outputs
+        [...,G]."""
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
     @torch.no_grad()
     def value(self, observation: Observation, acting: Acting, rows: Tensor) -> Tensor:
-        """Values [R] of observations [R, ...] that follow the last step in the environments `rows` int64 [R] of the
-        same episode. Nothing is written."""
+        """Values [R] of observations [R, ...] that follow the last step, in the same episode, in the environments
+        `rows` int64 [R]. Nothing is written."""
         return self._values(self.core.value(self.encoder(observation), acting, rows))
 
     # Learning
@@ -273,57 +293,65 @@ class ActorCritic(Predictor, nn.Module):
         final_at: tuple[Tensor, Tensor] | None = None,
         pressure: float = 0.0,
         keep: bool = False,
-    ) -> Unrolled:
+    ) -> PolicyOutput:
         """One parallel pass over a rollout, equal to `begin` and `step`s but with gradients.
 
         observation: entries [T,B, ...]; episode_start: [T,B] bool; final_observation: entries [F, ...], each following
-        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: of the forgetting, in [-1, 1]; keep:
-        give the memory after the last step, too, where no acting will.
+        step t of environment b of `final_at` = (t, b), int64 [F] each; pressure: the controller's, in [-1, 1]; keep:
+        give the memory after the last step, for learning without acting.
         """
-        x, final_x, final_at = self._encoded(observation, episode_start, final_observation, final_at)
-        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure, keep=keep)
+        x, final_x, final_at = self._encode(observation, episode_start, final_observation, final_at)
+        output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure=pressure, keep=keep)
         logits, values = self._heads(output.features, observation)
-        final_values = self._values(output.final_features)
-        rewards = self.reward_head(output.features)
-        return Unrolled(logits, values, final_values, output.loss, output.features, rewards, output.memory)
+        return PolicyOutput(
+            logits=logits,
+            values=values,
+            final_values=self._values(output.final_features),
+            memory_loss=output.loss,
+            features=output.features,
+            rewards=self.reward_head(output.features),
+            memory=output.memory,
+        )
 
     @torch.no_grad()
     def inspect(
         self, observation: Observation, memory: Memory, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, tuple[LayerInspection, ...]]:
-        """As `unroll`, for those who look: parameters of the actions [T,B,P], values [T,B], and per layer slots, spans
-        and attention."""
-        x, final_x, final_at = self._encoded(observation, episode_start, None, None)
+        """An unroll for the viewer, the audit and tests: parameters of the actions [T,B,P], values [T,B], and the
+        slots, spans and attention of each layer."""
+        x, final_x, final_at = self._encode(observation, episode_start, None, None)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, details=True)
         return *self._heads(output.features, observation), output.layers
 
     @torch.no_grad()
     def memory_metrics(self, rollout: Any) -> dict[str, float]:
-        """What the kind has to say of the memories that began `rollout`, by name, per layer (Expire-Span: mean
+        """The kind's metrics of the memories with which `rollout` began, by name and layer (Expire-Span: mean
         spans)."""
+        layers = zip(self.core.layers, rollout.memory.layers, strict=False)  # a kind without slots has no memory layers
         return {
             f"{name}/layer_{i}": value
-            for i, (layer, held) in enumerate(zip(self.core.layers, rollout.memory.layers))
-            for name, value in layer.kind.figures(layer.norm(held.hidden[held.alive])).items()
+            for i, (layer, memory) in enumerate(layers)
+            for name, value in layer.kind.metrics(layer.norm(memory.hidden[memory.alive])).items()
         }
 
-    def _encoded(
+    def _encode(
         self,
         observation: Observation,
         episode_start: Tensor,
         final_observation: Observation | None,
         final_at: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Encoded observations [T,B,D] and final observations [F,D], and `final_at`."""
         flat = {key: value.flatten(0, 1) for key, value in observation.items()}
         x = self.encoder(flat).unflatten(0, episode_start.shape)  # [T,B,D]
         if final_observation is None or final_at is None:
-            none = torch.zeros(0, dtype=torch.int64, device=x.device)
-            return x, x.new_zeros(0, x.shape[2]), (none, none)
+            empty = torch.zeros(0, dtype=torch.int64, device=x.device)
+            return x, x.new_zeros(0, x.shape[2]), (empty, empty)
         return x, self.encoder(final_observation), final_at
 
     def _heads(self, features: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Parameters of the actions [..., P] and values [...]; what the mask in the observation forbids has no
-        chance."""
+        """Parameters of the actions [..., P] and values [...]. Actions that the observation's mask forbids have
+        probability 0."""
         params = self.actions.params(self.policy_head(features))
         if ACTION_MASK in self.config.observation:
             params = self.actions.masked(params, observation[ACTION_MASK])

@@ -1,5 +1,6 @@
-"""What a recurrent core is: the part of a policy that remembers. T time steps, B environments, F final observations, C
-slots, D width, H heads, L layers.
+"""What a recurrent core is: the part of a policy that remembers.
+
+T time steps, B environments, F final observations, C slots, D width, H heads, L layers.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerInspection:
-    """What one layer did in an unroll. C slots: those that came into being, those of the memory, then the rollout's."""
+    """Slots and attention of one layer in an unroll. The C slots are those merged in the rollout, those of the memory,
+    then the rollout's own."""
 
     coordinate: Tensor  # [B,C] step at which the slot was written; negative in memory, minus infinity if dead
-    covers: Tensor  # int64 [B,C] steps that the slot stands for, the last of which is its coordinate: 1 if not merged
-    slot_features: Tensor | None  # [B,C] the kind's number per slot (Expire-Span: its span in steps)
+    covers: Tensor  # int64 [B,C] number of steps that the slot stands for, the last at its coordinate; 1 if not merged
+    slot_features: Tensor | None  # [B,C] the kind's number for each slot (Expire-Span: its span in steps)
     visible: Tensor  # [B,T,C] bool
     attention: Tensor  # [B,H,T,C] weights
 
 
 @dataclass(frozen=True)
 class CoreOutput:
-    """Features of an unroll, and what learning and looking need beside them."""
+    """Features of an unroll, and what learning and inspection need besides them."""
 
     features: Tensor  # [T,B,D]
     final_features: Tensor  # [F,D]
     loss: Tensor  # scalar, of the memory kind
-    layers: tuple[LayerInspection, ...] = ()
-    memory: Memory | None = None
-    """After the last step, without gradient, as acting has it; None unless it was asked for."""
+    layers: tuple[LayerInspection, ...] = ()  # empty unless asked for
+    memory: Memory | None = None  # after the last step, without gradient, as in acting; None unless asked for
 
 
 class Acting(Protocol):
@@ -56,15 +57,15 @@ class Acting(Protocol):
         ...
 
     def memory(self) -> Memory:
-        """What is remembered now."""
+        """The memory after the last step."""
         ...
 
 
 class MemoryCore(Protocol):
-    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer; the
-    recurrent cores are others."""
+    """What an ActorCritic asks of its core. The Transformer is one, with a memory kind per layer. The recurrent cores
+    are others."""
 
-    layers: Any  # those that have a memory kind and slots; empty for a core without
+    layers: Any  # the layers with a memory kind and slots; empty for a core without any
 
     def initial_memory(self, batch_size: int) -> Memory: ...
 
@@ -83,6 +84,7 @@ class MemoryCore(Protocol):
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
+        *,
         pressure: float = 0.0,
         details: bool = False,
         keep: bool = False,

@@ -1,6 +1,6 @@
-"""What a policy makes of an observation: entries by name, each read by the encoder of its space.
+"""How a policy reads an observation: each entry is read by the encoder of its space.
 
-An observation is a dict (see `envs.env_wrappers`). Its spec, JSON-able, travels with the policy:
+An observation is a dict (see `envs.env_wrappers`). Its spec is a dict for JSON in the policy file:
 `{"image": {"kind": "cells", "shape": [3, 3, 3]}, "previous_action": {"kind": "discrete", "n": 5}, ...}`.
 A new encoder is one file beside this one and one line here.
 """
@@ -33,7 +33,7 @@ ENCODERS: dict[str, type[EntryEncoder]] = {
     "integers": MultiDiscreteEncoder,
     "vector": VectorEncoder,
 }
-"""By the name in a policy file. The first that reads a space has it."""
+"""By the name in a policy file. A space is read by the first encoder that can read it."""
 
 __all__ = [
     "CELL_VALUES",
@@ -49,9 +49,11 @@ __all__ = [
 def observation_spec(
     space: spaces.Dict, normalize: bool = True, normalize_reward: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The spec of an observation space. normalize: read floats over their running mean and standard deviation, but for
-    the previous action and reward; normalize_reward: the previous reward, too. Raises ValueError, one line, for a space
-    that no policy can read."""
+    """The spec of an observation space.
+
+    normalize: normalise floats by their running mean and standard deviation, except the previous action and reward;
+    normalize_reward: the previous reward, too. Raises ValueError, one line, for a space that no policy can read.
+    """
     spec = {key: _entry(key, sub, normalize) for key, sub in space.items()}
     if normalize_reward and PREVIOUS_REWARD in spec:
         spec[PREVIOUS_REWARD]["normalize"] = True
@@ -62,28 +64,32 @@ def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
     for kind, encoder in ENCODERS.items():
         entry = encoder.spec_of(space)
         if entry is not None:
-            by_choice = isinstance(space, spaces.Box) and space.dtype.kind == "f"
-            if (by_choice and not normalize) or key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+            is_float = isinstance(space, spaces.Box) and space.dtype.kind == "f"
+            if (is_float and not normalize) or key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
                 entry.pop("normalize", None)
             return {"kind": kind, **entry}
     raise ValueError(
-        f"observation {key!r}: expected a Box, Discrete, MultiDiscrete, MultiBinary or Text of moderate size, got {space}"
+        f"observation {key!r}: expected a Box, Discrete, MultiDiscrete, MultiBinary or Text of moderate size, "
+        f"got {space}"
     )
 
 
-def same_observation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries of a spec read the same space: all but whether it is normalised is equal."""
-    plain = [{name: value for name, value in entry.items() if name != "normalize"} for entry in (one, other)]
-    return json.dumps(plain[0], sort_keys=True) == json.dumps(plain[1], sort_keys=True)
+def same_observation(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries of a spec read the same space. They may differ in whether it is normalised."""
+
+    def space_of(entry: Mapping[str, Any]) -> str:
+        return json.dumps({name: value for name, value in entry.items() if name != "normalize"}, sort_keys=True)
+
+    return space_of(entry) == space_of(other)
 
 
 def make_entry(entry: Mapping[str, Any]) -> EntryEncoder:
-    """The encoder of an entry of a spec. Raises ValueError for a kind that is not there."""
+    """The encoder of an entry of a spec. Raises ValueError for an unknown kind."""
     if entry["kind"] not in ENCODERS:
         raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {entry['kind']!r}")
     return ENCODERS[entry["kind"]](entry)
 
 
 def as_tensors(observation: Mapping[str, Any], device: torch.device | str) -> dict[str, Tensor]:
-    """Arrays or tensors of an observation as tensors on `device`; uint8 stays uint8."""
+    """The arrays or tensors of an observation as tensors on `device`. uint8 stays uint8."""
     return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}

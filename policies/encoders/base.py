@@ -1,4 +1,4 @@
-"""What a policy asks of an entry of its observation: columns for the encoder, and how badly it was predicted.
+"""What a policy asks of an entry of its observation: columns for the encoder, and the loss of a prediction of it.
 
 N observations, C columns of an entry.
 """
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-MOST_ONE_HOT = 4096  # columns of an entry in which every value has one of its own
-VARIANCE_FLOOR = 1e-3  # numbers that vary less are not scaled up further
+MAX_ONE_HOT = 4096  # columns of an entry that has one column for each value
+MIN_VARIANCE = 1e-3  # of a predicted number: smaller errors are not scaled up further
 
 
 class EntryEncoder(nn.Module):
@@ -24,16 +24,17 @@ class EntryEncoder(nn.Module):
     size: int
     """C: columns that `forward` gives."""
     outputs: int
-    """Numbers that a prediction of the entry consists of; 0 if it is not predicted."""
+    """Numbers of a prediction of the entry; 0 if it is not predicted."""
     learns_statistics: ClassVar[bool] = False
+    """Whether `observe` changes anything."""
 
     def __init__(self, entry: Mapping[str, Any]):
-        """entry: what `spec_of` gave."""
+        """entry: the dict of `spec_of`."""
         super().__init__()
 
     @classmethod
     def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
-        """The entry's part of the spec, JSON-able and without its kind; None for a space that is not read so."""
+        """The entry's part of the spec, a dict for JSON without the kind; None for a space of another encoder."""
         raise NotImplementedError
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,61 +42,63 @@ class EntryEncoder(nn.Module):
         raise NotImplementedError
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
-        """How badly `outputs` [N,outputs] predict the values [N, ...]: a scalar in nats, summed over the entry."""
+        """The loss of the prediction `outputs` [N,outputs] of the values [N, ...]: a scalar in nats, summed over the
+        entry."""
         raise NotImplementedError
 
-    def expect(self, space: Any) -> None:
-        """Sets the statistics, where there are any, to what the entry's space lets one expect."""
+    def set_initial_statistics(self, space: Any) -> None:
+        """Sets the statistics, if there are any, from the bounds of the entry's space."""
 
-    def expect_any_size(self) -> None:
-        """Sets the statistics, where there are any, so that nothing is read before there are observations."""
+    def ignore_until_observed(self) -> None:
+        """Sets the statistics, if there are any, such that values read as 0 until there are observations."""
 
     def observe(self, value: Tensor) -> None:
-        """Takes values [N, ...] into the statistics that travel with the policy, where there are any."""
+        """Updates the statistics, if there are any, with values [N, ...]. They are part of the policy's weights."""
 
 
 class Integers(EntryEncoder):
-    """Whole numbers, columns of `sizes` values each, as one-hot columns one after the other."""
+    """Whole numbers, each one-hot, one after the other. sizes: how many values each number has."""
 
     largest: Tensor
-    first: Tensor
+    offset: Tensor
     start: Tensor
 
     def __init__(self, entry: Mapping[str, Any], sizes: list[int], start: list[int] | int = 0):
-        """start: the least value of each column, or of all."""
+        """start: the smallest value of each number, or of all."""
         super().__init__(entry)
         self.sizes = sizes
         self.size = self.outputs = sum(sizes)
         size = torch.tensor(sizes)
         self.register_buffer("largest", size - 1, persistent=False)
-        self.register_buffer("first", size.cumsum(0) - size, persistent=False)
+        self.register_buffer("offset", size.cumsum(0) - size, persistent=False)
         self.register_buffer("start", torch.tensor(start), persistent=False)
 
     def _indices(self, value: Tensor) -> Tensor:
-        """[N, ...] -> int64 [N, columns], counted from 0. Values outside count as the nearest inside: padding is
-        outside."""
-        columns = value[:, None] if value.ndim == 1 else value.flatten(1)
-        return torch.minimum((columns.long() - self.start).clamp_(min=0), self.largest)
+        """[N, ...] -> int64 [N, numbers], counted from 0. Values outside the bounds, such as padding, count as the
+        nearest value inside."""
+        numbers = value[:, None] if value.ndim == 1 else value.flatten(1)
+        return torch.minimum((numbers.long() - self.start).clamp_(min=0), self.largest)
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        hot = self._indices(value) + self.first  # [N, columns]
-        return torch.zeros(len(value), self.size, dtype=dtype, device=value.device).scatter_(1, hot, 1)
+        columns = self._indices(value) + self.offset  # [N, numbers]
+        return torch.zeros(len(value), self.size, dtype=dtype, device=value.device).scatter_(1, columns, 1)
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
-        """Cross entropy, summed over the columns."""
-        indices, total = self._indices(value), outputs.new_zeros(())
+        """Cross entropy, summed over the numbers."""
+        indices = self._indices(value)
+        total = outputs.new_zeros(())
         for i, logits in enumerate(outputs.split(self.sizes, 1)):
             total = total + F.cross_entropy(logits, indices[:, i])
         return total
 
 
 def squared_error(outputs: Tensor, value: Tensor) -> Tensor:
-    """The squared error of outputs [N,C] over twice the variance of values [N,C], summed over the columns: nats of
+    """The squared error of outputs [N,C] over twice the variance of values [N,C], summed over the columns: the nats of
     normal distributions."""
-    variance = value.var(0, correction=0).clamp(min=VARIANCE_FLOOR)
+    variance = value.var(0, correction=0).clamp(min=MIN_VARIANCE)
     return ((outputs - value).square().mean(0) / (2 * variance)).sum()
 
 
 def bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest whole numbers of a Box of them, as Python's int would have them: object arrays."""
+    """The smallest and the largest values of a Box of whole numbers, as object arrays of Python's unbounded int."""
     return space.low.ravel().astype(object), space.high.ravel().astype(object)

@@ -1,4 +1,4 @@
-"""MiniGrid's cells: object, colour and state of each, one-hot."""
+"""MiniGrid's cells: the object, colour and state of each cell, one-hot."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from expire_span_rl.policies.encoders.base import Integers
 from expire_span_rl.spaces import CELL_BOUNDS
 
 CELL_VALUES = tuple(bound + 1 for bound in CELL_BOUNDS)
-"""How many objects, colours and states a cell can have (agent directions are states 0 to 3)."""
+"""Number of objects, colours and states that a cell can have. Agent directions are states 0 to 3."""
 
 
 class CellsEncoder(Integers):
-    """uint8 [columns, lines, 3], where the bounds are those of MiniGrid's encoding. Values beyond count as the
-    largest."""
+    """uint8 [columns, lines, 3] with the bounds of MiniGrid's encoding. Larger values count as the largest."""
 
     def __init__(self, entry: Mapping[str, Any]):
         columns, lines, _ = entry["shape"]
@@ -31,7 +30,7 @@ class CellsEncoder(Integers):
         return None
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
-        """As of all whole numbers, three cross entropies for all cells at once."""
+        """The cross entropy of `Integers`, for all cells at once: one for objects, one for colours, one for states."""
         cells = self._indices(value).unflatten(1, (-1, len(CELL_VALUES)))  # [N, cells, 3]
         by_part = outputs.unflatten(1, (cells.shape[1], -1)).split(CELL_VALUES, 2)  # 3 of [N, cells, values]
         total = outputs.new_zeros(())

@@ -1,4 +1,4 @@
-"""Observation -> one vector. N observations, C columns of an entry, D model width."""
+"""Observation -> one vector. N observations, D model width."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """Observation -> [N,D]. Every entry becomes columns; the sum of their embeddings (columns times a matrix, the
-    faster way on a CPU where they are one-hot) passes one more layer.
+    """Observation -> [N,D]. Every entry becomes columns. The sum of their embeddings passes one more layer.
 
-    extractor: a module in place of the entries' own encoders, for all of them but the previous action and reward (see
-    `policies.encoders.extractor`).
+    The embeddings are a product of the columns with one matrix: on a CPU that is faster than a look-up, also for
+    one-hot columns.
     """
 
     def __init__(
@@ -31,7 +30,8 @@ class Encoder(nn.Module):
         action_gain: float = 1.0,
         extractor: FeaturesExtractor | None = None,
     ):
-        """action_gain: as `EncoderConfig` has it."""
+        """action_gain: as in `EncoderConfig`; extractor: replaces the entries' own encoders, except those of the
+        previous action, the previous reward and the action mask (`policies.encoders.extractor`)."""
         super().__init__()
         self.spec = {key: dict(entry) for key, entry in spec.items()}
         self.extractor = extractor
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         sizes = [part.size for part in self.parts]
         self.project = nn.Linear(sum(sizes) + (extractor.size if extractor is not None else 0), width)
         self.mix = nn.Linear(width, width)
-        for linear in (self.project, self.mix):  # PyTorch's default biases would drown what tells observations apart
+        for linear in (self.project, self.mix):  # PyTorch's default biases would drown the differences of observations
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
         columns = self.project.weight.detach().split([*sizes, self.project.in_features - sum(sizes)], 1)
@@ -63,8 +63,7 @@ class Encoder(nn.Module):
         return self.mix(F.relu(self.project(torch.cat(columns, -1))))
 
     def observe(self, observation: Mapping[str, Tensor], axes: int) -> None:
-        """Takes observations, entries with so many leading axes, into the statistics by which numbers are
-        normalised."""
+        """Updates the statistics by which numbers are normalised. axes: number of leading axes of the entries."""
         for key, part in self.entries():
             if part.learns_statistics and len(observation[key]):
                 part.observe(observation[key].flatten(0, axes - 1))

@@ -1,6 +1,6 @@
 """Whole numbers of few values: Discrete, MultiDiscrete, MultiBinary, and Boxes of them, one-hot.
 
-A Discrete of more values than MOST_ONE_HOT is written in binary digits.
+A Discrete of more than MAX_ONE_HOT values is read as binary digits.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from expire_span_rl.policies.encoders.base import MOST_ONE_HOT, EntryEncoder, Integers, bounds
+from expire_span_rl.policies.encoders.base import MAX_ONE_HOT, EntryEncoder, Integers, bounds
 
 
 class DiscreteEncoder(EntryEncoder):
-    """One number from `start` on, of `n` values."""
+    """One number of `n` values, the first of which is `start`."""
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)
-        n, start = int(entry["n"]), int(entry.get("start", 0))
-        self.start = start
-        self.digits = (n - 1).bit_length() if n > MOST_ONE_HOT else 0
-        self.one_hot = None if self.digits else Integers(entry, [n], start)
+        n = int(entry["n"])
+        self.start = int(entry.get("start", 0))
+        self.digits = (n - 1).bit_length() if n > MAX_ONE_HOT else 0
+        self.one_hot = None if self.digits else Integers(entry, [n], self.start)
         self.size = self.outputs = self.digits or n
 
     @classmethod
@@ -36,9 +36,8 @@ class DiscreteEncoder(EntryEncoder):
 
     def _binary(self, value: Tensor) -> Tensor:
         """[N] -> bool [N, digits]."""
-        return (
-            (value.long() - self.start).clamp(min=0)[:, None] >> torch.arange(self.digits, device=value.device)
-        ) & 1 == 1
+        index = (value.long() - self.start).clamp(min=0)
+        return (index[:, None] >> torch.arange(self.digits, device=value.device)) & 1 == 1
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return self._binary(value).to(dtype) if self.one_hot is None else self.one_hot(value, dtype)
@@ -51,7 +50,7 @@ class DiscreteEncoder(EntryEncoder):
 
 
 class MultiDiscreteEncoder(Integers):
-    """Numbers of any shape; number i has `nvec[i]` values from `start[i]` on."""
+    """Numbers of any shape. Number i has `nvec[i]` values, the first of which is `start[i]`."""
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry, [int(size) for size in entry["nvec"]], entry.get("start", 0))
@@ -68,7 +67,7 @@ class MultiDiscreteEncoder(Integers):
             sizes = high - low + 1
         else:
             return None
-        if sum(int(size) for size in sizes) > MOST_ONE_HOT:
+        if sum(int(size) for size in sizes) > MAX_ONE_HOT:
             return None
         start = {"start": [int(least) for least in low]} if any(low) else {}
         return {"shape": list(space.shape or ()), "nvec": [int(size) for size in sizes], **start}

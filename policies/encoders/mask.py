@@ -1,4 +1,4 @@
-"""The mask of the actions that are allowed, as numbers: a policy may learn from it beside having to heed it."""
+"""The mask of the allowed actions as numbers. A policy may learn from it; forbidden actions have probability 0 anyway."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expire_span_rl.policies.encoders.base import EntryEncoder
 
 
 class MaskEncoder(EntryEncoder):
-    """int8 [C], 1 for what is allowed. Not predicted."""
+    """int8 [C], 1 for an allowed action. Not predicted."""
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)

@@ -1,5 +1,5 @@
-"""Numbers as they are, or over their running mean and standard deviation: Boxes of floats of any rank, and of whole
-numbers of many values."""
+"""Numbers as they are, or normalised by their running mean and standard deviation: Boxes of floats of any rank, and of
+whole numbers with many values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from expire_span_rl.policies.encoders.base import EntryEncoder, squared_error
 from expire_span_rl.spaces import box_scale
 
-LARGEST = 10.0  # normalised numbers are cut off here
-LEAST_VARIANCE = 1e-8
-ANY_SIZE = 1e30  # a variance beside which every number is 0
+MAX_NORMALIZED = 10.0  # normalised numbers are clipped here
+MIN_VARIANCE = 1e-8
+HUGE_VARIANCE = 1e30  # normalised by it, every number is 0
 
 
 class VectorEncoder(EntryEncoder):
-    """With `normalize`, each number less its mean over its standard deviation, both of all observations of training so
-    far. The statistics are part of the policy's weights and change only when `observe` is called."""
+    """With `normalize`, each number minus its mean, over its standard deviation. Both are those of all observations of
+    training so far. The statistics are part of the policy's weights and change only when `observe` is called."""
 
     learns_statistics: ClassVar[bool] = True
     mean: Tensor
@@ -45,32 +45,32 @@ class VectorEncoder(EntryEncoder):
         return {"shape": list(space.shape or ()), "normalize": True}
 
     @torch.no_grad()
-    def expect(self, space: spaces.Box) -> None:
-        """Until observations are there, numbers with two bounds are normalised as if they were uniform between them."""
+    def set_initial_statistics(self, space: spaces.Box) -> None:
+        """Until there are observations, numbers with two bounds are normalised as if uniform between them."""
         if self.normalize and isinstance(space, spaces.Box):
             middle, half = box_scale(space.low.ravel(), space.high.ravel())
             self.mean.copy_(torch.as_tensor(middle))
             bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.high > space.low)
             self.variance.copy_(torch.as_tensor(np.where(bounded.ravel(), half**2 / 3, 1.0)))
 
-    def expect_any_size(self) -> None:
-        """Until observations are there, numbers are read as 0: nobody knows how large they will be."""
-        self.variance.fill_(ANY_SIZE)
+    def ignore_until_observed(self) -> None:
+        """Until there are observations, numbers read as 0, since their size is unknown."""
+        self.variance.fill_(HUGE_VARIANCE)
 
     def _columns(self, value: Tensor) -> Tensor:
         return value[:, None] if value.ndim == 1 else value.flatten(1)
 
-    def _normalized(self, columns: Tensor) -> Tensor:
+    def _normalize(self, columns: Tensor) -> Tensor:
         if not self.normalize:
             return columns
-        scaled = (columns - self.mean) * torch.rsqrt(self.variance + LEAST_VARIANCE)
-        return scaled.clamp(-LARGEST, LARGEST)
+        scaled = (columns - self.mean) * torch.rsqrt(self.variance + MIN_VARIANCE)
+        return scaled.clamp(-MAX_NORMALIZED, MAX_NORMALIZED)
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._normalized(self._columns(value).to(dtype))
+        return self._normalize(self._columns(value).to(dtype))
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
-        return squared_error(outputs, self._normalized(self._columns(value).to(outputs.dtype)))
+        return squared_error(outputs, self._normalize(self._columns(value).to(outputs.dtype)))
 
     @torch.no_grad()
     def observe(self, value: Tensor) -> None:
@@ -79,13 +79,13 @@ class VectorEncoder(EntryEncoder):
             return
         columns = self._columns(value).double()
         variance, mean = torch.var_mean(columns, 0, correction=0)
-        count, seen = float(self.count), len(columns)
-        share = seen / (count + seen)
+        old_count, new_count = float(self.count), len(columns)
+        share = new_count / (old_count + new_count)
         delta = mean - self.mean
-        if not count:  # the initial statistics stand for nothing
+        if not old_count:  # the initial statistics are of no observations
             self.variance.copy_(variance)
         else:
             within = (1 - share) * self.variance + share * variance
             self.variance.copy_(within + share * (1 - share) * delta.square())
         self.mean.add_(share * delta)
-        self.count.add_(seen)
+        self.count.add_(new_count)

@@ -1,8 +1,7 @@
-"""Text: the words of `spaces.word_numbers`, as a sum of vectors of words and of pairs of words that follow each other.
+"""Text: the words of `spaces.word_numbers`, as a sum of vectors of words and a sum of vectors of successive words.
 
 The vector of a word is the sum of four, one for each byte of its number (hash embeddings, Svenstrup et al., 2017, arXiv
-1709.03933): no vocabulary is needed, and only words whose numbers are the same are taken for each other. N texts, W
-words.
+1709.03933). This needs no vocabulary, and confuses only words with the same number. N texts, W words.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from expire_span_rl.policies.encoders.base import EntryEncoder
 
 BYTES = 4  # of a word's number
 WIDTH = 32  # of a word's vector, and of a pair's
-PAIR = 0x9E3779B1  # odd: multiplies the first number of a pair before the second is added
+PAIR = 0x9E3779B1  # an odd factor of the first number of a pair, before the second is added
 
 
 class WordsEncoder(EntryEncoder):
-    """int64 [W] numbers of words, 0 behind the end. Not predicted: a text tells the task and stays."""
+    """int64 [W] numbers of words, 0 behind the end. Not predicted: a text names the task and does not change."""
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)
@@ -39,25 +38,24 @@ class WordsEncoder(EntryEncoder):
         return None
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        # Few texts are different: a mission stays for an episode. Rows are told apart by one number each.
+        # Each different text is embedded once: a mission does not change within an episode. A hash identifies a text.
         factors = torch.arange(1, 2 * value.shape[1], 2, device=value.device) * PAIR
-        prints, which = torch.unique((value * factors).sum(1), return_inverse=True)
-        rows = torch.empty_like(prints).scatter_(0, which, torch.arange(len(value), device=value.device))
+        hashes, index = torch.unique((value * factors).sum(1), return_inverse=True)
+        rows = torch.empty_like(hashes).scatter_(0, index, torch.arange(len(value), device=value.device))
         texts = value[rows]
-        words = self._summed(self.words, texts, texts > 0)
-        both = (texts[:, 1:] > 0) & (texts[:, :-1] > 0)
-        pairs = self._summed(self.pairs, (texts[:, :-1] * PAIR + texts[:, 1:]) % 2**32 + 1, both)
-        return torch.cat([words, pairs], 1).to(dtype)[which]
+        words = self._embed(self.words, texts, texts > 0)
+        is_pair = (texts[:, 1:] > 0) & (texts[:, :-1] > 0)
+        pairs = self._embed(self.pairs, (texts[:, :-1] * PAIR + texts[:, 1:]) % 2**32 + 1, is_pair)
+        return torch.cat([words, pairs], 1).to(dtype)[index]
 
     @staticmethod
-    def _summed(embedding: nn.Embedding, numbers: Tensor, there: Tensor) -> Tensor:
-        """The sum of the vectors of those numbers [N,W] that are there, over the root of how many there are:
-        [N,WIDTH]."""
+    def _embed(embedding: nn.Embedding, numbers: Tensor, exists: Tensor) -> Tensor:
+        """[N,WIDTH]: the sum of the vectors of numbers [N,W] that exist, bool [N,W], over the root of their count."""
         shifts = torch.arange(0, 8 * BYTES, 8, device=numbers.device)
         digits = ((numbers - 1)[..., None] >> shifts) & 255  # [N,W,BYTES]
         vectors = embedding(digits + 256 * torch.arange(BYTES, device=numbers.device)).sum(2)  # [N,W,WIDTH]
-        count = there.sum(1, keepdim=True).clamp(min=1)
-        return (vectors * there[..., None]).sum(1) / count.sqrt()
+        count = exists.sum(1, keepdim=True).clamp(min=1)
+        return (vectors * exists[..., None]).sum(1) / count.sqrt()
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         return outputs.sum() * 0

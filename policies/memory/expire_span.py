@@ -1,6 +1,6 @@
 """Expire-Span (Sukhbaatar et al., ICML 2021, arXiv 2105.06548): every memory gets a learned span and then expires.
 
-B environments, C slots, N query steps, D model width. How spans are predicted and learned is a part of its own:
+B environments, C slots, N query steps, D model width. A module of its own predicts and learns the spans:
 `survival_spans` or, as in the paper, `sigmoid_spans`.
 """
 
@@ -18,7 +18,7 @@ PREDICTORS: dict[str, type[SurvivalSpans | SigmoidSpans]] = {"survival": Surviva
 
 
 class ExpireSpan(MemoryKind):
-    """Span e per memory, shared by the heads; soft mask m = clip(1 + (e - age) / R, 0, 1) (equations 4 and 5), which
+    """A span e per memory, shared by the heads. The soft mask m = clip(1 + (e - age) / R, 0, 1) (equations 4 and 5)
     enters attention as log m."""
 
     Config = ExpireSpanConfig
@@ -32,7 +32,7 @@ class ExpireSpan(MemoryKind):
         """Spans [B,C] in steps."""
         spans = self.span(normed)
         if span_limit.shape[1]:
-            spans = torch.minimum(spans, span_limit[:, :1] * self.span.longest)
+            spans = torch.minimum(spans, span_limit[:, :1] * self.span.max_span)
         return spans
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
@@ -46,18 +46,20 @@ class ExpireSpan(MemoryKind):
     def survives(self, age: Tensor, slot_features: Tensor, alive: Tensor) -> Tensor:
         return self._mask(age, slot_features) > 0
 
-    def figures(self, normed: Tensor) -> dict[str, float]:
+    def metrics(self, normed: Tensor) -> dict[str, float]:
+        """span_mean: of the finite spans; kept_for_good: the share of infinite ones."""
         spans = self.describe(normed[None], normed.new_zeros(1, 0))
         if not spans.numel():
             return {}
-        bounded = spans[torch.isfinite(spans)]
-        mean = {"span_mean": float(bounded.mean())} if bounded.numel() else {}
-        return {**mean, "kept_for_good": 1 - bounded.numel() / spans.numel()}
+        finite = spans[torch.isfinite(spans)]
+        mean = {"span_mean": float(finite.mean())} if finite.numel() else {}
+        return {**mean, "kept_for_good": 1 - finite.numel() / spans.numel()}
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         if not self.config.span_dropout:
             return super().draw(batch_size, generator)
-        return torch.rand(batch_size, 1, generator=generator, device=None if generator is None else generator.device)
+        device = None if generator is None else generator.device
+        return torch.rand(batch_size, 1, generator=generator, device=device)
 
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None
@@ -72,6 +74,6 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
-    def loss(self, normed: Tensor, new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float) -> Tensor:
-        """The span predictor's loss, times --span-coef. It trains nothing else: hidden vectors are detached here."""
-        return self.config.span_coef * self.span.loss(normed.detach(), new, lives, pressure)
+    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float) -> Tensor:
+        """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""
+        return self.config.span_coef * self.span.loss(normed.detach(), is_new, lives, pressure)

@@ -1,4 +1,4 @@
-"""The memoryless control: the same policy, and every query sees itself only. What it can solve is no memory task."""
+"""The memoryless control: the same policy, whose queries see themselves only. A task that it solves needs no memory."""
 
 from __future__ import annotations
 

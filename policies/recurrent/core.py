@@ -1,6 +1,6 @@
 """What the recurrent cores share: a memory that is a hidden state of fixed size.
 
-N, B environments, T time steps, S vectors of a state, D width, F final observations.
+B environments, N rows, T time steps, S vectors of a state, D width, F final observations, R chosen environments.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ class RecurrentActing:
 
 
 class RecurrentCore(nn.Module):
-    """A core (`policies.core.MemoryCore`) whose memory is a hidden state of S vectors. A subclass gives `advance`, one step.
-    It may replace `unroll_states`, or all of `run_rollout`, where a rollout can run faster than step by step."""
+    """A core (`policies.core.MemoryCore`) whose memory is a hidden state of S vectors.
+
+    A subclass gives `advance`, one step. It may replace `unroll_states`, or all of `run_rollout`, if a rollout can run
+    faster than step by step.
+    """
 
     CoreConfig: ClassVar[type]
     Config: ClassVar[type]
-    stores: ClassVar[bool] = False  # no slots: there are no memories to count or to look at
+    stores: ClassVar[bool] = False  # no slots: there are no memories to count or to inspect
     supports_forgetting: ClassVar[bool] = False
-    layers: ClassVar[tuple[()]] = ()  # none with slots
+    layers: ClassVar[tuple[()]] = ()  # no layer has slots
 
     def __init__(self, num_states: int, width: int):
         """num_states: S, the vectors of a state; width: D, the length of each."""
@@ -56,8 +59,8 @@ class RecurrentCore(nn.Module):
         """T steps: x [T,B,D], state [B,S,D], episode_start [T,B] bool -> features [T,B,D], and the states [F,S,D] after
         the steps `final_at` = (t, b), int64 [F] each."""
         features, states = [], []
-        for now, start in zip(x, episode_start):
-            feature, state = self.advance(now, reset_state(state, start))
+        for x_t, start in zip(x, episode_start, strict=True):
+            feature, state = self.advance(x_t, reset_state(state, start))
             features.append(feature)
             states.append(state)
         return torch.stack(features), torch.stack(states)[final_at]
@@ -69,12 +72,15 @@ class RecurrentCore(nn.Module):
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
+        *,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A rollout from the state [B,S,D] on, else as `unroll` -> features [T,B,D], final features [F,D], and with
-        `keep` the state [B,S,D] after the last step."""
+        """A rollout that begins with the state [B,S,D]; the other arguments are `unroll`'s.
+
+        Returns (features [T,B,D], final features [F,D], with `keep` the state [B,S,D] after the last step).
+        """
         steps, batch = episode_start.shape
-        if keep:  # the states after the last step stand behind those that final observations follow
+        if keep:  # the states after the last step come behind those that final observations follow
             rows = torch.arange(batch, device=x.device)
             final_at = (torch.cat([final_at[0], torch.full_like(rows, steps - 1)]), torch.cat([final_at[1], rows]))
         features, states = self.unroll_states(x, state, episode_start, final_at)
@@ -93,7 +99,7 @@ class RecurrentCore(nn.Module):
         return memory
 
     def begin(self, memory: Memory, horizon: int, into: Any = None) -> RecurrentActing:
-        """Ready to act, for as many steps as one likes."""
+        """A hidden state to act on, for any number of steps."""
         return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.span_limit)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
@@ -103,8 +109,8 @@ class RecurrentCore(nn.Module):
         return features
 
     def value(self, x: Tensor, acting: RecurrentActing, rows: Tensor) -> Tensor:
-        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R]; `acting` is
-        not written."""
+        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R]. Nothing is
+        written into `acting`."""
         return self.advance(x, acting.state[rows])[0]
 
     def unroll(
@@ -114,16 +120,19 @@ class RecurrentCore(nn.Module):
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
+        *,
         pressure: float = 0.0,
         details: bool = False,
         keep: bool = False,
     ) -> CoreOutput:
-        """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. There is no
-        loss of the memory's own and nothing to look at. keep: give the memory after the last step, too."""
-        run = self.run_rollout(x, hidden_state(memory), episode_start, final_x, final_at, keep)
-        features, final_features, last = run
-        after = None if last is None else memory_after(memory, episode_start, last)
-        return CoreOutput(features, final_features, x.new_zeros(()), memory=after)
+        """A rollout: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each.
+
+        keep: give the memory after the last step, too. The loss is 0, and there are no layers to inspect.
+        """
+        state = hidden_state(memory)
+        features, final_features, last_state = self.run_rollout(x, state, episode_start, final_x, final_at, keep=keep)
+        last_memory = None if last_state is None else memory_after(memory, episode_start, last_state)
+        return CoreOutput(features, final_features, x.new_zeros(()), memory=last_memory)
 
 
 def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
@@ -132,7 +141,7 @@ def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
 
 
 def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory:
-    """The memory after the steps of episode_start [T,B] that began with `memory`, in the state [B,S,D]."""
+    """The memory after T steps that began with `memory`. episode_start: [T,B]; state: [B,S,D] after the last step."""
     time = memory.time
     for start in episode_start:
         time = time.masked_fill(start, 0) + 1
@@ -140,7 +149,7 @@ def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory
 
 
 class LayerNorms(nn.Module):
-    """Layer normalisation of what each of L layers reads and of what the heads read; nothing at all if not `enabled`."""
+    """Layer normalisation of the inputs of L layers and of the heads. Changes nothing if not `enabled`."""
 
     def __init__(self, num_layers: int, width: int, enabled: bool):
         super().__init__()
@@ -148,5 +157,5 @@ class LayerNorms(nn.Module):
         self.norms: Any = nn.ModuleList([nn.LayerNorm(width) for _ in range(count)])
 
     def forward(self, x: Tensor, index: int) -> Tensor:
-        """x [..., D] as the layer `index` reads it; `index` L: as the heads do."""
+        """x [..., D] -> the input [..., D] of layer `index`; index L: of the heads."""
         return self.norms[index](x) if self.norms else x

@@ -1,7 +1,7 @@
 """The recurrent control: a GRU (Cho et al., 2014, arXiv 1406.1078) instead of a Transformer. Its memory is its hidden
 state.
 
-N environments, L layers, D width.
+N rows, L layers, D width.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from expire_span_rl.policies.settings import GRUConfig, RecurrentConfig
 
 
 class GRU(RecurrentCore):
-    """L stacked GRU layers, parallel over environments, one step after the other: on a CPU PyTorch's fused GRU is no
-    faster than its cell, and cannot start an episode inside a rollout."""
+    """L stacked GRU layers, parallel over environments, one step after the other.
+
+    On a CPU PyTorch's fused GRU is no faster than its cell, and it cannot start an episode inside a rollout.
+    """
 
     Config = GRUConfig
     CoreConfig = RecurrentConfig
@@ -38,7 +40,7 @@ class GRU(RecurrentCore):
     def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x [N,D], state [N,L,D] -> features [N,D], and the hidden state of each layer after it [N,L,D]."""
         layers = []
-        for i, (cell, hidden) in enumerate(zip(self.cells, state.unbind(1))):
+        for i, (cell, hidden) in enumerate(zip(self.cells, state.unbind(1), strict=True)):
             x = cell(self.norms(x, i), hidden)
             layers.append(x)
         return self.norms(x, len(self.cells)), torch.stack(layers, 1)

@@ -1,8 +1,8 @@
 """Linear recurrent units instead of a Transformer (LRU; Orvieto et al., 2023, arXiv 2303.06349): a state-space memory.
-In reinforcement learning with resets at episode starts: Lu et al. (2023, arXiv 2303.03982), with S5 layers.
 
-N environments, T time steps, B environments of a rollout, L layers, D width. A state is the real parts of all layers,
-then their imaginary parts: [N,2L,D].
+Lu et al. (2023, arXiv 2303.03982) use S5 layers in reinforcement learning, with resets at episode starts.
+N rows, T time steps, B environments of a rollout, L layers, D width, F final observations. A state is the real parts of
+all layers, then their imaginary parts: [N,2L,D].
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from expire_span_rl.policies.settings import LRUConfig, LRUCoreConfig
 class LRULayer(nn.Module):
     """x + GLU(GELU(y)), where y = Re(C s) + d * u, u = norm(x) and s_t = lambda * s_{t-1} + gamma * (B u_t).
 
-    lambda = exp(-exp(nu) + i exp(theta)) has a size below 1 whatever is learned (Orvieto et al., section 3.3), gamma =
-    exp(gamma_log) starts where the state's variance is the input's (3.4).
+    lambda = exp(-exp(nu) + i exp(theta)) has an absolute value below 1 for all weights (Orvieto et al., section 3.3).
+    gamma = exp(gamma_log) is initialised such that the state has the input's variance (section 3.4).
     """
 
     def __init__(self, width: int, config: LRUConfig):
@@ -35,7 +35,7 @@ class LRULayer(nn.Module):
         self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(squared)))
         self.theta_log = nn.Parameter(torch.log(config.max_phase * torch.rand(width).clamp(min=1e-3)))
         self.gamma_log = nn.Parameter(0.5 * torch.log1p(-squared))
-        self.encode = nn.Linear(width, 2 * width, bias=False)  # B: real and imaginary part of a channel together
+        self.encode = nn.Linear(width, 2 * width, bias=False)  # B: real and imaginary part of each channel, interleaved
         self.decode = nn.Linear(2 * width, width, bias=False)  # C
         self.skip = nn.Parameter(torch.randn(width))
         self.mix = nn.Linear(width, 2 * width)
@@ -60,7 +60,7 @@ class LRULayer(nn.Module):
 
 
 class LRU(RecurrentCore):
-    """L layers of linear recurrent units. A rollout is a scan over time, in parallel over blocks of it."""
+    """L layers of linear recurrent units. A rollout is a scan over time, parallel over blocks of steps."""
 
     Config = LRUConfig
     CoreConfig = LRUCoreConfig
@@ -74,7 +74,7 @@ class LRU(RecurrentCore):
     def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x [N,D], state [N,2L,D] -> features [N,D], and the state after it [N,2L,D]."""
         states = []
-        for unit, previous in zip(self.units, _as_complex(state)):
+        for unit, previous in zip(self.units, _as_complex(state), strict=True):
             u, inputs = unit.read(x)
             states.append(unit.eigenvalues() * previous + inputs)
             x = unit.write(x, u, states[-1])
@@ -87,7 +87,7 @@ class LRU(RecurrentCore):
         after the steps `final_at` = (t, b), int64 [F] each."""
         keep = (~episode_start).to(x.dtype)
         final_states = []
-        for unit, initial in zip(self.units, _as_complex(state)):
+        for unit, initial in zip(self.units, _as_complex(state), strict=True):
             u, inputs = unit.read(x)
             states = linear_scan(unit.eigenvalues(), keep, inputs, initial)
             final_states.append(states[final_at])
@@ -96,7 +96,7 @@ class LRU(RecurrentCore):
 
 
 def _as_complex(state: Tensor) -> tuple[Tensor, ...]:
-    """The state [N,2L,D] by layer: L of complex [N,D]."""
+    """The state [N,2L,D] by layer: L tensors, complex [N,D]."""
     return torch.complex(*state.chunk(2, 1)).unbind(1)
 
 

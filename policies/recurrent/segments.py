@@ -1,10 +1,11 @@
-"""A rollout cut at episode starts into sequences, so that a kernel that knows no episodes (PyTorch's LSTM) can run it.
+"""A rollout is cut at its episode starts into sequences. A kernel without episodes (PyTorch's LSTM) can then run it.
 
-T time steps, B environments, F final observations, D width. A *segment* is what one environment lived through between two
-episode starts or ends of the rollout. Sequences of like length are padded to one another and run together.
+T time steps, B environments, F final observations, D width, N sequences. A *segment* is the part of one environment's
+steps between two episode starts or ends of the rollout. Sequences of similar length are padded to the same length and
+run together.
 
-A final observation is one more input, which no other step sees. It is appended to its segment where the segment ends
-just before it, as it does in every rollout. Anywhere else it gets a sequence of its own that repeats the steps before.
+A final observation is one more input, which no other step sees. It is appended to its segment if the segment ends just
+before it, which is so in every rollout. Otherwise it gets a sequence of its own, which repeats the steps before it.
 """
 
 from __future__ import annotations
@@ -14,48 +15,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CALL = 130  # what a kernel call costs beside its steps, in steps of one row (0.2 ms, measured on a CPU)
-LARGEST = 8192  # steps of all rows in a call: beyond this many a step takes twice as long (measured on a CPU)
+CALL_COST = 130  # of a kernel call without its steps, in steps of one row (0.2 ms, measured on a CPU)
+MAX_STEPS = 8192  # of all rows in a call: beyond it a step takes twice as long (measured on a CPU)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that are padded together: n of them, at most m long."""
+    """n sequences of at most m steps, padded to the same length."""
 
-    source: Tensor  # int64 [m,n] where each input is in x [T*B,D] followed by final_x [F,D]; 0 where it is padding
+    source: Tensor  # int64 [m,n] index of each input in x [T*B,D] followed by final_x [F,D]; 0 for padding
     row: Tensor  # int64 [n] the environment
-    continues: Tensor  # bool [n] whether the sequence goes on from the memory, and not from an empty state
+    continues: Tensor  # bool [n] whether the sequence begins with the memory's state; else with an empty one
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The batches, and where to find the result of each input: an index into the concatenated outputs of all batches, [m*n]
-    of each."""
+    """The batches, and where the output of each input is."""
 
     batches: tuple[Batch, ...]
-    place: Tensor  # int64 [T*B+F]
+    place: Tensor  # int64 [T*B+F] index of each input's output in the concatenated outputs, m*n of each batch
 
 
 def cut_segments(episode_start: Tensor, final_at: tuple[Tensor, Tensor]) -> Segments:
     """The segments of a rollout: episode_start [T,B] bool, final_at (t, b) int64 [F] each."""
+    # The segments, in an order in which those of an environment follow one another.
     steps, batch = episode_start.shape
-    begins = episode_start.T.clone()  # [B,T]: in this order the segments of an environment follow one another
+    begins = episode_start.T.clone()  # [B,T]
     begins[:, 0] = True
     row, begin = begins.nonzero(as_tuple=True)
     flat_begin = row * steps + begin
     length = torch.diff(flat_begin, append=flat_begin.new_tensor([batch * steps]))
     continues = (begin == 0) & ~episode_start[0, row]
-    # Final observations: the segment of each, and how many steps of it came before.
+    # The segment of each final observation, and how many steps of it came before.
     final_t, final_b = final_at
     segment = begins.flatten().cumsum(0)[final_b * steps + final_t] - 1
     prefix = final_t - begin[segment] + 1
     numbers = torch.arange(len(final_t), device=row.device)
     final = torch.full_like(row, -1)  # by segment: the final observation appended to it
-    last = prefix == length[segment]
-    final[segment[last]] = numbers[last]
-    separate = torch.ones_like(last)
+    at_end = prefix == length[segment]
+    final[segment[at_end]] = numbers[at_end]
+    separate = torch.ones_like(at_end)
     separate[final[final >= 0]] = False
-    # The others repeat the steps of their segments, whose outputs are taken from the segments themselves.
+    # The others repeat the steps of their segments. The outputs of these steps come from the segments themselves.
     segment = segment[separate]
     sequences = _Sequences(
         row=torch.cat([row, row[segment]]),
@@ -65,7 +66,7 @@ def cut_segments(episode_start: Tensor, final_at: tuple[Tensor, Tensor]) -> Segm
         continues=torch.cat([continues, continues[segment]]),
         repeats=torch.arange(len(row) + len(segment), device=row.device) >= len(row),
     )
-    return _batched(sequences, steps * batch, batch, len(final_t))
+    return _make_batches(sequences, steps * batch, batch, len(final_t))
 
 
 @dataclass(frozen=True)
@@ -75,38 +76,42 @@ class _Sequences:
     row: Tensor
     begin: Tensor
     length: Tensor  # steps, the final observation not counted
-    final: Tensor  # the final observation that comes after them, -1 for none
+    final: Tensor  # number of the final observation after them, -1 for none
     continues: Tensor
-    repeats: Tensor  # bool: only the final observation's output is of use
+    repeats: Tensor  # bool: only the final observation's output is used
 
 
-def _batched(sequences: _Sequences, finals_at: int, batch: int, num_finals: int) -> Segments:
-    """Sequences of like length together. finals_at: where the final observations begin, T*B."""
+def _make_batches(sequences: _Sequences, num_steps: int, batch: int, num_finals: int) -> Segments:
+    """Batches of sequences of similar length. num_steps: T*B, where the final observations begin; batch: B."""
     total = sequences.length + (sequences.final >= 0)
-    place = total.new_zeros(finals_at + num_finals)
+    place = total.new_zeros(num_steps + num_finals)
     batches, offset = [], 0
     order = total.argsort(descending=True, stable=True)
     for indices in order.split(_sizes(total[order].tolist())):
-        length, final, row = sequences.length[indices], sequences.final[indices], sequences.row[indices]
+        length = sequences.length[indices]
+        final = sequences.final[indices]
+        row = sequences.row[indices]
         position = torch.arange(int(total[indices[0]]), device=total.device)[:, None]  # [m,1]
         is_step = position < length
         is_final = (position == length) & (final >= 0)
         step = (sequences.begin[indices] + position) * batch + row
-        source = torch.where(is_step, step, torch.where(is_final, finals_at + final, 0))
-        result = (is_step & ~sequences.repeats[indices]) | is_final
-        place[source[result]] = offset + result.flatten().nonzero().squeeze(1)
+        source = torch.where(is_step, step, torch.where(is_final, num_steps + final, 0))
+        is_output = (is_step & ~sequences.repeats[indices]) | is_final
+        place[source[is_output]] = offset + is_output.flatten().nonzero().squeeze(1)
         batches.append(Batch(source, row, sequences.continues[indices]))
         offset += source.numel()
     return Segments(tuple(batches), place)
 
 
 def _sizes(lengths: list[int]) -> list[int]:
-    """How many sequences of these lengths, longest first, go into each batch. A batch ends where its padding has come to
-    cost as much as another call, and where it is as large as a call may be."""
+    """The number of sequences in each batch. lengths: of the sequences, longest first.
+
+    A batch ends where its padding would cost more than another call, or where it would exceed MAX_STEPS.
+    """
     sizes, longest, padding = [], 0, 0
     for length in lengths:
         padding += longest - length
-        if not sizes or padding > CALL or (sizes[-1] + 1) * longest > max(LARGEST, longest):
+        if not sizes or padding > CALL_COST or (sizes[-1] + 1) * longest > max(MAX_STEPS, longest):
             sizes.append(0)
             longest, padding = length, 0
         sizes[-1] += 1

@@ -1,9 +1,10 @@
 """The attention that all memory kinds share: scaled dot products, relative positions, an additive bias.
 
-B environments, H heads, N queries, T time steps, S memory slots, C = S + T slots, d head width, P relative positions,
-E slots beside them (see `policies.transformer.merging`).
+B environments, H heads, N queries, T time steps, S memory slots, E merged slots (`policies.transformer.merging`), C = E
++ S + T slots, d head width, P relative positions.
+
 A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
-Writing out the backward pass saves the copies that autograd makes of the largest tensors, [B,H,T,C].
+The backward pass is written out: this saves the copies that autograd makes of the largest tensors, [B,H,T,C].
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     positions: Tensor,
     age: Tensor,
     bias: Tensor,
     recent: int | None = None,
     age_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Queries with slots of their own: acting, and final observations.
+    """Attention of one query per row, each with slots of its own: acting, and final observations.
 
     q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C] for all heads or [B,H,C], minus
-    infinity hides. Returns (output [B,H,d], weights [B,H,C]). Slots younger than P must be among the last `recent`
-    (P if not given). age_bias: [H,P], what each head adds to the scores of an age, None for nothing.
+    infinity hides. recent: slots younger than P are among the last so many; None: the last P. age_bias: [H,P], what
+    each head adds to the scores of an age; None for nothing.
+
+    Returns (output [B,H,d], weights [B,H,C]).
     """
     q = q * q.shape[-1] ** -0.5
     scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
@@ -46,6 +50,7 @@ def attend_rollout(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     positions: Tensor,
     memory_age: Tensor,
     bias: Tensor,
@@ -55,13 +60,15 @@ def attend_rollout(
     """All queries of a rollout in parallel.
 
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
-    positions: [P,d]; extension_age: [B,T,E], age of the first E slots at all queries, None for E = 0;
-    memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries; bias: [B,T,C]
-    for all heads or [B,H,T,C]; age_bias: [H,P] as in `attend`. Returns (output [B,H,T,d], weights [B,H,T,C], the latter
-    without gradient).
+    positions: [P,d]; memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries;
+    bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
+    E = 0; age_bias: [H,P] as in `attend`.
+
+    Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
     """
     by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias), (0, 1))  # [B,H,T,P+1], 0 beyond P
-    reach, heads = len(positions), q.shape[1]
+    reach = len(positions)
+    heads = q.shape[1]
     index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
     corner = by_age[:, :, : index.shape[2]].gather(3, index)
     band = by_age[..., :reach].flip(-1)  # [B,H,T,P], oldest first
@@ -72,9 +79,11 @@ def attend_rollout(
 
 
 class _RolloutAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(d) + positions + bias) v. The position scores come in three parts: `band` [B,H,T,P] for the
-    rollout's own slots, which lie on diagonals, `corner` [B,H,n,P-1] for the youngest memory slots, `left` [B,H,T,E]
-    for the slots that came into being."""
+    """softmax(q k^T / sqrt(d) + positions + bias) v.
+
+    The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
+    `corner` [B,H,n,P-1] for the youngest memory slots; `left` [B,H,T,E] for the merged slots.
+    """
 
     @staticmethod
     def forward(
@@ -88,7 +97,9 @@ class _RolloutAttention(torch.autograd.Function):
         weights = torch.softmax(scores.add_(_by_head(bias, 3)), -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
         ctx.save_for_backward(q, k, v, weights, inside)
-        ctx.corner_shape, ctx.left, ctx.shared_bias = corner.shape, left.shape[3], bias.ndim == 3
+        ctx.corner_shape = corner.shape
+        ctx.left = left.shape[3]
+        ctx.shared_bias = bias.ndim == 3
         ctx.mark_non_differentiable(weights)
         return output, weights
 
@@ -120,12 +131,12 @@ def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:
-    """The bias with an axis of heads; one of `shared` axes has none yet."""
+    """The bias with an axis of heads. shared: the number of axes of a bias that has none."""
     return bias[:, None] if bias.ndim == shared else bias
 
 
 def _inside(band: Tensor) -> Tensor:
-    """[T,P]: which entries of the band belong to the rollout's own slots (age at most t)."""
+    """bool [T,P]: the entries of the band that belong to the rollout's own slots (age at most t)."""
     steps, reach = band.shape[2:]
     age = torch.arange(reach - 1, -1, -1, device=band.device)
     return age <= torch.arange(steps, device=band.device)[:, None]
@@ -134,9 +145,9 @@ def _inside(band: Tensor) -> Tensor:
 def _diagonals(scores: Tensor, reach: int) -> Tensor:
     """View [B,H,T,P] of contiguous scores [B,H,T,C]: the slots aged P-1 .. 0 if there is one slot per step."""
     batch, heads, steps, slots = scores.shape
-    first = slots - steps - (reach - 1)  # column of age P - 1 at the first query
+    offset = slots - steps - (reach - 1)  # column of age P - 1 at the first query
     stride = scores.stride()
-    return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), first)
+    return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), offset)
 
 
 def _corner_slots(scores: Tensor, width: int) -> slice:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 CLOSEDNESS = 2.0
-"""Initial bias b_g: a gate begins nearly closed, so that what enters a layer leaves it, and the policy begins as a
-memoryless one that is easy to train."""
+"""Initial bias b_g. A gate begins nearly closed: a layer first passes its input on, and the policy begins as a
+memoryless one, which is easy to train."""
 
 
 class Gate(nn.Module):
-    """How what a layer computes, y, joins what it was given, x, as a GRU's state would take in an input:
+    """Adds what a layer computes, y, to its input x, as a GRU updates its state x from an input y:
 
     r = sigmoid(W_r y + U_r x), z = sigmoid(W_z y + U_z x - b_g), h = tanh(W_g y + U_g (r * x)), result (1 - z) x + z h.
     """

@@ -1,7 +1,7 @@
 """One Transformer with pluggable memory: the recurrent core of a policy.
 
-B environments, T time steps, S memory slots, C = S + T slots, L layers, D width, H heads, P relative positions, F final
-observations. Pre-norm; keys, values and spans are read from the normalised memory; cached slots carry no gradient.
+B environments, T time steps, L layers, D width, F final observations. Pre-norm: keys, values and spans are read from
+the normalised memory. Slots of the memory carry no gradient.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from expire_span_rl.policies.transformer.acting import LayerBuffers, Transformer
 from expire_span_rl.policies.transformer.grouping import GroupedActing, Places, acting_groups, learning_groups
 from expire_span_rl.policies.transformer.layer import Layer, TransformerConfig
 from expire_span_rl.policies.transformer.merging import merge_in_place
-from expire_span_rl.policies.transformer.slots import BEFORE
+from expire_span_rl.policies.transformer.slots import BEFORE_START
 from expire_span_rl.policies.transformer.unrolling import Axis, unroll_layer
 
-SHRINK = 4  # buffers are used again that are at most so many times as large as needed
+MAX_REUSE = 4  # buffers are used again if they are at most so many times as large as needed
 
 
 class Transformer(nn.Module):
     """L layers, each with its own memory of the kind that `make_kind` makes."""
 
     static: bool | None = None
-    """Whether acting has buffers of fixed shapes, whose steps are captured; None: on a GPU."""
+    """Whether acting uses buffers of fixed shapes, whose steps are captured. None: on a GPU only."""
 
     def __init__(self, config: TransformerConfig, make_kind: Callable[[], MemoryKind]):
         super().__init__()
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
         if shifted:
             for layer in self.layers[1:]:
-                layer.look_for_what_followed(self.layers[0], shifted)
+                layer.make_induction_heads(self.layers[0], shifted)
         self.norm = nn.LayerNorm(config.width)
 
     @property
@@ -67,13 +67,16 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with what the kind draws at random for one training rollout."""
-        span_limit = self._kinds[0].draw(len(memory.time), generator)
+        """`memory` with the span limits that the kind draws for one training rollout, and with or without the clock of
+        last use, as the kind asks."""
+        kind = self._kinds[0]
+        span_limit = kind.draw(len(memory.time), generator)
         memory = replace(memory, span_limit=span_limit.to(memory.time.device, self.norm.weight.dtype))
-        if not self._kinds[0].tracks_use():
+        if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
         layers = [
-            m if m.last_use is not None else replace(m, last_use=torch.full_like(m.birth, -1)) for m in memory.layers
+            layer if layer.last_use is not None else replace(layer, last_use=torch.full_like(layer.birth, -1))
+            for layer in memory.layers
         ]
         return replace(memory, layers=tuple(layers))
 
@@ -82,62 +85,74 @@ class Transformer(nn.Module):
     def begin(
         self, memory: Memory, horizon: int, into: TransformerActing | GroupedActing | None = None
     ) -> TransformerActing | GroupedActing:
-        """Projects `memory` once and lays it out with room for `horizon` more steps. into: what was acted on before,
-        whose buffers, and what was captured of its steps, are used again if they fit."""
-        if self._static(memory):
+        """Projects `memory` once, into buffers with room for `horizon` more steps.
+
+        into: what was acted on before. Its buffers, and what was captured of its steps, are used again if they fit.
+        """
+        if self._is_static(memory):
             return self._begin_static(memory, horizon, into if isinstance(into, TransformerActing) else None)
         live = memory.live()
         groups = None if live is None else acting_groups(live.amax(1))
         if groups is not None:
             return GroupedActing.begin(partial(self._begin, horizon=horizon), memory, groups)
-        return self._begin(memory, horizon, _slots(memory))
+        return self._begin(memory, horizon)
 
-    def _static(self, memory: Memory) -> bool:
-        """Whether steps are to be captured: on a GPU, unless slots are merged, since which ones depends on numbers that
-        the device would be asked for."""
-        fits = self._stores and self._kinds[0].merging is None
-        return fits and (memory.time.is_cuda if self.static is None else self.static)
+    def _is_static(self, memory: Memory) -> bool:
+        """Whether steps are captured: on a GPU, unless the kind merges slots. Which slots merge depends on numbers that
+        the device would have to be asked for."""
+        if not self._stores or self._kinds[0].merging is not None:
+            return False
+        return memory.time.is_cuda if self.static is None else self.static
 
     def _begin_static(self, memory: Memory, horizon: int, into: TransformerActing | None) -> TransformerActing:
-        needed = ladder(_slots(memory))
-        if into is not None and into.static and needed <= into.size <= SHRINK * needed:
-            needed = into.size
-        begun = self._begin(memory, horizon, needed)
-        begun.column = torch.full((1,), needed, device=memory.time.device)
-        begun.span_limit = memory.span_limit.clone()
-        if into is not None and into.refill(begun):
+        size = ladder(_num_slots(memory))
+        if into is not None and into.static and size <= into.size <= MAX_REUSE * size:
+            size = into.size
+        acting = self._begin(memory, horizon, size)
+        acting.column = torch.full((1,), size, device=memory.time.device)
+        acting.span_limit = memory.span_limit.clone()
+        if into is not None and into.refill(acting):
             return into
-        return begun
+        return acting
 
     def _begin(self, memory: Memory, horizon: int, size: int | None = None) -> TransformerActing:
-        size = _slots(memory) if size is None else size
+        size = _num_slots(memory) if size is None else size
         buffers = [
-            LayerBuffers.begin(layer, held, memory, size, horizon) for layer, held in zip(self.layers, memory.layers)
+            LayerBuffers.begin(layer, layer_memory, memory, size, horizon)
+            for layer, layer_memory in zip(self.layers, memory.layers, strict=False)
         ]
-        episode = torch.full_like(memory.time, BEFORE, dtype=self.norm.weight.dtype)
-        at = episode.new_zeros(1)
+        episode_begin = torch.full_like(memory.time, BEFORE_START, dtype=self.norm.weight.dtype)
         return TransformerActing(
-            buffers, memory.time.clone(), memory.span_limit, self._kinds, size, horizon, episode, at
+            layers=buffers,
+            time=memory.time.clone(),
+            span_limit=memory.span_limit,
+            kinds=self._kinds,
+            size=size,
+            horizon=horizon,
+            episode_begin=episode_begin,
+            query_position=episode_begin.new_zeros(1),
         )
 
     def step(self, x: Tensor, acting: TransformerActing | GroupedActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
         if isinstance(acting, GroupedActing):
-            return acting.each(self.step, x, episode_start)
+            return acting.step(self.step, x, episode_start)
         if acting.full:
-            raise ValueError(f"acting: expected room for a step, got {acting.now} of {acting.horizon} steps taken")
+            taken = acting.steps_taken
+            raise ValueError(f"acting: expected room for a step, got {taken} of {acting.horizon} steps taken")
         acting.begin_episodes(episode_start)
-        x, live = x[:, None], []
+        x = x[:, None]
+        live = []
         for i, layer in enumerate(self.layers):
             if not self._stores:
-                x = layer.alone(x, layer.norm(x))
+                x = layer.read_self(x, layer.norm(x))
                 continue
-            own = layer.write(x, acting.span_limit)
-            slots = acting.slots(i, own, x)
-            reading = layer.read(x, own.normed, slots, acting.at, acting.episode[:, None])
+            projection = layer.write(x, acting.span_limit)
+            slots = acting.write_slots(i, projection, x)
+            reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
             live.append(reading.visible.sum(2))  # [B,1]
             if acting.layers[i].last_use is not None:
-                acting.use(i, layer.kind.used(reading.weights, live[-1][..., None])[:, 0])
+                acting.record_use(i, layer.kind.used(reading.weights, live[-1][..., None])[:, 0])
             x = reading.x
         acting.live = torch.cat(live, 1) if live else None
         acting.advance()
@@ -151,23 +166,24 @@ class Transformer(nn.Module):
             return
         rows = torch.nonzero(merging.due(acting.time)).squeeze(1)
         if len(rows):
-            for layer, buffers in zip(self.layers, acting.layers):
+            for layer, buffers in zip(self.layers, acting.layers, strict=True):
                 merge_in_place(layer, merging, buffers, rows, acting)
 
     def value(self, x: Tensor, acting: TransformerActing | GroupedActing, rows: Tensor) -> Tensor:
-        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R], and to which
-        nothing else will attend: `acting` is not written."""
+        """Features [R,D] of observations x [R,D] that follow the last step in the environments `rows` [R]. No later
+        query sees them: nothing is written into `acting`."""
         if isinstance(acting, GroupedActing):
-            return acting.some(self.value, x, rows)
-        x, episode = x[:, None], acting.episode[rows, None]
-        at = torch.full_like(episode, acting.now)
+            return acting.value(self.value, x, rows)
+        x, episode_begin = x[:, None], acting.episode_begin[rows, None]
+        query_position = torch.full_like(episode_begin, acting.steps_taken)
         for i, layer in enumerate(self.layers):
             if not self._stores:
-                x = layer.alone(x, layer.norm(x))
+                x = layer.read_self(x, layer.norm(x))
                 continue
-            own = layer.write(x, acting.span_limit[rows])
-            slots = acting.layers[i].slots.columns(0, acting.filled).of_rows(rows).with_own(own, at[:, 0])
-            x = layer.read(x, own.normed, slots, at, episode).x
+            projection = layer.write(x, acting.span_limit[rows])
+            slots = acting.layers[i].slots.columns(0, acting.num_slots).rows(rows)
+            slots = slots.append(projection, query_position[:, 0])
+            x = layer.read(x, projection.normed, slots, query_position, episode_begin).x
         return self.norm(x[:, 0])
 
     # Learning
@@ -179,43 +195,32 @@ class Transformer(nn.Module):
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
+        *,
         pressure: float = 0.0,
         details: bool = False,
         keep: bool = False,
     ) -> CoreOutput:
-        """One parallel pass: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each. keep:
-        give the memory after the last step, too.
+        """One parallel pass: x [T,B,D], episode_start [T,B] bool, final_x [F,D], final_at (t, b) int64 [F] each.
 
-        A final observation follows step t of row b, sees what step t + 1 would see had the episode gone on, and is seen
-        by nobody. Rows are worked off in groups of like memory size, which changes nothing but the speed.
+        details: give the inspection of every layer; keep: give the memory after the last step.
+        A final observation follows step t of row b. It sees what step t + 1 would see if the episode went on, and no
+        query sees it. Rows run in groups of similar memory size, which changes nothing but the speed.
         """
-        asked = pressure and self._kinds[0].tracks_use()
-        if not (asked and torch.is_grad_enabled() and not details):  # those of episodes that are over teach spans
-            fresh = episode_start[0]
-            layers = tuple(replace(m, alive=m.alive & ~fresh[:, None]) for m in memory.layers)
+        learns_spans = pressure and self._kinds[0].tracks_use() and torch.is_grad_enabled() and not details
+        if not learns_spans:  # otherwise memories of episodes that are over teach their spans
+            starts = episode_start[0]
+            layers = tuple(replace(layer, alive=layer.alive & ~starts[:, None]) for layer in memory.layers)
             memory = replace(memory, layers=layers)
+        run = partial(self._unroll, pressure=pressure, details=details, keep=keep)
         live = memory.live()
-        slots = None if live is None else live.amax(1) + len(x)  # [B] what each row needs
-        groups = None if details or slots is None else learning_groups(slots)
-        if groups is None:
-            if not (details or x.is_cuda):
-                memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
-            return self._unroll(x, memory, episode_start, final_x, final_at, pressure, details, keep)
-        places, (t, b) = Places(groups), final_at
-        outputs, final_index, loss = [], [], x.new_zeros(())
-        for number, rows in enumerate(groups):
-            mine = torch.nonzero(places.group[b] == number).squeeze(1)
-            at = (t[mine], places.place[b[mine]])
-            part = self._unroll(
-                x[:, rows], memory.rows(rows), episode_start[:, rows], final_x[mine], at, pressure, False, keep
-            )
-            outputs.append(part)
-            final_index.append(mine)
-            loss = loss + part.loss * (len(rows) / len(places.back))
-        features = torch.cat([part.features for part in outputs], 1)[:, places.back]
-        finals = torch.cat([part.final_features for part in outputs])[torch.argsort(torch.cat(final_index))]
-        kept = [part.memory for part in outputs if part.memory is not None]
-        return CoreOutput(features, finals, loss, memory=Memory.joined(kept, groups) if kept else None)
+        groups = None
+        if live is not None and not details:
+            groups = learning_groups(live.amax(1) + len(x))
+        if groups is not None:
+            return _unroll_groups(run, groups, x, memory, episode_start, final_x=final_x, final_at=final_at)
+        if not (details or x.is_cuda):
+            memory = replace(memory, layers=tuple(layer.trimmed() for layer in memory.layers))
+        return run(x, memory, episode_start, final_x, final_at)
 
     def _unroll(
         self,
@@ -224,29 +229,67 @@ class Transformer(nn.Module):
         episode_start: Tensor,
         final_x: Tensor,
         final_at: tuple[Tensor, Tensor],
+        *,
         pressure: float,
         details: bool,
         keep: bool,
     ) -> CoreOutput:
+        """`unroll` of all rows at once."""
         axis = Axis.of(episode_start, x.dtype, final_at, memory)
-        x, loss, inspected, kept = x.transpose(0, 1), x.new_zeros(()), [], []
+        x, loss = x.transpose(0, 1), x.new_zeros(())
+        inspections, layer_memories = [], []
         for i, layer in enumerate(self.layers):
             if not self._stores:
-                x = layer.alone(x, layer.norm(x))
-                final_x = layer.alone(final_x, layer.norm(final_x))
+                x = layer.read_self(x, layer.norm(x))
+                final_x = layer.read_self(final_x, layer.norm(final_x))
                 continue
-            x, final_x, part = unroll_layer(layer, x, memory.layers[i], axis, final_x, pressure, details, keep)
-            if part.loss is not None:
-                loss = loss + part.loss / len(self.layers)
-            inspected.append(part.looked)
-            kept.append(part.memory)
-        after = None
-        if keep:
-            after = Memory(tuple(kept), axis.time_after(), memory.span_limit)
-        inspections = tuple(inspected) if details else ()
-        return CoreOutput(self.norm(x).transpose(0, 1), self.norm(final_x), loss, inspections, after)
+            x, final_x, extras = unroll_layer(
+                layer, x, memory.layers[i], axis, final_x, pressure=pressure, details=details, keep=keep
+            )
+            if extras.loss is not None:
+                loss = loss + extras.loss / len(self.layers)
+            inspections.append(extras.inspection)
+            layer_memories.append(extras.memory)
+        return CoreOutput(
+            features=self.norm(x).transpose(0, 1),
+            final_features=self.norm(final_x),
+            loss=loss,
+            layers=tuple(inspections) if details else (),
+            memory=Memory(tuple(layer_memories), axis.time_after(), memory.span_limit) if keep else None,
+        )
 
 
-def _slots(memory: Memory) -> int:
-    """Slots of the layer that has most."""
+def _unroll_groups(
+    run: Callable[..., CoreOutput],
+    groups: tuple[Tensor, ...],
+    x: Tensor,
+    memory: Memory,
+    episode_start: Tensor,
+    *,
+    final_x: Tensor,
+    final_at: tuple[Tensor, Tensor],
+) -> CoreOutput:
+    """`run`, an unroll, of each group of rows by itself, and the outputs of all rows in their order."""
+    places = Places(groups)
+    t, b = final_at
+    outputs, final_indices, loss = [], [], x.new_zeros(())
+    for number, rows in enumerate(groups):
+        in_group = torch.nonzero(places.group[b] == number).squeeze(1)
+        group_final_at = (t[in_group], places.place[b[in_group]])
+        output = run(x[:, rows], memory.rows(rows), episode_start[:, rows], final_x[in_group], group_final_at)
+        outputs.append(output)
+        final_indices.append(in_group)
+        loss = loss + output.loss * (len(rows) / len(places.back))
+    final_order = torch.argsort(torch.cat(final_indices))
+    memories = [output.memory for output in outputs if output.memory is not None]
+    return CoreOutput(
+        features=torch.cat([output.features for output in outputs], 1)[:, places.back],
+        final_features=torch.cat([output.final_features for output in outputs])[final_order],
+        loss=loss,
+        memory=Memory.join(memories, groups) if memories else None,
+    )
+
+
+def _num_slots(memory: Memory) -> int:
+    """Slots of the layer that has the most."""
     return max((layer.hidden.shape[1] for layer in memory.layers), default=0)

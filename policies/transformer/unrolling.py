@@ -1,7 +1,9 @@
-"""One Transformer layer over a whole rollout in parallel. B environments, T time steps, S memory slots, E slots that
-come into being, C = E + S + T slots, D width, H heads, F final observations, K numbers drawn.
+"""One Transformer layer over a whole rollout in parallel.
 
-Positions are as in `slots`: step t lies at t, a slot of memory at minus its age at step 0.
+B environments, T time steps, S memory slots, E slots merged in the rollout, C = E + S + T slots, D width, H heads, F
+final observations, K span limits of each environment.
+
+Positions are as in `slots`: step t lies at t, a memory slot at minus its age at step 0.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from expire_span_rl.policies.core import LayerInspection
 from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.transformer.merging import Extension, extend
-from expire_span_rl.policies.transformer.slots import BEFORE, GONE, Slots, Written
+from expire_span_rl.policies.transformer.slots import BEFORE_START, GONE, Projection, Slots
 
 if TYPE_CHECKING:
     from expire_span_rl.policies.transformer.layer import Layer, Reading
@@ -26,23 +28,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Axis:
-    """Positions that the layers of one unroll share."""
+    """The time axis that the layers of one unroll share, and what belongs to its environments."""
 
-    queries: Tensor  # [T]
-    episode: Tensor  # [B,T] where the query's episode began; BEFORE if before the rollout
-    end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
+    query_positions: Tensor  # [T]
+    episode_begin: Tensor  # [B,T] where the query's episode began; BEFORE_START if before the rollout
+    episode_end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     time: Tensor  # [B] the clock at the first step
     span_limit: Tensor  # [B,K]
 
     @classmethod
     def of(cls, episode_start: Tensor, dtype: torch.dtype, final_at: tuple[Tensor, Tensor], memory: Memory) -> Axis:
-        """episode_start: [T,B] bool; memory: that with which the rollout begins."""
+        """episode_start: [T,B] bool; memory: the one with which the rollout begins."""
         begins = episode_start.T
         steps = torch.arange(begins.shape[1], device=begins.device, dtype=dtype)
-        episode = torch.where(begins, steps, BEFORE).cummax(1).values
         end = torch.where(begins, steps, math.inf).flip(1).cummin(1).values.flip(1)
-        return cls(steps, episode, F.pad(end, (0, 1), value=math.inf), final_at, memory.time, memory.span_limit)
+        return cls(
+            query_positions=steps,
+            episode_begin=torch.where(begins, steps, BEFORE_START).cummax(1).values,
+            episode_end=F.pad(end, (0, 1), value=math.inf),
+            final_at=final_at,
+            time=memory.time,
+            span_limit=memory.span_limit,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        return self.query_positions.shape[0]
 
     def time_after(self) -> Tensor:
         """[B] the clock after the last step."""
@@ -50,145 +62,201 @@ class Axis:
 
     def clock(self) -> Tensor:
         """int64 [B,T]: steps since the query's episode began."""
-        began = self.episode.clamp(min=0).long()
-        return self.queries.long() - began + torch.where(self.episode >= 0, 0, self.time[:, None].long())
+        begin = self.episode_begin.clamp(min=0).long()
+        steps_before = torch.where(self.episode_begin >= 0, 0, self.time[:, None].long())
+        return self.query_positions.long() - begin + steps_before
 
 
-class LayerPart(NamedTuple):
-    """What one layer has to say beside its outputs; None where it was not asked."""
+class LayerExtras(NamedTuple):
+    """What one layer gives besides its outputs; None where it was not asked for."""
 
     loss: Tensor | None  # scalar, of the memory kind
-    looked: LayerInspection | None
+    inspection: LayerInspection | None
     memory: LayerMemory | None  # after the last step
 
 
 def unroll_layer(
     layer: Layer,
     x: Tensor,
-    held: LayerMemory,
+    layer_memory: LayerMemory,
     axis: Axis,
     final_x: Tensor,
+    *,
     pressure: float,
     details: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, LayerPart]:
-    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, and what is asked for beside them."""
-    steps, kind = x.shape[1], layer.kind
-    held = held.padded(max(held.hidden.shape[1], len(layer.positions) - 1))
-    extension = None if kind.merging is None else extend(kind, held, axis.time, x, axis.clock())
-    hidden = [held.hidden, x] if extension is None else [extension.hidden, held.hidden, x]
-    hidden = torch.cat(hidden, 1)  # [B,C,D]
-    written = layer.write(hidden, axis.span_limit)
-    slots = _slots(written, held, axis, extension)
-    reading = layer.read(x, written.normed[:, -steps:], slots, axis.queries, axis.episode)
+) -> tuple[Tensor, Tensor, LayerExtras]:
+    """One layer of an unroll: x [B,T,D], final_x [F,D] -> their next values, and what is asked for besides them.
+
+    details: give the inspection; keep: give the memory after the last step.
+    """
+    layer_pass = _run_layer(layer, x, layer_memory, axis)
     if len(final_x):
-        final_x = _finals(layer, final_x, axis, slots)
-    loss = None
-    if torch.is_grad_enabled() and not details:
-        loss = _loss(layer, written, slots, reading, held, axis, extension, pressure)
-    looked = _looked(layer, slots, reading, extension, steps) if details else None
-    kept = _kept(layer, slots, reading, held, axis, hidden.detach()) if keep else None
-    return reading.x, final_x, LayerPart(loss, looked, kept)
+        final_x = _read_finals(layer, final_x, axis, layer_pass.slots)
+    learns = torch.is_grad_enabled() and not details
+    extras = LayerExtras(
+        loss=layer_pass.kind_loss(pressure) if learns else None,
+        inspection=layer_pass.inspect() if details else None,
+        memory=layer_pass.memory_after() if keep else None,
+    )
+    return layer_pass.reading.x, final_x, extras
 
 
-def _slots(written: Written, held: LayerMemory, axis: Axis, extension: Extension | None) -> Slots:
-    """The slots of extension, memory and rollout, in this order."""
-    born = (held.birth - axis.time[:, None]).to(axis.queries.dtype).masked_fill(~held.alive, GONE)
-    position = torch.cat([born, axis.queries.expand(len(born), -1)], 1)
-    if extension is None:
-        return Slots(written.keys, written.values, written.slot_features, position)
-    count = extension.hidden.shape[1]
-    return Slots(
-        written.keys,
-        written.values,
-        written.slot_features,
-        torch.cat([extension.position, position], 1),
-        torch.cat([extension.first, position], 1),
-        F.pad(extension.until, (count, 0), value=math.inf),
-        count,
+def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -> _LayerPass:
+    """Attention of all steps x [B,T,D] over extension, memory and rollout."""
+    layer_memory = layer_memory.padded(max(layer_memory.hidden.shape[1], len(layer.positions) - 1))
+    extension = None
+    if layer.kind.merging is not None:
+        extension = extend(layer.kind, layer_memory, axis.time, x, axis.clock())
+    parts = [layer_memory.hidden, x]
+    if extension is not None:
+        parts.insert(0, extension.hidden)
+    hidden = torch.cat(parts, 1)  # [B,C,D]
+    projection = layer.write(hidden, axis.span_limit)
+    slots = _build_slots(projection, layer_memory, axis, extension)
+    queries = projection.normed[:, -x.shape[1] :]
+    reading = layer.read(x, queries, slots, axis.query_positions, axis.episode_begin)
+    return _LayerPass(
+        layer=layer,
+        layer_memory=layer_memory,
+        axis=axis,
+        extension=extension,
+        hidden=hidden,
+        projection=projection,
+        slots=slots,
+        reading=reading,
     )
 
 
-def _finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
-    """The layer for final observations x [F,D]: each sees its row's slots up to its step, and itself."""
+def _build_slots(projection: Projection, layer_memory: LayerMemory, axis: Axis, extension: Extension | None) -> Slots:
+    """The slots of extension, memory and rollout, in this order."""
+    memory_position = (layer_memory.birth - axis.time[:, None]).to(axis.query_positions.dtype)
+    memory_position = memory_position.masked_fill(~layer_memory.alive, GONE)
+    position = torch.cat([memory_position, axis.query_positions.expand(len(memory_position), -1)], 1)
+    slots = Slots(projection.keys, projection.values, projection.slot_features, position)
+    if extension is None:
+        return slots
+    count = extension.hidden.shape[1]
+    return replace(
+        slots,
+        position=torch.cat([extension.position, position], 1),
+        visible_from=torch.cat([extension.visible_from, position], 1),
+        visible_until=F.pad(extension.visible_until, (count, 0), value=math.inf),
+        num_unordered=count,
+    )
+
+
+def _read_finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
+    """The layer for final observations x [F,D]: each sees the slots of its row up to its step, and itself."""
     t, b = axis.final_at
-    x, slots = x[:, None], slots.of_rows(b)
-    later = axis.queries.shape[0] - 1 - t  # [F] slots of later steps, which lie between and are not seen
-    if x.is_cuda or bool((later > 0).any()):  # the relative positions want the youngest last
+    x, slots = x[:, None], slots.rows(b)
+    later = axis.num_steps - 1 - t  # [F] slots of later steps, which it must not see
+    if x.is_cuda or bool((later > 0).any()):  # attention by age needs the youngest slots last
         columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
-        slots = replace(slots.shifted(columns), unordered=slots.position.shape[1] if slots.unordered else 0)
-    now = t.to(x.dtype) + 1  # [F]
-    own = layer.write(x, axis.span_limit[b])
-    return layer.read(x, own.normed, slots.with_own(own, now), now[:, None], axis.episode[b, t][:, None]).x[:, 0]
+        num_unordered = slots.position.shape[1] if slots.num_unordered else 0
+        slots = replace(slots.gather(columns), num_unordered=num_unordered)
+    query_position = t.to(x.dtype) + 1  # [F]
+    projection = layer.write(x, axis.span_limit[b])
+    slots = slots.append(projection, query_position)
+    episode_begin = axis.episode_begin[b, t][:, None]
+    return layer.read(x, projection.normed, slots, query_position[:, None], episode_begin).x[:, 0]
 
 
-def _loss(
-    layer: Layer,
-    written: Written,
-    slots: Slots,
-    reading: Reading,
-    held: LayerMemory,
-    axis: Axis,
-    extension: Extension | None,
-    pressure: float,
-) -> Tensor | None:
-    """The loss of the layer's memory kind."""
-    kind, steps = layer.kind, axis.queries.shape[0]
-    lives = None
-    if pressure and kind.use_lift() is not None:
-        lives = _lives(layer, slots, reading, held, axis)
-    new = torch.zeros_like(slots.position, dtype=torch.bool)
-    new[:, -steps:] = True
-    loss = kind.loss(written.normed, new, lives, axis.span_limit, pressure)
-    if extension is not None and slots.unordered:
-        seen = reading.visible[:, :, : slots.unordered]
-        merge_loss = kind.merge_loss(layer.frozen_keys_values, reading.queries.detach(), extension.blocks, seen)
-        loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
-    return loss
+@dataclass(frozen=True)
+class _LayerPass:
+    """One layer's pass over a rollout, from which its loss, its inspection and its memory follow."""
 
+    layer: Layer
+    layer_memory: LayerMemory  # with which the rollout began, padded to S slots
+    axis: Axis
+    extension: Extension | None
+    hidden: Tensor  # [B,C,D]
+    projection: Projection
+    slots: Slots
+    reading: Reading
 
-def _lives(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis: Axis) -> Lives:
-    """What became of the slots in this rollout."""
-    age, steps = reading.age, axis.queries.shape[0]  # [B,T,C]
-    used = layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
-    used_here = age.masked_fill(~used, -1).amax(1)
-    last_use = used_here.clamp(min=0)
-    exists = slots.position > GONE
-    past = held.birth.shape[1]
-    unknown = used_here[:, :past] <= 0  # whether it was used before the rollout
-    if held.last_use is not None:
-        before = (held.last_use - held.birth).to(age.dtype)
-        last_use[:, :past] = torch.maximum(last_use[:, :past], before)
-        unknown &= held.last_use < 0
-    exists[:, :past] &= ~unknown
-    position = torch.where(exists, slots.position, 0)
-    end = axis.end.gather(1, (position.long() + 1).clamp(0, steps))
-    ended = (end < steps) & exists
-    age_then = torch.where(ended, end, steps) - position
-    return Lives(used_here, last_use, age_then, ended, exists, slots.slot_features)
+    def kind_loss(self, pressure: float) -> Tensor | None:
+        """The loss of the layer's memory kind."""
+        kind, slots, extension = self.layer.kind, self.slots, self.extension
+        lives = None
+        if pressure and kind.use_lift() is not None:
+            lives = self._lives()
+        is_new = torch.zeros_like(slots.position, dtype=torch.bool)
+        is_new[:, -self.axis.num_steps :] = True
+        loss = kind.loss(self.projection.normed, is_new, lives, self.axis.span_limit, pressure)
+        if extension is not None and slots.num_unordered:
+            visible = self.reading.visible[:, :, : slots.num_unordered]
+            queries = self.reading.queries.detach()
+            merge_loss = kind.merge_loss(self.layer.frozen_keys_values, queries, extension.blocks, visible)
+            loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
+        return loss
 
+    def _latest_use(self) -> Tensor:
+        """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
+        reading = self.reading
+        used = self.layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        return reading.age.masked_fill(~used, -1).amax(1)
 
-def _looked(layer: Layer, slots: Slots, reading: Reading, extension: Extension | None, steps: int) -> LayerInspection:
-    """What those who look want to know."""
-    covers = torch.ones_like(slots.position, dtype=torch.int64)
-    merging = layer.kind.merging
-    if extension is not None and merging is not None:
-        merged = F.pad(extension.merged, (slots.unordered, 0), value=True)  # [B,E+S]
-        covers[:, :-steps] = torch.where(merged, merging.size, 1)
-    coordinate = slots.position.masked_fill(slots.position <= GONE, -math.inf)
-    return LayerInspection(coordinate, covers, slots.slot_features, reading.visible, reading.weights)
+    def _lives(self) -> Lives:
+        """What became of the slots in this rollout."""
+        layer_memory, slots, steps = self.layer_memory, self.slots, self.axis.num_steps
+        use_in_rollout = self._latest_use()
+        last_use = use_in_rollout.clamp(min=0)
+        exists = slots.position > GONE
+        # A memory without a recorded last use is left out, unless it was used in this rollout.
+        num_memory = layer_memory.birth.shape[1]
+        unknown = use_in_rollout[:, :num_memory] <= 0
+        if layer_memory.last_use is not None:
+            earlier_use = (layer_memory.last_use - layer_memory.birth).to(self.reading.age.dtype)
+            last_use[:, :num_memory] = torch.maximum(last_use[:, :num_memory], earlier_use)
+            unknown &= layer_memory.last_use < 0
+        exists[:, :num_memory] &= ~unknown
+        # Until when each slot was watched.
+        position = torch.where(exists, slots.position, 0)
+        end = self.axis.episode_end.gather(1, (position.long() + 1).clamp(0, steps))
+        ended = (end < steps) & exists
+        final_age = torch.where(ended, end, steps) - position
+        return Lives(
+            use_in_rollout=use_in_rollout,
+            last_use=last_use,
+            final_age=final_age,
+            ended=ended,
+            exists=exists,
+            slot_features=slots.slot_features,
+        )
 
+    def inspect(self) -> LayerInspection:
+        """Slots, spans and attention for the viewer, the audit and tests."""
+        slots, merging = self.slots, self.layer.kind.merging
+        covers = torch.ones_like(slots.position, dtype=torch.int64)
+        if self.extension is not None and merging is not None:
+            merged = F.pad(self.extension.merged, (slots.num_unordered, 0), value=True)  # [B,E+S]
+            covers[:, : -self.axis.num_steps] = torch.where(merged, merging.size, 1)
+        coordinate = slots.position.masked_fill(slots.position <= GONE, -math.inf)
+        return LayerInspection(
+            coordinate=coordinate,
+            covers=covers,
+            slot_features=slots.slot_features,
+            visible=self.reading.visible,
+            attention=self.reading.weights,
+        )
 
-@torch.no_grad()
-def _kept(layer: Layer, slots: Slots, reading: Reading, held: LayerMemory, axis: Axis, hidden: Tensor) -> LayerMemory:
-    """What is remembered after the last step, as acting has it after the same steps. hidden: [B,C,D]."""
-    steps, time = axis.queries.shape[0], axis.time_after()
-    last_use = None
-    if held.last_use is not None:
-        birth = slots.birth(time, steps)
-        before = birth.clone()
-        before[:, slots.unordered : -steps] = held.last_use
-        used = layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
-        used_here = reading.age.masked_fill(~used, -1).amax(1).to(birth.dtype)
-        last_use = torch.where(used_here > 0, birth + used_here, before)
-    return slots.remembered(layer.kind, hidden, last_use, axis.episode[:, -1], time, steps)
+    @torch.no_grad()
+    def memory_after(self) -> LayerMemory:
+        """The memory after the last step, the same that acting has after the same steps."""
+        slots, steps, time = self.slots, self.axis.num_steps, self.axis.time_after()
+        last_use = None
+        if self.layer_memory.last_use is not None:
+            birth = slots.birth(time, steps)
+            earlier_use = birth.clone()
+            earlier_use[:, slots.num_unordered : -steps] = self.layer_memory.last_use
+            use_in_rollout = self._latest_use().to(birth.dtype)
+            last_use = torch.where(use_in_rollout > 0, birth + use_in_rollout, earlier_use)
+        return slots.compact(
+            self.layer.kind,
+            self.hidden.detach(),
+            last_use,
+            episode_begin=self.axis.episode_begin[:, -1],
+            time=time,
+            query_position=steps,
+        )

@@ -105,7 +105,7 @@ def test_spans_begin_where_the_config_says_and_are_logged():
     fresh = ActorCritic.for_spaces(*_spaces(), memory="adaptive_span", memory_config=config)
     for layer in fresh.core.layers:
         assert layer.kind.spans().tolist() == pytest.approx([30.0] * 4)
-        assert layer.kind.figures(torch.zeros(0, 64)) == {"span_mean": pytest.approx(30), "span_max": pytest.approx(30)}
+        assert layer.kind.metrics(torch.zeros(0, 64)) == {"span_mean": pytest.approx(30), "span_max": pytest.approx(30)}
 
 
 def _spaces():

@@ -77,7 +77,7 @@ def test_attend_rollout_and_its_gradient(steps, memory, reach):
     corner = age[:, : min(steps, reach - 1), memory - (reach - 1) : memory]
 
     def ours(q, k, v, positions, bias):
-        return attend_rollout(q, k, v, positions, corner, bias.masked_fill(hidden, -math.inf))
+        return attend_rollout(q, k, v, positions=positions, memory_age=corner, bias=bias.masked_fill(hidden, -math.inf))
 
     def naive(q, k, v, positions, bias):
         return naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
@@ -102,14 +102,14 @@ def test_a_bias_per_head_is_each_heads_own():
     corner = age[:, :3, 2:5]
     bias = torch.randn(B, H, 6, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     inputs = [x.requires_grad_() for x in (q, k, v, positions, bias)]
-    together = attend_rollout(q, k, v, positions, corner, bias.masked_fill(hidden[:, None], -math.inf))
-    last = bias.masked_fill(hidden[:, None], -math.inf)[:, :, -1]
-    step = attend(q[:, :, -1], k, v, positions, age[:, -1], last)
+    masked = bias.masked_fill(hidden[:, None], -math.inf)
+    together = attend_rollout(q, k, v, positions=positions, memory_age=corner, bias=masked)
+    step = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=masked[:, :, -1])
     outputs = []
     for h in range(H):
-        own = bias[:, h].masked_fill(hidden, -math.inf)
+        head_bias = bias[:, h].masked_fill(hidden, -math.inf)
         parts = [x[:, h : h + 1] for x in (q, k, v)]
-        output, weights = attend_rollout(*parts, positions, corner, own)
+        output, weights = attend_rollout(*parts, positions=positions, memory_age=corner, bias=head_bias)
         outputs.append(output)
         torch.testing.assert_close(together[0][:, h], output[:, 0], rtol=0, atol=1e-12)
         torch.testing.assert_close(together[1][:, h], weights[:, 0], rtol=0, atol=1e-12)
@@ -133,7 +133,13 @@ def test_slots_that_came_into_being_are_found_by_their_true_age():
     assert ((extra_age >= 0) & (extra_age < 4)).sum() > 10
     inputs = [x.requires_grad_() for x in (q, k, v, positions, bias)]
     output, weights = attend_rollout(
-        q, k, v, positions, age[:, :3, 5:8], bias.masked_fill(hidden, -math.inf), extra_age
+        q,
+        k,
+        v,
+        positions=positions,
+        memory_age=age[:, :3, 5:8],
+        bias=bias.masked_fill(hidden, -math.inf),
+        extension_age=extra_age,
     )
     expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
@@ -144,7 +150,7 @@ def test_slots_that_came_into_being_are_found_by_their_true_age():
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
     last = bias.masked_fill(hidden, -math.inf)[:, -1]
-    step, _ = attend(q[:, :, -1], k, v, positions, age[:, -1], last, recent=k.shape[2])
+    step, _ = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last, recent=k.shape[2])
     torch.testing.assert_close(step, expected[:, :, -1], rtol=0, atol=1e-12)
 
 
@@ -155,7 +161,10 @@ def test_attend_rollout_by_finite_differences_in_every_direction():
     inputs = [x[:1].clone().requires_grad_() for x in (q, k, v)]
     inputs += [positions.clone().requires_grad_(), bias[:1].clone().requires_grad_()]
     assert torch.autograd.gradcheck(
-        lambda q, k, v, p, b: attend_rollout(q, k, v, p, corner[:1], b.masked_fill(hidden[:1], -math.inf))[0], inputs
+        lambda q, k, v, p, b: attend_rollout(
+            q, k, v, positions=p, memory_age=corner[:1], bias=b.masked_fill(hidden[:1], -math.inf)
+        )[0],
+        inputs,
     )
 
 
@@ -164,7 +173,7 @@ def test_attend_is_one_query_of_the_rollout(steps, memory, reach):
     """A query with slots of its own, as in acting: output and weights against the loops."""
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach, seed=1)
     last = bias.masked_fill(hidden, -math.inf)[:, -1]
-    output, weights = attend(q[:, :, -1], k, v, positions, age[:, -1], last)
+    output, weights = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last)
     expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
     torch.testing.assert_close(output, expected[:, :, -1], rtol=0, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights[:, :, -1], rtol=0, atol=1e-12)

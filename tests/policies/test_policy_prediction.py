@@ -12,7 +12,7 @@ from policy_cases import SPEC, observations
 from expire_span_rl.policies import KINDS, ActorCritic, PolicyConfig, core_config
 from expire_span_rl.policies.actions import make_actions
 from expire_span_rl.policies.encoders import make_entry
-from expire_span_rl.policies.encoders.base import VARIANCE_FLOOR
+from expire_span_rl.policies.encoders.base import MIN_VARIANCE
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.transformer.layer import TransformerConfig
@@ -40,7 +40,7 @@ def test_the_loss_is_what_it_says():
     following["speed"][:, 1] = 0.25  # what never varies is not divided by zero
     expected = 0.0
     columns = torch.cat([following["previous_reward"][:, None], following["speed"]], 1)
-    variance = ((columns - columns.mean(0)) ** 2).mean(0).clamp(min=VARIANCE_FLOOR)
+    variance = ((columns - columns.mean(0)) ** 2).mean(0).clamp(min=MIN_VARIANCE)
     for n in range(5):
         hidden = predictor.features.weight @ features[n] + predictor.features.bias + predictor.action.weight[actions[n]]
         numbers = (predictor.out.weight @ hidden.clamp(min=0) + predictor.out.bias).tolist()

@@ -77,7 +77,7 @@ def test_static_buffers_act_as_growing_ones(kind, settings):
 
 @pytest.mark.parametrize("kind, settings", CAPTURED)
 def test_a_static_step_asks_the_device_for_nothing(kind, settings, monkeypatch):
-    monkeypatch.setattr(SurvivalSpans, "known_unreleased", lambda self: False)  # as on a GPU
+    monkeypatch.setattr(SurvivalSpans, "is_known_unreleased", lambda self: False)  # as on a GPU
     _, policy = both(kind, settings)
     acting = policy.begin(policy.draw(policy.initial_memory(B), None), T)
     generator = torch.Generator().manual_seed(1)

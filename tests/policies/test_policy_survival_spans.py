@@ -110,9 +110,9 @@ def test_what_became_of_every_memory(monkeypatch):
                     key, before = (b, begun + coordinate), ages.get((b, begun + coordinate), 0)
                     here = [] if until == 0 else used_ages(layer, b, coordinate, column, until)
                     ages[key] = max([before, *here])
-                    assert int(lives.used_here[b, c]) == max(here, default=-1)
+                    assert int(lives.use_in_rollout[b, c]) == max(here, default=-1)
                     assert int(lives.last_use[b, c]) == ages[key]
-                    assert int(lives.age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
+                    assert int(lives.final_age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
                     carried += before > max(here, default=-1)
                     between += until == 0
                     within += 0 < until < steps
@@ -136,7 +136,7 @@ def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
     for lives, held in zip(told, memory.layers, strict=True):
         past = lives.exists.shape[1] - 9
         alive = held.padded(past).alive
-        used = lives.used_here[:, :past] > 0
+        used = lives.use_in_rollout[:, :past] > 0
         assert torch.equal(lives.exists[:, :past], alive & used) and lives.exists[:, past:].all()
         seen = [seen[0] + int((alive & used).sum()), seen[1] + int((alive & ~used).sum())]
     assert min(seen) > 0
