@@ -1,7 +1,7 @@
-"""Policies on disk: one safetensors file with the weights, and in its header, as JSON, all that is needed to use them.
+"""Policies on disk: one safetensors file with the weights. Its header has, as JSON, all that is needed to use them.
 
-Nothing is ever unpickled, so that a file from a stranger cannot run code. What a file asks for is compared with the
-shapes of the tensors that it has before anything is made of it. Files are written by `expire_span_rl.files`.
+Nothing is ever unpickled, so a file from a stranger cannot run code. The config of a file is compared with the shapes
+of its tensors before anything is built from it. Files are written by `expire_span_rl.files`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ from expire_span_rl.registry import Entry
 FORMAT = "expire-span-rl/policy"
 VERSION = 2
 READABLE = (1, 2)
-"""Versions that are read. 1: actions are told by their number, without their space."""
-LONGEST_HEADER = 10_000_000  # bytes: of a million tensors or so
-LONGEST_REASON = 150  # characters of why a file is refused
+"""Versions that can be read. Version 1 has the number of actions instead of their space."""
+LONGEST_HEADER = 10_000_000  # bytes: enough for about a million tensors
+LONGEST_REASON = 150  # characters of the reason why a file is refused
 
 __all__ = ["PolicyFileError", "load_policy", "policy_info", "policy_path", "save_policy", "write_atomically"]
 
 
 class PolicyFileError(ValueError):
-    """A file that is no policy, or not one that this version can read. One line."""
+    """A file that is no policy, or a policy that this version cannot read. One line."""
 
 
 def save_policy(
     policy: ActorCritic, path: str | Path, info: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes `policy` (with `weights` instead of its own, if given). info: JSON-able, what to know of it: `env`,
-    `env_kwargs`, `agent`, and whatever else; `load_policy` gives it back."""
+    """Writes `policy` to `path`.
+
+    info: metadata for JSON, which `load_policy` returns: `env`, `env_kwargs`, `agent` and others; weights: written
+    instead of the policy's own.
+    """
     header = {"format": FORMAT, "version": VERSION, "config": policy.config.to_json(), "info": dict(info)}
     tensors = policy.state_dict() if weights is None else weights
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -55,53 +58,54 @@ def load_policy(
 ) -> tuple[ActorCritic, dict[str, Any]]:
     """The policy in a file, or the `policy.safetensors` of a run directory, and its info.
 
-    extractor: the `FeaturesExtractor` of a policy that was trained with one: a file names its class but imports
-    nothing. Raises PolicyFileError, one line, for a file that is missing, truncated, foreign, written by a newer
-    version, whose config and tensors do not belong together, or whose weights are not finite. Nothing is made before
-    these are known to agree.
+    extractor: the `FeaturesExtractor` of a policy that was trained with one. A file names its class but imports
+    nothing. Raises PolicyFileError, one line, for a file that is missing, truncated, of another format, written by a
+    newer version, whose config and tensors do not belong together, or whose weights are not finite. The policy is built
+    only after config and tensors were found to agree.
     """
     file = policy_path(path)
-    with _opened(file, str(device)) as opened:
-        header = _header(file, opened)
-        make = _maker(file, header, extractor)
+    with _open(file, str(device)) as opened:
+        header = _read_header(file, opened)
+        make = _policy_factory(file, header, extractor)
         try:
             config = header["config"]
             tensors = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
             check_numbers(config, shapes)
-            expected = _expected(config, make)
+            expected = _expected_weights(config, make)
             if expected is not None:
                 check_tensors(expected, shapes, {name: tensor.get_dtype() for name, tensor in tensors.items()})
             policy = make(config)
             policy.load_state_dict({name: opened.get_tensor(name) for name in shapes})
             check_finite(policy.state_dict())
-        except Exception as error:  # noqa: BLE001, whatever a stranger's config makes of a constructor
+        except Exception as error:  # noqa: BLE001, a stranger's config may raise anything in a constructor
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise PolicyFileError(
                 f"{shown(file)}: expected a config and weights that belong together ({shown(reason, LONGEST_REASON)})"
             ) from None
-    return policy.to(device).eval(), _info(file, header)
+    return policy.to(device).eval(), _read_info(file, header)
 
 
 def policy_info(path: str | Path) -> dict[str, Any]:
-    """What the policy file at `path` says of its policy: the info that it was saved with. Raises PolicyFileError."""
+    """The info with which the policy at `path` was saved. Raises PolicyFileError."""
     file = policy_path(path)
-    with _opened(file, "cpu") as opened:
-        return _info(file, _header(file, opened))
+    with _open(file, "cpu") as opened:
+        return _read_info(file, _read_header(file, opened))
 
 
-def _info(file: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+def _read_info(file: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """The info in the header. Raises PolicyFileError."""
     info = header.get("info")
     if not isinstance(info, dict):
         raise PolicyFileError(f"{shown(file)}: expected what the policy was trained in, the file does not say")
     return info
 
 
-def _opened(file: Path, device: str) -> Any:
-    """The open file; its tensors are not read yet. Raises PolicyFileError."""
+def _open(file: Path, device: str) -> Any:
+    """The open file. Its tensors are not read yet. Raises PolicyFileError."""
     try:
-        with file.open("rb") as start:
-            size = start.read(8)
+        with file.open("rb") as stream:
+            size = stream.read(8)
         if len(size) == 8 and struct.unpack("<Q", size)[0] > LONGEST_HEADER:
             raise OSError(f"a header of more than {LONGEST_HEADER:,} bytes")
         return safe_open(file, "pt", device=device)
@@ -111,14 +115,14 @@ def _opened(file: Path, device: str) -> Any:
         ) from None
 
 
-def _header(file: Path, opened: Any) -> dict[str, Any]:
+def _read_header(file: Path, opened: Any) -> dict[str, Any]:
     """The header that `save_policy` wrote. Raises PolicyFileError."""
     try:
         header = json.loads((opened.metadata() or {})["policy"])
-        ours = header["format"] == FORMAT
+        is_policy = header["format"] == FORMAT
     except (KeyError, TypeError, ValueError, RecursionError):  # ValueError: no JSON, or a number of 5,000 digits
-        ours = False
-    if not ours:
+        is_policy = False
+    if not is_policy:
         raise PolicyFileError(f"{shown(file)}: expected a policy saved by this toolkit, got another safetensors file")
     if header.get("version") not in READABLE:
         raise PolicyFileError(
@@ -128,9 +132,9 @@ def _header(file: Path, opened: Any) -> dict[str, Any]:
     return header
 
 
-def _expected(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> dict[str, Tensor] | None:
-    """The weights that the config asks for, without values. None for a kind from outside this package that cannot be
-    made so: one that computes with values in its constructor."""
+def _expected_weights(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> dict[str, Tensor] | None:
+    """The weights of the config's policy, without values. None for a kind from outside this package whose constructor
+    computes with values, and therefore fails."""
     try:
         return weights_of(lambda: make(config))
     except Exception:
@@ -139,31 +143,32 @@ def _expected(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any
         return None
 
 
-def _maker(
+def _policy_factory(
     file: Path, header: Mapping[str, Any], extractor: FeaturesExtractor | None
 ) -> Callable[[Mapping[str, Any]], Any]:
-    """What makes a policy of the header's config. Raises ValueError, one line, if that takes a package or a class that
-    is not there."""
+    """A function that builds a policy from the header's config. Raises ValueError, one line, if a package or class that
+    it needs is missing."""
     config = header["config"] if isinstance(header.get("config"), dict) else {}
-    network, named = config.get("memory"), config.get("features_extractor")
-    if named and extractor is None:
+    network, extractor_name = config.get("memory"), config.get("features_extractor")
+    if extractor_name and extractor is None:
         raise PolicyFileError(
-            f"{shown(file)}: expected features_extractor, the policy's own, {shown(named, 100)}, which a file cannot bring"
+            f"{shown(file)}: expected features_extractor, the policy's own, {shown(extractor_name, 100)}, "
+            "which a file cannot bring"
         )
     if not (isinstance(network, str) and network.startswith("sb3-")):
         return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
-    from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # a second, and only for baselines
+    from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # takes a second
 
     policy_class(network)
     return lambda config: SB3Policy(SB3PolicyConfig.from_json(config))
 
 
 def policy_path(path: str | Path) -> Path:
-    """The policy file that `path`, a file or a run directory, means. Raises PolicyFileError if there is none."""
+    """The policy file at `path`, which is a file or a run directory. Raises PolicyFileError if there is none."""
     path = Path(path)
     try:
         path.stat()
-    except (OSError, ValueError):  # a name too long, or with a character that no file can have, among others
+    except (OSError, ValueError):  # also for a name that is too long or has an impossible character
         raise PolicyFileError(
             f"{shown(path)}: expected a policy file or a run directory, found nothing there"
         ) from None

@@ -1,6 +1,6 @@
 """`predict` with Stable-Baselines3's signature, for observations as the environment gives them or as `envs` wraps them.
 
-B environments, P parameters of the actions' distribution.
+B environments, N numbers of an action, A actions.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ PREDICT_HORIZON = 64  # steps between two compactions of the memory; results do 
 
 @dataclass(frozen=True)
 class PredictState:
-    """What `predict` hands back for the next call. It can be used once: acting writes into it."""
+    """What `predict` returns for the next call. It can be used once, since acting writes into it."""
 
     acting: Acting
-    position: list[int]  # shared by all states of one run: calls made
-    at: int
+    call_counter: list[int]  # the number of calls, shared by all states of one run
+    call: int  # the number of the call that returned this state
     action: np.ndarray  # the entry "previous_action" of the next observation: [B] or [B,N]
-    reward: np.ndarray  # [B] the reward that the policy expects of it
+    reward: np.ndarray  # [B] the reward that the policy predicts for it
 
 
-class Predicts(Protocol):
+class PredictingPolicy(Protocol):
     """What `Predictor` needs of a policy."""
 
     config: Any
@@ -55,7 +55,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(
-        self: Predicts,
+        self: PredictingPolicy,
         observation: Any,
         state: PredictState | None = None,
         episode_start: np.ndarray | None = None,
@@ -66,37 +66,53 @@ class Predictor:
         """Actions of the environment's own space, for a batch of observations or for one, and the next state.
 
         observation: the environment's own, of any structure, or that of `envs.make_env`; batches have the batch axis in
-        every part. state: what the last call returned, None to begin; each state serves one call, since acting writes
-        into it.
-        episode_start: bool [B], where an episode begins; None for none. reward: of the previous step, [B] or a number,
-        where the observation does not have it; None: what the policy itself expected of its action. action_masks: [B,A]
-        or [A], where actions are forbidden and the observation does not say so; None: all are allowed.
-        Raises ValueError for a state used before or made for another number of environments, and for an observation
-        without a part that the policy reads.
+        every part; state: what the last call returned, None to begin; each state serves one call, since acting writes
+        into it; episode_start: bool [B], where an episode begins; None for nowhere; reward: of the previous step, [B]
+        or a number, if the observation does not hold it; None: the reward that the policy predicted for its action;
+        action_masks: [B,A] or [A], if actions are forbidden and the observation does not say so; None: all are allowed.
+
+        Raises ValueError for a state that was used before or is of another number of environments, and for an
+        observation without a part that the policy reads.
         """
         spec = self.config.observation
-        entries = {key: _own_entry(observation, key, spec) for key in spec if key not in ADDED}
-        entries |= {key: observation[key] for key in ADDED if key in spec and _has(observation, key)}
-        if action_masks is not None:
-            entries[ACTION_MASK] = action_masks
-        key = next(iter(entries))
-        single = np.ndim(entries[key]) == _rank(spec[key])
-        arrays = {key: np.asarray(value)[None] if single else np.asarray(value) for key, value in entries.items()}
-        batch = len(arrays[key])
-        acting, position = _resumed(self, state, batch)
+        arrays, is_single = _batch_entries(observation, spec, action_masks)
+        batch = len(next(iter(arrays.values())))
+        acting, call_counter = _begin_or_resume(self, state, batch)
         start = np.zeros(batch, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
-        arrays = {**_remembered(self, state, start, reward), **arrays}
+        arrays = {**_added_entries(self, state, start, reward), **arrays}
         arrays = {key: arrays[key] for key in spec}
-        params, _, rewards = self.step_with_rewards(
+        params, _, reward_outputs = self.step_with_rewards(
             as_tensors(arrays, self.device), acting, torch.as_tensor(start, device=self.device)
         )
         actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
-        position[0] += 1
-        expected = self.predicted_rewards(rewards, actions).float().cpu().numpy()
-        following = PredictState(acting, position, position[0], actions.cpu().numpy(), expected)
-        taken = self.actions.to_env(actions)
-        one = taken[0] if taken.dtype.kind != "f" else np.asarray(taken[0])  # a Box of rank 0 holds arrays
-        return (one if single else taken), following
+        call_counter[0] += 1
+        next_state = PredictState(
+            acting=acting,
+            call_counter=call_counter,
+            call=call_counter[0],
+            action=actions.cpu().numpy(),
+            reward=self.predicted_rewards(reward_outputs, actions).float().cpu().numpy(),
+        )
+        env_actions = self.actions.to_env(actions)
+        if not is_single:
+            return env_actions, next_state
+        env_action = env_actions[0]
+        return np.asarray(env_action) if env_actions.dtype.kind == "f" else env_action, next_state  # Box: an array
+
+
+def _batch_entries(
+    observation: Any, spec: Mapping[str, Any], action_masks: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The entries that the observation holds, [B, ...] each, and whether it was a single one. Raises ValueError."""
+    entries = {key: _environment_entry(observation, key, spec) for key in spec if key not in ADDED}
+    entries |= {key: observation[key] for key in ADDED if key in spec and _has(observation, key)}
+    if action_masks is not None:
+        entries[ACTION_MASK] = action_masks
+    key = next(iter(entries))
+    is_single = np.ndim(entries[key]) == _rank(spec[key])
+    return {
+        key: np.asarray(value)[None] if is_single else np.asarray(value) for key, value in entries.items()
+    }, is_single
 
 
 def _has(observation: Any, key: str) -> bool:
@@ -107,42 +123,54 @@ def _rank(entry: Mapping[str, Any]) -> int:
     return len(entry.get("shape", []))
 
 
-def _own_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> Any:
-    """The value of an entry in an observation of any structure; text as numbers of words. Raises ValueError."""
-    parts = isinstance(observation, (Mapping, tuple)) and not (isinstance(observation, tuple) and key == "observation")
+def _environment_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> Any:
+    """The value of an entry in the environment's own observation of any structure; text as numbers of words. Raises
+    ValueError."""
+    is_whole_tuple = isinstance(observation, tuple) and key == "observation"
+    has_parts = isinstance(observation, (Mapping, tuple)) and not is_whole_tuple
     try:
-        value = find_entry(observation, key) if parts else observation
+        value = find_entry(observation, key) if has_parts else observation
     except KeyError:
         raise ValueError(f"observation: expected a part {key!r}, which the policy reads, there is none") from None
     if spec[key]["kind"] != "words":
         return value
     if isinstance(value, str):
-        return word_numbers(value, spec[key]["shape"][0]).copy()  # it is shared, and tensors can be written to
+        return word_numbers(value, spec[key]["shape"][0]).copy()  # the array is shared, and tensors can be written to
     if isinstance(value, Sequence) and all(isinstance(text, str) for text in value):
         return np.stack([word_numbers(text, spec[key]["shape"][0]) for text in value])
     return value
 
 
-def _remembered(policy: Predicts, state: PredictState | None, start: np.ndarray, reward: Any) -> dict[str, np.ndarray]:
+def _added_entries(
+    policy: PredictingPolicy, state: PredictState | None, start: np.ndarray, reward: Any
+) -> dict[str, np.ndarray]:
     """The entries that an environment's own observation lacks, [B, ...] each."""
-    batch, none = len(start), policy.actions.none(len(start))
-    action = none if state is None else np.where(start.reshape(-1, *[1] * (none.ndim - 1)), none, state.action)
-    expected = np.zeros(batch, np.float32) if state is None else state.reward
-    received = expected if reward is None else np.broadcast_to(np.asarray(reward, np.float32), (batch,))
+    batch = len(start)
+    no_action = policy.actions.none(batch)
+    if state is None:
+        previous_action = no_action
+        previous_reward = np.zeros(batch, np.float32)
+    else:
+        previous_action = np.where(start.reshape(-1, *[1] * (no_action.ndim - 1)), no_action, state.action)
+        previous_reward = state.reward
+    if reward is not None:
+        previous_reward = np.broadcast_to(np.asarray(reward, np.float32), (batch,))
     return {
-        PREVIOUS_ACTION: action,
-        PREVIOUS_REWARD: np.where(start | (state is None), np.float32(0), received),
+        PREVIOUS_ACTION: previous_action,
+        PREVIOUS_REWARD: np.where(start | (state is None), np.float32(0), previous_reward),
         ACTION_MASK: np.ones((batch, policy.actions.num_outputs), np.int8),
     }
 
 
-def _resumed(policy: Predicts, state: PredictState | None, batch: int) -> tuple[Any, list[int]]:
+def _begin_or_resume(policy: PredictingPolicy, state: PredictState | None, batch: int) -> tuple[Any, list[int]]:
+    """What to act on, and the counter of calls. Raises ValueError."""
     if state is None:
         return policy.begin(policy.initial_memory(batch), PREDICT_HORIZON), [0]
-    if state.at != state.position[0]:
-        raise ValueError(f"state: expected the last one returned (call {state.position[0]}), got call {state.at}'s")
+    if state.call != state.call_counter[0]:
+        last_call = state.call_counter[0]
+        raise ValueError(f"state: expected the last one returned (call {last_call}), got call {state.call}'s")
     if len(state.acting.time) != batch:
         raise ValueError(f"state: expected {batch} environments, got {len(state.acting.time)}")
     if state.acting.full:
-        return policy.begin(state.acting.memory(), PREDICT_HORIZON), state.position
-    return state.acting, state.position
+        return policy.begin(state.acting.memory(), PREDICT_HORIZON), state.call_counter
+    return state.acting, state.call_counter

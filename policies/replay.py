@@ -1,5 +1,5 @@
-"""A computation that is launched as a whole: on a GPU a CUDA graph, captured once, so that a step costs one launch
-instead of some two hundred."""
+"""A computation that is captured once and launched as a whole. On a GPU it is a CUDA graph: a step then costs one
+launch instead of some two hundred."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # calls before a capture, in which libraries make what they keep
+WARM_UP = 3  # calls before a capture, in which libraries allocate their permanent buffers
 
 
 class Replay:
-    """Calls a function of tensors whose shapes never change. It reads and writes tensors of its own, which the caller
-    does not keep: what it returns is overwritten by the next call.
+    """Calls a function of tensors whose shapes never change. Inputs and outputs lie in buffers of the Replay's own: the
+    next call overwrites the outputs of the last one.
 
-    On the CPU the function is called each time: the same buffers, without a graph, so that tests need no GPU.
+    On the CPU the function itself is called each time, with the same buffers. Tests therefore need no GPU.
     """
 
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], inputs: Mapping[str, Tensor], state: Sequence[Tensor]
     ):
-        """function: of tensors by name, returns tensors, and must never ask the device for a number; inputs: the first
-        ones; state: the tensors that it changes and that a call before the capture must leave as they were."""
+        """function: takes tensors by name and returns tensors; it must never ask the device for a number; inputs: of
+        the first call; state: the tensors that the function changes, which are restored after the capture."""
         self._function = function
         self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         self._outputs: list[Tensor] = []
@@ -41,22 +41,22 @@ class Replay:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._outputs = list(self._function(**self._inputs))
-        for tensor, was in zip(state, before, strict=True):
-            tensor.copy_(was)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Raises ValueError, one line, for an input of another shape."""
         for name, tensor in inputs.items():
-            own = self._inputs[name]
-            if tensor.shape != own.shape:
-                raise ValueError(f"{name}: expected a tensor {list(own.shape)}, as before, got {list(tensor.shape)}")
-            own.copy_(tensor, non_blocking=True)
+            buffer = self._inputs[name]
+            if tensor.shape != buffer.shape:
+                raise ValueError(f"{name}: expected a tensor {list(buffer.shape)}, as before, got {list(tensor.shape)}")
+            buffer.copy_(tensor, non_blocking=True)
         if self._graph is not None:
             self._graph.replay()
             return self._outputs
         outputs = list(self._function(**self._inputs))
         if not self._outputs:
             self._outputs = [output.clone() for output in outputs]
-        for own, output in zip(self._outputs, outputs, strict=True):
-            own.copy_(output)
+        for buffer, output in zip(self._outputs, outputs, strict=True):
+            buffer.copy_(output)
         return self._outputs

@@ -1,4 +1,4 @@
-"""Settings of policies: of the cores, and of the memory kinds. Their fields are command-line flags.
+"""Settings of the cores and of the memory kinds. Their fields are command-line flags.
 
 Nothing here imports torch, so that a command line answers at once.
 """
@@ -11,18 +11,20 @@ from typing import Any, ClassVar
 
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice
 
-LARGEST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**16, 1000, 10**6
+MAX_WIDTH = 2**16
+MAX_LAYERS = 1000
+MAX_POSITIONS = 10**6
 SPAN_MODELS = ("survival", "sigmoid")
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Part of every core's config."""
+    """The part of a core's config that all cores share."""
 
     action_gain: float = 1.0
     """Factor on the initial weights of the previous action in the first layer. A 3x3 image of MiniGrid has 27 numbers
-    per step: with about 5 the one action counts as much as all of them together."""
+    per step. With about 5 the one action counts as much as all of them together."""
 
     def __post_init__(self):
         if not 0 <= self.action_gain < math.inf:
@@ -55,7 +57,7 @@ class TransformerConfig(EncoderConfig):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
         check_above_zero(self, "sharpness")
-        check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS, num_positions=MOST_POSITIONS)
+        check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:
@@ -74,7 +76,7 @@ class RecurrentConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1)
-        check_at_most(self, width=LARGEST_WIDTH, num_layers=MOST_LAYERS)
+        check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ class LRUCoreConfig(RecurrentConfig):
 
 
 def check_spans(config: Any) -> None:
-    """Raises ValueError, one line, for a config of learned spans whose ramp, max_span or initial_span is out of
-    range."""
+    """Raises ValueError, one line, if a config of learned spans has a number that is out of range."""
     check_at_least(config, ramp=1, max_span=0, span_lr_scale=0, span_coef=0)
     if not 0 < config.initial_span < 1:
         raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
@@ -96,15 +97,15 @@ def check_spans(config: Any) -> None:
 @dataclass(frozen=True)
 class ExpireSpanConfig:
     EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid"}
-    """Settings that policy files from before they were there mean."""
+    """Values of settings that are missing in policy files from before these settings existed."""
 
     span_model: str = "survival"
     """How spans are predicted. survival: from the chance that a memory is still needed, without a longest span.
     sigmoid: as a fraction of a longest span, as in the Expire-Span paper."""
     max_span: int = 0
-    """Longest span L_max, in steps. 0: none with --span-model survival, unless the environment says that older facts
-    mislead; then as long as facts last there, plus the ramp. With sigmoid a power of two, at least twice as long as the
-    environment says that something must be remembered."""
+    """Longest span L_max, in steps. 0 with --span-model survival: no limit, unless the environment says that older
+    facts mislead; then as long as facts last there, plus the ramp. 0 with sigmoid: a power of two, at least twice as
+    long as the environment says that something must be remembered."""
     initial_limit: int = 0
     """With --span-model survival: spans of all memories, in steps, until the success target was met once. It must
     exceed the recall delay of an untrained policy. 0: --initial-span of twice the time that the environment says
@@ -115,14 +116,14 @@ class ExpireSpanConfig:
     """Span of every memory at the start, as a fraction of twice the time that the environment says something must be
     remembered, or of --max-span with --span-model sigmoid. It must exceed the recall delay of an untrained policy."""
     span_dropout: bool = False
-    """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per rollout (section 3.3 of the
-    Expire-Span paper)."""
+    """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per
+    rollout (section 3.3 of the Expire-Span paper)."""
     span_lr_scale: float = 1.5
-    """Learning rate of the span predictor's weights, by which memories differ in span, as a multiple of
-    --learning-rate, and twice that with --span-model survival. It holds at full pressure."""
+    """Learning rate of the span predictor's weights, as a multiple of --learning-rate; twice that with --span-model
+    survival. The weights make the spans of memories differ. The rate holds at full pressure."""
     span_bias_lr_scale: float = 15.0
-    """Learning rate of the span predictor's bias, which shifts all spans alike, as a multiple of --learning-rate, and
-    twice that with --span-model survival. It holds at full pressure."""
+    """Learning rate of the span predictor's bias, as a multiple of --learning-rate; twice that with --span-model
+    survival. The bias shifts all spans together. The rate holds at full pressure."""
     use_lift: float = 8.0
     """A memory counts as used when some head gives it at least this many times the average attention of the others."""
     use_margin: float = 0.25
@@ -186,7 +187,7 @@ class CompressiveConfig:
     compression_rate: int = 4
     """Memories that are compressed into one. Blocks of so many steps are counted from the start of the episode."""
     compressed_window: int = 48
-    """Compressed memories that are kept. A new one replaces the oldest."""
+    """Number of compressed memories. A new one replaces the oldest."""
 
     def __post_init__(self):
         check_at_least(self, window=0, compression_rate=2, compressed_window=1)
@@ -195,28 +196,30 @@ class CompressiveConfig:
 @dataclass(frozen=True)
 class GRUConfig:
     layer_norm: bool = False
-    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
+    """Apply layer normalisation to the input of each recurrent layer, and of the policy and value heads."""
 
 
 @dataclass(frozen=True)
 class LSTMConfig:
     layer_norm: bool = True
-    """Normalise what each recurrent layer reads, and what the policy's and value's heads read (layer normalisation)."""
+    """Apply layer normalisation to the input of each recurrent layer, and of the policy and value heads."""
 
 
 @dataclass(frozen=True)
 class LRUConfig:
     min_radius: float = 0.9
-    """Smallest size of the eigenvalues at the start: r fades to a third in 1 / (1 - r) steps."""
+    """Smallest absolute value of the eigenvalues at the start. A state fades to a third in 1 / (1 - r) steps."""
     max_radius: float = 0.999
-    """Largest size of the eigenvalues at the start, below 1."""
+    """Largest absolute value of the eigenvalues at the start, below 1."""
     max_phase: float = 0.314
-    """Largest phase of the eigenvalues at the start, in radians per step, at most 2 pi. Small ones suit long memory."""
+    """Largest phase of the eigenvalues at the start, in radians per step, at most 2 pi. Small phases suit long
+    memory."""
 
     def __post_init__(self):
         if not 0 < self.min_radius < self.max_radius < 1:
             raise ValueError(
-                f"--min-radius: expected 0 < --min-radius < --max-radius < 1, got {self.min_radius} and {self.max_radius}"
+                "--min-radius: expected 0 < --min-radius < --max-radius < 1, "
+                f"got {self.min_radius} and {self.max_radius}"
             )
         if not 0 < self.max_phase <= 2 * math.pi:
             raise ValueError(f"--max-phase: expected more than 0 and at most 2 pi, got {self.max_phase}")
