@@ -197,7 +197,7 @@ class ActorCritic(Predictor, nn.Module):
         return NextObservation(self.encoder, self.actions, self.config.core.width).to(self.device)
 
     def observe(self, observation: Observation) -> None:
-        """Updates the statistics by which numbers are normalised with the observations of a rollout, entries [T,B, ...].
+        """Updates the statistics that normalise numbers with the observations of a rollout, entries [T,B, ...].
 
         Called between two rollouts only, so that acting and learning of one rollout use the same statistics.
         """
@@ -291,6 +291,7 @@ class ActorCritic(Predictor, nn.Module):
         episode_start: Tensor,
         final_observation: Observation | None = None,
         final_at: tuple[Tensor, Tensor] | None = None,
+        *,
         pressure: float = 0.0,
         keep: bool = False,
     ) -> PolicyOutput:

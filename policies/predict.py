@@ -61,6 +61,7 @@ class Predictor:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         reward: Any = None,
+        *,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, PredictState]:
         """Actions of the environment's own space, for a batch of observations or for one, and the next state.

@@ -1,4 +1,4 @@
-"""The tensors of a policy's config, computed before any of them exists. A file from a stranger may ask for more than the
+"""The tensors of a policy's config, computed before any of them exists: a stranger's file may ask for more than the
 machine's memory.
 
 The config is checked first. The policy is then built without values, on torch's meta device.

@@ -19,19 +19,19 @@ ACTIONS: dict[str, tuple[type[spaces.Space], type[Actions]]] = {
     "multi_binary": (spaces.MultiBinary, MultiBinaryActions),
     "box": (spaces.Box, BoxActions),
 }
-"""By the name in a policy file: the space and what acts in it."""
+"""By the name in a policy file: the space and its actions."""
 
 __all__ = ["ACTIONS", "Actions", "action_spec", "make_actions"]
 
 
 def action_spec(space: spaces.Space) -> dict[str, Any]:
-    """The spec of an action space, JSON-able. Raises ValueError, one line, for one that no policy can act in."""
+    """The spec of an action space, a dict for JSON. Raises ValueError, one line, for an unsupported space."""
     action_size(space)
-    return next(made.spec_of(space) for kind, made in ACTIONS.values() if isinstance(space, kind))
+    return next(actions.spec_of(space) for kind, actions in ACTIONS.values() if isinstance(space, kind))
 
 
 def make_actions(spec: Mapping[str, Any]) -> Actions:
-    """The actions of a spec. Raises ValueError or KeyError for what `action_spec` cannot have given."""
+    """The actions of a spec. Raises ValueError or KeyError for a spec that is not from `action_spec`."""
     if spec["kind"] not in ACTIONS:
         raise ValueError(f"actions: expected one of {', '.join(ACTIONS)}, got {spec['kind']!r}")
     return ACTIONS[spec["kind"]][1](spec)

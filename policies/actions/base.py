@@ -1,7 +1,8 @@
-"""What a policy asks of an action space: how its outputs become a distribution, and actions what the environment takes.
+"""What a policy asks of an action space: how outputs become a distribution, and how actions become the environment's.
 
-*Canonical* actions are what policies and learners compute with: whole numbers from 0, or reals of which bounded ones
-lie in [-1, 1]. A action of N numbers has P parameters and F features; `...` stands for any leading axes, such as T, B.
+Policies and learners compute with *canonical* actions. These are whole numbers from 0, or real numbers, which lie in
+[-1, 1] if they have two bounds. An action of N numbers has P parameters and F features; `...` stands for any leading
+axes, such as T, B.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FORBIDDEN = -1e8  # logit of an action that is not allowed: finite, so that 0 * log 0 is 0
+FORBIDDEN = -1e8  # logit of a forbidden action: finite, so that 0 * log 0 is 0
 
 
 class Actions(nn.Module):
     """The actions of one environment. A subclass is one file in `policies.actions` and one line in its `__init__`."""
 
     num_outputs: int
-    """Numbers that the policy head puts out."""
+    """Number of the policy head's outputs."""
     num_features: int
-    """F: numbers that `encode` makes of an action."""
+    """F: number of features that `encode` gives for an action."""
     continuous: ClassVar[bool] = False
     forbidden: ClassVar[float] = FORBIDDEN
-    """The parameter of an action that a mask forbids: a size that says nothing of the others'."""
+    """The parameter of an action that a mask forbids. Its size says nothing about the others."""
 
     def __init__(self, spec: Mapping[str, Any]):
-        """spec: what `spec_of` gave, JSON-able."""
+        """spec: the dict of `spec_of`."""
         super().__init__()
         self.spec = dict(spec)
 
     @staticmethod
     def spec_of(space: Any) -> dict[str, Any]:
-        """The JSON-able description of a space, from which the same actions are made again."""
+        """The spec of a space: a dict for JSON, from which the same actions can be built again."""
         raise NotImplementedError
 
     def params(self, outputs: Tensor) -> Tensor:
@@ -42,12 +43,12 @@ class Actions(nn.Module):
         return outputs
 
     def masked(self, params: Tensor, mask: Tensor) -> Tensor:
-        """The parameters [..., P] of the distribution over the allowed actions. mask: [..., P], 0 for what is not
-        allowed."""
+        """The parameters [..., P] of the distribution over the allowed actions. mask: [..., P], 0 for a forbidden
+        action."""
         return torch.where(mask.bool(), params, FORBIDDEN)
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Canonical actions drawn: [..., P] -> int64 [...] (one number), int64 or float [..., N]."""
+        """Random canonical actions: [..., P] -> int64 [...] (one number), int64 or float [..., N]."""
         raise NotImplementedError
 
     def mode(self, params: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Actions(nn.Module):
         raise NotImplementedError
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Features [..., F] of canonical actions, in which a reward is predicted linearly."""
+        """Features [..., F] of canonical actions. A predicted reward is linear in them."""
         raise NotImplementedError
 
     def distance(self, params: Tensor, others: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Actions(nn.Module):
         raise NotImplementedError
 
     def marginals(self, params: Tensor) -> Tensor:
-        """What a viewer shows of a distribution, a number for each of `labels`: probabilities, or means in the
+        """What the viewer shows of a distribution, one number for each of `labels`: probabilities, or means in the
         environment's units."""
         raise NotImplementedError
 
@@ -80,16 +81,16 @@ class Actions(nn.Module):
         raise NotImplementedError
 
     def none(self, batch_size: int) -> np.ndarray:
-        """The entry "previous_action" where there is no action before: [B] or [B,N]."""
+        """The entry "previous_action" at the start of an episode: [B] or [B,N]."""
         raise NotImplementedError
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        """Canonical actions [B] or [B,N] as the environment takes them, batch first."""
+        """The environment's actions for canonical actions [B] or [B,N], batch first."""
         raise NotImplementedError
 
 
 def gumbel_max(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A draw from the softmax over the last axis: int64 [...]."""
+    """A random draw from the softmax over the last axis: int64 [...]."""
     noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits - noise.log()).argmax(-1)
 

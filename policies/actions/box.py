@@ -1,7 +1,7 @@
-"""Actions of real numbers: independent normal distributions, cut off at the bounds.
+"""Actions of real numbers: independent normal distributions, clipped at the bounds.
 
-What falls beyond a bound becomes the bound, which therefore has a probability of its own: the mass beyond it (the
-clipped action of Fujita and Maeda, ICML 2018, arXiv 1802.07564). Log-probabilities are right inside and at the bounds.
+A number beyond a bound becomes the bound. The bound therefore has a probability of its own, the mass beyond it (the
+clipped action of Fujita and Maeda, ICML 2018, arXiv 1802.07564). Log-probabilities are exact inside and at the bounds.
 N numbers; P = 2 N parameters, the means and then the logarithms of the standard deviations.
 """
 
@@ -21,12 +21,14 @@ from expire_span_rl.spaces import box_scale
 
 INITIAL_LOG_STD = -0.5  # 0.6 of the half width of a bounded number
 LOG_STD_RANGE = (-5.0, 2.0)
-FAR = 30.0  # standard deviations to a bound that is not there: no mass is beyond it, and no gradient comes from it
+FAR = 30.0  # distance to a missing bound, in standard deviations: it has no mass and gives no gradient
 
 
 class BoxActions(Actions):
-    """Canonical numbers with two bounds lie in [-1, 1], others are the environment's own. The standard deviations are
-    learned and do not depend on the observation."""
+    """Canonical numbers with two bounds lie in [-1, 1]. Other numbers are the environment's own.
+
+    The standard deviations are learned and do not depend on the observation.
+    """
 
     continuous: ClassVar[bool] = True
     low: Tensor
@@ -34,13 +36,12 @@ class BoxActions(Actions):
 
     def __init__(self, spec: Mapping[str, Any]):
         super().__init__(spec)
-        low, high = (
-            np.array([sign * math.inf if bound is None else bound for bound in spec[name]], np.float64)
-            for name, sign in (("low", -1), ("high", 1))
-        )
+        low = np.array([-math.inf if bound is None else bound for bound in spec["low"]], np.float64)
+        high = np.array([math.inf if bound is None else bound for bound in spec["high"]], np.float64)
         self.middle, self.half_width = box_scale(low, high)
         self.size = len(low)
-        self.num_outputs, self.num_features = self.size, 1 + 2 * self.size
+        self.num_outputs = self.size
+        self.num_features = 1 + 2 * self.size
         self.bounds = low, high
         for name, bound in (("low", low), ("high", high)):
             canonical = (bound - self.middle) / self.half_width
@@ -49,11 +50,13 @@ class BoxActions(Actions):
 
     @staticmethod
     def spec_of(space: spaces.Box) -> dict[str, Any]:
-        low, high = (
-            [float(bound) if math.isfinite(bound) else None for bound in bounds.ravel().tolist()]
-            for bounds in (space.low, space.high)
-        )
-        return {"kind": "box", "shape": list(space.shape), "low": low, "high": high, "dtype": space.dtype.name}
+        return {
+            "kind": "box",
+            "shape": list(space.shape),
+            "low": _finite_or_none(space.low),
+            "high": _finite_or_none(space.high),
+            "dtype": space.dtype.name,
+        }
 
     def params(self, outputs: Tensor) -> Tensor:
         log_std = self.log_std.clamp(*LOG_STD_RANGE)
@@ -68,7 +71,7 @@ class BoxActions(Actions):
         return mean, log_std.exp()
 
     def _to_bounds(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """How many standard deviations the lower bound is above the mean, and the upper: [..., N] each."""
+        """Distances of the lower and the upper bound from the mean, in standard deviations: [..., N] each."""
         low, high = self.low.nan_to_num(neginf=0), self.high.nan_to_num(posinf=0)  # infinity has no gradient
         below = torch.where(torch.isinf(self.low), -FAR, (low - mean) / std)
         return below, torch.where(torch.isinf(self.high), FAR, (high - mean) / std)
@@ -90,7 +93,8 @@ class BoxActions(Actions):
         return by_number.sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Of the mixed distribution: -P log P at both bounds, and minus the integral of f log f between them."""
+        """The entropy of the mixed distribution: -P log P at both bounds, and minus the integral of f log f between
+        them."""
         mean, std = self._normal(params)
         low, high = self._to_bounds(mean, std)
         log_below, log_above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
@@ -101,15 +105,16 @@ class BoxActions(Actions):
         return (between - below * log_below - above * log_above).sum(-1)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """1, the numbers and their squares."""
+        """[..., 1 + 2 N]: one, the numbers and their squares."""
         actions = actions.to(dtype)
         return torch.cat([torch.ones_like(actions[..., :1]), actions, actions.square()], -1)
 
     def distance(self, params: Tensor, others: Tensor) -> Tensor:
-        """Of the normal distributions before they are cut off, whose standard deviations are those of `params`: at most
-        what the cut ones have."""
-        (mean, std), (other, _) = self._normal(params), self._normal(others)
-        by_number = torch.erf((mean - other).abs() / (2 * math.sqrt(2) * std))
+        """The distance of the normal distributions before clipping, both with the standard deviations of `params`. The
+        clipped distributions have at most this distance."""
+        mean, std = self._normal(params)
+        other_mean, _ = self._normal(others)
+        by_number = torch.erf((mean - other_mean).abs() / (2 * math.sqrt(2) * std))
         return 1 - (1 - by_number).prod(-1)
 
     def marginals(self, params: Tensor) -> Tensor:
@@ -125,6 +130,11 @@ class BoxActions(Actions):
     def to_env(self, actions: Tensor) -> np.ndarray:
         numbers = np.clip(self.middle + self.half_width * actions.detach().double().cpu().numpy(), *self.bounds)
         return numbers.reshape(len(numbers), *self.spec["shape"]).astype(self.spec["dtype"])
+
+
+def _finite_or_none(bounds: np.ndarray) -> list[float | None]:
+    """The bounds for JSON, which has no infinity."""
+    return [float(bound) if math.isfinite(bound) else None for bound in bounds.ravel().tolist()]
 
 
 def _density(z: Tensor) -> Tensor:

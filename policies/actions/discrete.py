@@ -15,7 +15,7 @@ from expire_span_rl.policies.actions.base import Actions, gumbel_max, log_softma
 
 
 class DiscreteActions(Actions):
-    """Canonical actions count from 0, whatever the space's start."""
+    """Canonical actions count from 0, also if the space has another start."""
 
     def __init__(self, spec: Mapping[str, Any]):
         super().__init__(spec)

@@ -1,4 +1,4 @@
-"""Actions of several whole numbers: MultiDiscrete and MultiBinary. A softmax for each number; they are independent."""
+"""Actions of several independent whole numbers, with a softmax for each: MultiDiscrete and MultiBinary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expire_span_rl.policies.actions.base import Actions, gumbel_max, log_softma
 
 
 class MultiDiscreteActions(Actions):
-    """Number i takes `nvec[i]` values, whose logits stand one after the other: P = F = sum of `nvec`."""
+    """Number i has `nvec[i]` values. The logits of all numbers follow one another: P = F = sum of `nvec`."""
 
     def __init__(self, spec: Mapping[str, Any]):
         super().__init__(spec)
@@ -36,33 +36,33 @@ class MultiDiscreteActions(Actions):
     def _sizes(self) -> list[int]:
         return [int(size) for size in self.spec["nvec"]]
 
-    def _each(self, params: Tensor) -> tuple[Tensor, ...]:
-        """The logits of each number."""
+    def _split(self, params: Tensor) -> tuple[Tensor, ...]:
+        """The logits of each number, [..., nvec[i]]."""
         return params.split(self.sizes, -1)
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.stack([gumbel_max(logits, generator) for logits in self._each(params)], -1)
+        return torch.stack([gumbel_max(logits, generator) for logits in self._split(params)], -1)
 
     def mode(self, params: Tensor) -> Tensor:
-        return torch.stack([logits.argmax(-1) for logits in self._each(params)], -1)
+        return torch.stack([logits.argmax(-1) for logits in self._split(params)], -1)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        pairs = zip(self._each(params), actions.unbind(-1), strict=True)
+        pairs = zip(self._split(params), actions.unbind(-1), strict=True)
         return torch.stack([log_softmax_of(logits, action) for logits, action in pairs]).sum(0)
 
     def entropy(self, params: Tensor) -> Tensor:
-        return torch.stack([softmax_entropy(logits) for logits in self._each(params)]).sum(0)
+        return torch.stack([softmax_entropy(logits) for logits in self._split(params)]).sum(0)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         pairs = zip(actions.unbind(-1), self.sizes, strict=True)
         return torch.cat([F.one_hot(action, size) for action, size in pairs], -1).to(dtype)
 
     def distance(self, params: Tensor, others: Tensor) -> Tensor:
-        pairs = zip(self._each(params), self._each(others), strict=True)
-        return 1 - torch.stack([1 - variation(one, other) for one, other in pairs]).prod(0)
+        pairs = zip(self._split(params), self._split(others), strict=True)
+        return 1 - torch.stack([1 - variation(logits, other_logits) for logits, other_logits in pairs]).prod(0)
 
     def marginals(self, params: Tensor) -> Tensor:
-        return torch.cat([torch.softmax(logits, -1) for logits in self._each(params)], -1)
+        return torch.cat([torch.softmax(logits, -1) for logits in self._split(params)], -1)
 
     def labels(self) -> list[str]:
         starts = self.spec.get("start", [0] * len(self.sizes))

@@ -1,4 +1,4 @@
-"""The mask of the allowed actions as numbers. A policy may learn from it; forbidden actions have probability 0 anyway."""
+"""The mask of the allowed actions as numbers, so that a policy can also learn from it."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Slots:
         time: Tensor,
         query_position: int,
     ) -> LayerMemory:
-        """The slots that a query at `query_position` or a later one may see, oldest first. The rest is removed for good.
+        """The slots that a query at `query_position` or later may see, oldest first. The rest is removed for good.
 
         hidden: [B,C,D]; last_use: [B,C] or None; episode_begin: [B] where the present episodes began; time: [B] the
         clock at `query_position`.

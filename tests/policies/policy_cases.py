@@ -138,7 +138,7 @@ def act(policy: ActorCritic, memory: Memory, given: Experience, horizon: int | N
         if acting.full:
             acting = policy.begin(acting.memory(), horizon)
         now = {key: value[t] for key, value in given.observation.items()}
-        for kept, output in zip((logits, values), policy.step(now, acting, given.start[t])):
+        for kept, output in zip((logits, values), policy.step(now, acting, given.start[t]), strict=True):
             kept.append(output)
         if acting.live is not None:
             live.append(acting.live)

@@ -60,9 +60,9 @@ def test_results_do_not_depend_on_the_horizon(kind, settings):
     for name in ("logits", "values", "final_values"):
         torch.testing.assert_close(getattr(often, name), getattr(once, name), rtol=0, atol=1e-9)
     assert len(once.live) == len(often.live)
-    for left, right in zip(once.live, often.live):
+    for left, right in zip(once.live, often.live, strict=True):
         assert torch.equal(left, right)
-    for left, right in zip(once.memory.layers, often.memory.layers):
+    for left, right in zip(once.memory.layers, often.memory.layers, strict=True):
         assert torch.equal(left.alive, right.alive)
         assert torch.equal(left.birth[left.alive], right.birth[right.alive])
         torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-9)
@@ -149,7 +149,7 @@ def test_grouping_rows_changes_nothing_but_the_speed(kind, settings):
     everyone, halves = torch.arange(26), torch.randperm(26, generator=generator).split(13)
     whole, whole_loss = unrolled(everyone)
     parts = [unrolled(rows) for rows in halves]
-    for rows, (out, _) in zip(halves, parts):
+    for rows, (out, _) in zip(halves, parts, strict=True):
         torch.testing.assert_close(whole.logits[:, rows], out.logits, rtol=0, atol=1e-9)
         torch.testing.assert_close(whole.values[:, rows], out.values, rtol=0, atol=1e-9)
         mine = torch.isin(given.final_at[1], rows)
@@ -157,7 +157,7 @@ def test_grouping_rows_changes_nothing_but_the_speed(kind, settings):
     part_loss = (parts[0][0].memory_loss + parts[1][0].memory_loss) / 2
     torch.testing.assert_close(whole.memory_loss, part_loss, rtol=1e-6, atol=1e-9)
     expected = gradients(parts[0][1] + parts[1][1] + 100 * part_loss)
-    for ours, theirs in zip(gradients(whole_loss + 100 * whole.memory_loss), expected):
+    for ours, theirs in zip(gradients(whole_loss + 100 * whole.memory_loss), expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

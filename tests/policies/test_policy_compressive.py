@@ -169,7 +169,7 @@ def read(reference: Reference, i: int, hidden: np.ndarray, slots: list[Slot]) ->
     for head in range(CORE.num_heads):
         part = slice(head * width, (head + 1) * width)
         weights = [math.exp(query[part] @ (to_key @ x)[part] / math.sqrt(width)) for x in normed]
-        heads.append(sum(w / sum(weights) * (to_value @ x)[part] for w, x in zip(weights, normed)))
+        heads.append(sum(w / sum(weights) * (to_value @ x)[part] for w, x in zip(weights, normed, strict=True)))
     return np.concatenate(heads)
 
 

@@ -19,7 +19,7 @@ from expire_span_rl.policies.settings import LRUConfig
 def loop(decay: Tensor, keep: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     """The recurrence as it is written."""
     states, state = [], initial
-    for now, kept in zip(inputs, keep):
+    for now, kept in zip(inputs, keep, strict=True):
         state = decay * (state * kept[:, None]) + now
         states.append(state)
     return torch.stack(states)
@@ -55,7 +55,7 @@ def test_gradients_of_the_scan_are_those_of_the_loop(steps):
         torch.autograd.grad((torch.view_as_real(run(decay, keep, inputs, initial)) * weight).sum(), wanted)
         for run in (linear_scan, loop)
     ]
-    for ours, theirs in zip(*grads):
+    for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     assert torch.autograd.gradcheck(lambda *given: linear_scan(given[0], keep, *given[1:]), wanted)
 
@@ -87,7 +87,7 @@ def test_eigenvalues_begin_on_the_ring_and_stay_inside_the_circle():
     for unit in policy.core.units:
         size, phase = unit.eigenvalues().abs(), unit.eigenvalues().angle()
         assert 0.8 <= size.min() < 0.87 and 0.93 < size.max() <= 0.99 + 1e-6
-        assert 0 < phase.min() and 1 < phase.max() <= 1.5
+        assert phase.min() > 0 and 1 < phase.max() <= 1.5
         torch.testing.assert_close(torch.exp(unit.gamma_log), torch.sqrt(1 - size**2), rtol=1e-4, atol=0)
     wild = make_policy("lru")
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_the_state_keeps_the_size_of_its_input():
     noise = torch.complex(*torch.randn(2, 2000, 50, 64)) / 2**0.5
     states = linear_scan(unit.eigenvalues(), torch.ones(2000, 50), unit.gamma_log.exp() * noise, noise[0])
     size = states[500:].abs().square().mean((0, 1)).detach()
-    assert 0.8 < size.min() and size.max() < 1.2
+    assert size.min() > 0.8 and size.max() < 1.2
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,12 @@ def test_a_hoarding_row_leaves_the_others_alone(kind, batch):
         torch.testing.assert_close(getattr(crowd, name)[:, others], getattr(few, name), rtol=0, atol=1e-12)
     mine = torch.isin(given.final_at[1], others)
     torch.testing.assert_close(crowd.final_values[mine], few.final_values, rtol=0, atol=1e-12)
-    for left, right in zip(crowd.live, few.live):
+    for left, right in zip(crowd.live, few.live, strict=True):
         assert torch.equal(left[others], right)
     if crowd.live:
         assert crowd.live[-1][1].min() > 5 * crowd.live[-1][others].max()
         assert torch.equal(crowd.memory.live()[others], few.memory.live())
-    for left, right in zip(crowd.memory.rows(others).layers, few.memory.layers):
+    for left, right in zip(crowd.memory.rows(others).layers, few.memory.layers, strict=True):
         assert left.hidden.shape == right.hidden.shape
     assert torch.equal(crowd.memory.bytes()[others], few.memory.bytes())
 
@@ -77,7 +77,7 @@ def test_rows_are_the_rows(kind):
     part = memory.rows(picked)
     assert torch.equal(part.time, memory.time[picked]) and torch.equal(part.span_limit, memory.span_limit[picked])
     assert torch.equal(part.bytes(), memory.bytes()[picked])
-    for whole, layer in zip(memory.layers, part.layers):
+    for whole, layer in zip(memory.layers, part.layers, strict=True):
         size = int(whole.alive[picked].sum(1).max())
         assert layer.hidden.shape == (4, size, CORE.width) and layer.birth.shape == layer.alive.shape == (4, size)
         assert size < whole.alive.shape[1]

@@ -31,7 +31,7 @@ def normed(core, i: int, x: Tensor) -> Tensor:
 def gru_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Cho et al. (2014), with PyTorch's reset gate after the product."""
     after = []
-    for i, (cell, h) in enumerate(zip(core.cells, state)):
+    for i, (cell, h) in enumerate(zip(core.cells, state, strict=True)):
         x_r, x_z, x_n = (cell.weight_ih @ normed(core, i, x) + cell.bias_ih).chunk(3)
         h_r, h_z, h_n = (cell.weight_hh @ h + cell.bias_hh).chunk(3)
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
@@ -43,7 +43,7 @@ def gru_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def lstm_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Hochreiter and Schmidhuber (1997) with a forget gate (Gers et al., 2000)."""
     hidden, cells = [], []
-    for i, (lstm, h, c) in enumerate(zip(core.lstms, *state.chunk(2))):
+    for i, (lstm, h, c) in enumerate(zip(core.lstms, *state.chunk(2), strict=True)):
         gates = lstm.weight_ih_l0 @ normed(core, i, x) + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
         take, keep, new, show = gates.chunk(4)
         cells.append(sigmoid(keep) * c + sigmoid(take) * tanh(new))
@@ -55,7 +55,7 @@ def lstm_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def lru_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Orvieto et al. (2023), equations 1 to 4 and 8, with B and C as complex matrices."""
     real, imaginary = [], []
-    for unit, re, im in zip(core.units, *state.chunk(2)):
+    for unit, re, im in zip(core.units, *state.chunk(2), strict=True):
         size, phase = torch.exp(-torch.exp(unit.nu_log)), torch.exp(unit.theta_log)
         rotation = torch.complex(size * torch.cos(phase), size * torch.sin(phase))
         b = torch.complex(unit.encode.weight[0::2], unit.encode.weight[1::2])
@@ -143,7 +143,7 @@ def test_gradients_are_those_of_the_loop(kind, settings):
                 final = {key: entry[f] for key, entry in given.final_observation.items()}
                 total += reference.step(final, keep=False)[1].square()
     assert len(given.final_at[0]) > 1
-    for name, one, other in zip(weights, ours, torch.autograd.grad(total, list(weights.values()))):
+    for name, one, other in zip(weights, ours, torch.autograd.grad(total, list(weights.values())), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=name)
 
 
@@ -225,7 +225,9 @@ def test_segments_hold_every_step_once_and_in_order(seed):
     columns, continues, rows = [], [], []
     for part in segments.batches:
         positions, numbers = torch.meshgrid(*map(torch.arange, part.source.shape), indexing="ij")
-        columns += [part.source[: p + 1, n].tolist() for p, n in zip(positions.flatten(), numbers.flatten())]
+        columns += [
+            part.source[: p + 1, n].tolist() for p, n in zip(positions.flatten(), numbers.flatten(), strict=True)
+        ]
         continues += part.continues.repeat(len(part.source)).tolist()
         rows += part.row.repeat(len(part.source)).tolist()
     for result, place in enumerate(segments.place.tolist()):

@@ -102,10 +102,10 @@ class Reference:
                 weights.append(self._mask(i, slot, clock, head) * math.exp(score / math.sqrt(width)))
                 values.append((to_value @ normed)[part])
             total = sum(weights)
-            heads.append(sum(weight / total * value for weight, value in zip(weights, values)))
-            for share, weight in zip(shares, weights):
+            heads.append(sum(weight / total * value for weight, value in zip(weights, values, strict=True)))
+            for share, weight in zip(shares, weights, strict=True):
                 share.append(weight / total)
-        for slot, share in zip(slots, shares):
+        for slot, share in zip(slots, shares, strict=True):
             if any(weight > 0 for weight in share):
                 seen.attention[slot.step] = share
                 seen.spans[slot.step] = self._span(i, slot)
@@ -140,7 +140,7 @@ class Reference:
         features: list[float] = []
         for row in observation["image"].tolist():
             for cell in row:
-                for number, size in zip(cell, (OBJECTS, COLOURS, STATES)):
+                for number, size in zip(cell, (OBJECTS, COLOURS, STATES), strict=True):
                     features += [float(number == n) for n in range(size)]
         action = int(observation["previous_action"])
         features += [float(action == n) for n in range(SPEC["previous_action"]["n"])]
@@ -215,7 +215,7 @@ def compared(
                 for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
                     final = reference.final_value(row(given.final_observation, f))
                     np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
-                for layer, seen in zip(layers, looked):
+                for layer, seen in zip(layers, looked, strict=True):
                     assert_same_look(layer, b, t, begun, seen)
                     yield reference, Query(t, b, begun + t), layer, seen
         memory = act(policy, memory, given).memory
@@ -231,7 +231,7 @@ def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
     assert steps == sorted(seen.attention)
     hidden = torch.nonzero(~layer.visible[b, t]).flatten()
     assert (layer.attention[b, :, t, hidden] == 0).all()
-    for c, step in zip(columns, steps):
+    for c, step in zip(columns, steps, strict=True):
         np.testing.assert_allclose(layer.attention[b, :, t, c], seen.attention[step], rtol=0, atol=1e-9)
         if layer.slot_features is not None:
             np.testing.assert_allclose(layer.slot_features[b, c], seen.spans[step], rtol=0, atol=1e-9)
