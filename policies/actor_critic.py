@@ -145,7 +145,8 @@ class ActorCritic(Predictor, nn.Module):
         the environment's own observation.
         """
         spec = observation_spec(observation, normalize, normalize_reward)
-        extractor, name = None, ""
+        extractor = None
+        name = ""
         if features_extractor is not None:
             extractor = FeaturesExtractor(observation, *features_extractor)
             name = f"{features_extractor[0].__module__}.{features_extractor[0].__qualname__}"

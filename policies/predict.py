@@ -147,7 +147,7 @@ def _added_entries(
 ) -> dict[str, np.ndarray]:
     """The entries that an environment's own observation lacks, [B, ...] each."""
     batch = len(start)
-    no_action = policy.actions.none(batch)
+    no_action = policy.actions.no_action(batch)
     if state is None:
         previous_action = no_action
         previous_reward = np.zeros(batch, np.float32)

@@ -67,7 +67,7 @@ class Actions(nn.Module):
         """Features [..., F] of canonical actions. A predicted reward is linear in them."""
         raise NotImplementedError
 
-    def distance(self, params: Tensor, others: Tensor) -> Tensor:
+    def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         """[...] in [0, 1]: the total variation between two distributions, 1 - prod (1 - d) over independent numbers."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class Actions(nn.Module):
         """A name for each number of `marginals`."""
         raise NotImplementedError
 
-    def none(self, batch_size: int) -> np.ndarray:
+    def no_action(self, batch_size: int) -> np.ndarray:
         """The entry "previous_action" at the start of an episode: [B] or [B,N]."""
         raise NotImplementedError
 
@@ -106,6 +106,6 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def variation(logits: Tensor, others: Tensor) -> Tensor:
+def variation(logits: Tensor, other_logits: Tensor) -> Tensor:
     """The total variation between two softmaxes: [..., A] twice -> [...]."""
-    return (torch.softmax(logits, -1) - torch.softmax(others, -1)).abs().sum(-1) / 2
+    return (torch.softmax(logits, -1) - torch.softmax(other_logits, -1)).abs().sum(-1) / 2

@@ -109,11 +109,11 @@ class BoxActions(Actions):
         actions = actions.to(dtype)
         return torch.cat([torch.ones_like(actions[..., :1]), actions, actions.square()], -1)
 
-    def distance(self, params: Tensor, others: Tensor) -> Tensor:
+    def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         """The distance of the normal distributions before clipping, both with the standard deviations of `params`. The
         clipped distributions have at most this distance."""
         mean, std = self._normal(params)
-        other_mean, _ = self._normal(others)
+        other_mean, _ = self._normal(other_params)
         by_number = torch.erf((mean - other_mean).abs() / (2 * math.sqrt(2) * std))
         return 1 - (1 - by_number).prod(-1)
 
@@ -124,7 +124,7 @@ class BoxActions(Actions):
     def labels(self) -> list[str]:
         return [f"number {i}" for i in range(self.size)]
 
-    def none(self, batch_size: int) -> np.ndarray:
+    def no_action(self, batch_size: int) -> np.ndarray:
         return np.zeros((batch_size, self.size), np.float32)
 
     def to_env(self, actions: Tensor) -> np.ndarray:

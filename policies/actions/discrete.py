@@ -41,8 +41,8 @@ class DiscreteActions(Actions):
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return F.one_hot(actions, self.num_outputs).to(dtype)
 
-    def distance(self, params: Tensor, others: Tensor) -> Tensor:
-        return variation(params, others)
+    def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
+        return variation(params, other_params)
 
     def marginals(self, params: Tensor) -> Tensor:
         return torch.softmax(params, -1)
@@ -51,7 +51,7 @@ class DiscreteActions(Actions):
         start = self.spec.get("start", 0)
         return [f"action {start + i}" for i in range(self.num_outputs)]
 
-    def none(self, batch_size: int) -> np.ndarray:
+    def no_action(self, batch_size: int) -> np.ndarray:
         return np.full(batch_size, self.num_outputs, np.int64)
 
     def to_env(self, actions: Tensor) -> np.ndarray:

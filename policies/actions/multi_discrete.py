@@ -57,8 +57,8 @@ class MultiDiscreteActions(Actions):
         pairs = zip(actions.unbind(-1), self.sizes, strict=True)
         return torch.cat([F.one_hot(action, size) for action, size in pairs], -1).to(dtype)
 
-    def distance(self, params: Tensor, others: Tensor) -> Tensor:
-        pairs = zip(self._split(params), self._split(others), strict=True)
+    def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
+        pairs = zip(self._split(params), self._split(other_params), strict=True)
         return 1 - torch.stack([1 - variation(logits, other_logits) for logits, other_logits in pairs]).prod(0)
 
     def marginals(self, params: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class MultiDiscreteActions(Actions):
             for value in range(size)
         ]
 
-    def none(self, batch_size: int) -> np.ndarray:
+    def no_action(self, batch_size: int) -> np.ndarray:
         return np.tile(np.array(self.sizes, np.int64), (batch_size, 1))
 
     def to_env(self, actions: Tensor) -> np.ndarray:

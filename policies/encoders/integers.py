@@ -69,5 +69,5 @@ class MultiDiscreteEncoder(Integers):
             return None
         if sum(int(size) for size in sizes) > MAX_ONE_HOT:
             return None
-        start = {"start": [int(least) for least in low]} if any(low) else {}
+        start = {"start": [int(smallest) for smallest in low]} if any(low) else {}
         return {"shape": list(space.shape or ()), "nvec": [int(size) for size in sizes], **start}

@@ -34,7 +34,8 @@ class PictureEncoder(EntryEncoder):
         self.gray = len(entry["shape"]) == 2
         height, width = shape
         layers: list[nn.Module] = []
-        in_channels, sides = channels, [height, width]
+        in_channels = channels
+        sides = [height, width]
         for out_channels, kernel, stride, padding in _convolutions(height, width):
             convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
             nn.init.orthogonal_(convolution.weight, 2**0.5)

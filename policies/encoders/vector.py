@@ -79,7 +79,8 @@ class VectorEncoder(EntryEncoder):
             return
         columns = self._columns(value).double()
         variance, mean = torch.var_mean(columns, 0, correction=0)
-        old_count, new_count = float(self.count), len(columns)
+        old_count = float(self.count)
+        new_count = len(columns)
         share = new_count / (old_count + new_count)
         delta = mean - self.mean
         if not old_count:  # the initial statistics are of no observations

@@ -25,7 +25,8 @@ class WordsEncoder(EntryEncoder):
 
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)
-        self.size, self.outputs = 2 * WIDTH, 0
+        self.size = 2 * WIDTH
+        self.outputs = 0
         self.words = nn.Embedding(BYTES * 256, WIDTH)
         self.pairs = nn.Embedding(BYTES * 256, WIDTH)
         for embedding in (self.words, self.pairs):

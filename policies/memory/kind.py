@@ -154,7 +154,7 @@ class MemoryKind(nn.Module):
         """Called between two rollouts once the task was learned. From then on memories may be kept for as long as they
         are needed."""
 
-    def used(self, weights: Tensor, num_visible: Tensor) -> Tensor:
+    def is_used(self, weights: Tensor, num_visible: Tensor) -> Tensor:
         """Whether attention used the slots, bool [B,...,C]. weights: [B,H,...,C]; num_visible: [B,...,1], the number of
         slots that the query sees."""
         lift = self.use_lift() or math.inf

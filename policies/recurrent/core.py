@@ -47,7 +47,8 @@ class RecurrentCore(nn.Module):
     def __init__(self, num_states: int, width: int):
         """num_states: S, the vectors of a state; width: D, the length of each."""
         super().__init__()
-        self.num_states, self.width = num_states, width
+        self.num_states = num_states
+        self.width = width
 
     @abstractmethod
     def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,8 @@ def _make_batches(sequences: _Sequences, num_steps: int, batch: int, num_finals:
     """Batches of sequences of similar length. num_steps: T*B, where the final observations begin; batch: B."""
     total = sequences.length + (sequences.final >= 0)
     place = total.new_zeros(num_steps + num_finals)
-    batches, offset = [], 0
+    batches = []
+    offset = 0
     order = total.argsort(descending=True, stable=True)
     for indices in order.split(_sizes(total[order].tolist())):
         length = sequences.length[indices]
@@ -108,11 +109,14 @@ def _sizes(lengths: list[int]) -> list[int]:
 
     A batch ends where its padding would cost more than another call, or where it would exceed MAX_STEPS.
     """
-    sizes, longest, padding = [], 0, 0
+    sizes = []
+    longest = 0
+    padding = 0
     for length in lengths:
         padding += longest - length
         if not sizes or padding > CALL_COST or (sizes[-1] + 1) * longest > max(MAX_STEPS, longest):
             sizes.append(0)
-            longest, padding = length, 0
+            longest = length
+            padding = 0
         sizes[-1] += 1
     return sizes

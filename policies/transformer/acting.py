@@ -110,7 +110,8 @@ class TransformerActing:
 
     def write_slots(self, layer: int, projection: Projection, hidden: Tensor) -> Slots:
         """Writes the present step's slot, of hidden vectors [B,1,D], and gives the slots that the step looks at."""
-        buffers, column = self.layers[layer], self.column
+        buffers = self.layers[layer]
+        column = self.column
         if column is not None:
             buffers.put(projection, hidden, column, self.query_position)
             return replace(buffers.slots, num_unordered=self.size + self.horizon)
@@ -119,7 +120,8 @@ class TransformerActing:
 
     def record_use(self, layer: int, used: Tensor) -> None:
         """Records which slots of a layer the present step used, bool [B,C]. Its own slot counts as used now."""
-        last_use, time = self.layers[layer].last_use, self.time[:, None]
+        last_use = self.layers[layer].last_use
+        time = self.time[:, None]
         if last_use is not None:
             column = slice(self.num_slots, self.num_slots + 1) if self.column is None else self.column
             last_use[:, column] = time

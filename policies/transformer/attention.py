@@ -72,33 +72,34 @@ def attend_rollout(
     index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
     corner = by_age[:, :, : index.shape[2]].gather(3, index)
     band = by_age[..., :reach].flip(-1)  # [B,H,T,P], oldest first
-    left = by_age[..., :0]
+    extension_scores = by_age[..., :0]
     if extension_age is not None:
-        left = by_age.gather(3, extension_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1))  # [B,H,T,E]
-    return _RolloutAttention.apply(q, k, v, band, corner, left, bias)
+        index = extension_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)
+        extension_scores = by_age.gather(3, index)  # [B,H,T,E]
+    return _RolloutAttention.apply(q, k, v, band, corner, extension_scores, bias)
 
 
 class _RolloutAttention(torch.autograd.Function):
     """softmax(q k^T / sqrt(d) + positions + bias) v.
 
     The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
-    `corner` [B,H,n,P-1] for the youngest memory slots; `left` [B,H,T,E] for the merged slots.
+    `corner` [B,H,n,P-1] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, left: Tensor, bias: Tensor
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, extension_scores: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))  # [B,H,T,C]
         inside = _inside(band)
         _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
         _corner(scores, corner).add_(corner)
-        scores[..., : left.shape[3]].add_(left)
+        scores[..., : extension_scores.shape[3]].add_(extension_scores)
         weights = torch.softmax(scores.add_(_by_head(bias, 3)), -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
         ctx.save_for_backward(q, k, v, weights, inside)
         ctx.corner_shape = corner.shape
-        ctx.left = left.shape[3]
+        ctx.extension_size = extension_scores.shape[3]
         ctx.shared_bias = bias.ndim == 3
         ctx.mark_non_differentiable(weights)
         return output, weights
@@ -119,7 +120,7 @@ class _RolloutAttention(torch.autograd.Function):
         grad_bias = None
         if ctx.needs_input_grad[6]:
             grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
-        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.left], grad_bias
+        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.extension_size], grad_bias
 
 
 def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:

@@ -58,7 +58,9 @@ class Layer(nn.Module):
         super().__init__()
         width = config.width
         size = width // config.num_heads
-        self.heads, self.kind, self.shifted = config.num_heads, kind, shifted
+        self.heads = config.num_heads
+        self.kind = kind
+        self.shifted = shifted
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -85,17 +87,17 @@ class Layer(nn.Module):
         self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
 
     @torch.no_grad()
-    def make_induction_heads(self, below: Layer, shifted: int) -> None:
+    def make_induction_heads(self, lower: Layer, shifted: int) -> None:
         """Initialises every head as an induction head (Olsson et al., 2022, arXiv 2209.11895): it looks for memories
         whose previous step resembles the query.
 
-        A head's initial query is its key of what the first `shifted` heads of the layer `below` write about the
+        A head's initial query is its key of what the first `shifted` heads of the layer `lower` write about the
         previous step.
         """
         width = self.query.in_features
         size = width // self.heads
-        below_values = below.key_value.weight[width : width + shifted * size]
-        previous_step = below.out.weight[:, : shifted * size] @ below_values  # [D,D]
+        lower_values = lower.key_value.weight[width : width + shifted * size]
+        previous_step = lower.out.weight[:, : shifted * size] @ lower_values  # [D,D]
         for head in range(self.heads):
             rows = slice(head * size, (head + 1) * size)
             key = self.key_value.weight[rows]

@@ -103,7 +103,9 @@ def merge_in_place(
 
     The merged slot takes the place of its members, right before the younger slots.
     """
-    slots, size, reach = buffers.slots, merging.size, merging.size + merging.delay
+    slots = buffers.slots
+    size = merging.size
+    reach = merging.size + merging.delay
     # The members: slots of the present episode, by their phase 0 .. c - 1 in the block.
     start = max(0, acting.num_slots - reach)  # all members are at or after it
     position = slots.position[rows, start : acting.num_slots]  # [n,s]

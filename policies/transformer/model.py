@@ -152,7 +152,7 @@ class Transformer(nn.Module):
             reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
             live.append(reading.visible.sum(2))  # [B,1]
             if acting.layers[i].last_use is not None:
-                acting.record_use(i, layer.kind.used(reading.weights, live[-1][..., None])[:, 0])
+                acting.record_use(i, layer.kind.is_used(reading.weights, live[-1][..., None])[:, 0])
             x = reading.x
         acting.live = torch.cat(live, 1) if live else None
         acting.advance()
@@ -174,7 +174,8 @@ class Transformer(nn.Module):
         query sees them: nothing is written into `acting`."""
         if isinstance(acting, GroupedActing):
             return acting.value(self.value, x, rows)
-        x, episode_begin = x[:, None], acting.episode_begin[rows, None]
+        x = x[:, None]
+        episode_begin = acting.episode_begin[rows, None]
         query_position = torch.full_like(episode_begin, acting.steps_taken)
         for i, layer in enumerate(self.layers):
             if not self._stores:
@@ -236,7 +237,8 @@ class Transformer(nn.Module):
     ) -> CoreOutput:
         """`unroll` of all rows at once."""
         axis = Axis.of(episode_start, x.dtype, final_at, memory)
-        x, loss = x.transpose(0, 1), x.new_zeros(())
+        x = x.transpose(0, 1)
+        loss = x.new_zeros(())
         inspections, layer_memories = [], []
         for i, layer in enumerate(self.layers):
             if not self._stores:
@@ -272,7 +274,9 @@ def _unroll_groups(
     """`run`, an unroll, of each group of rows by itself, and the outputs of all rows in their order."""
     places = Places(groups)
     t, b = final_at
-    outputs, final_indices, loss = [], [], x.new_zeros(())
+    outputs = []
+    final_indices = []
+    loss = x.new_zeros(())
     for number, rows in enumerate(groups):
         in_group = torch.nonzero(places.group[b] == number).squeeze(1)
         group_final_at = (t[in_group], places.place[b[in_group]])

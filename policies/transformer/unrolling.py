@@ -149,7 +149,8 @@ def _build_slots(projection: Projection, layer_memory: LayerMemory, axis: Axis, 
 def _read_finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
     """The layer for final observations x [F,D]: each sees the slots of its row up to its step, and itself."""
     t, b = axis.final_at
-    x, slots = x[:, None], slots.rows(b)
+    x = x[:, None]
+    slots = slots.rows(b)
     later = axis.num_steps - 1 - t  # [F] slots of later steps, which it must not see
     if x.is_cuda or bool((later > 0).any()):  # attention by age needs the youngest slots last
         columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
@@ -177,7 +178,9 @@ class _LayerPass:
 
     def kind_loss(self, pressure: float) -> Tensor | None:
         """The loss of the layer's memory kind."""
-        kind, slots, extension = self.layer.kind, self.slots, self.extension
+        kind = self.layer.kind
+        slots = self.slots
+        extension = self.extension
         lives = None
         if pressure and kind.use_lift() is not None:
             lives = self._lives()
@@ -194,12 +197,14 @@ class _LayerPass:
     def _latest_use(self) -> Tensor:
         """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
         reading = self.reading
-        used = self.layer.kind.used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        used = self.layer.kind.is_used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
         return reading.age.masked_fill(~used, -1).amax(1)
 
     def _lives(self) -> Lives:
         """What became of the slots in this rollout."""
-        layer_memory, slots, steps = self.layer_memory, self.slots, self.axis.num_steps
+        layer_memory = self.layer_memory
+        slots = self.slots
+        steps = self.axis.num_steps
         use_in_rollout = self._latest_use()
         last_use = use_in_rollout.clamp(min=0)
         exists = slots.position > GONE
@@ -227,7 +232,8 @@ class _LayerPass:
 
     def inspect(self) -> LayerInspection:
         """Slots, spans and attention for the viewer, the audit and tests."""
-        slots, merging = self.slots, self.layer.kind.merging
+        slots = self.slots
+        merging = self.layer.kind.merging
         covers = torch.ones_like(slots.position, dtype=torch.int64)
         if self.extension is not None and merging is not None:
             merged = F.pad(self.extension.merged, (slots.num_unordered, 0), value=True)  # [B,E+S]
@@ -244,7 +250,9 @@ class _LayerPass:
     @torch.no_grad()
     def memory_after(self) -> LayerMemory:
         """The memory after the last step, the same that acting has after the same steps."""
-        slots, steps, time = self.slots, self.axis.num_steps, self.axis.time_after()
+        slots = self.slots
+        steps = self.axis.num_steps
+        time = self.axis.time_after()
         last_use = None
         if self.layer_memory.last_use is not None:
             birth = slots.birth(time, steps)

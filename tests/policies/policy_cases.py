@@ -54,7 +54,7 @@ def make_policy(
     seed: int = 0,
     core: TransformerConfig | None = None,
 ) -> ActorCritic:
-    """A policy all of whose weights, heads too, are random; those of the memory kind widely spread."""
+    """A policy whose weights are all random, also those of the heads. Those of the memory kind are widely spread."""
     settings = SMALL.get(kind, ({},))[0] if settings is None else settings
     policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core or CORES[kind])).to(dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -80,7 +80,7 @@ def observations(generator: torch.Generator, *shape: int, dtype: torch.dtype = t
 
 @dataclass(frozen=True)
 class Experience:
-    """What `unroll` gets beside the memory."""
+    """The arguments of `unroll` besides the memory."""
 
     observation: dict[str, Tensor]  # [T,B, ...]
     start: Tensor  # [T,B]
@@ -91,12 +91,12 @@ class Experience:
         """The chosen environments."""
         t, b = self.final_at
         place = {int(row): i for i, row in enumerate(rows)}
-        mine = torch.tensor([int(row) in place for row in b], dtype=torch.bool)
+        in_rows = torch.tensor([int(row) in place for row in b], dtype=torch.bool)
         return Experience(
             {key: value[:, rows] for key, value in self.observation.items()},
             self.start[:, rows],
-            {key: value[mine] for key, value in self.final_observation.items()},
-            (t[mine], torch.tensor([place[int(row)] for row in b[mine]], dtype=torch.int64)),
+            {key: value[in_rows] for key, value in self.final_observation.items()},
+            (t[in_rows], torch.tensor([place[int(row)] for row in b[in_rows]], dtype=torch.int64)),
         )
 
 
@@ -117,8 +117,8 @@ def experience(
 
 
 @dataclass(frozen=True)
-class Acted:
-    """What acting gave."""
+class ActingOutput:
+    """Outputs of acting, and the memory after it."""
 
     logits: Tensor  # [T,B,A]
     values: Tensor  # [T,B]
@@ -127,29 +127,31 @@ class Acted:
     memory: Memory
 
 
-def act(policy: ActorCritic, memory: Memory, given: Experience, horizon: int | None = None) -> Acted:
+def act(policy: ActorCritic, memory: Memory, rollout: Experience, horizon: int | None = None) -> ActingOutput:
     """`begin` and one `step` per observation; `begin` again every `horizon` steps."""
-    steps = len(given.start)
+    steps = len(rollout.start)
     horizon = horizon or steps
     logits, values, live = [], [], []
-    final_values = torch.full((len(given.final_at[0]),), float("nan"), dtype=policy.value_head.weight.dtype)
+    final_values = torch.full((len(rollout.final_at[0]),), float("nan"), dtype=policy.value_head.weight.dtype)
     acting = policy.begin(memory, horizon)
     for t in range(steps):
         if acting.full:
             acting = policy.begin(acting.memory(), horizon)
-        now = {key: value[t] for key, value in given.observation.items()}
-        for kept, output in zip((logits, values), policy.step(now, acting, given.start[t]), strict=True):
-            kept.append(output)
+        step_observation = {key: value[t] for key, value in rollout.observation.items()}
+        for outputs, output in zip(
+            (logits, values), policy.step(step_observation, acting, rollout.start[t]), strict=True
+        ):
+            outputs.append(output)
         if acting.live is not None:
             live.append(acting.live)
-        here = torch.nonzero(given.final_at[0] == t).squeeze(1)
-        if len(here):
-            final = {key: value[here] for key, value in given.final_observation.items()}
-            final_values[here] = policy.value(final, acting, given.final_at[1][here])
-    return Acted(torch.stack(logits), torch.stack(values), final_values, live, acting.memory())
+        finals = torch.nonzero(rollout.final_at[0] == t).squeeze(1)
+        if len(finals):
+            final = {key: value[finals] for key, value in rollout.final_observation.items()}
+            final_values[finals] = policy.value(final, acting, rollout.final_at[1][finals])
+    return ActingOutput(torch.stack(logits), torch.stack(values), final_values, live, acting.memory())
 
 
-def poisoned(memory: Memory) -> Memory:
+def poison_dead_slots(memory: Memory) -> Memory:
     """The same memory with NaN in every dead slot and a nonsensical birth there."""
     layers = tuple(
         replace(

@@ -1,4 +1,4 @@
-"""Action spaces: what is drawn, how likely it was, and what the environment gets. N numbers of an action."""
+"""Action spaces: samples, their probabilities, and the environment's actions. N numbers of an action."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPACES = {
 WHOLE = [name for name in SPACES if not name.startswith("box")]
 
 
-def made(space: spaces.Space, batch: int = 5, seed: int = 0):
+def rebuilt(space: spaces.Space, batch: int = 5, seed: int = 0):
     """(actions of the space, random parameters [batch,P])."""
     actions = make_actions(action_spec(space))
     outputs = torch.randn(batch, actions.num_outputs, generator=torch.Generator().manual_seed(seed))
@@ -40,29 +40,29 @@ def test_every_registered_space_is_here():
 
 @pytest.mark.parametrize("name", SPACES)
 def test_what_is_drawn_is_in_the_space(name):
-    actions, params = made(SPACES[name], batch=50)
+    actions, params = rebuilt(SPACES[name], batch=50)
     generator = torch.Generator().manual_seed(1)
     for canonical in (actions.sample(params, generator), actions.mode(params)):
         batch = actions.to_env(canonical)
-        assert len(batch) == 50 and all(SPACES[name].contains(one) for one in batch), batch[:3]
+        assert len(batch) == 50 and all(SPACES[name].contains(action) for action in batch), batch[:3]
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_canonical_actions_are_what_the_wrapper_tells_as_the_previous_one(name):
-    """to_env and back: a policy's own previous action is the entry that the environment's wrapper makes of it."""
+    """to_env and back: the environment's wrapper gives a policy's own action as the previous action."""
     space = SPACES[name]
-    actions, params = made(space)
+    actions, params = rebuilt(space)
     canonical = actions.sample(params, torch.Generator().manual_seed(1))
     entry = previous_action(space, actions.to_env(canonical))
     np.testing.assert_allclose(entry, canonical.detach().numpy(), atol=1e-6)
     assert entry.dtype == previous_action_space(space).dtype
     assert previous_action_space(space).contains(entry[0])
-    np.testing.assert_array_equal(actions.none(2), np.stack([no_action(space)] * 2))
+    np.testing.assert_array_equal(actions.no_action(2), np.stack([no_action(space)] * 2))
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_probabilities_of_all_actions_sum_to_one(name):
-    actions, params = made(SPACES[name], batch=1)
+    actions, params = rebuilt(SPACES[name], batch=1)
     sizes = getattr(actions, "sizes", [actions.num_outputs])
     grid = torch.cartesian_prod(*[torch.arange(size) for size in sizes])
     log_p = actions.log_prob(params.expand(len(grid), -1), grid)
@@ -72,36 +72,41 @@ def test_probabilities_of_all_actions_sum_to_one(name):
 
 def test_a_box_has_a_density_inside_and_a_mass_at_each_bound():
     """Against Monte Carlo and numerical integration, one number with bounds [-1, 1] canonically."""
-    actions, _ = made(spaces.Box(-1, 1, (1,), np.float32))
+    actions, _ = rebuilt(spaces.Box(-1, 1, (1,), np.float32))
     params = actions.params(torch.tensor([[0.7]])).detach()
     std = math.exp(-0.5)
-    below, above = (float(torch.special.ndtr(torch.tensor(z))) for z in ((-1 - 0.7) / std, (0.7 - 1) / std))
-    for bound, mass in ((-1.0, below), (1.0, above)):
+    probability_below = float(torch.special.ndtr(torch.tensor((-1 - 0.7) / std)))
+    probability_above = float(torch.special.ndtr(torch.tensor((0.7 - 1) / std)))
+    for bound, mass in ((-1.0, probability_below), (1.0, probability_above)):
         assert float(actions.log_prob(params, torch.tensor([[bound]]))) == pytest.approx(math.log(mass), abs=1e-5)
     x = torch.linspace(-1, 1, 20_001)[1:-1, None]
     log_p = actions.log_prob(params.expand(len(x), -1), x)
     inside = float(torch.trapezoid(log_p.exp(), x[:, 0]))
-    assert inside + below + above == pytest.approx(1, abs=1e-3)
-    entropy = -float(torch.trapezoid(log_p.exp() * log_p, x[:, 0])) - below * math.log(below) - above * math.log(above)
+    assert inside + probability_below + probability_above == pytest.approx(1, abs=1e-3)
+    entropy = (
+        -float(torch.trapezoid(log_p.exp() * log_p, x[:, 0]))
+        - probability_below * math.log(probability_below)
+        - probability_above * math.log(probability_above)
+    )
     assert float(actions.entropy(params)) == pytest.approx(entropy, abs=1e-3)
-    drawn = actions.sample(params.expand(200_000, -1), torch.Generator().manual_seed(0))
-    assert float((drawn == 1).float().mean()) == pytest.approx(above, abs=0.005)
-    assert float((drawn == -1).float().mean()) == pytest.approx(below, abs=0.005)
+    samples = actions.sample(params.expand(200_000, -1), torch.Generator().manual_seed(0))
+    assert float((samples == 1).float().mean()) == pytest.approx(probability_above, abs=0.005)
+    assert float((samples == -1).float().mean()) == pytest.approx(probability_below, abs=0.005)
 
 
 def test_a_box_without_bounds_is_a_normal_distribution():
-    actions, params = made(spaces.Box(-np.inf, np.inf, (3,), np.float32))
+    actions, params = rebuilt(spaces.Box(-np.inf, np.inf, (3,), np.float32))
     mean, log_std = params.chunk(2, -1)
     normal = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
-    drawn = actions.sample(params, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(actions.log_prob(params, drawn), normal.log_prob(drawn))
+    samples = actions.sample(params, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(actions.log_prob(params, samples), normal.log_prob(samples))
     torch.testing.assert_close(actions.entropy(params), normal.entropy())
 
 
 @pytest.mark.parametrize("mean", [-50.0, -1.0, 0.0, 1.0, 50.0])
 @pytest.mark.parametrize("low, high", [(-1, 1), (-1, np.inf), (-np.inf, 1), (-np.inf, np.inf)])
 def test_gradients_of_a_box_are_finite_wherever_its_mean_is(low, high, mean):
-    actions, _ = made(spaces.Box(low, high, (1,), np.float32))
+    actions, _ = rebuilt(spaces.Box(low, high, (1,), np.float32))
     for action in (-1.0, 0.3, 1.0):
         outputs = torch.tensor([[mean]], requires_grad=True)
         params = actions.params(outputs)
@@ -113,40 +118,40 @@ def test_gradients_of_a_box_are_finite_wherever_its_mean_is(low, high, mean):
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_a_mask_forbids_is_never_drawn_and_entropy_is_of_the_rest(name):
     space = SPACES[name]
-    actions, params = made(space, batch=200)
+    actions, params = rebuilt(space, batch=200)
     sizes = getattr(actions, "sizes", [actions.num_outputs])
     mask = torch.cat([torch.arange(size) != 0 for size in sizes])  # of each number the first value
     masked = actions.masked(params, mask.to(torch.int8))
     for canonical in (actions.sample(masked, torch.Generator().manual_seed(0)), actions.mode(masked)):
         assert (canonical > 0).all()
-    first = torch.zeros_like(canonical)
-    assert (actions.log_prob(masked, first) < -1e6).all()
-    left = [size - 1 for size in sizes]
+    forbidden = torch.zeros_like(canonical)
+    assert (actions.log_prob(masked, forbidden) < -1e6).all()
+    allowed_sizes = [size - 1 for size in sizes]
     flat = actions.masked(torch.zeros_like(params), mask)
-    assert actions.entropy(flat)[0].item() == pytest.approx(sum(math.log(size) for size in left), abs=1e-5)
+    assert actions.entropy(flat)[0].item() == pytest.approx(sum(math.log(size) for size in allowed_sizes), abs=1e-5)
 
 
 def test_a_box_has_no_mask():
-    actions, params = made(SPACES["box"])
+    actions, params = rebuilt(SPACES["box"])
     with pytest.raises(ValueError, match=r"^action mask: expected a space of whole numbers, a Box has no mask$"):
         actions.masked(params, torch.ones_like(params))
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_distance_is_a_total_variation(name):
-    actions, params = made(SPACES[name])
-    _, others = made(SPACES[name], seed=1)
-    distance = actions.distance(params, others)
+    actions, params = rebuilt(SPACES[name])
+    _, other_params = rebuilt(SPACES[name], seed=1)
+    distance = actions.distance(params, other_params)
     torch.testing.assert_close(actions.distance(params, params), torch.zeros(5))
     assert ((distance > 0) & (distance <= 1)).all()
     if name == "discrete":
-        apart = (torch.softmax(params, -1) - torch.softmax(others, -1)).abs().sum(-1) / 2
+        apart = (torch.softmax(params, -1) - torch.softmax(other_params, -1)).abs().sum(-1) / 2
         torch.testing.assert_close(distance, apart)
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_number_that_is_shown_has_a_label(name):
-    actions, params = made(SPACES[name])
+    actions, params = rebuilt(SPACES[name])
     assert actions.marginals(params).shape == (5, len(actions.labels()))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from policy_cases import CORE, act, experience, make_policy
-from test_policy_references import Reference, compared
+from test_policy_references import Reference, compare
 
 from expire_span_rl.policies import ActorCritic
 
@@ -46,18 +46,18 @@ def test_unroll_is_the_reference():
     observations, per layer which memories every query sees with what attention of each head, and what survives."""
     policy = with_spans(make_policy("adaptive_span", SETTINGS), 2.3, 9.6)
     expired = one_head_only = 0
-    for reference, _, _, seen in compared(policy, [AdaptiveSpanReference(policy) for _ in range(2)], (14, 17)):
-        expired += reference.clock - len(seen.attention)
-        one_head_only += sum(min(weights) == 0 for weights in seen.attention.values())
+    for reference, _, _, look in compare(policy, [AdaptiveSpanReference(policy) for _ in range(2)], (14, 17)):
+        expired += reference.clock - len(look.attention)
+        one_head_only += sum(min(weights) == 0 for weights in look.attention.values())
     assert expired > 50 and one_head_only > 50
 
 
 @pytest.mark.parametrize("spans, ramp, oldest", [((6.5, 2.0), 3, 9), ((0.5, 3.2), 8, 11), ((4.0, 5.0), 1, 5)])
 def test_a_memory_lives_for_the_longest_span_and_the_ramp(spans, ramp, oldest):
-    """Seen at every age below max z + R, by whichever head; a query sees itself too."""
+    """It is visible at every age below max z + R, to some head. A query also sees itself."""
     policy = with_spans(make_policy("adaptive_span", {"max_span": 24, "ramp": ramp}), *spans)
-    given = experience(torch.Generator().manual_seed(0), 20, 2, start_probability=0)
-    out = act(policy, policy.initial_memory(2), given)
+    rollout = experience(torch.Generator().manual_seed(0), 20, 2, start_probability=0)
+    out = act(policy, policy.initial_memory(2), rollout)
     assert [live.tolist() for live in out.live] == [[[min(t, oldest) + 1] * 2] * 2 for t in range(20)]
     assert out.memory.live().tolist() == [[oldest] * 2] * 2
 
@@ -66,8 +66,8 @@ def test_a_memory_lives_for_the_longest_span_and_the_ramp(spans, ramp, oldest):
 def test_the_loss_is_the_mean_span(pressure):
     """alpha * pressure * mean of z_h over heads and layers, as a fraction of the longest span; it moves spans only."""
     policy = make_policy("adaptive_span", {**SETTINGS, "span_coef": 0.6})
-    given = experience(torch.Generator().manual_seed(0), 9, 3)
-    loss = policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=pressure).memory_loss
+    rollout = experience(torch.Generator().manual_seed(0), 9, 3)
+    loss = policy.unroll(rollout.observation, policy.initial_memory(3), rollout.start, pressure=pressure).memory_loss
     reference = AdaptiveSpanReference(policy)
     spans = [reference.span_of(i, head) for i in range(CORE.num_layers) for head in range(CORE.num_heads)]
     assert float(loss.detach()) == pytest.approx(0.6 * pressure * sum(spans) / len(spans) / 14, rel=1e-6)
@@ -78,29 +78,29 @@ def test_the_loss_is_the_mean_span(pressure):
 
 
 def test_the_task_teaches_spans_through_the_ramp():
-    """The outputs' gradient with respect to a span is what finite differences say, and not 0."""
+    """The outputs' gradient with respect to a span agrees with finite differences, and is not 0."""
     policy = with_spans(make_policy("adaptive_span", SETTINGS), 2.3, 9.6)
-    given = experience(torch.Generator().manual_seed(0), 16, 2, start_probability=0)
+    rollout = experience(torch.Generator().manual_seed(0), 16, 2, start_probability=0)
     memory = policy.initial_memory(2)
 
-    def summed() -> torch.Tensor:
-        return policy.unroll(given.observation, memory, given.start).logits.square().sum()
+    def loss() -> torch.Tensor:
+        return policy.unroll(rollout.observation, memory, rollout.start).logits.square().sum()
 
     for layer in policy.core.layers:
-        (gradient,) = torch.autograd.grad(summed(), [layer.kind.logit])
+        (gradient,) = torch.autograd.grad(loss(), [layer.kind.logit])
         for head in range(CORE.num_heads):
             ends = []
             for shift in (1e-6, -1e-6):
                 with torch.no_grad():
                     layer.kind.logit[head] += shift
-                    ends.append(float(summed()))
+                    ends.append(float(loss()))
                     layer.kind.logit[head] -= shift
             assert abs(float(gradient[head])) > 1e-4
             assert float(gradient[head]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
 
 
 def test_spans_begin_where_the_config_says_and_are_logged():
-    """A fraction of the longest span, every head; mean and longest are figures of every layer."""
+    """A fraction of the longest span, every head; mean and longest are metrics of every layer."""
     config = type(make_policy("adaptive_span").config.memory_config)(max_span=100, initial_span=0.3)
     fresh = ActorCritic.for_spaces(*_spaces(), memory="adaptive_span", memory_config=config)
     for layer in fresh.core.layers:

@@ -76,28 +76,28 @@ def test_attend_rollout_and_its_gradient(steps, memory, reach):
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach)
     corner = age[:, : min(steps, reach - 1), memory - (reach - 1) : memory]
 
-    def ours(q, k, v, positions, bias):
+    def actual(q, k, v, positions, bias):
         return attend_rollout(q, k, v, positions=positions, memory_age=corner, bias=bias.masked_fill(hidden, -math.inf))
 
     def naive(q, k, v, positions, bias):
         return naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
 
     inputs = [x.clone().requires_grad_() for x in (q, k, v, positions, bias)]
-    (output, weights), (expected, expected_weights) = ours(*inputs), naive(*inputs)
+    (output, weights), (expected, expected_weights) = actual(*inputs), naive(*inputs)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-12)
     assert not weights.requires_grad
     upstream = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     for gradient, autograd in zip(
-        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=False
+        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(gradient, autograd, rtol=0, atol=1e-11)
-    assert torch.autograd.gradcheck(lambda *x: ours(*x)[0], inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: actual(*x)[0], inputs, fast_mode=True)
 
 
 def test_a_bias_per_head_is_each_heads_own():
-    """A bias [B,H,T,C], as of spans that heads do not share: output, weights and gradients are those of the heads one
-    by one, each with its bias; acting likewise."""
+    """A bias [B,H,T,C], for spans that heads do not share. Output, weights and gradients equal those of single heads,
+    each with its bias; so does acting."""
     q, k, v, positions, _, age, hidden = case(6, 5, 4)
     corner = age[:, :3, 2:5]
     bias = torch.randn(B, H, 6, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -115,20 +115,22 @@ def test_a_bias_per_head_is_each_heads_own():
         torch.testing.assert_close(together[1][:, h], weights[:, 0], rtol=0, atol=1e-12)
         torch.testing.assert_close(step[0][:, h], output[:, 0, -1], rtol=0, atol=1e-12)
     upstream = torch.randn(q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    for ours, theirs in zip(
+    for actual, expected_gradients in zip(
         torch.autograd.grad(together[0], inputs, upstream),
         torch.autograd.grad(torch.cat(outputs, 1), inputs, upstream),
-        strict=False,
+        strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+        torch.testing.assert_close(actual, expected_gradients, rtol=0, atol=1e-11)
 
 
-def test_slots_that_came_into_being_are_found_by_their_true_age():
-    """Three slots before the memory, of any ages: output, weights and gradients against the loops; acting likewise."""
+def test_merged_slots_have_their_true_age():
+    """Three slots of any ages before the memory: output, weights and gradients against the loops, and acting."""
     q, k, v, positions, bias, age, hidden = case(6, 5, 4)
     _, extra_k, extra_v, _, extra_bias, *_ = case(6, 0, 4, seed=2)
-    first = torch.randint(-3, 3, (B, 3), generator=torch.Generator().manual_seed(3))
-    extra_age = torch.arange(6)[:, None] - first[:, None]  # [B,T,3]; some are hidden, being of the future
+    extension_position = torch.randint(-3, 3, (B, 3), generator=torch.Generator().manual_seed(3))
+    extra_age = (
+        torch.arange(6)[:, None] - extension_position[:, None]
+    )  # [B,T,3]; some are hidden, since they lie in the future
     k, v = torch.cat([extra_k[:, :, :3], k], 2), torch.cat([extra_v[:, :, :3], v], 2)
     bias, age = torch.cat([extra_bias[..., :3], bias], 2), torch.cat([extra_age, age], 2)
     hidden = torch.cat([extra_age < 0, hidden], 2)
@@ -147,12 +149,12 @@ def test_slots_that_came_into_being_are_found_by_their_true_age():
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-12)
     upstream = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    for ours, theirs in zip(
-        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=False
+    for actual, expected_gradients in zip(
+        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
-    last = bias.masked_fill(hidden, -math.inf)[:, -1]
-    step, _ = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last, recent=k.shape[2])
+        torch.testing.assert_close(actual, expected_gradients, rtol=0, atol=1e-11)
+    last_bias = bias.masked_fill(hidden, -math.inf)[:, -1]
+    step, _ = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last_bias, recent=k.shape[2])
     torch.testing.assert_close(step, expected[:, :, -1], rtol=0, atol=1e-12)
 
 
@@ -174,8 +176,8 @@ def test_attend_rollout_by_finite_differences_in_every_direction():
 def test_attend_is_one_query_of_the_rollout(steps, memory, reach):
     """A query with slots of its own, as in acting: output and weights against the loops."""
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach, seed=1)
-    last = bias.masked_fill(hidden, -math.inf)[:, -1]
-    output, weights = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last)
+    last_bias = bias.masked_fill(hidden, -math.inf)[:, -1]
+    output, weights = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last_bias)
     expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
     torch.testing.assert_close(output, expected[:, :, -1], rtol=0, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights[:, :, -1], rtol=0, atol=1e-12)

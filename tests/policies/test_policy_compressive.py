@@ -1,6 +1,6 @@
 """Compressive-Transformer against a transcription of the paper in plain loops, and its reconstruction loss.
 
-The reference keeps every step of an episode and works out for each query which blocks are compressed by then.
+The reference keeps every step of an episode, and computes for each query which blocks are compressed by then.
 B environments, T steps, W the window, c steps of a block, M compressed memories.
 """
 
@@ -13,8 +13,8 @@ from itertools import accumulate
 import numpy as np
 import pytest
 import torch
-from policy_cases import CORE, Acted, Experience, act, experience, make_policy
-from test_policy_references import Reference, Slot, compared, row
+from policy_cases import CORE, ActingOutput, Experience, act, experience, make_policy
+from test_policy_references import Reference, Slot, compare, row
 
 from expire_span_rl.policies import ActorCritic, Memory
 
@@ -30,13 +30,14 @@ class CompressiveReference(Reference):
     def __init__(self, policy: ActorCritic):
         super().__init__(policy, lambda age, span, config: 1.0)
 
-    def _remembered(self, layer: int, clock: int) -> list[Slot]:
-        c, kept, blocks = self.config.compression_rate, self.config.compressed_window, self.compressed_blocks(clock)
-        compressed = [self.compressed(layer, i) for i in range(max(0, blocks - kept), blocks)]
-        return compressed + self.slots[layer][blocks * c :]
+    def _slots_for(self, layer: int, clock: int) -> list[Slot]:
+        blocks = self.compressed_blocks(clock)
+        oldest = max(0, blocks - self.config.compressed_window)
+        compressed = [self.compressed(layer, i) for i in range(oldest, blocks)]
+        return compressed + self.slots[layer][blocks * self.config.compression_rate :]
 
     def compressed_blocks(self, clock: int) -> int:
-        """How many blocks are compressed for the query at this step of the episode."""
+        """Number of blocks that are compressed for the query at this step of the episode."""
         blocks = 0
         while clock - (blocks * self.config.compression_rate + self.config.compression_rate - 1) > self.config.window:
             blocks += 1
@@ -47,7 +48,7 @@ class CompressiveReference(Reference):
         return self.slots[layer][i * c : i * c + c]
 
     def compressed(self, layer: int, i: int) -> Slot:
-        """One output of a convolution whose kernel is as long as the block: a matrix for each of its steps, summed."""
+        """The output of a convolution whose kernel is as long as the block: the sum of one product per step."""
         weight = self.weights[f"core.layers.{layer}.kind.convolution.weight"]
         members = self.members(layer, i)
         total = self.weights[f"core.layers.{layer}.kind.convolution.bias"].copy()
@@ -65,7 +66,7 @@ def test_unroll_is_the_reference(settings):
     references, config = [CompressiveReference(policy) for _ in range(3)], policy.config.memory_config
     lengths, compressed, carried = (10, 17, 15), 0, 0
     ends = {step - 1 for step in accumulate(lengths)}
-    for reference, query, layer, _ in compared(policy, references, lengths):
+    for reference, query, layer, _ in compare(policy, references, lengths):
         blocks = reference.compressed_blocks(reference.clock - 1)
         standing = layer.covers[query.b, layer.visible[query.b, query.t]].tolist()
         assert standing.count(config.compression_rate) == min(blocks, config.compressed_window)
@@ -74,27 +75,28 @@ def test_unroll_is_the_reference(settings):
     assert compressed > 100 and carried > 6
 
 
-def lived(
+def act_rollouts(
     policy: ActorCritic, lengths: list[int], starts: list[tuple[int, int]] = ()
-) -> tuple[Experience, list[Acted]]:
-    """Rollouts of these lengths on end, two environments, with episode starts at (step, environment)."""
-    given = experience(torch.Generator().manual_seed(3), sum(lengths), 2, 0, 0)
+) -> tuple[Experience, list[ActingOutput]]:
+    """Successive rollouts of these lengths, two environments, with episode starts at (step, environment)."""
+    rollout = experience(torch.Generator().manual_seed(3), sum(lengths), 2, 0, 0)
     for t, b in starts:
-        given.start[t, b] = True
-    memory, out, first = policy.initial_memory(2), [], 0
+        rollout.start[t, b] = True
+    memory, outputs, begin = policy.initial_memory(2), [], 0
     for steps in lengths:
-        part = {key: value[first : first + steps] for key, value in given.observation.items()}
-        out.append(act(policy, memory, replace(given, observation=part, start=given.start[first : first + steps])))
-        memory, first = out[-1].memory, first + steps
-    return given, out
+        end = begin + steps
+        part = {key: value[begin:end] for key, value in rollout.observation.items()}
+        outputs.append(act(policy, memory, replace(rollout, observation=part, start=rollout.start[begin:end])))
+        memory, begin = outputs[-1].memory, end
+    return rollout, outputs
 
 
 def test_blocks_count_from_the_start_of_the_episode():
-    """W = 3, c = 2: however the steps are cut into rollouts, after 14 steps the blocks that end with steps 5, 7 and 9
-    are compressed, and in the environment that began anew at step 7 those that end with its own steps 1 and 3."""
+    """W = 3, c = 2. After 14 steps the blocks that end with steps 5, 7 and 9 are compressed, for any division into
+    rollouts. The other environment began anew at step 7: there the blocks end with its own steps 1 and 3."""
     policy = make_policy("compressive", SETTINGS)
     for lengths in ([14], [1] * 14, [5, 5, 4], [6, 1, 7]):
-        _, out = lived(policy, lengths, [(7, 1)])
+        _, out = act_rollouts(policy, lengths, [(7, 1)])
         for layer in out[-1].memory.layers:
             assert layer.birth[0, layer.alive[0]].tolist() == [5, 7, 9, 10, 11, 12, 13]
             assert layer.birth[1, layer.alive[1]].tolist() == [1, 3, 4, 5, 6]
@@ -102,11 +104,11 @@ def test_blocks_count_from_the_start_of_the_episode():
 
 
 def test_live_memories_are_the_recent_and_the_compressed_ones():
-    """A query sees itself, the steps from the first block on that is not compressed, and at most M compressed blocks;
-    never more than W + c + M."""
+    """A query sees itself, the steps since the last compressed block, and at most M compressed blocks. Together they
+    are never more than W + c + M."""
     policy = make_policy("compressive", SETTINGS)
     reference = CompressiveReference(policy)
-    _, (out,) = lived(policy, [40])
+    _, (out,) = act_rollouts(policy, [40])
     for t, live in enumerate(out.live):
         blocks = reference.compressed_blocks(t)
         expected = t + 1 - 2 * blocks + min(blocks, 3)
@@ -115,46 +117,48 @@ def test_live_memories_are_the_recent_and_the_compressed_ones():
 
 
 def test_a_block_of_removed_memories_leaves_nothing_and_a_broken_one_the_rest():
-    """Members that an audit removed count as zero vectors; where all were removed no slot comes into being. Acting and
-    learning agree on both, and positions are still those of the ages."""
+    """Members that an audit removed count as zero vectors. If all were removed, there is no merged slot. Acting and
+    learning agree on both, and positions still match the ages."""
     policy = make_policy("compressive", SETTINGS)
-    _, (out,) = lived(policy, [12])
+    _, (out,) = act_rollouts(policy, [12])
     births = out.memory.layers[0].birth[0].tolist()
     assert births == [3, 5, 7, 8, 9, 10, 11]
-    gone = torch.tensor([birth in (8, 9, 11) for birth in births]).expand(2, -1)
-    memory = out.memory.remove_slots(0, gone).remove_slots(1, gone)
-    given = experience(torch.Generator().manual_seed(1), 6, 2, 0)
-    acted = act(policy, memory, given)
-    unrolled = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-    torch.testing.assert_close(unrolled.logits, acted.logits, rtol=0, atol=1e-9)
-    torch.testing.assert_close(unrolled.final_values, acted.final_values, rtol=0, atol=1e-9)
-    layer, kind = acted.memory.layers[0], policy.core.layers[0].kind
+    removed = torch.tensor([birth in (8, 9, 11) for birth in births]).expand(2, -1)
+    memory = out.memory.remove_slots(0, removed).remove_slots(1, removed)
+    rollout = experience(torch.Generator().manual_seed(1), 6, 2, 0)
+    acting_output = act(policy, memory, rollout)
+    learning_output = policy.unroll(
+        rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at
+    )
+    torch.testing.assert_close(learning_output.logits, acting_output.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(learning_output.final_values, acting_output.final_values, rtol=0, atol=1e-9)
+    layer, kind = acting_output.memory.layers[0], policy.core.layers[0].kind
     assert layer.birth[0, layer.alive[0]].tolist() == [11, 13, 14, 15, 16, 17]  # not 9
-    alone = torch.stack([out.memory.layers[0].hidden[0, births.index(10)], torch.zeros(16)])
-    torch.testing.assert_close(layer.hidden[0, layer.alive[0]][0], kind.merge(alone).detach(), rtol=0, atol=1e-9)
+    block = torch.stack([out.memory.layers[0].hidden[0, births.index(10)], torch.zeros(16)])
+    torch.testing.assert_close(layer.hidden[0, layer.alive[0]][0], kind.merge(block).detach(), rtol=0, atol=1e-9)
 
 
 def reconstruction(
-    policy: ActorCritic, memory: Memory, given: Experience, references: list[CompressiveReference]
+    policy: ActorCritic, memory: Memory, rollout: Experience, references: list[CompressiveReference]
 ) -> float:
-    """The loss in loops: for every query and layer, what its heads read from the compressed slots that came into being
-    in this rollout, against what they read from those slots' members; by content alone, squared, mean over B, T and D,
-    then over layers."""
-    total, (steps, batch) = 0.0, given.start.shape
+    """The loss in loops. For every query and layer it compares what the heads read from the slots compressed in this
+    rollout with what they read from these slots' members, by content alone. It is the mean square over B, T and D, then
+    over layers."""
+    total, (steps, batch) = 0.0, rollout.start.shape
     for b, reference in enumerate(references):
-        before = reference.compressed_blocks(reference.clock)  # these came into being earlier
+        earlier_blocks = reference.compressed_blocks(reference.clock)
         for t in range(steps):
-            if given.start[t, b]:
-                before = 0
-            reference.step(row(given.observation, t, b), bool(given.start[t, b]))
+            if rollout.start[t, b]:
+                earlier_blocks = 0
+            reference.step(row(rollout.observation, t, b), bool(rollout.start[t, b]))
             clock = reference.clock - 1
             blocks = reference.compressed_blocks(clock)
-            seen = range(max(before, blocks - reference.config.compressed_window), blocks)
+            visible_slots = range(max(earlier_blocks, blocks - reference.config.compressed_window), blocks)
             for i in range(CORE.num_layers):
-                if len(seen):
+                if len(visible_slots):
                     query = reference.slots[i][clock].hidden
-                    members = [slot for block in seen for slot in reference.members(i, block)]
-                    new = read(reference, i, query, [reference.compressed(i, block) for block in seen])
+                    members = [slot for block in visible_slots for slot in reference.members(i, block)]
+                    new = read(reference, i, query, [reference.compressed(i, block) for block in visible_slots])
                     total += ((new - read(reference, i, query, members)) ** 2).sum()
     return total / (steps * batch * CORE.width) / CORE.num_layers
 
@@ -178,24 +182,24 @@ def test_the_loss_is_the_reconstruction_of_attention(settings):
     """Against loops, over a rollout that begins with memory and has episode starts; zero if nothing is compressed."""
     policy = make_policy("compressive", settings)
     generator, references = torch.Generator().manual_seed(5), [CompressiveReference(policy) for _ in range(3)]
-    given = experience(generator, 11, 3, 0.05)
+    rollout = experience(generator, 11, 3, 0.05)
     memory = policy.initial_memory(3)
     for _ in range(2):
-        loss = float(policy.unroll(given.observation, memory, given.start, pressure=0.5).memory_loss.detach())
-        expected = reconstruction(policy, memory, given, references)
+        loss = float(policy.unroll(rollout.observation, memory, rollout.start, pressure=0.5).memory_loss.detach())
+        expected = reconstruction(policy, memory, rollout, references)
         assert expected > 1e-3 and loss == pytest.approx(expected, rel=1e-6)
-        memory = act(policy, memory, given).memory
-        given = experience(generator, 13, 3, 0.05)
-    first = experience(generator, 2, 3)
-    assert float(policy.unroll(first.observation, policy.initial_memory(3), first.start).memory_loss) == 0
+        memory = act(policy, memory, rollout).memory
+        rollout = experience(generator, 13, 3, 0.05)
+    short = experience(generator, 2, 3)
+    assert float(policy.unroll(short.observation, policy.initial_memory(3), short.start).memory_loss) == 0
 
 
 def test_the_loss_trains_the_convolution_and_nothing_else_does():
-    """The loss reaches no other weight; the task reaches all of the core but the convolution."""
+    """The loss trains no other weight. The task trains all of the core except the convolution."""
     policy = make_policy("compressive", SETTINGS)
-    given = experience(torch.Generator().manual_seed(1), 14, 3, 0.03)
+    rollout = experience(torch.Generator().manual_seed(1), 14, 3, 0.03)
     convolution = {f"core.layers.{i}.kind.convolution.{name}" for i in range(2) for name in ("weight", "bias")}
-    out = policy.unroll(given.observation, policy.initial_memory(3), given.start, pressure=0.5)
+    out = policy.unroll(rollout.observation, policy.initial_memory(3), rollout.start, pressure=0.5)
     for loss, expected in (
         (out.memory_loss, convolution),
         (
@@ -211,7 +215,7 @@ def test_the_loss_trains_the_convolution_and_nothing_else_does():
 
 
 def test_a_fresh_convolution_takes_the_mean():
-    """Before anything is learned a block becomes the mean of its memories."""
+    """An untrained convolution gives the mean of a block's memories."""
     policy = ActorCritic(replace(make_policy("compressive", SETTINGS).config))
     blocks = torch.randn(5, 2, CORE.width)
     torch.testing.assert_close(policy.core.layers[0].kind.merge(blocks), blocks.mean(1))

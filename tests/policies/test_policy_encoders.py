@@ -1,4 +1,4 @@
-"""Observations of every space: what an encoder reads, and what travels with the policy. N observations."""
+"""Observations of every space: what an encoder reads, and what is saved with the policy. N observations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def drawn(space: spaces.Space, count: int, seed: int = 0) -> torch.Tensor:
+def sample_values(space: spaces.Space, count: int, seed: int = 0) -> torch.Tensor:
     """[N, ...] samples of a space."""
     space.seed(seed)
     return torch.as_tensor(np.stack([np.asarray(space.sample()) for _ in range(count)]))
@@ -62,20 +62,20 @@ def test_a_space_is_read_by_its_encoder_and_different_values_look_different(name
     spec = json.loads(json.dumps(observation_spec(spaces.Dict({"x": space}))))["x"]
     assert spec["kind"] == KINDS[name]
     encoder = make_entry(spec)
-    value = drawn(space, 20)
+    value = sample_values(space, 20)
     encoder.observe(value)
     columns = encoder(value, torch.float32)
     assert columns.shape == (20, encoder.size) and torch.isfinite(columns).all()
     for i in range(20):
         for j in range(i):
-            same = torch.equal(value[i], value[j])
-            assert torch.allclose(columns[i], columns[j], atol=1e-6) == same
+            is_same = torch.equal(value[i], value[j])
+            assert torch.allclose(columns[i], columns[j], atol=1e-6) == is_same
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_predicting_an_entry_gets_better_by_descent(name):
     encoder = make_entry(observation_spec(spaces.Dict({"x": SPACES[name]}))["x"])
-    value = drawn(SPACES[name], 6)
+    value = sample_values(SPACES[name], 6)
     if not encoder.outputs:
         assert encoder.surprise(torch.zeros(6, 0), value) == 0
         return
@@ -97,7 +97,7 @@ def test_one_hot_columns_say_the_value(name):
     encoder = make_entry(observation_spec(spaces.Dict({"x": space}))["x"])
     low = getattr(space, "start", None) if name in ("discrete", "integers") else space.low
     sizes = {"discrete": [5], "integers": [2, 3, 4, 5], "whole numbers": [8] * 3, "bytes": [256] * 3}[name]
-    value = drawn(space, 4)
+    value = sample_values(space, 4)
     columns = encoder(value, torch.float64)
     counted = (value - torch.as_tensor(np.asarray(low), dtype=torch.int64)).reshape(4, -1)
     for i, part in enumerate(columns.split(sizes, 1)):
@@ -110,10 +110,10 @@ def test_running_statistics_equal_those_of_all_that_was_seen():
     parts = [torch.randn(n, 3, generator=generator) * 1e3 + 5e4 for n in (1, 7, 500, 20)]
     for part in parts:
         encoder.observe(part)
-    seen = torch.cat(parts).double()
-    torch.testing.assert_close(encoder.mean.double(), seen.mean(0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(encoder.variance.double(), seen.var(0, correction=0), rtol=1e-4, atol=0)
-    columns = encoder(seen.float(), torch.float32)
+    read_values = torch.cat(parts).double()
+    torch.testing.assert_close(encoder.mean.double(), read_values.mean(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(encoder.variance.double(), read_values.var(0, correction=0), rtol=1e-4, atol=0)
+    columns = encoder(read_values.float(), torch.float32)
     assert columns.mean(0).abs().max() < 1e-2 and (columns.std(0) - 1).abs().max() < 1e-2
     assert encoder(torch.tensor([[1e9, 0, 0]]), torch.float32).abs().max() == 10
 
@@ -131,8 +131,10 @@ def test_before_any_statistics_a_bounded_number_lies_around_0_by_its_bounds():
     (_, x), (_, y) = policy.encoder.entries()
     torch.testing.assert_close(x(torch.tensor([[100.0, 300.0]]), torch.float32), torch.tensor([[-(3**0.5), 3**0.5]]))
     assert y(torch.tensor([[4.0]]), torch.float32) == 4
-    whole = ActorCritic.for_spaces(spaces.Dict({"x": spaces.Box(0, 10**6, (1,), np.int64)}), spaces.Discrete(2), False)
-    assert whole.config.observation["x"]["normalize"] is True  # as one-hot columns they would be too many
+    large_numbers = ActorCritic.for_spaces(
+        spaces.Dict({"x": spaces.Box(0, 10**6, (1,), np.int64)}), spaces.Discrete(2), False
+    )
+    assert large_numbers.config.observation["x"]["normalize"] is True  # as one-hot columns they would be too many
 
 
 def test_a_previous_reward_of_any_size_is_read_as_nothing_before_there_are_statistics():
@@ -165,7 +167,7 @@ def test_the_words_of_a_text_count_and_so_does_their_order():
 
 
 def test_the_number_of_a_word_is_the_same_everywhere():
-    """The numbers travel: they must not depend on a process's hash seed."""
+    """The numbers are saved in files, so they must not depend on a process's hash seed."""
     assert word_numbers("red ball!", 5).tolist() == [3947933639, 4073961314, 1584705409, 0, 0]
 
 
@@ -213,7 +215,8 @@ def test_a_policy_tells_which_part_of_another_environment_differs():
 
 
 def test_a_features_extractor_gets_pictures_with_their_channels_first():
-    """As Stable-Baselines3's own environments give them to its NatureCNN; what it cannot read is told in one line."""
+    """As Stable-Baselines3's own environments give them to its NatureCNN. An unreadable space gives an error of one
+    line."""
     from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
     picture = spaces.Box(0, 255, (64, 48, 3), np.uint8)
@@ -224,8 +227,8 @@ def test_a_features_extractor_gets_pictures_with_their_channels_first():
         spaces.Dict({"image": picture, **rest}), spaces.Discrete(2), features_extractor=(NatureCNN, {"features_dim": 8})
     )
     assert policy.encoder(observation).shape == (2, 64)
-    both = spaces.Dict({"image": picture, "speed": spaces.Box(-1, 1, (2,)), **rest})
-    policy = ActorCritic.for_spaces(both, spaces.Discrete(2), features_extractor=(CombinedExtractor, {}))
+    two_entries = spaces.Dict({"image": picture, "speed": spaces.Box(-1, 1, (2,)), **rest})
+    policy = ActorCritic.for_spaces(two_entries, spaces.Discrete(2), features_extractor=(CombinedExtractor, {}))
     assert policy.encoder({**observation, "speed": torch.zeros(2, 2)}).shape == (2, 64)
     with pytest.raises(ValueError, match=r"^features_extractor_class: CombinedExtractor cannot read Box\("):
         ActorCritic.for_spaces(

@@ -1,5 +1,4 @@
-"""Gates in the residual stream: the paper's equations in loops, and that nothing else depends on whether they are
-there."""
+"""Gates in the residual stream: the paper's equations in loops, and that nothing else depends on gates."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_cases import CORE, CORES, SMALL, act, experience, make_policy, poisoned
+from policy_cases import CORE, CORES, SMALL, act, experience, make_policy, poison_dead_slots
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -31,16 +30,16 @@ def test_a_gate_is_the_papers_equations():
     u_g, b_g = gate.reset.weight, gate.bias
     for row in range(2):
         r = [1 / (1 + math.exp(-float(w_r[i] @ y[row] + u_r[i] @ x[row]))) for i in range(width)]
-        kept = torch.tensor([r[i] * float(x[row, i]) for i in range(width)], dtype=torch.float64)
+        reset_x = torch.tensor([r[i] * float(x[row, i]) for i in range(width)], dtype=torch.float64)
         for i in range(width):
             z = 1 / (1 + math.exp(-float(w_z[i] @ y[row] + u_z[i] @ x[row] - b_g[i])))
-            h = math.tanh(float(w_g[i] @ y[row] + u_g[i] @ kept))
+            h = math.tanh(float(w_g[i] @ y[row] + u_g[i] @ reset_x))
             assert float(gate(x, y)[row, i]) == pytest.approx((1 - z) * float(x[row, i]) + z * h, abs=1e-12)
 
 
 @torch.no_grad()
 def test_a_fresh_gate_keeps_most_of_what_it_was_given():
-    """With the bias 2 it takes sigmoid(-2), 12%, of the new where its inputs say nothing about that."""
+    """With the bias 2 it takes sigmoid(-2), 12%, of the new value if its inputs have no influence."""
     gate = Gate(4)
     gate.given.weight.zero_()
     gate.reset.weight.zero_()
@@ -49,23 +48,23 @@ def test_a_fresh_gate_keeps_most_of_what_it_was_given():
 
 @pytest.mark.parametrize("kind", ATTENTION)
 def test_acting_equals_learning_with_gates(kind):
-    """Every kind of attention, the memoryless too; the gates matter and get gradients."""
+    """Every attention kind and the memoryless one. All gates get gradients."""
     generator = torch.Generator().manual_seed(1)
     policy = make_policy(kind, SMALL.get(kind, ({},))[0], core=GATED)
     memory = policy.draw(policy.initial_memory(3), generator)
-    memory = poisoned(act(policy, memory, experience(generator, 11, 3)).memory)
-    given = experience(generator, 9, 3)
-    acted = act(policy, memory, given)
-    out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-    torch.testing.assert_close(out.logits, acted.logits, rtol=0, atol=1e-9)
-    torch.testing.assert_close(out.final_values, acted.final_values, rtol=0, atol=1e-9)
+    memory = poison_dead_slots(act(policy, memory, experience(generator, 11, 3)).memory)
+    rollout = experience(generator, 9, 3)
+    acting_output = act(policy, memory, rollout)
+    out = policy.unroll(rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at)
+    torch.testing.assert_close(out.logits, acting_output.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(out.final_values, acting_output.final_values, rtol=0, atol=1e-9)
     out.logits.square().sum().backward()
     gates = [p for name, p in policy.named_parameters() if ".gates." in name]
     assert len(gates) == 2 * 2 * 4 and all(p.grad.abs().max() > 0 for p in gates)
 
 
 def test_policy_files_from_before_there_were_gates_still_load(tmp_path):
-    """A config without the flag means none; with it the policy comes back with its gates."""
+    """A config without the flag means no gates. With the flag the policy is loaded with its gates."""
     plain, gated = make_policy("expire_span", dtype=torch.float32), make_policy("expire_span", core=GATED)
     assert not any("gates" in name for name in plain.state_dict())
     path = tmp_path / "p.safetensors"

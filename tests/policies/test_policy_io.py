@@ -1,4 +1,4 @@
-"""Policy files: what comes back is what went in, and what is no policy is refused with one line."""
+"""Policy files: a loaded policy equals the saved one, and other files are refused with one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def corridor_policy(kind: str, seed: int = 0) -> ActorCritic:
     return policy
 
 
-def played(policy: ActorCritic, deterministic: bool, steps: int = 50) -> np.ndarray:
+def play(policy: ActorCritic, deterministic: bool, steps: int = 50) -> np.ndarray:
     """The actions of `steps` steps in three corridors: [steps, 3]."""
     env = envs.make_vec_env("Corridor-v0", 3, max_length=6, max_steps=17)
     observation, _ = env.reset(seed=0)
@@ -52,7 +52,7 @@ def played(policy: ActorCritic, deterministic: bool, steps: int = 50) -> np.ndar
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_policy_acts_like_the_saved_one(kind, tmp_path):
-    """Same config, info, weights, and actions for 50 steps, likeliest or sampled; a run directory stands for its
+    """The same config, info, weights, and 50 actions, most likely or sampled. A run directory means its
     policy.safetensors."""
     policy = corridor_policy(kind)
     file = tmp_path / "new" / "policy.safetensors"
@@ -64,10 +64,10 @@ def test_a_loaded_policy_acts_like_the_saved_one(kind, tmp_path):
         assert not loaded.training
         for name, tensor in policy.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor)
-    np.testing.assert_array_equal(played(loaded, True), played(policy, True))
-    sampled = played(policy, False)
-    np.testing.assert_array_equal(played(loaded, False), sampled)
-    assert not np.array_equal(played(corridor_policy(kind, seed=1), False), sampled)
+    np.testing.assert_array_equal(play(loaded, True), play(policy, True))
+    sampled = play(policy, False)
+    np.testing.assert_array_equal(play(loaded, False), sampled)
+    assert not np.array_equal(play(corridor_policy(kind, seed=1), False), sampled)
 
 
 def test_other_weights_can_be_saved_than_the_policy_has_now(tmp_path):
@@ -84,55 +84,55 @@ def saved(tmp_path) -> Path:
     return tmp_path / "p.safetensors"
 
 
-def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["policy"])  # noqa: SIM118
 
 
-def refused(path: Path) -> str:
-    """What `load_policy` says of `path`: one line that names it."""
+def refusal(path: Path) -> str:
+    """The message with which `load_policy` refuses `path`: one line that begins with it."""
     with pytest.raises(PolicyFileError) as caught:
         load_policy(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path}: expected ") and "\n" not in told
-    return told.removeprefix(f"{path}: ")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected ") and "\n" not in message
+    return message.removeprefix(f"{path}: ")
 
 
 def test_what_is_no_policy_file_is_refused(saved, tmp_path):
-    """Nothing, an empty directory, an empty file, a text, half a policy, and other people's safetensors."""
-    assert refused(tmp_path / "missing") == "expected a policy file or a run directory, found nothing there"
+    """A missing file, an empty directory, an empty file, a text, half a policy, and other safetensors files."""
+    assert refusal(tmp_path / "missing") == "expected a policy file or a run directory, found nothing there"
     (tmp_path / "run").mkdir()
-    assert "run directory with policy.safetensors" in refused(tmp_path / "run")
-    whole = saved.read_bytes()
-    for i, data in enumerate((b"", b"import os", whole[:7], whole[: len(whole) // 2], whole[:-1])):
+    assert "run directory with policy.safetensors" in refusal(tmp_path / "run")
+    content = saved.read_bytes()
+    for i, data in enumerate((b"", b"import os", content[:7], content[: len(content) // 2], content[:-1])):
         other = tmp_path / f"{i}.safetensors"
         other.write_bytes(data)
-        assert refused(other).startswith("expected a whole safetensors file, could not read it (")
+        assert refusal(other).startswith("expected a whole safetensors file, could not read it (")
     for i, metadata in enumerate((None, {"policy": "{}"}, {"policy": "[]"}, {"policy": "not JSON"}, {"format": "pt"})):
         other = tmp_path / f"foreign_{i}.safetensors"
         save_file({"x": torch.zeros(2)}, other, metadata)
-        assert refused(other) == "expected a policy saved by this toolkit, got another safetensors file"
+        assert refusal(other) == "expected a policy saved by this toolkit, got another safetensors file"
 
 
 def test_a_file_from_before_survival_curves_has_the_papers_spans(tmp_path):
-    """Of November 2026 and earlier: the config does not say how spans are predicted."""
+    """Files of November 2026 and earlier: their config does not say how spans are predicted."""
     policy = corridor_policy("expire_span")
     assert policy.config.memory_config.span_model == "sigmoid"
     save_policy(policy, tmp_path / "p.safetensors", INFO)
-    weights, header = opened(tmp_path / "p.safetensors")
+    weights, header = read_file(tmp_path / "p.safetensors")
     for name in ("span_model", "initial_limit"):
         del header["config"]["memory_config"][name]
     save_file(weights, tmp_path / "p.safetensors", {"policy": json.dumps(header)})
     loaded, _ = load_policy(tmp_path / "p.safetensors")
     assert loaded.config.memory_config == policy.config.memory_config
-    assert np.array_equal(played(loaded, True), played(policy, True))
+    assert np.array_equal(play(loaded, True), play(policy, True))
 
 
 def test_a_newer_version_is_refused(saved):
-    weights, header = opened(saved)
+    weights, header = read_file(saved)
     save_file(weights, saved, {"policy": json.dumps({**header, "version": header["version"] + 1})})
     version = header["version"]
-    assert refused(saved) == f"expected format version {version} or older, got {version + 1}: update the toolkit"
+    assert refusal(saved) == f"expected format version {version} or older, got {version + 1}: update the toolkit"
 
 
 @pytest.mark.parametrize(
@@ -163,18 +163,18 @@ def test_a_newer_version_is_refused(saved):
     ],
 )
 def test_a_config_that_was_tampered_with_is_refused(saved, path, value):
-    """Values of the wrong kind, out of range, unknown, or that do not belong to the weights."""
-    weights, header = opened(saved)
+    """Values of a wrong type, out of range, unknown, or in contradiction to the weights."""
+    weights, header = read_file(saved)
     inner = header["config"]
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
     save_file(weights, saved, {"policy": json.dumps(header)})
-    assert refused(saved).startswith("expected a config and weights that belong together (")
+    assert refusal(saved).startswith("expected a config and weights that belong together (")
 
 
 def test_a_class_that_a_file_names_is_not_imported(saved):
-    weights, header = opened(saved)
+    weights, header = read_file(saved)
     header["config"]["features_extractor"] = "os.system"
     save_file(weights, saved, {"policy": json.dumps(header)})
     with pytest.raises(
@@ -184,8 +184,8 @@ def test_a_class_that_a_file_names_is_not_imported(saved):
 
 
 def test_a_policy_of_the_first_version_still_loads(saved):
-    """It told the number of its actions, which were Discrete."""
-    weights, header = opened(saved)
+    """Its config has the number of its actions, which were Discrete."""
+    weights, header = read_file(saved)
     config = header["config"]
     old = {
         **{key: value for key, value in config.items() if key not in ("actions", "features_extractor")},
@@ -197,12 +197,12 @@ def test_a_policy_of_the_first_version_still_loads(saved):
 
 def test_a_header_too_deep_to_read_is_refused(saved):
     save_file({"x": torch.zeros(2)}, saved, {"policy": "[" * 100_000})
-    assert refused(saved) == "expected a policy saved by this toolkit, got another safetensors file"
+    assert refusal(saved) == "expected a policy saved by this toolkit, got another safetensors file"
 
 
 def test_weights_that_were_tampered_with_are_refused(saved):
-    """One missing, one too many, one of another shape."""
-    weights, header = opened(saved)
+    """One tensor missing, one too many, one of another shape."""
+    weights, header = read_file(saved)
     name = "policy_head.weight"
     for changed in (
         {key: value for key, value in weights.items() if key != name},
@@ -210,11 +210,11 @@ def test_weights_that_were_tampered_with_are_refused(saved):
         {**weights, name: torch.zeros(5, 16)},
     ):
         save_file(changed, saved, {"policy": json.dumps(header)})
-        assert refused(saved).startswith("expected a config and weights that belong together (")
+        assert refusal(saved).startswith("expected a config and weights that belong together (")
 
 
 def test_a_file_survives_a_write_that_fails(saved, tmp_path, monkeypatch):
-    """Whether renaming or flushing fails: the old policy is whole, and nothing else is left behind."""
+    """If renaming or flushing fails, the old policy is whole, and no other file remains."""
     before = saved.read_bytes()
     for name in ("replace", "fsync"):
 

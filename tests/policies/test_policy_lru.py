@@ -1,4 +1,4 @@
-"""Linear recurrent units: the scan against a loop, and what their eigenvalues may be.
+"""Linear recurrent units: the scan against a loop, and the range of their eigenvalues.
 
 T time steps, B environments, N channels.
 """
@@ -19,8 +19,8 @@ from expire_span_rl.policies.settings import LRUConfig
 def loop(decay: Tensor, keep: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     """The recurrence as it is written."""
     states, state = [], initial
-    for now, kept in zip(inputs, keep, strict=True):
-        state = decay * (state * kept[:, None]) + now
+    for x_t, keep_t in zip(inputs, keep, strict=True):
+        state = decay * (state * keep_t[:, None]) + x_t
         states.append(state)
     return torch.stack(states)
 
@@ -42,42 +42,44 @@ def case(steps: int, batch: int, channels: int, seed: int, starts: float = 0.1) 
 @pytest.mark.parametrize("steps", [1, 7, 8, 9, 64, 100])
 def test_the_scan_is_the_loop(steps):
     """Rollouts shorter and longer than a block, and no multiple of it."""
-    given = case(steps, 5, 6, steps)
-    torch.testing.assert_close(linear_scan(*given), loop(*given), rtol=0, atol=1e-11)
+    arguments = case(steps, 5, 6, steps)
+    torch.testing.assert_close(linear_scan(*arguments), loop(*arguments), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("steps", [3, 8, 19])
 def test_gradients_of_the_scan_are_those_of_the_loop(steps):
     decay, keep, inputs, initial = case(steps, 3, 4, steps)
-    wanted = [tensor.requires_grad_() for tensor in (decay, inputs, initial)]
+    inputs_with_gradient = [tensor.requires_grad_() for tensor in (decay, inputs, initial)]
     weight = torch.randn(steps, 3, 4, 2, dtype=torch.float64)
     grads = [
-        torch.autograd.grad((torch.view_as_real(run(decay, keep, inputs, initial)) * weight).sum(), wanted)
+        torch.autograd.grad(
+            (torch.view_as_real(run(decay, keep, inputs, initial)) * weight).sum(), inputs_with_gradient
+        )
         for run in (linear_scan, loop)
     ]
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
-    assert torch.autograd.gradcheck(lambda *given: linear_scan(given[0], keep, *given[1:]), wanted)
+    for actual, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradcheck(lambda *rollout: linear_scan(rollout[0], keep, *rollout[1:]), inputs_with_gradient)
 
 
 def test_float32_is_safe_over_long_rollouts():
     """4,096 steps, many without an episode start, decays from 0.01 to 0.9999: within rounding of the loop in float64.
     Dividing by powers of a decay, as a scan by cumulative sums does, would end in infinities."""
-    given = case(4096, 2, 8, 0, starts=0.0005)
-    exact = loop(*given)
+    rollout = case(4096, 2, 8, 0, starts=0.0005)
+    exact = loop(*rollout)
     single = linear_scan(
-        given[0].to(torch.complex64), given[1].float(), *(part.to(torch.complex64) for part in given[2:])
+        rollout[0].to(torch.complex64), rollout[1].float(), *(part.to(torch.complex64) for part in rollout[2:])
     )
     error = (single.to(torch.complex128) - exact).abs().amax((0, 1)) / exact.abs().amax((0, 1))
     assert float(error.max()) < 1e-5  # fails for NaN too
 
 
 def test_the_block_changes_nothing(monkeypatch):
-    given = case(33, 4, 5, 3)
-    expected = linear_scan(*given)
+    rollout = case(33, 4, 5, 3)
+    expected = linear_scan(*rollout)
     for block in (1, 2, 16, 64):
         monkeypatch.setattr(scan, "BLOCK", block)
-        torch.testing.assert_close(linear_scan(*given), expected, rtol=0, atol=1e-11)
+        torch.testing.assert_close(linear_scan(*rollout), expected, rtol=0, atol=1e-11)
 
 
 def test_eigenvalues_begin_on_the_ring_and_stay_inside_the_circle():

@@ -17,22 +17,22 @@ from expire_span_rl.policies.transformer.layer import TransformerConfig
 def arrays(kind: str = "expire_span", steps: int = 150, batch: int = 3):
     """A float32 policy and experience as arrays."""
     policy = make_policy(kind, dtype=torch.float32)
-    given = experience(torch.Generator().manual_seed(0), steps, batch, 0.02, dtype=torch.float32)
-    return policy, {key: value.numpy() for key, value in given.observation.items()}, given.start.numpy()
+    rollout = experience(torch.Generator().manual_seed(0), steps, batch, 0.02, dtype=torch.float32)
+    return policy, {key: value.numpy() for key, value in rollout.observation.items()}, rollout.start.numpy()
 
 
 @pytest.mark.parametrize("kind, settings", CASES)
 def test_predict_is_the_unroll(kind, settings):
     """150 deterministic calls, more than fit between two compactions, choose what one unroll's logits say."""
     policy = make_policy(kind, settings)
-    given = experience(torch.Generator().manual_seed(0), 150, 3, 0.02)
-    logits = policy.unroll(given.observation, policy.initial_memory(3), given.start).logits
+    rollout = experience(torch.Generator().manual_seed(0), 150, 3, 0.02)
+    logits = policy.unroll(rollout.observation, policy.initial_memory(3), rollout.start).logits
     top = logits.topk(2).values
     assert (top[..., 0] - top[..., 1]).min() > 1e-7  # no ties, so that rounding decides nothing
     state = None
     for t in range(150):
-        now = {key: value[t].numpy() for key, value in given.observation.items()}
-        actions, state = policy.predict(now, state, given.start[t].numpy(), deterministic=True)
+        step_observation = {key: value[t].numpy() for key, value in rollout.observation.items()}
+        actions, state = policy.predict(step_observation, state, rollout.start[t].numpy(), deterministic=True)
         assert actions.shape == (3,) and actions.dtype == np.int64
         np.testing.assert_array_equal(actions, logits[t].argmax(-1))
 
@@ -42,16 +42,16 @@ def test_a_single_observation_gives_a_scalar_action(kind):
     """Unbatched observations, as a gymnasium.Env gives them, with and without `episode_start`: the actions of a batch
     of one."""
     policy, observation, start = arrays(kind, steps=20)
-    state = other = None
+    state = batch_state = None
     for t in range(20):
         single = {key: value[t, 0] for key, value in observation.items()}
         action, state = policy.predict(single, state, np.array([start[t, 0]]), deterministic=True)
         assert np.ndim(action) == 0 and action in range(4)
-        actions, other = policy.predict(
-            {key: value[t, :1] for key, value in observation.items()}, other, start[t, :1], deterministic=True
+        actions, batch_state = policy.predict(
+            {key: value[t, :1] for key, value in observation.items()}, batch_state, start[t, :1], deterministic=True
         )
         assert actions.tolist() == [action]
-    assert isinstance(state, type(other))
+    assert isinstance(state, type(batch_state))
     action, _ = policy.predict(single)
     assert np.ndim(action) == 0
 
@@ -68,71 +68,74 @@ def test_predict_takes_observations_of_a_single_environment():
 def test_a_stale_state_is_refused():
     """A state serves one call, since acting writes into it; it serves no other number of environments."""
     policy, observation, start = arrays()
-    now = {key: value[0] for key, value in observation.items()}
-    _, first = policy.predict(now, None, start[0])
-    _, second = policy.predict(now, first, start[1])
+    step_observation = {key: value[0] for key, value in observation.items()}
+    _, stale = policy.predict(step_observation, None, start[0])
+    _, state = policy.predict(step_observation, stale, start[1])
     with pytest.raises(ValueError, match=r"^state: expected the last one returned \(call 2\), got call 1's$"):
-        policy.predict(now, first, start[1])
+        policy.predict(step_observation, stale, start[1])
     with pytest.raises(ValueError, match="^state: expected 2 environments, got 3$"):
-        policy.predict({key: value[:2] for key, value in now.items()}, second, start[1, :2])
-    policy.predict(now, second, start[2])
+        policy.predict({key: value[:2] for key, value in step_observation.items()}, state, start[1, :2])
+    policy.predict(step_observation, state, start[2])
 
 
 def test_a_stale_state_is_refused_across_a_compaction():
-    """The state before memory was laid out anew is as stale as any other."""
+    """A state from before `begin` was called again is as stale as any other."""
     policy, observation, start = arrays()
-    now, states = {key: value[0] for key, value in observation.items()}, [None]
+    step_observation, states = {key: value[0] for key, value in observation.items()}, [None]
     for _ in range(66):
-        states.append(policy.predict(now, states[-1], start[1])[1])
+        states.append(policy.predict(step_observation, states[-1], start[1])[1])
     for stale in (states[1], states[64], states[65]):
         with pytest.raises(ValueError, match="^state: "):
-            policy.predict(now, stale, start[1])
+            policy.predict(step_observation, stale, start[1])
 
 
 def test_sampling_follows_the_softmax():
     """20,000 draws; frequencies within four standard errors, an impossible action never."""
     logits = torch.tensor([1.0, 0.0, -1.0, -torch.inf]).expand(20_000, -1)
-    drawn = torch.bincount(gumbel_max(logits, torch.Generator().manual_seed(0)), minlength=4) / 20_000
+    frequencies = torch.bincount(gumbel_max(logits, torch.Generator().manual_seed(0)), minlength=4) / 20_000
     expected = torch.softmax(logits[0], -1)
-    assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
+    assert ((frequencies - expected).abs() <= 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
     torch.manual_seed(0)
     policy, observation, start = arrays()
-    now = {key: value[0] for key, value in observation.items()}
-    assert len({tuple(policy.predict(now, None, start[0])[0]) for _ in range(20)}) > 1
+    step_observation = {key: value[0] for key, value in observation.items()}
+    assert len({tuple(policy.predict(step_observation, None, start[0])[0]) for _ in range(20)}) > 1
 
 
 def test_parameter_groups_hold_every_parameter_once():
-    """The memory kind's own learn at their own rate."""
+    """The memory kind's own parameters learn at their own rates."""
     for kind in KINDS:
         policy = make_policy(kind)
         groups = policy.parameter_groups(0.5)
-        held = [id(parameter) for group in groups for parameter in group["params"]]
-        assert sorted(held) == sorted(id(parameter) for parameter in policy.parameters())
+        ids = [id(parameter) for group in groups for parameter in group["params"]]
+        assert sorted(ids) == sorted(id(parameter) for parameter in policy.parameters())
         assert all(group["lr"] == 0.5 * group["scale"] for group in groups)
     config = KINDS["expire_span"].Config(**SMALL["expire_span"][0])
     groups = make_policy("expire_span").parameter_groups(1.0)
     assert [group["scale"] for group in groups] == [1.0, config.span_lr_scale, config.span_bias_lr_scale]
     assert [group["span_parameters"] for group in groups] == [False, True, True]
-    for kind, pressed in (("adaptive_span", True), ("compressive", False)):
-        assert [group["span_parameters"] for group in make_policy(kind).parameter_groups(1.0)] == [False, pressed]
+    for kind, has_span_parameters in (("adaptive_span", True), ("compressive", False)):
+        assert [group["span_parameters"] for group in make_policy(kind).parameter_groups(1.0)] == [
+            False,
+            has_span_parameters,
+        ]
 
 
 def test_an_untrained_policy_prefers_nothing_and_expects_nothing():
     """Heads begin at zero: uniform logits and values of 0, for every kind."""
-    given = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
+    rollout = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
     for kind in KINDS:
         settings = SMALL.get(kind, ({},))[0]
         policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings)))
-        out = policy.unroll(given.observation, policy.initial_memory(2), given.start)
+        out = policy.unroll(rollout.observation, policy.initial_memory(2), rollout.start)
         assert (out.logits == 0).all() and (out.values == 0).all()
 
 
 def test_a_default_config_can_learn():
     """`memory_config=None` stands for the kind's defaults, and these give a finite loss."""
-    given = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
+    rollout = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
     for kind in KINDS:
         policy = ActorCritic(PolicyConfig(SPEC, 4, kind))
-        out = policy.unroll(given.observation, policy.initial_memory(2), given.start, pressure=0.5)
+        out = policy.unroll(rollout.observation, policy.initial_memory(2), rollout.start, pressure=0.5)
         assert out.memory_loss.isfinite(), kind
 
 

@@ -1,4 +1,4 @@
-"""Predicting the next observation, and the heads that begin by looking at the step before. N time steps, T steps of a
+"""Prediction of the next observation, and the heads that attend to the previous step. N time steps, T steps of a
 rollout."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SIZES = (11, 6, 4)  # values of a cell's object, colour and state
 
 
 def predictor_of(spec: dict, width: int = 8, actions: int = 4) -> NextObservation:
-    """What predicts observations of a spec after one of so many actions."""
-    made = make_actions({"kind": "discrete", "n": actions})
-    return NextObservation(Encoder(spec, width), made, width)
+    """A predictor of observations of a spec. actions: their number."""
+    action_space = make_actions({"kind": "discrete", "n": actions})
+    return NextObservation(Encoder(spec, width), action_space, width)
 
 
 def test_the_loss_is_what_it_says():
@@ -45,8 +45,8 @@ def test_the_loss_is_what_it_says():
         hidden = predictor.features.weight @ features[n] + predictor.features.bias + predictor.action.weight[actions[n]]
         numbers = (predictor.out.weight @ hidden.clamp(min=0) + predictor.out.bias).tolist()
 
-        def surprise(logits: list[float], right: int) -> float:
-            return math.log(sum(math.exp(x - logits[right]) for x in logits))
+        def surprise(logits: list[float], target: int) -> float:
+            return math.log(sum(math.exp(x - logits[target]) for x in logits))
 
         for y in range(3):
             for x in range(3):
@@ -63,8 +63,8 @@ def test_before_learning_nothing_is_expected():
     generator = torch.Generator().manual_seed(1)
     spec = {name: SPEC[name] for name in ("image", "previous_action")}
     predictor = predictor_of(spec)
-    seen = observations(generator, 7)
-    loss = predictor.loss(torch.randn(7, 8, generator=generator), torch.zeros(7, dtype=torch.int64), seen)
+    observation = observations(generator, 7)
+    loss = predictor.loss(torch.randn(7, 8, generator=generator), torch.zeros(7, dtype=torch.int64), observation)
     assert float(loss.detach()) == pytest.approx(9 * sum(map(math.log, SIZES)) + math.log(5), rel=1e-6)
 
 
@@ -81,23 +81,23 @@ def test_nothing_to_predict_is_no_loss():
     "kind", [kind for kind in KINDS if core_config(kind) is TransformerConfig and KINDS[kind].stores]
 )
 def test_shifted_heads_look_at_the_step_before_for_good(kind):
-    """Those of the first layer, all their attention, and nothing teaches them otherwise; no other head does."""
+    """They are in the first layer, give it all their attention, and get no gradient. No other head does so."""
     torch.manual_seed(0)
     policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig(shifted_heads=1)))
     plain = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig()))
     assert not any("age_bias" in name for name in plain.state_dict())
-    seen = observations(torch.Generator().manual_seed(2), 20, 3, dtype=torch.float32)
+    observation = observations(torch.Generator().manual_seed(2), 20, 3, dtype=torch.float32)
     start = torch.zeros(20, 3, dtype=torch.bool)
     start[0] = start[11, 1] = True
     goes_on = ~start[1:].T
-    for i, layer in enumerate(policy.inspect(seen, policy.initial_memory(3), start)[2]):
-        before = layer.attention[:, :, :, -20:].diagonal(-1, 2, 3)  # [B,H,T-1]
+    for i, layer in enumerate(policy.inspect(observation, policy.initial_memory(3), start)[2]):
+        previous_step = layer.attention[:, :, :, -20:].diagonal(-1, 2, 3)  # [B,H,T-1]
         for head in range(4):
-            share = before[:, head][goes_on]
+            share = previous_step[:, head][goes_on]
             assert (share > 0.9999).all() if i == head == 0 else share.mean() < 0.5
-        assert (before[:, 0][~goes_on] == 0).all()  # there is no step before an episode
+        assert (previous_step[:, 0][~goes_on] == 0).all()  # there is no step before an episode
 
-    out = policy.unroll(seen, policy.initial_memory(3), start)
+    out = policy.unroll(observation, policy.initial_memory(3), start)
     (out.features.square().sum() + out.values.sum()).backward()
     for i, layer in enumerate(policy.core.layers):
         size = layer.query.in_features // layer.heads
@@ -108,7 +108,7 @@ def test_shifted_heads_look_at_the_step_before_for_good(kind):
 
 @pytest.mark.parametrize("kind", ["expire_span", "gru", "none"])
 def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
-    """As they are drawn: with the same seed all others are the same."""
+    """Of the initial weights: with the same seed all others are equal."""
 
     def weight(**core):
         torch.manual_seed(0)
@@ -122,16 +122,17 @@ def test_the_action_gain_is_of_the_previous_actions_weights_alone(kind):
 
 
 def test_the_heads_above_begin_by_looking_for_what_followed():
-    """Observations that come a second time: more attention than to the average memory is on what followed the first
-    time."""
+    """When observations come a second time, the step after their first occurrence gets more attention than the average
+    memory."""
     shares = []
     for seed in range(5):
         torch.manual_seed(seed)
         policy = ActorCritic(PolicyConfig(SPEC, 4, "transformer_xl", core=TransformerConfig(shifted_heads=2)))
-        once = observations(torch.Generator().manual_seed(seed), 20, 3)
-        seen = {key: torch.cat([value, value]) for key, value in once.items()}
+        single = observations(torch.Generator().manual_seed(seed), 20, 3)
+        observation = {key: torch.cat([value, value]) for key, value in single.items()}
         start = torch.zeros(40, 3, dtype=torch.bool)
-        attention = policy.inspect(seen, policy.initial_memory(3), start)[2][1].attention[:, :, :, -40:]  # [B,2,T,T]
+        _, _, layers = policy.inspect(observation, policy.initial_memory(3), start)
+        attention = layers[1].attention[:, :, :, -40:]  # [B,2,T,T]
         steps = torch.arange(20, 39)
         shares.append(attention[:, :, steps, steps - 19].mean())
     assert torch.stack(shares).mean() > 2 / 30  # uniform attention would be 1 / 30

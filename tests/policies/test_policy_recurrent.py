@@ -30,14 +30,14 @@ def normed(core, i: int, x: Tensor) -> Tensor:
 
 def gru_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Cho et al. (2014), with PyTorch's reset gate after the product."""
-    after = []
+    states = []
     for i, (cell, h) in enumerate(zip(core.cells, state, strict=True)):
         x_r, x_z, x_n = (cell.weight_ih @ normed(core, i, x) + cell.bias_ih).chunk(3)
         h_r, h_z, h_n = (cell.weight_hh @ h + cell.bias_hh).chunk(3)
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
         x = (1 - z) * tanh(x_n + r * h_n) + z * h
-        after.append(x)
-    return normed(core, len(after), x), torch.stack(after)
+        states.append(x)
+    return normed(core, len(states), x), torch.stack(states)
 
 
 def lstm_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +45,9 @@ def lstm_step(core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     hidden, cells = [], []
     for i, (lstm, h, c) in enumerate(zip(core.lstms, *state.chunk(2), strict=True)):
         gates = lstm.weight_ih_l0 @ normed(core, i, x) + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
-        take, keep, new, show = gates.chunk(4)
-        cells.append(sigmoid(keep) * c + sigmoid(take) * tanh(new))
-        x = sigmoid(show) * tanh(cells[-1])
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
+        cells.append(sigmoid(forget_gate) * c + sigmoid(input_gate) * tanh(candidate))
+        x = sigmoid(output_gate) * tanh(cells[-1])
         hidden.append(x)
     return normed(core, len(hidden), x), torch.stack([*hidden, *cells])
 
@@ -102,83 +102,84 @@ def test_unroll_and_steps_are_the_loop(kind, settings):
     generator, policy = torch.Generator().manual_seed(0), make_policy(kind, settings)
     memory, references = policy.initial_memory(3), [Reference(policy, kind) for _ in range(3)]
     for steps in (9, 14):
-        given = experience(generator, steps, 3)
-        out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-        acted = act(policy, memory, given)
+        rollout = experience(generator, steps, 3)
+        out = policy.unroll(rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at)
+        acting_output = act(policy, memory, rollout)
         for b, reference in enumerate(references):
             for t in range(steps):
-                if given.start[t, b]:
+                if rollout.start[t, b]:
                     reference.reset()
-                logits, value = reference.step({key: entry[t, b] for key, entry in given.observation.items()})
-                for ours in (out, acted):
-                    torch.testing.assert_close(ours.logits[t, b], logits, rtol=0, atol=1e-12)
-                    torch.testing.assert_close(ours.values[t, b], value, rtol=0, atol=1e-12)
-                for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
-                    final = {key: entry[f] for key, entry in given.final_observation.items()}
-                    for ours in (out, acted):
+                logits, value = reference.step({key: entry[t, b] for key, entry in rollout.observation.items()})
+                for actual in (out, acting_output):
+                    torch.testing.assert_close(actual.logits[t, b], logits, rtol=0, atol=1e-12)
+                    torch.testing.assert_close(actual.values[t, b], value, rtol=0, atol=1e-12)
+                for f in torch.nonzero((rollout.final_at[0] == t) & (rollout.final_at[1] == b)).flatten():
+                    final = {key: entry[f] for key, entry in rollout.final_observation.items()}
+                    for actual in (out, acting_output):
                         value = reference.step(final, keep=False)[1]
-                        torch.testing.assert_close(ours.final_values[f], value, rtol=0, atol=1e-12)
-            torch.testing.assert_close(acted.memory.state[b], reference.state, rtol=0, atol=1e-12)
-        memory = acted.memory
+                        torch.testing.assert_close(actual.final_values[f], value, rtol=0, atol=1e-12)
+            torch.testing.assert_close(acting_output.memory.state[b], reference.state, rtol=0, atol=1e-12)
+        memory = acting_output.memory
 
 
 @recurrent
 def test_gradients_are_those_of_the_loop(kind, settings):
-    """Through time, up to the last reset, from final observations too; every weight, and none is left out."""
+    """Of every weight: through time up to the last reset, and from final observations."""
     policy = make_policy(kind, settings)
-    given = experience(torch.Generator().manual_seed(1), 8, 2, 0.2, 0.5)
+    rollout = experience(torch.Generator().manual_seed(1), 8, 2, 0.2, 0.5)
     weights = dict(policy.core.named_parameters())
     out = policy.unroll(
-        given.observation, policy.initial_memory(2), given.start, given.final_observation, given.final_at
+        rollout.observation, policy.initial_memory(2), rollout.start, rollout.final_observation, rollout.final_at
     )
-    ours = torch.autograd.grad(out.logits.square().sum() + out.final_values.square().sum(), list(weights.values()))
+    actual = torch.autograd.grad(out.logits.square().sum() + out.final_values.square().sum(), list(weights.values()))
     total = 0.0
     for b in range(2):
         reference = Reference(policy, kind)
         for t in range(8):
-            if given.start[t, b]:
+            if rollout.start[t, b]:
                 reference.reset()
-            total += reference.step({key: entry[t, b] for key, entry in given.observation.items()})[0].square().sum()
-            for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
-                final = {key: entry[f] for key, entry in given.final_observation.items()}
+            total += reference.step({key: entry[t, b] for key, entry in rollout.observation.items()})[0].square().sum()
+            for f in torch.nonzero((rollout.final_at[0] == t) & (rollout.final_at[1] == b)).flatten():
+                final = {key: entry[f] for key, entry in rollout.final_observation.items()}
                 total += reference.step(final, keep=False)[1].square()
-    assert len(given.final_at[0]) > 1
-    for name, one, other in zip(weights, ours, torch.autograd.grad(total, list(weights.values())), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=name)
+    assert len(rollout.final_at[0]) > 1
+    expected = torch.autograd.grad(total, list(weights.values()))
+    for name, gradient, reference_gradient in zip(weights, actual, expected, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient, rtol=1e-9, atol=1e-9, msg=name)
 
 
 @recurrent
 def test_its_memory_is_its_hidden_state(kind, settings):
-    """No slots to count or to look at; a vector of 16 numbers in float64 takes 128 bytes, whatever happened; rows and
-    files keep them; an inspection has logits and values but no layers."""
+    """There are no slots to count or to inspect. A vector of 16 numbers in float64 always takes 128 bytes. Rows and
+    files keep the state. An inspection has logits and values but no layers."""
     policy, generator = make_policy(kind, settings), torch.Generator().manual_seed(2)
-    given = experience(generator, 5, 4)
-    acted = act(policy, policy.draw(policy.initial_memory(4), generator), given, horizon=1)
-    memory = acted.memory
+    rollout = experience(generator, 5, 4)
+    acting_output = act(policy, policy.draw(policy.initial_memory(4), generator), rollout, horizon=1)
+    memory = acting_output.memory
     size = 128 * {"gru": 2}.get(kind, 4)  # two layers
-    assert memory.live() is None and acted.live == []
+    assert memory.live() is None and acting_output.live == []
     assert memory.bytes().tolist() == policy.initial_memory(4).bytes().tolist() == [size] * 4
-    picked = memory.rows(torch.tensor([2, 0, 2]))
-    assert torch.equal(picked.state, memory.state[[2, 0, 2]]) and torch.equal(picked.time, memory.time[[2, 0, 2]])
-    again = Memory.from_tensors(memory.to_tensors())
-    assert torch.equal(again.state, memory.state) and torch.equal(again.time, memory.time) and again.layers == ()
-    logits, values, layers = policy.inspect(given.observation, policy.initial_memory(4), given.start)
-    torch.testing.assert_close(logits, acted.logits, rtol=0, atol=1e-12)
+    chosen = memory.rows(torch.tensor([2, 0, 2]))
+    assert torch.equal(chosen.state, memory.state[[2, 0, 2]]) and torch.equal(chosen.time, memory.time[[2, 0, 2]])
+    loaded = Memory.from_tensors(memory.to_tensors())
+    assert torch.equal(loaded.state, memory.state) and torch.equal(loaded.time, memory.time) and loaded.layers == ()
+    logits, values, layers = policy.inspect(rollout.observation, policy.initial_memory(4), rollout.start)
+    torch.testing.assert_close(logits, acting_output.logits, rtol=0, atol=1e-12)
     assert values.shape == (5, 4) and layers == ()
 
 
 @recurrent
 def test_acting_does_not_touch_the_memory_it_began_with(kind, settings):
     policy = make_policy(kind, settings)
-    given = experience(torch.Generator().manual_seed(3), 5, 2, 0)
+    rollout = experience(torch.Generator().manual_seed(3), 5, 2, 0)
     memory = policy.initial_memory(2)
-    act(policy, memory, given)
+    act(policy, memory, rollout)
     assert (memory.state == 0).all() and memory.time.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_core_of_another_kind_is_refused(kind):
-    """Attention heads mean nothing to a recurrent core: neither its config nor its flags have them."""
+    """A recurrent core has no attention heads, neither in its config nor in its flags."""
     expected = core_config(kind).__name__
     with pytest.raises(TypeError, match=f"^core: expected a {expected} for memory kind {kind}, got a TransformerConf"):
         ActorCritic(PolicyConfig(SPEC, 4, kind, core=TransformerConfig()))
@@ -214,8 +215,8 @@ def test_a_policy_from_before_there_was_layer_norm_has_none():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_segments_hold_every_step_once_and_in_order(seed):
-    """Every result stands at the end of the steps that led to it since the episode's start, and of nothing else. Final
-    observations may follow any step, some of them the same one."""
+    """Every output follows exactly the steps since its episode's start. Final observations may follow any step, and
+    several may follow the same one."""
     generator = torch.Generator().manual_seed(seed)
     steps, batch, finals = 1 + seed, 1 + seed % 5, seed % 7
     start = torch.rand(steps, batch, generator=generator) < (0.3, 0.02)[seed % 2]

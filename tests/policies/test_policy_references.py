@@ -28,8 +28,8 @@ class Slot:
 
 
 @dataclass
-class Looked:
-    """What one query of one layer saw: by step of the memory, its attention weights per head and its span."""
+class Look:
+    """The memories that one query of one layer saw: by step, the attention weights per head and the span."""
 
     attention: dict[int, list[float]]
     spans: dict[int, float]
@@ -44,50 +44,50 @@ class Reference:
         self.slots: list[list[Slot]] = [[] for _ in range(CORE.num_layers)]
         self.clock = self.steps = 0
 
-    def step(self, observation, start: bool) -> tuple[np.ndarray, float, list[Looked]]:
-        """Logits, value, and what each layer looked at."""
+    def step(self, observation, start: bool) -> tuple[np.ndarray, float, list[Look]]:
+        """Logits, value, and the memories that each layer saw."""
         if start:
             self.slots, self.clock = [[] for _ in self.slots], 0
-        features, looked = self._features(observation, self.clock, keep=True)
+        features, looks = self._features(observation, self.clock, keep=True)
         self.clock, self.steps = self.clock + 1, self.steps + 1
-        return *self._heads(features), looked
+        return *self._heads(features), looks
 
     def final_value(self, observation) -> float:
-        """The value of what would come next; it is not remembered."""
+        """The value of an observation that comes next and is not remembered."""
         return self._heads(self._features(observation, self.clock, keep=False)[0])[1]
 
     def survivors(self, layer: int) -> list[Slot]:
         """The memories that the next query sees."""
         heads = range(CORE.num_heads)
-        slots = self._remembered(layer, self.clock)
+        slots = self._slots_for(layer, self.clock)
         return [slot for slot in slots if any(self._mask(layer, slot, self.clock, head) > 0 for head in heads)]
 
-    def _remembered(self, layer: int, clock: int) -> list[Slot]:
-        """What there is to see for a query, itself not counted unless it is kept."""
+    def _slots_for(self, layer: int, clock: int) -> list[Slot]:
+        """The slots that exist for a query. Its own is among them only if it is kept."""
         return self.slots[layer]
 
-    def _features(self, observation, clock: int, keep: bool) -> tuple[np.ndarray, list[Looked]]:
-        x, looked = self._encoded(observation), []
+    def _features(self, observation, clock: int, keep: bool) -> tuple[np.ndarray, list[Look]]:
+        x, looks = self._encode(observation), []
         for i in range(CORE.num_layers):
-            own = Slot(x, clock, self.steps)
+            query_slot = Slot(x, clock, self.steps)
             if keep:
-                self.slots[i].append(own)
-            slots = self._remembered(i, clock) if keep else [*self._remembered(i, clock), own]
-            attended, seen = self._attended(i, x, slots, clock)
-            looked.append(seen)
+                self.slots[i].append(query_slot)
+            slots = self._slots_for(i, clock) if keep else [*self._slots_for(i, clock), query_slot]
+            attended, look = self._attend(i, x, slots, clock)
+            looks.append(look)
             x = x + self._linear(f"core.layers.{i}.out", attended)
             inner = self._norm(f"core.layers.{i}.feed_forward.0", x)
             inner = np.maximum(self._linear(f"core.layers.{i}.feed_forward.1", inner), 0)
             x = x + self._linear(f"core.layers.{i}.feed_forward.3", inner)
-        return self._norm("core.norm", x), looked
+        return self._norm("core.norm", x), looks
 
-    def _attended(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Looked]:
+    def _attend(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Look]:
         """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, head by head."""
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
         positions, by_age = self.weights[f"{name}.positions"], self.weights[f"{name}.age_bias"]
         to_key, to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)
         query = self.weights[f"{name}.query.weight"] @ self._norm(f"{name}.norm", x)
-        seen = Looked({}, {})
+        look = Look({}, {})
         heads = []
         shares: list[list[float]] = [[] for _ in slots]
         for head in range(CORE.num_heads):
@@ -107,17 +107,17 @@ class Reference:
                 share.append(weight / total)
         for slot, share in zip(slots, shares, strict=True):
             if any(weight > 0 for weight in share):
-                seen.attention[slot.step] = share
-                seen.spans[slot.step] = self._span(i, slot)
-        return np.concatenate(heads), seen
+                look.attention[slot.step] = share
+                look.spans[slot.step] = self._span(i, slot)
+        return np.concatenate(heads), look
 
     def _mask(self, i: int, slot: Slot, clock: int, head: int) -> float:
         return self.mask(clock - slot.clock, self._span(i, slot), self.config)
 
     def _span(self, i: int, slot: Slot) -> float:
-        """Of the normalised memory; nan for a kind without spans. Sigmoid: e = L_max * sigmoid(w . h + b). Survival: the
-        age at which the product of all 1 - sigmoid(w_k . h + b_k) falls to 1 / use_coef, bins [0, 1), [1, 2), [2, 4),
-        ...; within a bin it falls exponentially."""
+        """Of the normalised memory; nan for a kind without spans. Sigmoid: e = L_max * sigmoid(w . h + b). Survival:
+        the age at which the product of all 1 - sigmoid(w_k . h + b_k) falls to 1 / use_coef, bins [0, 1), [1, 2), [2,
+        4), ...; within a bin it falls exponentially."""
         name = f"core.layers.{i}"
         if f"{name}.kind.span.weight" not in self.weights:
             return math.nan
@@ -125,16 +125,16 @@ class Reference:
         if self.config.span_model == "sigmoid":
             return self.config.max_span / (1 + math.exp(-z[0]))
         longest = self.config.max_span or math.inf
-        needed, lower, upper = 1.0, 0.0, 1.0
+        survival, lower, upper = 1.0, 0.0, 1.0
         for k in range(len(z)):
-            still = needed / (1 + math.exp(z[k]))
-            if still <= 1 / self.config.use_coef:
-                part = math.log(needed * self.config.use_coef) / math.log(needed / still)
+            next_survival = survival / (1 + math.exp(z[k]))
+            if next_survival <= 1 / self.config.use_coef:
+                part = math.log(survival * self.config.use_coef) / math.log(survival / next_survival)
                 return min(lower + part * (upper - lower), longest)
-            needed, lower, upper = still, upper, 2 * upper
+            survival, lower, upper = next_survival, upper, 2 * upper
         return longest
 
-    def _encoded(self, observation) -> np.ndarray:
+    def _encode(self, observation) -> np.ndarray:
         """One-hot object, colour and state of every cell, one-hot action, reward; two layers."""
         assert list(SPEC) == ["image", "previous_action", "previous_reward"]
         features: list[float] = []
@@ -179,11 +179,11 @@ def test_unroll_is_the_reference(kind, case):
     final observations, and per layer exactly which memories every query sees, with what attention and which spans."""
     policy = make_policy(kind, SMALL[kind][case] if kind in SMALL else None)
     partly_masked = expired = 0
-    for reference, query, _, seen in compared(policy, [Reference(policy, MASKS[kind]) for _ in range(2)], (14, 17)):
+    for reference, query, _, look in compare(policy, [Reference(policy, MASKS[kind]) for _ in range(2)], (14, 17)):
         masks = [expire_span_mask(query.step - step, e, policy.config.memory_config)
-                 for step, e in seen.spans.items() if not math.isnan(e)]  # fmt: skip
+                 for step, e in look.spans.items() if not math.isnan(e)]  # fmt: skip
         partly_masked += sum(0 < mask < 1 for mask in masks)
-        expired += reference.clock - len(seen.attention)
+        expired += reference.clock - len(look.attention)
     assert (kind != "expire_span" or partly_masked > (50 if case < 3 else 0)) and (kind == "none" or expired > 50)
 
 
@@ -195,50 +195,53 @@ class Query(NamedTuple):
     step: int
 
 
-def compared(
+def compare(
     policy: ActorCritic, references: list[Reference], lengths: tuple[int, ...]
-) -> Iterator[tuple[Reference, Query, Any, Looked]]:
-    """Rollouts of these lengths with memory carried over, resets and final observations, one reference an environment.
-    Asserts after every query and rollout that both agree, and yields for every layer of every query (reference, query,
-    the layer's inspection, what the reference saw). The assertions come as the iterator goes on: exhaust it."""
+) -> Iterator[tuple[Reference, Query, Any, Look]]:
+    """Rollouts of these lengths with memory carried over, resets and final observations, and a reference for each
+    environment. Asserts after every query and rollout that both agree.
+
+    Yields (reference, query, the layer's inspection, the reference's look) for every layer of every query. The iterator
+    must be exhausted, since it asserts as it runs.
+    """
     generator, batch = torch.Generator().manual_seed(0), len(references)
-    memory, begun = policy.initial_memory(batch), 0
+    memory, first_step = policy.initial_memory(batch), 0
     for steps in lengths:
-        given = experience(generator, steps, batch, start_probability=0.03)
-        out = policy.unroll(given.observation, memory, given.start, given.final_observation, given.final_at)
-        _, _, layers = policy.inspect(given.observation, memory, given.start)
+        rollout = experience(generator, steps, batch, start_probability=0.03)
+        out = policy.unroll(rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at)
+        _, _, layers = policy.inspect(rollout.observation, memory, rollout.start)
         for b, reference in enumerate(references):
             for t in range(steps):
-                logits, value, looked = reference.step(row(given.observation, t, b), bool(given.start[t, b]))
+                logits, value, looks = reference.step(row(rollout.observation, t, b), bool(rollout.start[t, b]))
                 np.testing.assert_allclose(out.logits[t, b].detach(), logits, rtol=0, atol=1e-9)
                 np.testing.assert_allclose(out.values[t, b].detach(), value, rtol=0, atol=1e-9)
-                for f in torch.nonzero((given.final_at[0] == t) & (given.final_at[1] == b)).flatten():
-                    final = reference.final_value(row(given.final_observation, f))
+                for f in torch.nonzero((rollout.final_at[0] == t) & (rollout.final_at[1] == b)).flatten():
+                    final = reference.final_value(row(rollout.final_observation, f))
                     np.testing.assert_allclose(out.final_values[f].detach(), final, rtol=0, atol=1e-9)
-                for layer, seen in zip(layers, looked, strict=True):
-                    assert_same_look(layer, b, t, begun, seen)
-                    yield reference, Query(t, b, begun + t), layer, seen
-        memory = act(policy, memory, given).memory
+                for layer, look in zip(layers, looks, strict=False):
+                    assert_same_look(layer, b, t, first_step, look)
+                    yield reference, Query(t, b, first_step + t), layer, look
+        memory = act(policy, memory, rollout).memory
         assert_same_memory(memory, references)
-        begun += steps
+        first_step += steps
 
 
-def assert_same_look(layer, b: int, t: int, begun: int, seen: Looked) -> None:
-    """The layer's inspection at query (t, b) against the reference's; rollouts begin at the step `begun`."""
+def assert_same_look(layer, b: int, t: int, first_step: int, look: Look) -> None:
+    """The layer's inspection at query (t, b) against the reference's; rollouts begin at the step `first_step`."""
     columns = torch.nonzero(layer.visible[b, t]).flatten()
-    columns = columns[layer.coordinate[b, columns].argsort()]  # slots that came into being are not in order
-    steps = [int(layer.coordinate[b, c]) + begun for c in columns]
-    assert steps == sorted(seen.attention)
+    columns = columns[layer.coordinate[b, columns].argsort()]  # merged slots are not in order
+    steps = [int(layer.coordinate[b, c]) + first_step for c in columns]
+    assert steps == sorted(look.attention)
     hidden = torch.nonzero(~layer.visible[b, t]).flatten()
     assert (layer.attention[b, :, t, hidden] == 0).all()
     for c, step in zip(columns, steps, strict=True):
-        np.testing.assert_allclose(layer.attention[b, :, t, c], seen.attention[step], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(layer.attention[b, :, t, c], look.attention[step], rtol=0, atol=1e-9)
         if layer.slot_features is not None:
-            np.testing.assert_allclose(layer.slot_features[b, c], seen.spans[step], rtol=0, atol=1e-9)
+            np.testing.assert_allclose(layer.slot_features[b, c], look.spans[step], rtol=0, atol=1e-9)
 
 
 def assert_same_memory(memory: Memory, references: list[Reference]) -> None:
-    """What survives is what the next query of each environment will see, oldest first, and its hidden vectors."""
+    """The memory holds what the next query of each environment sees, oldest first, with its hidden vectors."""
     for i, layer in enumerate(memory.layers):
         for b, reference in enumerate(references):
             survivors = reference.survivors(i)
@@ -263,18 +266,18 @@ def with_span(policy: ActorCritic, span: float) -> ActorCritic:
     return policy
 
 
-def acted(policy: ActorCritic, memory: Memory, steps: int, seed: int = 0) -> tuple[Experience, Memory, list]:
-    given = experience(torch.Generator().manual_seed(seed), steps, 2, start_probability=0)
-    out = act(policy, memory, given)
-    return given, out.memory, [live.tolist() for live in out.live]
+def act_steps(policy: ActorCritic, memory: Memory, steps: int, seed: int = 0) -> tuple[Experience, Memory, list]:
+    rollout = experience(torch.Generator().manual_seed(seed), steps, 2, start_probability=0)
+    out = act(policy, memory, rollout)
+    return rollout, out.memory, [live.tolist() for live in out.live]
 
 
 @pytest.mark.parametrize("span, ramp, oldest", [(6.5, 3, 9), (6.5, 1, 7), (0.5, 1, 1), (3.2, 8, 11)])
 def test_a_memory_lives_for_its_span_and_the_ramp(span, ramp, oldest):
-    """A memory with span e and ramp R is seen at every age below e + R, and at no other: spans 6.5 and ramp 3 leave the
-    9 latest of 20 steps in memory, and a query sees these and itself."""
+    """A memory with span e and ramp R is visible at exactly the ages below e + R. Spans of 6.5 and a ramp of 3 leave
+    the 9 latest of 20 steps in memory. A query sees these and itself."""
     policy = with_span(make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": ramp}), span)
-    _, memory, live = acted(policy, policy.initial_memory(2), 20)
+    _, memory, live = act_steps(policy, policy.initial_memory(2), 20)
     assert live == [[[min(t, oldest) + 1] * 2] * 2 for t in range(20)]
     assert memory.live().tolist() == [[oldest] * 2] * 2
     for layer in memory.layers:
@@ -282,29 +285,29 @@ def test_a_memory_lives_for_its_span_and_the_ramp(span, ramp, oldest):
 
 
 def test_a_dead_memory_stays_dead():
-    """Weights that would let memories live for longer later do not bring back what is gone; those still there are
-    judged by today's weights: longer spans keep them, shorter ones remove them."""
+    """Weights with longer spans do not bring removed memories back. Live memories follow today's weights: longer spans
+    keep them, shorter spans remove them."""
     policy = with_span(make_policy("expire_span", {"span_model": "sigmoid", "max_span": 1000, "ramp": 2}), 4.5)
-    _, memory, _ = acted(policy, policy.initial_memory(2), 20)
+    _, memory, _ = act_steps(policy, policy.initial_memory(2), 20)
     assert memory.live().tolist() == [[6, 6]] * 2  # births 14 to 19
     with_span(policy, 900.0)
-    given, later, live = acted(policy, memory, 5, seed=1)
+    rollout, later_memory, live = act_steps(policy, memory, 5, seed=1)
     assert live == [[[6 + t + 1] * 2] * 2 for t in range(5)]
-    assert later.layers[0].birth.tolist() == [list(range(14, 25))] * 2
-    _, _, layers = policy.inspect(given.observation, memory, given.start)
+    assert later_memory.layers[0].birth.tolist() == [list(range(14, 25))] * 2
+    _, _, layers = policy.inspect(rollout.observation, memory, rollout.start)
     coordinates = layers[0].coordinate[0]
     assert coordinates[coordinates > -math.inf].tolist() == [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4]
     with_span(policy, 1.5)
-    assert acted(policy, later, 1)[2] == [[[4, 4]] * 2]  # ages 0 to 3 < 1.5 + 2
+    assert act_steps(policy, later_memory, 1)[2] == [[[4, 4]] * 2]  # ages 0 to 3 < 1.5 + 2
 
 
 def test_a_window_is_counted_in_steps_of_the_environment():
     """Transformer-XL sees ages up to and including its window; a reset empties it."""
     policy = make_policy("transformer_xl", {"window": 4})
-    given = experience(torch.Generator().manual_seed(0), 12, 2, start_probability=0)
-    given = replace(given, start=given.start.clone())
-    given.start[8, 1] = True
-    out = act(policy, policy.initial_memory(2), given)
+    rollout = experience(torch.Generator().manual_seed(0), 12, 2, start_probability=0)
+    rollout = replace(rollout, start=rollout.start.clone())
+    rollout.start[8, 1] = True
+    out = act(policy, policy.initial_memory(2), rollout)
     live = torch.stack(out.live)[..., 0]
     assert live[:, 0].tolist() == [1, 2, 3, 4] + [5] * 8
     assert live[:, 1].tolist() == [1, 2, 3, 4] + [5] * 4 + [1, 2, 3, 4]

@@ -11,10 +11,14 @@ from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.transformer.acting import ladder
 
-CAPTURED = [
-    case for case in CASES
-    if issubclass(KINDS[case.values[0]], MemoryKind) and KINDS[case.values[0]].stores and case.values[0] != "compressive"
-]  # fmt: skip
+
+def is_captured(name: str) -> bool:
+    """Whether steps of the kind are captured: it has slots and does not merge them."""
+    kind = KINDS[name]
+    return issubclass(kind, MemoryKind) and kind.stores and name != "compressive"
+
+
+CAPTURED = [case for case in CASES if is_captured(case.values[0])]
 
 B, T = 5, 12
 ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
@@ -22,7 +26,7 @@ ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equa
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU."""
+    """Counts the operators that would wait for a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +43,7 @@ def _by_mask(indices):
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
-def both(kind, settings, dtype=torch.float64):
+def make_policies(kind, settings, dtype=torch.float64):
     """A policy twice: as on a CPU, and as on a GPU."""
     plain, static = (make_policy(kind, settings, dtype) for _ in range(2))
     static.core.static = True
@@ -48,43 +52,51 @@ def both(kind, settings, dtype=torch.float64):
 
 @pytest.mark.parametrize("kind, settings", CAPTURED)
 def test_static_buffers_act_as_growing_ones(kind, settings):
-    """Five rollouts, episodes that begin anywhere, buffers that go on and grow."""
-    plain, static = both(kind, settings)
+    """Five rollouts with episodes that begin anywhere, in buffers that are used again and grow."""
+    plain, static = make_policies(kind, settings)
     generator = torch.Generator().manual_seed(3)
     memories = [policy.draw(policy.initial_memory(B), torch.Generator().manual_seed(1)) for policy in (plain, static)]
     acting, captured = None, []
     for rollout in range(5):
-        ours = plain.begin(memories[0], T)
-        before, acting = acting, static.begin(memories[1], T, acting)
-        captured.append(acting is before)
+        plain_acting = plain.begin(memories[0], T)
+        previous_acting, acting = acting, static.begin(memories[1], T, acting)
+        captured.append(acting is previous_acting)
         for t in range(T):
-            now = observations(generator, B)
+            observation = observations(generator, B)
             start = torch.rand(B, generator=generator) < (1 if rollout == t == 0 else 0.1)
-            theirs = [tensor.clone() for tensor in static.step(now, acting, start)]
-            for mine, other in zip(plain.step(now, ours, start), theirs, strict=True):
-                torch.testing.assert_close(other, mine, rtol=0, atol=1e-9)
-            assert torch.equal(acting.live, ours.live)
+            static_outputs = [tensor.clone() for tensor in static.step(observation, acting, start)]
+            for plain_output, static_output in zip(
+                plain.step(observation, plain_acting, start), static_outputs, strict=True
+            ):
+                torch.testing.assert_close(static_output, plain_output, rtol=0, atol=1e-9)
+            assert torch.equal(acting.live, plain_acting.live)
         rows = torch.tensor([1, 3])
-        final = {key: value[rows] for key, value in now.items()}
-        torch.testing.assert_close(static.value(final, acting, rows), plain.value(final, ours, rows), rtol=0, atol=1e-9)
-        memories = [ours.memory(), acting.memory()]
+        final = {key: value[rows] for key, value in observation.items()}
+        torch.testing.assert_close(
+            static.value(final, acting, rows), plain.value(final, plain_acting, rows), rtol=0, atol=1e-9
+        )
+        memories = [plain_acting.memory(), acting.memory()]
         assert torch.equal(memories[0].time, memories[1].time)
-        for mine, other in zip(memories[0].layers, memories[1].layers, strict=True):
-            assert torch.equal(mine.alive, other.alive) and torch.equal(mine.birth[mine.alive], other.birth[mine.alive])
-            torch.testing.assert_close(other.hidden[mine.alive], mine.hidden[mine.alive], rtol=0, atol=1e-9)
+        for plain_output, static_output in zip(memories[0].layers, memories[1].layers, strict=True):
+            assert torch.equal(plain_output.alive, static_output.alive) and torch.equal(
+                plain_output.birth[plain_output.alive], static_output.birth[plain_output.alive]
+            )
+            torch.testing.assert_close(
+                static_output.hidden[plain_output.alive], plain_output.hidden[plain_output.alive], rtol=0, atol=1e-9
+            )
     assert not captured[0] and any(captured)  # once they were large enough
 
 
 @pytest.mark.parametrize("kind, settings", CAPTURED)
 def test_a_static_step_asks_the_device_for_nothing(kind, settings, monkeypatch):
     monkeypatch.setattr(SurvivalSpans, "is_known_unreleased", lambda self: False)  # as on a GPU
-    _, policy = both(kind, settings)
+    _, policy = make_policies(kind, settings)
     acting = policy.begin(policy.draw(policy.initial_memory(B), None), T)
     generator = torch.Generator().manual_seed(1)
     policy.step(observations(generator, B), acting, torch.ones(B, dtype=torch.bool))
-    now, start = observations(generator, B), torch.rand(B, generator=generator) < 0.5
+    observation, start = observations(generator, B), torch.rand(B, generator=generator) < 0.5
     with Waits() as waits:
-        policy.step(now, acting, start)
+        policy.step(observation, acting, start)
     assert waits.names == []
 
 
@@ -96,15 +108,15 @@ def test_what_is_counted_is_found():
 
 
 def test_a_full_static_acting_is_refused():
-    _, policy = both("expire_span", None)
-    acting, now = policy.begin(policy.initial_memory(2), 1), observations(torch.Generator(), 2)
-    policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
+    _, policy = make_policies("expire_span", None)
+    acting, observation = policy.begin(policy.initial_memory(2), 1), observations(torch.Generator(), 2)
+    policy.step(observation, acting, torch.zeros(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="^acting: expected room for a step, got 1 of 1 steps taken$"):
-        policy.step(now, acting, torch.zeros(2, dtype=torch.bool))
+        policy.step(observation, acting, torch.zeros(2, dtype=torch.bool))
 
 
 def test_slots_that_are_merged_are_not_captured():
-    """Which ones are, depends on numbers."""
+    """Which slots are merged depends on numbers of the device."""
     policy = make_policy("compressive")
     policy.core.static = True
     assert not policy.begin(policy.initial_memory(2), 4).static

@@ -1,4 +1,4 @@
-"""Spans from survival curves: what is observed of memories' lives, the likelihood, and what is learned from it.
+"""Spans from survival curves: the observed lives of memories, the likelihood, and what is learned from it.
 
 B environments, C slots, H heads, T queries.
 """
@@ -78,80 +78,86 @@ def used_ages(layer, b: int, coordinate: int, column: int, until: int) -> list[i
 
 def test_what_became_of_every_memory(monkeypatch):
     """Over three rollouts, with episodes that end in and between them: the age of each memory's last use so far, which
-    acting carries along, its age at the end of what was seen, and whether its episode ended."""
+    acting carries along, its final age, and whether its episode ended."""
     policy = make_policy("expire_span", SETTINGS)
-    told: list[tuple] = []
+    losses: list[tuple] = []
     for layer in policy.core.layers:
-        monkeypatch.setattr(layer.kind, "loss", lambda *given: told.append(given))
+        monkeypatch.setattr(layer.kind, "loss", lambda *rollout: losses.append(rollout))
     generator = torch.Generator().manual_seed(0)
     memory = policy.initial_memory(3)
     last_use: list[dict[tuple[int, int], int]] = [{}, {}]  # by layer, of (row, step at which it was written)
-    begun = carried = between = within = 0
+    first_step = carried = ended_between = ended_within = 0
     for steps in (11, 14, 9):
         memory = policy.draw(memory, None)
-        given = experience(generator, steps, 3, start_probability=0.06)
-        given.start[0, 1] = True
-        _, _, inspected = policy.inspect(given.observation, memory, given.start)
-        told.clear()
-        policy.unroll(given.observation, memory, given.start, pressure=1.0)
-        for layer, ages, held, (_, new, lives, _, _) in zip(inspected, last_use, memory.layers, told, strict=True):
-            held = held.padded(new.shape[1] - steps)
-            shown = layer.coordinate.shape[1]
+        rollout = experience(generator, steps, 3, start_probability=0.06)
+        rollout.start[0, 1] = True
+        _, _, inspected = policy.inspect(rollout.observation, memory, rollout.start)
+        losses.clear()
+        policy.unroll(rollout.observation, memory, rollout.start, pressure=1.0)
+        for layer, ages, layer_memory, (_, new_slots, lives, _, _) in zip(
+            inspected, last_use, memory.layers, losses, strict=True
+        ):
+            layer_memory = layer_memory.padded(new_slots.shape[1] - steps)
+            num_columns = layer.coordinate.shape[1]
             for b in range(3):
-                for c in range(new.shape[1]):
-                    is_new = c >= new.shape[1] - steps
-                    coordinate = c - new.shape[1] + steps if is_new else int(held.birth[b, c] - memory.time[b])
-                    assert bool(new[b, c]) == is_new and bool(lives.exists[b, c]) == (is_new or bool(held.alive[b, c]))
+                for c in range(new_slots.shape[1]):
+                    is_new = c >= new_slots.shape[1] - steps
+                    coordinate = (
+                        c - new_slots.shape[1] + steps if is_new else int(layer_memory.birth[b, c] - memory.time[b])
+                    )
+                    assert bool(new_slots[b, c]) == is_new and bool(lives.exists[b, c]) == (
+                        is_new or bool(layer_memory.alive[b, c])
+                    )
                     if not lives.exists[b, c]:
                         continue
-                    ends = [t for t in range(max(coordinate + 1, 0), steps) if given.start[t, b]]
+                    ends = [t for t in range(max(coordinate + 1, 0), steps) if rollout.start[t, b]]
                     until = ends[0] if ends else steps
-                    column = c - new.shape[1] + shown
-                    key, before = (b, begun + coordinate), ages.get((b, begun + coordinate), 0)
-                    here = [] if until == 0 else used_ages(layer, b, coordinate, column, until)
-                    ages[key] = max([before, *here])
-                    assert int(lives.use_in_rollout[b, c]) == max(here, default=-1)
+                    column = c - new_slots.shape[1] + num_columns
+                    key, before = (b, first_step + coordinate), ages.get((b, first_step + coordinate), 0)
+                    ages_in_rollout = [] if until == 0 else used_ages(layer, b, coordinate, column, until)
+                    ages[key] = max([before, *ages_in_rollout])
+                    assert int(lives.use_in_rollout[b, c]) == max(ages_in_rollout, default=-1)
                     assert int(lives.last_use[b, c]) == ages[key]
                     assert int(lives.final_age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
-                    carried += before > max(here, default=-1)
-                    between += until == 0
-                    within += 0 < until < steps
-        memory, begun = act(policy, memory, given).memory, begun + steps
-    assert carried > 20 and between > 5 and within > 20
+                    carried += before > max(ages_in_rollout, default=-1)
+                    ended_between += until == 0
+                    ended_within += 0 < until < steps
+        memory, first_step = act(policy, memory, rollout).memory, first_step + steps
+    assert carried > 20 and ended_between > 5 and ended_within > 20
 
 
 def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
-    """Memories from before spans were released: known only if they were used since."""
+    """Memories from before spans were released count only if they were used since."""
     policy = make_policy("expire_span", SETTINGS)
     generator = torch.Generator().manual_seed(2)
     memory = act(policy, policy.initial_memory(3), experience(generator, 8, 3)).memory
     assert all(layer.last_use is None for layer in memory.layers)
     memory = policy.draw(memory, None)
-    told: list[Lives] = []
+    losses: list[Lives] = []
     for layer in policy.core.layers:
-        monkeypatch.setattr(layer.kind, "loss", lambda normed, new, lives, *rest: told.append(lives))
-    given = experience(generator, 9, 3, start_probability=0)
-    policy.unroll(given.observation, memory, given.start, pressure=1.0)
+        monkeypatch.setattr(layer.kind, "loss", lambda normed, new_slots, lives, *rest: losses.append(lives))
+    rollout = experience(generator, 9, 3, start_probability=0)
+    policy.unroll(rollout.observation, memory, rollout.start, pressure=1.0)
     seen = [0, 0]
-    for lives, held in zip(told, memory.layers, strict=True):
+    for lives, layer_memory in zip(losses, memory.layers, strict=True):
         past = lives.exists.shape[1] - 9
-        alive = held.padded(past).alive
-        used = lives.use_in_rollout[:, :past] > 0
-        assert torch.equal(lives.exists[:, :past], alive & used) and lives.exists[:, past:].all()
-        seen = [seen[0] + int((alive & used).sum()), seen[1] + int((alive & ~used).sum())]
+        alive = layer_memory.padded(past).alive
+        is_used = lives.use_in_rollout[:, :past] > 0
+        assert torch.equal(lives.exists[:, :past], alive & is_used) and lives.exists[:, past:].all()
+        seen = [seen[0] + int((alive & is_used).sum()), seen[1] + int((alive & ~is_used).sum())]
     assert min(seen) > 0
 
 
 @pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
 def test_the_loss_in_plain_loops(pressure):
-    """Under pressure the negative log-likelihood of the lives that ended, whatever the pressure's size; else the
-    cumulative hazards of the new memories. Averaged over new memories."""
+    """Under pressure of any size: the negative log-likelihood of the lives that ended. Under negative pressure: the
+    cumulative hazards of the new memories. Both per new memory."""
     kind = make_policy("expire_span", SETTINGS, seed=3).core.layers[0].kind
     kind.release()
     generator = torch.Generator().manual_seed(1)
     shape = (4, 40)
     normed = torch.randn(*shape, 16, dtype=torch.float64, generator=generator)
-    new = torch.rand(shape, generator=generator) < 0.3
+    new_slots = torch.rand(shape, generator=generator) < 0.3
     age = torch.randint(1, 40, shape, generator=generator).double()
     last_use = (age * torch.rand(shape, dtype=torch.float64, generator=generator)).floor()
     flags = [torch.rand(shape, generator=generator) < chance for chance in (0.4, 0.9)]
@@ -163,7 +169,7 @@ def test_the_loss_in_plain_loops(pressure):
         for c in range(shape[1]):
             hazards = torch.sigmoid(logits[b, c]).tolist()
             if pressure < 0:
-                expected -= sum(math.log(1 - h) for h in hazards) * bool(new[b, c])
+                expected -= sum(math.log(1 - h) for h in hazards) * bool(new_slots[b, c])
                 continue
             reach = float(spans[b, c]) + 3
             if not lives.exists[b, c] or not (lives.ended[b, c] or age[b, c] >= reach):
@@ -176,11 +182,11 @@ def test_the_loss_in_plain_loops(pressure):
             expected -= math.log(hazards[k]) if is_last else 0.0
             counts["last" if is_last else "censored"] += 1
     assert pressure < 0 or min(counts.values()) >= 8
-    loss = kind.loss(normed, new, lives, torch.zeros(4, 0), pressure)
-    assert float(loss.detach()) == pytest.approx(0.6 * expected / int(new.sum()), rel=1e-6)
+    loss = kind.loss(normed, new_slots, lives, torch.zeros(4, 0), pressure)
+    assert float(loss.detach()) == pytest.approx(0.6 * expected / int(new_slots.sum()), rel=1e-6)
 
 
-def learned(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500) -> list[float]:
+def learn_spans(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500) -> list[float]:
     """Spans after learning from three kinds of memory, one-hot; by kind, last uses that were seen to be the last, and
     ages in use when their episode ended."""
     spans = SurvivalSpans(3, ExpireSpanConfig(ramp=1, use_margin=0.0))
@@ -189,23 +195,23 @@ def learned(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500
     normed = torch.eye(3)[torch.tensor([kind for kind, _, _ in rows])][None] * 3
     need = torch.tensor([[age for _, age, _ in rows]])
     age = torch.tensor([[age * (3 if last else 1) + (2 if last else 1) for _, age, last in rows]])
-    everywhere = torch.ones(1, len(rows), dtype=torch.bool)
+    all_set = torch.ones(1, len(rows), dtype=torch.bool)
     optimizer = torch.optim.Adam(
         [{"params": [spans.weight], "lr": 1.5e-3}, {"params": [spans.bias], "lr": 1.5e-2}], betas=(0.9, 0.99)
     )
     for _ in range(steps):
         optimizer.zero_grad()
-        lives = Lives(need, need, age, everywhere, everywhere, spans(normed))
-        spans.loss(normed, everywhere, lives, 1.0).backward()
+        lives = Lives(need, need, age, all_set, all_set, spans(normed))
+        spans.loss(normed, all_set, lives, 1.0).backward()
         optimizer.step()
     return spans(torch.eye(3)[None] * 3)[0].tolist()
 
 
 def test_what_is_in_use_when_episodes_end_is_kept_for_good_unless_its_like_was_seen_to_be_of_no_more_use():
-    """Of a hundred dull memories none is used; of three precious ones all are in use whenever an episode ends; of twenty
-    that are replaced, one is in use at the end and the others were last used at up to 40 steps."""
+    """Of a hundred dull memories none is used; of three precious ones all are in use whenever an episode ends; of
+    twenty that are replaced, one is in use at the end and the others were last used at up to 40 steps."""
     replaced = [float(age) for age in range(2, 40, 2)]
-    dull, precious, outdated = learned({0: ([0.0] * 100, []), 1: ([], [50.0, 120.0, 200.0]), 2: (replaced, [30.0])})
+    dull, precious, outdated = learn_spans({0: ([0.0] * 100, []), 1: ([], [50.0, 120.0, 200.0]), 2: (replaced, [30.0])})
     assert dull <= 1 and precious == math.inf and 32 <= outdated <= 64
 
 
@@ -217,19 +223,19 @@ def test_only_the_span_predictor_learns_from_it():
     policy = make_policy("expire_span", {**SETTINGS, "max_span": 6})
     generator = torch.Generator().manual_seed(1)
     memory = act(policy, policy.draw(policy.initial_memory(3), None), experience(generator, 12, 3)).memory
-    given = experience(generator, 9, 3)
-    policy.unroll(given.observation, memory, given.start, pressure=0.5).memory_loss.backward()
-    touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert touched == {f"core.layers.{i}.kind.span.{name}" for i in range(2) for name in ("weight", "bias")}
+    rollout = experience(generator, 9, 3)
+    policy.unroll(rollout.observation, memory, rollout.start, pressure=0.5).memory_loss.backward()
+    learned_names = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert learned_names == {f"core.layers.{i}.kind.span.{name}" for i in range(2) for name in ("weight", "bias")}
 
 
 def test_the_last_use_travels_with_the_memory():
-    """Through rows, padding, and both forms in which memories are sent and saved."""
+    """Rows, padding, and both forms in which memories are sent and saved keep it."""
     policy = make_policy("expire_span", SETTINGS)
     memory = policy.draw(policy.initial_memory(4), None)
     memory = act(policy, memory, experience(torch.Generator().manual_seed(5), 15, 4)).memory
-    again = [type(memory).from_tensors(tensors) for tensors in (memory.to_tensors(), memory.packed())]
-    for layer, *others in zip(memory.layers, *(other.layers for other in again), strict=True):
+    read_back = [type(memory).from_tensors(tensors) for tensors in (memory.to_tensors(), memory.packed())]
+    for layer, *others in zip(memory.layers, *(other.layers for other in read_back), strict=True):
         assert layer.last_use is not None and (layer.last_use >= layer.birth)[layer.alive].all()
         for other in others:
             assert other.last_use is not None
