@@ -1,10 +1,10 @@
-"""A memory kind of one's own, registered from outside: a window in which the score of a memory falls with its age.
+"""A memory kind of your own, registered from outside: a window in which the score of a memory falls with its age.
 
     PYTHONPATH=. python examples/own_memory_kind.py       # half a minute
     python train_rl.py --import examples/own_memory_kind.py --memory alibi --env examples/my_envs.py:Recall-v0
 
-Attention with linear biases (ALiBi; Press et al., ICLR 2022, arXiv 2108.12409), against a window that is too short for
-the task. B environments, N queries, C memories, H heads.
+It is attention with linear biases (ALiBi; Press et al., ICLR 2022, arXiv 2108.12409). The example compares it with a
+window that is too short for the task. B environments, N queries, C memories, H heads.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from expire_span_rl.policies.memory import KINDS, MemoryKind
 
 @dataclass(frozen=True)
 class ALiBiConfig:
-    """Each field is a setting in Python and a flag of train_rl.py, the text below it the flag's help."""
+    """Each field is a setting in Python and a flag of train_rl.py. The text below a field is the flag's help."""
 
     window: int = 64
     """Steps for which a memory stays visible."""
     steepest: float = 0.25
-    """What a step of age takes off the score in the first head. Each further head takes off a quarter of it."""
+    """Score that each step of age costs in the first head. In each further head it costs a quarter of that."""
 
     def __post_init__(self):
         if self.window < 1:
@@ -43,11 +43,11 @@ class ALiBi(MemoryKind):
         self.register_buffer("slopes", slopes[:, None, None], persistent=False)
 
     def visibility(self, age: Tensor, slot_features: Tensor | None, exists: Tensor) -> tuple[Tensor, Tensor]:
-        """age [B,N,C] -> (what is visible [B,N,C], what is added to each head's scores [B,H,N,C])."""
+        """age [B,N,C] -> (whether a slot is visible [B,N,C], the term added to each head's scores [B,H,N,C])."""
         return age <= self.config.window, -self.slopes * age[:, None]
 
     def survives(self, age: Tensor, slot_features: Tensor | None, alive: Tensor) -> Tensor:
-        """age [B,C] -> what that query or a later one can still see: [B,C]. The rest is removed for good."""
+        """age [B,C] -> whether this query or a later one can see the slot, [B,C]. Other slots are removed for good."""
         return age <= self.config.window
 
 
@@ -68,4 +68,4 @@ def main(total_timesteps: int = 100_000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
