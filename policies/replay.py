@@ -31,7 +31,7 @@ class Replay:
             self._capture(state)
 
     def _capture(self, state: Sequence[Tensor]) -> None:
-        before = [tensor.clone() for tensor in state]
+        saved_state = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -41,7 +41,7 @@ class Replay:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._outputs = list(self._function(**self._inputs))
-        for tensor, value in zip(state, before, strict=True):
+        for tensor, value in zip(state, saved_state, strict=True):
             tensor.copy_(value)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:

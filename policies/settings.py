@@ -208,7 +208,7 @@ class LSTMConfig:
 @dataclass(frozen=True)
 class LRUConfig:
     min_radius: float = 0.9
-    """Smallest absolute value of the eigenvalues at the start. A state fades to a third in 1 / (1 - r) steps."""
+    """Smallest absolute value r of the eigenvalues at the start. A state fades to a third in 1 / (1 - r) steps."""
     max_radius: float = 0.999
     """Largest absolute value of the eigenvalues at the start, below 1."""
     max_phase: float = 0.314

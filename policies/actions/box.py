@@ -73,8 +73,9 @@ class BoxActions(Actions):
     def _to_bounds(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Distances of the lower and the upper bound from the mean, in standard deviations: [..., N] each."""
         low, high = self.low.nan_to_num(neginf=0), self.high.nan_to_num(posinf=0)  # infinity has no gradient
-        below = torch.where(torch.isinf(self.low), -FAR, (low - mean) / std)
-        return below, torch.where(torch.isinf(self.high), FAR, (high - mean) / std)
+        to_low = torch.where(torch.isinf(self.low), -FAR, (low - mean) / std)
+        to_high = torch.where(torch.isinf(self.high), FAR, (high - mean) / std)
+        return to_low, to_high
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, std = self._normal(params)
@@ -88,21 +89,21 @@ class BoxActions(Actions):
         mean, std = self._normal(params)
         inside = -((actions - mean) / std).square() / 2 - std.log() - math.log(2 * math.pi) / 2
         low, high = self._to_bounds(mean, std)
-        below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
-        by_number = torch.where(actions <= self.low, below, torch.where(actions >= self.high, above, inside))
-        return by_number.sum(-1)
+        at_low, at_high = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
+        log_p = torch.where(actions >= self.high, at_high, inside)  # [..., N]
+        return torch.where(actions <= self.low, at_low, log_p).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
         """The entropy of the mixed distribution: -P log P at both bounds, and minus the integral of f log f between
         them."""
         mean, std = self._normal(params)
         low, high = self._to_bounds(mean, std)
-        log_below, log_above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
-        below, above = log_below.exp(), log_above.exp()
-        inside = 1 - below - above
+        log_mass_low, log_mass_high = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
+        mass_low, mass_high = log_mass_low.exp(), log_mass_high.exp()
+        inside = 1 - mass_low - mass_high
         second_moment = inside - (high * _density(high) - low * _density(low))  # of z between the bounds
         between = inside * (std.log() + math.log(2 * math.pi) / 2) + second_moment / 2
-        return (between - below * log_below - above * log_above).sum(-1)
+        return (between - mass_low * log_mass_low - mass_high * log_mass_high).sum(-1)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """[..., 1 + 2 N]: one, the numbers and their squares."""

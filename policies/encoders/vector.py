@@ -86,7 +86,7 @@ class VectorEncoder(EntryEncoder):
         if not old_count:  # the initial statistics are of no observations
             self.variance.copy_(variance)
         else:
-            within = (1 - share) * self.variance + share * variance
-            self.variance.copy_(within + share * (1 - share) * delta.square())
+            pooled = (1 - share) * self.variance + share * variance
+            self.variance.copy_(pooled + share * (1 - share) * delta.square())
         self.mean.add_(share * delta)
         self.count.add_(new_count)

@@ -143,8 +143,8 @@ class SurvivalSpans(nn.Module):
     def _negative_log_likelihood(self, logits: Tensor, need: Tensor, is_last: Tensor) -> Tensor:
         """[N] nats, of logits [N,K]."""
         k = torch.bucketize(need, self.edges[1:-1], right=True)[:, None]  # [N,1]
-        before = torch.arange(logits.shape[-1], device=logits.device) < k
-        survival = F.softplus(logits).masked_fill(~before, 0).sum(-1)
+        is_earlier_bin = torch.arange(logits.shape[-1], device=logits.device) < k
+        survival = F.softplus(logits).masked_fill(~is_earlier_bin, 0).sum(-1)
         event = F.softplus(-logits.gather(-1, k)).squeeze(-1)
         return survival + event.masked_fill(~is_last, 0)
 

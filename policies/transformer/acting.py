@@ -118,15 +118,15 @@ class TransformerActing:
         buffers.put(projection, hidden, slice(self.num_slots, self.num_slots + 1), self.query_position)
         return buffers.slots.columns(0, self.num_slots + 1)
 
-    def record_use(self, layer: int, used: Tensor) -> None:
+    def record_use(self, layer: int, is_used: Tensor) -> None:
         """Records which slots of a layer the present step used, bool [B,C]. Its own slot counts as used now."""
         last_use = self.layers[layer].last_use
         time = self.time[:, None]
         if last_use is not None:
             column = slice(self.num_slots, self.num_slots + 1) if self.column is None else self.column
             last_use[:, column] = time
-            looked_at = last_use[:, : used.shape[1]]
-            looked_at.copy_(torch.where(used, time, looked_at))
+            looked_at = last_use[:, : is_used.shape[1]]
+            looked_at.copy_(torch.where(is_used, time, looked_at))
 
     def advance(self) -> None:
         """Ends the present step."""

@@ -26,8 +26,8 @@ def _freeze(tensor: Tensor, axis: int, count: int) -> Tensor:
     """The same tensor; the first `count` entries along an axis get no gradient."""
     if not torch.is_grad_enabled():  # acting
         return tensor
-    frozen, learned = tensor.split([count, tensor.shape[axis] - count], axis)
-    return torch.cat([frozen.detach(), learned], axis)
+    frozen, free = tensor.split([count, tensor.shape[axis] - count], axis)
+    return torch.cat([frozen.detach(), free], axis)
 
 
 def orthogonal(linear: nn.Linear, gain: float) -> None:

@@ -138,8 +138,8 @@ class Transformer(nn.Module):
         if isinstance(acting, GroupedActing):
             return acting.step(self.step, x, episode_start)
         if acting.full:
-            taken = acting.steps_taken
-            raise ValueError(f"acting: expected room for a step, got {taken} of {acting.horizon} steps taken")
+            steps_taken, horizon = acting.steps_taken, acting.horizon
+            raise ValueError(f"acting: expected room for a step, got {steps_taken} of {horizon} steps taken")
         acting.begin_episodes(episode_start)
         x = x[:, None]
         live = []

@@ -151,9 +151,9 @@ def _read_finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
     t, b = axis.final_at
     x = x[:, None]
     slots = slots.rows(b)
-    later = axis.num_steps - 1 - t  # [F] slots of later steps, which it must not see
-    if x.is_cuda or bool((later > 0).any()):  # attention by age needs the youngest slots last
-        columns = torch.arange(slots.position.shape[1], device=x.device) - later[:, None]  # [F,C]
+    num_later = axis.num_steps - 1 - t  # [F] slots of later steps, which it must not see
+    if x.is_cuda or bool((num_later > 0).any()):  # attention by age needs the youngest slots last
+        columns = torch.arange(slots.position.shape[1], device=x.device) - num_later[:, None]  # [F,C]
         num_unordered = slots.position.shape[1] if slots.num_unordered else 0
         slots = replace(slots.gather(columns), num_unordered=num_unordered)
     query_position = t.to(x.dtype) + 1  # [F]
@@ -197,8 +197,8 @@ class _LayerPass:
     def _latest_use(self) -> Tensor:
         """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
         reading = self.reading
-        used = self.layer.kind.is_used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
-        return reading.age.masked_fill(~used, -1).amax(1)
+        is_used = self.layer.kind.is_used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        return reading.age.masked_fill(~is_used, -1).amax(1)
 
     def _lives(self) -> Lives:
         """What became of the slots in this rollout."""

@@ -29,13 +29,13 @@ def test_steps_equal_one_unroll(kind, settings, batch, dtype):
     for steps in (7, 1, 23, 12):
         rollout = experience(generator, steps, batch, start_probability=0.06, dtype=dtype)
         memory = poison_dead_slots(policy.draw(memory, generator))
-        acted = act(policy, memory, rollout)
+        acting_output = act(policy, memory, rollout)
         out = policy.unroll(rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at)
         difference = torch.cat(
             [
-                (out.logits - acted.logits).flatten(),
-                (out.values - acted.values).flatten(),
-                out.final_values - acted.final_values,
+                (out.logits - acting_output.logits).flatten(),
+                (out.values - acting_output.values).flatten(),
+                out.final_values - acting_output.final_values,
             ]
         )
         assert float(difference.detach().abs().max()) < TOLERANCE[dtype]  # fails for NaN too
@@ -44,7 +44,7 @@ def test_steps_equal_one_unroll(kind, settings, batch, dtype):
         gradients = [p.grad for p in policy.parameters() if p.grad is not None]
         assert gradients and all(gradient.isfinite().all() for gradient in gradients)
         carried += sum(int(layer.alive.sum()) for layer in memory.layers)
-        memory = acted.memory
+        memory = acting_output.memory
     assert carried > 0 or not KINDS[kind].stores
 
 
@@ -77,25 +77,28 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
     gradient."""
     generator = torch.Generator().manual_seed(10 + batch)
     policy = make_policy(kind, settings)
-    acted = learning_memory = policy.initial_memory(batch)
+    acting_memory = learning_memory = policy.initial_memory(batch)
     max_live = 0
     for steps in (7, 1, 23, 12):
         rollout = experience(generator, steps, batch, start_probability=0.06)
         state = generator.get_state()
         start_memory = policy.draw(learning_memory, generator)
         generator.set_state(state)
-        acted = act(policy, policy.draw(acted, generator), rollout).memory
+        acting_memory = act(policy, policy.draw(acting_memory, generator), rollout).memory
         out = policy.unroll(
             rollout.observation, poison_dead_slots(start_memory), rollout.start, pressure=pressure, keep=True
         )
         learning_memory = out.memory
-        assert torch.equal(learning_memory.time, acted.time) and learning_memory.time.dtype == acted.time.dtype
-        assert torch.equal(learning_memory.span_limit, acted.span_limit)
-        assert (learning_memory.state is None) == (acted.state is None)
-        if acted.state is not None:
+        assert (
+            torch.equal(learning_memory.time, acting_memory.time)
+            and learning_memory.time.dtype == acting_memory.time.dtype
+        )
+        assert torch.equal(learning_memory.span_limit, acting_memory.span_limit)
+        assert (learning_memory.state is None) == (acting_memory.state is None)
+        if acting_memory.state is not None:
             assert not learning_memory.state.requires_grad
-            torch.testing.assert_close(learning_memory.state, acted.state, rtol=0, atol=1e-9)
-        for left, right in zip(learning_memory.layers, acted.layers, strict=True):
+            torch.testing.assert_close(learning_memory.state, acting_memory.state, rtol=0, atol=1e-9)
+        for left, right in zip(learning_memory.layers, acting_memory.layers, strict=True):
             assert torch.equal(left.alive, right.alive)
             for name in ("birth", "last_use"):
                 actual, expected_gradient = getattr(left, name), getattr(right, name)
@@ -256,12 +259,12 @@ def test_a_final_observation_is_seen_by_nobody(kind):
     memory = policy.draw(policy.initial_memory(3), generator)
     rollout = experience(generator, 10, 3)
     assert len(rollout.final_at[0])
-    other = replace(rollout, final_observation=observations(generator, len(rollout.final_at[0])))
-    none = policy.unroll(rollout.observation, memory, rollout.start)
-    assert none.final_values.shape == (0,)
+    changed = replace(rollout, final_observation=observations(generator, len(rollout.final_at[0])))
+    without_finals = policy.unroll(rollout.observation, memory, rollout.start)
+    assert without_finals.final_values.shape == (0,)
     for run in (act, _unroll):
-        left, right = run(policy, memory, rollout), run(policy, memory, other)
-        torch.testing.assert_close(left.logits, none.logits, rtol=0, atol=1e-9)
+        left, right = run(policy, memory, rollout), run(policy, memory, changed)
+        torch.testing.assert_close(left.logits, without_finals.logits, rtol=0, atol=1e-9)
         torch.testing.assert_close(left.logits, right.logits, rtol=0, atol=0)
         assert not torch.allclose(left.final_values, right.final_values)
 

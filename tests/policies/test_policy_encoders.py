@@ -205,9 +205,9 @@ def test_a_policy_tells_which_part_of_another_environment_differs():
     check_spaces(config, space, spaces.Discrete(2), "p", "E")
     plain = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize=False).config
     check_spaces(plain, space, spaces.Discrete(2), "p", "E")
-    other = spaces.Dict({"a": spaces.Discrete(6), "b": spaces.Box(-1, 1, (2,))})
+    other_space = spaces.Dict({"a": spaces.Discrete(6), "b": spaces.Box(-1, 1, (2,))})
     with pytest.raises(ValueError, match=r"^p: expected an environment with observation 'a' .*5.*, E has .*6"):
-        check_spaces(config, other, spaces.Discrete(2), "p", "E")
+        check_spaces(config, other_space, spaces.Discrete(2), "p", "E")
     with pytest.raises(ValueError, match=r"observation 'b' .*, E has none of that name"):
         check_spaces(config, spaces.Dict({"a": spaces.Discrete(5)}), spaces.Discrete(2), "p", "E")
     with pytest.raises(ValueError, match=r"^p: expected an environment with actions .*2.*, E has .*3"):

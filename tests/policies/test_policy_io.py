@@ -105,13 +105,13 @@ def test_what_is_no_policy_file_is_refused(saved, tmp_path):
     assert "run directory with policy.safetensors" in refusal(tmp_path / "run")
     content = saved.read_bytes()
     for i, data in enumerate((b"", b"import os", content[:7], content[: len(content) // 2], content[:-1])):
-        other = tmp_path / f"{i}.safetensors"
-        other.write_bytes(data)
-        assert refusal(other).startswith("expected a whole safetensors file, could not read it (")
+        path = tmp_path / f"{i}.safetensors"
+        path.write_bytes(data)
+        assert refusal(path).startswith("expected a whole safetensors file, could not read it (")
     for i, metadata in enumerate((None, {"policy": "{}"}, {"policy": "[]"}, {"policy": "not JSON"}, {"format": "pt"})):
-        other = tmp_path / f"foreign_{i}.safetensors"
-        save_file({"x": torch.zeros(2)}, other, metadata)
-        assert refusal(other) == "expected a policy saved by this toolkit, got another safetensors file"
+        path = tmp_path / f"foreign_{i}.safetensors"
+        save_file({"x": torch.zeros(2)}, path, metadata)
+        assert refusal(path) == "expected a policy saved by this toolkit, got another safetensors file"
 
 
 def test_a_file_from_before_survival_curves_has_the_papers_spans(tmp_path):

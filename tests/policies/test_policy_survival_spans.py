@@ -48,20 +48,20 @@ def test_the_span_is_where_the_survival_curve_falls_below_one_in_use_coef(logits
 
 def test_spans_are_limited_until_the_task_was_learned():
     memory = torch.zeros(1, 1, 2)
-    for settings, first, then in (
+    for settings, initial_span, released_span in (
         ({"initial_limit": 30}, 30, math.inf),
         ({"initial_limit": 30, "max_span": 100}, 30, 100),
         ({"initial_limit": 30, "max_span": 20}, 20, 20),
         ({}, 512, math.inf),
     ):
         spans = spans_of([], **settings)
-        assert spans(memory).item() == first
+        assert spans(memory).item() == initial_span
         spans.release()
-        assert spans(memory).item() == then
+        assert spans(memory).item() == released_span
         assert not spans_of([], **settings).tracks_use and spans.tracks_use
         loaded = spans_of([], **settings)
         loaded.load_state_dict(spans.state_dict())
-        assert loaded(memory).item() == then
+        assert loaded(memory).item() == released_span
 
 
 def used_ages(layer, b: int, coordinate: int, column: int, until: int) -> list[int]:
@@ -69,9 +69,9 @@ def used_ages(layer, b: int, coordinate: int, column: int, until: int) -> list[i
     of the others that it saw."""
     ages = []
     for t in range(max(coordinate, 0), until):
-        others = int(layer.visible[b, t].sum()) - 1
+        num_others = int(layer.visible[b, t].sum()) - 1
         weights = [float(weight) for weight in layer.attention[b, :, t, column]]
-        if any(others and weight / (1 - weight) * others > 1.5 for weight in weights):
+        if any(num_others and weight / (1 - weight) * num_others > 1.5 for weight in weights):
             ages.append(t - coordinate)
     return ages
 
@@ -113,13 +113,14 @@ def test_what_became_of_every_memory(monkeypatch):
                     ends = [t for t in range(max(coordinate + 1, 0), steps) if rollout.start[t, b]]
                     until = ends[0] if ends else steps
                     column = c - new_slots.shape[1] + num_columns
-                    key, before = (b, first_step + coordinate), ages.get((b, first_step + coordinate), 0)
+                    key = (b, first_step + coordinate)
+                    earlier_age = ages.get(key, 0)
                     ages_in_rollout = [] if until == 0 else used_ages(layer, b, coordinate, column, until)
-                    ages[key] = max([before, *ages_in_rollout])
+                    ages[key] = max([earlier_age, *ages_in_rollout])
                     assert int(lives.use_in_rollout[b, c]) == max(ages_in_rollout, default=-1)
                     assert int(lives.last_use[b, c]) == ages[key]
                     assert int(lives.final_age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
-                    carried += before > max(ages_in_rollout, default=-1)
+                    carried += earlier_age > max(ages_in_rollout, default=-1)
                     ended_between += until == 0
                     ended_within += 0 < until < steps
         memory, first_step = act(policy, memory, rollout).memory, first_step + steps
@@ -138,14 +139,14 @@ def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
         monkeypatch.setattr(layer.kind, "loss", lambda normed, new_slots, lives, *rest: losses.append(lives))
     rollout = experience(generator, 9, 3, start_probability=0)
     policy.unroll(rollout.observation, memory, rollout.start, pressure=1.0)
-    seen = [0, 0]
+    counts = [0, 0]
     for lives, layer_memory in zip(losses, memory.layers, strict=True):
         past = lives.exists.shape[1] - 9
         alive = layer_memory.padded(past).alive
         is_used = lives.use_in_rollout[:, :past] > 0
         assert torch.equal(lives.exists[:, :past], alive & is_used) and lives.exists[:, past:].all()
-        seen = [seen[0] + int((alive & is_used).sum()), seen[1] + int((alive & ~is_used).sum())]
-    assert min(seen) > 0
+        counts = [counts[0] + int((alive & is_used).sum()), counts[1] + int((alive & ~is_used).sum())]
+    assert min(counts) > 0
 
 
 @pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
@@ -187,14 +188,16 @@ def test_the_loss_in_plain_loops(pressure):
 
 
 def learn_spans(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500) -> list[float]:
-    """Spans after learning from three kinds of memory, one-hot; by kind, last uses that were seen to be the last, and
-    ages in use when their episode ended."""
+    """Spans after learning from three kinds of memory, one-hot. needs: by kind, the ages of last uses, and the ages of
+    memories that were in use when their episode ended."""
     spans = SurvivalSpans(3, ExpireSpanConfig(ramp=1, use_margin=0.0))
     spans.release()
-    rows = [(kind, age, last) for kind, ages in needs.items() for last in (True, False) for age in ages[not last]]
+    rows = [
+        (kind, age, is_last) for kind, ages in needs.items() for is_last in (True, False) for age in ages[not is_last]
+    ]
     normed = torch.eye(3)[torch.tensor([kind for kind, _, _ in rows])][None] * 3
     need = torch.tensor([[age for _, age, _ in rows]])
-    age = torch.tensor([[age * (3 if last else 1) + (2 if last else 1) for _, age, last in rows]])
+    age = torch.tensor([[age * (3 if is_last else 1) + (2 if is_last else 1) for _, age, is_last in rows]])
     all_set = torch.ones(1, len(rows), dtype=torch.bool)
     optimizer = torch.optim.Adam(
         [{"params": [spans.weight], "lr": 1.5e-3}, {"params": [spans.bias], "lr": 1.5e-2}], betas=(0.9, 0.99)
@@ -235,13 +238,13 @@ def test_the_last_use_travels_with_the_memory():
     memory = policy.draw(policy.initial_memory(4), None)
     memory = act(policy, memory, experience(torch.Generator().manual_seed(5), 15, 4)).memory
     read_back = [type(memory).from_tensors(tensors) for tensors in (memory.to_tensors(), memory.packed())]
-    for layer, *others in zip(memory.layers, *(other.layers for other in read_back), strict=True):
+    for layer, *copies in zip(memory.layers, *(copy.layers for copy in read_back), strict=True):
         assert layer.last_use is not None and (layer.last_use >= layer.birth)[layer.alive].all()
-        for other in others:
-            assert other.last_use is not None
-            assert torch.equal(other.last_use[other.alive], layer.last_use[layer.alive])
-        some = layer.rows(torch.tensor([2, 0]))
-        assert some.last_use is not None and torch.equal(some.last_use[some.alive], torch.cat([
+        for copy in copies:
+            assert copy.last_use is not None
+            assert torch.equal(copy.last_use[copy.alive], layer.last_use[layer.alive])
+        chosen = layer.rows(torch.tensor([2, 0]))
+        assert chosen.last_use is not None and torch.equal(chosen.last_use[chosen.alive], torch.cat([
             layer.last_use[row][layer.alive[row]] for row in (2, 0)
         ]))  # fmt: skip
         assert layer.padded(30).last_use is not None
