@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, counter_uniform, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, counter_uniform, draw_integers
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import expect_choice, expect_int
 from expire_span_rl.envs.tiles import EMPTY, GOAL, WALL, symbol_tile
@@ -76,7 +76,7 @@ class Copying(EnvCore):
 
     def begin(self, rows: np.ndarray) -> None:
         draws = self.uniform(rows, 1 + self.length)  # [1 + N, R]
-        self.delay[rows] = drawn_between(draws[0], self.shortest, self.longest, self.distribution)
+        self.delay[rows] = draw_integers(draws[0], self.shortest, self.longest, self.distribution)
         self.string[rows] = (draws[1:].T * self.vocabulary).astype(np.int64)
         self.right[rows] = 0
 

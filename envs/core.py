@@ -44,7 +44,7 @@ def counter_uniform(seed: np.ndarray, episode: np.ndarray, draw: np.ndarray) -> 
 DISTRIBUTIONS = ("uniform", "log_uniform")
 
 
-def drawn_between(u: np.ndarray, low: int, high: int, distribution: str) -> np.ndarray:
+def draw_integers(u: np.ndarray, low: int, high: int, distribution: str) -> np.ndarray:
     """Whole numbers from low to high, both included, for uniform draws u in [0, 1). distribution: "uniform" or
     "log_uniform", P(n) ~ log((n + 1) / n)."""
     if distribution == "uniform":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, draw_integers
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
 from expire_span_rl.envs.tiles import (
@@ -106,7 +106,7 @@ class Corridor(EnvCore):
 
     def begin(self, rows: np.ndarray) -> None:
         length, ball, door = self.uniform(rows, 3)  # [R] each
-        self.length[rows] = drawn_between(length, self.min_length, self.max_length, self.length_distribution)
+        self.length[rows] = draw_integers(length, self.min_length, self.max_length, self.length_distribution)
         self.ball[rows] = ball < 0.5
         self.door[rows] = np.where(door < 0.5, -1, 1)
         self.x[rows] = 0

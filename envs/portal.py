@@ -28,7 +28,7 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, draw_integers
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, expect_number
 from expire_span_rl.envs.tiles import ACTION_NAMES, DOOR, EMPTY, STEP_X, STEP_Y, WALL, expect_view_size, opened
@@ -133,7 +133,7 @@ class Portal(EnvCore):
 
     def begin(self, rows: np.ndarray) -> None:
         drawn = self.uniform(rows, _DOORS + self.max_rooms)  # [draws, R]
-        self.rooms[rows] = drawn_between(drawn[_ROOMS], self.min_rooms, self.max_rooms, self.rooms_distribution)
+        self.rooms[rows] = draw_integers(drawn[_ROOMS], self.min_rooms, self.max_rooms, self.rooms_distribution)
         # Each place has its own order of the things. Room k shows number k + turn * place of it, so that among up to
         # 18 rooms no thing is seen twice in the same place, and among up to 50 no two rooms share more than one.
         order = drawn[_ORDER:_DOORS].reshape(3, len(THINGS), -1).argsort(1)  # [3, 18, R]
