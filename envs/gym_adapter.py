@@ -226,7 +226,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout:
         if adapted._masks is not None:
             action = adapted._masks.allowed_action(observation[ACTION_MASK])
         else:
-            action = drawn_action(env.action_space)
+            action = sample_action(env.action_space)
         adapted.step(action)
     except EnvironmentFailed as error:
         raise EnvError(f"{name}: {getattr(error, 'what', error)}") from error
@@ -277,7 +277,7 @@ def find_attribute(env: gym.Env, name: str) -> Any:
     return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
 
 
-def drawn_action(space: spaces.Space) -> Any:
+def sample_action(space: spaces.Space) -> Any:
     """An action at random, always the same of one space; the space's own generator is left alone."""
     space = copy.deepcopy(space)
     space.seed(0)

@@ -19,7 +19,7 @@ from expire_span_rl.envs.cells import ENCODERS, forced_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
-    drawn_action,
+    sample_action,
     episode_seed,
     failure,
     plain_info,
@@ -129,7 +129,7 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _first_actions(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         if self._masks is None:
-            return drawn_action(self.env.action_space)
+            return sample_action(self.env.action_space)
         return np.array([self._masks.allowed_action(mask) for mask in observation[ACTION_MASK]])
 
     def _observed(self, observation: Any, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -422,7 +422,7 @@ def test_native_code_that_hangs_is_ended_in_a_process_of_its_own(monkeypatch):
     """Its episode ends truncated, and the process is started again."""
     from expire_span_rl.envs import gym_adapter
 
-    monkeypatch.setattr(gym_adapter, "drawn_action", lambda space: 0)
+    monkeypatch.setattr(gym_adapter, "sample_action", lambda space: 0)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     env = make_vec_env(Native, 1, vectorization="async", env_timeout=0.2)
     env.reset(seed=0)
