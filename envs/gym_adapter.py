@@ -33,7 +33,7 @@ from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
-from expire_span_rl.envs.timeout import Overdue, within
+from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
 SEEDS = 2**31
@@ -97,8 +97,8 @@ class AdaptedEnv(gym.Wrapper):
         self._copies_actions = not isinstance(env.action_space, spaces.Discrete)
         self._step, self._reset, self._outside = env.step, env.reset, 0
         if adaptation.timeout:
-            self._step = partial(within, adaptation.timeout, env.step)
-            self._reset = partial(within, adaptation.timeout, env.reset)
+            self._step = partial(call_within, adaptation.timeout, env.step)
+            self._reset = partial(call_within, adaptation.timeout, env.reset)
         self._seed: int | None = None
         self.episode, self._steps = 0, 0
         self._tried = False  # whether this is the trial of `adapt`, where a bad reward is left for the run to tell
@@ -239,7 +239,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout:
 def _studied(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptation:
     """What the spaces of an environment and one reset tell."""
     try:
-        result = within(timeout, env.reset, seed=0)
+        result = call_within(timeout, env.reset, seed=0)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -25,7 +25,7 @@ def overdue(seconds: float) -> str:
     return f"no answer within {seconds:g} s (--env-timeout)"
 
 
-def within(seconds: float, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_within(seconds: float, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`call(*args, **kwargs)`, which raises Overdue if it takes longer than so many seconds; 0: no limit."""
     if not seconds or not _alarms():
         return call(*args, **kwargs)

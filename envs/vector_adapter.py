@@ -27,7 +27,7 @@ from expire_span_rl.envs.gym_adapter import (
     tell_outside,
 )
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
-from expire_span_rl.envs.timeout import within
+from expire_span_rl.envs.timeout import call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
 
@@ -108,7 +108,7 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _called(self, call: Any) -> Any:
         try:
-            return within(self._timeout, call)
+            return call_within(self._timeout, call)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
