@@ -18,7 +18,7 @@ from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviou
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
 from expire_span_rl.envs.gym_adapter import Adaptation, AdaptedEnv, adapt, name_of
 from expire_span_rl.envs.naming import import_again, imported_modules, resolve
-from expire_span_rl.envs.timeout import end_process
+from expire_span_rl.envs.timeout import allow_process_exit
 from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 
@@ -166,7 +166,7 @@ class VecEnvMaker:
 
     def __call__(self) -> VectorPreviousActionReward:
         if self.registered is not None:
-            end_process()  # Ray starts it again
+            allow_process_exit()  # Ray starts it again
             self.registered.restore()
         return make_vec_env(self.id, self.num_envs, **self.kwargs)
 

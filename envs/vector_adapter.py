@@ -19,11 +19,11 @@ from expire_span_rl.envs.cells import ENCODERS, forced_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
-    sample_action,
     episode_seed,
     failure,
     plain_info,
     raised,
+    sample_action,
     tell_outside,
 )
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask

@@ -38,7 +38,7 @@ from gymnasium.vector.utils import (
 
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
-from expire_span_rl.envs.timeout import overdue
+from expire_span_rl.envs.timeout import overdue_message
 
 MOST_RESTARTS = 3
 """Of the processes of one vector environment."""
@@ -247,7 +247,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         try:
             if self._timeout and not self.parent_pipes[i].poll(self._time_left(i)):
                 self.processes[i].kill()
-                return None, (f"{self._name}, environment {i}: {overdue(self._timeout)}", "")
+                return None, (f"{self._name}, environment {i}: {overdue_message(self._timeout)}", "")
             result, success = self.parent_pipes[i].recv()
             self._began[i] = True
         except (EOFError, OSError):
