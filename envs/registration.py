@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from expire_span_rl.envs.core_adapters import SingleEnv
-from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward, is_own
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward, is_toolkit_task
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
 from expire_span_rl.envs.gym_adapter import Adaptation, AdaptedEnv, adapt, name_of
 from expire_span_rl.envs.naming import import_again, imported_modules, resolve
@@ -92,9 +92,9 @@ def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "au
     """
     made, builders = _prepared(id, wraps, encoder, kwargs)
     if builders:
-        from expire_span_rl.envs.core_wrappers import LongEnv
+        from expire_span_rl.envs.core_wrappers import LongTrajectoryEnv
 
-        return PreviousActionReward(LongEnv(*_long(made, 1, builders)))
+        return PreviousActionReward(LongTrajectoryEnv(*_long(made, 1, builders)))
     return PreviousActionReward(made.first(), encoder)
 
 
@@ -121,9 +121,9 @@ def make_vec_env(
     expect_choice("vectorization", vectorization, VECTORIZATIONS)
     made, builders = _prepared(id, wraps, encoder, kwargs)
     if builders:
-        from expire_span_rl.envs.core_wrappers import LongVectorEnv
+        from expire_span_rl.envs.core_wrappers import LongTrajectoryVectorEnv
 
-        return VectorPreviousActionReward(LongVectorEnv(*_long(made, num_envs, builders, env_timeout)))
+        return VectorPreviousActionReward(LongTrajectoryVectorEnv(*_long(made, num_envs, builders, env_timeout)))
     if vectorization == "auto":
         if made.id in TASKS:
             return VectorPreviousActionReward(_vector_entry_point(made, num_envs))
@@ -253,7 +253,7 @@ def _adapted(made: _Made, num_envs: int, timeout: float = 0.0) -> list[_AdaptedM
     """Makers of adapted environments. The first one is made and checked, so that it fails in one line before others
     are."""
     first = made.first()
-    if is_own(first):
+    if is_toolkit_task(first):
         ready = AdaptedEnv(first, Adaptation(made.name, shaping=True))
     else:
         ready = adapt(first, made.name, made.encoder, timeout)
