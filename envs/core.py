@@ -147,8 +147,8 @@ class EnvCore(ABC):
 
     @staticmethod
     def swap_observation(observation: Any) -> Any | None:
-        """A copy of observations [..., ...] that show the opposite fact (a blue ball for a red one): the
-        counterfactual."""
+        """A copy of observations [..., ...] that show the opposite fact (a blue ball for a red one): the counterpart of
+        the observation."""
         return None
 
     # Methods that all tasks share.

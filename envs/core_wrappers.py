@@ -214,9 +214,9 @@ class Occlude(CoreWrapper):
 
     def hidden(self) -> np.ndarray:
         hidden = np.zeros(self.num_envs, bool)
-        for first, last, period in self.intervals:
+        for start, end, period in self.intervals:
             step = self.steps if period is None else self.steps % period
-            hidden |= (first <= step) & (step <= last)
+            hidden |= (start <= step) & (step <= end)
         return hidden
 
     def observe(self) -> Any:
@@ -230,8 +230,8 @@ class Occlude(CoreWrapper):
 
 
 def _blank_observation(space: spaces.Space) -> Any:
-    """An observation that shows nothing, [1, ...] per entry: zeros (MiniGrid's unseen tiles), or the value of the space
-    that is nearest to zero. None for a mask, which is never hidden."""
+    """An observation that shows nothing, [1, ...] per entry. A Box shows zeros, clipped to its bounds (in MiniGrid's
+    cells they are unseen tiles). Other spaces show their least value. None for a mask, which is never hidden."""
     if isinstance(space, spaces.Dict):
         return {key: _blank_observation(sub) for key, sub in space.items()}
     if isinstance(space, Mask):

@@ -239,7 +239,7 @@ class Portal(EnvCore):
         """On the tile between the doors of a room in which a door has been taken before.
 
         The effect of a door shows only by taking it. No single observation shows the fact, so none has a
-        counterfactual."""
+        counterpart."""
         return (self.x == self.room_length - 1) & (self.room < self.known)
 
     def strip(self, row: int) -> Strip:

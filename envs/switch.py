@@ -9,9 +9,9 @@ next passage. The first passage has a signal. Each signal holds for `min_hold..m
 it; then the next one appears. Each signal draws its colour independently, so half of the new signals change nothing,
 and the number of signals reveals nothing.
 
-Episodes are truncated at `max_steps` and never terminate. Success needs the right door at no less than 95% of the
-junctions passed, and at least 20 junctions passed (or as many as the limit allows). A share of fewer junctions could be
-luck, and an agent that stands still has shown nothing.
+Episodes are truncated at `max_steps` and never terminate. An episode is a success if the agent passed at least 20
+junctions (or as many as the limit allows) and took the right door at 95% of them or more. A share of fewer junctions
+could be luck, and an agent that stands still has shown nothing.
 
 Names: B environments, R rows, V view size, r = V // 2, K groups of junctions, x the agent's tile in its passage. The
 agent's line is y = 0, the north door is at -1, the south door at +1.
