@@ -38,10 +38,10 @@ from expire_span_rl.spaces import Cells, Mask
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
 
-DISTRACTIONS = 256  # the number of different distracting observations
-_DRAW_OFFSET = (
-    1 << 40
-)  # between the draws of a wrap and those of its inner core, far above the number of a task's draws
+DISTRACTIONS = 256
+"""The number of different distracting observations."""
+_DRAW_OFFSET = 1 << 40
+"""The distance between the draws of a wrap and those of its inner core. A task never has as many draws."""
 
 
 class CoreWrapper(MaskedCore):
