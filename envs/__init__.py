@@ -1,6 +1,6 @@
-"""What agents act in. `make_env` and `make_vec_env` give environments wrapped as a policy expects.
+"""The environments. `make_env` and `make_vec_env` make them, wrapped as a policy expects.
 
-What needs MiniGrid is imported when it is first asked for.
+Names whose modules need MiniGrid are imported on first use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from expire_span_rl.envs.wrap_names import parse_wraps
 
 _LAZY = {"parse_wraps": "wrap_names", "render_observation": "rendering"}
-"""Names by the module of this package that has them."""
+"""Names that are imported on first use: {name: module of this package}."""
 
 __all__ = [
     "EnvError",

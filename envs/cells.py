@@ -1,5 +1,4 @@
-"""Whether an image is a grid of MiniGrid's cells: decided by the environment and its wrappers, never by the shape
-alone."""
+"""Decides whether an image is a grid of MiniGrid's cells: by the environment and its wrappers, never by shape alone."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ _KEEP_CELLS = {
     "ReseedWrapper", "ActionBonus", "PositionBonus", "ImgObsWrapper", "FullyObsWrapper", "DictObservationSpaceWrapper",
     "ViewSizeWrapper", "DirectionObsWrapper", "StochasticActionWrapper", "NoDeath",
 }  # fmt: skip
-"""Of `minigrid.wrappers`: those whose image, if they have one, is in MiniGrid's encoding."""
+"""The wrappers of `minigrid.wrappers` whose image, if they have one, is in MiniGrid's encoding."""
 
 
 def cells_space(env: gym.Env, encoder: str = "auto") -> dict[str, spaces.Space]:
-    """{"image": Cells} if the image of `env` is one of cells, else {}: what `spaces.Flattener` takes as `replaced`.
+    """{"image": Cells} if the image of `env` holds cells, else {}. `spaces.Flattener` takes it as `replaced`.
 
-    encoder: "auto", or "cells" for an environment that only its user knows to have them.
-    Raises EnvError for an encoder that the observation does not fit."""
+    encoder: "auto", or "cells" if the user says that an unknown environment has cells.
+    Raises EnvError for an encoder that does not fit the observation."""
     expect_choice("encoder", encoder, ENCODERS)
     if encoder == "cells":
         return forced_cells(env.observation_space)
@@ -36,7 +35,8 @@ def cells_space(env: gym.Env, encoder: str = "auto") -> dict[str, spaces.Space]:
 
 
 def forced_cells(space: spaces.Space) -> dict[str, spaces.Space]:
-    """{"image": Cells} for an observation space whose user says so. Raises EnvError if its image cannot be one."""
+    """{"image": Cells} for an observation space whose user says that its image holds cells. Raises EnvError if it
+    cannot."""
     image = _image_space(space)
     if image is None:
         raise EnvError(f"encoder: 'cells' needs an entry 'image' of uint8 [columns, lines, 3], got {space}")
@@ -44,7 +44,7 @@ def forced_cells(space: spaces.Space) -> dict[str, spaces.Space]:
 
 
 def fits_cells(observation: Any) -> bool:
-    """Whether the image of an observation holds nothing but objects, colours and states that MiniGrid knows."""
+    """Whether all values of an observation's image are objects, colours and states that MiniGrid knows."""
     image = np.asarray(observation[IMAGE] if isinstance(observation, Mapping) else observation)
     return image.ndim > 0 and bool((image <= np.array(CELL_BOUNDS)).all())
 
@@ -58,8 +58,8 @@ def _image_space(space: spaces.Space) -> spaces.Box | None:
 
 
 def _has_cells(env: gym.Env) -> bool:
-    """Walks the wrappers down to a MiniGridEnv; False as soon as one may have changed the encoding."""
-    minigrid = sys.modules.get("minigrid.minigrid_env")  # who has such an environment has imported it
+    """Whether `env` is a MiniGridEnv and none of its wrappers may have changed the encoding."""
+    minigrid = sys.modules.get("minigrid.minigrid_env")  # whoever made such an environment has imported it
     if minigrid is None or not isinstance(env.unwrapped, minigrid.MiniGridEnv):
         return False
     while isinstance(env, gym.Wrapper):
@@ -70,22 +70,22 @@ def _has_cells(env: gym.Env) -> bool:
 
 
 def _keeps_cells(wrapper: gym.Wrapper) -> bool:
+    """Whether a wrapper leaves the encoding of the image as it is."""
     kind = type(wrapper)
     if kind.__module__ == "minigrid.wrappers":
         return kind.__name__ in _KEEP_CELLS
-    above, below = _image_space(wrapper.observation_space), _image_space(wrapper.env.observation_space)
-    if above is None or above != below:
+    image_space = _image_space(wrapper.observation_space)
+    if image_space is None or image_space != _image_space(wrapper.env.observation_space):
         return False
     return not isinstance(wrapper, gym.ObservationWrapper) or _passes_image_on(wrapper)
 
 
 def _passes_image_on(wrapper: gym.ObservationWrapper) -> bool:
-    """Whether an unknown wrapper leaves the image of an observation as it is, tried on one drawn at random."""
+    """Whether an unknown wrapper leaves the image of an observation as it is. Tested on one random observation."""
     try:
-        drawn = wrapper.env.observation_space.sample()
-        before = np.array(drawn[IMAGE] if isinstance(drawn, Mapping) else drawn)
-        seen = wrapper.observation(drawn)
-        after = seen[IMAGE] if isinstance(seen, Mapping) else seen
-        return bool(np.array_equal(before, after))
-    except Exception:  # noqa: BLE001, it needs more of its environment than a sample: nothing is known
+        sample = wrapper.env.observation_space.sample()
+        image = np.array(sample[IMAGE] if isinstance(sample, Mapping) else sample)
+        result = wrapper.observation(sample)
+        return bool(np.array_equal(image, result[IMAGE] if isinstance(result, Mapping) else result))
+    except Exception:  # noqa: BLE001, the wrapper needs more of its environment than a sample, so it cannot be tested
         return False

@@ -1,16 +1,16 @@
 """Copying (Hochreiter and Schmidhuber, 1997; as in the Expire-Span paper): give a string back after a long delay.
 
-    step       0 .. N-1        N .. N+D-1       N+D .. 2N+D-1
-    shown      the string      noise            that a symbol is asked for
-    right      to be silent    to be silent     the string again, symbol by symbol
+    step            0 .. N-1       N .. N+D-1    N+D .. 2N+D-1
+    observation     the string     noise         a query for the next symbol
+    right action    silence        silence       the string again, symbol by symbol
 
-N is the string's length, D the delay, drawn per episode. Noise is drawn from the same symbols. The place in the string
-is shown beside the symbol, in the string and where it is asked for: attention knows ages of a few steps only, so that
-a symbol must be found again by what is remembered with it. The reward, the share of right answers, comes with the last
-step, so that nobody is told on the way whether an answer was right. Names: B environments, R rows.
+N is the string's length. D is the delay, drawn per episode. Noise is drawn from the same symbols. The observation also
+shows the place in the string, both when the string is shown and when it is queried. Attention knows ages of a few steps
+only, so a symbol must be found by the place that is remembered with it. The reward is the share of right answers. It is
+paid at the last step, so that no reward reveals earlier whether an answer was right. Names: B environments, R rows.
 
-Observation: int64 [2], the symbol (one more than the last where one is asked for) and the place (N in the noise).
-Actions: the symbols, and one more than the last for silence.
+Observation: int64 [2], the symbol (the number of symbols for a query) and the place (N in the noise).
+Actions: the symbols, and the number of symbols for silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, counter_uniform, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, counter_uniform, draw_integers
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import expect_choice, expect_int
 from expire_span_rl.envs.tiles import EMPTY, GOAL, WALL, symbol_tile
@@ -28,7 +28,8 @@ from expire_span_rl.envs.tiles import EMPTY, GOAL, WALL, symbol_tile
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Strip
 
-LARGEST_VOCABULARY, LONGEST_STRING = 64, 1000
+LARGEST_VOCABULARY = 64
+LONGEST_STRING = 1000
 
 
 class Copying(EnvCore):
@@ -36,10 +37,10 @@ class Copying(EnvCore):
 
     Args:
         delay: the longest delay, in steps.
-        min_delay: the shortest; 0: as `delay`, so that all are alike.
+        min_delay: the shortest delay, in steps; 0: `delay`, so that all delays are equal.
         delay_distribution: "uniform" or "log_uniform", P(D) ~ log((D + 1) / D).
         length: symbols of the string.
-        vocabulary: different symbols.
+        vocabulary: the number of different symbols.
 
     Raises EnvError for a value out of range.
     """
@@ -76,12 +77,12 @@ class Copying(EnvCore):
 
     def begin(self, rows: np.ndarray) -> None:
         draws = self.uniform(rows, 1 + self.length)  # [1 + N, R]
-        self.delay[rows] = drawn_between(draws[0], self.shortest, self.longest, self.distribution)
+        self.delay[rows] = draw_integers(draws[0], self.shortest, self.longest, self.distribution)
         self.string[rows] = (draws[1:].T * self.vocabulary).astype(np.int64)
         self.right[rows] = 0
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        place = self.steps - 1 - self.length - self.delay  # of the answer just given
+        place = self.steps - 1 - self.length - self.delay  # place of this step's answer
         self.right += (place >= 0) & (actions == self._symbol_at(place))
         terminated = place == self.length - 1
         reward = np.where(terminated, self.right / self.length, 0.0)
@@ -93,56 +94,61 @@ class Copying(EnvCore):
         return np.stack([np.where(self.decisions(), self.vocabulary, symbol), place], 1)  # [B,2]
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`is_success` (every answer was right), `right` of `asked` answers, and `delay`."""
-        asked = np.full(self.num_envs, self.length)
+        """`is_success` (every answer is right), `right` (right answers), `asked` (queries) and `delay`."""
+        num_queries = np.full(self.num_envs, self.length)
         return {
-            "is_success": self.right == asked,
+            "is_success": self.right == num_queries,
             "right": self.right.copy(),
-            "asked": asked,
+            "asked": num_queries,
             "delay": self.delay.copy(),
         }
 
     def target(self) -> np.ndarray:
-        """The symbol that is asked for, or silence."""
+        """The queried symbol, or silence."""
         return np.where(self.decisions(), self._symbol_at(self._place()), self.vocabulary)
 
     def decisions(self) -> np.ndarray:
-        """Where a symbol is asked for."""
+        """At each query."""
         return self.steps >= self.length + self.delay
 
     def facts(self) -> np.ndarray:
-        """Each symbol of the string is a fact of its own."""
+        """Each symbol of the string is a separate fact."""
         return np.where(self.steps < self.length, self.steps, -1)
 
     def strip(self, row: int) -> Strip:
-        """The stream from left to right, as symbols; goals are where one is asked for."""
+        """The episode from left to right, a column per step, as symbols. Goals mark the queries."""
         from expire_span_rl.envs.rendering import Strip
 
-        first_answer = self.length + int(self.delay[row])
-        last = first_answer + self.length
+        first_query = self.length + int(self.delay[row])
+        end = first_query + self.length
 
-        def encoded(column: int, line: int) -> tuple[int, int, int]:
+        def code_at(column: int, line: int) -> tuple[int, int, int]:
             if line:
                 return WALL
             if column < self.length:
                 return symbol_tile(int(self.string[row, max(column, 0)]))
-            return GOAL if first_answer <= column < last else EMPTY
+            return GOAL if first_query <= column < end else EMPTY
 
-        most = 2 * self.length + self.longest
-        return Strip(encoded, (0, last - 1), most, (min(int(self.steps[row]), last - 1), 0), 0)
+        return Strip(
+            code_at,
+            span=(0, end - 1),
+            max_columns=2 * self.length + self.longest,
+            agent=(min(int(self.steps[row]), end - 1), 0),
+            reach=0,
+        )
 
     def _place(self) -> np.ndarray:
-        """[B]: in the string, or where it is asked for; N in the noise."""
-        asked = self.steps - self.length - self.delay
-        place = np.where(self.steps < self.length, self.steps, np.where(asked >= 0, asked, self.length))
+        """[B]: the place in the string that is shown or queried; N in the noise."""
+        query = self.steps - self.length - self.delay
+        place = np.where(self.steps < self.length, self.steps, np.where(query >= 0, query, self.length))
         return place.clip(max=self.length)
 
     def _symbol_at(self, place: np.ndarray) -> np.ndarray:
-        """[B]: the string's symbols at places [B], any symbol where there is no such place."""
+        """[B]: the string's symbols at places [B]; an arbitrary symbol where the string has no such place."""
         return self.string[np.arange(self.num_envs), place.clip(0, self.length - 1)]
 
     def _noise(self) -> np.ndarray:
-        """[B]: the noise of this step, drawn after the numbers of `begin`."""
+        """[B]: the noise of this step. Its draws follow those of `begin`."""
         draw = self.steps + 1 + self.length
         return (counter_uniform(self.seed, self.episode, draw) * self.vocabulary).astype(np.int64)
 

@@ -1,10 +1,10 @@
-"""What every batched task shares: one NumPy core holds the rules for B environments at once.
+"""The base class of every batched task: one NumPy core holds the rules for B environments at once.
 
-Names: B environments, R of them chosen by `rows`. A task subclasses `EnvCore`; `envs.core_adapters` turns it into a
-`gymnasium.Env` (B = 1) and a `VectorEnv` (B = any).
+Names: B environments, R of them selected by `rows`. A task subclasses `EnvCore`. `envs.core_adapters` turns the core
+into a `gymnasium.Env` (B = 1) and a `VectorEnv` (any B).
 
-Randomness is counter-based: draw d of episode k of an environment seeded with s is `hash(s, k, d)`. An episode
-therefore depends on nothing but its seed and its number: not on B, not on the neighbours, not on what was drawn before.
+Random numbers are counter-based: draw d of episode k of an environment seeded with s is `hash(s, k, d)`. An episode
+therefore depends only on its seed and its number. It does not depend on B, on the other rows, or on earlier draws.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place, Strip
 
 MOST_STEPS = 10**9
-"""Of an episode: a limit beyond that is none, and arrays of int64 hold its multiples."""
+"""The largest step limit of an episode. A larger one would never be reached, and int64 holds multiples of this one."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of uint64 in which every bit counts for all."""
+    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of uint64. Each input bit affects all output
+    bits."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -44,41 +45,47 @@ def counter_uniform(seed: np.ndarray, episode: np.ndarray, draw: np.ndarray) -> 
 DISTRIBUTIONS = ("uniform", "log_uniform")
 
 
-def drawn_between(u: np.ndarray, low: int, high: int, distribution: str) -> np.ndarray:
-    """Whole numbers from low to high, both included, for uniform draws u in [0, 1). distribution: "uniform" or
-    "log_uniform", P(n) ~ log((n + 1) / n)."""
+def draw_integers(u: np.ndarray, low: int, high: int, distribution: str) -> np.ndarray:
+    """Turns uniform draws u in [0, 1) into whole numbers from low to high, both included.
+
+    distribution: "uniform" or "log_uniform", P(n) ~ log((n + 1) / n)."""
     if distribution == "uniform":
         return low + (u * (high - low + 1)).astype(np.int64)
-    first, last = np.log(low), np.log(high + 1)
+    log_low = np.log(low)
+    log_high = np.log(high + 1)
     # Rounding may carry exp(log(n)) past the ends.
-    return np.exp(first + u * (last - first)).astype(np.int64).clip(low, high)
+    return np.exp(log_low + u * (log_high - log_low)).astype(np.int64).clip(low, high)
 
 
 class EnvCore(ABC):
     """The rules of a task for B environments.
 
-    A subclass sets the two spaces and `memory_horizon` before `super().__init__(num_envs)`, creates its own arrays
-    (batch first) and names them in `state_fields`; together with the four below they are the whole state:
-    `seed` and `episode` (which episode this is), `steps` (actions taken in it) and `over` (it ended, or none began).
+    A subclass sets the two spaces and `memory_horizon` before `super().__init__(num_envs)`. It creates its own arrays,
+    batch first, and names them in `state_fields`. These arrays and the four of this class are the whole state:
+    `seed` and `episode` (the number of the current episode), `steps` (actions taken in it) and `over` (the episode has
+    ended, or none has begun).
     """
 
     metadata: Mapping[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
-    """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory. It may add
-    `ratios`: figures of many episodes, {name: (numerator, denominator)}, two entries of `final_info` whose sums over
-    the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values; and
-    `old_facts_mislead`: that a memory older than `memory_horizon` is out of date and like one that is not."""
+    """A task adds `difficulty_key`: the entry of `final_info` that says how hard an episode is for memory. Two keys are
+    optional:
+
+    - `ratios`: metrics over many episodes, {name: (numerator, denominator)}. Both are entries of `final_info`. Their
+      sums over the episodes are divided. A metric with several values is {name: {label: (numerator, denominator)}}.
+    - `old_facts_mislead`: True if a memory older than `memory_horizon` is out of date but looks like a current one."""
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space
     single_action_space: spaces.Space
     memory_horizon: int | None
-    """For about how many steps the longest-lived fact must survive in an efficient episode (Portal: in expectation);
-    None if not known."""
+    """About how many steps the longest-lived fact must be remembered in an efficient episode (Portal: in expectation);
+    None if unknown."""
     left_out: Mapping[str, str] = {}
-    """By name, why a part of the observation is not read (`envs.gym_core`)."""
+    """Parts of the observation that are not read: {name: reason} (`envs.gym_core`)."""
     shaping: np.ndarray | None = None
-    """The part of the last step's reward that only the learner may see, float64 [B] and new; None if there is none.
-    The adapters tell it as `shaping` in their infos, and `envs.env_wrappers` keeps it out of the previous reward."""
+    """The part of the last step's reward that only the learner may see: a new array, float64 [B]; None if there is
+    none. The adapters report it as `shaping` in their infos. `envs.env_wrappers` excludes it from the previous
+    reward."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -87,11 +94,11 @@ class EnvCore(ABC):
         self.steps = np.zeros(num_envs, np.int64)
         self.over = np.ones(num_envs, bool)
 
-    # What a task defines.
+    # Methods that a task must define.
 
     @abstractmethod
     def begin(self, rows: np.ndarray) -> None:
-        """Draws a new episode for the environments `rows` [R] with `self.uniform` and sets their state."""
+        """Draws a new episode for the environments `rows` [R], by `self.uniform`, and sets their state."""
 
     @abstractmethod
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,38 +106,38 @@ class EnvCore(ABC):
 
     @abstractmethod
     def observe(self) -> Any:
-        """The observations, an array or a dict of arrays, batch first and new: nothing writes to them later."""
+        """The observations: an array or a dict of arrays, batch first. They are new: later steps do not change
+        them."""
 
     @abstractmethod
     def final_info(self) -> dict[str, np.ndarray]:
-        """What is told when an episode ends: new arrays [B], `is_success` (bool) and the difficulty among them."""
+        """The info of an episode's last step: new arrays [B]. They include `is_success` (bool) and the difficulty."""
 
     def render(self, row: int) -> np.ndarray:
-        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. A task
-        whose world is a `strip` has it already."""
+        """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. The
+        default draws `strip`; a task without one overrides this method."""
         strip = self.strip(row)
         if strip is None:
             raise NotImplementedError(f"{type(self).__name__}.render")
         return strip.picture()
 
-    # What a task may tell to those who look at a policy (`viewer`); None where it does not say.
+    # Optional methods, for the viewer and for learning without rewards. None: the task does not say.
 
     def strip(self, row: int) -> Strip | None:
-        """What `render` draws of environment `row`, in tiles."""
+        """The world of environment `row` in tiles, as `render` draws it."""
         return None
 
     def place(self, row: int) -> Place | None:
-        """Where the agent of environment `row` is in the picture that `render` draws."""
+        """The position of environment `row`'s agent in the picture that `render` draws."""
         strip = self.strip(row)
         return None if strip is None else strip.place()
 
     def decisions(self) -> np.ndarray | None:
-        """bool [B]: is the next action one that must be chosen by remembered facts?"""
+        """bool [B]: whether the next action depends on remembered facts."""
         return None
 
     def target(self) -> np.ndarray | None:
-        """int64 [B]: the action that is right now, from which one may learn without rewards (`decisions` says where it
-        matters); None where the task does not say."""
+        """int64 [B]: the correct next action, a target for supervised learning. `decisions` says where it matters."""
         return None
 
     def facts(self) -> np.ndarray | None:
@@ -140,29 +147,29 @@ class EnvCore(ABC):
 
     @staticmethod
     def swap_observation(observation: Any) -> Any | None:
-        """A copy of observations [..., ...] in which the fact that they show is the other way round: its
-        counterpart."""
+        """A copy of observations [..., ...] that show the opposite fact (a blue ball for a red one): the counterpart of
+        the observation."""
         return None
 
-    # What all tasks share.
+    # Methods that all tasks share.
 
     def uniform(self, rows: np.ndarray, count: int, first: int | np.ndarray = 0) -> np.ndarray:
         """Draws `first` .. `first + count - 1` of the current episodes of `rows` [R]: float64 [count, R] in [0, 1).
 
-        `begin` uses the low numbers; a task that draws within an episode goes on from there, for instance by step.
+        `begin` uses the low numbers. A task that draws within an episode continues after them, for example by step.
         """
         draws = np.arange(count)[:, None] + first  # [count, R or 1]
         return counter_uniform(self.seed[rows], self.episode[rows], draws)
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
-        """Begins an episode in `rows` [R]: the first one of `seeds` int64 [R], or the next one for None."""
+        """Begins an episode in `rows` [R]: the first one of `seeds`, int64 [R]; with None, each row's next one."""
         if seeds is None:
             self.start(rows, self.seed[rows], self.episode[rows] + 1)
         else:
             self.start(rows, seeds, np.zeros_like(seeds))
 
     def start(self, rows: np.ndarray, seeds: np.ndarray, episodes: np.ndarray) -> None:
-        """Begins episode number `episodes` of `seeds` in `rows`: int64 [R] each. The same numbers, the same episode."""
+        """Begins episode number `episodes` of `seeds` in `rows`: int64 [R] each. Equal numbers give equal episodes."""
         self.seed[rows] = seeds
         self.episode[rows] = episodes
         self.steps[rows] = 0
@@ -170,58 +177,61 @@ class EnvCore(ABC):
         self.begin(rows)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`advance` with the bookkeeping around it. No episode may be over: `reset` those first."""
+        """`advance`, and the step counts and ends of episodes. No episode may be over: call `reset` first."""
         self.steps += 1
         reward, terminated, truncated = self.advance(actions)
         np.logical_or(terminated, truncated, out=self.over)
         return reward, terminated, truncated
 
     def step_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`step` for the environments of `mask` bool [B]. The others stand still: reward 0, no end, the same state."""
+        """`step` for the environments of `mask`, bool [B]. The others keep their state, get reward 0 and do not end."""
         if mask.all():
             return self.step(actions)
         if not mask.any():
             self.shaping = None if self.shaping is None else np.zeros(self.num_envs)
             return np.zeros(self.num_envs), mask.copy(), mask.copy()
-        before = self.state_dict()
+        saved_state = self.state_dict()
         reward, terminated, truncated = self.step(actions)
         for name, array in self._arrays().items():
-            np.copyto(array, before[name], where=~mask.reshape(-1, *[1] * (array.ndim - 1)))
+            row_mask = mask.reshape(-1, *[1] * (array.ndim - 1))  # [B, 1, ...]
+            np.copyto(array, saved_state[name], where=~row_mask)
         self.shaping = None if self.shaping is None else self.shaping * mask
         return reward * mask, terminated & mask, truncated & mask
 
     def close(self) -> None:
-        """Gives back what is held besides arrays."""
+        """Releases resources other than arrays, such as the environments of another package."""
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the whole state: arrays [B, ...], from which `load_state_dict` continues identically."""
         return {name: array.copy() for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes the state of a core of the same task and size. Raises EnvError, changing nothing, if it differs."""
-        own = self._arrays()
-        expected, given = sorted(own), sorted(state)
-        if expected != given:
-            raise EnvError(f"environment state: expected the fields {expected}, got {given}")
-        arrays = {name: np.asarray(state[name]) for name in expected}
+        """Restores the state of a core of the same task and size. Raises EnvError for any other, and then changes
+        nothing."""
+        targets = self._arrays()
+        if sorted(targets) != sorted(state):
+            raise EnvError(f"environment state: expected the fields {sorted(targets)}, got {sorted(state)}")
+        arrays = {name: np.asarray(state[name]) for name in sorted(targets)}
         for name, array in arrays.items():
-            if (array.shape, array.dtype) != (own[name].shape, own[name].dtype):
-                expected, given = (f"{a.dtype}{list(a.shape)}" for a in (own[name], array))
-                raise EnvError(f"environment state {name!r}: expected {expected}, got {given}")
+            target = targets[name]
+            if (array.shape, array.dtype) != (target.shape, target.dtype):
+                expected = f"{target.dtype}{list(target.shape)}"
+                raise EnvError(f"environment state {name!r}: expected {expected}, got {array.dtype}{list(array.shape)}")
         for name, array in arrays.items():
-            own[name][...] = array
+            targets[name][...] = array
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """The state itself, by name."""
+        """The arrays of the state themselves, by name; no copies."""
         return {name: getattr(self, name) for name in ("seed", "episode", "steps", "over", *self.state_fields)}
 
 
 class MaskedCore(EnvCore):
-    """A core that can step some of its environments by itself."""
+    """A core that implements stepping a part of its environments."""
 
     @abstractmethod
     def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`advance` for the environments of `mask` bool [B]: the others keep their state, get 0 and do not end."""
+        """`advance` for the environments of `mask`, bool [B]. The others keep their state, get reward 0 and do not
+        end."""
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.advance_some(actions, np.ones(self.num_envs, bool))

@@ -1,8 +1,8 @@
-"""The two Gymnasium adapters of a batched core: `SingleEnv` (gymnasium.Env, a batch of one) and `BatchedVectorEnv` (all of it).
+"""The two Gymnasium adapters of a batched core: `SingleEnv` (a gymnasium.Env, batch of one) and `BatchedVectorEnv`.
 
-Names: B environments. Both are generic; a task declares `class XEnv(SingleEnv, core=X)` and
-`class XVectorEnv(BatchedVectorEnv, core=X)`. Environment i of a vector reset with seed s equals a single one reset with
-s + i (Gymnasium's convention), episode after episode.
+Names: B environments. Both adapters are generic. A task declares `class XEnv(SingleEnv, core=X)` and
+`class XVectorEnv(BatchedVectorEnv, core=X)`. Environment i of a vector that is reset with seed s plays the same
+episodes as a single environment that is reset with s + i (Gymnasium's convention).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from gymnasium.vector.utils import batch_space
 from expire_span_rl.envs.core import EnvCore
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
 
-_SEED_MASK = 2**63 - 1  # seeds live in int64, which every file format knows
+_SEED_MASK = 2**63 - 1  # seeds are stored as int64, which every file format supports
 
 
-def _checked_seed(seed: Any) -> int:
-    """A seed as the core keeps it. Raises EnvError for anything but a whole number >= 0."""
+def _check_seed(seed: Any) -> int:
+    """The seed as the core stores it. Raises EnvError for anything but a whole number of at least 0."""
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0:
         return int(seed) & _SEED_MASK
     raise EnvError(f"seed: expected a whole number of at least 0, got {seed!r}")
 
 
 class _CoreAdapter:
-    """What both adapters have in common: they own a core and show it."""
+    """The common part of both adapters, which own a core."""
 
     core_class: ClassVar[type[EnvCore]]
     core: EnvCore
-    _seeded = False  # whether an episode has begun, so that the next one is known
+    _has_seed = False  # whether the core has a seed, from which the next episode follows
 
     def __init_subclass__(cls, core: type[EnvCore] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -44,24 +44,25 @@ class _CoreAdapter:
 
     @staticmethod
     def adapter_metadata(core: EnvCore | type[EnvCore]) -> dict[str, Any]:
+        """The metadata of an adapter of `core`."""
         return dict(core.metadata)
 
     @property
     def memory_horizon(self) -> int | None:
-        """For how many steps the longest-lived fact must survive in an efficient episode; None if not known."""
+        """The steps for which the longest-lived fact must be remembered in an efficient episode; None if unknown."""
         return self.core.memory_horizon
 
     def target(self) -> np.ndarray | None:
-        """The actions that are right now, int64 [B]; None where the task does not say (`EnvCore.target`)."""
+        """The correct next actions, int64 [B]; None if the task does not say (`EnvCore.target`)."""
         return self.core.target()
 
     def decisions(self) -> np.ndarray | None:
-        """Where the next action must be chosen by remembered facts, bool [B]; None where the task does not say."""
+        """Whether the next action depends on remembered facts, bool [B]; None if the task does not say."""
         return self.core.decisions()
 
     @property
     def left_out(self) -> dict[str, str]:
-        """By name, why a part of the observation is not read."""
+        """Parts of the observation that are not read: {name: reason}."""
         return dict(self.core.left_out)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -69,14 +70,16 @@ class _CoreAdapter:
         return self.core.state_dict()
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from a `state_dict`: the next step gives what it would have given there."""
+        """Continues from a `state_dict`: the next steps are those that the saved environment would have taken."""
         self.core.load_state_dict(state)
-        self._seeded = True
+        self._has_seed = True
 
 
 class SingleEnv(_CoreAdapter, gym.Env):
-    """One environment: the core with a batch of one. `info` is empty until the episode ends (`EnvCore.final_info`), except
-    for `shaping` where the core has it: at every step the part of the reward that is for the learner alone."""
+    """One environment: the core with a batch of one.
+
+    `info` is empty until the episode ends (`EnvCore.final_info`). If the core has shaping, `info` has `shaping` at
+    every step: the part of the reward that only the learner may see."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self._attach(self.core_class(1, **kwargs), render_mode)
@@ -89,12 +92,13 @@ class SingleEnv(_CoreAdapter, gym.Env):
         self._window: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins the first episode of `seed`; without a seed the next one, or that of a random seed if none began."""
-        seed = None if seed is None else _checked_seed(seed)
+        """Begins the first episode of `seed`. Without a seed it begins the next episode, or that of a random seed if
+        there was none."""
+        seed = None if seed is None else _check_seed(seed)
         super().reset(seed=seed)
-        if seed is None and not self._seeded:
+        if seed is None and not self._has_seed:
             seed = int(self.np_random.integers(_SEED_MASK))
-        self._seeded = True
+        self._has_seed = True
         self.core.reset(np.arange(1), None if seed is None else np.array([seed]))
         self._show()
         return _first_row(self.core.observe()), {}
@@ -102,7 +106,7 @@ class SingleEnv(_CoreAdapter, gym.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.core.over[0]:
             raise ResetNeeded("expected reset() before step(): no episode has begun, or it is over")
-        reward, terminated, truncated = self.core.step(_checked_actions(np.asarray(action)[None], self.action_space, 1))
+        reward, terminated, truncated = self.core.step(_check_actions(np.asarray(action)[None], self.action_space, 1))
         self._show()
         info = {key: array[0].item() for key, array in self.core.final_info().items()} if self.core.over[0] else {}
         if self.core.shaping is not None:
@@ -110,7 +114,7 @@ class SingleEnv(_CoreAdapter, gym.Env):
         return _first_row(self.core.observe()), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
-        """The picture [height, width, 3] in `rgb_array` mode; None otherwise (`human` draws by itself)."""
+        """The picture [height, width, 3] in `rgb_array` mode; None otherwise (in `human` mode, steps draw it)."""
         return self.core.render(0) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
@@ -128,14 +132,17 @@ class SingleEnv(_CoreAdapter, gym.Env):
 
 
 class BatchedVectorEnv(_CoreAdapter, VectorEnv):
-    """B environments in SAME_STEP autoreset: the observation after an ending is already the next episode's first.
+    """B environments in SAME_STEP autoreset: when an episode ends, the observation is the next episode's first.
 
-    Where episodes ended, `infos` has Gymnasium's keys, batched instead of one object per environment:
-    `final_obs`, structured as the batched observation; `final_info`, a dict of arrays [B] with their masks `_key`;
-    `_final_obs` and `_final_info`, the bool masks [B] of those that ended. Rows outside the masks mean nothing.
-    Without an ending, `infos` is empty, except for `shaping` and `_shaping` where the core has shaping (of those that
-    ended it is in `final_info`, as all that Gymnasium's vectors tell of a last step). Everything returned is new: later
-    steps do not write to it.
+    When episodes end, `infos` has Gymnasium's keys. They are batched, not one object per environment:
+
+    - `final_obs`: structured as the batched observation.
+    - `final_info`: a dict of arrays [B] and their masks `_key`.
+    - `_final_obs` and `_final_info`: bool masks [B] of the episodes that ended. Other rows have no meaning.
+
+    `infos` is empty if no episode ends, except for `shaping` and `_shaping` if the core has shaping. The shaping of an
+    episode's last step is in `final_info`, where Gymnasium's vectors put everything about that step. All returned
+    arrays are new: later steps do not write to them.
     """
 
     @staticmethod
@@ -146,7 +153,8 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
         self._attach(self.core_class(expect_int("num_envs", num_envs, 1), **kwargs), render_mode)
 
     def _attach(self, core: EnvCore, render_mode: str | None) -> None:
-        self.core, self.num_envs = core, core.num_envs
+        self.core = core
+        self.num_envs = core.num_envs
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.single_observation_space = core.single_observation_space
         self.single_action_space = core.single_action_space
@@ -156,14 +164,17 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begins new episodes: with an int environment i gets seed + i, with a list seed[i], with None its next episode
-        (or that of a random seed if none began). `options["reset_mask"]`, bool [B], resets only some."""
-        rows = self._rows(options)
+        """Begins new episodes.
+
+        seed: an int gives environment i the seed `seed` + i, a list gives it `seed[i]`. With None each environment
+        begins its next episode, or that of a random seed if there was none. `options["reset_mask"]`, bool [B], selects
+        the environments to reset."""
+        rows = self._rows_to_reset(options)
         seeds = None if seed is None else self._seeds(seed)
         super().reset(seed=int(seed) if isinstance(seed, (int, np.integer)) else None)
-        if seeds is None and not self._seeded:
+        if seeds is None and not self._has_seed:
             seeds = self.np_random.integers(_SEED_MASK, size=self.num_envs)
-        self._seeded = True
+        self._has_seed = True
         self.core.reset(rows, None if seeds is None else seeds[rows])
         return self.core.observe(), {}
 
@@ -173,20 +184,23 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
         core = self.core
         if core.over.any():
             raise ResetNeeded("expected reset() before step()")
-        reward, terminated, truncated = core.step(_checked_actions(actions, self.single_action_space, self.num_envs))
+        reward, terminated, truncated = core.step(_check_actions(actions, self.single_action_space, self.num_envs))
         observation = core.observe()
-        over, shaping = core.over.copy(), core.shaping
+        done = core.over.copy()
+        shaping = core.shaping
         infos: dict[str, Any] = {}
-        if shaping is not None and not over.all():
-            infos = {"shaping": np.where(over, 0.0, shaping), "_shaping": ~over}
-        if not over.any():
+        if shaping is not None and not done.all():
+            infos = {"shaping": np.where(done, 0.0, shaping), "_shaping": ~done}
+        if not done.any():
             return observation, reward, terminated, truncated, infos
+        # Report the last step of the episodes that ended, and begin the next ones.
+        values = core.final_info() if shaping is None else {**core.final_info(), "shaping": shaping}
         final_info: dict[str, np.ndarray] = {}
-        told = core.final_info() if shaping is None else {**core.final_info(), "shaping": shaping}
-        for key, array in told.items():
-            final_info[key], final_info[f"_{key}"] = array, over
-        infos |= {"final_obs": observation, "_final_obs": over, "final_info": final_info, "_final_info": over}
-        core.reset(np.flatnonzero(over))
+        for key, array in values.items():
+            final_info[key] = array
+            final_info[f"_{key}"] = done
+        infos |= {"final_obs": observation, "_final_obs": done, "final_info": final_info, "_final_info": done}
+        core.reset(np.flatnonzero(done))
         return core.observe(), reward, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -199,13 +213,13 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
     def _seeds(self, seed: int | Sequence[int]) -> np.ndarray:
         """The seed of each environment: int64 [B]."""
         if isinstance(seed, (int, np.integer)):
-            seed = [_checked_seed(seed) + i for i in range(self.num_envs)]
+            seed = [_check_seed(seed) + i for i in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise EnvError(f"seed: expected {self.num_envs} seeds, one per environment, got {len(seed)}")
-        return np.array([_checked_seed(s) for s in seed], np.int64)
+        return np.array([_check_seed(s) for s in seed], np.int64)
 
-    def _rows(self, options: Mapping[str, Any] | None) -> np.ndarray:
-        """The environments that `options` asks to reset: all without a mask."""
+    def _rows_to_reset(self, options: Mapping[str, Any] | None) -> np.ndarray:
+        """The environments that `options` asks to reset; all of them without a mask."""
         mask = (options or {}).get("reset_mask")
         if mask is None:
             return np.arange(self.num_envs)
@@ -215,8 +229,8 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
         return np.flatnonzero(mask)
 
 
-def _checked_actions(actions: Any, space: gym.Space, num_envs: int) -> np.ndarray:
-    """Actions as an array [B] or [B,N]. Raises EnvError for another shape or an action outside the space."""
+def _check_actions(actions: Any, space: gym.Space, num_envs: int) -> np.ndarray:
+    """The actions as an array [B] or [B,N]. Raises EnvError for another shape or an action outside the space."""
     actions = np.asarray(actions)
     if not isinstance(space, gym.spaces.Discrete):
         if actions.shape != (num_envs, *(space.shape or ())):
@@ -224,7 +238,8 @@ def _checked_actions(actions: Any, space: gym.Space, num_envs: int) -> np.ndarra
         return actions
     if actions.shape != (num_envs,) or actions.dtype.kind not in "iu":
         raise EnvError(f"actions: expected int[{num_envs}], got {actions.dtype}{list(actions.shape)}")
-    low, high = int(space.start), int(space.start + space.n - 1)
+    low = int(space.start)
+    high = int(space.start + space.n - 1)
     if actions.min() < low or actions.max() > high:
         raise EnvError(f"actions: expected numbers from {low} to {high}, got {actions.min()} to {actions.max()}")
     return actions

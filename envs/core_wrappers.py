@@ -1,23 +1,23 @@
-"""Long trajectories out of any task: where does a saved policy's memory break?
+"""Long trajectories from any task: where does a saved policy's memory fail?
 
     make_vec_env("Portal-v0", 64, wraps=["stretch=10", "episodes=4"])     --wrap stretch=10 --wrap episodes=4
 
-wrap                   what happens                                      what the agent must remember
-stretch=N              after every real step N steps of distraction:     the same facts, N + 1 times as long, in the midst
-                       random floor tiles, actions do nothing, reward 0  of N times as many observations that
-                                                                         are not worth keeping
-episodes=N             N episodes of the same draw (the same colours,    what it found out in the episodes before, which
-                       doors, lengths) in one trajectory, as in RL²      now saves it from finding out again
-                       (Duan et al., arXiv 1611.02779)
-fresh_episodes=N       N episodes of different draws in one trajectory   nothing of the episodes before: their facts look
-                                                                         like this one's and are out of date
-occlude=A-B,C-D/P      the observations of steps A..B are hidden, and    what it saw before, and where it is, while it
-                       those of steps C..D of every P (the first         sees nothing (what is shown in hidden steps only,
-                       observation is step 0)                            it cannot know)
+wrap                what it does                                        what the agent must remember
+stretch=N           N steps of distraction after every real step:       the same facts, N + 1 times as long, among
+                    random floor tiles; actions have no effect          N times as many observations that are not
+                    and the reward is 0                                 worth keeping
+episodes=N          N episodes of the same draw (the same colours,      what it learned in earlier episodes, so that
+                    doors, lengths) in one trajectory, as in RL²        it need not try again
+                    (Duan et al., arXiv 1611.02779)
+fresh_episodes=N    N episodes of different draws in one trajectory     nothing from earlier episodes: their facts
+                                                                        look current but are out of date
+occlude=A-B,C-D/P   hides the observations of steps A..B, and those     what it saw before, and where it is (a fact
+                    of steps C..D of every P steps (the first           shown in hidden steps only cannot be known)
+                    observation is step 0)
 
-Wraps apply in the order given, the first to the task itself. Each is an `EnvCore` over another one, so that the adapters of
-`envs.core_adapters` make single and vector form of it, which agree; episode k of seed s is episode k of seed s of the task
-beneath (`fresh_episodes=N`: k * N to k * N + N - 1).
+Wraps apply in the order given; the first wraps the task itself. Each is an `EnvCore` around another core. The adapters
+of `envs.core_adapters` make its single and vector forms, which therefore agree. Episode k of seed s wraps episode k of
+seed s of the inner task (with `fresh_episodes=N`, episodes k * N to k * N + N - 1).
 
 Names: B environments, R rows.
 """
@@ -38,12 +38,14 @@ from expire_span_rl.spaces import Cells, Mask
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
 
-DISTRACTIONS = 256  # different observations of distraction
-_SALT = 1 << 40  # draws of the wraps begin here, one range for each, far above a task's own
+DISTRACTIONS = 256
+"""The number of different distracting observations."""
+_DRAW_OFFSET = 1 << 40
+"""The distance between the draws of a wrap and those of its inner core. A task never has as many draws."""
 
 
 class CoreWrapper(MaskedCore):
-    """A core over another, `inner`. By itself it changes nothing."""
+    """A core around another core, `inner`. This base class changes nothing."""
 
     def __init__(self, inner: EnvCore) -> None:
         self.inner = inner
@@ -52,7 +54,7 @@ class CoreWrapper(MaskedCore):
         self.single_action_space = inner.single_action_space
         self.memory_horizon = inner.memory_horizon
         self.left_out = inner.left_out
-        self._first_draw = getattr(inner, "_first_draw", 0) + _SALT
+        self._first_draw = getattr(inner, "_first_draw", 0) + _DRAW_OFFSET
         super().__init__(inner.num_envs)
 
     def begin(self, rows: np.ndarray) -> None:
@@ -76,17 +78,17 @@ class CoreWrapper(MaskedCore):
         return self.inner.place(row)
 
     def decisions(self) -> np.ndarray | None:
-        return self._where_real(self.inner.decisions(), False)
+        return self._replace_hidden(self.inner.decisions(), False)
 
     def facts(self) -> np.ndarray | None:
-        return self._where_real(self.inner.facts(), -1)
+        return self._replace_hidden(self.inner.facts(), -1)
 
-    def _where_real(self, told: np.ndarray | None, otherwise: Any) -> np.ndarray | None:
-        """What is told [B] of those whose observation is the inner one, `otherwise` of the others."""
-        return None if told is None else np.where(self.hidden(), otherwise, told)
+    def _replace_hidden(self, values: np.ndarray | None, default: Any) -> np.ndarray | None:
+        """The inner core's values [B], with `default` where the inner observation is hidden."""
+        return None if values is None else np.where(self.hidden(), default, values)
 
     def hidden(self) -> np.ndarray:
-        """bool [B]: whose observation is not the inner one."""
+        """bool [B]: whether the inner observation is hidden."""
         return np.zeros(self.num_envs, bool)
 
     def swap_observation(self, observation: Any) -> Any | None:
@@ -96,33 +98,33 @@ class CoreWrapper(MaskedCore):
         self.inner.close()
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Empty where the environments beneath cannot save theirs."""
-        beneath = self.inner._arrays()
-        return {**super()._arrays(), **{f"inner.{name}": array for name, array in beneath.items()}} if beneath else {}
+        """Those of the inner core are named "inner.NAME". Empty if the inner core cannot save its state."""
+        inner_arrays = {f"inner.{name}": array for name, array in self.inner._arrays().items()}
+        return {**super()._arrays(), **inner_arrays} if inner_arrays else {}
 
 
 class Stretch(CoreWrapper):
-    """`steps` steps of distraction after every real one. What the last real action led to is seen after them, its
-    reward at once; the end of an episode too."""
+    """`steps` steps of distraction after every real step. The observation that follows a real action comes after them.
+    Its reward, and the end of an episode, come at once."""
 
     state_fields = ("wait",)
 
     def __init__(self, inner: EnvCore, steps: int) -> None:
         super().__init__(inner)
-        self.between = steps
+        self.distraction_steps = steps
         if inner.memory_horizon is not None:
             self.memory_horizon = inner.memory_horizon * (steps + 1)
-        self.wait = np.zeros(self.num_envs, np.int64)  # so many observations of distraction come before a real one
-        self._shown = _distractions(self.single_observation_space)
+        self.wait = np.zeros(self.num_envs, np.int64)  # distracting observations until the next real one
+        self._distractions = _make_distractions(self.single_observation_space)
 
     def begin(self, rows: np.ndarray) -> None:
         super().begin(rows)
         self.wait[rows] = 0
 
     def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        real = self.wait == 0
-        reward, terminated, truncated = super().advance_some(actions, mask & real)
-        self.wait = np.where(mask, np.where(real, self.between, self.wait - 1), self.wait)
+        is_real = self.wait == 0
+        reward, terminated, truncated = super().advance_some(actions, mask & is_real)
+        self.wait = np.where(mask, np.where(is_real, self.distraction_steps, self.wait - 1), self.wait)
         self.wait[terminated | truncated] = 0
         return reward, terminated, truncated
 
@@ -134,98 +136,104 @@ class Stretch(CoreWrapper):
         if len(rows) == 0:
             return self.inner.observe()
         (draw,) = self.uniform(rows, 1, first=self._first_draw + self.steps[rows])
-        return _overwritten(self.inner.observe(), rows, self._shown, (draw * DISTRACTIONS).astype(np.int64))
+        return _overwrite(self.inner.observe(), rows, self._distractions, (draw * DISTRACTIONS).astype(np.int64))
 
     def render(self, row: int) -> np.ndarray:
-        """The picture beneath, darkened during distraction."""
+        """The inner picture, darkened during distraction."""
         picture = self.inner.render(row)
         return picture // 4 if self.wait[row] else picture
 
 
 class Episodes(CoreWrapper):
-    """`count` episodes, of the same draw or of fresh ones, as one. In between, the observation after an ending is the
-    next episode's first. `final_info` is the last episode's, but for `is_success`: all of them succeeded; `success_1`,
-    `success_2`, ... tell each (evaluation: `success_by_episode`)."""
+    """`count` episodes, of the same draw or of fresh draws, as one trajectory.
+
+    When an inner episode ends, the observation is the next one's first. `final_info` is that of the last episode, with
+    two differences: `is_success` means that all episodes succeeded, and `success_1`, `success_2`, ... report each one
+    (in evaluations: `success_by_episode`)."""
 
     state_fields = ("played", "succeeded")
 
     def __init__(self, inner: EnvCore, count: int, fresh: bool) -> None:
         super().__init__(inner)
-        self.count, self.fresh = count, fresh
+        self.count = count
+        self.fresh = fresh
         if inner.memory_horizon is not None and not fresh:
             self.memory_horizon = inner.memory_horizon * count
         self.played = np.zeros(self.num_envs, np.int64)
         self.succeeded = np.zeros((self.num_envs, count), bool)
-        self._judged = "is_success" in inner.final_info()
-        if self._judged:
+        self._has_success = "is_success" in inner.final_info()
+        if self._has_success:
             by_episode = {str(i + 1): (f"success_{i + 1}", "trajectories") for i in range(count)}
             self.metadata["ratios"] = {**self.metadata.get("ratios", {}), "success_by_episode": by_episode}
 
     def begin(self, rows: np.ndarray) -> None:
         self.played[rows] = 0
         self.succeeded[rows] = False
-        self._next(rows)
+        self._start_inner(rows)
 
-    def _next(self, rows: np.ndarray) -> None:
+    def _start_inner(self, rows: np.ndarray) -> None:
+        """Begins the next inner episode of the trajectories `rows` [R]."""
         number = self.episode[rows] * self.count + self.played[rows] if self.fresh else self.episode[rows]
         self.inner.start(rows, self.seed[rows], number)
 
     def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reward, terminated, truncated = super().advance_some(actions, mask)
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended) == 0:
+        rows = np.flatnonzero(terminated | truncated)
+        if len(rows) == 0:
             return reward, terminated, truncated
-        if self._judged:
-            self.succeeded[ended, self.played[ended]] = self.inner.final_info()["is_success"][ended]
-        self.played[ended] += 1
-        over = self.played == self.count
-        self._next(ended[~over[ended]])
-        return reward, terminated & over, truncated & over
+        if self._has_success:
+            self.succeeded[rows, self.played[rows]] = self.inner.final_info()["is_success"][rows]
+        self.played[rows] += 1
+        is_complete = self.played == self.count
+        self._start_inner(rows[~is_complete[rows]])
+        return reward, terminated & is_complete, truncated & is_complete
 
     def facts(self) -> np.ndarray | None:
-        """Those of fresh episodes are others."""
+        """Facts of fresh episodes get different numbers in each episode."""
         facts = self.inner.facts()
         return facts if facts is None or not self.fresh else np.where(facts < 0, -1, facts + (self.played << 32))
 
     def final_info(self) -> dict[str, np.ndarray]:
-        told = self.inner.final_info()
-        if self._judged:
-            told["is_success"] = np.asarray(self.succeeded.all(1))
-            told["trajectories"] = np.ones(self.num_envs, np.int64)
-            told |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
-        return told
+        info = self.inner.final_info()
+        if self._has_success:
+            info["is_success"] = np.asarray(self.succeeded.all(1))
+            info["trajectories"] = np.ones(self.num_envs, np.int64)
+            info |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
+        return info
 
 
 class Occlude(CoreWrapper):
-    """Hides the observations of chosen steps: [(first, last, period)], both included; period None for once."""
+    """Hides the observations of some steps.
+
+    intervals: [(first step, last step, period)], both steps included; with period None the interval does not repeat."""
 
     def __init__(self, inner: EnvCore, intervals: list[tuple[int, int, int | None]]) -> None:
         super().__init__(inner)
         self.intervals = intervals
-        self._shown = _blank(self.single_observation_space)
+        self._blank = _blank_observation(self.single_observation_space)
 
     def hidden(self) -> np.ndarray:
         hidden = np.zeros(self.num_envs, bool)
-        for first, last, period in self.intervals:
+        for start, end, period in self.intervals:
             step = self.steps if period is None else self.steps % period
-            hidden |= (first <= step) & (step <= last)
+            hidden |= (start <= step) & (step <= end)
         return hidden
 
     def observe(self) -> Any:
         rows = np.flatnonzero(self.hidden())
-        return _overwritten(self.inner.observe(), rows, self._shown, np.zeros(len(rows), np.int64))
+        return _overwrite(self.inner.observe(), rows, self._blank, np.zeros(len(rows), np.int64))
 
     def render(self, row: int) -> np.ndarray:
-        """The picture beneath, darkened while it is hidden."""
+        """The inner picture, darkened while the observation is hidden."""
         picture = self.inner.render(row)
         return picture // 4 if self.hidden()[row] else picture
 
 
-def _blank(space: spaces.Space) -> Any:
-    """An observation that shows nothing (zeros are MiniGrid's unseen tiles), with an axis of 1 in front, per entry.
-    None for a mask, which is no part of what is shown."""
+def _blank_observation(space: spaces.Space) -> Any:
+    """An observation that shows nothing, [1, ...] per entry. A Box shows zeros, clipped to its bounds (in MiniGrid's
+    cells they are unseen tiles). Other spaces show their least value. None for a mask, which is never hidden."""
     if isinstance(space, spaces.Dict):
-        return {key: _blank(sub) for key, sub in space.items()}
+        return {key: _blank_observation(sub) for key, sub in space.items()}
     if isinstance(space, Mask):
         return None
     if isinstance(space, spaces.Box):
@@ -233,13 +241,13 @@ def _blank(space: spaces.Space) -> Any:
     return np.broadcast_to(getattr(space, "start", 0), space.shape or ()).astype(space.dtype)[None]
 
 
-def _distractions(space: spaces.Space) -> Any:
-    """Observations that mean nothing, [DISTRACTIONS, ...] per entry: floor tiles, which no task has, of random colours
-    for MiniGrid's cells; what is no such image shows nothing."""
+def _make_distractions(space: spaces.Space) -> Any:
+    """Observations without meaning, [DISTRACTIONS, ...] per entry. MiniGrid's cells show floor tiles, which no task
+    has, of random colours. All other entries are blank."""
     if isinstance(space, spaces.Dict):
-        return {key: _distractions(sub) for key, sub in space.items()}
+        return {key: _make_distractions(sub) for key, sub in space.items()}
     if not isinstance(space, Cells) or max(space.shape) > LARGEST_VIEW:
-        return _blank(space)
+        return _blank_observation(space)
     tiles = np.zeros((DISTRACTIONS, *space.shape), np.uint8)
     draws = counter_uniform(np.zeros(1, np.int64), np.zeros(1, np.int64), np.arange(tiles[..., 0].size))
     tiles[..., 0] = OBJECT_TO_IDX["floor"]
@@ -247,26 +255,27 @@ def _distractions(space: spaces.Space) -> Any:
     return tiles
 
 
-def _overwritten(observation: Any, rows: np.ndarray, shown: Any, number: np.ndarray) -> Any:
-    """The observation, of which `rows` [R] now show number `number` [R] of `shown`."""
+def _overwrite(observation: Any, rows: np.ndarray, replacements: Any, index: np.ndarray) -> Any:
+    """Overwrites the rows [R] of a batched observation by the replacements number `index` [R]. Returns the
+    observation."""
     if isinstance(observation, dict):
-        for key, part in observation.items():
-            _overwritten(part, rows, shown[key], number)
-    elif shown is not None:
-        observation[rows] = shown[number % len(shown)]
+        for key, value in observation.items():
+            _overwrite(value, rows, replacements[key], index)
+    elif replacements is not None:
+        observation[rows] = replacements[index % len(replacements)]
     return observation
 
 
-class LongEnv(SingleEnv):
-    """One environment: the face of a core that is there already, of batch 1."""
+class LongTrajectoryEnv(SingleEnv):
+    """The single form of an existing core with a batch of one."""
 
     def __init__(self, core: EnvCore, render_mode: str | None = None) -> None:
         self.metadata = self.adapter_metadata(core)
         self._attach(core, render_mode)
 
 
-class LongVectorEnv(BatchedVectorEnv):
-    """B environments: the face of a core that is there already."""
+class LongTrajectoryVectorEnv(BatchedVectorEnv):
+    """The vector form of an existing core."""
 
     metadata: dict[str, Any] = {}  # noqa: RUF012, an instance's own (Gymnasium declares it so)
 

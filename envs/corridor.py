@@ -4,24 +4,27 @@
     o>............#      >  the start, tile 0          .     the corridor, `length` tiles, length drawn per episode
     #############S#
 
-The agent walks east and leaves by the door of the ball's colour: +1, or 0 by the other; both end the episode, as does
-the step limit. Names: B environments, R rows, V view size, r = V // 2, x the agent's tile, y = 0 in the corridor, -1 in
-the north door, +1 in the south door.
+The agent walks east and leaves by a door. The door of the ball's colour pays 1, the other door 0. Both end the episode,
+as does the step limit.
+
+Names: B environments, R rows, V view size, r = V // 2, x the agent's tile, y = 0 in the corridor, -1 in the north door,
++1 in the south door.
 
 Observation: uint8 [V, V, 3], the window centred on the agent in MiniGrid's encoding (object, colour, state) and axes:
-`image[r + dx, r + dy]` is the tile dx east and dy south. The agent's own tile is empty, as in MiniGrid, and all that is
-neither corridor, ball nor door is wall. Balls and walls do not give way. A window depends only on how near the two ends
-are, so all windows there are stand in one table and observing is one gather.
+`image[r + dx, r + dy]` is the tile dx east and dy south. The agent's own tile is empty, as in MiniGrid. Everything
+except corridor, ball and doors is wall. Balls and walls block the way. A window depends only on the distances to the
+two ends. One table therefore holds all possible windows, and an observation is one gather.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, drawn_between
+from expire_span_rl.envs.core import DISTRIBUTIONS, MOST_STEPS, EnvCore, draw_integers
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int
 from expire_span_rl.envs.tiles import (
@@ -34,8 +37,8 @@ from expire_span_rl.envs.tiles import (
     STEP_Y,
     WALL,
     expect_view_size,
-    opened,
-    swapped_balls,
+    open_door,
+    swap_balls,
 )
 from expire_span_rl.spaces import Cells
 
@@ -46,7 +49,7 @@ LARGEST_LENGTH = 10**9
 
 
 def tile(x: int, y: int, length: int, ball: int, door: int) -> tuple[int, int, int]:
-    """What stands on tile (x, y) of a corridor: `ball` is its colour (0 red, 1 blue), `door` the right door's y."""
+    """The code of tile (x, y) of a corridor. ball: its colour (0 red, 1 blue); door: y of the right door."""
     if y == 0 and 0 <= x < length:
         return EMPTY
     if (x, y) == (-1, 0):
@@ -62,8 +65,8 @@ class Corridor(EnvCore):
     Args:
         min_length, max_length: tiles, drawn per episode, both included.
         length_distribution: "uniform" (the paper's) or "log_uniform", P(length) ~ log((length + 1) / length).
-        view_size: V, odd. With V = 3 the ball is seen from the first tile only and the doors from the last two.
-        max_steps: truncates the episode; None for 4 * length + 20.
+        view_size: V, odd. With V = 3 the ball is visible from the first tile only and the doors from the last two.
+        max_steps: the step limit, after which the episode is truncated; None for 4 * length + 20.
 
     Raises EnvError for a value out of range.
     """
@@ -106,16 +109,16 @@ class Corridor(EnvCore):
 
     def begin(self, rows: np.ndarray) -> None:
         length, ball, door = self.uniform(rows, 3)  # [R] each
-        self.length[rows] = drawn_between(length, self.min_length, self.max_length, self.length_distribution)
+        self.length[rows] = draw_integers(length, self.min_length, self.max_length, self.length_distribution)
         self.ball[rows] = ball < 0.5
         self.door[rows] = np.where(door < 0.5, -1, 1)
         self.x[rows] = 0
         self.y[rows] = 0
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        last = self.length - 1
-        self.y = np.where(self.x == last, STEP_Y[actions], 0)  # [B]; only the last tile has doors
-        self.x = (self.x + STEP_X[actions]).clip(0, last)
+        last_tile = self.length - 1
+        self.y = np.where(self.x == last_tile, STEP_Y[actions], 0)  # [B]; only the last tile has doors
+        self.x = (self.x + STEP_X[actions]).clip(0, last_tile)
         terminated = self.y != 0
         limit = 4 * self.length + 20 if self.max_steps is None else self.max_steps
         truncated = ~terminated & (self.steps >= limit)
@@ -123,12 +126,13 @@ class Corridor(EnvCore):
 
     def observe(self) -> np.ndarray:
         r = self.view_size // 2
-        west, east = np.minimum(self.x, r), np.minimum(self.length - 1 - self.x, r + 1)
-        window = _window_index(r, west, east, self.y, self.ball, self.door)  # [B]
+        west = np.minimum(self.x, r)
+        east = np.minimum(self.length - 1 - self.x, r + 1)
+        window = _window_index(r, west, east, y=self.y, ball=self.ball, door=self.door)  # [B]
         return self._windows.take(window, axis=0).reshape(-1, self.view_size, self.view_size, 3)  # [B, V, V, 3]
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`is_success`, `length`, `ball` ("red" or "blue") and `door_side`, the right door's ("north" or "south")."""
+        """`is_success`, `length`, `ball` ("red" or "blue") and `door_side` (of the right door: "north" or "south")."""
         return {
             "is_success": self.y == self.door,
             "length": self.length.copy(),
@@ -137,7 +141,7 @@ class Corridor(EnvCore):
         }
 
     def decisions(self) -> np.ndarray:
-        """Between the doors."""
+        """On the tile between the doors."""
         return self.x == self.length - 1
 
     def facts(self) -> np.ndarray:
@@ -146,42 +150,42 @@ class Corridor(EnvCore):
 
     @staticmethod
     def swap_observation(image: np.ndarray) -> np.ndarray:
-        """A copy of the observations [..., V, V, 3] in which a red ball is blue and a blue one red: what if?"""
-        return swapped_balls(image)
+        """A copy of the observations [..., V, V, 3] with a blue ball for a red one and a red ball for a blue one."""
+        return swap_balls(image)
 
     def strip(self, row: int) -> Strip:
-        """The corridor, the agent's view lit; of a long one both ends and the agent's section."""
+        """The corridor, the agent's view lit. Of a long corridor, both ends and the agent's section."""
         from expire_span_rl.envs.rendering import Strip
 
         length, ball, door, x, y = (int(getattr(self, name)[row]) for name in self.state_fields)
-        reach = self.view_size // 2
 
-        def encoded(column: int, line: int) -> tuple[int, int, int]:
+        def code_at(column: int, line: int) -> tuple[int, int, int]:
             code = tile(column, line, length, ball, door)
-            return opened(code) if y and (column, line) == (x, y) else code
+            return open_door(code) if y and (column, line) == (x, y) else code
 
-        return Strip(encoded, (-1, length), self.max_length + 2, (x, y), reach)
+        return Strip(
+            code_at, span=(-1, length), max_columns=self.max_length + 2, agent=(x, y), reach=self.view_size // 2
+        )
 
 
-def _window_index(r: int, west: Any, east: Any, y: Any, ball: Any, door: Any) -> Any:
-    """The table's row for an agent `west` tiles from the start (r: or more), `east` from the end (r + 1: or more)."""
+def _window_index(r: int, west: Any, east: Any, *, y: Any, ball: Any, door: Any) -> Any:
+    """The table's row for an agent `west` tiles from the start (at most r) and `east` tiles from the end (at most
+    r + 1). All larger distances look the same."""
     return (((west * (r + 2) + east) * 3 + y + 1) * 2 + ball) * 2 + (door + 1) // 2
 
 
 def _window_table(r: int) -> np.ndarray:
-    """Every window there is: uint8 [windows, V * V * 3], in the order of `_window_index`."""
-    around = range(-r, r + 1)
+    """All possible windows: uint8 [windows, V * V * 3], in the order of `_window_index`."""
+    offsets = range(-r, r + 1)
     table = np.empty(((r + 1) * (r + 2) * 12, 2 * r + 1, 2 * r + 1, 3), np.uint8)
     table[:] = WALL
-    for west in range(r + 1):
-        for east in range(r + 2):
-            for y, ball, door in np.ndindex(3, 2, 2):
-                place = (west, west + east + 1, ball, 2 * door - 1)  # x, length, ball, door
-                index = _window_index(r, west, east, y - 1, ball, 2 * door - 1)
-                for line in (-1, 0, 1):  # beyond them there are walls
-                    if abs(line - (y - 1)) <= r:
-                        column = [tile(west + dx, line, *place[1:]) for dx in around]
-                        table[index, :, r + line - (y - 1)] = np.asarray(column)
+    for west, east in np.ndindex(r + 1, r + 2):
+        for y, ball, door in itertools.product((-1, 0, 1), (0, 1), (-1, 1)):
+            index = _window_index(r, west, east, y=y, ball=ball, door=door)
+            for line in (-1, 0, 1):  # all other lines are walls
+                if abs(line - y) <= r:
+                    codes = [tile(west + dx, line, west + east + 1, ball, door) for dx in offsets]
+                    table[index, :, r + line - y] = np.asarray(codes)
     table[:, r, r] = EMPTY  # the agent's own tile, also in a door
     return table.reshape(len(table), -1)
 

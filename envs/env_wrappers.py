@@ -1,16 +1,16 @@
-"""Previous action and previous reward join the observation, so that a policy is a function of its observation alone.
+"""Wrappers that add the previous action and reward to the observation. A policy is then a function of its observation.
 
 Names: B environments, N numbers of an action. The wrapped observation is a flat Dict:
 
     entries            of the observation itself (`spaces.Flattener`): "image" or "observation" if it has no parts
-    "previous_action"  `spaces.previous_action_space`: actions counted from 0, one more than the last for none at the
-                       start of an episode; of a Box, its numbers scaled to [-1, 1], and zeros for none
-    "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that one of our
-                       tasks says is for the learner alone
-    "action_mask"      where the environment says which actions are allowed (`envs.masks`)
+    "previous_action"  `spaces.previous_action_space`: actions counted from 0. At the start of an episode it is the
+                       number of actions. For a Box: its numbers scaled to [-1, 1], and zeros at the start
+    "previous_reward"  float32; 0 at the start of an episode. It excludes `shaping`, the part of the reward that only
+                       the learner may see
+    "action_mask"      if the environment says which actions are allowed (`envs.masks`)
 
-At an episode's end `final_obs` carries the action just taken and the reward just received, and the observation after it
-starts afresh. Neither wrapper holds a state: what they add is told by the step itself.
+At the end of an episode, `final_obs` has the last action and the last reward. The observation that follows has those of
+an episode's start. The wrappers have no state: each step provides everything they add.
 """
 
 from __future__ import annotations
@@ -44,55 +44,62 @@ _PLAIN_WRAPPERS = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, 
 
 
 class _Entries:
-    """An observation as a Dict of entries, with those that this module adds."""
+    """The entries of an observation, with those that this module adds."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        """observation_space: flat already, of one of our tasks or adapted. Raises EnvError if a name is taken."""
+        """observation_space: a flat one, of a toolkit task or an adapted environment. Raises EnvError if it has the
+        names of the added entries."""
+        self.name: str | None = None  # of the only entry of an observation without parts
         if isinstance(observation_space, spaces.Dict):
-            self.name, own = None, observation_space.spaces
+            entries = observation_space.spaces
         else:
             self.name = entry_name((), observation_space)
-            own = {self.name: observation_space}
-        if taken := sorted({PREVIOUS_ACTION, PREVIOUS_REWARD} & own.keys()):
-            raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {taken}")
-        self.inner = spaces.Dict(own)
+            entries = {self.name: observation_space}
+        if clashes := sorted({PREVIOUS_ACTION, PREVIOUS_REWARD} & entries.keys()):
+            raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {clashes}")
+        self.inner = spaces.Dict(entries)
         self.no_action = no_action(action_space)
-        added = {
+        previous = {
             PREVIOUS_ACTION: previous_action_space(action_space),
             PREVIOUS_REWARD: spaces.Box(-np.inf, np.inf, (), np.float32),
         }
-        self.space = spaces.Dict({**own, **added})
+        self.space = spaces.Dict({**entries, **previous})
 
-    def named(self, observation: Any) -> dict[str, Any]:
+    def split(self, observation: Any) -> dict[str, Any]:
+        """The entries of an observation, which is a Dict of them or the only one."""
         return observation if self.name is None else {self.name: observation}
 
-    def joined(self, entries: Any, action: Any, reward: Any) -> dict[str, Any]:
-        return {**entries, PREVIOUS_ACTION: action, PREVIOUS_REWARD: reward}
+    def add(self, observation: Any, action: Any, reward: Any) -> dict[str, Any]:
+        """The entries of an observation, with the previous action and reward."""
+        return {**self.split(observation), PREVIOUS_ACTION: action, PREVIOUS_REWARD: reward}
 
 
 def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
-    """The part of a vector environment's rewards that only the learner may see: [B], or 0 where no info tells it.
+    """The part of a vector environment's rewards that only the learner may see: [B], or 0 if the infos have none.
 
-    As everything in the infos of Gymnasium's vectors, that of an episode's last step is in `final_info`."""
-    going, ended = infos.get("shaping", 0.0), infos.get("final_info", {})
-    return np.where(ended["_shaping"], ended["shaping"], going) if "shaping" in ended else going
+    The shaping of an episode's last step is in `final_info`, as everything about that step in Gymnasium's vectors."""
+    shaping = infos.get("shaping", 0.0)
+    final_info = infos.get("final_info", {})
+    return np.where(final_info["_shaping"], final_info["shaping"], shaping) if "shaping" in final_info else shaping
 
 
-def is_own(env: gym.Env) -> bool:
-    """Whether it is one of our tasks, in nothing but Gymnasium's own plain wrappers: it needs no adapter."""
+def is_toolkit_task(env: gym.Env) -> bool:
+    """Whether `env` is a task of this toolkit in no wrappers but Gymnasium's plain ones. It then needs no adapter."""
     while isinstance(env, _PLAIN_WRAPPERS):
         env = env.env
     return isinstance(env, SingleEnv)
 
 
 class PreviousActionReward(gym.Wrapper):
-    """The single form: see the module. An environment of another package is adapted first (`envs.gym_adapter`).
+    """The wrapper of a single environment (see the module). An environment of another package is adapted first
+    (`envs.gym_adapter`).
 
-    `left_out`: by name, why a part of the observation is not read. Raises EnvError for what no policy can take."""
+    `left_out`: parts of the observation that are not read, {name: reason}. Raises EnvError for spaces that no policy
+    supports."""
 
     def __init__(self, env: gym.Env, encoder: str = "auto") -> None:
         """encoder: see `cells.cells_space`."""
-        if not (isinstance(env, AdaptedEnv) or is_own(env)):
+        if not (isinstance(env, AdaptedEnv) or is_toolkit_task(env)):
             env = adapt(env, encoder=encoder)
         super().__init__(env)
         self.left_out: dict[str, str] = (
@@ -103,36 +110,29 @@ class PreviousActionReward(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._entries.joined(
-            self._entries.named(observation), self._entries.no_action.copy(), np.array(0, np.float32)
-        ), info
+        return self._entries.add(observation, self._entries.no_action.copy(), np.array(0, np.float32)), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict[str, Any]]:
-        previous = previous_action(self.env.action_space, action)
+        action_entry = previous_action(self.env.action_space, action)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        seen = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
-        return (
-            self._entries.joined(self._entries.named(observation), previous, seen),
-            cast(float, reward),
-            terminated,
-            truncated,
-            info,
-        )
+        reward_entry = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
+        entries = self._entries.add(observation, action_entry, reward_entry)
+        return entries, cast(float, reward), terminated, truncated, info
 
 
 class VectorPreviousActionReward(VectorWrapper):
-    """The vector form, over any SAME_STEP vector environment: see the module. One of another package is adapted first.
+    """The wrapper of a SAME_STEP vector environment (see the module). One of another package is adapted first.
 
-    `infos["final_obs"]` is one batch, structured as the observation, whatever the environment beneath makes of it
-    (SyncVectorEnv: an array of objects). Rows outside `_final_obs` mean nothing. `left_out` as in the single form.
+    `infos["final_obs"]` is always one batch, structured as the observation, even if the inner environment gives an
+    array of objects (SyncVectorEnv). Rows outside `_final_obs` have no meaning. `left_out`: see `PreviousActionReward`.
     """
 
     def __init__(self, env: VectorEnv, encoder: str = "auto", timeout: float = 0.0) -> None:
-        """encoder: see `cells.cells_space`; timeout: see `batched.AdaptedVectorEnv`."""
+        """encoder: see `cells.cells_space`; timeout: see `vector_adapter.AdaptedVectorEnv`."""
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise EnvError(f"autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}")
         is_flat = isinstance(env, (*_FLAT_VECTORS, BatchedVectorEnv))
-        if not is_flat and not (isinstance(env, SyncVectorEnv) and all(map(is_own, env.envs))):
+        if not is_flat and not (isinstance(env, SyncVectorEnv) and all(map(is_toolkit_task, env.envs))):
             env = AdaptedVectorEnv(env, encoder=encoder, timeout=timeout)
         super().__init__(env)
         self.left_out: dict[str, str] = getattr(env, "left_out", {})
@@ -140,7 +140,7 @@ class VectorPreviousActionReward(VectorWrapper):
         self.single_observation_space = self._entries.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._no_action = np.stack([self._entries.no_action] * self.num_envs)  # [B] or [B,N]
-        self._acts_in = env.single_action_space
+        self._inner_action_space = env.single_action_space
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -148,37 +148,32 @@ class VectorPreviousActionReward(VectorWrapper):
         if options is not None and "reset_mask" in options:
             raise EnvError("reset_mask: expected a reset of all environments, got a mask")
         observation, infos = cast(Any, self.env).reset(seed=seed, options=options)
-        none = np.zeros(self.num_envs, np.float32)
-        return self._entries.joined(self._entries.named(observation), self._no_action.copy(), none), infos
+        return self._entries.add(observation, self._no_action.copy(), np.zeros(self.num_envs, np.float32)), infos
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        action = previous_action(self._acts_in, actions)  # [B] or [B,N]
+        action_entry = previous_action(self._inner_action_space, actions)  # [B] or [B,N]
         observation, reward, terminated, truncated, infos = self.env.step(actions)
-        previous_reward = (reward - shaping_of(infos)).astype(np.float32)  # [B]
-        ended = terminated | truncated
+        reward_entry = (reward - shaping_of(infos)).astype(np.float32)  # [B]
+        done = terminated | truncated
         if "final_obs" in infos:
-            final = self._batched(infos["final_obs"], ended)
-            infos = {**infos, "final_obs": self._entries.joined(final, action, previous_reward)}
-            rows = ended if action.ndim == 1 else ended[:, None]
-            action = np.where(rows, self._no_action, action)
-            previous_reward = np.where(ended, np.float32(0), previous_reward)
-        return (
-            self._entries.joined(self._entries.named(observation), action, previous_reward),
-            reward,
-            terminated,
-            truncated,
-            infos,
-        )
+            final = self._batch_final(infos["final_obs"], done)
+            infos = {**infos, "final_obs": self._entries.add(final, action_entry, reward_entry)}
+            # The observation after an episode's end has no previous action and reward.
+            done_rows = done if action_entry.ndim == 1 else done[:, None]
+            action_entry = np.where(done_rows, self._no_action, action_entry)
+            reward_entry = np.where(done, np.float32(0), reward_entry)
+        entries = self._entries.add(observation, action_entry, reward_entry)
+        return entries, reward, terminated, truncated, infos
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The state of the environments beneath; empty if they cannot save it."""
+        """The state of the inner environments; empty if they cannot save it."""
         save = getattr(self.unwrapped, "state_dict", None)
         return {} if save is None else save()
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from `state_dict`. Raises EnvError if the environments beneath cannot."""
+        """Continues from a `state_dict`. Raises EnvError if the inner environments cannot."""
         load = getattr(self.unwrapped, "load_state_dict", None)
         if load is not None:
             load(state)
@@ -187,15 +182,15 @@ class VectorPreviousActionReward(VectorWrapper):
 
     @property
     def memory_horizon(self) -> int | None:
-        """For how many steps the longest-lived fact must survive; None where the environment does not say."""
+        """The steps for which the longest-lived fact must be remembered; None if the environment does not say."""
         return getattr(self.unwrapped, "memory_horizon", None)
 
-    def _batched(self, final: Any, ended: np.ndarray) -> dict[str, np.ndarray]:
-        """Final observations as one batch of entries; rows outside `ended` mean nothing."""
+    def _batch_final(self, final: Any, done: np.ndarray) -> Any:
+        """Final observations as one batch. Rows outside `done` have no meaning."""
         if not (isinstance(final, np.ndarray) and final.dtype == object):
-            return self._entries.named(final)
+            return final
         batch = cast(dict[str, np.ndarray], create_empty_array(self._entries.inner, self.num_envs))
-        for row in np.flatnonzero(ended):
-            for key, value in self._entries.named(final[row]).items():
+        for row in np.flatnonzero(done):
+            for key, value in self._entries.split(final[row]).items():
                 batch[key][row] = value
-        return batch
+        return batch if self._entries.name is None else batch[self._entries.name]

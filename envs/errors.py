@@ -1,4 +1,4 @@
-"""One-line errors: what was expected, what was given, what would be right."""
+"""One-line errors: what was expected, what was given, and the valid choices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 from expire_span_rl.checks import nearest as nearest_name
 from expire_span_rl.checks import quoted, shown
 
-NAME = 60  # characters of a name or a value, which may stand in a stranger's file, that a message repeats
-LARGEST_FLOAT = int(sys.float_info.max)  # an int may be larger and still less than infinity
+NAME = 60
+"""The number of characters of a name or value that a message repeats. The text may come from a stranger's file."""
+LARGEST_FLOAT = int(sys.float_info.max)
+"""The limit for ints: a larger one is less than infinity but cannot become a float."""
 
 
 class EnvError(ValueError):
@@ -18,15 +20,15 @@ class EnvError(ValueError):
 
 
 class EnvironmentFailed(RuntimeError):
-    """What an environment did wrong after it was made and checked. One line that names it: id, index, step and what."""
+    """An environment failed after it was made and checked. The message is one line: id, index, step and problem."""
 
-    what: str
-    """The last part of the line, where `envs.gym_adapter.failure` made it."""
+    problem: str
+    """The last part of the line, in errors that `envs.gym_adapter.failure` makes."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:
-    """The error for `name`, which is no `kind`: the `valid` choices and the one of `nearest` (default: `valid`) that
-    is spelled most like it, if one is near."""
+    """The error for `name`, which is not a valid `kind`. It lists the `valid` choices and suggests the one of `nearest`
+    (default: `valid`) with the most similar spelling, if one is similar enough."""
     valid = list(valid)
     near = nearest_name(name, valid if nearest is None else nearest)
     hint = f"; did you mean {near!r}?" if near else ""
@@ -34,11 +36,11 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[s
 
 
 def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` if it is an int in `low..high`. Raises EnvError otherwise (a bool or a float is no int)."""
+    """`value` if it is an int in `low..high`. Raises EnvError otherwise, also for a bool or a float."""
     if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
         return value
-    span = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise EnvError(f"{name}: expected a whole number {span}, got {shown(repr(value), NAME)}")
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise EnvError(f"{name}: expected a whole number {bounds}, got {shown(repr(value), NAME)}")
 
 
 def expect_number(name: str, value: Any, low: float) -> float:
@@ -57,13 +59,13 @@ def expect_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a foreign error on one line of a few hundred characters; with the name of its class where the
-    message alone says little."""
+    """The message of another package's error on one line of at most a few hundred characters. The name of the error's
+    class comes first if the message is not a sentence."""
     message = shown(error)
-    name = type(error).__name__
+    kind = type(error)
     if not message:
-        return name
-    is_sentence = isinstance(error, (ValueError, TypeError, AssertionError, ImportError)) or type(
-        error
-    ).__module__.startswith("gymnasium")
-    return message if is_sentence and " " in message else f"{name}: {message}"
+        return kind.__name__
+    has_sentences = issubclass(kind, (ValueError, TypeError, AssertionError, ImportError))
+    if (has_sentences or kind.__module__.startswith("gymnasium")) and " " in message:
+        return message
+    return f"{kind.__name__}: {message}"

@@ -1,17 +1,17 @@
-"""An environment of another package as ours want it: flat observations, checked values, episodes that can be repeated.
+"""Adapts an environment of another package: flat observations, checked values, episodes that can be repeated.
 
-`AdaptedEnv` stands around one environment, before any vectorisation; `envs.vector_adapter` does the same for one that steps a
-batch by itself. What goes in and comes out:
+`AdaptedEnv` wraps one environment, before any vectorisation. `envs.vector_adapter` does the same for an environment
+that steps a batch by itself. The adapted environment's interface:
 
-    observation    the flat Dict of `spaces.Flattener`, new arrays, and "action_mask" where the environment says which
+    observation    the flat Dict of `spaces.Flattener`, new arrays, and "action_mask" if the environment says which
                    actions are allowed (`envs.masks`)
-    reward         a Python float that float32 can hold
+    reward         a Python float within the range of float32
     info           numbers, flags and texts only
-    reset(seed=s)  episode 0 of s; reset() begins the next one. Each has a seed of its own (`episode_seed`), so that it
-                   does not depend on what was played before
+    reset(seed=s)  begins episode 0 of s; reset() begins the next one. Each episode has its own seed (`episode_seed`),
+                   so it does not depend on what was played before
 
-Whatever the environment does wrong or raises is an `EnvironmentFailed` that names it, its index, the step and the
-episode.
+If the environment raises an error or returns something invalid, the adapter raises `EnvironmentFailed`. It names the
+environment, its index, the step and the episode.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from gymnasium import spaces
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
-from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, without_mask
-from expire_span_rl.envs.timeout import Overdue, within
+from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
+from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
 SEEDS = 2**31
-"""Environments get seeds below this: NumPy's legacy generator and many simulators take no larger ones than 2^32."""
+"""Environments get seeds below this, since NumPy's legacy generator and many simulators accept none above 2^32."""
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 _RESERVED = {"final_obs", "final_info", "final_observation", ACTION_MASK}
 _PLAIN = {bool, int, float, str}
 
 
 class EnvironmentWarning(UserWarning):
-    """What a user should know about an environment that goes on nevertheless."""
+    """A problem of an environment that does not stop it."""
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed below 2^31 that episode number `episode` of an environment seeded with `seed` begins with: `seed` itself
-    for the first episode if it is small enough, else a hash of both."""
+    """The environment's seed, below 2^31, for episode number `episode` of `seed`. For the first episode it is `seed`
+    itself if that is small enough; otherwise it is a hash of both numbers."""
     if episode == 0 and seed < SEEDS:
         return int(seed)
     digest = hashlib.blake2b(f"{int(seed)},{int(episode)}".encode(), digest_size=4).digest()
@@ -58,35 +58,40 @@ def episode_seed(seed: int, episode: int) -> int:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What is known of an environment once one like it was tried: the same for all environments of a vector."""
+    """The properties of an environment that a trial found. They are the same for all environments of a vector."""
 
     name: str
-    """How errors call it: its id."""
+    """The name in error messages, usually the id."""
     replaced: Mapping[str, spaces.Space] = field(default_factory=dict)
-    """Spaces of entries that say more than the environment's own (`spaces.Flattener`)."""
+    """More specific spaces for some entries, in place of the environment's own (`spaces.Flattener`)."""
     masks: str | None = None
-    """Where it says which actions are allowed: `masks.IN_OBSERVATION`, IN_INFO, BY_METHOD or None."""
+    """The source of action masks: `masks.IN_OBSERVATION`, IN_INFO, BY_METHOD, or None if there are no masks."""
     shaping: bool = False
-    """Whether its `info["shaping"]` is ours to read: it is one of our tasks in wrappers of the user's."""
+    """Whether `info["shaping"]` has this toolkit's meaning: the environment is a toolkit task in a user's wrappers."""
     timeout: float = 0.0
-    """Seconds that a reset or a step may take; 0: any."""
+    """The time limit of a reset or a step, in seconds; 0: none."""
 
 
 class AdaptedEnv(gym.Wrapper):
-    """See the module. Raises SpaceError if its spaces are not supported."""
+    """See the module. Raises SpaceError if the environment's spaces are not supported."""
 
     def __init__(self, env: gym.Env, adaptation: Adaptation, index: int = 0) -> None:
-        """index: which environment of a vector it is, for errors."""
+        """index: the environment's number in a vector, for error messages."""
         super().__init__(env)
-        self.adaptation, self.index = adaptation, index
-        space, _ = without_mask(env.observation_space)
+        self.adaptation = adaptation
+        self.index = index
+        # Observations.
+        space, _ = remove_mask(env.observation_space)
         self._flatten = Flattener(space, adaptation.replaced)
+        self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
+        self.own_observation: Any = None  # the latest one, as the environment gave it: the viewer shows its texts
         self.memory_horizon = _memory_horizon(env)
         entries = dict(self._flatten.space.spaces)
-        previous_action_space(env.action_space)  # raises SpaceError for actions that no policy has
+        # Actions and their masks.
+        previous_action_space(env.action_space)  # raises SpaceError for actions that no policy supports
+        self._copies_actions = not isinstance(env.action_space, spaces.Discrete)
         self._masks: ActionMasks | None = None
-        self._masks_by = adaptation.masks
         self._mask_method: Callable[[], Any] | None = None
         if adaptation.masks is not None:
             self._masks = ActionMasks(env.action_space)
@@ -94,20 +99,21 @@ class AdaptedEnv(gym.Wrapper):
             if adaptation.masks == BY_METHOD:
                 self._mask_method = env.get_wrapper_attr(METHOD)
         self.observation_space = spaces.Dict(entries)
-        self._copies_actions = not isinstance(env.action_space, spaces.Discrete)
-        self._step, self._reset, self._outside = env.step, env.reset, 0
+        # Episodes.
+        self._step = env.step
+        self._reset = env.reset
         if adaptation.timeout:
-            self._step = partial(within, adaptation.timeout, env.step)
-            self._reset = partial(within, adaptation.timeout, env.reset)
+            self._step = partial(call_within, adaptation.timeout, env.step)
+            self._reset = partial(call_within, adaptation.timeout, env.reset)
         self._seed: int | None = None
-        self.episode, self._steps = 0, 0
-        self._tried = False  # whether this is the trial of `adapt`, where a bad reward is left for the run to tell
-        self.own_observation: Any = None  # the latest, as the environment gave it: the viewer shows its texts
+        self.episode = 0
+        self._steps = 0
+        self._is_trial = False  # during the trial of `adapt`, which accepts a bad reward: the run reports it
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begins the first episode of `seed`; without one the next episode."""
+        """Begins the first episode of `seed`; without a seed, the next episode."""
         if seed is not None:
             return self.start(seed, 0, options)
         if self._seed is None:
@@ -117,19 +123,22 @@ class AdaptedEnv(gym.Wrapper):
     def start(
         self, seed: int, episode: int, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begins episode number `episode` of `seed`. The same numbers, the same episode."""
-        self._seed, self.episode, self._steps = int(seed), int(episode), 0
+        """Begins episode number `episode` of `seed`. Equal numbers give equal episodes."""
+        self._seed = int(seed)
+        self.episode = int(episode)
+        self._steps = 0
         try:
             result = self._reset(seed=episode_seed(self._seed, self.episode), options=options)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
-            self._fail(raised(error), error)
+        except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
+            self._fail(describe_error(error), error)
         try:
-            observation, info = _reset_result(result)
+            observation, info = _check_reset_result(result)
         except SpaceError as error:
             self._fail(str(error))
-        return self._observed(observation, info, False), self._plain(info) if info else {}
+        entries = self._read_observation(observation, info, is_final=False)
+        return entries, self._plain_info(info) if info else {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         self._steps += 1
@@ -139,128 +148,133 @@ class AdaptedEnv(gym.Wrapper):
             result = self._step(action)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
-            self._fail(raised(error), error)
+        except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
+            self._fail(describe_error(error), error)
         try:
             observation, reward, terminated, truncated, info = result
         except (TypeError, ValueError):
-            self._fail(f"step: expected five values, got {_kinds(result)}")
+            self._fail(f"step: expected five values, got {_type_name(result)}")
         if type(reward) is not float:
-            reward = self._number(reward)
-        if not -LARGEST_REWARD <= reward <= LARGEST_REWARD and not self._tried:
+            reward = self._reward_as_float(reward)
+        if not -LARGEST_REWARD <= reward <= LARGEST_REWARD and not self._is_trial:
             self._fail(f"reward: expected a finite number that float32 can hold, got {reward}")
         try:
-            terminated, truncated = bool(terminated), bool(truncated)
+            has_terminated = bool(terminated)
+            has_truncated = bool(truncated)
         except (TypeError, ValueError):
-            self._fail(f"step: expected two flags, terminated and truncated, got {_kinds((terminated, truncated))}")
+            got = _type_name((terminated, truncated))
+            self._fail(f"step: expected two flags, terminated and truncated, got {got}")
         if not isinstance(info, Mapping):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
-        over = terminated or truncated
-        return self._observed(observation, info, over), reward, terminated, truncated, self._plain(info) if info else {}
+        entries = self._read_observation(observation, info, is_final=has_terminated or has_truncated)
+        return entries, reward, has_terminated, has_truncated, self._plain_info(info) if info else {}
 
     def close(self) -> None:
-        """Closes the environment. What it raises then is only told: a training must not be lost by it."""
+        """Closes the environment. An error while it closes is only a warning: it must not end a training."""
         try:
             super().close()
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
-            name = self.adaptation.name
-            warnings.warn(f"{name}, environment {self.index}: close: {raised(error)}", EnvironmentWarning, stacklevel=2)
+        except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
+            message = f"{self.adaptation.name}, environment {self.index}: close: {describe_error(error)}"
+            warnings.warn(message, EnvironmentWarning, stacklevel=2)
 
-    def _observed(self, observation: Any, info: Mapping[str, Any], over: bool) -> dict[str, np.ndarray]:
-        """The entries of an observation. over: the episode ended with it."""
+    def _read_observation(self, observation: Any, info: Mapping[str, Any], is_final: bool) -> dict[str, np.ndarray]:
+        """The entries of an observation. is_final: it is the last one of its episode."""
         self.own_observation = observation
         try:
             entries = self._flatten(observation)
             if self._masks is not None:
-                entries[ACTION_MASK] = self._masks(self._given_mask(observation, info), over)
+                entries[ACTION_MASK] = self._masks(self._find_mask(observation, info), is_final)
         except SpaceError as error:
             self._fail(str(error), error)
-        if len(self._flatten.outside) > self._outside:
-            self._outside = len(self._flatten.outside)
-            tell_outside(self.adaptation.name, self._flatten.outside)
+        if len(self._flatten.outside) > self._outside_count:
+            self._outside_count = len(self._flatten.outside)
+            warn_outside(self.adaptation.name, self._flatten.outside)
         return entries
 
-    def _given_mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
+    def _find_mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        """The mask as the environment gives it; None if it gives none."""
         if self._mask_method is not None:
             try:
                 return self._mask_method()
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
-                self._fail(f"{METHOD}: {raised(error)}", error)
-        source = info if self._masks_by == IN_INFO else observation
+            except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
+                self._fail(f"{METHOD}: {describe_error(error)}", error)
+        source = info if self.adaptation.masks == IN_INFO else observation
         return source.get(ACTION_MASK) if isinstance(source, Mapping) else None
 
-    def _number(self, reward: Any) -> float:
-        """A reward as a float: a number, or an array of one."""
+    def _reward_as_float(self, reward: Any) -> float:
+        """A reward, which is a number or an array of one number, as a float."""
         array = np.asarray(reward)
         if array.size != 1 or array.dtype.kind not in "biuf":
-            self._fail(f"reward: expected a number, got {_kinds(reward)}")
+            self._fail(f"reward: expected a number, got {_type_name(reward)}")
         return float(array.reshape(())[()])
 
-    def _plain(self, info: Mapping[str, Any]) -> dict[str, Any]:
+    def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
         return plain_info(info, self.adaptation.shaping)
 
-    def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        where = f"episode {self.episode} (seed {self._seed}), "
-        where += f"step {self._steps}" if self._steps else "its first observation"
-        raise failure(self.adaptation.name, self.index, where, what) from cause
+    def _fail(self, problem: str, cause: BaseException | None = None) -> NoReturn:
+        """Raises EnvironmentFailed with the environment, the episode and the step."""
+        step = f"step {self._steps}" if self._steps else "its first observation"
+        location = f"episode {self.episode} (seed {self._seed}), {step}"
+        raise failure(self.adaptation.name, self.index, location, problem) from cause
 
 
 def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout: float = 0.0) -> AdaptedEnv:
-    """An environment, adapted, after one reset and one step in which everything is checked.
+    """Adapts an environment, and checks everything in one reset and one step.
 
-    name: how errors call it, by default its id or its class; encoder: see `cells.cells_space`; timeout: see
-    `Adaptation`. Raises EnvError, one line, for what it does wrong or what is not supported."""
+    name: the name in error messages, by default the id or the class; encoder: see `cells.cells_space`; timeout: see
+    `Adaptation`. Raises EnvError, one line, if the environment is invalid or not supported."""
     name = name or name_of(env)
-    for kind in ("observation_space", "action_space"):
-        if not isinstance(getattr(env, kind, None), spaces.Space):
-            raise EnvError(f"{name}: {kind}: expected a space of Gymnasium, got {_kinds(getattr(env, kind, None))}")
+    for attribute in ("observation_space", "action_space"):
+        space = getattr(env, attribute, None)
+        if not isinstance(space, spaces.Space):
+            raise EnvError(f"{name}: {attribute}: expected a space of Gymnasium, got {_type_name(space)}")
     try:
-        adaptation = _studied(env, name, encoder, timeout)
-        adapted = AdaptedEnv(env, adaptation)
-        adapted._tried = True
-        observation, _ = adapted.reset(seed=0)
-        if adapted._masks is not None:
-            action = adapted._masks.allowed_action(observation[ACTION_MASK])
+        adaptation = _find_adaptation(env, name, encoder, timeout)
+        adapted_env = AdaptedEnv(env, adaptation)
+        adapted_env._is_trial = True
+        observation, _ = adapted_env.reset(seed=0)
+        if adapted_env._masks is not None:
+            action = adapted_env._masks.allowed_action(observation[ACTION_MASK])
         else:
-            action = drawn_action(env.action_space)
-        adapted.step(action)
+            action = sample_action(env.action_space)
+        adapted_env.step(action)
     except EnvironmentFailed as error:
-        raise EnvError(f"{name}: {getattr(error, 'what', error)}") from error
+        raise EnvError(f"{name}: {getattr(error, 'problem', error)}") from error
     except (SpaceError, EnvError) as error:
         raise EnvError(f"{name}: {error}") from error
-    adapted._seed, adapted._tried = None, False
-    return adapted
+    adapted_env._is_trial = False
+    adapted_env._seed = None
+    return adapted_env
 
 
-def _studied(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptation:
-    """What the spaces of an environment and one reset tell."""
+def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptation:
+    """Finds the properties of an environment from its spaces and one reset."""
     try:
-        result = within(timeout, env.reset, seed=0)
+        result = call_within(timeout, env.reset, seed=0)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise SpaceError(f"reset: {raised(error)}") from error
-    observation, info = _reset_result(result)
+        raise SpaceError(f"reset: {describe_error(error)}") from error
+    observation, info = _check_reset_result(result)
     replaced = cells_space(env, encoder)
     if encoder == "auto" and IMAGE in replaced and not fits_cells(observation):
         replaced = {}
     masks = None
-    if without_mask(env.observation_space)[1]:
+    if remove_mask(env.observation_space)[1]:
         masks = IN_OBSERVATION
     elif callable(find_attribute(env, METHOD)):
         masks = BY_METHOD
     elif ACTION_MASK in info:
         masks = IN_INFO
-    return Adaptation(name, replaced, masks, isinstance(env.unwrapped, SingleEnv), timeout)
+    return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv), timeout=timeout)
 
 
 def _memory_horizon(env: gym.Env) -> int | None:
-    """For how many steps the longest-lived fact must survive, if the environment has such an attribute. Raises
-    SpaceError."""
+    """The environment's attribute `memory_horizon`, in steps; None if it has none. Raises SpaceError."""
     horizon = find_attribute(env, "memory_horizon")
     if horizon is None or (isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and horizon > 0):
         return None if horizon is None else int(horizon)
@@ -268,60 +282,63 @@ def _memory_horizon(env: gym.Env) -> int | None:
 
 
 def name_of(env: gym.Env) -> str:
-    """How errors call an environment: its id, or its class."""
+    """An environment's name in error messages: its id, or its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 def find_attribute(env: gym.Env, name: str) -> Any:
-    """An attribute of an environment or of one beneath its wrappers; None if there is none."""
+    """An attribute of an environment, of one of its wrappers or of the innermost one; None if none has it."""
     return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
 
 
-def drawn_action(space: spaces.Space) -> Any:
-    """An action at random, always the same of one space; the space's own generator is left alone."""
+def sample_action(space: spaces.Space) -> Any:
+    """A random action, always the same one for equal spaces. The space's own generator does not advance."""
     space = copy.deepcopy(space)
     space.seed(0)
     return space.sample()
 
 
-def failure(name: str, index: int | None, where: str, what: str) -> EnvironmentFailed:
-    """The error of an environment that does wrong. index: None if it is not known which of several."""
-    which = "" if index is None else f", environment {index}"
-    error = EnvironmentFailed(f"{name}{which}, {where}: {what}")
-    error.what = what
+def failure(name: str, index: int | None, location: str, problem: str) -> EnvironmentFailed:
+    """The error of an environment that failed. index: its number in a vector; None if unknown. location: episode and
+    step."""
+    environment = name if index is None else f"{name}, environment {index}"
+    error = EnvironmentFailed(f"{environment}, {location}: {problem}")
+    error.problem = problem
     return error
 
 
-def tell_outside(name: str, entries: set[str]) -> None:
-    """Tells once, in one line, that observations leave their declared bounds."""
-    listed = ", ".join(map(repr, sorted(entries)))
-    message = f"{name}: observation {listed} is outside the bounds of its space at times; it is read as it is"
-    if message not in _TOLD:
-        _TOLD.add(message)
+def warn_outside(name: str, entries: set[str]) -> None:
+    """Warns once, in one line, that observations leave their declared bounds."""
+    names = ", ".join(map(repr, sorted(entries)))
+    message = f"{name}: observation {names} is outside the bounds of its space at times; it is read as it is"
+    if message not in _WARNINGS:
+        _WARNINGS.add(message)
         warnings.warn(message, EnvironmentWarning, stacklevel=2)
 
 
-_TOLD: set[str] = set()
+_WARNINGS: set[str] = set()
+"""Warnings that were issued; each is issued once."""
 
 
 def plain_info(info: Mapping[str, Any], shaping: bool = False) -> dict[str, Any]:
-    """The numbers, flags and texts of an info; what else it holds is left out.
+    """The numbers, flags and texts of an info, without everything else.
 
-    shaping: whether to pass on `shaping`, which means something to us (`envs.core`) and may mean something else
-    there."""
+    shaping: whether to pass on `shaping`. The key has a meaning in this toolkit (`envs.core`) and may have another one
+    in other packages."""
     plain = {}
     for key, value in info.items():
         if type(value) not in _PLAIN:
             value = _plain_value(value)
             if value is None:
                 continue
-        is_ours = key in _RESERVED or (key == "shaping" and not shaping)
-        if isinstance(key, str) and not is_ours and not key.startswith("_"):
+        is_reserved = key in _RESERVED or (key == "shaping" and not shaping)
+        if isinstance(key, str) and not is_reserved and not key.startswith("_"):
             plain[key] = value
     return plain
 
 
 def _plain_value(value: Any) -> bool | int | float | str | None:
+    """The value as Python's own type; None if it is no number, flag or text."""
     if isinstance(value, np.ndarray) and value.ndim == 0 or isinstance(value, np.generic):
         value = value.item()
     for kind in (bool, int, float, str):
@@ -330,21 +347,22 @@ def _plain_value(value: Any) -> bool | int | float | str | None:
     return None
 
 
-def _reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
+def _check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The observation and info that a reset returned. Raises SpaceError for anything else."""
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
         return result
-    raise SpaceError(f"reset: expected (observation, info), got {_kinds(result)}")
+    raise SpaceError(f"reset: expected (observation, info), got {_type_name(result)}")
 
 
-def raised(error: BaseException) -> str:
-    """An error that an environment raised: its class and message on one line."""
+def describe_error(error: BaseException) -> str:
+    """The class and message of an environment's error, on one line."""
     if isinstance(error, Overdue):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
-def _kinds(value: Any) -> str:
-    """The kind of a value, or of the values of a tuple."""
+def _type_name(value: Any) -> str:
+    """The type of a value, or the types of a tuple's values, for messages."""
     if isinstance(value, tuple):
         return f"({', '.join(type(part).__name__ for part in value)})"
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,7 +1,7 @@
-"""Another package's environments as a core, so that what is built on cores (`envs.core_wrappers`) takes them too.
+"""Environments of another package as a core, so that the wrappers of cores (`envs.core_wrappers`) apply to them too.
 
-They are stepped one after the other and cannot save their state. Episode k of seed s is the one that they play without
-the core (`envs.gym_adapter`), so that it can be played again. Names: B environments, R rows.
+The environments are stepped one after the other and cannot save their state. Episode k of seed s is the same as without
+the core (`envs.gym_adapter`), so it can be played again. Names: B environments, R rows.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from expire_span_rl.envs.gym_adapter import AdaptedEnv
 
 
 class GymEnvCore(MaskedCore):
-    """B adapted environments. What their infos say at the end of an episode is not passed on."""
+    """B adapted environments. Their infos are not passed on, not even those of an episode's last step."""
 
     def __init__(self, envs: Sequence[AdaptedEnv]) -> None:
         self.envs = envs
-        first = envs[0]
-        self.metadata = {"render_modes": [], "render_fps": 10, **first.metadata}
-        self.single_observation_space = first.observation_space
-        self.single_action_space = first.action_space
-        self.left_out, self.memory_horizon = first.left_out, first.memory_horizon
+        self.metadata = {"render_modes": [], "render_fps": 10, **envs[0].metadata}
+        self.single_observation_space = envs[0].observation_space
+        self.single_action_space = envs[0].action_space
+        self.left_out = envs[0].left_out
+        self.memory_horizon = envs[0].memory_horizon
         super().__init__(len(envs))
         batch = create_empty_array(self.single_observation_space, len(envs), fn=np.zeros)
-        self._seen = cast(dict[str, np.ndarray], batch)
+        self._observations = cast(dict[str, np.ndarray], batch)
 
     def begin(self, rows: np.ndarray) -> None:
         for row in rows.tolist():
-            self._see(row, self.envs[row].start(int(self.seed[row]), int(self.episode[row]))[0])
+            observation, _ = self.envs[row].start(int(self.seed[row]), int(self.episode[row]))
+            self._store(row, observation)
 
     def advance_some(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         for row in np.flatnonzero(mask).tolist():
             observation, reward[row], terminated[row], truncated[row], _ = self.envs[row].step(actions[row])
-            self._see(row, observation)
+            self._store(row, observation)
         return reward, terminated, truncated
 
-    def _see(self, row: int, observation: dict[str, Any]) -> None:
-        for name, part in observation.items():
-            self._seen[name][row] = part
+    def _store(self, row: int, observation: dict[str, Any]) -> None:
+        """Writes the observation of environment `row` into the batch."""
+        for name, value in observation.items():
+            self._observations[name][row] = value
 
     def observe(self) -> dict[str, np.ndarray]:
-        return {name: array.copy() for name, array in self._seen.items()}
+        return {name: array.copy() for name, array in self._observations.items()}
 
     def final_info(self) -> dict[str, np.ndarray]:
         return {}

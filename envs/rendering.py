@@ -15,38 +15,38 @@ from minigrid.core.world_object import WorldObj
 
 STRIP_COLUMNS = 25
 STRIP_TILE = 32
-_END = 3  # columns that always show at each end of a cut strip
+_END = 3  # columns at each end of a cut strip, which are always shown
 _EAST = 0  # MiniGrid's direction of the triangle
 
 
 def render_tiles(
     codes: np.ndarray, tile_size: int, agent: tuple[int, int] | None = None, lit: np.ndarray | None = None
 ) -> np.ndarray:
-    """Codes uint8 [columns, lines, 3] -> uint8 [lines * tile_size, columns * tile_size, 3].
+    """Draws codes uint8 [columns, lines, 3] as a picture uint8 [lines * tile_size, columns * tile_size, 3].
 
     Draws the agent on tile `agent` and lightens the tiles of the bool mask `lit` [columns, lines]. Unseen tiles are
-    black, and so are codes that MiniGrid does not know.
+    black. A code that MiniGrid does not know is drawn as an empty tile.
     """
     columns, lines, _ = codes.shape
     picture = np.zeros((lines * tile_size, columns * tile_size, 3), np.uint8)
     for column, line in np.ndindex(columns, lines):
         kind, colour, state = (int(part) for part in codes[column, line])
-        here = (column, line) == agent
-        if not here and kind == OBJECT_TO_IDX["unseen"]:
+        has_agent = (column, line) == agent
+        if not has_agent and kind == OBJECT_TO_IDX["unseen"]:
             continue
-        picture[line * tile_size : (line + 1) * tile_size, column * tile_size : (column + 1) * tile_size] = (
-            Grid.render_tile(
-                _decode((kind, colour, state)),
-                _EAST if here else None,
-                bool(lit is not None and lit[column, line]),
-                tile_size,
-            )
+        y = line * tile_size
+        x = column * tile_size
+        picture[y : y + tile_size, x : x + tile_size] = Grid.render_tile(
+            _decode((kind, colour, state)),
+            _EAST if has_agent else None,
+            bool(lit is not None and lit[column, line]),
+            tile_size,
         )
     return picture
 
 
 def _decode(code: tuple[int, int, int]) -> WorldObj | None:
-    """MiniGrid's object for a code; None (an empty tile) for what it does not know."""
+    """MiniGrid's object for a code; None (an empty tile) for a code that MiniGrid does not know."""
     try:
         return WorldObj.decode(*code)
     except (KeyError, AssertionError):
@@ -54,71 +54,85 @@ def _decode(code: tuple[int, int, int]) -> WorldObj | None:
 
 
 def render_observation(image: np.ndarray, tile_size: int = 16) -> np.ndarray:
-    """An observation window uint8 [V, V, 3] -> uint8 [V * tile_size, V * tile_size, 3], without the agent in it."""
+    """Draws an observation window uint8 [V, V, 3] as uint8 [V * tile_size, V * tile_size, 3], without the agent."""
     return render_tiles(np.asarray(image), tile_size)
 
 
 def strip_columns(first: int, last: int, x: int, width: int) -> list[int | None]:
-    """Which of the columns `first`..`last` a strip of `width` shows when the agent is in column x: None is a gap.
+    """The columns, of `first`..`last`, that a strip of `width` shows when the agent is in column x. None is a gap.
 
-    All of them if they fit (then the list is shorter than `width`), else both ends and a section around x.
+    All columns if they fit (then the list may be shorter than `width`), else both ends and a section around x.
     """
     if last - first < width:
         return list(range(first, last + 1))
-    inner_first, inner_last, inner = first + _END, last - _END, width - 2 * _END
-    start = min(max(x - inner // 2, inner_first), inner_last - inner + 1)
-    section: list[int | None] = list(range(start, start + inner))
-    if start > inner_first:
+    low = first + _END
+    high = last - _END
+    section_width = width - 2 * _END
+    start = min(max(x - section_width // 2, low), high - section_width + 1)
+    section: list[int | None] = list(range(start, start + section_width))
+    if start > low:
         section[0] = None
-    if start + inner - 1 < inner_last:
+    if start + section_width - 1 < high:
         section[-1] = None
-    return [*range(first, inner_first), *section, *range(inner_last + 1, last + 1)]
+    return [*range(first, low), *section, *range(high + 1, last + 1)]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent is in the world, and which of it the picture shows. In tiles."""
+    """An agent's position in the world, and the part of the world that the picture shows. In tiles."""
 
     agent: tuple[int, int]  # column and line of the world
-    columns: list[int | None]  # the world's columns that the picture shows, left to right; None for a gap
+    columns: list[int | None]  # the world's columns in the picture, left to right; None for a gap
     tile_size: int  # pixels
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A world three lines high (-1, 0, 1) as a strip of constant size, cut where it is longer than fits."""
+    """A world of three lines (-1, 0, 1), drawn as a strip of constant size. A world that does not fit is cut."""
 
-    encoded: Callable[[int, int], tuple[int, int, int]]  # the code of tile (x, y)
+    code_at: Callable[[int, int], tuple[int, int, int]]  # the code of tile (x, y)
     span: tuple[int, int]  # the first and last column of the world
-    most_columns: int  # the most columns any world has; the strip is as wide, up to STRIP_COLUMNS
+    max_columns: int  # the columns of the longest world; the strip is as wide, up to STRIP_COLUMNS
     agent: tuple[int, int]  # its tile (x, y)
-    reach: int  # the tiles within it of the agent are lit
-    sight: tuple[int, int] | None = None  # the first and last column that can be seen at all; None for all of them
+    reach: int  # tiles up to this distance from the agent are lit
+    sight: tuple[int, int] | None = None  # the first and last column that can be lit; None: all columns
+
+    @property
+    def width(self) -> int:
+        """The columns of the picture."""
+        return min(self.max_columns, STRIP_COLUMNS)
 
     def place(self) -> Place:
-        """Lines count from 0 here."""
-        width = min(self.most_columns, STRIP_COLUMNS)
-        columns = strip_columns(*self.span, self.agent[0], width)
+        """The agent's position. Lines count from 0 here."""
+        columns = strip_columns(*self.span, self.agent[0], self.width)
         return Place((self.agent[0], self.agent[1] + 1), columns, STRIP_TILE)
 
     def picture(self) -> np.ndarray:
-        """uint8 [3 * STRIP_TILE, columns * STRIP_TILE, 3]; to the right of a short world it is black, and gaps are
-        three dots."""
-        columns, width, (x, y) = self.place().columns, min(self.most_columns, STRIP_COLUMNS), self.agent
-        codes = np.zeros((width, 3, 3), np.uint8)
-        lit = np.zeros((width, 3), bool)
+        """uint8 [3 * STRIP_TILE, width * STRIP_TILE, 3]. The rest of the strip beside a short world is black, and
+        three dots mark a gap."""
+        columns = self.place().columns
+        x, y = self.agent
+        codes = np.zeros((self.width, 3, 3), np.uint8)
+        lit = np.zeros((self.width, 3), bool)
         for i, column in enumerate(columns):
             if column is not None:
-                codes[i] = np.asarray([self.encoded(column, line - 1) for line in range(3)])
+                codes[i] = np.asarray([self.code_at(column, line - 1) for line in range(3)])
                 if self.sight is None or self.sight[0] <= column <= self.sight[1]:
                     lit[i] = [max(abs(column - x), abs(line - 1 - y)) <= self.reach for line in range(3)]
         picture = render_tiles(codes, STRIP_TILE, (columns.index(x), y + 1), lit)
-        middle, dot = STRIP_TILE * 3 // 2, STRIP_TILE // 16
         for i, column in enumerate(columns):
-            for part in (1, 2, 3) if column is None else ():
-                centre = i * STRIP_TILE + part * STRIP_TILE // 4
-                picture[middle - dot : middle + dot, centre - dot : centre + dot] = 160
+            if column is None:
+                _draw_gap(picture, i)
         return picture
+
+
+def _draw_gap(picture: np.ndarray, column: int) -> None:
+    """Draws three dots on a column of a strip's picture."""
+    middle = STRIP_TILE * 3 // 2
+    radius = STRIP_TILE // 16
+    for part in (1, 2, 3):
+        centre = column * STRIP_TILE + part * STRIP_TILE // 4
+        picture[middle - radius : middle + radius, centre - radius : centre + radius] = 160
 
 
 class Window:
@@ -127,13 +141,14 @@ class Window:
     def __init__(self, fps: int) -> None:
         import pygame
 
-        self._pygame, self._fps = pygame, fps
+        self._pygame = pygame
+        self._fps = fps
         pygame.display.init()
         self._clock = pygame.time.Clock()
         self._screen = None
 
     def draw(self, picture: np.ndarray) -> None:
-        """Shows `picture` uint8 [height, width, 3] and waits for the time of one frame."""
+        """Shows `picture` uint8 [height, width, 3] and waits until the next frame is due."""
         pygame = self._pygame
         if self._screen is None:
             self._screen = pygame.display.set_mode((picture.shape[1], picture.shape[0]))

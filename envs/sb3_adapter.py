@@ -1,28 +1,29 @@
-"""Our vector environments as Stable-Baselines3's `VecEnv`, for its `evaluate_policy` and its algorithms.
+"""Adapts this toolkit's vector environments to Stable-Baselines3's `VecEnv`, for `evaluate_policy` and its algorithms.
 
-    from expire_span_rl.envs.sb3_adapter import SB3VecEnv            # not imported by `envs`: only those who ask need Stable-Baselines3
+    # `envs` does not import this module, so that the toolkit works without Stable-Baselines3.
+    from expire_span_rl.envs.sb3_adapter import SB3VecEnv
     evaluate_policy(policy, SB3VecEnv(envs.make_vec_env("Corridor-v0", 8)), n_eval_episodes=100)
 
-B environments. What maps to what:
+B environments. The vector environment's names (left) and Stable-Baselines3's (right):
 
-    single_observation_space, a Dict       observation_space; numbers of rank 0 become vectors of length 1, which
-                                           Stable-Baselines3's networks want (ours take both)
-    single_action_space                    action_space, whatever it is; actions are the environment's own
+    single_observation_space, a Dict       observation_space; scalars become vectors of length 1, which
+                                           Stable-Baselines3's networks need (this toolkit's accept both)
+    single_action_space                    action_space, the same; actions are the environment's own
     terminated | truncated                 dones [B]
     reward float64 [B]                     rewards float32 [B]
-    infos["final_obs"], row b              infos[b]["terminal_observation"], where done
-    infos["final_info"], row b             entries of infos[b], `is_success` among them, where done
+    infos["final_obs"], row b              infos[b]["terminal_observation"], if done
+    infos["final_info"], row b             entries of infos[b], including `is_success`, if done
     truncated & ~terminated                infos[b]["TimeLimit.truncated"], at every step
-    (counted here, as Monitor does)        infos[b]["episode"] = {"r": return, "l": steps}, where done
-    other infos, row b                     entries of infos[b]; where done, of reset_infos[b] (SAME_STEP autoreset)
+    (counted here, as Monitor does)        infos[b]["episode"] = {"r": return, "l": steps}, if done
+    other infos, row b                     entries of infos[b]; if done, of reset_infos[b] (SAME_STEP autoreset)
     reset(seed=[s, s + 1, ...])            seed(s), then reset()
 
-Environments that are stepped one by one, here or in processes, have attributes and methods of their own. A batched task
-has one of each, which stands for all rows: it can be read for any, but set or called for all of them only; so can the
-attributes of processes.
+Environments that are stepped one by one, here or in processes, have their own attributes and methods. A batched task
+has them once for all rows. They can be read for any row, but set or called only for all rows at once. The same holds
+for the attributes of environments in processes.
 
-`Monitor` goes around a single environment of ours (`envs.make_env`); `VecNormalize` around the adapter, with
-`norm_obs_keys` naming the entries that are real numbers.
+`Monitor` wraps a single environment (`envs.make_env`). `VecNormalize` wraps the adapter; its `norm_obs_keys` must name
+the entries that are real numbers.
 """
 
 from __future__ import annotations
@@ -47,15 +48,17 @@ class SB3VecEnv(VecEnv):
 
     def __init__(self, env: VectorPreviousActionReward) -> None:
         self.env = env
-        self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
         self._actions: np.ndarray | None = None
         space = cast(spaces.Dict, env.single_observation_space)
-        self._numbers = [key for key, sub in space.items() if isinstance(sub, spaces.Box) and sub.shape == ()]
-        vectors = {key: _as_vector(cast(spaces.Box, space[key])) for key in self._numbers}
+        self._scalars = [key for key, sub in space.items() if isinstance(sub, spaces.Box) and sub.shape == ()]
+        vectors = {key: _as_vector(cast(spaces.Box, space[key])) for key in self._scalars}
         super().__init__(env.num_envs, spaces.Dict({**space.spaces, **vectors}), env.single_action_space)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Begins new episodes: those of the seeds last given to `seed`, once; else the next ones."""
+        """Begins new episodes. After a call of `seed` they are the first episodes of those seeds, otherwise the next
+        ones."""
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"options: expected the same for all environments, got {self._options}")
         seeds: Any = None if self._seeds[0] is None else self._seeds
@@ -63,7 +66,8 @@ class SB3VecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(infos, b) for b in range(self.num_envs)]
-        self._returns[:], self._lengths[:] = 0, 0
+        self._returns[:] = 0
+        self._lengths[:] = 0
         return self._batch(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -75,7 +79,7 @@ class SB3VecEnv(VecEnv):
         self._returns += reward
         self._lengths += 1
         final = self._batch(infos["final_obs"]) if dones.any() else {}
-        out: list[dict[str, Any]] = []
+        row_infos: list[dict[str, Any]] = []
         for b in range(self.num_envs):
             info = _row(infos, b)
             if dones[b]:
@@ -84,9 +88,10 @@ class SB3VecEnv(VecEnv):
                 info["terminal_observation"] = {key: value[b] for key, value in final.items()}
                 info["episode"] = {"r": float(self._returns[b]), "l": int(self._lengths[b])}
             info["TimeLimit.truncated"] = bool(truncated[b] and not terminated[b])
-            out.append(info)
-        self._returns[dones], self._lengths[dones] = 0, 0
-        return self._batch(observation), reward.astype(np.float32), dones, out
+            row_infos.append(info)
+        self._returns[dones] = 0
+        self._lengths[dones] = 0
+        return self._batch(observation), reward.astype(np.float32), dones, row_infos
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the environments' state between two steps; empty if they cannot save it."""
@@ -94,10 +99,12 @@ class SB3VecEnv(VecEnv):
         return state and {**state, "returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from a `state_dict` that is not empty. Raises EnvError for one of other environments."""
-        own = ("returns", "lengths")
-        self.env.load_state_dict({name: array for name, array in state.items() if name not in own})
-        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        """Continues from a `state_dict`, which must not be empty. Raises EnvError for the state of other
+        environments."""
+        env_state = {name: array for name, array in state.items() if name not in ("returns", "lengths")}
+        self.env.load_state_dict(env_state)
+        self._returns[:] = state["returns"]
+        self._lengths[:] = state["lengths"]
 
     def close(self) -> None:
         self.env.close()
@@ -118,8 +125,8 @@ class SB3VecEnv(VecEnv):
             self.env.unwrapped.set_attr(attr_name, [value] * self.num_envs)
             return
         for env in targets:
-            put = env.set_wrapper_attr if isinstance(env, gym.Env) else partial(setattr, env)
-            put(attr_name, value)
+            set_attribute = env.set_wrapper_attr if isinstance(env, gym.Env) else partial(setattr, env)
+            set_attribute(attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         targets = self._targets(indices, each_once=True)
@@ -129,18 +136,21 @@ class SB3VecEnv(VecEnv):
         return results if len(results) == len(list(self._get_indices(indices))) else results * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True of Monitor, whose `episode` entry we give; else whether the single environments have such a wrapper."""
+        """Whether the single environments have such a wrapper. Always True for Monitor, whose `episode` entry this
+        adapter provides."""
         return [
             wrapper_class is Monitor or (isinstance(env, gym.Env) and is_wrapped(env, wrapper_class))
             for env in self._targets(indices)
         ]
 
     def _batch(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Entries [B, ...], those that are numbers [B,1]."""
-        return {**observation, **{key: observation[key][:, None] for key in self._numbers}}
+        """Entries [B, ...], with scalars as [B,1]."""
+        return {**observation, **{key: observation[key][:, None] for key in self._scalars}}
 
     def _targets(self, indices: VecEnvIndices, each_once: bool = False) -> list[Any]:
-        """The environments with the attributes of `indices`: single ones, or the batched one for each, or for all."""
+        """The objects with the attributes of `indices`: the single environments, or the batched one for each index.
+
+        each_once: the batched one comes once, for all rows. Raises ValueError if `indices` are not all rows."""
         rows = list(self._get_indices(indices))
         base = self.env.unwrapped
         if hasattr(base, "envs"):
@@ -159,10 +169,10 @@ def _as_vector(number: spaces.Box) -> spaces.Box:
 
 
 def _row(infos: Mapping[str, Any], b: int) -> dict[str, Any]:
-    """What the infos of a vector environment say of environment b, apart from `final_obs` and `final_info`."""
-    out = {}
+    """The info of environment b from a vector environment's infos, without `final_obs` and `final_info`."""
+    info = {}
     for key, value in infos.items():
         if key.startswith("_") or key in ("final_obs", "final_info") or not infos.get(f"_{key}", np.ones(b + 1))[b]:
             continue
-        out[key] = _row(value, b) if isinstance(value, Mapping) else value[b]
-    return out
+        info[key] = _row(value, b) if isinstance(value, Mapping) else value[b]
+    return info

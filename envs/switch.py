@@ -1,21 +1,23 @@
-"""Switch: the latest signal counts, and only that one. Does an agent drop what is out of date?
+"""Switch: only the latest signal counts. Does an agent forget what is out of date?
 
     #####N#      o  a signal, red or blue, at the start of a passage now and then   N, S  a red and a blue door,
     o>....#      >  where the agent enters a passage of `passage_length` tiles            sides drawn per junction
     #####S#
 
-An endless corridor of junctions. Through the door of the colour that the latest signal had the agent gets +1, through
-the other 0, and the walk goes on in the next passage either way. The first passage has a signal; each signal holds for
-`min_hold..max_hold` junctions, a number drawn with it, and then the next one appears. Colours are drawn anew each time,
-so that a new signal changes nothing half of the time and how many there were tells nothing. Episodes are truncated at
-`max_steps` and never terminate. Success is a correct share of at least 0.95 of the junctions passed, and of at least 20
-(or as many as the limit allows): a share of fewer could be luck, and an agent that stands still has shown nothing.
+An endless corridor of junctions. The door of the latest signal's colour pays +1, the other door 0. Both lead to the
+next passage. The first passage has a signal. Each signal holds for `min_hold..max_hold` junctions, a number drawn with
+it; then the next one appears. Each signal draws its colour independently, so half of the new signals change nothing,
+and the number of signals reveals nothing.
+
+Episodes are truncated at `max_steps` and never terminate. An episode is a success if the agent passed at least 20
+junctions (or as many as the limit allows) and took the right door at 95% of them or more. A share of fewer junctions
+could be luck, and an agent that stands still has shown nothing.
 
 Names: B environments, R rows, V view size, r = V // 2, K groups of junctions, x the agent's tile in its passage. The
-agent's line is y = 0, -1 the north door's, +1 the south door's.
+agent's line is y = 0, the north door is at -1, the south door at +1.
 
-Observation: uint8 [V, V, 3], the window centred on the agent in MiniGrid's encoding and axes, as in `envs.corridor`; of
-other passages nothing is seen. With V = 3 a signal is seen from the first tile only and doors from the last two.
+Observation: uint8 [V, V, 3], the window centred on the agent in MiniGrid's encoding and axes, as in `envs.corridor`.
+Other passages are never visible. With V = 3 a signal is visible from the first tile only and doors from the last two.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from expire_span_rl.envs.tiles import (
     STEP_Y,
     WALL,
     expect_view_size,
-    swapped_balls,
+    swap_balls,
 )
 from expire_span_rl.spaces import Cells
 
@@ -50,13 +52,13 @@ LARGEST_LENGTH = 100
 LARGEST_HOLD = 10**6
 
 GROUPS = ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65+")
-"""Junctions are also counted by the number of signals since the episode's start: K groups."""
+"""The K groups of junctions, by the number of signals since the episode's start."""
 _GROUP_ENDS = np.array([1, 2, 4, 8, 16, 32, 64])
 
 
 def tile(x: int, y: int, passage_length: int, north: int, signal: int | None) -> tuple[int, int, int]:
-    """What stands on tile (x, y) of a passage: `north` is the north door's colour (0 red, 1 blue), `signal` the colour
-    of the signal at its start, or None."""
+    """The code of tile (x, y) of a passage. north: the north door's colour (0 red, 1 blue); signal: the colour of the
+    signal at the start of the passage, or None."""
     if y == 0 and 0 <= x < passage_length:
         return EMPTY
     if (x, y) == (-1, 0) and signal is not None:
@@ -71,10 +73,10 @@ class Switch(EnvCore):
 
     Args:
         passage_length: tiles of a passage, and the steps from one junction to the next.
-        min_hold, max_hold: for how many junctions a signal holds, drawn per signal, both included. With long holds an
-            agent that has missed a signal and learns from its rewards alone comes closer to success.
-        view_size: V, odd. With V = 3 signal and doors are never seen together.
-        max_steps: truncates the episode.
+        min_hold, max_hold: the number of junctions for which a signal holds, drawn per signal, both included. With
+            long holds, an agent that has missed a signal comes closer to success by learning from its rewards alone.
+        view_size: V, odd. With V = 3 signal and doors are never visible together.
+        max_steps: the step limit, after which the episode is truncated.
 
     Raises EnvError for a value out of range.
     """
@@ -113,16 +115,16 @@ class Switch(EnvCore):
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = min(passage_length * max_hold, max_steps)
         super().__init__(num_envs)
-        self.passage = np.zeros(num_envs, np.int64)  # which one, counted from 0
+        self.passage = np.zeros(num_envs, np.int64)  # its number, counted from 0
         self.x = np.zeros(num_envs, np.int64)
         self.north = np.zeros(num_envs, np.int64)  # the north door's colour, 0 red, 1 blue
-        self.signal = np.zeros(num_envs, np.int64)  # the latest, 0 red, 1 blue
-        self.shown = np.zeros(num_envs, bool)  # whether it stands at the start of this passage
-        self.hold = np.zeros(num_envs, np.int64)  # for how many junctions more it holds
-        self.signals = np.zeros(num_envs, np.int64)  # so far
+        self.signal = np.zeros(num_envs, np.int64)  # colour of the latest signal, 0 red, 1 blue
+        self.shown = np.zeros(num_envs, bool)  # whether the latest signal is at the start of this passage
+        self.hold = np.zeros(num_envs, np.int64)  # junctions for which the signal still holds
+        self.signals = np.zeros(num_envs, np.int64)  # signals so far
         self.correct_in = np.zeros((num_envs, len(GROUPS)), np.int64)
         self.junctions_in = np.zeros((num_envs, len(GROUPS)), np.int64)
-        self._fewest = max(1, min(FEWEST_JUNCTIONS, max_steps // passage_length))
+        self._min_junctions = max(1, min(FEWEST_JUNCTIONS, max_steps // passage_length))
         self._windows = _window_table(passage_length, view_size // 2)  # [windows, V * V * 3]
 
     def begin(self, rows: np.ndarray) -> None:
@@ -131,22 +133,22 @@ class Switch(EnvCore):
         self._enter(rows)
 
     def _enter(self, rows: np.ndarray) -> None:
-        """The agents `rows` [R] stand at the start of their passages; where no signal holds any more, a new one
-        does."""
+        """Puts the agents `rows` [R] at the start of their passages. A new signal appears where the last one no longer
+        holds."""
         north, signal, hold = self.uniform(rows, 3, first=3 * self.passage[rows])  # [R] each
-        new = self.hold[rows] == 0
-        drawn = self.min_hold + (hold * (self.max_hold - self.min_hold + 1)).astype(np.int64)
+        is_new = self.hold[rows] == 0
+        new_hold = self.min_hold + (hold * (self.max_hold - self.min_hold + 1)).astype(np.int64)
         self.x[rows] = 0
         self.north[rows] = north < 0.5
-        self.signal[rows] = np.where(new, signal < 0.5, self.signal[rows])
-        self.hold[rows] = np.where(new, drawn, self.hold[rows])
-        self.shown[rows] = new
-        self.signals[rows] += new
+        self.signal[rows] = np.where(is_new, signal < 0.5, self.signal[rows])
+        self.hold[rows] = np.where(is_new, new_hold, self.hold[rows])
+        self.shown[rows] = is_new
+        self.signals[rows] += is_new
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        last = self.passage_length - 1
-        door = np.where(self.x == last, STEP_Y[actions], 0)  # [B]: y of the door that is taken, or 0
-        self.x = (self.x + STEP_X[actions]).clip(0, last)
+        last_tile = self.passage_length - 1
+        door = np.where(self.x == last_tile, STEP_Y[actions], 0)  # [B]: y of the door that is taken, or 0
+        self.x = (self.x + STEP_X[actions]).clip(0, last_tile)
         reward = np.zeros(self.num_envs)
         rows = np.flatnonzero(door)  # [R]
         colour = np.where(door[rows] < 0, self.north[rows], 1 - self.north[rows])
@@ -165,61 +167,70 @@ class Switch(EnvCore):
         return self._windows.take(window, axis=0).reshape(-1, self.view_size, self.view_size, 3)  # [B, V, V, 3]
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`is_success`, `correct_share` (0 without a junction), `signals` so far, the numbers of `correct` doors and of
-        `junctions`, and both for each of `GROUPS`: `correct_1`, `junctions_1`, ..., `junctions_65+`."""
-        correct, junctions = self.correct_in.sum(1), self.junctions_in.sum(1)
+        """`is_success`, `correct_share` (0 without a junction), `signals` (so far), `correct` (doors) and `junctions`.
+        The last two are also counted for each of `GROUPS`: `correct_1`, `junctions_1`, ..., `junctions_65+`."""
+        correct = self.correct_in.sum(1)
+        junctions = self.junctions_in.sum(1)
         share = correct / junctions.clip(1)
-        told = {
-            "is_success": (share >= SUCCESS_SHARE) & (junctions >= self._fewest),
+        info = {
+            "is_success": (share >= SUCCESS_SHARE) & (junctions >= self._min_junctions),
             "correct_share": share,
             "signals": self.signals.copy(),
             "correct": correct,
             "junctions": junctions,
         }
         for k, group in enumerate(GROUPS):
-            told[f"correct_{group}"] = self.correct_in[:, k].copy()
-            told[f"junctions_{group}"] = self.junctions_in[:, k].copy()
-        return told
+            info[f"correct_{group}"] = self.correct_in[:, k].copy()
+            info[f"junctions_{group}"] = self.junctions_in[:, k].copy()
+        return info
 
     def decisions(self) -> np.ndarray:
-        """Between the doors."""
+        """On the tile between the doors."""
         return self.x == self.passage_length - 1
 
     def facts(self) -> np.ndarray:
-        """Each signal is a fact of its own."""
+        """Each signal is a separate fact."""
         return np.where(self.shown & (self.x < self.view_size // 2), self.signals, -1)
 
     @staticmethod
     def swap_observation(image: np.ndarray) -> np.ndarray:
-        """A copy of the observations [..., V, V, 3] in which a red signal is blue and a blue one red: what if?"""
-        return swapped_balls(image)
+        """A copy of the observations [..., V, V, 3] with a blue signal for a red one and a red signal for a blue
+        one."""
+        return swap_balls(image)
 
     def strip(self, row: int) -> Strip:
-        """The agent's passage, its view lit. Columns count on from one passage to the next."""
+        """The agent's passage, its view lit. Columns are numbered across all passages."""
         from expire_span_rl.envs.rendering import Strip
 
-        x, north, signal, shown = (int(getattr(self, name)[row]) for name in ("x", "north", "signal", "shown"))
-        first = int(self.passage[row]) * (self.passage_length + 2)  # of the passage, its wall or signal
+        x, north, signal, is_new = (int(getattr(self, name)[row]) for name in ("x", "north", "signal", "shown"))
+        width = self.passage_length + 2  # with the walls, or the signal, on either side
+        start = int(self.passage[row]) * width
 
-        def encoded(column: int, line: int) -> tuple[int, int, int]:
-            return tile(column - first - 1, line, self.passage_length, north, signal if shown else None)
+        def code_at(column: int, line: int) -> tuple[int, int, int]:
+            return tile(column - start - 1, line, self.passage_length, north, signal if is_new else None)
 
-        last = first + self.passage_length + 1
-        return Strip(encoded, (first, last), self.passage_length + 2, (first + 1 + x, 0), self.view_size // 2)
+        return Strip(
+            code_at,
+            span=(start, start + width - 1),
+            max_columns=width,
+            agent=(start + 1 + x, 0),
+            reach=self.view_size // 2,
+        )
 
 
 def _window_index(x: Any, north: Any, signal: Any) -> Any:
-    """The table's row for an agent on tile x; signal: 0 for none in the passage, 1 for a red, 2 for a blue one."""
+    """The table's row for an agent on tile x. signal: 0 for none in the passage, 1 for a red one, 2 for a blue one."""
     return (x * 2 + north) * 3 + signal
 
 
 def _window_table(passage_length: int, r: int) -> np.ndarray:
-    """Every window there is: uint8 [windows, V * V * 3], in the order of `_window_index`."""
-    around, signals = range(-r, r + 1), (None, 0, 1)
+    """All possible windows: uint8 [windows, V * V * 3], in the order of `_window_index`."""
+    offsets = range(-r, r + 1)
     table = np.zeros((passage_length * 6, 2 * r + 1, 2 * r + 1, 3), np.uint8)
-    for x, north, signal in np.ndindex(passage_length, 2, 3):
-        window = [[tile(x + dx, dy, passage_length, north, signals[signal]) for dy in around] for dx in around]
-        table[_window_index(x, north, signal)] = np.asarray(window)
+    for x, north, index in np.ndindex(passage_length, 2, 3):
+        signal = (None, 0, 1)[index]
+        window = [[tile(x + dx, dy, passage_length, north, signal) for dy in offsets] for dx in offsets]
+        table[_window_index(x, north, index)] = np.asarray(window)
     return table.reshape(len(table), -1)
 
 

@@ -1,4 +1,4 @@
-"""What tasks on MiniGrid tiles share: moves, the codes of common tiles, and the check of a view size.
+"""Definitions shared by the tasks on MiniGrid tiles: moves, the codes of common tiles, and the check of a view size.
 
 A code is MiniGrid's (object, colour, state). Moves are numbered north, east, south, west; y grows to the south.
 """
@@ -18,7 +18,7 @@ STEP_X = np.array([0, 1, 0, -1])
 STEP_Y = np.array([-1, 0, 1, 0])
 
 COLOURS = np.array(["red", "blue"])
-"""Of doors and of what tells the right one; tasks call them 0 and 1."""
+"""The colours of doors, balls and signals. Tasks number them 0 and 1."""
 EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
 GOAL = (OBJECT_TO_IDX["goal"], COLOR_TO_IDX["green"], 0)
 WALL = (OBJECT_TO_IDX["wall"], COLOR_TO_IDX["grey"], 0)
@@ -40,7 +40,7 @@ def expect_view_size(value: Any) -> int:
     return value
 
 
-def swapped_balls(image: np.ndarray) -> np.ndarray:
+def swap_balls(image: np.ndarray) -> np.ndarray:
     """A copy of codes uint8 [..., 3] in which a red ball is blue and a blue one red."""
     swapped = image.copy()
     is_ball = image[..., 0] == OBJECT_TO_IDX["ball"]
@@ -50,10 +50,12 @@ def swapped_balls(image: np.ndarray) -> np.ndarray:
 
 
 def symbol_tile(symbol: int) -> tuple[int, int, int]:
-    """The code that stands for a symbol: a kind of object and a colour. From 24 symbols on they repeat."""
+    """The code that stands for a symbol: a kind of object and a colour. There are 24 codes; symbol 24 repeats symbol
+    0."""
     return _SYMBOLS[symbol % len(_SYMBOLS)]
 
 
-def opened(code: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The code of a door that stands open."""
-    return (*code[:2], STATE_TO_IDX["open"])
+def open_door(code: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The code of the same door, open."""
+    kind, colour, _ = code
+    return (kind, colour, STATE_TO_IDX["open"])

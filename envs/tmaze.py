@@ -4,9 +4,9 @@
     @........J        .  the corridor, `length` steps to the junction J at x = length
              .
 
-The goal's side is seen at the first step only. Every episode lasts `length` + 1 steps. Each step but the last costs
-1 / length if the agent has come less far than it could have, so whoever is late once pays until the end. The last step
-pays 1 in the arm on the goal's side. A perfect episode returns 1. Names: B environments, R rows.
+The goal's side is visible at the first step only. Every episode lasts `length` + 1 steps. Each step but the last costs
+1 / length if the agent has come less far than it could have. One delay therefore costs until the end of the episode.
+The last step pays 1 in the arm on the goal's side. A perfect episode returns 1. Names: B environments, R rows.
 
 Observation: float32 [2]. At the start (0, g), with g = +1 for a goal in the north and -1 in the south at the first step
 and 0 later; in the corridor (0, 0); at the junction (1, 0); in an arm (1, y) with y = +1 north, -1 south.
@@ -68,12 +68,9 @@ class TMaze(EnvCore):
         self.x = np.where(self.y == 0, self.x + STEP_X[actions], self.x).clip(0, self.length)  # an arm has one tile
         self.y = np.where(at_junction, self.y + STEP_Y[actions], 0).clip(-1, 1)
         terminated = self.steps > self.length
-        late = np.where(self.x < self.steps, -1 / self.length, 0.0)
-        return (
-            np.where(terminated, (self.y == self.goal).astype(np.float64), late),
-            terminated,
-            np.zeros_like(terminated),
-        )
+        delay_cost = np.where(self.x < self.steps, -1 / self.length, 0.0)
+        reward = np.where(terminated, (self.y == self.goal).astype(np.float64), delay_cost)
+        return reward, terminated, np.zeros_like(terminated)
 
     def observe(self) -> np.ndarray:
         signal = np.where(self.steps == 0, self.goal, 0)
@@ -98,25 +95,25 @@ class TMaze(EnvCore):
 
     @staticmethod
     def swap_observation(observation: np.ndarray) -> np.ndarray:
-        """A copy of the observations [..., 2] in which a goal in the north is in the south, and the other way round."""
+        """A copy of the observations [..., 2] in which a northern goal is a southern one and vice versa."""
         swapped = observation.copy()
         swapped[..., 1] *= np.where(observation[..., 0] == 0, -1, 1)
         return swapped
 
     def strip(self, row: int) -> Strip:
-        """The maze; of a long one both ends and the agent's section."""
+        """The maze. Of a long maze, both ends and the agent's section."""
         from expire_span_rl.envs.rendering import Strip
 
         goal, x, y = (int(getattr(self, name)[row]) for name in self.state_fields)
 
-        def encoded(column: int, line: int) -> tuple[int, int, int]:
+        def code_at(column: int, line: int) -> tuple[int, int, int]:
             if line == 0 and 0 <= column <= self.length:
                 return EMPTY
             if column == self.length and abs(line) == 1:
                 return GOAL if line == -goal else EMPTY
             return WALL
 
-        return Strip(encoded, (-1, self.length + 1), self.length + 3, (x, -y), 0)
+        return Strip(code_at, span=(-1, self.length + 1), max_columns=self.length + 3, agent=(x, -y), reach=0)
 
 
 class TMazeEnv(SingleEnv, core=TMaze):

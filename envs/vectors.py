@@ -1,24 +1,19 @@
-"""Many adapted environments as one: one after the other, or each in a process of its own.
+"""Vectors of adapted environments, which are stepped one after the other or each in its own process.
 
-Both are Gymnasium's (SyncVectorEnv, AsyncVectorEnv) in SAME_STEP autoreset, over `AdaptedEnv`s, and give identical
-trajectories. A process that dies, or whose environment fails, is replaced a few times: its episode ends truncated.
-B environments.
+Both extend Gymnasium's (SyncVectorEnv, AsyncVectorEnv) in SAME_STEP autoreset, over `AdaptedEnv`s. They give identical
+trajectories. A process that dies, or whose environment fails, is restarted a few times. Its episode then ends
+truncated. B environments.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import secrets
-import signal
-import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import cloudpickle
@@ -33,56 +28,56 @@ from gymnasium.vector.utils import (
     create_shared_memory,
     iterate,
     read_from_shared_memory,
-    write_to_shared_memory,
 )
 
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
-from expire_span_rl.envs.timeout import overdue
+from expire_span_rl.envs.timeout import overdue_message
+from expire_span_rl.envs.vector_worker import run_worker
 
 MOST_RESTARTS = 3
-"""Of the processes of one vector environment."""
-_PATIENCE = 5.0  # seconds that a process has to end by itself
-_STARTING = 120.0  # seconds that a process has to make its environment, beside the time limit, where there is one
-_ENDING = 10.0  # seconds that a process goes on after SIGTERM: the training finishes its update
+"""The number of restarts of processes in one vector environment."""
+_EXIT_SECONDS = 5.0  # for a process to end by itself
+_START_SECONDS = 120.0  # for a process to make its environment, in addition to the time limit
 
 MakeAdapted = Callable[[], AdaptedEnv]
 
 
 class _Infos:
-    """Infos of B environments as arrays that hold whatever a later environment adds."""
+    """Collects the infos of B environments in arrays whose types fit the entries of all environments."""
 
     num_envs: int
 
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        """Gymnasium's, whose arrays take their type from the first environment that has an entry."""
+        """Adds an environment's info. In Gymnasium's method the first environment with an entry sets the array's type;
+        here the type changes when a later entry needs it."""
         for key, value in env_info.items():
             if isinstance(value, dict) and key != "final_obs":
                 vector_infos[key] = self._add_info(vector_infos.get(key, {}), value, env_num)
             else:
-                value = cast(Any, value)
-                array = vector_infos.get(key)
-                kind = _KINDS.get(type(value), object)
-                if array is None:
-                    array = (
-                        np.zeros(self.num_envs, kind) if kind is not object else np.full(self.num_envs, None, object)
-                    )
-                elif array.dtype != kind:
-                    # A flag beside a number stays a number; anything beside a text is an object.
-                    joint = np.result_type(array.dtype, kind) if object not in (array.dtype, kind) else object
-                    array = array.astype(joint)
-                try:
-                    array[env_num] = value
-                except OverflowError:  # a whole number beyond 64 bits
-                    array = array.astype(np.float64)
-                    array[env_num] = float(value)
-                vector_infos[key] = array
+                vector_infos[key] = self._set_entry(vector_infos.get(key), value, env_num)
             mask = vector_infos.setdefault(f"_{key}", np.zeros(self.num_envs, bool))
             mask[env_num] = True
         return vector_infos
 
+    def _set_entry(self, array: np.ndarray | None, value: Any, env_num: int) -> np.ndarray:
+        """An array [B] with the entry of one environment set, of a type that fits all entries. array: the entries so
+        far; None if there are none."""
+        dtype = _DTYPES.get(type(value), object)
+        if array is None:
+            array = np.zeros(self.num_envs, dtype) if dtype is not object else np.full(self.num_envs, None, object)
+        elif array.dtype != dtype:
+            # Flags and numbers become numbers. Anything together with a text becomes an object.
+            array = array.astype(np.result_type(array.dtype, dtype) if object not in (array.dtype, dtype) else object)
+        try:
+            array[env_num] = value
+        except OverflowError:  # a whole number beyond 64 bits
+            array = array.astype(np.float64)
+            array[env_num] = float(value)
+        return array
 
-_KINDS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}
+
+_DTYPES = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}
 
 
 class SyncEnvs(_Infos, SyncVectorEnv):
@@ -91,20 +86,22 @@ class SyncEnvs(_Infos, SyncVectorEnv):
 
     def __init__(self, makers: Sequence[MakeAdapted]) -> None:
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        first = cast(AdaptedEnv, self.envs[0])
-        self.left_out, self.memory_horizon = first.left_out, first.memory_horizon
+        env = cast(AdaptedEnv, self.envs[0])
+        self.left_out = env.left_out
+        self.memory_horizon = env.memory_horizon
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As Gymnasium's, but written into new arrays at once: observations that are copies already are not copied
-        again."""
-        observations = _empty(self.single_observation_space, self.num_envs)
-        rewards, infos = np.zeros(self.num_envs), {}
+        """Steps all environments. Unlike Gymnasium's method, it writes observations straight into new arrays, so that
+        they are not copied twice."""
+        observations = _empty_batch(self.single_observation_space, self.num_envs)
+        rewards = np.zeros(self.num_envs)
+        infos: dict[str, Any] = {}
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
             if terminated[i] or truncated[i]:
                 if "final_obs" not in infos:
-                    infos["final_obs"] = _empty(self.single_observation_space, self.num_envs)
+                    infos["final_obs"] = _empty_batch(self.single_observation_space, self.num_envs)
                     infos["_final_obs"] = np.zeros(self.num_envs, bool)
                 _write(infos["final_obs"], i, observation)
                 infos["_final_obs"][i] = True
@@ -116,12 +113,13 @@ class SyncEnvs(_Infos, SyncVectorEnv):
         return observations, rewards, terminated, truncated, infos
 
 
-def _empty(space: spaces.Space, num_envs: int) -> dict[str, np.ndarray]:
-    """Room for a batch of flat observations."""
+def _empty_batch(space: spaces.Space, num_envs: int) -> dict[str, np.ndarray]:
+    """Uninitialised arrays for a batch of flat observations."""
     return cast(dict[str, np.ndarray], create_empty_array(space, num_envs))
 
 
 def _write(batch: dict[str, np.ndarray], row: int, observation: dict[str, np.ndarray]) -> None:
+    """Writes an observation into row `row` of a batch."""
     for name, values in observation.items():
         batch[name][row] = values
 
@@ -129,33 +127,35 @@ def _write(batch: dict[str, np.ndarray], row: int, observation: dict[str, np.nda
 class AsyncEnvs(_Infos, AsyncVectorEnv):
     """Environments in processes, which write their observations to shared memory.
 
-    The processes are new ones, no forks: what is forked from a process that has torch loaded may never wake up."""
+    The processes are not forks of this one: a fork of a process that has loaded torch may hang."""
 
-    def __init__(self, makers: Sequence[MakeAdapted], ready: AdaptedEnv) -> None:
-        """makers: make the environments in their processes; ready: what the first of them gives in this one, where
-        Gymnasium asks it for its spaces and closes it. Raises EnvError if an environment cannot be made."""
-        self.left_out, self.memory_horizon = ready.left_out, ready.memory_horizon
-        self._name, self._timeout = ready.adaptation.name, ready.adaptation.timeout
+    def __init__(self, makers: Sequence[MakeAdapted], env: AdaptedEnv) -> None:
+        """makers: make the environments, each in its process; env: the first maker's environment in this process, whose
+        spaces Gymnasium reads before it closes it. Raises EnvError if an environment cannot be made."""
+        self.left_out = env.left_out
+        self.memory_horizon = env.memory_horizon
+        self._name = env.adaptation.name
+        self._timeout = env.adaptation.timeout
         _check_pickles(makers[0])
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._processes_from: Any = multiprocessing.get_context(method)
+        self._process_context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._processes_from.set_forkserver_preload([__name__])
-        space = ready.observation_space
-        buffer = create_shared_memory(space, n=len(makers), ctx=self._processes_from)
+            self._process_context.set_forkserver_preload([__name__])
+        space = env.observation_space
+        buffer = create_shared_memory(space, n=len(makers), ctx=self._process_context)
         self._restarts = 0
-        self._asked = [0.0] * len(makers)  # when each process got its last command
-        self._began = [False] * len(makers)  # whether it has answered since it was started
+        self._command_times = [0.0] * len(makers)  # of each process's last command
+        self._has_answered = [False] * len(makers)  # since the process was started
         self._episodes: list[tuple[int, int] | None] = [None] * len(makers)  # (seed, number) of each row's episode
         super().__init__(
             makers,
-            shared_memory=False,  # (Gymnasium's does not outlive a process)
+            shared_memory=False,  # Gymnasium's shared memory is lost when a process ends
             context=method,
-            worker=cast(Any, partial(_work, buffer)),
+            worker=cast(Any, partial(run_worker, buffer)),
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
         self.observations = read_from_shared_memory(space, buffer, n=self.num_envs)
-        self._last = self._copied()
+        self._last_observations = self._copy_observations()
 
     def reset_async(self, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> None:
         self._assert_is_running()
@@ -163,25 +163,26 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != self.num_envs:
             raise EnvError(f"seed: expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
-        for i, given in enumerate(seeds):
-            before = self._episodes[i]
-            if given is not None:
-                self._episodes[i] = (int(given), 0)
+        for i, row_seed in enumerate(seeds):
+            if row_seed is not None:
+                self._episodes[i] = (int(row_seed), 0)
+            elif self._episodes[i] is None:
+                self._episodes[i] = (secrets.randbits(31), 0)
             else:
-                self._episodes[i] = (secrets.randbits(31), 0) if before is None else (before[0], before[1] + 1)
+                self._count_episode(i)
             self._send(i, "start", (*cast(tuple[int, int], self._episodes[i]), options))
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         infos: dict[str, Any] = {}
         for i in range(self.num_envs):
-            info, failed = self._receive(i)
-            if failed is not None:
-                info = self._restarted(i, failed)
+            info, failure = self._receive(i)
+            if failure is not None:
+                info = self._restart(i, failure)
             infos = self._add_info(infos, info, i)
         self._state = AsyncState.DEFAULT
-        self._last = self._copied()
-        return self._last, infos
+        self._last_observations = self._copy_observations()
+        return self._last_observations, infos
 
     def step_async(self, actions: Any) -> None:
         self._assert_is_running()
@@ -196,98 +197,103 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         infos: dict[str, Any] = {}
         for i in range(self.num_envs):
-            result, failed = self._receive(i)
-            if failed is not None:
-                final = {name: values[i].copy() for name, values in self._last.items()}
-                self._next_episode(i)
-                info = self._restarted(i, failed)
+            result, failure = self._receive(i)
+            if failure is not None:
+                final = {name: values[i].copy() for name, values in self._last_observations.items()}
+                self._count_episode(i)
+                info = self._restart(i, failure)
                 result = (0.0, False, True, {"final_obs": final, "final_info": {}, **info})
             elif result[1] or result[2]:
-                self._next_episode(i)
+                self._count_episode(i)
             rewards[i], terminated[i], truncated[i], info = result
             infos = self._add_info(infos, info, i)
         self._state = AsyncState.DEFAULT
-        self._last = self._copied()
-        return self._last, rewards, terminated, truncated, infos
+        self._last_observations = self._copy_observations()
+        return self._last_observations, rewards, terminated, truncated, infos
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         answers = [self._receive(i) for i in range(self.num_envs)]
         self._state = AsyncState.DEFAULT
-        for _, failed in answers:
-            if failed is not None:
-                raise EnvironmentFailed(failed[0]) from _cause(failed[1])
+        for _, failure in answers:
+            if failure is not None:
+                message, trace = failure
+                raise EnvironmentFailed(message) from _cause(trace)
         return tuple(result for result, _ in answers)
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """Ends the processes: asks them, and after a few seconds does not ask."""
+        """Ends the processes: first by a command, and after a few seconds by force."""
         for i, pipe in enumerate(self.parent_pipes):
             if not terminate:
                 self._send(i, "close", None)
             pipe.close()
         for process in self.processes:
-            process.join(0 if terminate else _PATIENCE)
+            process.join(0 if terminate else _EXIT_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
 
-    def _copied(self) -> dict[str, np.ndarray]:
+    def _copy_observations(self) -> dict[str, np.ndarray]:
+        """A copy of the observations in the shared memory."""
         return {name: values.copy() for name, values in self.observations.items()}
 
-    def _next_episode(self, i: int) -> None:
-        seed, number = cast(tuple[int, int], self._episodes[i])  # (an episode goes on)
+    def _count_episode(self, i: int) -> None:
+        """Advances the number of environment i's episode."""
+        seed, number = cast(tuple[int, int], self._episodes[i])
         self._episodes[i] = (seed, number + 1)
 
     def _send(self, i: int, command: str, data: Any) -> None:
-        self._asked[i] = time.monotonic()
-        with contextlib.suppress(OSError):  # that a process is gone shows when its answer is awaited
+        """Sends a command to process i."""
+        self._command_times[i] = time.monotonic()
+        with contextlib.suppress(OSError):  # `_receive` reports a process that has ended
             self.parent_pipes[i].send((command, data))
 
     def _receive(self, i: int) -> tuple[Any, tuple[str, str] | None]:
-        """(answer, None) of the process i, or (None, (what went wrong in one line, traceback))."""
+        """(answer, None) of process i, or (None, (error message of one line, traceback))."""
         try:
-            if self._timeout and not self.parent_pipes[i].poll(self._time_left(i)):
+            if self._timeout and not self.parent_pipes[i].poll(self._remaining_seconds(i)):
                 self.processes[i].kill()
-                return None, (f"{self._name}, environment {i}: {overdue(self._timeout)}", "")
+                return None, (f"{self._name}, environment {i}: {overdue_message(self._timeout)}", "")
             result, success = self.parent_pipes[i].recv()
-            self._began[i] = True
+            self._has_answered[i] = True
         except (EOFError, OSError):
             process = self.processes[i]
-            process.join(_PATIENCE)
+            process.join(_EXIT_SECONDS)
             return None, (f"{self._name}, environment {i}: its process ended with exit code {process.exitcode}", "")
         return (result, None) if success else (None, result)
 
-    def _time_left(self, i: int) -> float:
-        """Seconds to wait for process i: it may step and reset, and its own alarm, which tells more, goes first."""
-        limit = 2 * self._timeout + _PATIENCE / 5 + (0.0 if self._began[i] else _STARTING)
-        return max(0.0, self._asked[i] + limit - time.monotonic())
+    def _remaining_seconds(self, i: int) -> float:
+        """The seconds to wait for process i. A command may include a step and a reset. The alarm in the process comes
+        first, since its message says more."""
+        limit = 2 * self._timeout + _EXIT_SECONDS / 5 + (0.0 if self._has_answered[i] else _START_SECONDS)
+        return max(0.0, self._command_times[i] + limit - time.monotonic())
 
-    def _restarted(self, i: int, failed: tuple[str, str]) -> dict[str, Any]:
-        """A new process for environment i, which begins the row's episode: its info. Raises EnvironmentFailed after
-        `MOST_RESTARTS` restarts."""
+    def _restart(self, i: int, failure: tuple[str, str]) -> dict[str, Any]:
+        """Starts a new process for environment i and begins the row's episode in it. Returns the episode's first info.
+        Raises EnvironmentFailed after `MOST_RESTARTS` restarts. failure: error message and traceback."""
         while True:
-            message, trace = failed
+            message, trace = failure
             self.parent_pipes[i].close()
-            self.processes[i].join(_PATIENCE)
+            self.processes[i].join(_EXIT_SECONDS)
             if self.processes[i].is_alive():
                 self.processes[i].kill()
             if self._restarts == MOST_RESTARTS:
-                failure = EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
-                raise failure from _cause(trace)
+                error = EnvironmentFailed(f"{message} (after {MOST_RESTARTS} restarts of processes)")
+                raise error from _cause(trace)
             self._restarts += 1
-            told = f"{message}; its process is restarted ({self._restarts} of at most {MOST_RESTARTS} times)"
-            warnings.warn(f"{told}\n{trace}".strip(), EnvironmentWarning, stacklevel=2)
-            self._start(i)
+            warning = f"{message}; its process is restarted ({self._restarts} of at most {MOST_RESTARTS} times)"
+            warnings.warn(f"{warning}\n{trace}".strip(), EnvironmentWarning, stacklevel=2)
+            self._start_process(i)
             self._send(i, "start", (*(self._episodes[i] or (secrets.randbits(31), 0)), None))
-            info, failure = self._receive(i)
-            if failure is None:
+            info, new_failure = self._receive(i)
+            if new_failure is None:
                 return info
-            failed = failure
+            failure = new_failure
 
-    def _start(self, i: int) -> None:
-        """A process for environment i, as Gymnasium's constructor starts it."""
-        parent_pipe, child_pipe = self._processes_from.Pipe()
+    def _start_process(self, i: int) -> None:
+        """Starts a process for environment i, in the same way as Gymnasium's constructor."""
+        parent_pipe, child_pipe = self._process_context.Pipe()
         with clear_mpi_env_vars():
-            process = self._processes_from.Process(
+            process = self._process_context.Process(
                 target=self.worker,
                 name=f"Worker<{type(self).__name__}>-{i}",
                 args=(i, CloudpickleWrapper(self.env_fns[i]), child_pipe, parent_pipe, None, None, None, None),
@@ -295,8 +301,9 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
             )
             process.start()
         child_pipe.close()
-        self.parent_pipes[i], self.processes[i] = parent_pipe, process
-        self._began[i] = False
+        self.parent_pipes[i] = parent_pipe
+        self.processes[i] = process
+        self._has_answered[i] = False
 
     def _check_spaces(self) -> None:
         """Raises EnvError for an environment that could not be made, or has other spaces than the first."""
@@ -304,10 +311,10 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         for i in range(self.num_envs):
             self._send(i, "_check_spaces", spaces)
         for i in range(self.num_envs):
-            same, failed = self._receive(i)
-            if failed is not None:
-                raise EnvError(failed[0])
-            if not same:
+            has_same_spaces, failure = self._receive(i)
+            if failure is not None:
+                raise EnvError(failure[0])
+            if not has_same_spaces:
                 raise EnvError(f"{self._name}, environment {i}: expected the spaces of the first one, got others")
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
@@ -315,81 +322,18 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
             raise EnvironmentFailed(f"{self._name}: an attribute could not be set")
 
 
-def _work(buffer: Any, index: int, make: MakeAdapted, pipe: Connection, parent_pipe: Connection, *_: Any) -> None:
-    """What a process does: makes its environment and answers (result, True), or ((message, traceback), False) once."""
-    parent_pipe.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us when it is done
-    for name in ("SIGTERM", "SIGHUP"):  # to all processes of a job: the parent finishes its update with us
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end_soon)
-    env = None
-    try:
-        env = make()
-        while True:
-            command, data = pipe.recv()
-            if command == "close":
-                break
-            pipe.send((_answer(env, buffer, index, command, data), True))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone
-    except BaseException as error:  # noqa: BLE001, whatever a stranger's code does
-        name = (
-            "" if isinstance(error, (EnvironmentFailed, EnvError)) else f"environment {index}: {type(error).__name__}: "
-        )
-        message = f"{name}{' '.join(str(error).split())}"
-        with contextlib.suppress(OSError):
-            pipe.send(((message, traceback.format_exc()), False))
-    finally:
-        if env is not None:
-            with contextlib.suppress(Exception):
-                env.close()
-
-
-def _end_soon(*_: Any) -> None:
-    """Ends this process in a while: when it is stopped it must not wait for a parent that waits for it."""
-    ending = threading.Timer(_ENDING, os._exit, (143,))
-    ending.daemon = True
-    ending.start()
-
-
 def _cause(trace: str) -> Exception | None:
-    """A traceback from a process as what an error here comes from; None if there is none."""
+    """A process's traceback as the cause of an error in this process; None if there is no traceback."""
     return RuntimeError(f"in its process:\n{trace}") if trace else None
 
 
 def _check_pickles(make: MakeAdapted) -> None:
-    """Raises EnvError for an environment that no other process can get."""
+    """Raises EnvError for an environment that cannot be pickled, and so cannot be sent to another process."""
     try:
         cloudpickle.dumps(make)
-    except Exception as error:  # pickling calls whatever the environment defines
+    except Exception as error:  # pickling calls the environment's own methods
         message = " ".join(str(error).split())[:200]
         raise EnvError(
             "environment: expected one that can be pickled, since it runs in a process of its own, got "
             f"{type(error).__name__}: {message}"
         ) from error
-
-
-def _answer(env: AdaptedEnv, buffer: Any, index: int, command: str, data: Any) -> Any:
-    """The answer to one command. Observations go to the shared memory."""
-    if command == "step":
-        observation, reward, terminated, truncated, info = env.step(data)
-        if terminated or truncated:
-            final, final_info = observation, info
-            observation, info = env.reset()
-            info = {"final_obs": final, "final_info": final_info, **info}
-        write_to_shared_memory(env.observation_space, index, observation, buffer)
-        return reward, terminated, truncated, info
-    if command == "start":
-        observation, info = env.start(*data)
-        write_to_shared_memory(env.observation_space, index, observation, buffer)
-        return info
-    if command == "_call":
-        name, args, kwargs = data
-        attribute = env.get_wrapper_attr(name)
-        return attribute(*args, **kwargs) if callable(attribute) else attribute
-    if command == "_setattr":
-        env.set_wrapper_attr(*data)
-        return None
-    if command == "_check_spaces":
-        return data == (env.observation_space, env.action_space)
-    raise ValueError(f"unknown command {command!r}")

@@ -1,4 +1,4 @@
-"""The wraps of `envs.core_wrappers` by name, as a command line gives them: `--wrap stretch=10 --wrap episodes=4`."""
+"""Parses the wraps of `envs.core_wrappers` from texts, as in `--wrap stretch=10 --wrap episodes=4`."""
 
 from __future__ import annotations
 
@@ -13,84 +13,96 @@ from expire_span_rl.envs.errors import NAME, EnvError, unknown_name
 
 MOST_STEPS = 10**6
 MOST_EPISODES = 1000
-MOST_TIMES = MOST_STEPS + 1  # as long an episode may become as it was
+MAX_LENGTH_FACTOR = MOST_STEPS + 1  # by which all wraps together may lengthen an episode
 MOST_WRAPS = 8
+
+BuildWrap = Callable[[EnvCore], CoreWrapper]
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _WrapKind:
     """One line of the table of wraps."""
 
     expected: str
-    """What its value must be, and an example."""
-    build: Callable[[str], Callable[[EnvCore], CoreWrapper] | None]
-    """What a value asks for; None for a value it cannot read."""
-    times: Callable[[str], int] = lambda value: 1
-    """How many times as long a value that it can read makes an episode."""
+    """The values that the wrap takes, and an example, for messages."""
+    parse: Callable[[str], BuildWrap | None]
+    """Reads the value after the equals sign; None if it is invalid."""
+    length_factor: Callable[[str], int] = lambda value: 1
+    """The factor by which a valid value lengthens an episode."""
 
 
-def _whole(text: str, low: int, high: int) -> int | None:
+def _parse_whole_number(text: str, low: int, high: int) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high else None
 
 
-def _stretch(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
-    steps = _whole(text, 0, MOST_STEPS)
+def _parse_stretch(text: str) -> BuildWrap | None:
+    steps = _parse_whole_number(text, 0, MOST_STEPS)
     return None if steps is None else lambda core: Stretch(core, steps)
 
 
-def _episodes(fresh: bool) -> Callable[[str], Callable[[EnvCore], CoreWrapper] | None]:
-    def build(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
-        count = _whole(text, 1, MOST_EPISODES)
-        return None if count is None else lambda core: Episodes(core, count, fresh)
-
-    return build
+def _parse_episodes(text: str) -> BuildWrap | None:
+    count = _parse_whole_number(text, 1, MOST_EPISODES)
+    return None if count is None else lambda core: Episodes(core, count, fresh=False)
 
 
-def _occlude(text: str) -> Callable[[EnvCore], CoreWrapper] | None:
+def _parse_fresh_episodes(text: str) -> BuildWrap | None:
+    count = _parse_whole_number(text, 1, MOST_EPISODES)
+    return None if count is None else lambda core: Episodes(core, count, fresh=True)
+
+
+def _parse_occlude(text: str) -> BuildWrap | None:
     intervals = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?:/(\d{1,9}))?", part)
+    for interval in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?:/(\d{1,9}))?", interval)
         if match is None:
             return None
-        first = int(match[1])
-        last = first if match[2] is None else int(match[2])
+        start = int(match[1])
+        end = start if match[2] is None else int(match[2])
         period = None if match[3] is None else int(match[3])
-        if last < first or (period is not None and last >= period):
+        if end < start or (period is not None and end >= period):
             return None
-        intervals.append((first, last, period))
+        intervals.append((start, end, period))
     return lambda core: Occlude(core, intervals)
 
 
-WRAPS: dict[str, _Kind] = {
-    "stretch": _Kind(
-        f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10", _stretch, lambda value: int(value) + 1
+WRAPS: dict[str, _WrapKind] = {
+    "stretch": _WrapKind(
+        f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10",
+        _parse_stretch,
+        lambda value: int(value) + 1,
     ),
-    "episodes": _Kind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _episodes(fresh=False), int),
-    "fresh_episodes": _Kind(
-        f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _episodes(fresh=True), int
+    "episodes": _WrapKind(f"a whole number from 1 to {MOST_EPISODES}, as in episodes=4", _parse_episodes, int),
+    "fresh_episodes": _WrapKind(
+        f"a whole number from 1 to {MOST_EPISODES}, as in fresh_episodes=4", _parse_fresh_episodes, int
     ),
-    "occlude": _Kind("steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas", _occlude),
+    "occlude": _WrapKind(
+        "steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas", _parse_occlude
+    ),
 }
 
 
-def parse_wraps(texts: Sequence[str]) -> list[Callable[[EnvCore], CoreWrapper]]:
-    """What `["stretch=10", "episodes=4"]` asks for: functions from a core to the wrapped one, in the order given.
-    `["none"]` is no wraps. Raises EnvError, one line, for an unknown wrap, a value it cannot take, or too much of it
-    together."""
+def parse_wraps(texts: Sequence[str]) -> list[BuildWrap]:
+    """Parses `["stretch=10", "episodes=4"]` to functions from a core to the wrapped core, in the same order.
+
+    `["none"]` gives no wraps. Raises EnvError, one line, for an unknown wrap, an invalid value, too many wraps, or
+    wraps that together make episodes too long."""
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise EnvError(f"wraps: expected a list such as ['stretch=10', 'episodes=4'], got {shown(repr(texts), NAME)}")
     if len(texts) > MOST_WRAPS:
         raise EnvError(f"wraps: expected at most {MOST_WRAPS}, got {len(texts)}")
-    builders, times = [], 1
+    builders = []
+    length_factor = 1
     for text in [] if list(texts) == ["none"] else texts:
         name, equals, value = text.partition("=")
         if name not in WRAPS:
             raise unknown_name("wrap", name, WRAPS)
-        built = WRAPS[name].build(value) if equals else None
-        if built is None:
+        builder = WRAPS[name].parse(value) if equals else None
+        if builder is None:
             raise EnvError(f"wrap {name}: expected {WRAPS[name].expected}, got {quoted(text, NAME)}")
-        builders.append(built)
-        times *= WRAPS[name].times(value)
-    if times > MOST_TIMES:
-        raise EnvError(f"wraps: expected episodes of at most {MOST_TIMES:,} times their length, got {times:,} times")
+        builders.append(builder)
+        length_factor *= WRAPS[name].length_factor(value)
+    if length_factor > MAX_LENGTH_FACTOR:
+        raise EnvError(
+            f"wraps: expected episodes of at most {MAX_LENGTH_FACTOR:,} times their length, got {length_factor:,} times"
+        )
     return builders

@@ -31,7 +31,7 @@ from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.building import build
 from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_vec_env
 from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
-from expire_span_rl.envs.timeout import Overdue, within
+from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.settings import resolve
 
 TRAIN = [*SMALL, "--device", "cpu", "--quiet", "--memory-image-every", "0"]
@@ -388,12 +388,12 @@ def test_the_limit_is_of_one_call_and_only_where_it_can_be_set():
     """Two calls that are short enough are, however long together; in a thread there is no limit, and without one
     none."""
     for _ in range(3):
-        assert within(0.3, lambda: time.sleep(0.15) or 7) == 7
+        assert call_within(0.3, lambda: time.sleep(0.15) or 7) == 7
     with pytest.raises(Overdue, match="within 0.05 s"):
-        within(0.05, time.sleep, 5)
-    assert within(0, lambda: 7) == 7
+        call_within(0.05, time.sleep, 5)
+    assert call_within(0, lambda: 7) == 7
     answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(within(0.05, lambda: time.sleep(0.2) or 7)))
+    thread = threading.Thread(target=lambda: answers.append(call_within(0.05, lambda: time.sleep(0.2) or 7)))
     thread.start()
     thread.join()
     assert answers == [7]
@@ -422,7 +422,7 @@ def test_native_code_that_hangs_is_ended_in_a_process_of_its_own(monkeypatch):
     """Its episode ends truncated, and the process is started again."""
     from expire_span_rl.envs import gym_adapter
 
-    monkeypatch.setattr(gym_adapter, "drawn_action", lambda space: 0)
+    monkeypatch.setattr(gym_adapter, "sample_action", lambda space: 0)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     env = make_vec_env(Native, 1, vectorization="async", env_timeout=0.2)
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Environments as strangers write them, for tests: any spaces, and the ways to break Gymnasium's contract."""
+"""Environments of other authors, for tests: all spaces, and violations of Gymnasium's interface."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEAVES: dict[str, spaces.Space] = {
     "multi_binary_matrix": spaces.MultiBinary([2, 2]),
     "text": spaces.Text(20),
 }
-"""Spaces without parts that a policy can read."""
+"""The spaces without parts that a policy supports."""
 ACTIONS: dict[str, spaces.Space] = {
     "discrete": spaces.Discrete(3),
     "discrete_from_minus_1": spaces.Discrete(3, start=-1),
@@ -44,7 +44,7 @@ ACTIONS: dict[str, spaces.Space] = {
 
 
 class Stranger(gym.Env):
-    """Draws its observations from its space; each episode has its own generator, which actions move on."""
+    """Draws its observations from its space, which each episode seeds. Actions do not change what is drawn."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
 
@@ -55,8 +55,10 @@ class Stranger(gym.Env):
         length: int = 5,
         render_mode: str | None = None,
     ):
-        self.observation_space, self.action_space = copy.deepcopy(observation_space), copy.deepcopy(action_space)
-        self.length, self.render_mode = length, render_mode
+        self.observation_space = copy.deepcopy(observation_space)
+        self.action_space = copy.deepcopy(action_space)
+        self.length = length
+        self.render_mode = render_mode
         self.seeds: list[int | None] = []
         self.t = 0
 
@@ -86,7 +88,7 @@ class Stranger(gym.Env):
 
 
 class Counter(Stranger):
-    """Shows the step it is at, and writes to the same array again and again."""
+    """Shows the number of its step, always in the same array."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(spaces.Box(-1e6, 1e6, (2,), np.float32), **kwargs)
@@ -98,7 +100,7 @@ class Counter(Stranger):
 
 
 class Patched(Counter):
-    """A `Counter` of which one method is another: `Patched("reward", lambda env, action: ...)`."""
+    """A `Counter` with one method replaced: `Patched("reward", lambda env, action: ...)`."""
 
     def __init__(self, method: str, replacement: Callable[..., Any], **kwargs: Any):
         super().__init__(**kwargs)
@@ -106,41 +108,54 @@ class Patched(Counter):
 
 
 class Dying(Counter):
-    """In the process of a vector's environment 1 (its first seed is odd), at step `at` of the episodes that `when`
-    names: raises, or ends its process."""
+    """Fails in a worker process, at step `step_number` of the episodes whose seeds are in `failing_seeds`. failure:
+    "kill" ends the process; the name of an error raises it."""
 
-    def __init__(self, how: str = "KeyError", at: int = 3, when: tuple[int, ...] = (0,), length: int = 5):
+    def __init__(
+        self,
+        failure: str = "KeyError",
+        step_number: int = 3,
+        failing_seeds: tuple[int, ...] = (0,),
+        length: int = 5,
+    ):
         super().__init__(length=length)
-        self.how, self.at, self.when = how, at, when
+        self.failure = failure
+        self.step_number = step_number
+        self.failing_seeds = failing_seeds
         self.parent = os.environ.get("PARENT_OF_WORKERS")
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
-        if self.seeds[-1] in self.when and self.t + 1 == self.at and str(os.getpid()) != self.parent:
-            if self.how == "kill":
+        is_worker = str(os.getpid()) != self.parent
+        if is_worker and self.seeds[-1] in self.failing_seeds and self.t + 1 == self.step_number:
+            if self.failure == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise {"KeyError": KeyError, "SystemExit": SystemExit}[self.how]("the simulator went away")
+            raise {"KeyError": KeyError, "SystemExit": SystemExit}[self.failure]("the simulator went away")
         return super().step(action)
 
 
 class Maker:
-    """Makes `kind(**kwargs)`; pickles."""
+    """Makes `env_class(**kwargs)`. Can be pickled."""
 
-    def __init__(self, kind: type[gym.Env], **kwargs: Any):
-        self.kind, self.kwargs = kind, kwargs
-        self.__name__ = kind.__name__
+    def __init__(self, env_class: type[gym.Env], **kwargs: Any):
+        self.env_class = env_class
+        self.kwargs = kwargs
+        self.__name__ = env_class.__name__
 
     def __call__(self) -> gym.Env:
-        return self.kind(**self.kwargs)
+        return self.env_class(**self.kwargs)
 
 
 class Batch(VectorEnv):
-    """A stranger's vector environment that steps a batch by itself: counters, of which environment b ends every b + 2
-    steps."""
+    """A vector environment of another author, which steps a batch of counters by itself. Environment b ends an episode
+    every b + 2 steps."""
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
-    def __init__(self, num_envs: int = 3, masks: str | None = None, **broken: Any):
-        self.num_envs, self.masks, self.broken = num_envs, masks, broken
+    def __init__(self, num_envs: int = 3, masks: str | None = None, **fault: Any):
+        """fault: `at` and `value`: from step 4 on, entry `at` of a step's result is `value`."""
+        self.num_envs = num_envs
+        self.masks = masks
+        self.fault = fault
         parts: dict[str, spaces.Space] = {
             "clock": spaces.Box(0, 100, (1,), np.float32),
             "n": spaces.Discrete(9, start=1),
@@ -152,31 +167,33 @@ class Batch(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.clock = np.zeros(num_envs, np.int64)
-        self.steps, self.seed = 0, None
+        self.steps = 0
+        self.seed = None
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict]:
-        self.seed, self.steps = seed, 0
+        self.seed = seed
+        self.steps = 0
         self.clock[:] = 0
         return self._observe(), self._masks()
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
         self.steps += 1
         self.clock += 1
-        over = self.clock == np.arange(self.num_envs) + 2
+        done = self.clock == np.arange(self.num_envs) + 2
         infos: dict[str, Any] = {
             "speed": self.clock * 0.5,
             "ragged": np.array([None] * self.num_envs),
             "shaping": np.ones(self.num_envs),
         }
-        if over.any():
-            final_info = {"is_success": over & (actions == 1), "_is_success": over, "shaping": np.ones(self.num_envs)}
-            infos |= {"final_obs": self._observe(), "_final_obs": over, "final_info": final_info, "_final_info": over}
+        if done.any():
+            final_info = {"is_success": done & (actions == 1), "_is_success": done, "shaping": np.ones(self.num_envs)}
+            infos |= {"final_obs": self._observe(), "_final_obs": done, "final_info": final_info, "_final_info": done}
         reward = self.clock.astype(np.float64)
-        self.clock[over] = 0
-        outcome = [self._observe(), reward, over, np.zeros(self.num_envs, bool), infos | self._masks()]
-        if self.steps >= 4 and "at" in self.broken:
-            outcome[self.broken["at"]] = self.broken["value"]
-        return tuple(outcome)
+        self.clock[done] = 0
+        result = [self._observe(), reward, done, np.zeros(self.num_envs, bool), infos | self._masks()]
+        if self.steps >= 4 and "at" in self.fault:
+            result[self.fault["at"]] = self.fault["value"]
+        return tuple(result)
 
     def _observe(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"clock": self.clock[:, None].astype(np.float32), "n": 1 + self.clock % 9}
@@ -194,7 +211,7 @@ class Batch(VectorEnv):
 
 
 def assert_same(left, right) -> None:
-    """Equal in structure, dtype and every value."""
+    """Asserts equal structure, dtypes and values."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:

@@ -1,4 +1,4 @@
-"""Copying's batched rules against a plain transcription, one step and environment at a time."""
+"""Copying's batched rules against a slow reference, one step and environment at a time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from expire_span_rl.envs.copying import Copying
 
 
 class PlainCopying:
-    """The whole stream written down before it begins; noise is taken from the core, which alone draws it."""
+    """The lists of all steps of an episode. Noise has no symbol here, since only the core draws it."""
 
     def __init__(self, string: list[int], delay: int, vocabulary: int):
-        n, silence = len(string), vocabulary
+        n = len(string)
+        silence = vocabulary
         self.places = [*range(n), *[n] * delay, *range(n)]
         self.symbols = [*string, *[None] * delay, *[silence] * n]
         self.targets = [silence] * (n + delay) + string
-        self.asked = [False] * (n + delay) + [True] * n
-        self.right, self.t = 0, 0
+        self.is_query = [False] * (n + delay) + [True] * n
+        self.right = 0
+        self.t = 0
 
     def step(self, action: int) -> tuple[float, bool]:
-        if self.asked[self.t]:
+        if self.is_query[self.t]:
             self.right += action == self.targets[self.t]
         self.t += 1
-        over = self.t == len(self.targets)
-        return (self.right / sum(self.asked) if over else 0.0), over
+        terminated = self.t == len(self.targets)
+        return (self.right / sum(self.is_query) if terminated else 0.0), terminated
 
 
 @settings(deadline=None, max_examples=50)
@@ -38,44 +40,50 @@ class PlainCopying:
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-def test_the_core_is_the_plain_task(length, delay, vocabulary, seed, data):
-    core, rows = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary), np.arange(3)
+def test_the_core_agrees_with_the_reference(length, delay, vocabulary, seed, data):
+    core = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary)
+    rows = np.arange(3)
     core.reset(rows, seed + rows)
 
-    def fresh(row: int) -> PlainCopying:
+    def make_reference(row: int) -> PlainCopying:
         return PlainCopying(core.string[row].tolist(), int(core.delay[row]), vocabulary)
 
-    plain = [fresh(row) for row in rows]
-    ended = 0
+    references = [make_reference(row) for row in rows]
+    num_episodes = 0
     for _ in range(2 * (2 * length + delay)):
-        seen = core.observe()
-        assert core.target().tolist() == [one.targets[one.t] for one in plain]
-        assert core.decisions().tolist() == [one.asked[one.t] for one in plain]
-        assert core.facts().tolist() == [one.t if one.t < length else -1 for one in plain]
-        for row, one in enumerate(plain):
-            assert core.single_observation_space.contains(seen[row])
-            assert seen[row, 1] == one.places[one.t]
-            symbol = one.symbols[one.t]
-            assert seen[row, 0] == symbol if symbol is not None else 0 <= seen[row, 0] < vocabulary
+        observation = core.observe()
+        assert core.target().tolist() == [reference.targets[reference.t] for reference in references]
+        assert core.decisions().tolist() == [reference.is_query[reference.t] for reference in references]
+        assert core.facts().tolist() == [reference.t if reference.t < length else -1 for reference in references]
+        for row, reference in enumerate(references):
+            assert core.single_observation_space.contains(observation[row])
+            symbol, place = observation[row]
+            assert place == reference.places[reference.t]
+            expected = reference.symbols[reference.t]
+            assert symbol == expected if expected is not None else 0 <= symbol < vocabulary
         actions = np.array(data.draw(st.lists(st.integers(0, vocabulary), min_size=3, max_size=3)))
         if data.draw(st.booleans()):
             actions = core.target()
         reward, terminated, truncated = core.step(actions)
-        outcome = [one.step(int(action)) for one, action in zip(plain, actions, strict=True)]
+        outcome = [reference.step(int(action)) for reference, action in zip(references, actions, strict=True)]
         assert [*zip(reward.tolist(), terminated.tolist(), strict=True)] == outcome and not truncated.any()
-        said = core.final_info()
+        info = core.final_info()
         for row in np.flatnonzero(terminated):
-            assert said["right"][row] == plain[row].right and said["asked"][row] == length
-            assert said["is_success"][row] == (plain[row].right == length) and said["delay"][row] == core.delay[row]
+            right = references[row].right
+            assert info["right"][row] == right and info["asked"][row] == length
+            assert info["is_success"][row] == (right == length) and info["delay"][row] == core.delay[row]
         if terminated.any():
             core.reset(np.flatnonzero(terminated))
-            plain = [fresh(row) if terminated[row] else one for row, one in enumerate(plain)]
-            ended += terminated.sum()
-    assert ended >= 3
+            references = [
+                make_reference(row) if terminated[row] else reference for row, reference in enumerate(references)
+            ]
+            num_episodes += terminated.sum()
+    assert num_episodes >= 3
 
 
-def test_strings_noise_and_delays_are_spread_evenly():
-    core, rows = Copying(4000, delay=64, min_delay=1, delay_distribution="log_uniform"), np.arange(4000)
+def test_strings_noise_and_delays_have_their_distributions():
+    core = Copying(4000, delay=64, min_delay=1, delay_distribution="log_uniform")
+    rows = np.arange(4000)
     core.reset(rows, rows)
     np.testing.assert_allclose(np.bincount(core.string.ravel(), minlength=10) / core.string.size, 0.1, atol=0.01)
     assert core.delay.min() == 1 and core.delay.max() == 64
@@ -86,7 +94,7 @@ def test_strings_noise_and_delays_are_spread_evenly():
     np.testing.assert_allclose(np.bincount(noise, minlength=10) / len(noise), 0.1, atol=0.03)
 
 
-def test_a_fixed_delay_is_the_default_and_training_draws_delays():
+def test_the_delay_is_fixed_by_default_and_drawn_in_training():
     env = envs.make_vec_env("Copy-v0", 8, delay=5)
     env.reset(seed=0)
     assert env.unwrapped.core.delay.tolist() == [5] * 8 and env.memory_horizon == 25
@@ -103,6 +111,6 @@ def test_a_fixed_delay_is_the_default_and_training_draws_delays():
         ({"delay_distribution": "log"}, "^delay_distribution: expected one of 'uniform', 'log_uniform', got 'log'$"),
     ],
 )
-def test_values_out_of_range_are_told_in_one_line(kwargs, message):
+def test_values_out_of_range_give_an_error_of_one_line(kwargs, message):
     with pytest.raises(ValueError, match=message):
         envs.make_env("Copy-v0", **kwargs)

@@ -1,4 +1,4 @@
-"""Which images are MiniGrid's cells: by the environment and its wrappers, or because the user says so."""
+"""Recognising images of MiniGrid's cells: by the environment and its wrappers, or by the user's setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expire_span_rl.spaces import Cells, Words
 
 
 class Passes(gym.ObservationWrapper):
-    """A user's, which leaves the image alone."""
+    """A user's wrapper that does not change the image."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -25,7 +25,7 @@ class Passes(gym.ObservationWrapper):
 
 
 class Scrambles(gym.ObservationWrapper):
-    """A user's, which keeps the space and changes what the numbers mean."""
+    """A user's wrapper that keeps the space and changes the meaning of the numbers."""
 
     def observation(self, observation):
         return {**observation, "image": observation["image"] // 2}
@@ -50,7 +50,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("wrap", "expected"), CASES.values(), ids=CASES)
-def test_cells_are_found_through_wrappers(wrap, expected):
+def test_cells_are_recognised_through_wrappers(wrap, expected):
     def make():
         return wrap(gym.make("MiniGrid-MemoryS7-v0"))
 
@@ -60,7 +60,7 @@ def test_cells_are_found_through_wrappers(wrap, expected):
         env.reset(seed=0)
 
 
-def test_missions_are_words_and_our_tasks_have_cells():
+def test_missions_are_words_and_the_gridworlds_have_cells():
     space = envs.make_vec_env("BabyAI-GoToLocal-v0", 2).single_observation_space
     assert isinstance(space["mission"], Words) and isinstance(space["image"], Cells)
     observation, _ = envs.make_env("BabyAI-GoToLocal-v0").reset(seed=0)
@@ -73,7 +73,7 @@ def test_missions_are_words_and_our_tasks_have_cells():
 GRID = spaces.Box(0, 255, (5, 4, 3), np.uint8)
 
 
-def test_a_user_may_say_that_an_image_is_one_of_cells():
+def test_a_user_may_declare_that_an_image_holds_cells():
     def grid(env):
         return np.full((5, 4, 3), 3 if env.t < 3 else 9, np.uint8)
 
@@ -96,7 +96,7 @@ def test_a_user_may_say_that_an_image_is_one_of_cells():
         vector.step(np.zeros(2, int))
 
 
-def test_what_cannot_be_cells_is_refused():
+def test_observations_that_cannot_hold_cells_are_refused():
     with pytest.raises(
         envs.EnvError, match="^encoder: expected one of 'auto', 'cells', got 'cell'|: encoder: expected one"
     ):

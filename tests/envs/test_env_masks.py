@@ -1,4 +1,4 @@
-"""Which actions are allowed: said in the observation, in the info or by a method; the same entry for all."""
+"""Action masks: given in the observation, in the info or by a method, they become the same entry."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from expire_span_rl.envs.masks import ActionMasks
 from expire_span_rl.spaces import Mask, SpaceError, mask_size
 
 MASKED = ["discrete", "discrete_from_minus_1", "multi_discrete", "multi_discrete_matrix", "multi_binary"]
-WAYS = ["observation", "info", "method"]
+SOURCES = ["observation", "info", "method"]
 
 
 class Masked(Counter):
-    """Says by one of the ways that all values of an action are allowed but, of each of its numbers, that of the
+    """Gives an action mask. For each number of an action, all values are allowed except one, which depends on the
     step."""
 
-    def __init__(self, way: str, action_space: spaces.Space = ACTIONS["discrete"], mask: Any = None, **kwargs: Any):
+    def __init__(self, source: str, action_space: spaces.Space = ACTIONS["discrete"], mask: Any = None, **kwargs: Any):
         super().__init__(action_space=action_space, **kwargs)
-        self.way, self.mask = way, mask
+        self.source = source
+        self.mask = mask
         size = mask_size(action_space) or 2
-        if way == "observation":
+        if source == "observation":
             self.observation_space = spaces.Dict(
                 {"clock": self.observation_space, "action_mask": spaces.MultiBinary(size)}
             )
-        if way == "method":
+        if source == "method":
             self.action_masks = self.allowed
 
     def allowed(self) -> Any:
         if self.mask is not None and self.t:
             return self.mask
-        space, allowed = self.action_space, []
+        space = self.action_space
+        allowed = []
         nvec = space.nvec.ravel() if isinstance(space, spaces.MultiDiscrete) else [getattr(space, "n", 2)]
         sizes = [2] * int(np.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else nvec
         for size in sizes:
@@ -47,51 +49,52 @@ class Masked(Counter):
 
     def observe(self) -> Any:
         clock = super().observe()
-        return {"clock": clock, "action_mask": np.int8(self.allowed())} if self.way == "observation" else clock
+        return {"clock": clock, "action_mask": np.int8(self.allowed())} if self.source == "observation" else clock
 
     def info(self) -> dict:
-        return {"action_mask": self.allowed()} if self.way == "info" else {}
+        return {"action_mask": self.allowed()} if self.source == "info" else {}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", MASKED)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_mask_is_the_same_entry_whatever_way_it_is_said(way, name, wrapped):
+def test_a_mask_becomes_the_same_entry_from_every_source(source, name, wrapped):
     def make():
-        env = Masked(way, ACTIONS[name], length=3)
+        env = Masked(source, ACTIONS[name], length=3)
         return gym.wrappers.TimeLimit(env, 100) if wrapped else env
 
-    vector, single = envs.make_vec_env(make, 2), envs.wrap_env(make())
+    vector = envs.make_vec_env(make, 2)
+    single = envs.wrap_env(make())
     size = {"discrete": 3, "discrete_from_minus_1": 3, "multi_discrete": 7, "multi_discrete_matrix": 14}.get(name, 6)
     assert vector.single_observation_space["action_mask"] == Mask(size)
     assert vector.single_observation_space == single.observation_space
     observation, _ = vector.reset(seed=0)
-    plain = Masked("info", ACTIONS[name])
+    reference = Masked("info", ACTIONS[name])
     vector.action_space.seed(0)
     for t in range(1, 8):
-        plain.t = (t - 1) % 3
+        reference.t = (t - 1) % 3
         for b in range(2):
-            assert observation["action_mask"][b].tolist() == plain.allowed().tolist()
+            assert observation["action_mask"][b].tolist() == reference.allowed().tolist()
         assert observation["action_mask"].dtype == np.int8
         observation, _, terminated, _, infos = vector.step(vector.action_space.sample())
         assert vector.observation_space.contains(observation)
         if terminated[0]:
-            plain.t = 3
-            assert infos["final_obs"]["action_mask"][0].tolist() == plain.allowed().tolist()
+            reference.t = 3
+            assert infos["final_obs"]["action_mask"][0].tolist() == reference.allowed().tolist()
             assert "action_mask" not in infos["final_info"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_mask_without_an_allowed_action_is_told(way):
-    """Not at the end of an episode, where there is nothing to choose any more: there all are allowed."""
-    vector = envs.make_vec_env(lambda: Masked(way, length=1, mask=np.zeros(3, np.int8)), 2)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_mask_without_an_allowed_action_is_an_error(source):
+    """Except at the end of an episode, where no action follows: there the mask becomes one that allows all."""
+    vector = envs.make_vec_env(lambda: Masked(source, length=1, mask=np.zeros(3, np.int8)), 2)
     vector.reset(seed=0)
     *_, infos = vector.step(np.zeros(2, int))
     assert infos["final_obs"]["action_mask"].tolist() == [[1, 1, 1]] * 2
     with pytest.raises(
         envs.EnvError, match="^Masked: action_mask: expected at least one action that is allowed, got none$"
     ):
-        envs.make_vec_env(lambda: Masked(way, mask=np.zeros(3, np.int8)), 2)
+        envs.make_vec_env(lambda: Masked(source, mask=np.zeros(3, np.int8)), 2)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_a_mask_without_an_allowed_action_is_told(way):
         (np.zeros(3), "expected at least one action that is allowed, got none"),
     ],
 )
-def test_a_wrong_mask_is_told(mask, message):
+def test_an_invalid_mask_is_an_error(mask, message):
     with pytest.raises(SpaceError) as caught:
         ActionMasks(spaces.Discrete(3))(mask)
     assert str(caught.value) == f"action_mask: {message}"
@@ -120,10 +123,10 @@ def test_a_mask_must_allow_a_value_of_every_number_of_an_action():
     assert ActionMasks(spaces.Discrete(3, start=-1)).allowed_action(np.array([0, 1, 1])) == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_continuous_actions_have_no_mask(way):
+@pytest.mark.parametrize("source", SOURCES)
+def test_continuous_actions_have_no_mask(source):
     def make():
-        return Masked(way, ACTIONS["box"], mask=np.ones(2))
+        return Masked(source, ACTIONS["box"], mask=np.ones(2))
 
     for call in (lambda: envs.make_env(make), lambda: envs.make_vec_env(make, 2)):
         with pytest.raises(
@@ -133,23 +136,23 @@ def test_continuous_actions_have_no_mask(way):
 
 
 def test_the_mask_of_taxi_and_of_long_trajectories():
-    """Distraction and occlusion hide what is seen, not what is allowed."""
-    plain = envs.make_vec_env("Taxi-v4", 2)
+    """Distraction and occlusion hide the observation, but not the mask."""
+    reference = envs.make_vec_env("Taxi-v4", 2)
     for wrap in ("stretch=2", "occlude=0-99"):
         vector = envs.make_vec_env("Taxi-v4", 2, wraps=[wrap])
         observation, _ = vector.reset(seed=0)
-        expected, _ = plain.reset(seed=0)
+        expected, _ = reference.reset(seed=0)
         np.testing.assert_array_equal(observation["action_mask"], expected["action_mask"])
         actions = expected["action_mask"].argmax(-1)
-        expected, *_ = plain.step(actions)
+        expected, *_ = reference.step(actions)
         observation, *_ = vector.step(actions)
         np.testing.assert_array_equal(observation["action_mask"], expected["action_mask"])
         assert 0 < observation["action_mask"].sum() < 12
 
 
-@pytest.mark.parametrize("way", ["observation", "info"])
-def test_masks_of_a_batch(way):
-    vector = envs.wrap_vec_env(Batch(masks=way))
+@pytest.mark.parametrize("source", ["observation", "info"])
+def test_masks_of_a_batch(source):
+    vector = envs.wrap_vec_env(Batch(masks=source))
     assert list(vector.single_observation_space)[:3] == ["action_mask", "clock", "n"]
     observation, _ = vector.reset(seed=0)
     clock = np.zeros(3, int)
@@ -158,13 +161,13 @@ def test_masks_of_a_batch(way):
         assert (allowed.argmin(-1) == clock % 3).all() and (allowed.sum(-1) == 2).all()
         observation, _, terminated, _, infos = vector.step(allowed.argmax(-1))
         clock += 1
-        if way == "observation" and terminated.any():
+        if source == "observation" and terminated.any():
             assert (infos["final_obs"]["action_mask"].argmin(-1) == clock % 3)[terminated].all()
         clock[terminated] = 0
 
 
 def test_makers_of_masked_environments_work_in_processes():
-    vector = envs.make_vec_env(Maker(Masked, way="info"), 2, vectorization="async")
+    vector = envs.make_vec_env(Maker(Masked, source="info"), 2, vectorization="async")
     observation, _ = vector.reset(seed=0)
     assert observation["action_mask"].tolist() == [[0, 1, 1]] * 2
     assert vector.step(np.ones(2, int))[0]["action_mask"].tolist() == [[1, 0, 1]] * 2

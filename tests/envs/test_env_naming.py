@@ -1,4 +1,4 @@
-"""Environments of packages and files: what is imported, what is not, and the one line that answers what cannot be."""
+"""Environments of packages and files: what is imported and what is not, and the errors, each of one line."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ gym.register("{name}-v0", entry_point="{name}:Recall")
 
 @pytest.fixture
 def own_file(tmp_path, monkeypatch, request):
-    """A file of environments with a helper beside it, forgotten afterwards: (path, name of its module)."""
+    """A file of environments that imports a file of its folder: (path, name of its module). Unloaded after the test."""
     name = f"envs_of_{abs(hash(request.node.name)) % 10**9}"
     (tmp_path / f"{name}.py").write_text(SOURCE.format(name=name))
     (tmp_path / f"helper_of_{name}.py").write_text("LENGTH = 4\n")
-    before = set(gym.registry)
+    ids_before = set(gym.registry)
     monkeypatch.setattr(naming, "_imported", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path / f"{name}.py", name
-    for id in set(gym.registry) - before:
+    for id in set(gym.registry) - ids_before:
         del gym.registry[id]
     sys.modules.pop(name, None)
     naming._classes.clear()
@@ -57,13 +57,13 @@ def own_file(tmp_path, monkeypatch, request):
 @pytest.mark.parametrize("ending", ["-v0", "class"])
 def test_an_environment_of_a_file(own_file, ending):
     path, name = own_file
-    wanted = "Recall" if ending == "class" else f"{name}-v0"
-    full = f"{path}:{wanted}"
+    expected_id = "Recall" if ending == "class" else f"{name}-v0"
+    full = f"{path}:{expected_id}"
     with pytest.raises(envs.EnvError, match="nothing is imported unless its user asks for it"):
         envs.make_vec_env(full, 2)
     assert name not in sys.modules
-    assert envs.load_environment(full) == wanted == envs.load_environment(full)
-    for id in (wanted, full):
+    assert envs.load_environment(full) == expected_id == envs.load_environment(full)
+    for id in (expected_id, full):
         vector = envs.make_vec_env(id, 2)
         vector.reset(seed=0)
         ends = [vector.step([0, 1])[2].tolist() for _ in range(8)]
@@ -85,7 +85,7 @@ def test_an_environment_of_a_package_and_its_neighbours(own_file, monkeypatch):
 
 @pytest.mark.parametrize("ending", ["-v0", "class"])
 def test_other_processes_import_what_was_imported_here(own_file, ending):
-    """Async workers, and whoever unpickles a maker without knowing the file."""
+    """Processes of environments, and a process that unpickles a maker."""
     path, name = own_file
     id = envs.load_environment(f"{path}:{'Recall' if ending == 'class' else f'{name}-v0'}")
     vector = envs.make_vec_env(id, 2, vectorization="async")
@@ -102,7 +102,7 @@ def test_other_processes_import_what_was_imported_here(own_file, ending):
     assert (done.stdout, done.returncode) == ("[1, 1]\n", 0), done.stderr
 
 
-def test_what_asks_for_an_import():
+def test_importable_is_the_part_before_the_colon():
     assert envs.importable("Corridor-v0") is None
     assert envs.importable("ALE/Pong-v5") is None
     assert envs.importable("popgym:A-v0") == "popgym"
@@ -122,7 +122,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("source", "message"), BROKEN.items())
-def test_a_file_that_cannot_be_used(tmp_path, monkeypatch, source, message):
+def test_a_file_that_cannot_be_loaded_gives_an_error_of_one_line(tmp_path, monkeypatch, source, message):
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = tmp_path / "broken_envs.py"
     path.write_text(source)
@@ -146,24 +146,24 @@ def test_a_file_that_cannot_be_used(tmp_path, monkeypatch, source, message):
         ("gymnasium:CartPol-v1", "gymnasium: expected an id that it registers ("),
     ],
 )
-def test_names_that_cannot_be_loaded(name, message):
+def test_a_name_that_cannot_be_loaded_gives_an_error_of_one_line(name, message):
     with pytest.raises(envs.EnvError) as caught:
         envs.load_environment(name)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-def test_two_files_of_one_name_are_told_apart(own_file, tmp_path):
+def test_another_file_of_the_same_name_is_refused(own_file, tmp_path):
     path, name = own_file
     envs.load_environment(f"{path}:{name}-v0")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / path.name).write_text("x = 1")
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    (other_folder / path.name).write_text("x = 1")
     with pytest.raises(envs.EnvError, match="expected a file name of its own, another module .* is imported already"):
-        envs.load_environment(f"{other / path.name}:A-v0")
+        envs.load_environment(f"{other_folder / path.name}:A-v0")
 
 
-def test_a_dependency_that_is_missing_is_told_wherever_it_is_asked_for(own_file):
-    """At the import of the entry point, which happens when the environment is made."""
+def test_a_missing_dependency_is_an_error_when_the_environment_is_made(own_file):
+    """The entry point is imported when the environment is made."""
     path, name = own_file
     envs.load_environment(f"{path}:{name}-v0")
     needy = path.parent / f"needy_of_{name}.py"
@@ -176,7 +176,7 @@ def test_a_dependency_that_is_missing_is_told_wherever_it_is_asked_for(own_file)
             make()
 
 
-def test_a_far_name_suggests_nothing():
+def test_a_name_without_a_similar_one_gets_no_suggestion():
     with pytest.raises(envs.EnvError) as caught:
         envs.make_env("Wxyzzy-v0")
     assert "did you mean" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Names and settings: what is made, and the one line that answers what is not."""
+"""Names and settings of environments: valid ones make environments, invalid ones give an error of one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BAD = [
 @pytest.mark.parametrize("make", [envs.make_env, lambda id, /, **kwargs: envs.make_vec_env(id, 2, **kwargs)])
 @pytest.mark.parametrize(("name", "kwargs", "beginning", "ending"), BAD)
 @pytest.mark.filterwarnings("error")
-def test_bad_input_is_answered_in_one_line(make, name, kwargs, beginning, ending):
+def test_invalid_input_gives_an_error_of_one_line(make, name, kwargs, beginning, ending):
     with pytest.raises(envs.EnvError) as caught:
         make(name, **kwargs)
     message = str(caught.value)
@@ -61,7 +61,7 @@ def test_the_number_of_environments_is_checked(num_envs):
         envs.make_vec_env("Corridor-v0", num_envs)
 
 
-def test_a_vector_opens_no_window():
+def test_a_vector_has_no_human_mode():
     with pytest.raises(envs.EnvError, match="^render_mode: expected one of None, 'rgb_array', got 'human'$"):
         envs.make_vec_env("Corridor-v0", 2, render_mode="human")
 
@@ -75,7 +75,7 @@ def test_settings_reach_the_core():
         assert env.unwrapped.memory_horizon == 7
 
 
-def test_training_differs_from_evaluation_where_the_registry_says_so():
+def test_training_kwargs_are_those_of_the_registry():
     assert envs.training_kwargs("Corridor-v0") == {"length_distribution": "log_uniform"}
     assert envs.training_kwargs("Portal-v0") == {"progress_reward": 0.1, "rooms_distribution": "log_uniform"}
     assert envs.training_kwargs("CartPole-v1") == {}

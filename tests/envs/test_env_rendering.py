@@ -1,4 +1,4 @@
-"""Pictures: which columns of a long corridor are shown, and that tiles are MiniGrid's."""
+"""Pictures: the columns that the strip of a long corridor shows, and MiniGrid's tiles."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from expire_span_rl.envs.tiles import BALL, DOOR, EAST, EMPTY, NORTH, SOUTH, WAL
 def test_a_strip_shows_the_agent_and_both_ends(length, data):
     x = data.draw(st.integers(0, length - 1))
     columns = strip_columns(-1, length, x, STRIP_COLUMNS)
-    shown = [column for column in columns if column is not None]
-    assert shown == sorted(set(shown))
-    assert {-1, 0, 1, x, length - 2, length - 1, length} <= set(shown)
+    visible = [column for column in columns if column is not None]
+    assert visible == sorted(set(visible))
+    assert {-1, 0, 1, x, length - 2, length - 1, length} <= set(visible)
     assert len(columns) == min(length + 2, STRIP_COLUMNS)
     for left, right in pairwise(columns):
-        assert left is None or right is None or right == left + 1  # what is left out is left out at a gap
+        assert left is None or right is None or right == left + 1  # columns are missing only at gaps
     for i, column in enumerate(columns):
         if column is None:
             assert columns[i + 1] - columns[i - 1] > 1
-    if len(columns) == STRIP_COLUMNS:  # the agent's neighbours are there too
-        assert {max(x - 1, -1), x + 1} <= set(shown)
+    if len(columns) == STRIP_COLUMNS:  # the columns beside the agent are visible too
+        assert {max(x - 1, -1), x + 1} <= set(visible)
 
 
 def test_an_observation_is_drawn_with_minigrids_tiles():
@@ -43,7 +43,7 @@ def test_an_observation_is_drawn_with_minigrids_tiles():
             tile = picture[line * 12 : line * 12 + 12, column * 12 : column * 12 + 12]
             thing = things[column][line]
             expected = np.zeros_like(tile) if thing == "unseen" else Grid.render_tile(thing, tile_size=12)
-            np.testing.assert_array_equal(tile, expected.astype(np.uint8))  # MiniGrid cuts fractions off too
+            np.testing.assert_array_equal(tile, expected.astype(np.uint8))  # MiniGrid drops fractions too
 
 
 def tile_of(picture: np.ndarray, column: int, line: int) -> np.ndarray:
@@ -56,32 +56,34 @@ def centre(picture: np.ndarray, column: int, line: int) -> list[int]:
     return tile_of(picture, column, line)[STRIP_TILE // 2, STRIP_TILE // 2].tolist()
 
 
-def test_a_picture_tells_ball_agent_doors_and_the_way_out():
+def test_a_picture_shows_the_ball_the_agent_and_the_open_door():
     env = CorridorEnv(render_mode="rgb_array", min_length=4, max_length=6)
     env.reset(seed=2)
     core = env.core
-    length, blue = int(core.length[0]), int(core.ball[0])
+    length = int(core.length[0])
+    is_blue = int(core.ball[0])
     picture = env.render()
     assert picture.shape == (3 * STRIP_TILE, 8 * STRIP_TILE, 3)
     red, _, blue_part = centre(picture, 0, 1)
-    assert (blue_part > red) if blue else (red > blue_part)
+    assert (blue_part > red) if is_blue else (red > blue_part)
     assert centre(picture, 1, 1)[0] == 255  # MiniGrid's agent is red
-    dark, lit = Grid.render_tile(None), Grid.render_tile(None, highlight=True)
-    for column, expected in ((2, lit), (3, dark)):  # with a view of 3, the agent sees one tile ahead
+    dark_tile = Grid.render_tile(None)
+    lit_tile = Grid.render_tile(None, highlight=True)
+    for column, expected in ((2, lit_tile), (3, dark_tile)):  # with a view of 3, the agent sees one tile ahead
         np.testing.assert_array_equal(tile_of(picture, column, 1), expected.astype(np.uint8))
     for _ in range(length - 1):
         env.step(EAST)
     env.step(NORTH if core.door[0] < 0 else SOUTH)
-    after = env.render()
-    assert after.shape == picture.shape
-    door = Door(["red", "blue"][blue], is_open=True)
+    last_picture = env.render()
+    assert last_picture.shape == picture.shape
+    door = Door(["red", "blue"][is_blue], is_open=True)
     np.testing.assert_array_equal(
-        tile_of(after, length, 1 + int(core.door[0])),
+        tile_of(last_picture, length, 1 + int(core.door[0])),
         Grid.render_tile(door, agent_dir=0, highlight=True).astype(np.uint8),
     )
 
 
-def test_pictures_have_one_size_whatever_the_length_drawn():
+def test_pictures_of_all_lengths_have_one_size():
     env = CorridorEnv(render_mode="rgb_array", min_length=3, max_length=60)
     shapes = set()
     for seed in range(12):

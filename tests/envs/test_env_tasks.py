@@ -1,4 +1,4 @@
-"""What every task of the registry must do: a new one is covered the moment it is registered."""
+"""Tests of every task in the registry. A new task is covered as soon as it is registered."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def random_actions(env, steps: int, seed: int = 0) -> np.ndarray:
 
 
 @every_task
-def test_passes_gymnasiums_checker_without_a_warning(id):
+def test_gymnasiums_checker_gives_no_warning(id):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(id, render_mode="rgb_array").unwrapped)
@@ -39,7 +39,7 @@ def test_passes_gymnasiums_checker_without_a_warning(id):
 
 @every_task
 def test_make_and_make_vec_agree(id):
-    """The vector face against Gymnasium's own SyncVectorEnv over the single face: observations, ends, infos."""
+    """The vector form against Gymnasium's SyncVectorEnv over the single form: observations, ends of episodes, infos."""
     batched = make_batched(id)
     singles = SyncVectorEnv([lambda: gym.make(id)] * B, autoreset_mode=AutoresetMode.SAME_STEP)
     assert batched.single_observation_space == singles.single_observation_space
@@ -71,27 +71,27 @@ def test_make_and_make_vec_agree(id):
 def test_seeds_reproduce_and_differ(id):
     def run(seed: int | None) -> list:
         env = make_batched(id, 16)
-        first = env.reset(seed=seed)[0]
-        return [first, *(env.step(action)[:4] for action in random_actions(env, 300))]
+        return [env.reset(seed=seed)[0], *(env.step(action)[:4] for action in random_actions(env, 300))]
 
     for left, right in zip(run(5), run(5), strict=True):
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
-    shown = [b"".join(step[0].tobytes() for step in run(seed)[1:]) for seed in (5, 500, None, None)]
-    assert len(set(shown)) == 4
+        for left_array, right_array in zip(left, right, strict=True):
+            assert_same(left_array, right_array)
+    observations = [b"".join(step[0].tobytes() for step in run(seed)[1:]) for seed in (5, 500, None, None)]
+    assert len(set(observations)) == 4
 
 
 @every_task
-def test_environment_i_is_a_single_one_with_its_seed_whatever_the_batch(id):
+def test_environment_i_equals_a_single_one_with_its_seed_for_all_batch_sizes(id):
     def episodes(env, row: int) -> list:
-        """What environment `row` shows at its next five beginnings."""
-        shown = []
+        """The states of environment `row` at the starts of its next five episodes."""
+        states = []
         for _ in range(5):
-            shown.append({name: value[row].tolist() for name, value in env.state_dict().items() if name != "seed"})
+            states.append({name: value[row].tolist() for name, value in env.state_dict().items() if name != "seed"})
             env.reset()
-        return shown
+        return states
 
-    batched, single = make_batched(id, 8), gym.make(id).unwrapped
+    batched = make_batched(id, 8)
+    single = gym.make(id).unwrapped
     batched.reset(seed=20)
     single.reset(seed=23)
     expected = episodes(batched, 3)
@@ -102,18 +102,18 @@ def test_environment_i_is_a_single_one_with_its_seed_whatever_the_batch(id):
 
 
 @every_task
-def test_a_reset_without_a_seed_goes_on_to_the_next_episode(id):
+def test_a_reset_without_a_seed_begins_the_next_episode(id):
     env = make_batched(id)
     env.reset(seed=1)
     env.reset()
     assert env.core.episode.tolist() == [1] * B
     mask = np.array([True, False, True, False])
     env.step(np.ones(B, int))
-    before = env.state_dict()
+    state = env.state_dict()
     observation, _ = env.reset(options={"reset_mask": mask})
     assert env.core.episode.tolist() == [2, 1, 2, 1]
     for name, array in env.state_dict().items():
-        assert_same(array[~mask], before[name][~mask])
+        assert_same(array[~mask], state[name][~mask])
     assert env.core.steps.tolist() == [0, 1, 0, 1]
     assert_same(observation, env.core.observe())
 
@@ -121,68 +121,70 @@ def test_a_reset_without_a_seed_goes_on_to_the_next_episode(id):
 @every_task
 @pytest.mark.parametrize("steps", [0, 7, 250])
 def test_a_saved_state_continues_identically(id, steps):
-    """Through safetensors, into an environment that was elsewhere."""
-    env, other = make_batched(id), make_batched(id)
+    """Through safetensors, into an environment in another state."""
+    env = make_batched(id)
+    restored = make_batched(id)
     env.reset(seed=3)
-    other.reset(seed=99)
+    restored.reset(seed=99)
     actions = random_actions(env, steps + 1100)
     for action in actions[:steps]:
         env.step(action)
     state = env.state_dict()
     saved = save(state)
     expected = [env.step(action) for action in actions[steps:]]
-    other.load_state_dict(load(saved))
+    restored.load_state_dict(load(saved))
     for outcome, action in zip(expected, actions[steps:], strict=True):
-        for left, right in zip(outcome, other.step(action), strict=True):
+        for left, right in zip(outcome, restored.step(action), strict=True):
             assert_same(left, right)
-    assert_same(state, load(saved))  # a copy: later steps do not change it
+    assert_same(state, load(saved))  # the state is a copy: later steps do not change it
     assert any(outcome[-1] for outcome in expected)
 
 
 @every_task
 def test_a_single_environment_saves_its_state_too(id):
-    env, other = gym.make(id).unwrapped, gym.make(id).unwrapped
+    env = gym.make(id).unwrapped
+    restored = gym.make(id).unwrapped
     env.reset(seed=3)
     env.step(1)
-    other.load_state_dict(env.state_dict())
+    restored.load_state_dict(env.state_dict())
     for action in random_actions(make_batched(id, 1), 30)[:, 0]:
-        for left, right in zip(env.step(action), other.step(action), strict=True):
+        for left, right in zip(env.step(action), restored.step(action), strict=True):
             assert_same(left, right)
     env.reset()
-    other.reset()
-    assert_same(env.state_dict(), other.state_dict())
+    restored.reset()
+    assert_same(env.state_dict(), restored.state_dict())
 
 
 @every_task
 def test_a_state_of_another_shape_is_refused_and_changes_nothing(id):
     env = make_batched(id)
     env.reset(seed=3)
-    before = env.state_dict()
+    state = env.state_dict()
     with pytest.raises(envs.EnvError, match=r"^environment state '\w+': expected \w+\[4.*\], got \w+\[5.*\]$"):
         env.load_state_dict(make_batched(id, 5).state_dict())
     with pytest.raises(envs.EnvError, match="^environment state: expected the fields "):
         env.load_state_dict({"steps": np.zeros(B, np.int64)})
-    assert_same(env.state_dict(), before)
+    assert_same(env.state_dict(), state)
 
 
 @every_task
-def test_nothing_that_was_returned_is_written_to_later(id):
+def test_later_steps_do_not_write_to_returned_arrays(id):
     env = make_batched(id)
-    kept = [(env.reset(seed=0)[0],)]
-    copies = [(kept[0][0].copy(),)]
+    outcomes = [(env.reset(seed=0)[0],)]
+    copies = [(outcomes[0][0].copy(),)]
     for action in random_actions(env, 1100):
         *outcome, infos = env.step(action)
         if infos:
             outcome += [infos["final_obs"], infos["_final_obs"], *infos["final_info"].values()]
-        kept.append(outcome)
+        outcomes.append(outcome)
         copies.append([array.copy() for array in outcome])
-    for left, right in zip(kept, copies, strict=True):
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
+    for outcome, copy in zip(outcomes, copies, strict=True):
+        for array, array_copy in zip(outcome, copy, strict=True):
+            assert_same(array, array_copy)
 
 
 @every_task
-def test_tells_success_difficulty_and_horizon(id):
+def test_reports_success_difficulty_and_horizon(id):
     env = make_batched(id)
     assert isinstance(env.memory_horizon, int) and env.memory_horizon > 0
     assert env.memory_horizon == gym.make(id).unwrapped.memory_horizon
@@ -199,7 +201,8 @@ def test_tells_success_difficulty_and_horizon(id):
 
 @every_task
 def test_renders_frames_of_one_size(id):
-    single, batched = gym.make(id, render_mode="rgb_array"), make_batched(id, 2, render_mode="rgb_array")
+    single = gym.make(id, render_mode="rgb_array")
+    batched = make_batched(id, 2, render_mode="rgb_array")
     sizes = set()
     for seed in range(3):
         single.reset(seed=seed)
@@ -211,9 +214,9 @@ def test_renders_frames_of_one_size(id):
     assert len(sizes) == 1
     shape, dtype = sizes.pop()
     assert dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
-    plain = make_batched(id, 2)
-    plain.reset(seed=0)
-    assert plain.render() is None
+    without_render_mode = make_batched(id, 2)
+    without_render_mode.reset(seed=0)
+    assert without_render_mode.render() is None
 
 
 @every_task
@@ -224,18 +227,19 @@ def test_human_mode_shows_the_picture_in_a_window(id, monkeypatch):
     env = gym.make(id, render_mode="human", disable_env_checker=True).unwrapped
     env.reset(seed=0)
     env.step(1)
-    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
-    np.testing.assert_array_equal(shown, env.core.render(0))
+    picture = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    np.testing.assert_array_equal(picture, env.core.render(0))
     env.close()
     assert not pygame.display.get_init()
 
 
 @every_task
-def test_misuse_is_told_in_one_line(id):
-    env, single = make_batched(id), gym.make(id).unwrapped
-    for unready in (lambda: env.step(np.zeros(B, int)), lambda: single.step(0)):
+def test_misuse_gives_an_error_of_one_line(id):
+    env = make_batched(id)
+    single = gym.make(id).unwrapped
+    for step_before_reset in (lambda: env.step(np.zeros(B, int)), lambda: single.step(0)):
         with pytest.raises(ResetNeeded, match="expected reset"):
-            unready()
+            step_before_reset()
     n = int(env.single_action_space.n)
     env.reset(seed=0)
     for actions, message in (
@@ -273,19 +277,22 @@ def test_an_episode_that_is_over_needs_a_reset(id):
 
 
 def test_counter_uniform_is_splitmix64_of_the_three_numbers():
-    """Against arithmetic in Python's own integers."""
-    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+    """Against arithmetic with Python's integers."""
+    mask = 2**64 - 1
+    golden = 0x9E3779B97F4A7C15
 
     def mix(z: int) -> int:
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
         z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
         return z ^ z >> 31
 
-    def plain(seed: int, episode: int, draw: int) -> float:
+    def reference(seed: int, episode: int, draw: int) -> float:
         bits = mix(seed + (episode + 1) * golden & mask)
         return (mix(mix(bits + (draw + 1) * golden & mask)) >> 11) / 2**53
 
-    seeds, episodes, draws = np.array([0, 1, 2**63 - 1]), np.array([0, 7, 10**12]), np.array([0, 1, 5])
+    seeds = np.array([0, 1, 2**63 - 1])
+    episodes = np.array([0, 7, 10**12])
+    draws = np.array([0, 1, 5])
     grid = counter_uniform(seeds[:, None, None], episodes[:, None], draws)
     for (i, j, k), value in np.ndenumerate(grid):
-        assert value == plain(int(seeds[i]), int(episodes[j]), int(draws[k]))
+        assert value == reference(int(seeds[i]), int(episodes[j]), int(draws[k]))

@@ -1,4 +1,4 @@
-"""Environments one after the other and in processes: the same trajectories, and what happens when a process fails."""
+"""Environments that are stepped one after the other and in processes: equal trajectories, and failures of processes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ NESTED = spaces.Dict({"a": spaces.Tuple((LEAVES["vector"], LEAVES["text"])), "b"
 
 @pytest.fixture
 def own_process(monkeypatch):
-    """`Dying` environments live in this process."""
+    """Marks this process for `Dying` environments, which do not fail in it."""
     monkeypatch.setenv("PARENT_OF_WORKERS", str(os.getpid()))
 
 
 @pytest.mark.parametrize("id", ["CartPole-v1", "Taxi-v4", "MiniGrid-MemoryS7-v0", "Switch-v0", "nested"])
 def test_both_vectorisations_give_identical_trajectories(id):
-    """Observations, rewards, ends, final observations and infos, over two resets."""
-    made, kwargs = id, {"Switch-v0": {"max_steps": 30}, "CartPole-v1": {}}.get(id, {"max_episode_steps": 9})
+    """Observations, rewards, ends of episodes, final observations and infos, over two resets."""
+    env = id
+    kwargs = {"Switch-v0": {"max_steps": 30}, "CartPole-v1": {}}.get(id, {"max_episode_steps": 9})
     if id == "nested":
-        made, kwargs = Maker(Stranger, observation_space=NESTED, action_space=ACTIONS["multi_discrete_matrix"]), {}
-    sync, processes = (envs.make_vec_env(made, 2, vectorization=way, **kwargs) for way in ("sync", "async"))
+        env = Maker(Stranger, observation_space=NESTED, action_space=ACTIONS["multi_discrete_matrix"])
+        kwargs = {}
+    sync, processes = (
+        envs.make_vec_env(env, 2, vectorization=vectorization, **kwargs) for vectorization in ("sync", "async")
+    )
     assert sync.single_observation_space == processes.single_observation_space
     sync.action_space.seed(0)
     endings = 0
@@ -41,45 +45,47 @@ def test_both_vectorisations_give_identical_trajectories(id):
         for _ in range(60):
             actions = sync.action_space.sample()
             *outcome, infos = sync.step(actions)
-            *others, other_infos = processes.step(actions)
-            for left, right in zip(outcome, others, strict=True):
+            *process_outcome, process_infos = processes.step(actions)
+            for left, right in zip(outcome, process_outcome, strict=True):
                 assert_same(left, right)
-            ended = outcome[2] | outcome[3]
-            endings += ended.sum()
-            assert infos.keys() == other_infos.keys()
+            done = outcome[2] | outcome[3]
+            endings += done.sum()
+            assert infos.keys() == process_infos.keys()
             for key in infos.keys() - {"final_obs"}:
-                assert_same(infos[key], other_infos[key])
+                assert_same(infos[key], process_infos[key])
             for name, values in infos.get("final_obs", {}).items():
-                assert_same(values[ended], other_infos["final_obs"][name][ended])
+                assert_same(values[done], process_infos["final_obs"][name][done])
     processes.close()
     assert endings > 2
 
 
-def test_what_was_returned_by_processes_stays():
+def test_later_steps_of_processes_do_not_change_returned_observations():
     vector = envs.make_vec_env(Maker(Counter, length=3), 2, vectorization="async")
-    shown = [vector.reset(seed=0)[0]["observation"]]
-    shown += [vector.step(np.zeros(2, int))[0]["observation"] for _ in range(4)]
+    observations = [vector.reset(seed=0)[0]["observation"]]
+    observations += [vector.step(np.zeros(2, int))[0]["observation"] for _ in range(4)]
     vector.close()
-    assert [batch[0, 0] for batch in shown] == [0, 1, 2, 0, 1]
+    assert [batch[0, 0] for batch in observations] == [0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("how", ["KeyError", "SystemExit", "kill"])
-def test_a_process_that_fails_is_told_and_its_episode_ends_truncated(how, own_process):
-    """With its last observation as the final one; its neighbour goes on, and its next episode is the next of its
-    seed."""
-    vector = envs.make_vec_env(Maker(Dying, how=how, when=(1,)), 2, vectorization="async")
+@pytest.mark.parametrize("failure", ["KeyError", "SystemExit", "kill"])
+def test_a_process_that_fails_gives_a_warning_and_its_episode_ends_truncated(failure, own_process):
+    """The last observation becomes the final one. The other environment continues. The failed environment's next
+    episode is the next one of its seed."""
+    vector = envs.make_vec_env(Maker(Dying, failure=failure, failing_seeds=(1,)), 2, vectorization="async")
     vector.reset(seed=0)
     for _ in range(2):
         vector.step(np.zeros(2, int))
     with pytest.warns(EnvironmentWarning) as warned:
         observation, reward, terminated, truncated, infos = vector.step(np.ones(2, int))
     message, _, trace = str(warned[0].message).partition("\n")
-    said = {"kill": "its process ended with exit code -9"}.get(
-        how, f"{how}: 'the simulator" if how == "KeyError" else how
-    )
-    assert message.startswith("Dying, environment 1") and said in message
+    problem = {
+        "KeyError": "KeyError: 'the simulator",
+        "SystemExit": "SystemExit",
+        "kill": "its process ended with exit code -9",
+    }[failure]
+    assert message.startswith("Dying, environment 1") and problem in message
     assert message.endswith("its process is restarted (1 of at most 3 times)")
-    assert ("Traceback" in trace) == (how != "kill")
+    assert ("Traceback" in trace) == (failure != "kill")
     assert (reward.tolist(), terminated.tolist(), truncated.tolist()) == ([4, 0], [False] * 2, [False, True])
     assert infos["final_obs"]["observation"][1].tolist() == [2, 2]
     assert infos["final_obs"]["previous_action"][1] == 1
@@ -110,9 +116,9 @@ def test_a_process_killed_from_outside_between_steps_and_at_a_reset(own_process)
     vector.close()
 
 
-def test_after_three_restarts_the_training_is_told(own_process):
-    every = tuple(episode_seed(1, k) for k in range(9))
-    vector = envs.make_vec_env(Maker(Dying, at=1, when=every), 2, vectorization="async")
+def test_a_failure_after_three_restarts_is_an_error(own_process):
+    all_seeds = tuple(episode_seed(1, k) for k in range(9))
+    vector = envs.make_vec_env(Maker(Dying, step_number=1, failing_seeds=all_seeds), 2, vectorization="async")
     vector.reset(seed=0)
     for _ in range(3):
         with pytest.warns(EnvironmentWarning):
@@ -120,13 +126,13 @@ def test_after_three_restarts_the_training_is_told(own_process):
         assert outcome[3].tolist() == [False, True]
     with pytest.raises(envs.EnvironmentFailed) as caught:
         vector.step(np.zeros(2, int))
-    told = str(caught.value)
-    assert told.startswith("Dying, environment 1, episode 3 (seed 1), step 1: KeyError: 'the simulator went away'")
-    assert told.endswith("(after 3 restarts of processes)") and "\n" not in told
+    message = str(caught.value)
+    assert message.startswith("Dying, environment 1, episode 3 (seed 1), step 1: KeyError: 'the simulator went away'")
+    assert message.endswith("(after 3 restarts of processes)") and "\n" not in message
     vector.close()
 
 
-def test_closing_ends_the_processes_even_if_one_is_gone(own_process):
+def test_close_ends_the_processes_even_if_one_has_died(own_process):
     vector = envs.make_vec_env(Maker(Counter), 2, vectorization="async")
     processes = list(vector.unwrapped.processes)
     os.kill(processes[0].pid, signal.SIGKILL)
@@ -147,10 +153,9 @@ def test_attributes_and_pictures_of_processes():
     vector.close()
 
 
-def test_a_maker_is_what_it_was_made_for_in_another_process():
+def test_an_unpickled_maker_makes_the_same_environments():
     maker = cloudpickle.loads(cloudpickle.dumps(envs.vec_env_maker("CartPole-v1", 2, vectorization="sync")))
-    here, there = envs.make_vec_env("CartPole-v1", 2), maker()
-    assert_same(here.reset(seed=3)[0], there.reset(seed=3)[0])
+    assert_same(envs.make_vec_env("CartPole-v1", 2).reset(seed=3)[0], maker().reset(seed=3)[0])
 
 
 def test_an_unknown_vectorisation_is_refused():

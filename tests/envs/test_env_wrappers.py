@@ -1,4 +1,4 @@
-"""Previous action and reward: values, single against vector, own tasks and other packages' environments."""
+"""Previous action and reward: values, single against vector form, toolkit tasks and other packages' environments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expire_span_rl import envs
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 
 B = 3
-FOREIGN = ["CartPole-v1", "MiniGrid-MemoryS7-v0", "FrozenLake-v1", "Pendulum-v1", "Blackjack-v1", "Taxi-v4"]
+OTHER_PACKAGES = ["CartPole-v1", "MiniGrid-MemoryS7-v0", "FrozenLake-v1", "Pendulum-v1", "Blackjack-v1", "Taxi-v4"]
 
 
 def assert_row(batched: dict, row: int, single: dict) -> None:
@@ -22,10 +22,11 @@ def assert_row(batched: dict, row: int, single: dict) -> None:
         np.testing.assert_array_equal(batched[key][row], value)
 
 
-@pytest.mark.parametrize("id", [*envs.env_ids(), *FOREIGN])
+@pytest.mark.parametrize("id", [*envs.env_ids(), *OTHER_PACKAGES])
 def test_vector_form_is_the_single_form(id):
-    """Each environment of the vector against a single one that is reset by hand: values, final observations, spaces."""
-    vector, singles = envs.make_vec_env(id, B), [envs.make_env(id) for _ in range(B)]
+    """Each environment of a vector against a single one that the test resets: values, final observations, spaces."""
+    vector = envs.make_vec_env(id, B)
+    singles = [envs.make_env(id) for _ in range(B)]
     assert vector.single_observation_space == singles[0].observation_space
     vector.action_space.seed(0)
     observation, _ = vector.reset(seed=4)
@@ -71,7 +72,7 @@ def test_previous_action_and_reward_by_value():
     assert observation["previous_reward"].tolist() == [0, 0]
 
 
-def test_a_wrong_door_and_a_right_one_differ_in_the_final_observation_only_by_reward():
+def test_the_final_observation_has_the_reward_of_the_last_step():
     vector = envs.make_vec_env("Corridor-v0", 1, min_length=3, max_length=3)
     rewards = []
     for action in (0, 2):
@@ -83,15 +84,15 @@ def test_a_wrong_door_and_a_right_one_differ_in_the_final_observation_only_by_re
 
 
 def test_keys_of_the_observation():
-    keys = {id: list(envs.make_env(id).observation_space) for id in FOREIGN}
-    added = ["previous_action", "previous_reward"]
-    assert sorted(keys["CartPole-v1"]) == ["observation", *added]
-    assert sorted(keys["FrozenLake-v1"]) == ["observation", *added]
-    assert sorted(keys["MiniGrid-MemoryS7-v0"]) == ["direction", "image", "mission", *added]
+    keys = {id: list(envs.make_env(id).observation_space) for id in OTHER_PACKAGES}
+    previous = ["previous_action", "previous_reward"]
+    assert sorted(keys["CartPole-v1"]) == ["observation", *previous]
+    assert sorted(keys["FrozenLake-v1"]) == ["observation", *previous]
+    assert sorted(keys["MiniGrid-MemoryS7-v0"]) == ["direction", "image", "mission", *previous]
 
 
 class Shifted(gym.Env):
-    """Actions that begin at 5, and an observation that is the action."""
+    """Its actions begin at 5. Its observation is the action."""
 
     observation_space = spaces.Box(0, 9, (1,), np.float32)
     action_space = spaces.Discrete(3, start=5)
@@ -112,26 +113,27 @@ def test_actions_that_do_not_begin_at_zero_are_counted_from_zero():
     assert single.step(7)[0]["previous_reward"] == 0.5
 
 
-def test_state_goes_through_the_wrapper():
-    vector, other = envs.make_vec_env("Corridor-v0", B), envs.make_vec_env("Corridor-v0", B)
+def test_the_wrapper_saves_and_restores_the_state():
+    vector, restored = (envs.make_vec_env("Corridor-v0", B) for _ in range(2))
     vector.reset(seed=0)
     vector.step(np.array([1, 1, 1]))
-    other.reset(seed=7)
-    other.load_state_dict(vector.state_dict())
+    restored.reset(seed=7)
+    restored.load_state_dict(vector.state_dict())
     for action in (1, 3, 1, 1):
-        left, right = vector.step(np.full(B, action)), other.step(np.full(B, action))
-        for key in left[0]:
-            np.testing.assert_array_equal(left[0][key], right[0][key])
+        observation, *_ = vector.step(np.full(B, action))
+        restored_observation, *_ = restored.step(np.full(B, action))
+        for key, value in observation.items():
+            np.testing.assert_array_equal(value, restored_observation[key])
     assert vector.memory_horizon == 200
 
-    foreign = envs.make_vec_env("CartPole-v1", 1)
-    assert foreign.state_dict() == {} and foreign.memory_horizon is None
-    foreign.load_state_dict({})
+    stateless = envs.make_vec_env("CartPole-v1", 1)
+    assert stateless.state_dict() == {} and stateless.memory_horizon is None
+    stateless.load_state_dict({})
     with pytest.raises(envs.EnvError, match=r"^environment state: expected none for SyncEnvs.*, got \['steps'\]$"):
-        foreign.load_state_dict({"steps": np.zeros(1)})
+        stateless.load_state_dict({"steps": np.zeros(1)})
 
 
-def test_what_cannot_be_wrapped_is_refused():
+def test_invalid_environments_and_resets_are_refused():
     next_step = SyncVectorEnv([lambda: gym.make("CartPole-v1")])
     with pytest.raises(envs.EnvError, match="^autoreset_mode: expected SAME_STEP, got AutoresetMode.NEXT_STEP$"):
         VectorPreviousActionReward(next_step)

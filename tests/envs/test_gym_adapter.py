@@ -1,4 +1,4 @@
-"""Environments of other packages: every space, copies, checked values, plain infos, episodes of their own, one-line
+"""Environments of other packages: all spaces, copies, checked values, plain infos, seeds of episodes, one-line
 errors."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_cases import ACTIONS, LEAVES, Batch, Counter, Maker, Patched, Stranger
+from env_cases import ACTIONS, LEAVES, Counter, Maker, Patched, Stranger
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,44 +30,50 @@ NESTS = {
 @pytest.mark.parametrize("leaf", LEAVES)
 @pytest.mark.parametrize("nest", NESTS)
 def test_every_observation_space_nested_two_deep(nest, leaf):
-    """The single form and the vector agree, entry by entry, with what the environment itself drew."""
+    """The single and the vector form agree in every entry with the environment's own observation."""
     space = NESTS[nest](LEAVES[leaf])
     vector = envs.make_vec_env(Maker(Stranger, observation_space=space, length=3), 2)
-    single, bare = envs.wrap_env(Stranger(space, length=3)), Stranger(space, length=3)
+    single = envs.wrap_env(Stranger(space, length=3))
+    bare = Stranger(space, length=3)
     assert vector.single_observation_space == single.observation_space
     assert vector.left_out == single.left_out == {}
     batch, _ = vector.reset(seed=5)
-    one, _ = single.reset(seed=6)
-    raw, _ = bare.reset(seed=6)
-    expected = {"bare": 1, "dict": 2, "tuple": 2, "dict_of_tuple": 3, "tuple_of_dict": 3}[nest]
+    entries, _ = single.reset(seed=6)
+    raw_observation, _ = bare.reset(seed=6)
+    num_entries = {"bare": 1, "dict": 2, "tuple": 2, "dict_of_tuple": 3, "tuple_of_dict": 3}[nest]
+    find_leaf = {
+        "bare": lambda observation: observation,
+        "dict": lambda observation: observation["a"],
+        "tuple": lambda observation: observation[0],
+        "dict_of_tuple": lambda observation: observation["a"][1],
+        "tuple_of_dict": lambda observation: observation[0]["a"],
+    }[nest]
+    entry_name = {
+        "bare": "image" if leaf in ("picture", "channels_first") else "observation",
+        "dict": "a",
+        "tuple": "0",
+        "dict_of_tuple": "a/1",
+        "tuple_of_dict": "0/a",
+    }[nest]
     for step in range(1, 8):
-        assert vector.observation_space.contains(batch) and single.observation_space.contains(one)
-        assert len(one) == expected + 2
-        for name, value in one.items():
+        assert vector.observation_space.contains(batch) and single.observation_space.contains(entries)
+        assert len(entries) == num_entries + 2
+        for name, value in entries.items():
             np.testing.assert_array_equal(batch[name][1], value)
-        part = {
-            "bare": lambda o: o,
-            "dict": lambda o: o["a"],
-            "tuple": lambda o: o[0],
-            "dict_of_tuple": lambda o: o["a"][1],
-            "tuple_of_dict": lambda o: o[0]["a"],
-        }[nest](raw)
-        name = {"bare": "image" if leaf in ("picture", "channels_first") else "observation", "dict": "a", "tuple": "0"}
-        entry = one[name.get(nest, {"dict_of_tuple": "a/1", "tuple_of_dict": "0/a"}.get(nest))]
         if leaf != "text":
-            np.testing.assert_array_equal(entry, part)
+            np.testing.assert_array_equal(entries[entry_name], find_leaf(raw_observation))
         batch, *_ = vector.step(np.array([0, 2]))
-        one, _, over, _, _ = single.step(2)
-        if over:
-            one, _ = single.reset()
-            raw, _ = bare.reset(seed=episode_seed(6, step // 3))
+        entries, _, terminated, _, _ = single.step(2)
+        if terminated:
+            entries, _ = single.reset()
+            raw_observation, _ = bare.reset(seed=episode_seed(6, step // 3))
         else:
-            raw, *_ = bare.step(2)
+            raw_observation, *_ = bare.step(2)
 
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_every_action_space(name):
-    """Actions reach the environment as they are, and come back as the previous action."""
+    """Actions reach the environment unchanged, and the next observation has them as the previous action."""
     space = ACTIONS[name]
     vector = envs.make_vec_env(Maker(Stranger, action_space=space, length=3), 2)
     single = envs.wrap_env(Stranger(action_space=space, length=3))
@@ -78,14 +84,14 @@ def test_every_action_space(name):
     for step in range(1, 7):
         actions = vector.action_space.sample()
         observation, reward, terminated, _, infos = vector.step(actions)
-        one, paid, *_ = single.step(actions[0])
-        assert vector.observation_space.contains(observation) and single.observation_space.contains(one)
-        shown = infos["final_obs"] if terminated[0] else observation
+        entries, single_reward, *_ = single.step(actions[0])
+        assert vector.observation_space.contains(observation) and single.observation_space.contains(entries)
+        batch = infos["final_obs"] if terminated[0] else observation
         for b in range(2):
-            np.testing.assert_array_equal(shown["previous_action"][b], previous_action(space, actions[b]))
+            np.testing.assert_array_equal(batch["previous_action"][b], previous_action(space, actions[b]))
             assert reward[b] == pytest.approx(np.sum(actions[b]) + (step - 1) % 3 + 1)
-        np.testing.assert_array_equal(one["previous_action"], shown["previous_action"][0])
-        assert shown["previous_reward"][0] == np.float32(paid) == one["previous_reward"]
+        np.testing.assert_array_equal(entries["previous_action"], batch["previous_action"][0])
+        assert batch["previous_reward"][0] == np.float32(single_reward) == entries["previous_reward"]
         if terminated[0]:
             single.reset()
             np.testing.assert_array_equal(observation["previous_action"], np.stack([no_action(space)] * 2))
@@ -102,40 +108,40 @@ def test_long_trajectories_of_every_action_space(name, wraps):
     finally:
         del gym.registry["Stranger-v0"]
     batch, _ = vector.reset(seed=3)
-    one, _ = single.reset(seed=4)
+    entries, _ = single.reset(seed=4)
     vector.action_space.seed(0)
     endings = 0
     for _ in range(20):
-        for entry, value in one.items():
+        for entry, value in entries.items():
             np.testing.assert_array_equal(batch[entry][1], value)
         actions = vector.action_space.sample()
         batch, reward, terminated, _, infos = vector.step(actions)
-        one, paid, over, _, _ = single.step(actions[1])
-        assert (reward[1], terminated[1]) == (paid, over)
+        entries, single_reward, single_terminated, _, _ = single.step(actions[1])
+        assert (reward[1], terminated[1]) == (single_reward, single_terminated)
         assert single.render().shape == (16, 16, 3)
-        if over:
+        if single_terminated:
             endings += 1
-            for entry, value in one.items():
+            for entry, value in entries.items():
                 np.testing.assert_array_equal(infos["final_obs"][entry][1], value)
-            one, _ = single.reset()
+            entries, _ = single.reset()
     assert endings >= 2
 
 
-def test_a_buffer_that_is_written_to_again_changes_nothing_that_was_returned():
+def test_an_environment_may_reuse_its_observation_array():
     for vectorization in ("auto", "sync"):
         vector = envs.make_vec_env(Maker(Counter, length=3), 2, vectorization=vectorization)
-        shown = [vector.reset(seed=0)[0]["observation"]]
-        finals = []
+        observations = [vector.reset(seed=0)[0]["observation"]]
+        final_observations = []
         for _ in range(6):
             observation, *_, infos = vector.step(np.zeros(2, int))
-            shown.append(observation["observation"])
+            observations.append(observation["observation"])
             if "final_obs" in infos:
-                finals.append(infos["final_obs"]["observation"])
-        assert [batch[0, 0] for batch in shown] == [0, 1, 2, 0, 1, 2, 0]
-        assert [batch[1, 1] for batch in finals] == [3, 3]
+                final_observations.append(infos["final_obs"]["observation"])
+        assert [batch[0, 0] for batch in observations] == [0, 1, 2, 0, 1, 2, 0]
+        assert [batch[1, 1] for batch in final_observations] == [3, 3]
 
 
-def test_actions_may_be_written_to():
+def test_an_environment_may_write_to_its_actions():
     def step(env, action):
         action += 100
         return Counter.step(env, action - 100)
@@ -150,36 +156,54 @@ def test_actions_may_be_written_to():
 
 def test_infos_are_plain():
     info = {
-        "number": 3, "share": np.float32(0.5), "flag": np.bool_(True), "array": np.array(2.5), "text": "won", "none": None,
-        "list": [1, 2], "ragged": np.arange(3), "nested": {"a": 1}, "_private": 1, "shaping": 0.5, "final_obs": 1, 5: 1,
-        "one": np.array([1]), "huge": 2**100,
-    }  # fmt: skip
+        "number": 3,
+        "share": np.float32(0.5),
+        "flag": np.bool_(True),
+        "array": np.array(2.5),
+        "text": "won",
+        "huge": 2**100,
+        # All others are not plain.
+        "none": None,
+        "list": [1, 2],
+        "ragged": np.arange(3),
+        "nested": {"a": 1},
+        "_private": 1,
+        "shaping": 0.5,
+        "final_obs": 1,
+        5: 1,
+        "vector": np.array([1]),
+    }
     plain = {"number": 3, "share": 0.5, "flag": True, "array": 2.5, "text": "won", "huge": 2**100}
     assert plain_info(info) == plain
     assert plain_info(info, shaping=True) == {**plain, "shaping": 0.5}
 
 
-def test_infos_of_different_kinds_meet_in_one_vector():
-    """What an environment says differs from row to row and from step to step: whole numbers, reals, texts, nothing."""
+def test_infos_of_different_types_are_joined_in_a_vector():
+    """An info's type may differ from row to row and step to step: whole numbers, reals, texts, nothing."""
     values = [1, 0.5, "won", None, [1], np.arange(2), True, 2**100]
 
     def info(env):
-        said = {"said": values[(env.seeds[-1] + env.t) % len(values)] if env.seeds[-1] is not None else 1}
-        return {**said, "visited": np.arange(1 + env.t), "shaping": 5.0, "mixed": 1 if env.t % 2 else 0.5}
+        value = values[(env.seeds[-1] + env.t) % len(values)] if env.seeds[-1] is not None else 1
+        return {
+            "value": value,
+            "visited": np.arange(1 + env.t),
+            "shaping": 5.0,
+            "mixed": 1 if env.t % 2 else 0.5,
+        }
 
     vector = envs.make_vec_env(Maker(Patched, method="info", replacement=info, length=4), 8)
     vector.reset(seed=0)
     for step in range(1, 9):
         observation, reward, terminated, _, infos = vector.step(np.ones(8, int))
-        shown = infos["final_obs"] if terminated.all() else observation
-        np.testing.assert_array_equal(shown["previous_reward"], reward)  # a stranger's `shaping` is none of ours
-        said = infos["final_info"] if terminated.all() else infos
-        assert "visited" not in said and "shaping" not in said
-        assert said["mixed"].tolist() == [1 if ((step - 1) % 4 + 1) % 2 else 0.5] * 8
-        assert said["_said"].shape == (8,)
+        batch = infos["final_obs"] if terminated.all() else observation
+        np.testing.assert_array_equal(batch["previous_reward"], reward)  # `shaping` has no meaning here
+        step_infos = infos["final_info"] if terminated.all() else infos
+        assert "visited" not in step_infos and "shaping" not in step_infos
+        assert step_infos["mixed"].tolist() == [1 if ((step - 1) % 4 + 1) % 2 else 0.5] * 8
+        assert step_infos["_value"].shape == (8,)
         if step < 4:
             expected = [values[(b + step) % 8] for b in range(8)]
-            assert [said["said"][b] for b in range(8) if said["_said"][b]] == [
+            assert [step_infos["value"][b] for b in range(8) if step_infos["_value"][b]] == [
                 value for value in expected if value is not None and not isinstance(value, (list, np.ndarray))
             ]
 
@@ -193,39 +217,47 @@ def test_rewards_that_are_a_number(reward):
     assert vector.step(np.zeros(2, int))[1].tolist() == [1.0, 1.0]
 
 
-def late(value, first, at=3):
-    """`value` from step `at` on, `first` before."""
-    return lambda env, *_: value if env.t >= at else first
+def from_step_3(value, initial_value):
+    """A method that returns `value` from step 3 on, and `initial_value` before."""
+    return lambda env, *_: value if env.t >= 3 else initial_value
 
 
 X = np.zeros(2, np.float32)
-WRONG = [
+RUN_FAILURES = [
     (
         "reward",
         lambda env, *_: 1e39 if env.seeds[-1] == 7 and env.t > 2 else float("nan") if env.seeds[-1] == 0 else 1.0,
         "reward: expected a finite number that float32 can hold, got 1e+39",
     ),
-    ("reward", late(float("nan"), 1.0), "reward: expected a finite number that float32 can hold, got nan"),
-    ("reward", late(1e39, 1.0), "reward: expected a finite number that float32 can hold, got 1e+39"),
-    ("reward", late(np.float64(-np.inf), 1.0), "reward: expected a finite number that float32 can hold, got -inf"),
-    ("reward", late(None, 1.0), "reward: expected a number, got NoneType"),
-    ("reward", late(np.zeros(2), 1.0), "reward: expected a number, got float64[2]"),
-    ("reward", late("1", 1.0), "reward: expected a number, got str"),
+    ("reward", from_step_3(float("nan"), 1.0), "reward: expected a finite number that float32 can hold, got nan"),
+    ("reward", from_step_3(1e39, 1.0), "reward: expected a finite number that float32 can hold, got 1e+39"),
+    (
+        "reward",
+        from_step_3(np.float64(-np.inf), 1.0),
+        "reward: expected a finite number that float32 can hold, got -inf",
+    ),
+    ("reward", from_step_3(None, 1.0), "reward: expected a number, got NoneType"),
+    ("reward", from_step_3(np.zeros(2), 1.0), "reward: expected a number, got float64[2]"),
+    ("reward", from_step_3("1", 1.0), "reward: expected a number, got str"),
     (
         "observe",
-        late(np.array([0, np.nan], np.float32), X),
+        from_step_3(np.array([0, np.nan], np.float32), X),
         "observation 'observation': expected finite numbers, got nan",
     ),
-    ("observe", late(np.zeros(3, np.float32), X), "observation 'observation': expected float32[2], got float32[3]"),
-    ("observe", late(np.full(2, 1e300), X), "observation 'observation': expected finite numbers, got inf"),
-    ("observe", late([0, "a"], X), "observation 'observation': expected float32[2], got "),
-    ("observe", late(None, X), "observation 'observation': expected float32[2], got None"),
-    ("info", late([1], {}), "info: expected a dict, got list"),
+    (
+        "observe",
+        from_step_3(np.zeros(3, np.float32), X),
+        "observation 'observation': expected float32[2], got float32[3]",
+    ),
+    ("observe", from_step_3(np.full(2, 1e300), X), "observation 'observation': expected finite numbers, got inf"),
+    ("observe", from_step_3([0, "a"], X), "observation 'observation': expected float32[2], got "),
+    ("observe", from_step_3(None, X), "observation 'observation': expected float32[2], got None"),
+    ("info", from_step_3([1], {}), "info: expected a dict, got list"),
 ]
 
 
-@pytest.mark.parametrize(("method", "replacement", "message"), WRONG)
-def test_what_goes_wrong_in_a_run_is_told_with_environment_and_step(method, replacement, message):
+@pytest.mark.parametrize(("method", "replacement", "message"), RUN_FAILURES)
+def test_a_failure_in_a_run_names_environment_and_step(method, replacement, message):
     maker = Maker(Patched, method=method, replacement=replacement)
     vector = envs.make_vec_env(maker, 3)
     vector.reset(seed=7)
@@ -238,7 +270,7 @@ def test_what_goes_wrong_in_a_run_is_told_with_environment_and_step(method, repl
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("two\nlines"), SystemExit(3), gym.error.Error("odd")])
-def test_what_an_environment_raises_is_told_in_one_line(error):
+def test_an_error_of_the_environment_becomes_one_line(error):
     def step(env, action):
         if env.seeds[-1] == 2 and env.t == 1:
             raise error
@@ -249,12 +281,12 @@ def test_what_an_environment_raises_is_told_in_one_line(error):
     vector.step(np.ones(2, int))
     with pytest.raises(envs.EnvironmentFailed) as caught:
         vector.step(np.ones(2, int))
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    assert str(caught.value) == f"Patched, environment 1, episode 0 (seed 2), step 2: {told}"
+    problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    assert str(caught.value) == f"Patched, environment 1, episode 0 (seed 2), step 2: {problem}"
     assert caught.value.__cause__ is error
 
 
-def test_interrupts_are_not_taken_for_failures():
+def test_interrupts_are_no_failures():
     def step(env, action):
         if env.t:
             raise KeyboardInterrupt
@@ -267,16 +299,16 @@ def test_interrupts_are_not_taken_for_failures():
         vector.step(np.ones(1, int))
 
 
-def test_whole_numbers_outside_are_refused_and_real_ones_told_once():
-    def outside(env):
+def test_whole_numbers_outside_their_bounds_are_errors_and_real_numbers_give_one_warning():
+    def observe(env):
         return np.full(2, 9 if env.t == 2 else 0, env.observation_space.dtype)
 
-    def made(space):
-        env = Patched("observe", outside)
+    def make_env(space):
+        env = Patched("observe", observe)
         env.observation_space = space
         return env
 
-    vector = envs.make_vec_env(lambda: made(spaces.Box(-1, 1, (2,), np.float32)), 3)
+    vector = envs.make_vec_env(lambda: make_env(spaces.Box(-1, 1, (2,), np.float32)), 3)
     vector.reset(seed=0)
     vector.step(np.zeros(3, int))
     with pytest.warns(EnvironmentWarning, match="'observation' is outside the bounds of its space") as warned:
@@ -287,7 +319,7 @@ def test_whole_numbers_outside_are_refused_and_real_ones_told_once():
         warnings.simplefilter("error")
         for _ in range(5):
             vector.step(np.zeros(3, int))
-    vector = envs.make_vec_env(lambda: made(spaces.Box(-1, 1, (2,), np.int64)), 3)
+    vector = envs.make_vec_env(lambda: make_env(spaces.Box(-1, 1, (2,), np.int64)), 3)
     vector.reset(seed=0)
     vector.step(np.zeros(3, int))
     with pytest.raises(envs.EnvironmentFailed, match=r"step 2: .*expected numbers in its space Box\(-1, 1, .*, got 9$"):
@@ -302,15 +334,17 @@ class Lacking(Counter):
         self.observation_space = None
 
 
-CONTRACT = [
+INTERFACE_VIOLATIONS = [
     (Lacking, "Lacking: observation_space: expected a space of Gymnasium, got NoneType"),
     (lambda: Patched("reset", lambda env, **_: X), "Patched: reset: expected (observation, info), got float32[2]"),
-    (lambda: Patched("reset", lambda env, **_: (X, 1)), "Patched: reset: expected (observation, info), got (ndarray, int)"),
+    (lambda: Patched("reset", lambda env, **_: (X, 1)),
+     "Patched: reset: expected (observation, info), got (ndarray, int)"),
     (lambda: Patched("reset", lambda env: X), "Patched: reset: TypeError: "),
     (lambda: Patched("step", lambda env, action: (X, 1.0, False, {})),
      "Patched: step: expected five values, got (ndarray, float, bool, dict)"),
     (lambda: Patched("step", lambda env, action: None), "Patched: step: expected five values, got NoneType"),
-    (lambda: Patched("step", lambda env, action: (X, 1.0, np.zeros(2), False, {})), "Patched: step: expected two flags, "),
+    (lambda: Patched("step", lambda env, action: (X, 1.0, np.zeros(2), False, {})),
+     "Patched: step: expected two flags, "),
     (lambda: Patched("observe", lambda env: np.zeros(5)), "Patched: observation 'observation': expected float32[2], "),
     (lambda: Patched("step", lambda env, action: 1 / 0), "Patched: ZeroDivisionError: division by zero"),
     (lambda: Stranger(action_space=spaces.Text(5)), "Stranger: action space: expected Discrete, MultiDiscrete, "),
@@ -325,21 +359,20 @@ CONTRACT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "message"), CONTRACT)
+@pytest.mark.parametrize(("make", "message"), INTERFACE_VIOLATIONS)
 @pytest.mark.parametrize("vectorization", [None, "sync", "async"])
-def test_an_environment_that_breaks_the_contract_is_refused_before_it_runs(make, message, vectorization):
+def test_an_environment_that_breaks_the_interface_is_refused_before_it_runs(make, message, vectorization):
     with pytest.raises(envs.EnvError) as caught:
         if vectorization is None:
             envs.make_env(make)
         else:
             envs.make_vec_env(make, 2, vectorization=vectorization)
-    told = str(caught.value)
-    assert told.startswith(message)
-    assert "\n" not in told
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 class Horizon(Stranger):
-    """One that says for how long facts must last."""
+    """An environment with a memory horizon."""
 
     def __init__(self, horizon: object = 40):
         super().__init__()
@@ -347,8 +380,8 @@ class Horizon(Stranger):
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_how_long_facts_must_last_is_asked_of_the_environment(vectorization):
-    """Through wrappers, for our own tasks too, and N + 1 times as long where N steps come between two."""
+def test_the_memory_horizon_is_the_environments(vectorization):
+    """Through wrappers, also for the toolkit's tasks. `stretch=N` multiplies it by N + 1."""
     make = {"vectorization": vectorization}
     for id, kwargs, steps in (
         (Maker(Stranger), {}, None),
@@ -363,7 +396,7 @@ def test_how_long_facts_must_last_is_asked_of_the_environment(vectorization):
 
 
 @pytest.mark.parametrize("horizon", [0, -3, 2.5, True, "long"])
-def test_a_horizon_that_is_no_number_of_steps_is_refused(horizon):
+def test_an_invalid_memory_horizon_is_refused(horizon):
     with pytest.raises(envs.EnvError) as caught:
         envs.make_vec_env(Maker(Horizon, horizon=horizon), 2)
     assert str(caught.value).endswith(
@@ -371,7 +404,7 @@ def test_a_horizon_that_is_no_number_of_steps_is_refused(horizon):
     )
 
 
-def test_what_is_left_out_is_named():
+def test_parts_that_are_not_read_are_named():
     space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Dict({"c": spaces.Graph(spaces.Discrete(2), None)})})
     vector = envs.make_vec_env(Maker(Stranger, observation_space=space), 2)
     assert vector.left_out == {"b/c": "a Graph"} == envs.wrap_env(Stranger(space)).left_out
@@ -380,16 +413,16 @@ def test_what_is_left_out_is_named():
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**70), episode=st.integers(0, 2**40))
-def test_seeds_of_episodes_are_small_and_their_own(seed, episode):
-    drawn = episode_seed(seed, episode)
-    assert 0 <= drawn < 2**31 and drawn == episode_seed(seed, episode)
-    assert (drawn == seed) == (episode == 0 and seed < 2**31)
-    assert episode_seed(seed, episode + 1) != drawn
+def test_seeds_of_episodes_are_small_and_differ(seed, episode):
+    env_seed = episode_seed(seed, episode)
+    assert 0 <= env_seed < 2**31 and env_seed == episode_seed(seed, episode)
+    assert (env_seed == seed) == (episode == 0 and seed < 2**31)
+    assert episode_seed(seed, episode + 1) != env_seed
 
 
-def test_episodes_do_not_depend_on_what_was_played_before():
-    """Episode k of environment i begins alike, however long the episodes before were and whatever was done in them."""
-    begun = []
+def test_episodes_do_not_depend_on_earlier_episodes():
+    """Episode k of environment i has the same seed for all lengths of earlier episodes and all actions in them."""
+    env_seeds = []
     for action in (0, 2):
 
         def step(env, action):
@@ -402,24 +435,24 @@ def test_episodes_do_not_depend_on_what_was_played_before():
         vector.reset(seed=2**40)
         for _ in range(9):
             vector.step(np.full(2, action))
-        begun.append([env.unwrapped.seeds[-4:] for env in vector.unwrapped.envs])
-    assert begun[0] == begun[1]
-    assert begun[0][1] == [episode_seed(2**40 + 1, k) for k in range(4)]
+        env_seeds.append([env.unwrapped.seeds[-4:] for env in vector.unwrapped.envs])
+    assert env_seeds[0] == env_seeds[1]
+    assert env_seeds[0][1] == [episode_seed(2**40 + 1, k) for k in range(4)]
 
 
-def test_a_reset_without_a_seed_goes_on_and_a_first_one_is_random():
+def test_a_reset_without_a_seed_begins_the_next_episode_and_the_first_one_is_random():
     env = adapt(Stranger())
     env.reset()
-    first = env.unwrapped.seeds[-1]
+    random_seed = env.unwrapped.seeds[-1]
     env.reset()
-    assert env.unwrapped.seeds[-1] == episode_seed(first, 1)
+    assert env.unwrapped.seeds[-1] == episode_seed(random_seed, 1)
     env.reset(seed=9)
     env.reset()
     assert env.unwrapped.seeds[-2:] == [9, episode_seed(9, 1)]
     assert adapt(Stranger()).reset()[0]["observation"].tolist() != adapt(Stranger()).reset()[0]["observation"].tolist()
 
 
-def test_time_limits_that_make_sets_are_kept():
+def test_time_limits_of_gym_make_are_respected():
     gym.register("Limited-v0", Counter, max_episode_steps=4, kwargs={"length": 100})
     try:
         for vectorization in ("auto", "async"):
@@ -433,81 +466,22 @@ def test_time_limits_that_make_sets_are_kept():
         del gym.registry["Limited-v0"]
 
 
-def test_a_batch_of_a_stranger():
-    """Flat entries, plain infos, no shaping, and the last observation where an episode ended."""
-    vector = envs.wrap_vec_env(Batch())
-    assert list(vector.single_observation_space) == ["inner/clock", "inner/n", "previous_action", "previous_reward"]
-    observation, _ = vector.reset(seed=2**40)
-    assert vector.env.env.seed < 2**31
-    clock = np.zeros(3, int)
-    for step in range(12):
-        actions = np.full(3, step % 3)
-        observation, reward, terminated, _, infos = vector.step(actions)
-        assert vector.observation_space.contains(observation)
-        clock += 1
-        over = clock == [2, 3, 4]
-        np.testing.assert_array_equal(terminated, over)
-        np.testing.assert_array_equal(reward, clock)
-        assert "ragged" not in infos and "shaping" not in infos
-        np.testing.assert_array_equal(infos["speed"], clock * 0.5)
-        if over.any():
-            final = infos["final_obs"]
-            np.testing.assert_array_equal(final["inner/clock"][over, 0], clock[over])
-            np.testing.assert_array_equal(final["inner/n"][over], 1 + clock[over])
-            np.testing.assert_array_equal(final["previous_reward"][over], clock[over])
-            np.testing.assert_array_equal(infos["final_info"]["is_success"][over], step % 3 == 1)
-            assert "shaping" not in infos["final_info"]
-        clock[over] = 0
-        np.testing.assert_array_equal(observation["inner/clock"][:, 0], clock)
-        np.testing.assert_array_equal(observation["previous_action"], np.where(over, 3, actions))
-
-
-BROKEN = [
-    ({"at": 1, "value": np.array([1.0, np.nan, 1.0])}, "environment 1, step 4 after the reset: reward: expected a finite "),
-    ({"at": 1, "value": np.zeros(2)}, "step 4 after the reset: reward: expected 3 numbers, got float64[2]"),
-    ({"at": 2, "value": None}, "step 4 after the reset: step: expected 3 flags, got object[]"),
-    ({"at": 0, "value": {"inner": {"clock": np.zeros((3, 1), np.float32), "n": np.array([1, 1, 10])}}},
-     "environment 2, step 4 after the reset: observation 'inner/n': expected numbers in its space Discrete(9, start=1), got 10"),
-    ({"at": 0, "value": {"inner": {"n": np.ones(3, int)}}}, "observation 'inner/clock': expected such a part, "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("broken", "message"), BROKEN)
-def test_what_a_batch_does_wrong(broken, message):
-    vector = envs.wrap_vec_env(Batch(**broken))
-    vector.reset(seed=0)
-    for _ in range(3):
-        vector.step(np.zeros(3, int))
-    with pytest.raises(envs.EnvironmentFailed) as caught:
-        vector.step(np.zeros(3, int))
-    assert str(caught.value).startswith("Batch") and message in str(caught.value)
-
-
-def test_an_environments_own_vector_form_is_used_where_it_can_reset_in_the_same_step():
-    gym.register("Own-v0", Counter, vector_entry_point=Batch)
-    try:
-        assert isinstance(envs.make_vec_env("Own-v0", 3).unwrapped, Batch)
-        assert not isinstance(envs.make_vec_env("Own-v0", 3, vectorization="sync").unwrapped, Batch)
-    finally:
-        del gym.registry["Own-v0"]
-    assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
-
-
-def test_a_task_of_ours_in_a_users_wrapper_keeps_its_shaping():
+def test_a_toolkit_task_in_a_users_wrapper_keeps_its_shaping():
     kwargs = {"progress_reward": 0.1}
-    plain = envs.make_env("Portal-v0", **kwargs)
+    task = envs.make_env("Portal-v0", **kwargs)
     wrapped = envs.wrap_env(gym.wrappers.TransformReward(gym.make("Portal-v0", **kwargs), lambda reward: reward))
     assert isinstance(wrapped.env, AdaptedEnv)
-    assert plain.observation_space["image"] == wrapped.observation_space["image"]
-    plain.reset(seed=0)
+    assert task.observation_space["image"] == wrapped.observation_space["image"]
+    task.reset(seed=0)
     wrapped.reset(seed=0)
-    rng, paid = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    num_shaped = 0
     for _ in range(40):
         action = int(rng.integers(4))
-        expected, reward, *_ = plain.step(action)
-        seen, other, terminated, truncated, _ = wrapped.step(action)
-        assert (reward, expected["previous_reward"]) == (other, seen["previous_reward"])
-        paid += reward != seen["previous_reward"]
+        expected, expected_reward, *_ = task.step(action)
+        observation, reward, terminated, truncated, _ = wrapped.step(action)
+        assert (reward, observation["previous_reward"]) == (expected_reward, expected["previous_reward"])
+        num_shaped += reward != observation["previous_reward"]
         if terminated or truncated:
             break
-    assert paid > 0
+    assert num_shaped > 0

@@ -1,0 +1,72 @@
+"""Vector environments of other packages, which step a batch by themselves."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from env_cases import Batch, Counter
+
+from expire_span_rl import envs
+
+
+def test_a_vector_environment_of_another_package():
+    """Flat entries, plain infos, no shaping, and the final observations of episodes that ended."""
+    vector = envs.wrap_vec_env(Batch())
+    assert list(vector.single_observation_space) == ["inner/clock", "inner/n", "previous_action", "previous_reward"]
+    observation, _ = vector.reset(seed=2**40)
+    assert vector.env.env.seed < 2**31
+    clock = np.zeros(3, int)
+    for step in range(12):
+        actions = np.full(3, step % 3)
+        observation, reward, terminated, _, infos = vector.step(actions)
+        assert vector.observation_space.contains(observation)
+        clock += 1
+        done = clock == [2, 3, 4]
+        np.testing.assert_array_equal(terminated, done)
+        np.testing.assert_array_equal(reward, clock)
+        assert "ragged" not in infos and "shaping" not in infos
+        np.testing.assert_array_equal(infos["speed"], clock * 0.5)
+        if done.any():
+            final = infos["final_obs"]
+            np.testing.assert_array_equal(final["inner/clock"][done, 0], clock[done])
+            np.testing.assert_array_equal(final["inner/n"][done], 1 + clock[done])
+            np.testing.assert_array_equal(final["previous_reward"][done], clock[done])
+            np.testing.assert_array_equal(infos["final_info"]["is_success"][done], step % 3 == 1)
+            assert "shaping" not in infos["final_info"]
+        clock[done] = 0
+        np.testing.assert_array_equal(observation["inner/clock"][:, 0], clock)
+        np.testing.assert_array_equal(observation["previous_action"], np.where(done, 3, actions))
+
+
+FAULTS = [
+    ({"at": 1, "value": np.array([1.0, np.nan, 1.0])},
+     "environment 1, step 4 after the reset: reward: expected a finite "),
+    ({"at": 1, "value": np.zeros(2)}, "step 4 after the reset: reward: expected 3 numbers, got float64[2]"),
+    ({"at": 2, "value": None}, "step 4 after the reset: step: expected 3 flags, got object[]"),
+    ({"at": 0, "value": {"inner": {"clock": np.zeros((3, 1), np.float32), "n": np.array([1, 1, 10])}}},
+     ("environment 2, step 4 after the reset: observation 'inner/n': "
+      "expected numbers in its space Discrete(9, start=1), got 10")),
+    ({"at": 0, "value": {"inner": {"n": np.ones(3, int)}}}, "observation 'inner/clock': expected such a part, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS)
+def test_a_fault_of_a_vector_environment_is_an_error(fault, message):
+    vector = envs.wrap_vec_env(Batch(**fault))
+    vector.reset(seed=0)
+    for _ in range(3):
+        vector.step(np.zeros(3, int))
+    with pytest.raises(envs.EnvironmentFailed) as caught:
+        vector.step(np.zeros(3, int))
+    assert str(caught.value).startswith("Batch") and message in str(caught.value)
+
+
+def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_step():
+    gym.register("Own-v0", Counter, vector_entry_point=Batch)
+    try:
+        assert isinstance(envs.make_vec_env("Own-v0", 3).unwrapped, Batch)
+        assert not isinstance(envs.make_vec_env("Own-v0", 3, vectorization="sync").unwrapped, Batch)
+    finally:
+        del gym.registry["Own-v0"]
+    assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
