@@ -93,8 +93,12 @@ def test_a_text_is_learned_continued_evaluated_and_shown(in_folder, monkeypatch,
         found.append(json.loads(Path("out.json").read_text())["policies"][0])
     assert "bits:  all: " in capsys.readouterr().out
     assert all(f["success_rate"] is None and f["mean_episode_length"] == 40 and f["bits"] > 2 for f in found)
-    assert call(visualize, ["x", *named, "--out", "memory.html"], monkeypatch) == 0
+    assert call(visualize, ["x", *named, "--out", "memory.html", "--json", "memory.json"], monkeypatch) == 0
     assert Path("memory.html").stat().st_size > 10_000
+    (episode,) = json.loads(Path("memory.json").read_text())["episodes"]
+    shown = [episode["shows"]["texts"][i] for i in episode["shows"]["which"]]
+    said = "".join({"space": " "}.get(name, name) for name in shown)
+    assert len(said) == 40 and said in Path("a.txt").read_text()[1900:]
 
 
 def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
