@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from script_cases import call, log
@@ -16,6 +17,7 @@ import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.given import reference
 from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.sequences import TASKS
 
@@ -115,6 +117,12 @@ def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
     assert json.loads(Path("out.json").read_text())["env_kwargs"] == {"stream_length": 40}  # the standard library
 
 
+def test_a_text_that_python_gives_as_an_environment_is_not_named_either(in_folder):
+    write_text(Path("a.txt"))
+    env = gym.make_vec("Text-v0", 4, vectorization_mode="vector_entry_point", file="a.txt", stream_length=40)
+    assert reference(env) == {"env": "Text-v0", "env_kwargs": {"stream_length": 40}, "private_kwargs": ["file"]}
+
+
 @pytest.mark.parametrize("task", ["text", "collision"])
 def test_other_tasks_go_on_bit_by_bit(task, in_folder):
     flags = write_text(Path("a.txt"))
@@ -144,8 +152,10 @@ def test_copying_over_64_steps_is_learned():
     assert trainer.window.hard_score()[0] > 0.99
 
 
-def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans():
-    config = parse_sequence([*TINY, "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans(task, in_folder):
+    flags = {"copy": TINY, "text": write_text(Path("a.txt")), "collision": ["--task", "collision", "--width", "16"]}
+    config = parse_sequence([*flags[task], "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
     assert (config["span_model"], config["fixed_pressure"], config["use_coef"]) == ("sigmoid", 1.0, 0.0)
     trainer = build(config).trainer
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
