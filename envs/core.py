@@ -67,12 +67,14 @@ class EnvCore(ABC):
     """
 
     metadata: Mapping[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
-    """A task adds `difficulty_key`: the entry of `final_info` that says how hard an episode is for memory. Two keys are
-    optional:
+    """A task adds `difficulty_key`: the entry of `final_info` that says how hard an episode is for memory. Three keys
+    are optional:
 
     - `ratios`: metrics over many episodes, {name: (numerator, denominator)}. Both are entries of `final_info`. Their
       sums over the episodes are divided. A metric with several values is {name: {label: (numerator, denominator)}}.
-    - `old_facts_mislead`: True if a memory older than `memory_horizon` is out of date but looks like a current one."""
+    - `old_facts_mislead`: True if a memory older than `memory_horizon` is out of date but looks like a current one.
+    - `hides_previous_action`: True if observations leave out the previous action. A supervised learner (`target`) would
+      see right answers there, which an evaluation does not have."""
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space
@@ -143,6 +145,10 @@ class EnvCore(ABC):
     def facts(self) -> np.ndarray | None:
         """int64 [B]: the number of the fact that the observation shows, -1 for none. All observations of an episode
         with the same number show the same fact."""
+        return None
+
+    def describe(self, row: int) -> str | None:
+        """What the observation of environment `row` shows, in a few words."""
         return None
 
     @staticmethod

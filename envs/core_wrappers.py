@@ -83,6 +83,10 @@ class CoreWrapper(MaskedCore):
     def facts(self) -> np.ndarray | None:
         return self._replace_hidden(self.inner.facts(), -1)
 
+    def describe(self, row: int) -> str | None:
+        text = self.inner.describe(row)
+        return text if text is None or not self.hidden()[row] else ""
+
     def _replace_hidden(self, values: np.ndarray | None, default: Any) -> np.ndarray | None:
         """The inner core's values [B], with `default` where the inner observation is hidden."""
         return None if values is None else np.where(self.hidden(), default, values)

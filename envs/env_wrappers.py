@@ -4,7 +4,8 @@ Names: B environments, N numbers of an action. The wrapped observation is a flat
 
     entries            of the observation itself (`spaces.Flattener`): "image" or "observation" if it has no parts
     "previous_action"  `spaces.previous_action_space`: actions counted from 0. At the start of an episode it is the
-                       number of actions. For a Box: its numbers scaled to [-1, 1], and zeros at the start
+                       number of actions. For a Box: its numbers scaled to [-1, 1], and zeros at the start. With
+                       `metadata["hides_previous_action"]` it is always as at the start
     "previous_reward"  float32; 0 at the start of an episode. It excludes `shaping`, the part of the reward that only
                        the learner may see
     "action_mask"      if the environment says which actions are allowed (`envs.masks`)
@@ -46,9 +47,9 @@ _PLAIN_WRAPPERS = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, 
 class _Entries:
     """The entries of an observation, with those that this module adds."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        """observation_space: a flat one, of a toolkit task or an adapted environment. Raises EnvError if it has the
-        names of the added entries."""
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, hides_action: bool = False) -> None:
+        """observation_space: a flat one, of a toolkit task or an adapted environment; hides_action: the previous action
+        is always that of an episode's start. Raises EnvError if the space has the names of the added entries."""
         self.name: str | None = None  # of the only entry of an observation without parts
         if isinstance(observation_space, spaces.Dict):
             entries = observation_space.spaces
@@ -59,6 +60,7 @@ class _Entries:
             raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {clashes}")
         self.inner = spaces.Dict(entries)
         self.no_action = no_action(action_space)
+        self.hides_action = hides_action
         previous = {
             PREVIOUS_ACTION: previous_action_space(action_space),
             PREVIOUS_REWARD: spaces.Box(-np.inf, np.inf, (), np.float32),
@@ -83,6 +85,12 @@ def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
     return np.where(final_info["_shaping"], final_info["shaping"], shaping) if "shaping" in final_info else shaping
 
 
+def _hides_action(env: Any) -> bool:
+    """Whether the metadata of an environment say that observations leave out the previous action."""
+    metadata = env.metadata
+    return isinstance(metadata, Mapping) and metadata.get("hides_previous_action") is True
+
+
 def is_toolkit_task(env: gym.Env) -> bool:
     """Whether `env` is a task of this toolkit in no wrappers but Gymnasium's plain ones. It then needs no adapter."""
     while isinstance(env, _PLAIN_WRAPPERS):
@@ -105,7 +113,7 @@ class PreviousActionReward(gym.Wrapper):
         self.left_out: dict[str, str] = (
             env.left_out if isinstance(env, AdaptedEnv) else cast(Any, env.unwrapped).left_out
         )
-        self._entries = _Entries(env.observation_space, env.action_space)
+        self._entries = _Entries(env.observation_space, env.action_space, _hides_action(env))
         self.observation_space = self._entries.space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
@@ -113,7 +121,10 @@ class PreviousActionReward(gym.Wrapper):
         return self._entries.add(observation, self._entries.no_action.copy(), np.array(0, np.float32)), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict[str, Any]]:
-        action_entry = previous_action(self.env.action_space, action)
+        hides_action = self._entries.hides_action
+        action_entry = (
+            self._entries.no_action.copy() if hides_action else previous_action(self.env.action_space, action)
+        )
         observation, reward, terminated, truncated, info = self.env.step(action)
         reward_entry = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
         entries = self._entries.add(observation, action_entry, reward_entry)
@@ -136,7 +147,7 @@ class VectorPreviousActionReward(VectorWrapper):
             env = AdaptedVectorEnv(env, encoder=encoder, timeout=timeout)
         super().__init__(env)
         self.left_out: dict[str, str] = getattr(env, "left_out", {})
-        self._entries = _Entries(env.single_observation_space, env.single_action_space)
+        self._entries = _Entries(env.single_observation_space, env.single_action_space, _hides_action(env))
         self.single_observation_space = self._entries.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._no_action = np.stack([self._entries.no_action] * self.num_envs)  # [B] or [B,N]
@@ -153,7 +164,8 @@ class VectorPreviousActionReward(VectorWrapper):
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        action_entry = previous_action(self._inner_action_space, actions)  # [B] or [B,N]
+        hides_action = self._entries.hides_action
+        action_entry = self._no_action.copy() if hides_action else previous_action(self._inner_action_space, actions)
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         reward_entry = (reward - shaping_of(infos)).astype(np.float32)  # [B]
         done = terminated | truncated

@@ -72,8 +72,32 @@ def environment_of(
         return id, given
     own_kwargs = {key: value for key, value in kwargs.items() if key not in given}
     own_kwargs = {key: value for key, value in own_kwargs.items() if key not in NOT_FROM_FILES or value is None}
+    private = envs.private_kwargs(id)
+    own_kwargs = {key: value for key, value in own_kwargs.items() if key not in private}
+    _check_private(private, info, given, path)
     _check_kwargs(id, own_kwargs, path)
     return id, {**own_kwargs, **given}
+
+
+def public_kwargs(id: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy file says of the keyword arguments of its environment: `env_kwargs`, without those that name
+    something on this machine, and `private_kwargs`, the names of those, if there are any."""
+    private = envs.private_kwargs(id)
+    named = [key for key in private if kwargs.get(key)]
+    info: dict[str, Any] = {"env_kwargs": {key: value for key, value in kwargs.items() if key not in private}}
+    return {**info, "private_kwargs": named} if named else info
+
+
+def _check_private(private: Sequence[str], info: Mapping[str, Any], given: Mapping[str, Any], path: object) -> None:
+    """Raises ValueError, one line, where the policy was trained with a private keyword argument that the user does not
+    name: a file must not choose what is read here."""
+    wanted = info.get("private_kwargs")
+    missing = [key for key in private if isinstance(wanted, list) and key in wanted and key not in given]
+    if missing:
+        raise ValueError(
+            f"{shown(path)}: expected {missing[0]!r} to be named, which a policy file cannot do: "
+            f"""--env-kwargs '{{"{missing[0]}": ...}}'"""
+        )
 
 
 def _check_kwargs(id: str, kwargs: Mapping[str, Any], path: object) -> None:

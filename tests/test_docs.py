@@ -33,7 +33,7 @@ SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
 PARSED = {
     r"python -m benchmarks\.": "minutes to days of both cores; their own tests run them small",
     r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_ray_actors.py do",
-    r"python evaluate.py .*128000": "128,000 steps of a policy that was hardly trained",
+    r"python evaluate.py .*1(28|00)000": "100,000 steps and more of a policy that was hardly trained",
     r"\.venv/bin/ray start\b": "starts a cluster that outlives the test",
     r"make (demo|test|setup|docs|lint|typecheck)$": "set up the machine, or run this test",
     r"pip install\b": "changes the machine; tests/test_packaging.py installs the package",
@@ -277,7 +277,7 @@ def test_the_keys_of_the_json_files_are_those_of_the_pages():
     kwargs = {"max_length": 6}
     evaluated = es.evaluate(policy, episodes=2, env_kwargs=kwargs)
     listed = keys_in("docs/getting_started.md", "Evaluate")
-    of_tasks = {"correct_share", "correct_share_by_signals", "success_by_episode"}
+    of_tasks = {"bits", "correct_share", "correct_share_by_signals", "success_by_episode"}
     assert evaluated.keys() | evaluated["buckets"][0].keys() == listed - of_tasks
     (episode,) = es.show(policy, seed=3, env_kwargs=kwargs).numbers["episodes"]
     listed = keys_in("docs/viewer.md", "The JSON file")
