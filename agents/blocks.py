@@ -19,9 +19,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import finished
+from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import check_arrays, continue_drawing, under
+from expire_span_rl.agents.rollout import check_arrays, restore_generator, under
 
 
 @dataclass
@@ -127,7 +127,7 @@ class BlockSource:
             self.episode_start = terminated | truncated
             if self.episode_start.any():
                 rows = np.flatnonzero(self.episode_start)
-                episodes = finished(infos, rewards, lengths)
+                episodes = finished_episodes(infos, rewards, lengths)
                 ended += [(t, int(row), episode) for row, episode in zip(rows, episodes, strict=True)]
                 lengths[rows] = 0
         self.lengths = lengths
@@ -215,7 +215,7 @@ class BlockSource:
         self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
         for name in ("episode_start", "lengths", "counts"):
             setattr(self, name, tensors[name].numpy().copy())
-        self.notes = continue_drawing(self.generator, tensors["generator"])
+        self.notes = restore_generator(self.generator, tensors["generator"])
         self.live = dict(metadata["live"])
         self.episodes = list(metadata["episodes"])
         self.block = None

@@ -14,9 +14,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import finished
+from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import Rollout, check_arrays, continue_drawing, hash_state, under
+from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, under
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 
 COMPACTION_INTERVAL = 8
@@ -147,7 +147,7 @@ class Collector:
         self.episode_start = ended
         if not ended.any():
             return []
-        episodes = finished(infos, self.returns, self.lengths)
+        episodes = finished_episodes(infos, self.returns, self.lengths)
         self.returns[ended] = 0
         self.lengths[ended] = 0
         only_truncated = buffer.truncated[t] & ~buffer.terminated[t]
@@ -195,7 +195,7 @@ class Collector:
         """Continues from `state`. Returns False if that has no state of the environments, as when they cannot save it
         or when actors had them. All environments then begin a new episode that the run has not had."""
         generator_state = tensors.get("generator")
-        self.notes = [] if generator_state is None else continue_drawing(self.generator, generator_state)
+        self.notes = [] if generator_state is None else restore_generator(self.generator, generator_state)
         self.live = dict(metadata.get("live", {}))
         env_state = under("env/", tensors)
         if not env_state:

@@ -18,15 +18,15 @@ from expire_span_rl.checks import is_number, shown
 
 LATEST = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
-MOST_LABELS = 20
+MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
-HARD = 0.75
+HARD_FRACTION = 0.75
 """Episodes are hard from this fraction of the largest difficulty so far: the longest quarter."""
 QUARTERS = 4
 """Number of ranges of difficulty by which success is reported."""
 
 
-def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
+def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
     """The episodes that ended in a step of a vector environment. returns, lengths: [B] at that step."""
     rows = np.flatnonzero(infos["_final_obs"])
     final_info = infos.get("final_info", {})
@@ -94,12 +94,12 @@ class EpisodeWindow:
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
-                still_hard = [e for e in self.hard if e[self.difficulty_key] >= HARD * difficulty]
+                still_hard = [e for e in self.hard if e[self.difficulty_key] >= HARD_FRACTION * difficulty]
                 self.hard.clear()
                 self.hard.extend(still_hard)
-            if difficulty >= HARD * self.hardest:
+            if difficulty >= HARD_FRACTION * self.hardest:
                 self.hard.append(episode)
-        return sum(episode[self.difficulty_key] >= HARD * self.hardest for episode in episodes)
+        return sum(episode[self.difficulty_key] >= HARD_FRACTION * self.hardest for episode in episodes)
 
     @property
     def tells_success(self) -> bool:
@@ -166,7 +166,7 @@ class EpisodeWindow:
     def _has_few_labels(episodes: Iterable[Mapping[str, Any]], key: str) -> bool:
         """Whether the entry is a text in all episodes that have it, and has few different texts."""
         values = {e[key] for e in episodes if key in e}
-        return len(values) <= MOST_LABELS and all(isinstance(value, str) for value in values)
+        return len(values) <= MAX_LABELS and all(isinstance(value, str) for value in values)
 
     def state_dict(self) -> dict[str, Any]:
         """The window's state, JSON-able."""

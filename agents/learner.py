@@ -17,10 +17,10 @@ from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_
 from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, under
 from expire_span_rl.agents.schedules import Schedules
-from expire_span_rl.agents.settings import OptimizerConfig, with_entropy_for
+from expire_span_rl.agents.settings import OptimizerConfig, with_default_entropy
 from expire_span_rl.checks import shown
 
-RATE_AT_REST = 0.05
+RESTING_RATE = 0.05
 """Learning rate of the span parameters without pressure, as a fraction of their rate at full pressure. Spans can then
 follow the task, but cannot drift far on the noise of its gradient, which Adam scales up to full steps."""
 REWARD_VARIANCE_FLOOR = 1e-3
@@ -55,7 +55,7 @@ class Learner:
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
                 f"environments, got {shown(str(config.num_minibatches), 40)}"
             )
-        config = with_entropy_for(config, horizon)
+        config = with_default_entropy(config, horizon)
         self.policy = policy
         self.config = config
         self.predictor = policy.observation_predictor() if config.observation_prediction_coef else None
@@ -105,7 +105,7 @@ class Learner:
         """Sets the optimiser's learning rates. Returns the scheduled settings at `progress`."""
         settings = self.schedules.values(progress)
         # The span parameters have no schedule, so that a task that is learned late is forgotten as fast.
-        span_rate = self.config.learning_rate * max(abs(pressure), RATE_AT_REST)
+        span_rate = self.config.learning_rate * max(abs(pressure), RESTING_RATE)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (span_rate if group["span_parameters"] else settings["learning_rate"])
         return settings

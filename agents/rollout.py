@@ -164,7 +164,7 @@ def _shape(array: np.ndarray | None) -> str:
     return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
-def continue_drawing(generator: torch.Generator, state: Tensor) -> list[str]:
+def restore_generator(generator: torch.Generator, state: Tensor) -> list[str]:
     """Sets the generator's state. The state of another kind of device has another size, and only seeds the generator.
     Returns the line that says so, if any."""
     if state.shape == generator.get_state().shape:

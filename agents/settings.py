@@ -85,7 +85,7 @@ class LearnerConfig(OptimizerConfig):
         check_fractions(self, "gamma")
 
 
-def with_entropy_for(config: Any, horizon: int | None) -> Any:
+def with_default_entropy(config: Any, horizon: int | None) -> Any:
     """The config with default weights of the entropy bonus where it has none. horizon: steps for which the task's facts
     must be remembered, None if unknown. Beyond ENT_HORIZON the defaults are less in proportion."""
     scale = min(1.0, ENT_HORIZON / horizon) if horizon else 1.0

@@ -14,7 +14,7 @@ import torch
 from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
 from expire_span_rl.agents import PPO, PPOConfig
-from expire_span_rl.agents.learner import with_entropy_for
+from expire_span_rl.agents.learner import with_default_entropy
 from expire_span_rl.agents.rollout import Rollout
 
 
@@ -170,9 +170,9 @@ def test_span_parameters_learn_in_proportion_to_the_pressure(pressure, share):
 @pytest.mark.parametrize("horizon, scale", [(None, 1.0), (5, 1.0), (200, 1.0), (1000, 0.2), (50_000, 0.004)])
 def test_the_default_entropy_bonus_depends_on_the_memory_horizon(horizon, scale):
     """Weights that are set stay as they are."""
-    config = with_entropy_for(PPOConfig(), horizon)
+    config = with_default_entropy(PPOConfig(), horizon)
     assert (config.ent_coef, config.final_ent_coef) == pytest.approx((0.01 * scale, 0.003 * scale))
-    config = with_entropy_for(PPOConfig(ent_coef=0.5, final_ent_coef=0.0), horizon)
+    config = with_default_entropy(PPOConfig(ent_coef=0.5, final_ent_coef=0.0), horizon)
     assert (config.ent_coef, config.final_ent_coef) == (0.5, 0.0)
 
 
