@@ -78,7 +78,7 @@ class Deadline:
             raise TrainingEnded(f"interrupted during an update that did not end within {FINISH_WITHIN:.0f} s")
 
 
-def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
+def report_skipped_update(update: int, in_a_row: int, error: NotFinite) -> None:
     """Reports that an update was taken back. update: its number; in_a_row: how many have been taken back in a row.
     Warns at the first of them, and raises TrainingEnded after MOST_SKIPPED."""
     if in_a_row >= MOST_SKIPPED:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.agents.episodes import LATEST
-from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
+from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
 from expire_span_rl.agents.rollout import check_arrays, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
@@ -189,7 +189,7 @@ class SB3Trainer:
             backup.restore()
             self.skipped += 1
             self.skipped_in_a_row += 1
-            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
+            report_skipped_update(self.updates + 1, self.skipped_in_a_row, error)
 
     def _in_time(self, local: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
         """Called by Stable-Baselines3 after each step. Raises TrainingEnded some seconds after `stop` was set."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
-from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, tell_skipped
+from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutSource, acting_learning_difference, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.checks import number_or_none
@@ -236,7 +236,7 @@ class Trainer:
             backup.restore()
             self.skipped += 1
             self.skipped_in_a_row += 1
-            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
+            report_skipped_update(self.updates + 1, self.skipped_in_a_row, error)
         return {**metrics, "train/skipped_updates": self.skipped}
 
     def _progress(self) -> float:
