@@ -76,13 +76,13 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, header[METADATA_KEY]
 
 
-def check_figures(metadata: Any, reference: Any, name: str = METADATA_KEY) -> None:
+def check_metadata(metadata: Any, reference: Any, name: str = METADATA_KEY) -> None:
     """Raises ValueError, one line, for an entry of a checkpoint's metadata that has the wrong type. An entry must have
     the type that it has in `reference`, the metadata of a new training. Where that has None, a number or an object is
     right too. The entries of a list must be of one type. name: of the entry, for the message."""
     if isinstance(reference, Mapping) and isinstance(metadata, Mapping):
         for key in sorted(metadata.keys() & reference.keys()):
-            check_figures(metadata[key], reference[key], key)
+            check_metadata(metadata[key], reference[key], key)
         return
     expected = {_type_name(reference)} if reference is not None else {"nothing", "a number", "an object"}
     if _type_name(metadata) not in expected:
