@@ -21,7 +21,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import check_arrays, restore_generator, under
+from expire_span_rl.agents.rollout import check_arrays, restore_generator, select_prefix
 
 
 @dataclass
@@ -210,9 +210,9 @@ class BlockSource:
         """Continues from `state`. Returns True, since all streams go on where they were."""
         expected = self._arrays()
         check_arrays(expected, {name: tensor for name, tensor in tensors.items() if name in expected})
-        cast(Any, self.env).load_state_dict({k: tensor.numpy() for k, tensor in under("env/", tensors).items()})
-        self.memory = self.policy.memory_from(under("memory/", tensors))
-        self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
+        cast(Any, self.env).load_state_dict({k: tensor.numpy() for k, tensor in select_prefix("env/", tensors).items()})
+        self.memory = self.policy.memory_from(select_prefix("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
         for name in ("episode_start", "lengths", "counts"):
             setattr(self, name, tensors[name].numpy().copy())
         self.notes = restore_generator(self.generator, tensors["generator"])

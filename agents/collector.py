@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, under
+from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 
 COMPACTION_INTERVAL = 8
@@ -197,7 +197,7 @@ class Collector:
         generator_state = tensors.get("generator")
         self.notes = [] if generator_state is None else restore_generator(self.generator, generator_state)
         self.live = dict(metadata.get("live", {}))
-        env_state = under("env/", tensors)
+        env_state = select_prefix("env/", tensors)
         if not env_state:
             self._reset(self.seed + _seed_offset(generator_state))
             return False
@@ -206,8 +206,8 @@ class Collector:
         loaded = {name: tensor for name, tensor in tensors.items() if name in expected or "observation/" in name}
         check_arrays(expected, loaded)
         cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
-        self.memory = self.policy.memory_from(under("memory/", tensors))
-        self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
+        self.memory = self.policy.memory_from(select_prefix("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
         for name in ("episode_start", "returns", "lengths"):
             setattr(self, name, tensors[name].numpy().copy())
         return True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.reward_scale import RewardScale
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import OptimizerConfig, with_default_entropy
 from expire_span_rl.checks import shown
@@ -149,15 +149,15 @@ class Learner:
         self.generator.set_state(tensors["generator"])
         optimizer_state = self.optimizer.state_dict()
         optimizer_state["state"] = {}
-        for name, tensor in under("optimizer/", tensors).items():
+        for name, tensor in select_prefix("optimizer/", tensors).items():
             index, entry = name.split("/")
             optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
         self._check_optimizer(optimizer_state["state"])
         self.optimizer.load_state_dict(optimizer_state)
         if self.predictor is not None:
-            self.predictor.load_state_dict(under("predictor/", tensors))
+            self.predictor.load_state_dict(select_prefix("predictor/", tensors))
         if self.reward_scale is not None:
-            self.reward_scale.load_state(under("reward_scale/", tensors))
+            self.reward_scale.load_state(select_prefix("reward_scale/", tensors))
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Takes the optimiser steps of one rollout. Returns metrics."""

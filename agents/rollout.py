@@ -146,7 +146,7 @@ def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
     return float(torch.cat([difference.flatten() for difference in differences]).max())
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

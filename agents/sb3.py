@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import LATEST
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
-from expire_span_rl.agents.rollout import check_arrays, under
+from expire_span_rl.agents.rollout import check_arrays, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
@@ -233,7 +233,7 @@ class SB3Trainer:
     def _load_played(self, tensors: Mapping[str, Tensor]) -> bool:
         """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line,
         for what it cannot have given."""
-        env_state = under("env/", tensors)
+        env_state = select_prefix("env/", tensors)
         if not env_state:
             return False
         own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
@@ -242,7 +242,7 @@ class SB3Trainer:
         kinds = ("observation/", "episode_start", "lstm/")
         check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
         self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
-        observation = under("observation/", tensors)
+        observation = select_prefix("observation/", tensors)
         self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
         self.algorithm._last_episode_starts = tensors["episode_start"].numpy()
         for name, state in self._lstm_states():
@@ -307,7 +307,7 @@ def _generators() -> dict[str, Tensor]:
 
 def _load_generators(tensors: Mapping[str, Tensor]) -> None:
     """Continues from `_generators`; what a checkpoint has no state of stays as it is."""
-    states = under("generator/", tensors)
+    states = select_prefix("generator/", tensors)
     if "torch" in states:
         torch.set_rng_state(states["torch"])
     if "numpy" in states:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.agents.guard import TrainingEnded
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 
 
 class Storage:
@@ -57,7 +57,7 @@ class RolloutBuffer:
     @property
     def observations(self) -> dict[str, Tensor]:
         """The observations of all steps, entries [T,B, ...]."""
-        return under("observation/", self.storage.tensors)
+        return select_prefix("observation/", self.storage.tensors)
 
     def live(self) -> dict[str, list[float]]:
         """Mean and maximum of the live memories per layer, over steps and environments. Empty for a memory without

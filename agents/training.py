@@ -15,7 +15,13 @@ from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
-from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutSource, acting_learning_difference, under
+from expire_span_rl.agents.rollout import (
+    LARGEST_DIFFERENCE,
+    Rollout,
+    RolloutSource,
+    acting_learning_difference,
+    select_prefix,
+)
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.checks import number_or_none
 
@@ -200,9 +206,9 @@ class Trainer:
     def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
         """Continues from `state`: the next update is what it would have been. Returns False if the environments could
         not save their state, so that they begin new episodes. `notes` then says what has changed."""
-        self.policy.load_state_dict(under("policy/", tensors))
-        self.agent.load_state(under("agent/", tensors), metadata["agent"])
-        episodes_continue = self.collector.load_state(under("collector/", tensors), metadata["collector"])
+        self.policy.load_state_dict(select_prefix("policy/", tensors))
+        self.agent.load_state(select_prefix("agent/", tensors), metadata["agent"])
+        episodes_continue = self.collector.load_state(select_prefix("collector/", tensors), metadata["collector"])
         for name in self._COUNTERS:
             if name in metadata["counters"]:  # runs of earlier versions do not have all of them
                 setattr(self, name, number_or_none(name, metadata["counters"][name]))
@@ -296,5 +302,5 @@ def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     numbers = [best[name] for name in ("fewest", "score", "timesteps")]
     if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
         raise TypeError(f"best: expected numbers, got {numbers}")
-    best["weights"] = under("best/", tensors)
+    best["weights"] = select_prefix("best/", tensors)
     return best

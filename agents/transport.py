@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 
 Arrays = dict[str, np.ndarray]
 _TENSOR_FIELDS = tuple(
@@ -37,10 +37,10 @@ def unpack(arrays: Mapping[str, np.ndarray], policy: Any) -> Rollout:
     """The rollout that was given to `pack`, on the policy's device."""
     tensors = to_tensors(arrays, policy.device)
     return Rollout(
-        observation=under("observation/", tensors),
-        final_observation=under("final_observation/", tensors),
+        observation=select_prefix("observation/", tensors),
+        final_observation=select_prefix("final_observation/", tensors),
         final_at=(tensors["final_t"], tensors["final_b"]),
-        memory=policy.memory_from(under("memory/", tensors)),
+        memory=policy.memory_from(select_prefix("memory/", tensors)),
         **{name: tensors[name] for name in _TENSOR_FIELDS},
     )
 
@@ -79,9 +79,9 @@ def recompute_memory(policy: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The memory after the steps of a `Context`, computed with the policy's present weights. Only memories older than
     these steps are as the actor cached them."""
     tensors = to_tensors(arrays, policy.device)
-    observation = under("observation/", tensors)
+    observation = select_prefix("observation/", tensors)
     episode_start = tensors["episode_start"]
-    acting = policy.begin(policy.memory_from(under("memory/", tensors)), len(episode_start))
+    acting = policy.begin(policy.memory_from(select_prefix("memory/", tensors)), len(episode_start))
     for t in range(len(episode_start)):
         policy.step({key: value[t] for key, value in observation.items()}, acting, episode_start[t])
     return acting.memory()
