@@ -102,13 +102,13 @@ class EpisodeWindow:
         return sum(episode[self.difficulty_key] >= HARD_FRACTION * self.hardest for episode in episodes)
 
     @property
-    def tells_success(self) -> bool:
+    def reports_success(self) -> bool:
         """Whether any episode in the window reports success. If one does, those that report nothing did not succeed."""
         return any("is_success" in episode for episode in itertools.chain(self.recent, self.hard))
 
     def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
         """The success of each episode if the environment reports it, else the return."""
-        has_success = self.tells_success
+        has_success = self.reports_success
         return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
@@ -128,7 +128,7 @@ class EpisodeWindow:
         }
         if self.hard:
             metrics["rollout/hard_score"] = self.hard_score()[0]
-        if not self.tells_success:
+        if not self.reports_success:
             return metrics
         success = self._scores(recent)
         metrics["rollout/success_rate"] = float(success.mean())

@@ -126,7 +126,7 @@ class Trainer:
         self.episodes += len(episodes)
         mean_live = self._mean_live
         score, count = self.window.hard_score()
-        is_success = self.window.tells_success
+        is_success = self.window.reports_success
         self._drop_best(is_success)
         if not self.keeps_evaluated:
             self._keep_best(score, count, is_success, mean_live)
@@ -177,7 +177,7 @@ class Trainer:
         """Keeps the present policy if it meets the constraint both in training and in an evaluation. score: success in
         the evaluation, or the return where there is no success. See `keeps_evaluated`."""
         training_score, count = self.window.hard_score()
-        is_success = self.window.tells_success
+        is_success = self.window.reports_success
         if score >= self.controller.target(is_success):
             self._keep_best(training_score, count, is_success, self._mean_live)
 

@@ -276,10 +276,12 @@ def test_an_episode_that_reports_no_success_did_not_succeed_if_others_report_it(
     window = EpisodeWindow(None)
     window.add([{"return": 3.0, "steps": 4}])
     assert (
-        not window.tells_success and window.hard_score() == (3.0, 1) and "rollout/success_rate" not in window.summary()
+        not window.reports_success
+        and window.hard_score() == (3.0, 1)
+        and "rollout/success_rate" not in window.summary()
     )
     window.add([{"return": 1.0, "steps": 4, "is_success": True}, {"return": 9.0, "steps": 4}])
-    assert window.tells_success and window.hard_score() == (pytest.approx(1 / 3), 3)
+    assert window.reports_success and window.hard_score() == (pytest.approx(1 / 3), 3)
     summary = window.summary()
     assert summary["rollout/success_rate"] == pytest.approx(1 / 3)
     assert summary["success/steps_quarter_4"] == pytest.approx(1 / 3)
