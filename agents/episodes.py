@@ -16,7 +16,7 @@ import numpy as np
 
 from expire_span_rl.checks import is_number, shown
 
-LATEST = 100
+MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
 MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
@@ -121,7 +121,7 @@ class EpisodeWindow:
         if not self.recent:
             return {}
         recent = list(self.recent)
-        latest = recent[-LATEST:]
+        latest = recent[-MEAN_EPISODES:]
         metrics = {
             "rollout/ep_rew_mean": float(np.mean([e["return"] for e in latest])),
             "rollout/ep_len_mean": float(np.mean([e["steps"] for e in latest])),

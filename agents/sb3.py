@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import LATEST
+from expire_span_rl.agents.episodes import MEAN_EPISODES
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
 from expire_span_rl.agents.rollout import check_arrays, select_prefix
 from expire_span_rl.agents.schedules import Schedules
@@ -156,7 +156,7 @@ class SB3Trainer:
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
         figures["train/skipped_updates"] = self.skipped
         algorithm.logger.dump()
-        recent = list(algorithm.ep_info_buffer or ())[-LATEST:]
+        recent = list(algorithm.ep_info_buffer or ())[-MEAN_EPISODES:]
         if recent:
             figures["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
             figures["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)
