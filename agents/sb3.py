@@ -146,7 +146,7 @@ class SB3Trainer:
     def _updated(self, backup: Backup) -> dict[str, float]:
         """See `update`. backup: of what is learned."""
         algorithm, began = self.algorithm, time.perf_counter()
-        begun = self.schedules.begun
+        begun = self.schedules.start_step
         algorithm._update_current_progress_remaining(self.timesteps - begun, self.total_timesteps - begun)
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
         collected = time.perf_counter()

@@ -9,7 +9,7 @@ _SETTING_NAMES = {"learning_rate": "the learning rate", "ent_coef": "the entropy
 
 
 class Schedules:
-    """Values that change linearly from a start to an end. They begin at step `begun`, which is 0 unless a resumed
+    """Values that change linearly from a start to an end. They begin at `start_step`, which is 0 unless a resumed
     training began new schedules, and end at the training's last step."""
 
     def __init__(self, starts: Mapping[str, float], ends: Mapping[str, float]):
@@ -18,11 +18,11 @@ class Schedules:
         self.ends = dict(ends)
         self.learning_rate = starts["learning_rate"]
         """The setting. New schedules may begin with another value."""
-        self.begun = 0
+        self.start_step = 0
 
     def progress(self, timesteps: int, total: int) -> float:
         """The fraction of the schedules that is over after `timesteps` of `total` steps."""
-        return (timesteps - self.begun) / max(total - self.begun, 1)
+        return (timesteps - self.start_step) / max(total - self.start_step, 1)
 
     def values(self, progress: float) -> dict[str, float]:
         """Every value at `progress`, by name."""
@@ -30,7 +30,7 @@ class Schedules:
 
     def state(self, total: int) -> dict[str, Any]:
         """The schedules' state, JSON-able. total: steps of the training."""
-        return {"begun": self.begun, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
+        return {"begun": self.start_step, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
 
     def load_state(self, state: Mapping[str, Any], timesteps: int, last: int, total: int) -> str:
         """Continues from `state` after `timesteps` steps. last: the step of the last update; total: steps of the
@@ -43,7 +43,7 @@ class Schedules:
         rate_changed = state["learning_rate"] != self.learning_rate
         if timesteps == 0:  # nothing has been learned with the old settings
             return ""
-        self.begun = state["begun"]
+        self.start_step = state["begun"]
         self.starts = {name: state["starts"][name] for name in self.starts}
         if not (total_changed or rate_changed) or total <= timesteps:
             return ""
@@ -53,7 +53,7 @@ class Schedules:
         if rate_changed:
             starts["learning_rate"] = self.learning_rate
         self.starts = starts
-        self.begun = timesteps
+        self.start_step = timesteps
         ranges = [
             f"{_SETTING_NAMES[name]} goes from {start:.3g} to {self.ends[name]:.3g}" for name, start in starts.items()
         ]
