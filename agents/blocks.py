@@ -42,19 +42,21 @@ class Block:
     actions: Tensor  # [T,B] the right actions
     asked: Tensor  # [T,B] bool: whether the right action matters
     memory: Any
-    ended: Sequence[tuple[int, int, Mapping[str, Any]]]  # (t, b, the environment's entries) of episodes that ended
+    episode_ends: Sequence[
+        tuple[int, int, Mapping[str, Any]]
+    ]  # (t, b, the environment's entries) of episodes that ended
     answers: Answers | None = None
     """The learner sets it. The next block begins with the memory in it."""
 
     def rows(self, indices: Tensor) -> Block:
-        """A minibatch: the streams `indices`, int64 [b]. Its `ended` is empty."""
+        """A minibatch: the streams `indices`, int64 [b]. Its `episode_ends` are empty."""
         return Block(
             observation={key: value[:, indices] for key, value in self.observation.items()},
             episode_start=self.episode_start[:, indices],
             actions=self.actions[:, indices],
             asked=self.asked[:, indices],
             memory=self.memory.rows(indices),
-            ended=(),
+            episode_ends=(),
         )
 
 
@@ -113,7 +115,7 @@ class BlockSource:
         starts: list[np.ndarray] = []
         targets: list[np.ndarray] = []
         decisions: list[np.ndarray] = []
-        ended = []
+        episode_ends: list[tuple[int, int, dict[str, Any]]] = []
         lengths = self.lengths.copy()
         for t in range(self.num_steps):
             self.deadline.check()
@@ -128,7 +130,7 @@ class BlockSource:
             if self.episode_start.any():
                 rows = np.flatnonzero(self.episode_start)
                 episodes = finished_episodes(infos, rewards, lengths)
-                ended += [(t, int(row), episode) for row, episode in zip(rows, episodes, strict=True)]
+                episode_ends += [(t, int(row), episode) for row, episode in zip(rows, episodes, strict=True)]
                 lengths[rows] = 0
         self.lengths = lengths
         return Block(
@@ -137,7 +139,7 @@ class BlockSource:
             actions=self._stack(targets),
             asked=self._stack(decisions),
             memory=memory,
-            ended=ended,
+            episode_ends=episode_ends,
         )
 
     def _stack(self, arrays: Sequence[np.ndarray]) -> Tensor:
@@ -170,7 +172,7 @@ class BlockSource:
         batch = counts.shape[2]
         sums = np.concatenate([np.zeros((3, 1, batch)), counts.cumsum(1).cpu().numpy()], 1)  # [3,T+1,B]
         starts = np.zeros(batch, np.int64)  # the first step of each stream's episode in this block
-        for t, row, info in block.ended:
+        for t, row, info in block.episode_ends:
             num_asked, num_right, nats = self.counts[:, row] + sums[:, t + 1, row] - sums[:, starts[row], row]
             self.episodes.append(_episode(info, num_asked, num_right, nats))
             self.counts = self.counts.copy()

@@ -99,7 +99,8 @@ class Collector:
         the environments raise. `restore` then takes back the part of the rollout that was collected."""
         if self._needs_reset:
             self._reset(self.seed + _seed_offset(self.generator.get_state()))
-        policy, device = self.policy, self.policy.device
+        policy = self.policy
+        device = policy.device
         memory = policy.draw(self.memory, self.generator)
         acting = self._begin_acting(memory)
         buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
@@ -121,7 +122,8 @@ class Collector:
 
     def _act(self, t: int, acting: Any, buffer: RolloutBuffer) -> Tensor:
         """Samples the actions of step t, and stores the policy's part of the step."""
-        policy, device = self.policy, self.policy.device
+        policy = self.policy
+        device = policy.device
         observation = observation_tensors(self.observation, device)
         episode_start = torch.as_tensor(self.episode_start, device=device)
         logits, values = policy.step(observation, acting, episode_start)
@@ -143,13 +145,13 @@ class Collector:
         buffer.truncated[t] = truncated
         self.returns += buffer.rewards[t]
         self.lengths += 1
-        ended = buffer.terminated[t] | buffer.truncated[t]
-        self.episode_start = ended
-        if not ended.any():
+        is_over = buffer.terminated[t] | buffer.truncated[t]
+        self.episode_start = is_over
+        if not is_over.any():
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
-        self.returns[ended] = 0
-        self.lengths[ended] = 0
+        self.returns[is_over] = 0
+        self.lengths[is_over] = 0
         only_truncated = buffer.truncated[t] & ~buffer.terminated[t]
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)

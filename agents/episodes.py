@@ -144,9 +144,9 @@ class EpisodeWindow:
             for label in sorted({e[key] for e in episodes if key in e}):
                 metrics[f"success/{key}_{label}"] = float(success[[e.get(key) == label for e in episodes]].mean())
         if len(label_keys) > 1:
-            left, right = label_keys[:2]
-            for pair in sorted({(e[left], e[right]) for e in episodes if left in e and right in e}):
-                has_pair = [(e.get(left), e.get(right)) == pair for e in episodes]
+            key_a, key_b = label_keys[:2]
+            for pair in sorted({(e[key_a], e[key_b]) for e in episodes if key_a in e and key_b in e}):
+                has_pair = [(e.get(key_a), e.get(key_b)) == pair for e in episodes]
                 metrics[f"success/{pair[0]}_{pair[1]}"] = float(success[has_pair].mean())
         return metrics
 

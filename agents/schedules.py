@@ -32,8 +32,8 @@ class Schedules:
         """The schedules' state, JSON-able. total: steps of the training."""
         return {"begun": self.start_step, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
 
-    def load_state(self, state: Mapping[str, Any], timesteps: int, last: int, total: int) -> str:
-        """Continues from `state` after `timesteps` steps. last: the step of the last update; total: steps of the
+    def load_state(self, state: Mapping[str, Any], timesteps: int, last_update: int, total: int) -> str:
+        """Continues from `state` after `timesteps` steps. last_update: the step of the last update; total: steps of the
         training.
 
         If the total or the learning rate has changed, new schedules begin. They start from the present values, and the
@@ -49,7 +49,7 @@ class Schedules:
             return ""
         # With a new total, the last update's values: the present ones may have reached an end, at which nothing is
         # learned.
-        starts = self.values(self.progress(last if total_changed else timesteps, state["total"]))
+        starts = self.values(self.progress(last_update if total_changed else timesteps, state["total"]))
         if rate_changed:
             starts["learning_rate"] = self.learning_rate
         self.starts = starts

@@ -69,7 +69,8 @@ class RolloutBuffer:
 
     def rollout(self, memory: Any) -> Rollout:
         """The rollout. memory: the one before the first step."""
-        tensors, observations = self.storage.tensors, self.observations
+        tensors = self.storage.tensors
+        observations = self.observations
         final_at = (self._indices(self._final_t), self._indices(self._final_b))
         values = tensors["values"]
         next_values = torch.cat([values[1:], torch.zeros_like(values[:1])])

@@ -252,7 +252,8 @@ def make_trainer(
     config = AGENTS[agent].Config(**{**quick, **settings})
     learner = AGENTS[agent](policy, config, num_envs, seed)
     total = updates * config.num_steps * num_envs
-    return Trainer(env, policy, learner, forgetting or ForgettingConfig(forgetting=False), total, seed)
+    forgetting = forgetting or ForgettingConfig(forgetting=False)
+    return Trainer(env, policy, learner, forgetting, total=total, seed=seed)
 
 
 def play(policy: ActorCritic, id: str, episodes: int, num_envs: int = 50, **env_kwargs) -> np.ndarray:

@@ -139,7 +139,8 @@ def test_a_controllers_state_continues_identically(is_success):
     whole = pressures(make_controller(), scores, is_success)
     assert min(whole) < 0 < max(whole)
     for split in range(len(scores)):
-        before, after = make_controller(), make_controller()
+        before = make_controller()
+        after = make_controller()
         pressures(before, scores[:split], is_success)
         after.load_state_dict(json.loads(json.dumps(before.state_dict())))
         assert pressures(after, scores[split:], is_success) == whole[split:]

@@ -185,13 +185,14 @@ def test_a_state_continues_identically(tmp_path):
         ppo.update(experience(7), 0.0, 0.5)
     tensors, metadata = through_a_file(ppo.state(), tmp_path)
     twin = copy.deepcopy(policy)
-    other = PPO(twin, ppo.config, 7, seed=9)
-    other.update(experience(7), 0.0, -0.5)  # loading replaces the state after this
+    loaded = PPO(twin, ppo.config, 7, seed=9)
+    loaded.update(experience(7), 0.0, -0.5)  # loading replaces the state after this
     twin.load_state_dict(policy.state_dict())
-    other.load_state(tensors, metadata)
+    loaded.load_state(tensors, metadata)
     for _ in range(3):
-        policy.minibatches, twin.minibatches = [], []
-        assert ppo.update(experience(7), 0.5, 0.5) == other.update(experience(7), 0.5, 0.5)
+        policy.minibatches = []
+        twin.minibatches = []
+        assert ppo.update(experience(7), 0.5, 0.5) == loaded.update(experience(7), 0.5, 0.5)
         assert policy.minibatches == twin.minibatches
     for parameter, twin_parameter in zip(policy.parameters(), twin.parameters(), strict=True):
         assert torch.equal(parameter, twin_parameter)

@@ -122,9 +122,9 @@ def test_next_values(kind):
     collector = make_collector(kind)
     collector.collect()  # the rollout then begins with memories
     rollout, _ = collector.collect()
-    ended = rollout.terminated | rollout.truncated
-    assert torch.equal(rollout.next_values[:-1][~ended[:-1]], rollout.values[1:][~ended[:-1]])
-    continuing = torch.nonzero(~ended[-1]).flatten().tolist()
+    is_over = rollout.terminated | rollout.truncated
+    assert torch.equal(rollout.next_values[:-1][~is_over[:-1]], rollout.values[1:][~is_over[:-1]])
+    continuing = torch.nonzero(~is_over[-1]).flatten().tolist()
     assert continuing
     for b in continuing:
         following = {key: value[[b]] for key, value in collector.observation.items()}
@@ -247,12 +247,12 @@ def test_environments_that_cannot_save_begin_new_episodes(tmp_path):
     assert rollout.episode_start[0].all() and not rollout.memory.live().any()
 
 
-def corrupted(rollout: Rollout, what: str) -> Rollout:
+def corrupt(rollout: Rollout, damage: str) -> Rollout:
     """The rollout with one number that is wrong by 1 or NaN, or with other memories."""
-    if what == "memory":
+    if damage == "memory":
         layers = tuple(replace(layer, hidden=-layer.hidden) for layer in rollout.memory.layers)
         return replace(rollout, memory=replace(rollout.memory, layers=layers))
-    name, _, error = what.partition(" ")
+    name, _, error = damage.partition(" ")
     tensor = getattr(rollout, name).clone()
     index = final_places(rollout)[0] if name == "next_values" else (3, 2)
     tensor[index] += float(error)
@@ -262,15 +262,15 @@ def corrupted(rollout: Rollout, what: str) -> Rollout:
 DAMAGE = ("memory", *(f"{name} {error}" for name in ("logits", "values", "next_values") for error in (1, "nan")))
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_the_check_finds_what_is_wrong(what):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_check_finds_what_is_wrong(damage):
     """For a rollout as it was collected, the difference is rounding. For a changed one it is larger than the limit, or
     NaN."""
     collector = make_collector()
     collector.collect()
     rollout, _ = collector.collect()
     assert acting_learning_difference(collector.policy, rollout) < 1e-5
-    assert not acting_learning_difference(collector.policy, corrupted(rollout, what)) < 0.1
+    assert not acting_learning_difference(collector.policy, corrupt(rollout, damage)) < 0.1
 
 
 def test_a_difference_is_found_despite_forbidden_actions():

@@ -108,8 +108,8 @@ def test_answers_are_counted_across_blocks():
         logits = []
         blocks = []
         for _ in range(112 // steps):
-            block, ended = source.collect()
-            episodes += ended
+            block, ended_episodes = source.collect()
+            episodes += ended_episodes
             with torch.no_grad():
                 logits.append(policy.unroll(block.observation, block.memory, block.episode_start).logits)
             blocks.append(block)

@@ -29,7 +29,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.policy.state_dict().items()}
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+def is_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
@@ -97,7 +97,7 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
     before = weights(trainer)
     with pytest.raises(TrainingEnded, match=f"^{message}$"):
         trainer.update()
-    assert same(before, weights(trainer))
+    assert is_same(before, weights(trainer))
 
 
 def run_scripted(
@@ -130,19 +130,19 @@ def test_the_best_policy_is_the_latest_successful_one_with_about_the_fewest_memo
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     scores = [0, 0.8, 1, 0.95, 0.7, 0.95, 0.9, 0.1, 1]
     live = [9, 3, 8, 5, 2, 6.1, 6, 1, 7]
-    acted = run_scripted(trainer, scores, live, monkeypatch)
+    acting_weights = run_scripted(trainer, scores, live, monkeypatch)
     assert {name: trainer.best[name] for name in ("live", "score", "timesteps")} == {
         "live": 6, "score": pytest.approx(0.9), "timesteps": 6 * STEPS * ENVS,
     }  # fmt: skip
-    assert same(trainer.best["weights"], acted[6]) and not same(acted[6], acted[7])
+    assert is_same(trainer.best["weights"], acting_weights[6]) and not is_same(acting_weights[6], acting_weights[7])
 
 
 def test_within_the_budget_the_latest_is_the_best(monkeypatch):
     """Fewer live memories than the budget are no better, and more are worse. Of 9, 4, 1, 5 and 5.5 with a budget of 5,
     the fourth is kept."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, memory_budget=5))
-    acted = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
-    assert trainer.best["live"] == 5 and same(trainer.best["weights"], acted[3])
+    acting_weights = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
+    assert trainer.best["live"] == 5 and is_same(trainer.best["weights"], acting_weights[3])
 
 
 def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
@@ -151,17 +151,17 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
     although it needs the most memories."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     returns = [10.0] * 2 + [20.0] * 3 + [100.0] * 3
-    acted = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
+    acting_weights = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
     assert trainer.best["live"] == 6 and trainer.best["score"] == 100
-    assert same(trainer.best["weights"], acted[-1])
+    assert is_same(trainer.best["weights"], acting_weights[-1])
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
 def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_is_kept(kind, forgetting, monkeypatch):
     """There is no pressure, whatever the success is. Live memories do not matter."""
     trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
-    acted = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
-    assert same(trainer.best["weights"], acted[1]) and trainer.best["timesteps"] == STEPS * ENVS
+    acting_weights = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
+    assert is_same(trainer.best["weights"], acting_weights[1]) and trainer.best["timesteps"] == STEPS * ENVS
     assert trainer.controller.pressure == 0
 
 
@@ -205,55 +205,59 @@ def short_trainer(seed: int) -> Trainer:
 def test_a_state_continues_identically(updates_before, tmp_path):
     """Through a file into a trainer of another seed, new or after updates of its own. Metrics and weights are the same
     to the bit, and so are the kept weights."""
-    trainer, other = short_trainer(0), short_trainer(1)
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     for _ in range(6):
         trainer.update()
     for _ in range(updates_before):
-        other.update()
+        loaded.update()
     assert trainer.best is not None and trainer.controller.pressure != 0
-    assert other.load_state(*through_a_file(trainer.state(), tmp_path))
-    assert same(other.best["weights"], trainer.best["weights"]) and other.best.keys() == trainer.best.keys()
+    assert loaded.load_state(*through_a_file(trainer.state(), tmp_path))
+    assert is_same(loaded.best["weights"], trainer.best["weights"]) and loaded.best.keys() == trainer.best.keys()
     for _ in range(3):
-        assert comparable(trainer.update()) == comparable(other.update())
-    assert same(weights(trainer), weights(other)) and same(trainer.best["weights"], other.best["weights"])
-    assert (trainer.timesteps, trainer.last_check) == (other.timesteps, other.last_check)
+        assert comparable(trainer.update()) == comparable(loaded.update())
+    assert is_same(weights(trainer), weights(loaded)) and is_same(trainer.best["weights"], loaded.best["weights"])
+    assert (trainer.timesteps, trainer.last_check) == (loaded.timesteps, loaded.last_check)
 
 
 def test_a_state_without_a_kept_policy_leaves_none(tmp_path):
-    trainer, other = short_trainer(0), short_trainer(0)
+    trainer = short_trainer(0)
+    loaded = short_trainer(0)
     state = through_a_file(trainer.state(), tmp_path)
-    while other.best is None:
-        other.update()
-    other.load_state(*state)
-    assert other.best is None and other.timesteps == 0
+    while loaded.best is None:
+        loaded.update()
+    loaded.load_state(*state)
+    assert loaded.best is None and loaded.timesteps == 0
 
 
 def test_a_state_with_the_cost_of_earlier_versions_continues():
     """Until 24 November 2026 the fewest live memories were saved as the cost."""
-    trainer, other = short_trainer(0), short_trainer(1)
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     while trainer.best is None:
         trainer.update()
     tensors, metadata = trainer.state()
     metadata["best"]["cost"] = metadata["best"].pop("fewest")
-    other.load_state(tensors, metadata)
-    assert other.best["fewest"] == trainer.best["fewest"]
-    other.update()
+    loaded.load_state(tensors, metadata)
+    assert loaded.best["fewest"] == trainer.best["fewest"]
+    loaded.update()
 
 
 @pytest.mark.parametrize("name, value", [("score", None), ("timesteps", "x"), ("live", [1]), ("fewest", {})])
 def test_a_kept_policy_without_its_metrics_is_refused(name, value):
     """Otherwise the run would fail when the next policy is kept."""
-    trainer, other = short_trainer(0), short_trainer(1)
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     while trainer.best is None:
         trainer.update()
     tensors, metadata = trainer.state()
     changed = {**metadata, "best": {**metadata["best"], name: value}}
     with pytest.raises(TypeError, match="^best: expected numbers, got "):
-        other.load_state(tensors, changed)
+        loaded.load_state(tensors, changed)
     del changed["best"][name]
     if name != "fewest":
         with pytest.raises(KeyError, match=name):
-            other.load_state(tensors, changed)
+            loaded.load_state(tensors, changed)
 
 
 def test_success_is_measured_over_the_set_number_of_hard_episodes(monkeypatch):
@@ -267,4 +271,4 @@ def test_environments_that_cannot_save_are_reported(tmp_path):
     trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, num_envs=4) for _ in range(2)]
     trainers[0].update()
     assert not trainers[1].load_state(*through_a_file(trainers[0].state(), tmp_path))
-    assert trainers[1].timesteps == 48 and same(weights(trainers[0]), weights(trainers[1]))
+    assert trainers[1].timesteps == 48 and is_same(weights(trainers[0]), weights(trainers[1]))

@@ -17,7 +17,8 @@ from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.agents.transport import Context, pack, recompute_memory, size, unpack
 from expire_span_rl.policies import KINDS
 
-T, B = 12, 6
+T = 12
+B = 6
 LONG = {"min_length": 5, "max_length": 30, "max_steps": 25}
 
 
@@ -69,11 +70,11 @@ def test_only_live_memories_are_packed():
 def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
     """It is computed from the observations of two rollouts and the memory before them. Under other weights it differs,
     and the drift shows that. For a kind without memory the drift is NaN."""
-    collector, (_, second, third, fourth) = collect(kind, 4)
+    collector, (_, *context_rollouts, last_rollout) = collect(kind, 4)
     context = Context(2)
-    for rollout in (second, third):
+    for rollout in context_rollouts:
         context.add(rollout)
-    cached = fourth.memory
+    cached = last_rollout.memory
     recomputed = recompute_memory(collector.policy, context.pack()).drawn_as(cached)
     if kind == "none":
         assert np.isnan(cached.drift(recomputed, 2 * T))
