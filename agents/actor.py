@@ -1,5 +1,5 @@
-"""An actor: a vector environment and a copy of the policy in a process of its own. What runs there; Ray is not
-needed."""
+"""An actor: a vector environment and a copy of the policy in a process of its own. Ray starts actors, but nothing here
+needs Ray."""
 
 from __future__ import annotations
 
@@ -14,86 +14,91 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from expire_span_rl.agents.rollout import Collector, acting_learning_difference
+from expire_span_rl.agents.collector import Collector
+from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.agents.transport import Arrays, Context, pack, to_tensors
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the learner asks of an actor beside a rollout."""
+    """What the learner asks of an actor, besides a rollout."""
 
     version: int
-    """Of the weights: the number of updates before them."""
+    """Version of the weights: the number of updates that led to them."""
     context: bool = False
-    """Send what it takes to compute the memory anew."""
+    """Send what the learner needs to compute the memory again."""
     check: bool = False
     """Compare acting with learning."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What an actor sends: a rollout and what goes with it, or why there is none."""
+    """What an actor sends back: a rollout and its details, or the reason why there is none."""
 
     incarnation: str
-    """Names the process: it changes when the actor was restarted."""
+    """Name of the process. It changes when the actor is restarted."""
     version: int = 0
     rollout: Arrays = field(default_factory=dict)
     episodes: list[dict[str, Any]] = field(default_factory=list)
     live: dict[str, list[float]] = field(default_factory=dict)
     context: Arrays = field(default_factory=dict)
     difference: float | None = None
-    """The largest between acting and learning, if asked for."""
+    """The largest difference between acting and learning. None if the request did not ask for it."""
     idle_seconds: float = 0.0
     busy_seconds: float = 0.0
-    died: bool = False
-    """The process is a new one, since the one before it died with its rollout."""
+    restarted: bool = False
+    """True if this process replaces one that died, whose rollout is lost."""
     failure: str = ""
-    """What was raised and where, in a few words that are the same for failures of the same kind."""
+    """The type of the error and where it was raised. It is the same for failures of the same kind."""
     traceback: str = ""
 
 
 class Actor:
-    """Collects a rollout per call. An error inside is delivered, not raised: its class may exist here only."""
+    """Collects one rollout per call. An error inside is delivered and not raised, since the learner's process may not
+    have the error's class."""
 
     def __init__(self, make_env: Callable[[], VectorEnv], policy: Any, num_steps: int, context_steps: int, seed: int):
-        """make_env is called at the first rollout; context_steps: K of `Context`, rounded up to whole rollouts."""
+        """make_env is called at the first rollout. context_steps: K of `Context`, rounded up to whole rollouts."""
         torch.set_num_threads(1)
-        self.make_env, self.policy, self.num_steps, self.seed = make_env, policy, num_steps, seed
+        self.make_env = make_env
+        self.policy = policy
+        self.num_steps = num_steps
+        self.seed = seed
         self.context = Context(-(-context_steps // num_steps))
         self.collector: Collector | None = None
         self.incarnation = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self.ended: float | None = None
+        self.idle_since: float | None = None
 
     def collect(self, weights: Mapping[str, np.ndarray], request: Request) -> Delivery:
-        """A rollout with these weights."""
-        began = time.perf_counter()
-        idle = 0.0 if self.ended is None else began - self.ended
+        """Collects a rollout with these weights."""
+        start_time = time.perf_counter()
+        idle_seconds = 0.0 if self.idle_since is None else start_time - self.idle_since
         try:
             if self.collector is None:
                 self.collector = Collector(self.make_env(), self.policy, self.num_steps, self.seed)
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
-            context = self.context.packed() if request.context else {}
+            context = self.context.pack() if request.context else {}
             rollout, episodes = self.collector.collect()
             self.context.add(rollout)
             difference = acting_learning_difference(self.policy, rollout) if request.check else None
-        except Exception as error:  # noqa: BLE001, whatever an environment raises
-            return Delivery(self.incarnation, failure=_kind(error), traceback=traceback.format_exc())
-        self.ended = time.perf_counter()
+        except Exception as error:  # noqa: BLE001, an environment may raise anything
+            return Delivery(self.incarnation, failure=_failure_kind(error), traceback=traceback.format_exc())
+        self.idle_since = time.perf_counter()
         return Delivery(
-            self.incarnation,
-            request.version,
-            pack(rollout),
-            episodes,
-            self.collector.live,
-            context,
-            difference,
-            idle,
-            self.ended - began,
+            incarnation=self.incarnation,
+            version=request.version,
+            rollout=pack(rollout),
+            episodes=episodes,
+            live=self.collector.live,
+            context=context,
+            difference=difference,
+            idle_seconds=idle_seconds,
+            busy_seconds=self.idle_since - start_time,
         )
 
 
-def _kind(error: Exception) -> str:
-    """The error's type and where it was raised; of what an environment raised, of that."""
+def _failure_kind(error: Exception) -> str:
+    """The error's type and where it was raised. If an environment raised the error, those of the environment's."""
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {where.name} ({os.path.basename(where.filename)}:{where.lineno})"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})"

@@ -1,9 +1,9 @@
-"""Blocks of long streams, for agents that learn from what is right instead of from rewards.
+"""Blocks of long streams, for agents that learn from right actions instead of from rewards.
 
-T time steps, B streams. A stream is an environment whose observations do not depend on what is done in it, and which
-says at every step which action is right (`target`) and where that matters (`decisions`). It is stepped with the right
-actions, so that the previous action in its observations is right too (teacher forcing); an evaluation steps it with the
-policy's own. Nothing acts here: what the policy remembers flows from block to block through its unrolls.
+T time steps, B streams. A stream is an environment whose observations do not depend on the actions. At every step it
+says which action is right (`target`) and where that matters (`decisions`). It is stepped with the right actions, so
+that the previous action in its observations is right too (teacher forcing). An evaluation steps it with the policy's
+own actions. Nothing acts here: the policy's memory goes from block to block through its unrolls.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import finished
+from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import check_arrays, continue_drawing, under
+from expire_span_rl.agents.rollout import check_arrays, restore_generator, select_prefix
 
 
 @dataclass
 class Answers:
-    """What learning from a block gave, beside what was learned."""
+    """The policy's answers in a block, and its memory afterwards."""
 
     memory: Any  # after the block's last step
-    right: Tensor  # [T,B] bool: the likeliest action was the right one
+    right: Tensor  # [T,B] bool: whether the most likely action is the right one
     surprise: Tensor  # [T,B] -log p of the right action, in nats
 
 
@@ -39,36 +39,42 @@ class Block:
 
     observation: dict[str, Tensor]  # entries [T,B, ...]
     episode_start: Tensor  # [T,B] bool
-    actions: Tensor  # [T,B] the right ones
-    asked: Tensor  # [T,B] bool: where they matter
+    actions: Tensor  # [T,B] the right actions
+    asked: Tensor  # [T,B] bool: whether the right action matters
     memory: Any
-    ended: Sequence[tuple[int, int, Mapping[str, Any]]]  # (t, b, what the environment says) of episodes that ended
+    episode_ends: Sequence[
+        tuple[int, int, Mapping[str, Any]]
+    ]  # (t, b, the environment's entries) of episodes that ended
     answers: Answers | None = None
-    """Filled in by whoever learns from the block; the next one begins with the memory in it."""
+    """The learner sets it. The next block begins with the memory in it."""
 
     def rows(self, indices: Tensor) -> Block:
-        """The chosen streams: a minibatch. indices: int64 [b]. It does not tell which episodes ended."""
+        """A minibatch: the streams `indices`, int64 [b]. Its `episode_ends` are empty."""
         return Block(
             observation={key: value[:, indices] for key, value in self.observation.items()},
             episode_start=self.episode_start[:, indices],
             actions=self.actions[:, indices],
             asked=self.asked[:, indices],
             memory=self.memory.rows(indices),
-            ended=(),
+            episode_ends=(),
         )
 
 
 class BlockSource:
-    """Blocks of the streams of a vector environment (SAME_STEP autoreset): a `RolloutSource`. An episode is told when
-    what was answered in it is known, which is with the block after the one in which it ended.
+    """Blocks of the streams of a vector environment (SAME_STEP autoreset). It is a `RolloutSource`.
 
-    Raises ValueError, one line, for environments that do not say what is right.
+    An episode is reported once its answers are counted, which is with the block after the one in which it ended.
+    Raises ValueError, one line, for environments that do not say which action is right.
     """
 
-    on_policy: ClassVar[bool] = False  # nothing acts that learning could be checked against
+    on_policy: ClassVar[bool] = False  # nothing acts, so that there is nothing to compare with learning
+    _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
+    """Attributes that `collect` changes."""
 
     def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
-        self.env, self.policy, self.num_steps = env, policy, num_steps
+        self.env = env
+        self.policy = policy
+        self.num_steps = num_steps
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
         self.live: dict[str, list[float]] = {}
@@ -84,121 +90,141 @@ class BlockSource:
         self.memory = policy.initial_memory(batch)
         self.episode_start = np.ones(batch, bool)
         self.lengths = np.zeros(batch, np.int64)
-        self.counts = np.zeros((3, batch))  # of each stream's episode so far: answers, those that were right, nats
-        self.block: Block | None = None  # the last one, as long as its answers were not counted
-        self.episodes: list[dict[str, Any]] = []  # that ended, and were not told yet
-
-    _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
+        self.counts = np.zeros((3, batch))
+        """For each stream's episode so far: the numbers of answers and of right answers, and the sum of nats."""
+        self.block: Block | None = None
+        """The last block, until its answers are counted."""
+        self.episodes: list[dict[str, Any]] = []
+        """Episodes that ended and were not reported yet."""
 
     def collect(self) -> tuple[Block, list[dict[str, Any]]]:
-        """The next block, and the episodes that ended in the one before. Raises TrainingEnded some seconds after `stop`
-        was set, and what the environments raise."""
-        self._count()
-        episodes, self.episodes = self.episodes, []
+        """Returns the next block, and the episodes that ended in the one before. Raises TrainingEnded some seconds
+        after `stop` was set, and what the environments raise."""
+        self._count_answers()
+        episodes = self.episodes
+        self.episodes = []
         memory = self.policy.draw(self.memory, self.generator)
         self.live = self._live(memory)
-        env, device, steps = cast(Any, self.env), self.policy.device, self.num_steps
-        shown: dict[str, list[np.ndarray]] = {key: [] for key in self.observation}
-        starts, targets, asked, ended = [], [], [], []
+        self.block = self._step_streams(memory)
+        return self.block, episodes
+
+    def _step_streams(self, memory: Any) -> Block:
+        """Steps the streams with the right actions. Returns the block of these steps. memory: the one before them."""
+        env = cast(Any, self.env)
+        observations: dict[str, list[np.ndarray]] = {key: [] for key in self.observation}
+        starts: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        decisions: list[np.ndarray] = []
+        episode_ends: list[tuple[int, int, dict[str, Any]]] = []
         lengths = self.lengths.copy()
-        for t in range(steps):
+        for t in range(self.num_steps):
             self.deadline.check()
             for key, entry in self.observation.items():
-                shown[key].append(np.asarray(entry))
+                observations[key].append(np.asarray(entry))
             starts.append(self.episode_start)
             targets.append(self._streams.target())
-            asked.append(self._streams.decisions())
+            decisions.append(self._streams.decisions())
             self.observation, rewards, terminated, truncated, infos = env.step(targets[-1])
             lengths += 1
             self.episode_start = terminated | truncated
             if self.episode_start.any():
                 rows = np.flatnonzero(self.episode_start)
-                told = finished(infos, rewards, lengths)
-                ended += [(t, int(row), episode) for row, episode in zip(rows, told, strict=True)]
+                episodes = finished_episodes(infos, rewards, lengths)
+                episode_ends += [(t, int(row), episode) for row, episode in zip(rows, episodes, strict=True)]
                 lengths[rows] = 0
         self.lengths = lengths
-        arrays = [torch.as_tensor(np.stack(rows), device=device) for rows in (starts, targets, asked)]
-        self.block = Block(
-            observation={key: torch.as_tensor(np.stack(rows), device=device) for key, rows in shown.items()},
-            episode_start=arrays[0],
-            actions=arrays[1],
-            asked=arrays[2],
+        return Block(
+            observation={key: self._stack(entries) for key, entries in observations.items()},
+            episode_start=self._stack(starts),
+            actions=self._stack(targets),
+            asked=self._stack(decisions),
             memory=memory,
-            ended=ended,
+            episode_ends=episode_ends,
         )
-        return self.block, episodes
+
+    def _stack(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """The arrays of all steps as one tensor on the policy's device."""
+        return torch.as_tensor(np.stack(arrays), device=self.policy.device)
 
     def _live(self, memory: Any) -> dict[str, list[float]]:
-        """Mean and maximum over streams of the memories that a block's first step sees, its own among them."""
+        """Mean and maximum, over streams, of the memories visible to a block's first step. Its own memory counts. Empty
+        for a memory without slots."""
         counts = memory.live()
         if counts is None:
             return {}
         counts = torch.where(torch.as_tensor(self.episode_start, device=counts.device)[:, None], 0, counts) + 1
         return {"mean": counts.float().mean(0).tolist(), "max": counts.amax(0).tolist()}
 
-    def _count(self) -> None:
-        """Counts the answers of the last block, and goes on from the memory after it."""
-        block, self.block = self.block, None
+    def _count_answers(self) -> None:
+        """Counts the answers of the last block, and continues from the memory after it."""
+        block = self.block
+        self.block = None
         if block is None:
             return
         answers = block.answers
-        if answers is None:  # what was learned from it was taken back
+        if answers is None:  # the update was taken back
             with torch.no_grad():
                 out = self.policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
                 answers = answers_of(self.policy, out, block)
         self.memory = answers.memory
         asked = block.asked
-        each = torch.stack([asked, answers.right & asked, answers.surprise.masked_fill(~asked, 0)]).double()
-        sums = np.concatenate([np.zeros((3, 1, each.shape[2])), each.cumsum(1).cpu().numpy()], 1)  # [3,T+1,B]
-        begun = np.zeros(each.shape[2], np.int64)  # step at which what is not counted yet begins
-        for t, row, said in block.ended:
-            total = self.counts[:, row] + sums[:, t + 1, row] - sums[:, begun[row], row]
-            self.episodes.append(_episode(said, *total))
+        counts = torch.stack([asked, answers.right & asked, answers.surprise.masked_fill(~asked, 0)]).double()
+        batch = counts.shape[2]
+        sums = np.concatenate([np.zeros((3, 1, batch)), counts.cumsum(1).cpu().numpy()], 1)  # [3,T+1,B]
+        starts = np.zeros(batch, np.int64)  # the first step of each stream's episode in this block
+        for t, row, info in block.episode_ends:
+            num_asked, num_right, nats = self.counts[:, row] + sums[:, t + 1, row] - sums[:, starts[row], row]
+            self.episodes.append(_episode(info, num_asked, num_right, nats))
             self.counts = self.counts.copy()
-            self.counts[:, row], begun[row] = 0, t + 1
-        self.counts = self.counts + sums[:, -1] - sums[:, begun, np.arange(len(begun))]
+            self.counts[:, row] = 0
+            starts[row] = t + 1
+        self.counts = self.counts + sums[:, -1] - sums[:, starts, np.arange(batch)]
 
     def snapshot(self) -> dict[str, Any]:
-        """What `collect` changes, for `restore`: nothing of it is written into."""
-        own = {name: getattr(self, name) for name in self._FIELDS}
-        own["episodes"] = list(self.episodes)
-        return {**own, "generator": self.generator.get_state(), "env_state": cast(Any, self.env).state_dict()}
+        """What `collect` changes, for `restore`. Only the list of episodes is copied, since `collect` replaces
+        everything else and never writes to it."""
+        fields = {name: getattr(self, name) for name in self._FIELDS}
+        fields["episodes"] = list(self.episodes)
+        return {**fields, "generator": self.generator.get_state(), "env_state": cast(Any, self.env).state_dict()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Takes back what was collected since."""
+        """Goes back to a snapshot."""
         self.generator.set_state(snapshot["generator"])
         cast(Any, self.env).load_state_dict(snapshot["env_state"])
         for name in self._FIELDS:
             setattr(self, name, snapshot[name])
 
-    def figures(self) -> dict[str, float]:
-        """Nothing: the learner tells it all."""
+    def metrics(self) -> dict[str, float]:
+        """Empty, since the learner has all metrics."""
         return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that lives between blocks, the answers of the last one counted."""
-        self._count()
+        """Everything that lives between blocks, as tensors and JSON-able metadata. The answers of the last block are
+        counted before."""
+        self._count_answers()
         tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
         tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in cast(Any, self.env).state_dict().items()}
         tensors |= {name: torch.as_tensor(array) for name, array in self._arrays().items()}
         tensors["generator"] = self.generator.get_state()
         return tensors, {"live": self.live, "episodes": self.episodes}
 
-    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Continues from `state`. True: streams go on where they were."""
-        own = self._arrays()
-        check_arrays(own, {name: tensor for name, tensor in tensors.items() if name in own})
-        cast(Any, self.env).load_state_dict({k: tensor.numpy() for k, tensor in under("env/", tensors).items()})
-        self.memory = self.policy.memory_from(under("memory/", tensors))
-        self.observation = {name: tensor.numpy() for name, tensor in under("observation/", tensors).items()}
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Continues from `state`. Returns True, since all streams go on where they were."""
+        expected = self._arrays()
+        check_arrays(expected, {name: tensor for name, tensor in tensors.items() if name in expected})
+        cast(Any, self.env).load_state_dict({k: tensor.numpy() for k, tensor in select_prefix("env/", tensors).items()})
+        self.memory = self.policy.memory_from(select_prefix("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
         for name in ("episode_start", "lengths", "counts"):
             setattr(self, name, tensors[name].numpy().copy())
-        self.notes = continue_drawing(self.generator, tensors["generator"])
-        self.live, self.episodes, self.block = dict(known["live"]), list(known["episodes"]), None
+        self.notes = restore_generator(self.generator, tensors["generator"])
+        self.live = dict(metadata["live"])
+        self.episodes = list(metadata["episodes"])
+        self.block = None
         return True
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Where the streams stand, beside the environments' own state."""
+        """The state of the streams, in addition to the environments' own state."""
         arrays = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
         return arrays | {"episode_start": self.episode_start, "lengths": self.lengths, "counts": self.counts}
 
@@ -208,16 +234,16 @@ class BlockSource:
 
 
 def answers_of(policy: Any, out: Any, block: Block) -> Answers:
-    """What an unroll of a block answered; the surprise with its gradient."""
+    """The answers of a block's unroll `out`. The surprise has a gradient."""
     right = policy.actions.mode(out.logits) == block.actions
     return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
 
 
-def _episode(said: Mapping[str, Any], asked: float, right: float, nats: float) -> dict[str, Any]:
-    """An episode's figures: what the environment says, and of the policy's answers the accuracy and bits. Where the
-    environment knows success, that is the accuracy; elsewhere the return is minus the bits, which is to rise."""
-    accuracy = right / asked if asked else 0.0
-    bits = nats / asked / math.log(2) if asked else 0.0
-    score = {"is_success": accuracy, "return": accuracy} if "is_success" in said else {"return": -bits}
-    counted = {name: value for name, value in said.items() if name not in ("right", "asked")}
-    return {**counted, **score, "bits": bits}
+def _episode(info: Mapping[str, Any], num_asked: float, num_right: float, nats: float) -> dict[str, Any]:
+    """An episode: the environment's entries, and the accuracy and bits of the policy's answers. If the environment
+    reports success, the accuracy replaces it and is the return. Otherwise the return is minus the bits."""
+    accuracy = num_right / num_asked if num_asked else 0.0
+    bits = nats / num_asked / math.log(2) if num_asked else 0.0
+    score = {"is_success": accuracy, "return": accuracy} if "is_success" in info else {"return": -bits}
+    entries = {name: value for name, value in info.items() if name not in ("right", "asked")}
+    return {**entries, **score, "bits": bits}

@@ -1,8 +1,8 @@
-"""What is known about finished episodes: success overall, on the hardest ones, and by what the environment reports.
+"""Statistics of finished episodes: success overall, on the hardest episodes, and by the labels that the environment
+reports.
 
-An episode is a dict: `return`, `steps`, and whatever the environment's `final_info` says of it, such as
-`is_success`. Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of
-steps.
+An episode is a dict. It has `return`, `steps`, and the entries of the environment's `final_info`, such as `is_success`.
+Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of steps.
 """
 
 from __future__ import annotations
@@ -16,41 +16,46 @@ import numpy as np
 
 from expire_span_rl.checks import is_number, shown
 
-LATEST = 100  # episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names
-MOST_LABELS = 20  # different texts of one entry by which success is told apart
-HARD = 0.75
-"""Episodes are hard from this fraction of the largest difficulty seen: the longest quarter."""
+MEAN_EPISODES = 100
+"""Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
+MAX_LABELS = 20
+"""Success is reported by the texts of an entry if there are at most so many."""
+HARD_FRACTION = 0.75
+"""Episodes are hard from this fraction of the largest difficulty so far: the longest quarter."""
+QUARTERS = 4
+"""Number of ranges of difficulty by which success is reported."""
 
 
-def finished(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
-    """The episodes that ended in a step of a vector environment; returns, lengths: [B] at that step."""
+def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
+    """The episodes that ended in a step of a vector environment. returns, lengths: [B] at that step."""
     rows = np.flatnonzero(infos["_final_obs"])
-    said = infos.get("final_info", {})
-    names = [key for key in said if not key.startswith("_") and np.ndim(said[key]) == 1]
+    final_info = infos.get("final_info", {})
+    names = [key for key in final_info if not key.startswith("_") and np.ndim(final_info[key]) == 1]
     episodes = []
     for row in rows:
-        given = (key for key in names if said.get(f"_{key}", infos["_final_obs"])[row])
-        entries = {key: plain(said[key][row]) for key in given}
-        # What was measured here goes before entries of the same names.
+        present = [key for key in names if final_info.get(f"_{key}", infos["_final_obs"])[row]]
+        entries = {key: plain(final_info[key][row]) for key in present}
+        # The measured entries replace entries of the same names.
         measured = {"return": float(returns[row]), "steps": int(lengths[row])}
         episodes.append({**{key: value for key, value in entries.items() if value is not None}, **measured})
     return episodes
 
 
 def plain(value: Any) -> Any:
-    """A number, a flag or a text as Python has it; None for anything else, which no figure can be made of."""
+    """A number, a flag or a text as a Python value. None for anything else, since no statistic can be made of it."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
 def _success(episode: Mapping[str, Any]) -> float:
-    """1 or 0, or what is between them; 0 where the episode does not say, or says something else than a number."""
+    """Success of an episode, from 0 to 1. It is 0 where the episode does not report it, or reports no number."""
     value = episode.get("is_success", 0.0)
     return float(value) if isinstance(value, (bool, int, float)) else 0.0
 
 
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
-    """The entries of an episode that `ratios` divide: {name: (numerator, denominator), or such by label, or None}."""
+    """The entries of an episode that `quotients` needs. ratios: {name: (numerator, denominator)}. Instead of a pair
+    there may be pairs by label, or None."""
     parts: list[str] = []
     for ratio in ratios.values():
         parts += ratio_parts(ratio) if isinstance(ratio, Mapping) else ratio or ()
@@ -58,21 +63,21 @@ def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
 
 
 def quotients(episodes: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that an environment's `metadata["ratios"]` name: sums over the episodes, divided. Structured as
-    `ratios`; None where there is nothing to divide by."""
-    figures: dict[str, Any] = {}
+    """The quotients that an environment's `metadata["ratios"]` name: sums over the episodes, divided. The result has
+    the structure of `ratios`, with None where the denominator is 0 or there is no pair."""
+    results: dict[str, Any] = {}
     for name, ratio in ratios.items():
         if isinstance(ratio, Mapping):
-            figures[name] = quotients(episodes, ratio)
+            results[name] = quotients(episodes, ratio)
         else:
-            above, below = (sum(episode[part] for episode in episodes) for part in ratio) if ratio else (0, 0)
-            figures[name] = above / below if below else None
-    return figures
+            numerator, denominator = (sum(episode[part] for episode in episodes) for part in ratio) if ratio else (0, 0)
+            results[name] = numerator / denominator if denominator else None
+    return results
 
 
 class EpisodeWindow:
-    """The latest episodes, and apart from them the latest hard ones, so that a mean over many easy ones hides
-    nothing."""
+    """The latest episodes and, separately, the latest hard ones. Otherwise many easy episodes would hide the hard ones
+    in a mean."""
 
     def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
         self.difficulty_key = difficulty_key or "steps"
@@ -81,80 +86,95 @@ class EpisodeWindow:
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
-        """Takes the episodes in. When a harder one moves the limit, those that are hard no longer are dropped. Returns
-        how many of them are hard."""
+        """Adds episodes, and returns how many of them are hard. A harder episode than any before raises the limit.
+        Episodes below the new limit are dropped from the hard ones."""
         episodes = list(episodes)
         for episode in episodes:
             self.recent.append(episode)
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
-                kept = [e for e in self.hard if e[self.difficulty_key] >= HARD * difficulty]
+                still_hard = [e for e in self.hard if e[self.difficulty_key] >= HARD_FRACTION * difficulty]
                 self.hard.clear()
-                self.hard.extend(kept)
-            if difficulty >= HARD * self.hardest:
+                self.hard.extend(still_hard)
+            if difficulty >= HARD_FRACTION * self.hardest:
                 self.hard.append(episode)
-        return sum(episode[self.difficulty_key] >= HARD * self.hardest for episode in episodes)
+        return sum(episode[self.difficulty_key] >= HARD_FRACTION * self.hardest for episode in episodes)
 
     @property
-    def tells_success(self) -> bool:
-        """Whether any episode in the window says so of itself; those that then say nothing did not succeed."""
+    def reports_success(self) -> bool:
+        """Whether any episode in the window reports success. If one does, those that report nothing did not succeed."""
         return any("is_success" in episode for episode in itertools.chain(self.recent, self.hard))
 
     def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
-        """Success (1 or 0) where the environment reports it, else the return."""
-        told = self.tells_success
-        return np.array([_success(e) if told else e["return"] for e in episodes], float)
+        """The success of each episode if the environment reports it, else the return."""
+        has_success = self.reports_success
+        return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
-        """(mean score, number) of the hard episodes in the window; (nan, 0) if there are none."""
+        """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""
         return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
 
     def summary(self) -> dict[str, float]:
-        """Figures for the log: Stable-Baselines3's names where it has one, success by every label episodes carry."""
+        """Metrics for the log, under Stable-Baselines3's names where it has one. They include success by the episodes'
+        labels and by quarters of the difficulty."""
         if not self.recent:
             return {}
         recent = list(self.recent)
-        latest = recent[-LATEST:]
-        out = {
+        latest = recent[-MEAN_EPISODES:]
+        metrics = {
             "rollout/ep_rew_mean": float(np.mean([e["return"] for e in latest])),
             "rollout/ep_len_mean": float(np.mean([e["steps"] for e in latest])),
         }
         if self.hard:
-            out["rollout/hard_score"] = self.hard_score()[0]
-        if not self.tells_success:
-            return out
+            metrics["rollout/hard_score"] = self.hard_score()[0]
+        if not self.reports_success:
+            return metrics
         success = self._scores(recent)
-        out["rollout/success_rate"] = float(success.mean())
-        texts = {key for e in recent for key, value in e.items() if isinstance(value, str)}
-        labels = [key for key in recent[0] if key in texts and self._few_labels(recent, key)]
-        for key in labels:
-            for label in sorted({e[key] for e in recent if key in e}):
-                out[f"success/{key}_{label}"] = float(success[[e.get(key) == label for e in recent]].mean())
-        for first in labels[:1]:  # one of the combinations can be lost while each label looks well
-            for second in labels[1:2]:
-                for pair in sorted({(e[first], e[second]) for e in recent if first in e and second in e}):
-                    chosen = [(e.get(first), e.get(second)) == pair for e in recent]
-                    out[f"success/{pair[0]}_{pair[1]}"] = float(success[chosen].mean())
-        difficulty = np.array([e[self.difficulty_key] for e in recent], float)
-        for i in range(4):
-            inside = (difficulty > self.hardest * i / 4) & (difficulty <= self.hardest * (i + 1) / 4)
-            if inside.any():
-                out[f"success/{self.difficulty_key}_quarter_{i + 1}"] = float(success[inside].mean())
-        return out
+        metrics["rollout/success_rate"] = float(success.mean())
+        return metrics | self._success_by_label(recent, success) | self._success_by_difficulty(recent, success)
+
+    def _success_by_label(self, episodes: Sequence[Mapping[str, Any]], success: np.ndarray) -> dict[str, float]:
+        """Mean success for each text of each entry that has few texts, and for each pair of the first two entries'
+        texts. One pair can be lost while each text alone looks well."""
+        metrics: dict[str, float] = {}
+        text_keys = {key for e in episodes for key, value in e.items() if isinstance(value, str)}
+        label_keys = [key for key in episodes[0] if key in text_keys and self._has_few_labels(episodes, key)]
+        for key in label_keys:
+            for label in sorted({e[key] for e in episodes if key in e}):
+                metrics[f"success/{key}_{label}"] = float(success[[e.get(key) == label for e in episodes]].mean())
+        if len(label_keys) > 1:
+            key_a, key_b = label_keys[:2]
+            for pair in sorted({(e[key_a], e[key_b]) for e in episodes if key_a in e and key_b in e}):
+                has_pair = [(e.get(key_a), e.get(key_b)) == pair for e in episodes]
+                metrics[f"success/{pair[0]}_{pair[1]}"] = float(success[has_pair].mean())
+        return metrics
+
+    def _success_by_difficulty(self, episodes: Sequence[Mapping[str, Any]], success: np.ndarray) -> dict[str, float]:
+        """Mean success for each quarter of the range of difficulties."""
+        metrics: dict[str, float] = {}
+        difficulty = np.array([e[self.difficulty_key] for e in episodes], float)
+        for i in range(QUARTERS):
+            low = self.hardest * i / QUARTERS
+            high = self.hardest * (i + 1) / QUARTERS
+            in_quarter = (difficulty > low) & (difficulty <= high)
+            if in_quarter.any():
+                metrics[f"success/{self.difficulty_key}_quarter_{i + 1}"] = float(success[in_quarter].mean())
+        return metrics
 
     @staticmethod
-    def _few_labels(episodes: Iterable[Mapping[str, Any]], key: str) -> bool:
-        """Whether the entry is a text in all episodes that have it, and one of a few: success is then told by each."""
+    def _has_few_labels(episodes: Iterable[Mapping[str, Any]], key: str) -> bool:
+        """Whether the entry is a text in all episodes that have it, and has few different texts."""
         values = {e[key] for e in episodes if key in e}
-        return len(values) <= MOST_LABELS and all(isinstance(value, str) for value in values)
+        return len(values) <= MAX_LABELS and all(isinstance(value, str) for value in values)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The window's state, JSON-able."""
         return {"hardest": self.hardest, "recent": list(self.recent), "hard": list(self.hard)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError, one line, for an episode of which no figures could be made."""
+        """Continues from `state_dict`. Raises ValueError, one line, for an episode without the entries that the
+        statistics need."""
         for episode in itertools.chain(state["recent"], state["hard"]):
             self._check(episode)
         self.hardest = state["hardest"]
@@ -164,11 +184,11 @@ class EpisodeWindow:
             window.extend(state[name])
 
     def _check(self, episode: Any) -> None:
-        measured = ("return", "steps", self.difficulty_key)
+        names = ("return", "steps", self.difficulty_key)
         if (
             not isinstance(episode, dict)
-            or not all(is_number(episode.get(name)) for name in measured)
+            or not all(is_number(episode.get(name)) for name in names)
             or not all(plain(value) is not None for value in episode.values())
         ):
-            wanted = f"numbers under {', '.join(dict.fromkeys(measured))}, and plain values"
-            raise ValueError(f"episode: expected {wanted}, got {shown(repr(episode), 60)}")
+            expected = f"numbers under {', '.join(dict.fromkeys(names))}, and plain values"
+            raise ValueError(f"episode: expected {expected}, got {shown(repr(episode), 60)}")

@@ -1,9 +1,9 @@
 """Learn first, forget afterwards: the controller of the pressure on spans.
 
-Success on the hard episodes is the constraint, live memories are the cost. The controller gives one number per update,
-the pressure in [-1, 1]: above 0 the memory kind's loss makes memories shorter, below 0 longer, and how far from 0 it is
-says how fast the kind's own parameters learn (`agents.learner`).
-docs/forgetting.md explains it with a plot.
+Success on the hard episodes is the constraint, and live memories are the cost. The controller gives one number per
+update, the pressure in [-1, 1]. Above 0 the memory kind's loss shortens memories, below 0 it lengthens them. The
+pressure's size sets how fast the kind's own parameters learn (`agents.learner`). docs/forgetting.md explains it with a
+plot.
 """
 
 from __future__ import annotations
@@ -14,41 +14,46 @@ from typing import Any
 from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.checks import number_or_none
 
-AVERAGED = 50  # blocks over which the loss is averaged
-BETWEEN = 100  # blocks after which it is compared with what it was
-FALLEN = 0.9  # fraction of the first loss below which something was learned
-DRIFT = 1e-5  # by which the best loss rises per block, so that what cannot be reached again is given up
+AVERAGED_BLOCKS = 50
+"""Blocks over which the loss is averaged."""
+COMPARED_BLOCKS = 100
+"""Blocks between two comparisons of the average with its former value."""
+LEARNED_FRACTION = 0.9
+"""The average must fall below this fraction of the first one before the task counts as learned."""
+BEST_DRIFT = 1e-5
+"""Relative rise of the best loss per block. It lets go of a best value that cannot be reached again."""
 
 
 class LossConstraint:
-    """Supervised learning without success: the moving average of the bits per answer, against its moving best.
+    """A constraint for supervised learning without success: the moving average of the bits per answer stays close to
+    its best.
 
-    The task counts as learned when the average has come below `FALLEN` of the first one and fell by less than
-    `loss_tolerance` in the last `BETWEEN` blocks. The constraint is that it stays within that fraction of its best.
+    The task counts as learned when the average is below `LEARNED_FRACTION` of the first one and has fallen by less than
+    `loss_tolerance` in the last `COMPARED_BLOCKS` blocks. The constraint is that it stays within that fraction of its best.
     """
 
     def __init__(self, tolerance: float):
         self.tolerance = tolerance
         self.blocks = 0
-        self.bits: float | None = None  # the average now,
-        self.first: float | None = None  # over the first `AVERAGED` blocks,
-        self.earlier: float | None = None  # at the last comparison,
-        self.best: float | None = None  # and the least of all
+        self.bits: float | None = None  # the average
+        self.first: float | None = None  # the average over the first `AVERAGED_BLOCKS` blocks
+        self.earlier: float | None = None  # the average at the last comparison
+        self.best: float | None = None  # the smallest average
         self.learned = False
 
     def observe(self, bits: float) -> None:
         """Takes in the mean bits per answer of a block."""
         self.blocks += 1
         before = bits if self.bits is None else self.bits
-        self.bits = before + (bits - before) / min(self.blocks, AVERAGED)
-        if self.blocks < AVERAGED:
+        self.bits = before + (bits - before) / min(self.blocks, AVERAGED_BLOCKS)
+        if self.blocks < AVERAGED_BLOCKS:
             return
         if self.first is None or self.earlier is None or self.best is None:
             self.first = self.earlier = self.best = self.bits
-        self.best = min(self.best * (1 + DRIFT), self.bits)
-        if self.blocks % BETWEEN == 0:
+        self.best = min(self.best * (1 + BEST_DRIFT), self.bits)
+        if self.blocks % COMPARED_BLOCKS == 0:
             slow = self.bits > (1 - self.tolerance) * self.earlier
-            self.learned |= slow and self.bits < FALLEN * self.first
+            self.learned |= slow and self.bits < LEARNED_FRACTION * self.first
             self.earlier = self.bits
 
     @property
@@ -58,55 +63,61 @@ class LossConstraint:
 
     @property
     def violation(self) -> float:
-        """By how much it does, as a fraction of what is tolerated; at most 0 where the constraint holds."""
+        """How far the average exceeds its limit, as a fraction of the tolerance; at most 0 while the constraint holds."""
         if self.bits is None or self.best is None:
             return 0.0
         return (self.bits / max(self.best, 1e-12) - 1 - self.tolerance) / self.tolerance
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The constraint's state, JSON-able."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises TypeError, one line, for what is no number."""
+        """Continues from `state_dict`. Raises TypeError, one line, for a value that is no number."""
         for name in self.__dict__:
             value = state[name]
             setattr(self, name, bool(value) if name == "learned" else number_or_none(name, value))
 
 
 class ForgettingController:
-    """Pressure from success on hard episodes and live memories; or with `loss_tolerance` from the loss
-    (`LossConstraint`), which the learner tells by `observe_bits`.
+    """Computes the pressure from success on hard episodes and from live memories. With `loss_tolerance` the constraint
+    is the loss instead of success (`LossConstraint`); the trainer passes it to `observe_bits`.
 
-    No pressure until the target was met once. Then it rises by a little at each update at which the target is met,
-    falls in proportion to the violation below it (down to -1, which lengthens spans: the way back), and is 0 within the
-    budget. Its clock is evidence: an update with few fresh hard episodes moves it little.
+    There is no pressure until the target was met once. Afterwards:
+
+    - At each update that meets the target, the pressure rises by a little.
+    - Below the target it falls in proportion to the violation, down to -1. Spans then become longer again.
+    - Within the memory budget it is 0.
+
+    The controller counts hard episodes, not updates. An update with few new hard episodes moves the pressure little.
     """
 
     def __init__(self, config: ForgettingConfig):
         self.config = config
         self.pressure = 0.0
         self.learned = False
-        self.first: float | None = None  # without success: the first and the best score, between which the target lies
-        self.best: float | None = None
+        self.first_score: float | None = None
+        """The first score. Without success, the target lies between it and the best score."""
+        self.best_score: float | None = None
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
 
     def observe_bits(self, bits: float | None) -> None:
-        """Takes in the bits per answer of a block; None where nothing was asked."""
+        """Takes in the bits per answer of a block. None: the block asked for no answer."""
         if self.loss is not None and bits is not None:
             self.loss.observe(bits)
 
     def target(self, is_success: bool) -> float:
-        """The score that must hold: success, the return, or minus the bits per answer."""
+        """The score that must be reached: success, the return, or minus the bits per answer. is_success: scores are
+        success rates, not returns."""
         if self.loss is not None:
             return -self.loss.limit
-        if is_success or self.first is None or self.best is None:
+        if is_success or self.first_score is None or self.best_score is None:
             return self.config.success_target
-        return self.first + self.config.success_target * (self.best - self.first)
+        return self.first_score + self.config.success_target * (self.best_score - self.first_score)
 
     def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
-        """The pressure for the next update. score: mean over `episodes` hard episodes, `fresh` of which ended in this
-        update; live: mean live memories per layer."""
+        """Returns the pressure for the next update. score: mean over `episodes` hard episodes; live: mean live memories
+        per layer, None for a memory without slots; fresh: hard episodes that ended in this update."""
         config = self.config
         if config.fixed_pressure and config.forgetting:
             self.pressure = config.fixed_pressure
@@ -115,17 +126,19 @@ class ForgettingController:
             return self._from_loss(self.loss, live)
         if not config.forgetting or episodes < config.min_hard_episodes:
             return self.pressure
-        if self.first is None or self.best is None:
-            self.first = self.best = score
-        self.best = max(self.best, score)
+        if self.first_score is None or self.best_score is None:
+            self.first_score = score
+            self.best_score = score
+        self.best_score = max(self.best_score, score)
+        gain = self.best_score - self.first_score
         evidence = min(1.0, fresh / config.full_evidence)
-        short = self.target(is_success) - score
-        self.learned |= short <= 0 and (is_success or self.best > self.first)
+        shortfall = self.target(is_success) - score
+        self.learned |= shortfall <= 0 and (is_success or gain > 0)
         if not self.learned:
             self.pressure = 0.0
-        elif short > 0:
-            scale = config.success_slack if is_success else config.success_slack * max(self.best - self.first, 1e-8)
-            self.pressure = -min(1.0, short / scale) * evidence
+        elif shortfall > 0:
+            slack = config.success_slack if is_success else config.success_slack * max(gain, 1e-8)
+            self.pressure = -min(1.0, shortfall / slack) * evidence
         elif live is not None and live <= config.memory_budget:
             self.pressure = 0.0
         else:
@@ -147,7 +160,8 @@ class ForgettingController:
         return self.pressure
 
     def holds(self, score: float, episodes: int, is_success: bool) -> bool:
-        """Does the constraint hold? Without success, where the target is relative, not before the return has risen."""
+        """Whether the constraint holds. Without success the target is relative, so that it does not hold before the
+        return has risen."""
         if self.loss is not None:
             return self.learned and self.loss.violation <= 0
         if not is_success and not self.learned:
@@ -155,13 +169,20 @@ class ForgettingController:
         return episodes >= self.config.min_hard_episodes and score >= self.target(is_success)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        state = {name: getattr(self, name) for name in ("pressure", "learned", "first", "best")}
+        """The controller's state, JSON-able."""
+        state = {
+            "pressure": self.pressure,
+            "learned": self.learned,
+            "first": self.first_score,
+            "best": self.best_score,
+        }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises TypeError, one line, for a score that is no number."""
-        self.pressure, self.learned = state["pressure"], state["learned"]
-        self.first, self.best = (number_or_none(name, state[name]) for name in ("first", "best"))
+        """Continues from `state_dict`. Raises TypeError, one line, for a score that is no number."""
+        self.pressure = state["pressure"]
+        self.learned = state["learned"]
+        self.first_score = number_or_none("first", state["first"])
+        self.best_score = number_or_none("best", state["best"])
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

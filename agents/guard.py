@@ -1,6 +1,6 @@
-"""What an update may not do to a training: leave numbers that are not finite, or stop half-way.
+"""Protects a training from updates that leave numbers that are not finite, or that stop half-way.
 
-A `Backup` holds what learning changes, from which an update that went wrong is taken back.
+A `Backup` holds what learning changes. A failed update is taken back from it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import torch
 from torch import Tensor, nn
 
 LARGEST_WEIGHT = 1e9
-"""Weights beyond it count as blown up: what they are multiplied with soon is beyond what float32 can hold."""
-MOST_SKIPPED = 10  # updates in a row that are skipped, after which training stops
-FINISH_WITHIN = 4.0  # seconds that an update still has after training was asked to stop
+"""Weights beyond it count as diverged. Products with them soon exceed the range of float32."""
+MOST_SKIPPED = 10
+"""Training stops after so many skipped updates in a row."""
+FINISH_WITHIN = 4.0
+"""Seconds that an update may still take after training was asked to stop."""
 
 
 class TrainingEnded(RuntimeError):
-    """The training cannot go on. Its state is that after the last whole update: a checkpoint can be written. One
+    """The training cannot go on. Its state is the one after the last whole update, and can be saved. The message is one
     line."""
 
 
 class NotFinite(ArithmeticError):
-    """An update was to leave numbers that are not finite, or weights that blew up. Names the first such tensor. One
-    line."""
+    """An update would leave numbers that are not finite, or weights that diverged. The message is one line and names
+    the first such tensor."""
 
 
 class SkippedUpdate(UserWarning):
@@ -38,7 +40,8 @@ class Backup:
     """Copies of the parameters and buffers of modules, and of an optimiser's state."""
 
     def __init__(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer):
-        self._modules, self._optimizer = modules, optimizer
+        self._modules = modules
+        self._optimizer = optimizer
         self._tensors = {
             name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
             for name, module in modules.items()
@@ -49,7 +52,7 @@ class Backup:
         }
 
     def restore(self) -> None:
-        """Puts everything back. For one use: the optimiser goes on with the copies."""
+        """Puts everything back. To be called once, since the optimiser continues with the copies themselves."""
         for name, module in self._modules.items():
             module.load_state_dict(self._tensors[name])
         self._optimizer.zero_grad()
@@ -58,28 +61,26 @@ class Backup:
 
 
 class Deadline:
-    """Whether an update under way must be given up: some seconds after `stop` was set."""
+    """Ends an update that is still under way some seconds after `stop` was set."""
 
     def __init__(self, stop: threading.Event):
         self._stop = stop
         self._since: float | None = None
 
     def check(self) -> None:
-        """Raises TrainingEnded when the time is over. To be called now and then while something long is under way."""
+        """Raises TrainingEnded once the time is over. To be called repeatedly during anything long."""
         if not self._stop.is_set():
             self._since = None
             return
         now = time.monotonic()
         self._since = self._since or now
         if now - self._since > FINISH_WITHIN:
-            raise TrainingEnded(
-                f"interrupted in the midst of an update, which did not end within {FINISH_WITHIN:.0f} s"
-            )
+            raise TrainingEnded(f"interrupted during an update that did not end within {FINISH_WITHIN:.0f} s")
 
 
-def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
-    """Says that update number `update` was taken back, the last of so many in a row: the first time by a warning, and
-    at last by TrainingEnded."""
+def report_skipped_update(update: int, in_a_row: int, error: NotFinite) -> None:
+    """Reports that an update was taken back. update: its number; in_a_row: how many have been taken back in a row.
+    Warns at the first of them, and raises TrainingEnded after MOST_SKIPPED."""
     if in_a_row >= MOST_SKIPPED:
         raise TrainingEnded(
             f"{in_a_row} updates in a row were not finite and were skipped, the last for its {error}: a lower "
@@ -90,28 +91,30 @@ def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
 
 
 def check_modules(modules: Mapping[str, nn.Module]) -> None:
-    """Raises NotFinite for parameters that blew up and statistics that are not finite."""
-    tensors: dict[str, tuple[Tensor, float]] = {}
+    """Raises NotFinite for parameters that diverged and for statistics that are not finite."""
+    limits: dict[str, tuple[Tensor, float]] = {}  # each tensor with the largest size that it may have
     for module in modules.values():
-        tensors |= {f"weight {name}": (tensor, LARGEST_WEIGHT) for name, tensor in module.named_parameters()}
-        saved = module.state_dict().keys()  # others are made with the module and never change: a bound may be infinite
-        buffers = {name: tensor for name, tensor in module.named_buffers() if name in saved}
-        tensors |= {f"statistic {name}": (tensor, float("inf")) for name, tensor in buffers.items()}
-    tensors = {name: pair for name, pair in tensors.items() if pair[0].is_floating_point() and pair[0].numel()}
-    if not tensors:
+        limits |= {f"weight {name}": (tensor, LARGEST_WEIGHT) for name, tensor in module.named_parameters()}
+        # Buffers that are not saved never change, and may have infinite bounds.
+        saved_names = module.state_dict().keys()
+        buffers = {name: tensor for name, tensor in module.named_buffers() if name in saved_names}
+        limits |= {f"statistic {name}": (tensor, float("inf")) for name, tensor in buffers.items()}
+    limits = {name: pair for name, pair in limits.items() if pair[0].is_floating_point() and pair[0].numel()}
+    if not limits:
         return
-    largest = torch.stack([tensor.detach().abs().amax().double() for tensor, _ in tensors.values()]).tolist()
-    for (name, (_, most)), size in zip(tensors.items(), largest, strict=True):
-        if not size <= most or size == float("inf"):
-            wanted = "finite numbers" if most == float("inf") else f"numbers up to {most:.0e}"
-            raise NotFinite(f"{name}: expected {wanted}, got {size:.3g}")
+    sizes = torch.stack([tensor.detach().abs().amax().double() for tensor, _ in limits.values()]).tolist()
+    for (name, (_, limit)), size in zip(limits.items(), sizes, strict=True):
+        if not size <= limit or size == float("inf"):
+            expected = "finite numbers" if limit == float("inf") else f"numbers up to {limit:.0e}"
+            raise NotFinite(f"{name}: expected {expected}, got {size:.3g}")
 
 
 def first_not_finite(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor that has a number that is not finite, and that number; None if all are finite."""
+    """A message with the name of the first tensor that has a number that is not finite, and that number. None if all
+    are finite. Values that are no tensors of floats are ignored."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            bad = ~torch.isfinite(tensor.detach())
-            if bad.any():
-                return f"{name}: expected finite numbers, got {float(tensor.detach()[bad].flatten()[0])}"
+            is_bad = ~torch.isfinite(tensor.detach())
+            if is_bad.any():
+                return f"{name}: expected finite numbers, got {float(tensor.detach()[is_bad].flatten()[0])}"
     return None

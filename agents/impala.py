@@ -1,7 +1,7 @@
-"""IMPALA (Espeholt et al., 2018, arXiv 1802.01561): one pass over each rollout, corrected by V-trace for the difference
-between the weights that acted and those that learn.
+"""IMPALA (Espeholt et al., 2018, arXiv 1802.01561): one pass over each rollout. V-trace corrects for the difference
+between the weights that acted and the weights that learn.
 
-T time steps, B environments, F observations after which a trace is cut; a minibatch is a set of b environments.
+T time steps, B environments, b of them in a minibatch, F final observations.
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ import math
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.learner import Learner, Weights, explained_variance, means
+from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
 from expire_span_rl.agents.returns import vtrace
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import ImpalaConfig
 
-AGES = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
-"""Ages of memories in steps by which figures are told apart: the largest of each."""
-SHARES = "train/clipped_share/memory_age_"  # of the figures' names
-CUT = 1.01  # a weight counts as clipped if that lowers it by more than 1%: rounding alone puts half of them above 1
+AGE_LIMITS = {"0": 0, "1_to_64": 64, "65_to_256": 256, "above_256": math.inf}
+"""Ranges of memory ages by which the clipped share is reported: the largest age of each, in steps."""
+CLIPPED_BY_AGE = "train/clipped_share/memory_age_"
+"""Prefix of these metrics' names."""
+CLIP_TOLERANCE = 1.01
+"""An importance weight counts as clipped if clipping lowers it by more than 1%. Rounding alone puts half of the weights
+above 1."""
 
 
 class Impala(Learner):
-    """Each minibatch is used once, and its targets are made with the weights that it then changes."""
+    """Uses each minibatch once. Its targets are computed with the weights that it then changes."""
 
     Config = ImpalaConfig
 
-    def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
-        figures = means([self._step(rollout.rows(rows), weights) for rows in self._minibatches(rollout)])
-        # Of ages that no memory had there is nothing to tell.
-        return {name: x for name, x in figures.items() if not (name.startswith(SHARES) and math.isnan(x))}
+    def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
+        metrics = means([self._step(rollout.rows(rows), weights) for rows in self._minibatches(rollout)])
+        # A range of ages that no memory had is left out.
+        return {name: x for name, x in metrics.items() if not (name.startswith(CLIPPED_BY_AGE) and math.isnan(x))}
 
-    def _step(self, part: Rollout, weights: Weights) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch. Returns figures, scalars each."""
+    def _step(self, part: Rollout, weights: LossWeights) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch. Returns metrics, scalars each."""
         config = self.config
         out = self.policy.unroll(
             part.observation,
@@ -43,58 +46,62 @@ class Impala(Learner):
             part.final_at,
             pressure=weights.pressure,
         )
-        log_p = self.policy.actions.log_prob(out.logits, part.actions)  # [T,b]
+        log_probs = self.policy.actions.log_prob(out.logits, part.actions)  # [T,b]
         with torch.no_grad():
-            log_ratio = log_p - self.policy.actions.log_prob(part.logits, part.actions)
+            log_ratios = log_probs - self.policy.actions.log_prob(part.logits, part.actions)
             advantages, targets = vtrace(
                 part.rewards,
                 out.values,
-                following(out.values, out.final_values, part.final_at),
+                next_values(out.values, out.final_values, part.final_at),
                 part.terminated,
                 part.truncated,
-                log_ratio,
-                config.gamma,
-                config.trace_lambda,
-                config.rho_clip,
-                config.c_clip,
+                log_ratios=log_ratios,
+                gamma=config.gamma,
+                trace_lambda=config.trace_lambda,
+                rho_clip=config.rho_clip,
+                c_clip=config.c_clip,
             )
-            # Centred with the importance weights in: what the learner would hardly do must weigh nothing, or it is
-            # pushed away without end.
-            rho = log_ratio.exp().clamp(max=config.rho_clip)
-            scaled, scale = self._scaled(advantages - rho * advantages.mean() / rho.mean())
-        figures = self._descend(part, out, -(log_p * scaled).mean(), targets, weights)
+            # The mean is weighted by the importance weights. An action that the learner would hardly take must have
+            # no weight, else its probability is pushed down without end.
+            rho = log_ratios.exp().clamp(max=config.rho_clip)
+            advantages, scale = self._normalize_advantages(advantages - rho * advantages.mean() / rho.mean())
+        metrics = self._descend(part, out, -(log_probs * advantages).mean(), targets, weights)
         with torch.no_grad():
-            ratio = log_ratio.exp()
-            clipped = (ratio > CUT * config.rho_clip).float()
-            return (
-                figures
-                | by_age(clipped, part)
-                | {
-                    "train/approx_kl": (ratio - 1 - log_ratio).mean(),
-                    "train/clipped_share": clipped.mean(),
-                    "train/importance_weight": ratio.clamp(max=config.rho_clip).mean(),
-                    "train/advantage_std": scale,
-                    "train/explained_variance": explained_variance(out.values, targets),
-                }
-            )
+            metrics |= self._ratio_metrics(log_ratios, part)
+            metrics["train/advantage_std"] = scale
+            metrics["train/explained_variance"] = explained_variance(out.values, targets)
+        return metrics
+
+    def _ratio_metrics(self, log_ratios: Tensor, part: Rollout) -> dict[str, Tensor]:
+        """Metrics of the learner's probabilities over the actor's, scalars each. log_ratios: [T,b]."""
+        rho_clip = self.config.rho_clip
+        ratio = log_ratios.exp()
+        clipped = (ratio > CLIP_TOLERANCE * rho_clip).float()
+        return clipped_share_by_age(clipped, part) | {
+            "train/approx_kl": (ratio - 1 - log_ratios).mean(),
+            "train/clipped_share": clipped.mean(),
+            "train/importance_weight": ratio.clamp(max=rho_clip).mean(),
+        }
 
 
-def by_age(clipped: Tensor, part: Rollout) -> dict[str, Tensor]:
-    """The share of clipped [T,b] by the age of the oldest memory that the row began with and still has: memories were
-    computed by the weights of then. NaN where none is of such an age."""
-    held = part.memory.oldest() * (part.episode_start.cumsum(0) == 0)  # [T,b]
-    shares, above = {}, -1
-    for name, limit in AGES.items():
-        inside = (held > above) & (held <= limit)
-        shares[f"{SHARES}{name}"] = (clipped * inside).sum() / torch.where(inside.any(), inside.sum(), math.nan)
-        above = limit
+def clipped_share_by_age(clipped: Tensor, part: Rollout) -> dict[str, Tensor]:
+    """The mean of `clipped` [T,b] by the age of the oldest memory that the row began with and still has. The weights of
+    that time computed the memory. NaN for a range without memories."""
+    age = part.memory.oldest() * (part.episode_start.cumsum(0) == 0)  # [T,b]
+    shares = {}
+    previous_limit = -1
+    for name, limit in AGE_LIMITS.items():
+        in_range = (age > previous_limit) & (age <= limit)
+        shares[f"{CLIPPED_BY_AGE}{name}"] = (clipped * in_range).sum() / torch.where(
+            in_range.any(), in_range.sum(), math.nan
+        )
+        previous_limit = limit
     return shares
 
 
-def following(values: Tensor, final_values: Tensor, final_at: tuple[Tensor, Tensor]) -> Tensor:
-    """The value of the observation that followed each step in the same episode, [T,B]: the next step's, or the final
-    observation's where the trace was cut; 0 after a termination at the rollout's end, elsewhere it then means
-    nothing."""
+def next_values(values: Tensor, final_values: Tensor, final_at: tuple[Tensor, Tensor]) -> Tensor:
+    """The value of the next observation in the same episode, [T,B]. It is the next step's value, or the final
+    observation's where the trace was cut. After a termination it is meaningless (0 at the rollout's end)."""
     shifted = torch.cat([values[1:], torch.zeros_like(values[:1])])
     shifted[final_at] = final_values
     return shifted

@@ -1,6 +1,6 @@
-"""What the learners share: settings, optimiser, schedules, minibatches, and the losses beside the policy's own.
+"""What the learners share: settings, optimiser, schedules, minibatches, and the losses besides the policy's own.
 
-T time steps, B environments; a minibatch is a set of b environments.
+T time steps, B environments, b of them in a minibatch, D features.
 """
 
 from __future__ import annotations
@@ -15,91 +15,107 @@ from torch import Tensor, nn
 
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.reward_scale import RewardScale
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 from expire_span_rl.agents.schedules import Schedules
-from expire_span_rl.agents.settings import OptimizerConfig, with_entropy_for
+from expire_span_rl.agents.settings import OptimizerConfig, with_default_entropy
 from expire_span_rl.checks import shown
 
-RATE_AT_REST = 0.05
-"""Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may
-follow the task, but not run off on the noise of its gradient, which Adam scales up to full steps."""
-REWARD_VARIANCE_FLOOR = 1e-3  # rewards that vary less are not scaled up further
+RESTING_RATE = 0.05
+"""Learning rate of the span parameters without pressure, as a fraction of their rate at full pressure. Spans can then
+follow the task, but cannot drift far on the noise of its gradient, which Adam scales up to full steps."""
+REWARD_VARIANCE_FLOOR = 1e-3
+"""Smallest variance of rewards by which the reward prediction loss is divided."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What weighs the losses of one update."""
+class LossWeights:
+    """The weights of the losses of one update."""
 
     entropy: float
+    """Weight of the entropy bonus."""
     reward_variance: float
+    """Variance of the rollout's rewards, by which the reward prediction loss is divided."""
     pressure: float
+    """The forgetting controller's pressure, in [-1, 1]."""
 
 
 class Learner:
-    """Learns a policy from rollouts: `update`. A subclass says in `_learn` how often and from which policy loss."""
+    """Learns a policy from rollouts, by `update`. A subclass implements `_learn`: the number of passes over a rollout,
+    and the policy loss."""
 
     Config: ClassVar[type[OptimizerConfig]]
     network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
     supervised: ClassVar[bool] = False  # it learns from rewards, not from what is right
 
     def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
-        """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises
+        """config: a `Config`; horizon: steps for which the task's facts must be remembered, None if unknown. Raises
         ValueError if there are more minibatches than environments."""
         if config.num_minibatches > num_envs:
             raise ValueError(
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
                 f"environments, got {shown(str(config.num_minibatches), 40)}"
             )
-        config = with_entropy_for(config, horizon)
-        self.policy, self.config = policy, config
+        config = with_default_entropy(config, horizon)
+        self.policy = policy
+        self.config = config
         self.predictor = policy.observation_predictor() if config.observation_prediction_coef else None
-        groups = policy.parameter_groups(config.learning_rate)
-        if self.predictor is not None:
-            network = list(self.predictor.parameters())
-            groups.append({"params": network, "lr": config.learning_rate, "scale": 1.0, "span_parameters": False})
-        # AMSGrad: a solved task has small gradients, mere noise, which plain Adam would scale up to full steps. Not for
-        # what is pressed: there it would remember the largest defence for ever, beside which every charge is nothing.
-        groups = [{**group, "amsgrad": config.amsgrad and not group["span_parameters"]} for group in groups]
-        betas = 0.9, config.adam_beta2
-        self.optimizer = torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
+        self.optimizer = self._make_optimizer()
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
-        """Called before each minibatch; what it raises ends the update."""
+        """Called before each minibatch. If it raises, the update ends."""
         self.schedules = Schedules(
             {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef},
             {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
         )
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
+    def _make_optimizer(self) -> torch.optim.Adam:
+        """Adam over the policy's parameter groups and the predictor's parameters."""
+        config = self.config
+        groups = self.policy.parameter_groups(config.learning_rate)
+        if self.predictor is not None:
+            parameters = list(self.predictor.parameters())
+            groups.append({"params": parameters, "lr": config.learning_rate, "scale": 1.0, "span_parameters": False})
+        # A solved task has small gradients, mostly noise, which plain Adam would scale up to full steps. AMSGrad does
+        # not. The span parameters learn by plain Adam, since AMSGrad's running maximum would suppress later, smaller
+        # updates.
+        groups = [{**group, "amsgrad": config.amsgrad and not group["span_parameters"]} for group in groups]
+        betas = (0.9, config.adam_beta2)
+        return torch.optim.Adam(groups, betas=betas, eps=config.adam_eps, fused=True)
+
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
-        """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.
-        Returns figures for the log. Raises NotFinite, and whatever `check_deadline` raises, in the midst of it
-        (`backup`)."""
-        now = self._set_rates(progress, pressure)
-        rate, entropy_coef = now["learning_rate"], now["ent_coef"]
-        scale = {}
+        """Learns from one rollout, and returns metrics for the log. progress: fraction of the schedules that is over;
+        pressure: the forgetting controller's. Raises NotFinite, and whatever `check_deadline` raises. The update is
+        then half done, and must be taken back (`backup`)."""
+        settings = self._set_rates(progress, pressure)
+        scale_metrics = {}
         if self.reward_scale is not None:
-            rollout = self.reward_scale.scaled(rollout)
-            scale = {"train/reward_scale": self.reward_scale.value}
+            rollout = self.reward_scale.apply(rollout)
+            scale_metrics = {"train/reward_scale": self.reward_scale.value}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
-        figures = self._learn(rollout, Weights(entropy_coef, variance, pressure))
-        return {**figures, **scale, "train/learning_rate": rate, "train/ent_coef": entropy_coef}
+        weights = LossWeights(entropy=settings["ent_coef"], reward_variance=variance, pressure=pressure)
+        return {
+            **self._learn(rollout, weights),
+            **scale_metrics,
+            "train/learning_rate": settings["learning_rate"],
+            "train/ent_coef": settings["ent_coef"],
+        }
 
     def _set_rates(self, progress: float, pressure: float) -> dict[str, float]:
-        """Sets the optimiser's learning rates; returns what the schedules say at `progress`."""
-        now = self.schedules.values(progress)
-        # What is pressed has no schedule: a task that is learned late is forgotten as fast.
-        pace = self.config.learning_rate * max(abs(pressure), RATE_AT_REST)
+        """Sets the optimiser's learning rates. Returns the scheduled settings at `progress`."""
+        settings = self.schedules.values(progress)
+        # The span parameters have no schedule, so that a task that is learned late is forgotten as fast.
+        span_rate = self.config.learning_rate * max(abs(pressure), RESTING_RATE)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * (pace if group["span_parameters"] else now["learning_rate"])
-        return now
+            group["lr"] = group["scale"] * (span_rate if group["span_parameters"] else settings["learning_rate"])
+        return settings
 
     def backup(self) -> Backup:
-        """What `update` changes, to put it back: weights, statistics, the optimiser's state."""
+        """A copy of what `update` changes: weights, statistics, and the optimiser's state."""
         return Backup(self._modules, self.optimizer)
 
     def check_finite(self) -> None:
-        """Raises NotFinite for weights and statistics that must not be saved."""
+        """Raises NotFinite for weights that diverged and for statistics that are not finite."""
         check_modules(self._modules)
 
     @property
@@ -107,7 +123,7 @@ class Learner:
         return {"policy": self.policy} | ({} if self.predictor is None else {"predictor": self.predictor})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimiser's state and the generator's, as tensors and JSON-able figures."""
+        """The learner's state besides the policy, as tensors and JSON-able metadata."""
         tensors = {"generator": self.generator.get_state()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entry.items()}
@@ -118,127 +134,127 @@ class Learner:
         return tensors, {}
 
     def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Raises RuntimeError, one line, for a state of the optimiser, by parameter, that Adam cannot go on from: it
-        takes any."""
+        """Raises RuntimeError, one line, for a saved state that Adam cannot continue from. Adam itself accepts any.
+        state: tensors by the parameter's index and their name."""
         parameters = [(p, group["amsgrad"]) for group in self.optimizer.param_groups for p in group["params"]]
         for index, entries in state.items():
             parameter, amsgrad = parameters[index] if 0 <= index < len(parameters) else (None, False)
             shapes = {name: tuple(tensor.shape) for name, tensor in entries.items()}
-            means = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
-            if parameter is None or shapes != {"step": (), **dict.fromkeys(means, tuple(parameter.shape))}:
+            averages = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+            if parameter is None or shapes != {"step": (), **dict.fromkeys(averages, tuple(parameter.shape))}:
                 raise RuntimeError(f"optimizer/{index}: expected Adam's state of a parameter, got {shapes}")
 
-    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
-        """Continues from `state`. Raises RuntimeError, KeyError, TypeError or ValueError for what it cannot have
-        given."""
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Continues from `state`. Raises RuntimeError, KeyError, TypeError or ValueError for anything else."""
         self.generator.set_state(tensors["generator"])
-        full = self.optimizer.state_dict()
-        full["state"] = {}
-        for name, tensor in under("optimizer/", tensors).items():
+        optimizer_state = self.optimizer.state_dict()
+        optimizer_state["state"] = {}
+        for name, tensor in select_prefix("optimizer/", tensors).items():
             index, entry = name.split("/")
-            full["state"].setdefault(int(index), {})[entry] = tensor
-        self._check_optimizer(full["state"])
-        self.optimizer.load_state_dict(full)
+            optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
+        self._check_optimizer(optimizer_state["state"])
+        self.optimizer.load_state_dict(optimizer_state)
         if self.predictor is not None:
-            self.predictor.load_state_dict(under("predictor/", tensors))
+            self.predictor.load_state_dict(select_prefix("predictor/", tensors))
         if self.reward_scale is not None:
-            self.reward_scale.load_state(under("reward_scale/", tensors))
+            self.reward_scale.load_state(select_prefix("reward_scale/", tensors))
 
-    def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
-        """The optimiser steps of one rollout. Returns figures."""
+    def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
+        """Takes the optimiser steps of one rollout. Returns metrics."""
         raise NotImplementedError
 
     def _minibatches(self, rollout: Any) -> Iterator[Tensor]:
-        """All environments once, in random order, in `num_minibatches` sets int64 [b]."""
+        """All environments once, in random order, as `num_minibatches` sets of indices, int64 [b] each."""
         order = torch.randperm(rollout.actions.shape[1], generator=self.generator).to(rollout.actions.device)
         for rows in order.tensor_split(self.config.num_minibatches):
             self.check_deadline()
             yield rows
 
-    def _scaled(self, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """(advantages around 0 over their standard deviation or its floor, what they were divided by)."""
+    def _normalize_advantages(self, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """(advantages minus their mean, divided by their standard deviation or its floor; the divisor)."""
         scale = advantages.std(correction=0).clamp(min=self.config.advantage_std_floor)
         return (advantages - advantages.mean()) / scale, scale
 
     def _descend(
-        self, part: Rollout, out: Any, policy_loss: Tensor, targets: Tensor, weights: Weights
+        self, part: Rollout, out: Any, policy_loss: Tensor, targets: Tensor, weights: LossWeights
     ) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch [T,b] that was unrolled to `out`; targets: [T,b] of the values. Returns
-        figures, scalars each."""
+        """One optimiser step on the policy loss plus the losses of value, entropy, memory and reward prediction. part:
+        a minibatch [T,b]; out: its unroll; targets: [T,b] of the values. Returns metrics, scalars each."""
         config = self.config
         value_loss = (out.values - targets).square().mean() / 2
         entropy = self.policy.actions.entropy(out.logits).mean()
-        predicted = self.policy.predicted_rewards(out.rewards, part.actions)  # [T,b]
-        reward_loss = (predicted - part.rewards).square().mean() / (2 * weights.reward_variance)
+        predicted_rewards = self.policy.predicted_rewards(out.rewards, part.actions)  # [T,b]
+        reward_loss = (predicted_rewards - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
-        figures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         if self.predictor is not None:
             observation_loss = self._observation_loss(self.predictor, part, out)
             loss = loss + config.observation_prediction_coef * observation_loss
-            figures["train/observation_prediction_loss"] = observation_loss
-        seen = {
+            metrics["train/observation_prediction_loss"] = observation_loss
+        terms = {
             "rewards": part.rewards,
             "logits": out.logits,
             "values": out.values,
             "value targets": targets,
-            "predicted rewards": predicted,
+            "predicted rewards": predicted_rewards,
             "policy loss": policy_loss,
             "value loss": value_loss,
             "memory loss": out.memory_loss,
         }
-        figures |= {
+        metrics |= {
             "train/policy_gradient_loss": policy_loss,
             "train/value_loss": value_loss,
             "train/entropy_loss": -entropy,
             "train/memory_loss": out.memory_loss,
             "train/reward_prediction_loss": reward_loss,
-            "train/grad_norm": self._step_down(loss, part.observation, seen),
+            "train/grad_norm": self._optimize(loss, part.observation, terms),
         }
-        return {name: figure.detach() for name, figure in figures.items()}
+        return {name: metric.detach() for name, metric in metrics.items()}
 
-    def _step_down(self, loss: Tensor, observation: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
-        """One optimiser step down the gradient of `loss`; the norm of the policy's. observation, seen: what the loss
-        was made of, by name, in which a number that is not finite is looked for. Raises NotFinite."""
-        # To ask a GPU would be to wait for it: there `check_finite` after the update finds what is not finite.
-        asks = loss.device.type == "cpu"
-        if asks and not torch.isfinite(loss):
+    def _optimize(self, loss: Tensor, observation: Mapping[str, Tensor], terms: Mapping[str, Tensor]) -> Tensor:
+        """One optimiser step on `loss`. Returns the gradient norm of the first parameter group. observation, terms:
+        what the loss was computed from, by name. Raises NotFinite with the first of them that is not finite."""
+        # On a GPU these checks would be a wait. There `check_finite` after the update finds what is not finite.
+        on_cpu = loss.device.type == "cpu"
+        if on_cpu and not torch.isfinite(loss):
             self.check_finite()
             inputs = {f"observation {name!r}": entry for name, entry in observation.items()}
-            raise NotFinite(first_not_finite({**inputs, **seen, "loss": loss}))
+            raise NotFinite(first_not_finite({**inputs, **terms, "loss": loss}))
         self.optimizer.zero_grad()
         loss.backward()
-        parts = [g["params"] for g in self.optimizer.param_groups]
-        norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
-        if asks and not all(math.isfinite(float(norm)) for norm in norms):
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+        if on_cpu and not all(math.isfinite(float(norm)) for norm in norms):
             gradients = {
                 f"gradient of {name}": parameter.grad
                 for module in self._modules.values()
                 for name, parameter in module.named_parameters()
             }
-            # Each number may be finite and their norm not.
+            # Each number may be finite while the norm is not.
             raise NotFinite(first_not_finite(gradients) or "gradient norm: expected a finite number, got inf")
-        for parameters, norm in zip(parts, norms, strict=True):  # not before: one NaN would make all of them NaN
+        for parameters, norm in zip(groups, norms, strict=True):  # after the check: one NaN would make all numbers NaN
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         self.optimizer.step()
         return norms[0]
 
     def _observation_loss(self, predictor: Any, part: Rollout, out: Any) -> Tensor:
-        """How badly the next observations were predicted, in nats. What follows an episode's end is left out."""
-        on = ~part.episode_start[1:]  # [T-1,b]: the episode goes on
-        following = {name: entry[1:][on] for name, entry in part.observation.items()}
-        return predictor.loss(out.features[:-1][on], part.actions[:-1][on], following)
+        """Cross-entropy of the next observations, in nats. The first observation of an episode is not predicted."""
+        is_continuing = ~part.episode_start[1:]  # [T-1,b]
+        next_observation = {name: entry[1:][is_continuing] for name, entry in part.observation.items()}
+        features = out.features[:-1][is_continuing]
+        return predictor.loss(features, part.actions[:-1][is_continuing], next_observation)
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
-    """The share of the targets' variance that the values explain, a scalar; NaN if they do not vary."""
+    """The share of the targets' variance that the values explain, a scalar. NaN if the targets do not vary."""
     variance = targets.detach().var(correction=0)
     return 1 - (targets - values).detach().var(correction=0) / torch.where(variance > 0, variance, math.nan)
 
 
 def means(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The figures of several optimiser steps, scalars that are NaN where there is nothing to tell, averaged by name.
-    This alone waits for a GPU."""
+    """The mean of each metric over several optimiser steps, by name. steps: scalars by name, NaN where a step has no
+    such metric. This is the only wait for a GPU in an update."""
     names = list(dict.fromkeys(name for step in steps for name in step))
     columns = [torch.stack([step[name] for step in steps if name in step]).double().nanmean() for name in names]
     return dict(zip(names, torch.stack(columns).tolist(), strict=True))

@@ -1,6 +1,6 @@
 """PPO (Schulman et al., 2017, arXiv 1707.06347) over whole sequences: a minibatch is a set of environments.
 
-T time steps, B environments.
+T time steps, B environments, b of them in a minibatch.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.learner import Learner, Weights, explained_variance, means
+from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
 from expire_span_rl.agents.returns import gae
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import PPOConfig
 
 
 class PPO(Learner):
-    """Some epochs over each rollout."""
+    """Several epochs over each rollout, with a clipped policy loss."""
 
     Config = PPOConfig
 
-    def _learn(self, rollout: Rollout, weights: Weights) -> dict[str, float]:
+    def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         config = self.config
         advantages, returns = gae(
             rollout.rewards,
@@ -27,35 +27,41 @@ class PPO(Learner):
             rollout.next_values,
             rollout.terminated,
             rollout.truncated,
-            config.gamma,
-            config.gae_lambda,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
         )
-        advantages, scale = self._scaled(advantages)
-        acted = self.policy.actions.log_prob(rollout.logits, rollout.actions)
+        advantages, scale = self._normalize_advantages(advantages)
+        old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
         steps: list[dict[str, Tensor]] = []
         epochs = 0
         for _ in range(config.update_epochs):
-            before = len(steps)
+            steps_before = len(steps)
             for rows in self._minibatches(rollout):
                 part = rollout.rows(rows, finals=False)
-                steps.append(self._step(part, advantages[:, rows], returns[:, rows], acted[:, rows], weights))
+                step = self._step(part, advantages[:, rows], returns[:, rows], old_log_probs[:, rows], weights)
+                steps.append(step)
             epochs += 1
-            if float(torch.stack([step["train/approx_kl"] for step in steps[before:]]).mean()) > config.target_kl:
+            kl = torch.stack([step["train/approx_kl"] for step in steps[steps_before:]]).mean()
+            if float(kl) > config.target_kl:
                 break
-        once = {"train/advantage_std": scale, "train/explained_variance": explained_variance(rollout.values, returns)}
-        return {**means([*steps, once]), "train/epochs": epochs}
+        rollout_metrics = {
+            "train/advantage_std": scale,
+            "train/explained_variance": explained_variance(rollout.values, returns),
+        }
+        return {**means([*steps, rollout_metrics]), "train/epochs": epochs}
 
     def _step(
-        self, part: Rollout, advantages: Tensor, returns: Tensor, acted: Tensor, weights: Weights
+        self, part: Rollout, advantages: Tensor, returns: Tensor, old_log_probs: Tensor, weights: LossWeights
     ) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch; acted: [T,b] log-probabilities of the policy that acted."""
+        """One optimiser step on a minibatch. old_log_probs: [T,b] log-probabilities of the actions under the policy
+        that acted. Returns metrics, scalars each."""
         clip = self.config.clip_coef
         out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=weights.pressure)
-        log_ratio = self.policy.actions.log_prob(out.logits, part.actions) - acted  # [T,b]
+        log_ratio = self.policy.actions.log_prob(out.logits, part.actions) - old_log_probs  # [T,b]
         ratio = log_ratio.exp()
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
-        figures = self._descend(part, out, policy_loss, returns, weights)
+        metrics = self._descend(part, out, policy_loss, returns, weights)
         with torch.no_grad():
-            figures["train/approx_kl"] = (ratio - 1 - log_ratio).mean()
-            figures["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
-        return figures
+            metrics["train/approx_kl"] = (ratio - 1 - log_ratio).mean()
+            metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
+        return metrics

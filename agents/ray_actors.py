@@ -1,23 +1,15 @@
-"""Actors on Ray: a source of rollouts for the trainer, from this machine's cores or a cluster's. The only file that
-imports ray.
+"""Actors on Ray: a source of rollouts for the trainer, from the cores of this machine or of a cluster. This file and
+`agents.ray_cluster` are the only ones that import ray.
 
-Each actor has up to `QUEUE` requests, so that it acts on while the learner learns; a request carries the weights of the
-update before it was sent, whence the policy lag.
+Each actor has up to `QUEUE` requests, so that it goes on acting while the learner learns. A request carries the weights
+of the update before it was sent. The actors' policies therefore lag behind the learner's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
-import importlib.metadata
 import math
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -28,50 +20,39 @@ from typing import Any, ClassVar, cast
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl import checks
 from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
+from expire_span_rl.agents.ray_cluster import RayCluster
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
-from expire_span_rl.agents.transport import recomputed, size, unpack
-from expire_span_rl.interrupts import kept
-from expire_span_rl.locks import FileLock, remove_abandoned
+from expire_span_rl.agents.transport import recompute_memory, size, unpack
 
-OLDEST_RAY = "2.60"  # as the extra `ray` in pyproject.toml has it
-QUEUE = 2  # requests per actor under way
-LOCK_NAME = "expire-span.lock"  # in the temporary directory of our own Ray: whose it is no more is removed
-FAILURES = 5  # of the same kind, after which training stops
-CHECK_EVERY = 50  # updates between two looks at drift and at whether acting equals learning
-ANSWER_WITHIN = 30.0  # seconds for a cluster to answer
-ENVIRONMENT_FAILED = "expire_span_rl.envs.errors.EnvironmentFailed: "  # before a line that says which and what
-PATIENCE = 60.0  # seconds without a rollout after which that is said
-
-
-def _release(version: str) -> tuple[int, int]:
-    """The first two numbers of a version."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
-try:
-    _installed = importlib.metadata.version("ray")
-except importlib.metadata.PackageNotFoundError:
-    _installed = "no ray"
-if _installed == "no ray" or _release(_installed) < _release(OLDEST_RAY):
-    raise ValueError(
-        f"--num-actors: expected ray {OLDEST_RAY} or newer (pip install 'expire-span-rl[ray]'), got {_installed}"
-    )
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # else actors are at the mercy of all else that runs
+# isort: split
+# After `ray_cluster`, which checks the version and sets what Ray reads when it is imported.
 import ray
 import ray.exceptions
 from ray import cloudpickle
 
+QUEUE = 2
+"""Requests under way per actor."""
+FAILURES = 5
+"""Training stops after so many failures of the same kind."""
+CHECK_EVERY = 50
+"""Updates between two checks of the memories' drift, and of acting against learning."""
+PATIENCE = 60.0
+"""Seconds without a rollout after which a message says so."""
+SEED_STEP = 100_003
+"""Difference between the seeds of two actors. The environments of an actor have the seeds from the actor's own on."""
+SHARE_WINDOW = 4
+"""Deliveries per actor over which the share of idle time is averaged."""
+ENVIRONMENT_FAILED = "expire_span_rl.envs.errors.EnvironmentFailed: "
+"""A traceback's last line begins so if an environment failed. The rest of the line describes the failure."""
+
 
 class ActorPool:
-    """Rollouts as they come, from actors that each own a vector environment and a copy of the policy."""
+    """Rollouts as they come, from actors that each have a vector environment and a copy of the policy. It is a
+    `RolloutSource`."""
 
-    on_policy: ClassVar[bool] = False  # actors lag behind; each checks its own acting against its own weights
+    on_policy: ClassVar[bool] = False  # actors lag behind; each compares its acting with its own weights' learning
 
     def __init__(
         self,
@@ -86,121 +67,110 @@ class ActorPool:
         say: Callable[[str], None] = print,
         log: Callable[[str], None] = lambda text: None,
     ):
-        """num_actors: 0 for one per CPU that is free; address: of a Ray cluster, "" for one of our own on this machine,
-        whose logs go to `log_dir` at the end; refresh: steps over which memories are computed anew before learning;
-        say: takes a line; log: takes what is for the log alone, such as tracebacks. Raises ValueError, one line, before
-        any actor starts."""
-        self.policy, self.num_steps, self.seed = policy, num_steps, seed
-        self.refresh, self.log_dir, self.say, self.log = refresh, log_dir, say, log
+        """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine, and its logs go
+        to `log_dir` at the end. refresh: steps before each rollout from which its memory is computed again. say: takes
+        a line for the user. log: takes text that is only for the log, such as tracebacks. Raises ValueError, one line,
+        before any actor starts."""
+        self.policy = policy
+        self.num_steps = num_steps
+        self.seed = seed
+        self.refresh = refresh
+        self.log_dir = log_dir
+        self.say = say
+        self.log = log
         self.live: dict[str, list[float]] = {}
         self.notes: list[str] = []
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
-        self.version = self.restarts = self.made = 0
+        self.version = 0
+        """Number of rollouts that were given to the learner."""
+        self.restarts = 0
+        """Number of times that an actor's process died or an actor was lost."""
+        self.num_started = 0
+        """Number of actors that were ever started."""
         self.failures: Counter[str] = Counter()
-        self.deaths: Counter[int] = Counter()  # of an actor's processes, since its last rollout
-        self.pending: dict[Any, int] = {}  # request -> its actor, oldest first
+        self.deaths: Counter[int] = Counter()  # by the actor's index: processes that died since its last rollout
+        self.pending: dict[Any, int] = {}  # the index of each request's actor, oldest request first
         self.incarnations: dict[int, str] = {}
-        self._figures: dict[str, float] = {}
-        self._shares: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
-        self._handed: float | None = None
+        self._metrics: dict[str, float] = {}
+        self._times: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
+        self._collect_end: float | None = None  # when the last `collect` returned
+        pickled_env = _pickle_env(make_env)
+        self._cluster = RayCluster(address)
         try:
-            made = cast(Any, cloudpickle).dumps(make_env)
-        except Exception as error:  # noqa: BLE001, pickling calls whatever the environment defines
-            message = " ".join(str(error).split())[:200]
-            raise ValueError(
-                "environment: expected one that can be pickled, since actors are processes of their own, got "
-                f"{type(error).__name__}: {message}"
-            ) from None
-        self._temporary, self._lock = _start(address)
-        try:
-            free = int(ray.available_resources().get("CPU", 0))
-            if num_actors > free or not free:
-                raise ValueError(
-                    f"--num-actors: expected at most the {free} free CPUs of {len(ray.nodes())} node(s), got {num_actors}"
-                )
-            self._shared = ray.put((made, copy.deepcopy(policy).to("cpu"), num_steps, self._context_steps))
-            self.actors = [self._made() for _ in range(num_actors or free)]
+            num_cpus = _free_cpus(num_actors)
+            self._shared = ray.put((pickled_env, copy.deepcopy(policy).to("cpu"), num_steps, self._context_steps))
+            self.actors = [self._start_actor() for _ in range(num_actors or num_cpus)]
         except BaseException:
             self.close()
             raise
 
     def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
-        """The oldest rollout that is there, or the next that comes. Raises RolloutsEnded when `stop` was set or the
-        environments failed too often."""
-        began = time.perf_counter()
-        self._request()
+        """Returns the oldest rollout that is ready, or waits for the next. Raises RolloutsEnded when `stop` was set or
+        the environments failed too often."""
+        start_time = time.perf_counter()
+        self._send_requests()
         ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
-        waiting = len(ready)
-        delivery = self._delivered()
+        delivery = self._receive()
         self.version += 1
         self.live = delivery.live
         rollout = unpack(delivery.rollout, self.policy)
-        figures = self._account(delivery, began, waiting)
+        metrics = self._delivery_metrics(delivery, start_time, len(ready))
         if delivery.context:
-            memory = recomputed(self.policy, delivery.context).with_span_limit_of(rollout.memory)
+            memory = recompute_memory(self.policy, delivery.context).with_span_limit_of(rollout.memory)
             drift = rollout.memory.drift(memory, self._context_steps)
             if not math.isnan(drift):
-                figures["actors/memory_drift"] = drift
+                metrics["actors/memory_drift"] = drift
             if self.refresh:
                 rollout = rollout.with_memory(memory)
-        self._figures = figures
-        self._handed = time.perf_counter()
+        self._metrics = metrics
+        self._collect_end = time.perf_counter()
         return rollout, delivery.episodes
 
     def snapshot(self) -> None:
-        """Nothing to take back: a rollout that is lost is followed by others."""
+        """None, since nothing is taken back: a lost rollout is followed by others."""
 
     def restore(self, snapshot: None) -> None:
-        """See `snapshot`."""
+        """Does nothing, see `snapshot`."""
 
-    def figures(self) -> dict[str, float]:
-        """Of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and who waits for
-        whom."""
-        return self._figures
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last rollout: lag in updates, bytes, drift of memories, how full the queue is, and the shares
+        of idle time of actors and learner."""
+        return self._metrics
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Nothing that could be continued: actors begin anew."""
-        return {}, {"version": self.version, "made": self.made}
+        """No tensors, since actors cannot be continued. The metadata has the numbers of rollouts and actors."""
+        return {}, {"version": self.version, "made": self.num_started}
 
-    def load_state(self, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> bool:
-        """Returns False: the environments begin new episodes, of other seeds than any before. A collector's state has
-        no version."""
-        self.version = known.get("version", 0)
-        self.made = max(self.made, known.get("made", 0))
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Starts new actors with seeds that the run has not had, and returns False: all environments begin new
+        episodes. The state may be a `Collector`'s, which has no version."""
+        self.version = metadata.get("version", 0)
+        self.num_started = max(self.num_started, metadata.get("made", 0))
         for index, actor in enumerate(self.actors):
             ray.kill(actor)
-            self.actors[index] = self._made()
+            self.actors[index] = self._start_actor()
         return False
 
     def close(self) -> None:
-        """Ends all actors, and Ray if it is our own; its logs go where the run is written."""
-        _kill_what_is_left()
-        ray.shutdown()  # which also ends the actors of a cluster that was joined
-        if self._temporary is not None:
-            if self.log_dir is not None and self.log_dir.is_dir():
-                for logs in self._temporary.glob("session_2*/logs"):
-                    shutil.copytree(logs, self.log_dir / "ray", dirs_exist_ok=True, ignore_dangling_symlinks=True)
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
-        if self._lock is not None:
-            self._lock.release()
+        """Ends all actors, and Ray if it was started here. Its logs are then copied to `log_dir`."""
+        self._cluster.close(self.log_dir)
 
     @property
     def _context_steps(self) -> int:
-        """Steps of context that actors keep: at least a rollout, to see the drift. In whole rollouts."""
+        """Steps of context that actors keep, in whole rollouts. It is at least one rollout, to measure the drift."""
         return -(-max(self.refresh, 1) // self.num_steps) * self.num_steps
 
-    def _made(self) -> Any:
-        """A new actor, with a seed that no other had."""
-        seed = self.seed + self.made * 100_003  # environments of one actor have the seeds from its own on
-        self.made += 1
+    def _start_actor(self) -> Any:
+        """Starts an actor, with a seed that no other one had."""
+        seed = self.seed + self.num_started * SEED_STEP
+        self.num_started += 1
         return _RayActor.remote(seed)
 
-    def _request(self) -> None:
-        """Sends the weights of now to every actor that has room for a request."""
-        due = self.version % CHECK_EVERY == 1
-        request = Request(self.version, context=bool(self.refresh) or due, check=due)
+    def _send_requests(self) -> None:
+        """Sends requests with the present weights to every actor that has room in its queue."""
+        is_due = self.version % CHECK_EVERY == 1
+        request = Request(self.version, context=bool(self.refresh) or is_due, check=is_due)
         weights = None
         for index, actor in enumerate(self.actors):
             for _ in range(QUEUE - sum(owner == index for owner in self.pending.values())):
@@ -208,47 +178,46 @@ class ActorPool:
                     weights = ray.put({name: t.detach().cpu().numpy() for name, t in self.policy.state_dict().items()})
                 self.pending[actor.collect.remote(weights, request, [self._shared])] = index
 
-    def _delivered(self) -> Delivery:
-        """The next rollout that an actor has, whatever befalls others meanwhile."""
-        began = time.perf_counter()
+    def _receive(self) -> Delivery:
+        """Waits for the next delivery that has a rollout. Actors that fail meanwhile are replaced."""
+        start_time = time.perf_counter()
         while True:
             if self.stop.is_set():
                 raise RolloutsEnded("interrupted")
             ready, _ = ray.wait(list(self.pending), timeout=0.2)
             if not ready:
-                if time.perf_counter() - began > PATIENCE:
-                    began = time.perf_counter()
+                if time.perf_counter() - start_time > PATIENCE:
+                    start_time = time.perf_counter()
                     self.say(
-                        f"no rollout for {PATIENCE:.0f} seconds: {len(self.actors)} actors are busy, have no node, or have an "
-                        "environment that hangs (--env-timeout)"
+                        f"no rollout for {PATIENCE:.0f} seconds: {len(self.actors)} actors are busy, have no node, or "
+                        "have an environment that hangs (--env-timeout)"
                     )
                 continue
             index = self.pending.pop(ready[0])
             try:
                 delivery = ray.get(ready[0])
             except ray.exceptions.RayError as error:  # Ray has given the actor up
-                self.restarts += 1
-                told = " ".join(str(error).split())[:200]
-                self.say(f"actor {index} is lost and was replaced (restart {self.restarts} of this training): {told}")
-                self._replace(index)
+                self._handle_loss(index, error)
                 continue
             self.incarnations[index] = delivery.incarnation
-            if delivery.died:
-                self._died(index)
-                continue
-            if delivery.failure:
-                self._failed(index, delivery)
-                continue
-            self.deaths[index] = 0
-            if not (delivery.difference or 0.0) < LARGEST_DIFFERENCE:
-                raise TrainingEnded(
-                    f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
-                    f"their size, got {delivery.difference:.3g} in actor {index} at update {delivery.version}"
-                )
-            return delivery
+            if delivery.restarted:
+                self._handle_restart(index)
+            elif delivery.failure:
+                self._handle_failure(index, delivery)
+            else:
+                self.deaths[index] = 0
+                _check_difference(index, delivery)
+                return delivery
 
-    def _died(self, index: int) -> None:
-        """Ray has restarted an actor's process: once more, but not for ever."""
+    def _handle_loss(self, index: int, error: Exception) -> None:
+        """Replaces an actor that Ray has given up."""
+        self.restarts += 1
+        message = " ".join(str(error).split())[:200]
+        self.say(f"actor {index} is lost and was replaced (restart {self.restarts} of this training): {message}")
+        self._replace(index)
+
+    def _handle_restart(self, index: int) -> None:
+        """Ray has restarted an actor's process. Raises RolloutsEnded if that happens again and again."""
         self.restarts += 1
         self.deaths[index] += 1
         self.say(f"actor {index} died and was restarted by Ray (restart {self.restarts} of this training)")
@@ -257,111 +226,102 @@ class ActorPool:
                 f"actor {index} died {FAILURES} times before it had a rollout: an environment ends its process, hangs "
                 "(--env-timeout), or needs more memory than there is"
             )
-        self._request()
+        self._send_requests()
 
-    def _failed(self, index: int, delivery: Delivery) -> None:
-        """An environment raised: its actor is replaced, but not for ever."""
+    def _handle_failure(self, index: int, delivery: Delivery) -> None:
+        """An environment raised an error. Its actor is replaced. Raises RolloutsEnded after FAILURES of the same
+        kind."""
         self.failures[delivery.failure] += 1
         count = self.failures[delivery.failure]
-        last = " ".join(delivery.traceback.strip().splitlines()[-1].split()).removeprefix(ENVIRONMENT_FAILED)
-        self.say(f"actor {index} failed, {delivery.failure} (time {count} of {FAILURES}): {last}")
+        message = " ".join(delivery.traceback.strip().splitlines()[-1].split()).removeprefix(ENVIRONMENT_FAILED)
+        self.say(f"actor {index} failed, {delivery.failure} (time {count} of {FAILURES}): {message}")
         self.log(delivery.traceback)
         if count >= FAILURES:
             cause = RuntimeError(f"in an actor:\n{delivery.traceback}")
-            raise RolloutsEnded(f"actors failed {count} times by {delivery.failure}: {last}") from cause
+            raise RolloutsEnded(f"actors failed {count} times by {delivery.failure}: {message}") from cause
         self._replace(index)
 
     def _replace(self, index: int) -> None:
-        """Another actor in place of this one, whose requests are forgotten, with requests of its own."""
+        """Starts another actor in place of this one, with requests of its own."""
         ray.kill(self.actors[index])
         self.pending = {request: owner for request, owner in self.pending.items() if owner != index}
         self.incarnations.pop(index, None)
-        self.actors[index] = self._made()
-        self._request()
+        self.actors[index] = self._start_actor()
+        self._send_requests()
 
-    def _account(self, delivery: Delivery, began: float, waiting: int) -> dict[str, float]:
+    def _delivery_metrics(self, delivery: Delivery, start_time: float, num_ready: int) -> dict[str, float]:
+        """Metrics of a delivery. start_time: when `collect` began; num_ready: deliveries that were ready then."""
         now = time.perf_counter()
-        self._shares.append((delivery.idle_seconds, delivery.busy_seconds))
-        while len(self._shares) > 4 * len(self.actors):
-            self._shares.popleft()
-        idle, busy = (sum(part) for part in zip(*self._shares, strict=True))
-        figures = {
+        self._times.append((delivery.idle_seconds, delivery.busy_seconds))
+        while len(self._times) > SHARE_WINDOW * len(self.actors):
+            self._times.popleft()
+        idle, busy = (sum(part) for part in zip(*self._times, strict=True))
+        metrics = {
             "actors/policy_lag": float(self.version - 1 - delivery.version),
             "actors/rollout_bytes": float(size(delivery.rollout) + size(delivery.context)),
-            "actors/queue_occupancy": waiting / (QUEUE * len(self.actors)),
+            "actors/queue_occupancy": num_ready / (QUEUE * len(self.actors)),
             "actors/idle_share": idle / (idle + busy),
             "actors/restarts": float(self.restarts),
         }
-        if self._handed is not None:  # since the last rollout was handed over: learning, then waiting
-            figures["learner/idle_share"] = (now - began) / (now - self._handed)
+        if self._collect_end is not None:
+            # Since the last `collect` the learner has learned, and then waited.
+            metrics["learner/idle_share"] = (now - start_time) / (now - self._collect_end)
         if delivery.difference is not None:
-            figures["train/acting_learning_difference"] = delivery.difference
-        return figures
+            metrics["train/acting_learning_difference"] = delivery.difference
+        return metrics
+
+
+def _free_cpus(num_actors: int) -> int:
+    """The number of free CPUs of the cluster. Raises ValueError, one line, if there are fewer than actors."""
+    num_cpus = int(ray.available_resources().get("CPU", 0))
+    if num_actors > num_cpus or not num_cpus:
+        raise ValueError(
+            f"--num-actors: expected at most the {num_cpus} free CPUs of {len(ray.nodes())} node(s), got {num_actors}"
+        )
+    return num_cpus
+
+
+def _pickle_env(make_env: Callable[[], VectorEnv]) -> bytes:
+    """The function as bytes, for actors. Raises ValueError, one line, if it cannot be pickled."""
+    try:
+        return cast(Any, cloudpickle).dumps(make_env)
+    except Exception as error:  # noqa: BLE001, pickling calls the environment's own code
+        message = " ".join(str(error).split())[:200]
+        raise ValueError(
+            "environment: expected one that can be pickled, since actors are processes of their own, got "
+            f"{type(error).__name__}: {message}"
+        ) from None
+
+
+def _check_difference(index: int, delivery: Delivery) -> None:
+    """Raises TrainingEnded if acting and learning differed in an actor by more than rounding."""
+    if not (delivery.difference or 0.0) < LARGEST_DIFFERENCE:
+        raise TrainingEnded(
+            f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
+            f"their size, got {delivery.difference:.3g} in actor {index} at update {delivery.version}"
+        )
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
 class _RayActor:
-    """Makes its `Actor` at the first request: what Ray keeps in order to restart it is a number."""
+    """The process of an actor. Its `Actor` is made at the first request. All that Ray needs to restart it is a seed."""
 
     def __init__(self, seed: int):
-        self.again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self.seed = (
-            seed + int.from_bytes(os.urandom(3), "big") * self.again
-        )  # not the episodes of the dead one once more
+        self.is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        # A process that replaces a dead one must not play the same episodes again.
+        self.seed = seed + int.from_bytes(os.urandom(3), "big") * self.is_restarted
         self.actor: Actor | None = None
 
     def collect(self, weights: dict[str, Any], request: Request, shared: list[Any]) -> Delivery:
-        """shared: holds a reference to what all actors have in common, so that it is not fetched each time."""
+        """shared: holds a reference to what all actors have in common. Ray would resolve a bare reference at each
+        call."""
         if self.actor is None:
-            made, policy, num_steps, context_steps = ray.get(shared[0])
-            self.actor = Actor(lambda: cloudpickle.loads(made)(), policy, num_steps, context_steps, self.seed)
-        if self.again:  # the learner must know, also if no process of this actor lives until it has a rollout
-            self.again = False
-            return Delivery(self.actor.incarnation, died=True)
+            pickled_env, policy, num_steps, context_steps = ray.get(shared[0])
+            self.actor = Actor(
+                lambda: cloudpickle.loads(pickled_env)(), policy, num_steps, context_steps=context_steps, seed=self.seed
+            )
+        if self.is_restarted:
+            # Report the restart first. The learner must know it even if no process of this actor ever has a rollout.
+            self.is_restarted = False
+            return Delivery(self.actor.incarnation, restarted=True)
         return self.actor.collect(weights, request)
-
-
-def _kill_what_is_left() -> None:
-    """Where processes of our own Ray are dead, as after a SIGTERM to all processes of a job, kills the others, for
-    whose end `ray.shutdown` would wait some seconds each."""
-    with contextlib.suppress(Exception):  # Ray's own, which another version may not have
-        node: Any = importlib.import_module("ray._private.worker")._global_node
-        if node is not None and node.dead_processes():
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-
-
-def _start(address: str) -> tuple[Path | None, FileLock | None]:
-    """Joins the cluster at `address`, or starts one of our own, whose files lie in the directory returned: sockets take
-    a short path, so that it cannot be the run's. It is locked, and those of learners that were killed are removed.
-    Raises ValueError, one line."""
-    root = str(Path(checks.__file__).resolve().parents[1])  # the checkout, or the folder in which we are installed
-    quiet: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.getenv("PYTHONPATH"))))}},
-    }
-    if not address:
-        remove_abandoned(Path(tempfile.gettempdir()), "ray-*", LOCK_NAME)
-        temporary = Path(tempfile.mkdtemp(prefix="ray-"))
-        lock = FileLock.take(temporary / LOCK_NAME)
-        with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
-            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which its processes inherit: they end with us
-            ray.init(include_dashboard=False, _temp_dir=str(temporary), **quiet)
-        return temporary, lock
-    # ray.init has no time limit of its own; a process can be given one.
-    code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=ANSWER_WITHIN, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(
-            f"--ray-address: expected a Ray cluster at {address}, got no answer within {ANSWER_WITHIN:.0f} seconds"
-        ) from None
-    if done.returncode:
-        told = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-        raise ValueError(f"--ray-address: expected a Ray cluster at {address}, got {told}")
-    with kept():
-        ray.init(address=address, **quiet)
-    return None, None

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import LATEST
-from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
-from expire_span_rl.agents.rollout import check_arrays, under
+from expire_span_rl.agents.episodes import MEAN_EPISODES
+from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
+from expire_span_rl.agents.rollout import check_arrays, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
@@ -146,7 +146,7 @@ class SB3Trainer:
     def _updated(self, backup: Backup) -> dict[str, float]:
         """See `update`. backup: of what is learned."""
         algorithm, began = self.algorithm, time.perf_counter()
-        begun = self.schedules.begun
+        begun = self.schedules.start_step
         algorithm._update_current_progress_remaining(self.timesteps - begun, self.total_timesteps - begun)
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
         collected = time.perf_counter()
@@ -156,7 +156,7 @@ class SB3Trainer:
         figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
         figures["train/skipped_updates"] = self.skipped
         algorithm.logger.dump()
-        recent = list(algorithm.ep_info_buffer or ())[-LATEST:]
+        recent = list(algorithm.ep_info_buffer or ())[-MEAN_EPISODES:]
         if recent:
             figures["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
             figures["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)
@@ -189,7 +189,7 @@ class SB3Trainer:
             backup.restore()
             self.skipped += 1
             self.skipped_in_a_row += 1
-            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
+            report_skipped_update(self.updates + 1, self.skipped_in_a_row, error)
 
     def _in_time(self, local: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
         """Called by Stable-Baselines3 after each step. Raises TrainingEnded some seconds after `stop` was set."""
@@ -233,7 +233,7 @@ class SB3Trainer:
     def _load_played(self, tensors: Mapping[str, Tensor]) -> bool:
         """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line,
         for what it cannot have given."""
-        env_state = under("env/", tensors)
+        env_state = select_prefix("env/", tensors)
         if not env_state:
             return False
         own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
@@ -242,7 +242,7 @@ class SB3Trainer:
         kinds = ("observation/", "episode_start", "lstm/")
         check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
         self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
-        observation = under("observation/", tensors)
+        observation = select_prefix("observation/", tensors)
         self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
         self.algorithm._last_episode_starts = tensors["episode_start"].numpy()
         for name, state in self._lstm_states():
@@ -307,7 +307,7 @@ def _generators() -> dict[str, Tensor]:
 
 def _load_generators(tensors: Mapping[str, Tensor]) -> None:
     """Continues from `_generators`; what a checkpoint has no state of stays as it is."""
-    states = under("generator/", tensors)
+    states = select_prefix("generator/", tensors)
     if "torch" in states:
         torch.set_rng_state(states["torch"])
     if "numpy" in states:

@@ -1,56 +1,66 @@
-"""Settings that change linearly over a training, and how they go on when a resumed training gets other settings."""
+"""Settings that change linearly during a training. A resumed training with other settings begins new schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+_SETTING_NAMES = {"learning_rate": "the learning rate", "ent_coef": "the entropy bonus"}
+
 
 class Schedules:
-    """Values that go linearly from a start to an end: from step `begun`, 0 unless they began anew, to the training's
-    last."""
+    """Values that change linearly from a start to an end. They begin at `start_step`, which is 0 unless a resumed
+    training began new schedules, and end at the training's last step."""
 
     def __init__(self, starts: Mapping[str, float], ends: Mapping[str, float]):
-        """starts, ends: values by the setting's name; `learning_rate` is among them."""
-        self.starts, self.ends = dict(starts), dict(ends)
-        self.learning_rate = starts["learning_rate"]  # as it is set, whatever the schedule began anew with
-        self.begun = 0
+        """starts, ends: values by the setting's name. `learning_rate` must be among them."""
+        self.starts = dict(starts)
+        self.ends = dict(ends)
+        self.learning_rate = starts["learning_rate"]
+        """The setting. New schedules may begin with another value."""
+        self.start_step = 0
 
     def progress(self, timesteps: int, total: int) -> float:
-        """The fraction of the schedules that is over after so many of `total` steps."""
-        return (timesteps - self.begun) / max(total - self.begun, 1)
+        """The fraction of the schedules that is over after `timesteps` of `total` steps."""
+        return (timesteps - self.start_step) / max(total - self.start_step, 1)
 
     def values(self, progress: float) -> dict[str, float]:
         """Every value at `progress`, by name."""
         return {name: between(start, self.ends[name], progress) for name, start in self.starts.items()}
 
     def state(self, total: int) -> dict[str, Any]:
-        """JSON-able; total: the training's steps."""
-        return {"begun": self.begun, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
+        """The schedules' state, JSON-able. total: steps of the training."""
+        return {"begun": self.start_step, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}
 
-    def load_state(self, state: Mapping[str, Any], timesteps: int, last: int, total: int) -> str:
-        """Goes on from `state` after `timesteps` steps, the last update at step `last`. If the total or the learning
-        rate has changed, the schedules begin anew there, from the values that they had, the learning rate from a
-        changed one: a sentence that says so, else an empty one."""
-        longer, other_rate = state["total"] != total, state["learning_rate"] != self.learning_rate
-        if timesteps == 0:  # nothing has been learned with the old ones
+    def load_state(self, state: Mapping[str, Any], timesteps: int, last_update: int, total: int) -> str:
+        """Continues from `state` after `timesteps` steps. last_update: the step of the last update; total: steps of the
+        training.
+
+        If the total or the learning rate has changed, new schedules begin. They start from the present values, and the
+        learning rate from its new setting if that has changed. Returns a sentence that says so, else an empty text.
+        """
+        total_changed = state["total"] != total
+        rate_changed = state["learning_rate"] != self.learning_rate
+        if timesteps == 0:  # nothing has been learned with the old settings
             return ""
-        self.begun, self.starts = state["begun"], {name: state["starts"][name] for name in self.starts}
-        if not (longer or other_rate) or total <= timesteps:
+        self.start_step = state["begun"]
+        self.starts = {name: state["starts"][name] for name in self.starts}
+        if not (total_changed or rate_changed) or total <= timesteps:
             return ""
-        # The last update's, since those of now may have reached an end at which nothing is learned.
-        starts = self.values(self.progress(last if longer else timesteps, state["total"]))
-        if other_rate:
+        # With a new total, the last update's values: the present ones may have reached an end, at which nothing is
+        # learned.
+        starts = self.values(self.progress(last_update if total_changed else timesteps, state["total"]))
+        if rate_changed:
             starts["learning_rate"] = self.learning_rate
-        self.starts, self.begun = starts, timesteps
-        spans = [f"{_WORDS[name]} goes from {start:.3g} to {self.ends[name]:.3g}" for name, start in starts.items()]
-        hint = "" if other_rate else " (--learning-rate sets another)"
-        return f"{total - timesteps:,} steps remain, over which {' and '.join(spans)}{hint}"
-
-
-_WORDS = {"learning_rate": "the learning rate", "ent_coef": "the entropy bonus"}
+        self.starts = starts
+        self.start_step = timesteps
+        ranges = [
+            f"{_SETTING_NAMES[name]} goes from {start:.3g} to {self.ends[name]:.3g}" for name, start in starts.items()
+        ]
+        hint = "" if rate_changed else " (--learning-rate sets another)"
+        return f"{total - timesteps:,} steps remain, over which {' and '.join(ranges)}{hint}"
 
 
 def between(start: float, end: float, progress: float) -> float:
-    """Linear interpolation; before 0 and after 1 the ends."""
+    """Linear interpolation. The start before progress 0, and the end after 1."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)

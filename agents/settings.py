@@ -10,14 +10,21 @@ from typing import Any, ClassVar
 
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
 
-ENT_COEF, FINAL_ENT_COEF = 0.01, 0.003  # entropy bonus per step where none is set and facts last ENT_HORIZON or less
-ENT_HORIZON = 200  # steps
-"""The bonus comes at every step, reward only when a fact was used: the rarer, the more the bonus outweighs it."""
-MOST_EPOCHS = 10_000  # passes over a rollout
+ENT_COEF = 0.01
+"""Default weight of the entropy bonus at the start, where facts last ENT_HORIZON steps or less."""
+FINAL_ENT_COEF = 0.003
+"""The same at the end of the training."""
+ENT_HORIZON = 200
+"""Where facts last more steps than this, the default weights are smaller. The bonus comes at every step, but reward
+only when a fact is used. The rarer that is, the more the bonus would outweigh the reward."""
+MOST_EPOCHS = 10_000
+"""Largest number of passes over a rollout."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """Settings of all learners."""
+
     num_steps: int = 64
     """Steps that each environment is played between two updates."""
     num_minibatches: int = 8
@@ -31,8 +38,8 @@ class OptimizerConfig:
     adam_beta2: float = 0.99
     """Adam's decay rate of squared gradients. The usual 0.999 takes too large a step when gradients grow suddenly."""
     amsgrad: bool = True
-    """Divide by the largest squared gradient so far (AMSGrad). It keeps what a solved task has learned, and slows down
-    what is learned after large gradients."""
+    """Divide by the largest squared gradient so far (AMSGrad). A solved task then stays learned. Learning is slower
+    after large gradients."""
     max_grad_norm: float = 0.5
     """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
 
@@ -45,11 +52,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig(OptimizerConfig):
+    """Settings of learners from rewards."""
+
     gamma: float = 0.99
     """Discount factor of the rewards."""
     ent_coef: float | None = None
-    """Weight of the entropy bonus at the start. None: 0.01, and less in proportion where the environment says that
-    something must be remembered for more than 200 steps."""
+    """Weight of the entropy bonus at the start. None: 0.01. Where the environment says that something must be
+    remembered for more than 200 steps, it is less in proportion."""
     final_ent_coef: float | None = None
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
@@ -76,16 +85,18 @@ class LearnerConfig(OptimizerConfig):
         check_fractions(self, "gamma")
 
 
-def with_entropy_for(config: Any, horizon: int | None) -> Any:
-    """The config with entropy bonuses where none are set: the usual ones for tasks whose facts must last `horizon`
-    steps up to ENT_HORIZON (None: unknown), less in proportion beyond."""
+def with_default_entropy(config: Any, horizon: int | None) -> Any:
+    """The config with default weights of the entropy bonus where it has none. horizon: steps for which the task's facts
+    must be remembered, None if unknown. Beyond ENT_HORIZON the defaults are less in proportion."""
     scale = min(1.0, ENT_HORIZON / horizon) if horizon else 1.0
-    usual = {"ent_coef": scale * ENT_COEF, "final_ent_coef": scale * FINAL_ENT_COEF}
-    return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
+    defaults = {"ent_coef": scale * ENT_COEF, "final_ent_coef": scale * FINAL_ENT_COEF}
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
 @dataclass(frozen=True)
 class PPOConfig(LearnerConfig):
+    """Settings of PPO."""
+
     update_epochs: int = 2
     """Passes over each rollout."""
     gae_lambda: float = 0.9
@@ -106,11 +117,13 @@ class PPOConfig(LearnerConfig):
 
 @dataclass(frozen=True)
 class ImpalaConfig(LearnerConfig):
+    """Settings of IMPALA and of its actors."""
+
     num_minibatches: int = 4
     """Minibatches of a rollout. Each holds whole environments and is used once."""
     learning_rate: float = 5e-4
     """Adam's learning rate at the start. Half of PPO's, since no clipping bounds an update: with 1e-3 and rollouts
-    three updates old, a run lost in the middle what it had learned."""
+    three updates old, a run lost half-way what it had learned."""
     trace_lambda: float = 0.9
     """Lambda of the V-trace targets (the paper's remark 2; its experiments use 1)."""
     rho_clip: float = 1.0
@@ -144,16 +157,18 @@ class ImpalaConfig(LearnerConfig):
 
 @dataclass(frozen=True)
 class SupervisedConfig(OptimizerConfig):
+    """Settings of supervised learning."""
+
     num_steps: int = 64
-    """Steps of a block: every stream goes on by so many between two updates."""
+    """Steps of a block: the steps that every stream goes on between two updates."""
     num_minibatches: int = 8
     """Minibatches of a block. Each holds whole streams and is used once."""
     amsgrad: bool = False
     """Divide by the largest squared gradient so far (AMSGrad)."""
     rest_coef: float = 1.0
-    """Weight of the loss where nothing is asked, and silence is right."""
+    """Weight of the loss at steps that ask for nothing, where silence is right."""
 
-    # What only rewards call for.
+    # Settings that only learners from rewards need.
     gamma: ClassVar[float] = 1.0
     ent_coef: ClassVar[float] = 0.0
     final_ent_coef: ClassVar[float] = 0.0
@@ -167,6 +182,8 @@ class SupervisedConfig(OptimizerConfig):
 
 @dataclass(frozen=True)
 class ForgettingConfig:
+    """Settings of the forgetting controller."""
+
     forgetting: bool = True
     """Shorten memory spans once the task is solved, so that fewer memories stay live. --no-forgetting: spans are never
     penalised."""
@@ -204,6 +221,8 @@ class ForgettingConfig:
 
 @dataclass(frozen=True)
 class SB3Config:
+    """Settings of the baselines, Stable-Baselines3's PPO and RecurrentPPO."""
+
     num_steps: int = 64
     """Steps that each environment is played between two updates (Stable-Baselines3's n_steps)."""
     batch_size: int = 1024

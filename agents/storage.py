@@ -1,6 +1,6 @@
-"""Where the steps of a rollout are kept while it is collected.
+"""The steps of a rollout while it is collected.
 
-T time steps, B environments, P parameters of the actions' distribution.
+T time steps, B environments, P parameters of the action distribution, L layers, F final observations.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 
 
 class Storage:
-    """Tensors of T steps by name, on their device, made when the first step is put in."""
+    """Tensors of T steps by name, on their device. Each is allocated at the first step that has it."""
 
     def __init__(self, steps: int):
         self._steps = steps
@@ -23,29 +25,94 @@ class Storage:
         """[T, ...] each."""
 
     def put(self, t: int, prefix: str, parts: Mapping[str, Tensor]) -> None:
-        """Copies what step t brought, by names that begin with `prefix`."""
+        """Copies the parts of step t to the tensors of their names, which begin with `prefix`."""
         for name, part in parts.items():
-            whole = self.tensors.get(prefix + name)
-            if whole is None:
-                whole = self.tensors[prefix + name] = part.new_empty((self._steps, *part.shape))
-            whole[t] = part
+            tensor = self.tensors.get(prefix + name)
+            if tensor is None:
+                tensor = self.tensors[prefix + name] = part.new_empty((self._steps, *part.shape))
+            tensor[t] = part
 
 
-def tensors_of(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The entries of an observation on a device."""
+class RolloutBuffer:
+    """Everything that becomes a `Rollout`: the steps, and the final observations with their values."""
+
+    def __init__(self, steps: int, batch: int, device: torch.device):
+        self.storage = Storage(steps)
+        self.device = device
+        self.rewards = np.zeros((steps, batch), np.float32)
+        self.terminated = np.zeros((steps, batch), bool)
+        self.truncated = np.zeros((steps, batch), bool)
+        self._final_observations: list[dict[str, Tensor]] = []
+        self._final_values: list[Tensor] = []
+        self._final_t: list[int] = []
+        self._final_b: list[int] = []
+
+    def add_finals(self, t: int, rows: np.ndarray, observation: dict[str, Tensor], values: Tensor) -> None:
+        """Adds the final observations that step t led to in the environments `rows`, and their values."""
+        self._final_observations.append(observation)
+        self._final_values.append(values)
+        self._final_t.extend([t] * len(rows))
+        self._final_b.extend(rows.tolist())
+
+    @property
+    def observations(self) -> dict[str, Tensor]:
+        """The observations of all steps, entries [T,B, ...]."""
+        return select_prefix("observation/", self.storage.tensors)
+
+    def live(self) -> dict[str, list[float]]:
+        """Mean and maximum of the live memories per layer, over steps and environments. Empty for a memory without
+        slots."""
+        counts = self.storage.tensors.get("live")  # [T,B,L]
+        if counts is None:
+            return {}
+        return {"mean": counts.float().mean((0, 1)).tolist(), "max": counts.amax((0, 1)).tolist()}
+
+    def rollout(self, memory: Any) -> Rollout:
+        """The rollout. memory: the one before the first step."""
+        tensors = self.storage.tensors
+        observations = self.observations
+        final_at = (self._indices(self._final_t), self._indices(self._final_b))
+        values = tensors["values"]
+        next_values = torch.cat([values[1:], torch.zeros_like(values[:1])])
+        if self._final_values:
+            next_values[final_at] = torch.cat(self._final_values)
+        empty = {key: entry[0, :0] for key, entry in observations.items()}
+        return Rollout(
+            observation=observations,
+            episode_start=tensors["episode_start"],
+            actions=tensors["actions"],
+            logits=tensors["logits"],
+            values=values,
+            next_values=next_values,
+            rewards=torch.as_tensor(self.rewards, device=self.device),
+            terminated=torch.as_tensor(self.terminated, device=self.device),
+            truncated=torch.as_tensor(self.truncated, device=self.device),
+            memory=memory,
+            final_observation={
+                key: torch.cat([empty[key], *(final[key] for final in self._final_observations)]) for key in empty
+            },
+            final_at=final_at,
+        )
+
+    def _indices(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+
+def observation_tensors(observation: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The entries of an observation as tensors on a device."""
     return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
 
 
 def check_outputs(observation: Mapping[str, Tensor], logits: Tensor, values: Tensor) -> None:
-    """Raises TrainingEnded for outputs of the policy, logits [...,B,P] and values [...,B], that are not finite: where,
-    and of which observation, entries [...,B, ...]."""
-    if not torch.isnan(logits).any() | ~torch.isfinite(values).all():  # one wait for a GPU, not two
+    """Raises TrainingEnded if outputs of the policy are not finite. logits: [...,B,P], values: [...,B]. The message
+    names the environment and the largest entry of its observation, whose entries are [...,B, ...]."""
+    if not torch.isnan(logits).any() | ~torch.isfinite(values).all():  # one wait for a GPU instead of two
         return
-    wrong = torch.isnan(logits).any(-1) | ~torch.isfinite(values)
-    place = tuple(wrong.nonzero()[0].tolist())
-    sizes = {name: float(entry[place].abs().max()) for name, entry in observation.items() if entry[place].numel()}
+    is_bad = torch.isnan(logits).any(-1) | ~torch.isfinite(values)
+    index = tuple(is_bad.nonzero()[0].tolist())
+    sizes = {name: float(entry[index].abs().max()) for name, entry in observation.items() if entry[index].numel()}
     name = max(sizes, key=lambda name: sizes[name])
     raise TrainingEnded(
-        f"the policy's outputs are not finite in environment {place[-1]}: its observation {name!r} has numbers up to "
+        f"the policy's outputs are not finite in environment {index[-1]}: its observation {name!r} has numbers up to "
         f"{sizes[name]:.3g}"
     )

@@ -1,4 +1,4 @@
-"""Learning from what is right: cross-entropy of the right actions, over blocks of long streams.
+"""Supervised learning: cross-entropy of the right actions, over blocks of long streams.
 
 T time steps, B streams, b of them in a minibatch.
 """
@@ -18,7 +18,7 @@ from expire_span_rl.agents.settings import SupervisedConfig
 
 
 class Supervised(Learner):
-    """One pass over each block, a step of the optimiser per minibatch."""
+    """One pass over each block, with one optimiser step per minibatch."""
 
     Config = SupervisedConfig
     supervised: ClassVar[bool] = True
@@ -26,35 +26,38 @@ class Supervised(Learner):
     """Where its blocks come from."""
 
     def update(self, block: Block, progress: float, pressure: float) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Learns from a block, and fills in its `answers`. progress, pressure: as `Learner.update`'s. Returns figures
-        for the log: accuracy and bits (-log2 p of the right action) are means over what was asked. Raises NotFinite,
-        and whatever `check_deadline` raises, in the midst of it (`backup`)."""
+        """Learns from a block, and sets its `answers`. progress, pressure: as `Learner.update`'s. Returns metrics for
+        the log. Accuracy and bits (-log2 p of the right action) are means over the steps that ask for an answer. Raises
+        NotFinite, and whatever `check_deadline` raises. The update is then half done, and must be taken back
+        (`backup`)."""
         rate = self._set_rates(progress, pressure)["learning_rate"]
-        figures: list[dict[str, Tensor]] = []
-        parts: list[Answers] = []
+        metrics: list[dict[str, Tensor]] = []
+        answers: list[Answers] = []
         minibatches: list[Tensor] = []
         for rows in self._minibatches(block):
             minibatches.append(rows)
-            figures.append(self._learn_part(block.rows(rows), pressure, parts))
-        back = torch.argsort(torch.cat(minibatches))
-        right = torch.cat([part.right for part in parts], 1)[:, back]
-        surprise = torch.cat([part.surprise for part in parts], 1)[:, back]
-        memory = self.policy.join_memories([part.memory for part in parts], minibatches)
+            metrics.append(self._step(block.rows(rows), pressure, answers))
+        # Put the streams back in the block's order.
+        order = torch.argsort(torch.cat(minibatches))
+        right = torch.cat([part.right for part in answers], 1)[:, order]
+        surprise = torch.cat([part.surprise for part in answers], 1)[:, order]
+        memory = self.policy.join_memories([part.memory for part in answers], minibatches)
         block.answers = Answers(memory, right, surprise)
-        asked = {}
+        answer_metrics = {}
         if block.asked.any():
-            asked["train/accuracy"] = float(right[block.asked].float().mean())
-            asked["train/bits"] = float(surprise[block.asked].mean()) / math.log(2)
-        return {**means(figures), **asked, "train/learning_rate": rate}
+            answer_metrics["train/accuracy"] = float(right[block.asked].float().mean())
+            answer_metrics["train/bits"] = float(surprise[block.asked].mean()) / math.log(2)
+        return {**means(metrics), **answer_metrics, "train/learning_rate": rate}
 
-    def _learn_part(self, part: Block, pressure: float, answers: list[Answers]) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch, whose answers are appended. Returns figures, scalars each."""
+    def _step(self, part: Block, pressure: float, answers: list[Answers]) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch. Appends its answers to `answers`. Returns metrics, scalars each."""
         out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=pressure, keep=True)
-        answered = answers_of(self.policy, out, part)
-        answer_loss, rest_loss = _mean(answered.surprise, part.asked), _mean(answered.surprise, ~part.asked)
+        part_answers = answers_of(self.policy, out, part)
+        answer_loss = _mean(part_answers.surprise, part.asked)
+        rest_loss = _mean(part_answers.surprise, ~part.asked)
         loss = answer_loss + self.config.rest_coef * rest_loss + out.memory_loss
-        norm = self._step_down(loss, part.observation, {"logits": out.logits, "memory loss": out.memory_loss})
-        answers.append(replace(answered, surprise=answered.surprise.detach()))
+        norm = self._optimize(loss, part.observation, {"logits": out.logits, "memory loss": out.memory_loss})
+        answers.append(replace(part_answers, surprise=part_answers.surprise.detach()))
         return {
             "train/loss": answer_loss.detach(),
             "train/rest_loss": rest_loss.detach(),
@@ -64,5 +67,5 @@ class Supervised(Learner):
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """The mean of the values where `where` is True; 0 if that is nowhere."""
+    """The mean of the values where `where` is True. 0 if it is nowhere True."""
     return (values * where).sum() / where.sum().clamp(min=1)

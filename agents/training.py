@@ -1,4 +1,4 @@
-"""The loop that all agents share: collect, check, learn, forget, keep the best."""
+"""The loop that all agents share: collect, check, learn, forget, keep the best policy."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
-from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, tell_skipped
+from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
 from expire_span_rl.agents.rollout import (
     LARGEST_DIFFERENCE,
-    Collector,
     Rollout,
     RolloutSource,
     acting_learning_difference,
-    under,
+    select_prefix,
 )
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.checks import number_or_none
 
-CHECK_EVERY = 50  # updates between two checks that acting equals learning
-AS_FEW = 1.2
-"""Policies with up to so many times the fewest live memories count as equally good, and the latest of them is kept. The
-very fewest is a moment picked by chance: a rollout of short episodes, or spans whose brevity success does not show
-yet."""
+CHECK_EVERY = 50
+"""Updates between two comparisons of acting with learning."""
+MEMORY_TOLERANCE = 1.2
+"""The kept policy is the latest one that meets the target and holds at most so many times the fewest live memories. The
+policy with the very fewest is often a matter of chance: its rollout had short episodes, or its spans are too short and
+success does not show it yet."""
 
 
 class Trainer:
     """Trains `policy` with `agent` in `env`, one rollout per `update()`."""
+
+    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row")
 
     def __init__(
         self,
@@ -45,229 +48,262 @@ class Trainer:
         seed: int,
         source: RolloutSource | None = None,
     ):
-        """total: environment steps of the whole training, rounded up to whole rollouts in `total_timesteps`; source: of
-        rollouts of `env.num_envs` environments, None to collect them here, in `env` with `seed`."""
-        self.env, self.policy, self.agent = env, policy, agent
+        """total: environment steps of the whole training. `total_timesteps` is the same, rounded up to whole rollouts.
+        source: gives rollouts of `env.num_envs` environments. None: a `Collector` with `env` and `seed`."""
+        self.env = env
+        self.policy = policy
+        self.agent = agent
         self.collector = Collector(env, policy, agent.config.num_steps, seed) if source is None else source
         self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
         self.controller = ForgettingController(forgetting)
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
-        self.timesteps = self.updates = self.episodes = 0
+        self.timesteps = 0
+        self.updates = 0
+        self.episodes = 0
         self.last_check: int | None = None
-        self.skipped = self.skipped_in_a_row = 0  # updates that were taken back, since they left what is not finite
+        """Number of updates at the last comparison of acting with learning."""
+        self.skipped = 0
+        """Updates that were taken back because numbers were not finite."""
+        self.skipped_in_a_row = 0
         self.agent.check_deadline = self.collector.deadline.check
-        self.notes: list[str] = []  # what `load_state` has to say, in lines
-        self.best: dict[str, Any] | None = None  # weights and figures of the best policy that met the constraint
+        self.notes: list[str] = []
+        """Remarks of the last `load_state`, one line each."""
+        self.best: dict[str, Any] | None = None
+        """Weights and metrics of the kept policy, the best one that met the constraint."""
         self.keeps_evaluated = False
-        """Keep a policy only where `keep_evaluated` says that an evaluation passed. Training draws its actions: what it
-        learns of the likeliest alone can go wrong without its success showing it."""
-
-    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row")
+        """Keep a policy only if `keep_evaluated` is called with the score of an evaluation that passed. Training
+        samples its actions. The most likely actions alone can go wrong without the training's success showing it."""
 
     @property
     def stop(self) -> threading.Event:
-        """Set it to end the training: a source that waits for a rollout gives up."""
+        """Set it to end the training. A source that waits for a rollout then gives up."""
         return self.collector.stop
 
     @property
     def schedules(self) -> Schedules:
-        """Those of the agent's settings."""
+        """The schedules of the agent's settings."""
         return self.agent.schedules
 
     @property
     def done(self) -> bool:
+        """Whether all steps of the training are done."""
         return self.timesteps >= self.total_timesteps
 
     def update(self) -> dict[str, float]:
-        """One rollout and what is learned from it. Returns figures for the log.
+        """Collects one rollout and learns from it. Returns metrics for the log.
 
-        It happens as a whole or not at all: whatever it raises, the training's state is that before it, but for
-        environments that cannot save theirs, which begin new episodes. Raises TrainingEnded if there is nothing to go
-        on with."""
-        before = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
-        window, controller = self.window.state_dict(), self.controller.state_dict()
-        collected, backup = self.collector.snapshot(), self.agent.backup()
+        An update happens as a whole or not at all. Whatever it raises, the training's state is the one before it. Only
+        environments that cannot save their state begin new episodes. Raises TrainingEnded if the training cannot go
+        on."""
+        attributes = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
+        window = self.window.state_dict()
+        controller = self.controller.state_dict()
+        snapshot = self.collector.snapshot()
+        backup = self.agent.backup()
         generator = self.agent.generator.get_state()
         try:
-            return self._updated(backup)
+            return self._update(backup)
         except BaseException:
-            self.collector.restore(collected)
+            self.collector.restore(snapshot)
             backup.restore()
             self.agent.generator.set_state(generator)
             self.window.load_state_dict(window)
             self.controller.load_state_dict(controller)
-            for name, value in before.items():
+            for name, value in attributes.items():
                 setattr(self, name, value)
             raise
 
-    def _updated(self, backup: Backup) -> dict[str, float]:
-        """See `update`. backup: of what the agent changes."""
-        began = time.perf_counter()
+    def _update(self, backup: Backup) -> dict[str, float]:
+        """Does the work of `update`. backup: of what the agent changes."""
+        # Collect.
+        start_time = time.perf_counter()
         rollout, episodes = self.collector.collect()
-        collected = time.perf_counter()
-        fresh = self.window.add(episodes)
+        collect_time = time.perf_counter()
+
+        # Keep the best policy, and set the pressure on spans.
+        new_hard_episodes = self.window.add(episodes)
         self.episodes += len(episodes)
-        live = self.collector.live
         mean_live = self._mean_live
         score, count = self.window.hard_score()
-        is_success = self.window.tells_success
+        is_success = self.window.reports_success
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
         self._drop_best(is_success)
         if not self.keeps_evaluated:
             self._keep_best(score, count, is_success, mean_live)
-        can_forget = self.policy.can_forget
-        pressure = self.controller.update(score, count, is_success, mean_live, fresh) if can_forget else 0.0
-        figures = dict(self.collector.figures())
+        pressure = 0.0
+        if self.policy.can_forget:
+            pressure = self.controller.update(score, count, is_success, mean_live, new_hard_episodes)
+
+        # Compare acting with learning.
+        metrics = dict(self.collector.metrics())
         if self.collector.on_policy and self._check_due(rollout):
-            figures["train/acting_learning_difference"] = self._check(rollout)
-        checked = time.perf_counter()
-        figures.update(self._learned(rollout, pressure, backup))
-        self.controller.observe_bits(figures.get("train/bits"))
+            metrics["train/acting_learning_difference"] = self._check(rollout)
+
+        # Learn.
+        learn_time = time.perf_counter()
+        metrics.update(self._learn(rollout, pressure, backup))
+        self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.learned:
             self.policy.release_spans()
-        ended = time.perf_counter()
+        end_time = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
-        figures.update(self.window.summary())
+
+        metrics.update(self.window.summary())
+        metrics.update(self._memory_metrics(rollout, pressure))
+        metrics["time/fps"] = self.rollout_size / (end_time - start_time)
+        metrics["time/rollout_seconds"] = collect_time - start_time
+        metrics["time/update_seconds"] = end_time - learn_time
+        metrics["time/total_timesteps"] = self.timesteps
+        metrics["time/episodes"] = self.episodes
+        return metrics
+
+    def _memory_metrics(self, rollout: Rollout, pressure: float) -> dict[str, float]:
+        """Metrics of live memories and of forgetting."""
+        live = self.collector.live
+        mean_live = self._mean_live
+        metrics: dict[str, float] = {}
         for layer, value in enumerate(live.get("mean", ())):
-            figures[f"memory/live_mean/layer_{layer}"] = value
-            figures[f"memory/live_max/layer_{layer}"] = live["max"][layer]
+            metrics[f"memory/live_mean/layer_{layer}"] = value
+            metrics[f"memory/live_max/layer_{layer}"] = live["max"][layer]
         if mean_live is not None:
-            figures["memory/live_mean"], figures["memory/live_max"] = mean_live, float(max(live["max"]))
-        figures.update({f"memory/{name}": value for name, value in self.policy.memory_metrics(rollout).items()})
-        if can_forget:
-            figures["memory/pressure"] = pressure
-        figures["time/fps"] = self.rollout_size / (ended - began)
-        figures["time/rollout_seconds"] = collected - began
-        figures["time/update_seconds"] = ended - checked
-        figures["time/total_timesteps"] = self.timesteps
-        figures["time/episodes"] = self.episodes
-        return figures
+            metrics["memory/live_mean"] = mean_live
+            metrics["memory/live_max"] = float(max(live["max"]))
+        metrics.update({f"memory/{name}": value for name, value in self.policy.memory_metrics(rollout).items()})
+        if self.policy.can_forget:
+            metrics["memory/pressure"] = pressure
+        return metrics
 
     def keep_evaluated(self, score: float) -> None:
-        """Keeps the policy as it is now if it meets the constraint in training and in an evaluation, whose score this
-        is: success, or the return where there is no success. See `keeps_evaluated`."""
-        trained, count = self.window.hard_score()
-        is_success = self.window.tells_success
+        """Keeps the present policy if it meets the constraint both in training and in an evaluation. score: success in
+        the evaluation, or the return where there is no success. See `keeps_evaluated`."""
+        training_score, count = self.window.hard_score()
+        is_success = self.window.reports_success
         if score >= self.controller.target(is_success):
-            self._keep_best(trained, count, is_success, self._mean_live)
+            self._keep_best(training_score, count, is_success, self._mean_live)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The whole state of the training: tensors by name, and JSON-able figures."""
-        collector, known = self.collector.state()
-        agent, agent_known = self.agent.state()
+        """The whole state of the training: tensors by name, and JSON-able metadata."""
+        collector_tensors, collector_metadata = self.collector.state()
+        agent_tensors, agent_metadata = self.agent.state()
         tensors = {f"policy/{name}": tensor for name, tensor in self.policy.state_dict().items()}
-        tensors |= {f"collector/{name}": tensor for name, tensor in collector.items()}
-        tensors |= {f"agent/{name}": tensor for name, tensor in agent.items()}
+        tensors |= {f"collector/{name}": tensor for name, tensor in collector_tensors.items()}
+        tensors |= {f"agent/{name}": tensor for name, tensor in agent_tensors.items()}
         best = None
         if self.best is not None:
             tensors |= {f"best/{name}": tensor for name, tensor in self.best["weights"].items()}
             best = {name: value for name, value in self.best.items() if name != "weights"}
-        counters = {name: getattr(self, name) for name in self._COUNTERS}
-        figures = {
-            "counters": counters,
-            "collector": known,
-            "agent": agent_known,
+        metadata = {
+            "counters": {name: getattr(self, name) for name in self._COUNTERS},
+            "collector": collector_metadata,
+            "agent": agent_metadata,
             "window": self.window.state_dict(),
             "controller": self.controller.state_dict(),
             "best": best,
             "schedules": self.agent.schedules.state(self.total_timesteps),
         }
-        return tensors, figures
+        return tensors, metadata
 
-    def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
         """Continues from `state`: the next update is what it would have been. Returns False if the environments could
-        not save their state, so that they begin new episodes. `notes` then says what does not go on as it was."""
-        self.notes = []
-        self.policy.load_state_dict(under("policy/", tensors))
-        self.agent.load_state(under("agent/", tensors), figures["agent"])
-        continued = self.collector.load_state(under("collector/", tensors), figures["collector"])
+        not save their state, so that they begin new episodes. `notes` then says what has changed."""
+        self.policy.load_state_dict(select_prefix("policy/", tensors))
+        self.agent.load_state(select_prefix("agent/", tensors), metadata["agent"])
+        episodes_continue = self.collector.load_state(select_prefix("collector/", tensors), metadata["collector"])
         for name in self._COUNTERS:
-            if name in figures["counters"]:  # runs of earlier versions do not have all
-                setattr(self, name, number_or_none(name, figures["counters"][name]))
-        self.notes += self.collector.notes
-        schedules = figures.get("schedules")  # runs from before 26 November 2026 have none
+            if name in metadata["counters"]:  # runs of earlier versions do not have all of them
+                setattr(self, name, number_or_none(name, metadata["counters"][name]))
+        self.notes = [*self.collector.notes]
+        schedules = metadata.get("schedules")  # runs from before 26 November 2026 have none
         if schedules is not None:
-            last = self.timesteps - self.rollout_size
-            note = self.agent.schedules.load_state(schedules, self.timesteps, last, self.total_timesteps)
+            last_update = self.timesteps - self.rollout_size
+            note = self.agent.schedules.load_state(schedules, self.timesteps, last_update, self.total_timesteps)
             self.notes += [note] if note else []
-        self.window.load_state_dict(figures["window"])
-        self.controller.load_state_dict(figures["controller"])
-        best = figures["best"]
-        if best is not None:  # runs before 24 November 2026 told the fewest as the cost
-            best = {"fewest": best.get("cost"), **best}
-            numbers = [best[name] for name in ("fewest", "score", "timesteps")]
-            if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
-                raise TypeError(f"best: expected numbers, got {numbers}")
-            best["weights"] = under("best/", tensors)
-        self.best = best
-        return continued
+        self.window.load_state_dict(metadata["window"])
+        self.controller.load_state_dict(metadata["controller"])
+        self.best = None if metadata["best"] is None else _load_best(metadata["best"], tensors)
+        return episodes_continue
 
     def close(self) -> None:
-        """Lets environments and actors go."""
+        """Ends the environments and the actors."""
         self.collector.close()
 
-    def _learned(self, rollout: Rollout, pressure: float, backup: Backup) -> dict[str, float]:
-        """Learns from a rollout, or takes back what was learned if that is not finite. Raises TrainingEnded after it
-        happened too often in a row."""
-        figures: dict[str, float] = {}
+    def _learn(self, rollout: Rollout, pressure: float, backup: Backup) -> dict[str, float]:
+        """Learns from a rollout, or takes the update back if it is not finite. Raises TrainingEnded after too many of
+        these in a row."""
+        metrics: dict[str, float] = {}
         try:
-            learned = self.agent.update(rollout, self._progress(), pressure)
-            self.policy.observe(rollout.observation)  # afterwards: acting and learning normalise alike
+            learner_metrics = self.agent.update(rollout, self._progress(), pressure)
+            # The statistics change after learning, so that acting and learning of a rollout normalise alike.
+            self.policy.observe(rollout.observation)
             self.agent.check_finite()
-            self.skipped_in_a_row, figures = 0, learned
+            self.skipped_in_a_row = 0
+            metrics = learner_metrics
         except NotFinite as error:
             backup.restore()
             self.skipped += 1
             self.skipped_in_a_row += 1
-            tell_skipped(self.updates + 1, self.skipped_in_a_row, error)
-        return {**figures, "train/skipped_updates": self.skipped}
+            report_skipped_update(self.updates + 1, self.skipped_in_a_row, error)
+        return {**metrics, "train/skipped_updates": self.skipped}
 
     def _progress(self) -> float:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
 
     def _check_due(self, rollout: Any) -> bool:
+        """Whether acting is to be compared with learning: at the first rollout that begins with memories and has an
+        episode start, and every CHECK_EVERY updates after it."""
         if self.last_check is not None:
             return self.updates >= self.last_check + CHECK_EVERY
         counts = rollout.memory.live()
         return (counts is None or bool(counts.any())) and bool(rollout.episode_start.any()) and self.updates > 0
 
     def _check(self, rollout: Any) -> float:
-        """Raises TrainingEnded if acting and learning differ by more than rounding."""
+        """The difference between acting and learning. Raises TrainingEnded if it is more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates
         if not difference < LARGEST_DIFFERENCE:
             raise TrainingEnded(
-                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to their "
-                f"size, got {difference:.3g} at update {self.updates}"
+                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
+                f"their size, got {difference:.3g} at update {self.updates}"
             )
         return difference
 
     @property
     def _mean_live(self) -> float | None:
-        """Live memories per layer in the last rollout; None for a memory without slots."""
+        """Live memories per layer in the last rollout. None for a memory without slots."""
         live = self.collector.live
         return float(np.mean(live["mean"])) if live else None
 
     def _drop_best(self, is_success: bool) -> None:
-        """Lets the kept policy go if it no longer meets the target, which without success moves with the best
+        """Drops the kept policy if it no longer meets the target. Without success the target rises with the best
         return."""
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
-        """Keeps the present weights if the constraint holds with about as few live memories as ever, so that they are the
-        latest of those; where nothing is brought down, the latest with which it holds."""
+        """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
+        fewest. Without forgetting, keeps them whenever the constraint holds."""
         if not self.controller.holds(score, count, is_success):
             return
-        cost, budget = 0.0, self.controller.config.memory_budget
+        cost = 0.0
+        budget = self.controller.config.memory_budget
         if self.policy.can_forget and self.controller.config.forgetting and live is not None:
-            cost = max(live, budget)  # within the budget fewer is no better
+            cost = max(live, budget)  # within the budget, fewer memories are no better
         fewest = cost if self.best is None else min(cost, self.best["fewest"])
-        if cost <= (AS_FEW * fewest if fewest > budget else fewest):
+        if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-            kept = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps}
-            self.best = {**kept, "weights": weights}
+            metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps}
+            self.best = {**metrics, "weights": weights}
+
+
+def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The kept policy from a training's state. Raises TypeError, one line, for metrics that are no numbers."""
+    best = {"fewest": metadata.get("cost"), **metadata}  # until 24 November 2026 the fewest were saved as the cost
+    numbers = [best[name] for name in ("fewest", "score", "timesteps")]
+    if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
+        raise TypeError(f"best: expected numbers, got {numbers}")
+    best["weights"] = select_prefix("best/", tensors)
+    return best

@@ -1,4 +1,4 @@
-"""Rollouts on the way from an actor to the learner: named arrays, ragged, so that only what is live travels.
+"""Rollouts on the way from an actor to the learner: named arrays. Of the memory only the live slots travel.
 
 T time steps, B environments, K steps of context.
 """
@@ -14,15 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, select_prefix
 
 Arrays = dict[str, np.ndarray]
-_PLAIN = tuple(f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at"))
+_TENSOR_FIELDS = tuple(
+    f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at")
+)
+"""Fields of a rollout that are a single tensor."""
 
 
 def pack(rollout: Rollout) -> Arrays:
-    """A rollout as arrays by name; of the memory only what is live."""
-    tensors = {name: getattr(rollout, name) for name in _PLAIN}
+    """A rollout as arrays by name. Of the memory only the live slots are packed."""
+    tensors = {name: getattr(rollout, name) for name in _TENSOR_FIELDS}
     for prefix in ("observation", "final_observation"):
         tensors |= {f"{prefix}/{key}": value for key, value in getattr(rollout, prefix).items()}
     tensors["final_t"], tensors["final_b"] = rollout.final_at
@@ -31,56 +34,59 @@ def pack(rollout: Rollout) -> Arrays:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], policy: Any) -> Rollout:
-    """The rollout that `pack` was given, on the policy's device."""
+    """The rollout that was given to `pack`, on the policy's device."""
     tensors = to_tensors(arrays, policy.device)
     return Rollout(
-        observation=under("observation/", tensors),
-        final_observation=under("final_observation/", tensors),
+        observation=select_prefix("observation/", tensors),
+        final_observation=select_prefix("final_observation/", tensors),
         final_at=(tensors["final_t"], tensors["final_b"]),
-        memory=policy.memory_from(under("memory/", tensors)),
-        **{name: tensors[name] for name in _PLAIN},
+        memory=policy.memory_from(select_prefix("memory/", tensors)),
+        **{name: tensors[name] for name in _TENSOR_FIELDS},
     )
 
 
 def size(arrays: Mapping[str, np.ndarray]) -> int:
-    """Bytes of the arrays."""
+    """Size of the arrays in bytes."""
     return sum(array.nbytes for array in arrays.values())
 
 
 class Context:
-    """What an actor saw before its next rollout, so that the learner can compute the memory at its start anew: the
-    observations of the last K steps, in whole rollouts, and the memory before them."""
+    """The steps before an actor's next rollout, from which the learner can compute the memory at its start again. It
+    holds the observations of the last K steps, in whole rollouts, and the memory before them."""
 
-    def __init__(self, rollouts: int):
-        self.seen: deque[Rollout] = deque(maxlen=rollouts)
+    def __init__(self, num_rollouts: int):
+        self.rollouts: deque[Rollout] = deque(maxlen=num_rollouts)
 
     def add(self, rollout: Rollout) -> None:
-        self.seen.append(rollout)
+        """Appends a rollout, and drops the oldest one if there are too many."""
+        self.rollouts.append(rollout)
 
-    def packed(self) -> Arrays:
-        """Arrays for `recomputed`; none if nothing was seen yet."""
-        if not self.seen:
+    def pack(self) -> Arrays:
+        """The arrays for `recompute_memory`. Empty if no rollout was added."""
+        if not self.rollouts:
             return {}
-        first = self.seen[0]
+        oldest = self.rollouts[0]
         tensors = {
-            f"observation/{key}": torch.cat([r.observation[key] for r in self.seen]) for key in first.observation
+            f"observation/{key}": torch.cat([rollout.observation[key] for rollout in self.rollouts])
+            for key in oldest.observation
         }
-        tensors["episode_start"] = torch.cat([r.episode_start for r in self.seen])
-        tensors |= {f"memory/{name}": tensor for name, tensor in first.memory.packed().items()}
+        tensors["episode_start"] = torch.cat([rollout.episode_start for rollout in self.rollouts])
+        tensors |= {f"memory/{name}": tensor for name, tensor in oldest.memory.packed().items()}
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def recomputed(policy: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The memory after the steps of a `Context`, under the policy's weights of now: only what is older than these steps
-    is as it was cached."""
+def recompute_memory(policy: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The memory after the steps of a `Context`, computed with the policy's present weights. Only memories older than
+    these steps are as the actor cached them."""
     tensors = to_tensors(arrays, policy.device)
-    observation, start = under("observation/", tensors), tensors["episode_start"]
-    acting = policy.begin(policy.memory_from(under("memory/", tensors)), len(start))
-    for t in range(len(start)):
-        policy.step({key: value[t] for key, value in observation.items()}, acting, start[t])
+    observation = select_prefix("observation/", tensors)
+    episode_start = tensors["episode_start"]
+    acting = policy.begin(policy.memory_from(select_prefix("memory/", tensors)), len(episode_start))
+    for t in range(len(episode_start)):
+        policy.step({key: value[t] for key, value in observation.items()}, acting, episode_start[t])
     return acting.memory()
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
-    """Copies: the arrays lie in memory that actors and learner share."""
+    """The arrays as tensors on a device. They are copies, since actors and learner share the arrays' memory."""
     return {name: torch.tensor(array, device=device) for name, array in arrays.items()}

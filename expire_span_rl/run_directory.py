@@ -21,7 +21,7 @@ import torch
 from expire_span_rl.agents.checkpoint import (
     CheckpointError,
     NewerVersion,
-    check_figures,
+    check_metadata,
     checkpoint_bytes,
     load_checkpoint,
     not_finite,
@@ -121,7 +121,7 @@ class RunDirectory:
             tensors, figures, damaged = _newest_checkpoint(path)
             figures.setdefault("schedules", _schedules_of(before, run))
             try:
-                check_figures(figures, run.trainer.state()[1])
+                check_metadata(figures, run.trainer.state()[1])
                 goes_on = run.trainer.load_state(tensors, figures)
             except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
                 message = shown(error, 150)

@@ -25,7 +25,7 @@ import evaluate
 import visualize
 from expire_span_rl import building, checks, files, outputs, visualization
 from expire_span_rl import settings as config
-from expire_span_rl.agents.checkpoint import check_figures
+from expire_span_rl.agents.checkpoint import check_metadata
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.policies import load_policy, save_policy
@@ -456,9 +456,9 @@ def test_tables_take_text_as_it_is(run, monkeypatch, capsys):
 def test_figures_of_another_kind_are_refused(figures, message):
     fresh = {"a": 1, "b": {"c": False}, "d": [], "e": None}
     for whole in ({"a": 1.5, "b": {"c": True}, "d": [1, 2.5], "e": {"x": 1}, "more": "x"}, {"e": 3}, fresh):
-        check_figures(whole, fresh)
+        check_metadata(whole, fresh)
     with pytest.raises(ValueError, match=f"^{message}"):
-        check_figures(figures, fresh)
+        check_metadata(figures, fresh)
 
 
 def test_a_state_that_adam_cannot_go_on_from_is_refused():

@@ -820,7 +820,7 @@ def test_a_run_goes_on_on_another_device_and_says_that_draws_differ(run, monkeyp
         (run / name).write_bytes(checkpoint_bytes(tensors, figures))
     assert call(train_rl, resume(run), monkeypatch) == 0
     assert (
-        "the run was on another device, which drew random numbers another way: from here on it differs"
+        "the run was on another device, which draws random numbers differently: from here on it differs"
         in capsys.readouterr().err
     )
     assert steps_of(run)[-1] == 768

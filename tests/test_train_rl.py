@@ -152,7 +152,7 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
     kept = []
     for score in (1.0, 0.4, 1.0, 0.97):
         trainer.update()
-        monkeypatch.setattr(type(trainer.window), "tells_success", True)
+        monkeypatch.setattr(type(trainer.window), "reports_success", True)
         trainer.collector.live = {"mean": [5.0], "max": [5]}
         trainer.keep_evaluated(score)
         kept.append(trainer.best["timesteps"])

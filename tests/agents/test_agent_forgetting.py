@@ -1,4 +1,4 @@
-"""The controller of the pressure by known sequences, and what the window of episodes tells it and the log."""
+"""The forgetting controller on scripted sequences of scores, and the window of episodes that gives it its scores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import pytest
 
 from expire_span_rl.agents import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.episodes import EpisodeWindow
-from expire_span_rl.agents.forgetting import DRIFT
+from expire_span_rl.agents.forgetting import BEST_DRIFT
 
-MANY = 10_000  # hard episodes: success is known
+MANY = 10_000
+"""Hard episodes, more than the controller needs."""
 TARGET = 0.9
 
 
 def make_controller(**settings) -> ForgettingController:
-    """The target is 90% success, and at 80% spans are lengthened at full strength; `settings`: of ForgettingConfig."""
+    """A controller whose target is 90% success. At 80% it lengthens spans at full strength. settings: of
+    ForgettingConfig."""
     quick = {"success_target": TARGET, "success_slack": 0.1, "pressure_rise": 0.25}
     return ForgettingController(ForgettingConfig(**{**quick, **settings}))
 
@@ -28,19 +30,19 @@ def pressures(
     live: float | None = 50.0,
     fresh: int = MANY,
 ) -> list[float]:
-    """What the controller answers to one score after the other."""
+    """The controller's pressure after each score."""
     return [controller.update(score, MANY, is_success, live, fresh) for score in scores]
 
 
-def solved(**settings) -> ForgettingController:
-    """A controller in whose task the target was met for so long that the pressure is at its height."""
+def controller_at_full_pressure(**settings) -> ForgettingController:
+    """A controller after so many updates that met the target that its pressure is 1."""
     controller = make_controller(**settings)
     assert pressures(controller, [1.0] * 20)[-1] == 1
     return controller
 
 
 def test_no_pressure_before_the_target_was_met_once():
-    """However far below: spans are not lengthened either, since nothing was learned that was lost."""
+    """However low the scores are, spans are not lengthened either, since nothing that was learned is lost."""
     assert pressures(make_controller(), [0.0, 0.5, 0.899, 0.3, 0.0]) == [0] * 5
 
 
@@ -51,23 +53,24 @@ def test_pressure_rises_while_the_target_is_met_and_not_above_1():
 
 
 def test_lost_success_lengthens_spans_in_proportion():
-    """Negative below the target, more so the further below, at full strength from the slack on; the target itself is
-    no violation."""
-    falling = [pressures(solved(), [score])[0] for score in (0.9, 0.875, 0.85, 0.8, 0.5)]
+    """Below the target the pressure is negative in proportion to the shortfall, and -1 from the slack on. A score at
+    the target is no violation."""
+    falling = [pressures(controller_at_full_pressure(), [score])[0] for score in (0.9, 0.875, 0.85, 0.8, 0.5)]
     assert falling[0] > 0 > falling[1] > falling[2] > falling[3]
     assert falling[1:] == [pytest.approx(x) for x in (-0.25, -0.5, -1, -1)]
 
 
 def test_pressure_comes_back_when_success_does():
-    """After a loss it begins anew and rises."""
-    again = pressures(solved(), [0.5, *[0.95] * 3])
-    assert again[0] == -1
-    assert 0 <= again[1] < again[2] < again[3] < 1
+    """After a loss the pressure rises from 0 again."""
+    rising = pressures(controller_at_full_pressure(), [0.5, *[0.95] * 3])
+    assert rising[0] == -1
+    assert 0 <= rising[1] < rising[2] < rising[3] < 1
 
 
 def test_no_pressure_within_the_budget():
-    """Live memories at the budget or below: nothing is pressed; above it again: it is. Lost success still counts."""
-    controller = solved(memory_budget=20.0)
+    """There is no pressure with live memories at the budget or below, and pressure above it. Lost success still
+    lengthens spans."""
+    controller = controller_at_full_pressure(memory_budget=20.0)
     assert controller.update(1.0, MANY, True, 20.0, MANY) == 0
     assert controller.update(1.0, MANY, True, 3.0, MANY) == 0
     assert controller.update(1.0, MANY, True, 20.5, MANY) > 0
@@ -75,23 +78,24 @@ def test_no_pressure_within_the_budget():
 
 
 def test_the_clock_is_evidence():
-    """An update with a tenth of the fresh hard episodes moves the pressure a tenth as far, one with none not at all."""
-    asked = {"full_evidence": 20, "pressure_rise": 0.25}
-    assert pressures(make_controller(**asked), [1.0, 1.0], fresh=2) == pytest.approx([0.025, 0.05])
-    assert pressures(make_controller(**asked), [1.0, 1.0], fresh=20) == pytest.approx([0.25, 0.5])
-    assert pressures(solved(**asked), [0.85, 0.85], fresh=2) == pytest.approx([-0.05, -0.05])
-    assert pressures(solved(**asked), [0.85], fresh=0) == [0]
-    assert pressures(make_controller(**asked), [1.0], fresh=0) == [0]
+    """An update with a tenth of the new hard episodes moves the pressure a tenth as far. One with none does not move
+    it."""
+    settings = {"full_evidence": 20, "pressure_rise": 0.25}
+    assert pressures(make_controller(**settings), [1.0, 1.0], fresh=2) == pytest.approx([0.025, 0.05])
+    assert pressures(make_controller(**settings), [1.0, 1.0], fresh=20) == pytest.approx([0.25, 0.5])
+    assert pressures(controller_at_full_pressure(**settings), [0.85, 0.85], fresh=2) == pytest.approx([-0.05, -0.05])
+    assert pressures(controller_at_full_pressure(**settings), [0.85], fresh=0) == [0]
+    assert pressures(make_controller(**settings), [1.0], fresh=0) == [0]
 
 
-def test_few_hard_episodes_tell_nothing():
-    """Neither for the pressure, which stays as it is, nor for the constraint."""
+def test_few_hard_episodes_change_nothing():
+    """The pressure stays as it is, and the constraint does not hold."""
     controller = make_controller(min_hard_episodes=100)
     assert controller.update(1.0, 99, True, 50.0, 9) == 0 and not controller.holds(1.0, 99, True)
-    first = controller.update(1.0, 100, True, 50.0, MANY)
-    assert first > 0 and controller.holds(1.0, 100, True)
-    assert controller.update(0.0, 99, True, 50.0, 9) == first
-    assert controller.update(float("nan"), 0, True, 50.0, 0) == first
+    pressure = controller.update(1.0, 100, True, 50.0, MANY)
+    assert pressure > 0 and controller.holds(1.0, 100, True)
+    assert controller.update(0.0, 99, True, 50.0, 9) == pressure
+    assert controller.update(float("nan"), 0, True, 50.0, 0) == pressure
 
 
 def test_the_constraint_is_the_target():
@@ -105,8 +109,8 @@ def test_without_forgetting_there_is_no_pressure():
 
 
 def test_without_success_the_target_lies_between_the_first_and_the_best_return():
-    """Returns from -200: those that stay so, or fall, are no success. At -100, the best yet, the target is
-    90% of the way there, -110; below it spans are lengthened, at full strength 10% of the way further down."""
+    """The first return is -200. As long as returns do not rise, there is no pressure. At a best return of -100 the
+    target is 90% of the way there, -110. Below it spans are lengthened, at full strength from -120 on."""
     controller = make_controller()
     assert pressures(controller, [-200, -200, -250], is_success=False) == [0, 0, 0]
     rising = pressures(controller, [-100, -105, -110], is_success=False)
@@ -116,11 +120,11 @@ def test_without_success_the_target_lies_between_the_first_and_the_best_return()
     lost = pressures(controller, [-115, -120, -300], is_success=False)
     assert lost == [pytest.approx(x) for x in (-0.5, -1, -1)]
     assert pressures(controller, [0.0], is_success=False)[0] > 0
-    assert controller.target(False) == pytest.approx(-20)  # a better best moves it
+    assert controller.target(False) == pytest.approx(-20)  # the target follows the best return
 
 
 def test_without_success_and_without_learning_nothing_holds():
-    """The first return is no target: a policy that has learned nothing yet is not to be kept."""
+    """The first return is no target, since a policy that has learned nothing must not be kept."""
     controller = make_controller()
     assert not controller.holds(20.0, MANY, False)
     pressures(controller, [20.0], is_success=False)
@@ -136,7 +140,8 @@ def test_a_controllers_state_continues_identically(is_success):
     whole = pressures(make_controller(), scores, is_success)
     assert min(whole) < 0 < max(whole)
     for split in range(len(scores)):
-        before, after = make_controller(), make_controller()
+        before = make_controller()
+        after = make_controller()
         pressures(before, scores[:split], is_success)
         after.load_state_dict(json.loads(json.dumps(before.state_dict())))
         assert pressures(after, scores[split:], is_success) == whole[split:]
@@ -157,13 +162,13 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def episode(length: int, success: bool, ball: str = "red", side: str = "north") -> dict:
-    """As the corridor tells it, but success pays 10."""
-    told = {"length": length, "is_success": success, "ball": ball, "door_side": side}
-    return {"return": 10.0 * success, "steps": 2 * length, **told}
+    """An episode as the corridor reports it, but with a return of 10 for success."""
+    info = {"length": length, "is_success": success, "ball": ball, "door_side": side}
+    return {"return": 10.0 * success, "steps": 2 * length, **info}
 
 
 def test_hard_episodes_are_those_from_three_quarters_of_the_largest_difficulty():
-    """Lengths 100, 75 and 80 are hard; the others, all failures, do not count."""
+    """Lengths 100, 75 and 80 are hard. The others, all failures, do not count."""
     window = EpisodeWindow("length")
     assert str(window.hard_score()) == "(nan, 0)"
     assert window.add([episode(n, n in (100, 80)) for n in (100, 75, 74, 3, 80)]) == 3
@@ -171,7 +176,7 @@ def test_hard_episodes_are_those_from_three_quarters_of_the_largest_difficulty()
 
 
 def test_a_harder_episode_moves_the_limit():
-    """What was hard before is dropped if it is no longer; what still is stays."""
+    """Episodes below the new limit are dropped from the hard ones. Others stay."""
     window = EpisodeWindow("length")
     window.add(episode(n, True) for n in (4, 40, 60))
     assert window.hard_score() == (1, 1)
@@ -179,11 +184,14 @@ def test_a_harder_episode_moves_the_limit():
     assert window.hard_score() == (0.5, 2)  # 60 is above 52.5
     assert window.add([episode(100, False), episode(60, True)]) == 1
     assert window.hard_score() == (0, 1)
-    assert window.add([episode(110, False), episode(120, False), episode(80, True)]) == 2  # 110 still is, 80 is not
+    assert (
+        window.add([episode(110, False), episode(120, False), episode(80, True)]) == 2
+    )  # 110 is still hard, 80 is not
 
 
 def test_windows_hold_the_latest():
-    """3 episodes, and apart from them 2 hard ones, which many easy ones do not push out."""
+    """A window has the latest 3 episodes and, separately, the latest 2 hard ones. Easy episodes do not push these
+    out."""
     window = EpisodeWindow("length", size=3, hard_size=2)
     window.add([*(episode(100, success) for success in (False, False, True)), *[episode(5, True)] * 10])
     assert window.hard_score() == (0.5, 2)
@@ -199,8 +207,8 @@ def test_without_a_difficulty_the_steps_are_it_and_without_success_the_return():
 
 
 def test_a_summary_shows_a_lost_combination():
-    """Of colours and sides all is well but blue balls with the door in the south: only their own figure is 0. Lengths
-    100, 200, 300 and 400 are one quarter each, and only at 300 are there failures."""
+    """Only blue balls with the door in the south fail, so that only the metric of this pair is 0. Lengths 100, 200, 300
+    and 400 are one quarter each. There are failures only at 300."""
     window = EpisodeWindow("length")
     assert window.summary() == {}
     for length, ball, side in itertools.product((100, 200, 300, 400), ("red", "blue"), ("north", "south")):
@@ -229,16 +237,17 @@ def test_a_summary_shows_a_lost_combination():
 
 
 def test_a_windows_state_replaces_what_was_there():
-    """Through JSON; into a new window, and into one that has seen other episodes."""
-    window, used = EpisodeWindow("length"), EpisodeWindow("length")
+    """Through JSON, into a new window and into one with other episodes."""
+    window = EpisodeWindow("length")
     window.add(episode(n, n > 70) for n in (3, 60, 70, 80))
-    used.add([episode(500, False)] * 5)
-    for other in (EpisodeWindow("length"), used):
-        other.load_state_dict(json.loads(json.dumps(window.state_dict())))
-        assert other.hard_score() == window.hard_score() == (pytest.approx(1 / 3), 3)
-        assert other.summary() == window.summary()
-        other.add([episode(90, True)])  # 67.5 is the new limit
-        assert other.hard_score() == (pytest.approx(2 / 3), 3)
+    filled = EpisodeWindow("length")
+    filled.add([episode(500, False)] * 5)
+    for copy in (EpisodeWindow("length"), filled):
+        copy.load_state_dict(json.loads(json.dumps(window.state_dict())))
+        assert copy.hard_score() == window.hard_score() == (pytest.approx(1 / 3), 3)
+        assert copy.summary() == window.summary()
+        copy.add([episode(90, True)])  # 67.5 is the new limit
+        assert copy.hard_score() == (pytest.approx(2 / 3), 3)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +255,7 @@ def test_a_windows_state_replaces_what_was_there():
               {"return": 1, "steps": 1, "length": 1, "more": {}}]
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["recent", "hard"])
-def test_saved_episodes_of_which_no_figures_could_be_made_are_refused(name, entry):
+def test_saved_episodes_without_the_needed_entries_are_refused(name, entry):
     window = EpisodeWindow("length")
     window.add([episode(3, True)])
     before = window.state_dict()
@@ -264,15 +273,17 @@ def test_a_saved_score_that_is_no_number_is_refused(name):
         controller.load_state_dict({**controller.state_dict(), name: {}})
 
 
-def test_an_episode_that_does_not_tell_of_success_did_not_succeed_where_others_tell():
-    """A foreign environment may say `is_success` of some endings only, in any order."""
+def test_an_episode_that_reports_no_success_did_not_succeed_if_others_report_it():
+    """An environment of another package may report `is_success` of some episodes only, in any order."""
     window = EpisodeWindow(None)
     window.add([{"return": 3.0, "steps": 4}])
     assert (
-        not window.tells_success and window.hard_score() == (3.0, 1) and "rollout/success_rate" not in window.summary()
+        not window.reports_success
+        and window.hard_score() == (3.0, 1)
+        and "rollout/success_rate" not in window.summary()
     )
     window.add([{"return": 1.0, "steps": 4, "is_success": True}, {"return": 9.0, "steps": 4}])
-    assert window.tells_success and window.hard_score() == (pytest.approx(1 / 3), 3)
+    assert window.reports_success and window.hard_score() == (pytest.approx(1 / 3), 3)
     summary = window.summary()
     assert summary["rollout/success_rate"] == pytest.approx(1 / 3)
     assert summary["success/steps_quarter_4"] == pytest.approx(1 / 3)
@@ -305,7 +316,7 @@ def test_a_loss_above_its_best_lengthens_spans_and_what_cannot_be_reached_again_
     for _ in range(500):
         controller.observe_bits(2.06)
     assert controller.loss is not None and controller.loss.bits == pytest.approx(2.06, rel=1e-3)
-    excess = 2.06 / (2.0 * (1 + DRIFT) ** 500) - 1.02
+    excess = 2.06 / (2.0 * (1 + BEST_DRIFT) ** 500) - 1.02
     assert controller.update(0, 0, False, 100, 0) == pytest.approx(-excess / 0.02, rel=0.05)
     assert not controller.holds(0, 0, False)
     for _ in range(600):

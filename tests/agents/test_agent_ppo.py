@@ -1,4 +1,7 @@
-"""PPO on a policy that is a table: losses and gradients worked out by hand. T time steps, B environments, A actions."""
+"""PPO on a policy that is a table: losses and gradients are computed by hand.
+
+T time steps, B environments, A actions.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ import torch
 from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
 from expire_span_rl.agents import PPO, PPOConfig
-from expire_span_rl.agents.learner import with_entropy_for
+from expire_span_rl.agents.learner import with_default_entropy
 from expire_span_rl.agents.rollout import Rollout
 
 
 def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
-    """One optimiser step per update, neither cut short nor clipped by norm; `settings`: of PPOConfig."""
-    plain = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
-    return PPO(policy, PPOConfig(**{**plain, **settings}), num_envs, seed=0)
+    """A learner with one optimiser step per update, without early end and without clipping of gradients. settings: of
+    PPOConfig."""
+    defaults = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
+    return PPO(policy, PPOConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
 def test_loss_and_gradient_by_hand():
-    """Action 0 throughout, now of probability 3/4. It was 3/8, 9/10 and 3/4 when acting: ratios 2, 5/6 and 1, each with
-    advantages +1 and -1, in two steps of three environments; clipping is to 0.9..1.1.
+    """All actions are 0, with probability 3/4 now, and 3/8, 9/10 and 3/4 when acting. In two steps of three
+    environments there are the ratios 2, 5/6 and 1, each with advantages +1 and -1. They are clipped to 0.9..1.1.
 
         ratio   advantage +1               advantage -1
         2       1.1, clipped, no gradient  -2
@@ -32,8 +36,9 @@ def test_loss_and_gradient_by_hand():
     """
     policy = Table()
     ppo = make_ppo(policy, 3, vf_coef=0.5, ent_coef=0.04, final_ent_coef=0.04)
-    acted = [3 / 8, 9 / 10, 3 / 4]
-    figures = ppo.update(make_rollout([[1, 1, 1], [-1, -1, -1]], [[0] * 3] * 2, [acted, acted]), 0.0, pressure=0.7)
+    probabilities = [3 / 8, 9 / 10, 3 / 4]
+    rollout = make_rollout([[1, 1, 1], [-1, -1, -1]], [[0] * 3] * 2, [probabilities, probabilities])
+    metrics = ppo.update(rollout, 0.0, pressure=0.7)
 
     entropy = -(P * math.log(P) + Q * math.log(Q))
     expected = {
@@ -46,9 +51,10 @@ def test_loss_and_gradient_by_hand():
         "train/advantage_std": 1,
         "train/explained_variance": 0,
     }
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
-    # By logit 0 (by logit 1 it is the negative): d log p(0) = 1 - P = Q, d ratio = ratio * Q, d entropy as below.
+    # Derivatives by logit 0 (those by logit 1 are the negative): of log p(0) it is 1 - P = Q, and of the ratio it is
+    # ratio * Q.
     policy_slope = -(-2 + 5 / 6 + 1 - 1) / 6 * Q
     entropy_slope = -P * (math.log(P) + entropy)
     slope = policy_slope - 0.04 * entropy_slope
@@ -57,96 +63,104 @@ def test_loss_and_gradient_by_hand():
     assert float(policy.span.grad) == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("ent_coef, more", [(0.1, True), (0.0, False)])
-def test_the_entropy_bonus_raises_entropy(ent_coef, more):
-    """With nothing else to gain, a policy of 3/4 and 1/4 becomes more even, and without a bonus stays as it is."""
+@pytest.mark.parametrize("ent_coef, rises", [(0.1, True), (0.0, False)])
+def test_the_entropy_bonus_raises_entropy(ent_coef, rises):
+    """Without rewards, probabilities of 3/4 and 1/4 become more even. Without a bonus they stay as they are."""
     policy = Table()
     ppo = make_ppo(
         policy, 2, ent_coef=ent_coef, final_ent_coef=ent_coef, learning_rate=0.01, vf_coef=0, reward_prediction_coef=0
     )
-    first = ppo.update(make_rollout([[0, 0]], [[0, 1]], [[P, Q]]), 0.0, 0.0)["train/entropy_loss"]
-    second = ppo.update(make_rollout([[0, 0]], [[0, 1]], [[P, Q]]), 0.0, 0.0)["train/entropy_loss"]
-    assert (-second > -first) is more
+    losses = [ppo.update(make_rollout([[0, 0]], [[0, 1]], [[P, Q]]), 0.0, 0.0)["train/entropy_loss"] for _ in range(2)]
+    assert (-losses[1] > -losses[0]) is rises
 
 
 @pytest.mark.parametrize("reward, std, advantage", [(0.03, 0.15, 0.2), (3.0, 3.0, 1.0)])
 def test_advantages_are_not_scaled_up_below_the_floor(reward, std, advantage):
-    """Rewards of +r and -r have a standard deviation of r: 0.03 is divided by the floor, 0.15, and 3 by itself. Means
-    are taken off. With even odds and ratio 1, the slope of the loss is -advantage / 2."""
+    """Rewards of +r and -r have a standard deviation of r: 0.03 is divided by the floor, 0.15, and 3 by itself. The
+    mean is subtracted. With probabilities of 1/2 and ratio 1, the derivative of the loss is -advantage / 2."""
     for mean in (0.0, 10.0):
         policy = Table(logits=(0.0, 0.0))
         ppo = make_ppo(policy, 2, ent_coef=0.0, final_ent_coef=0.0, advantage_std_floor=0.15)
         rollout = make_rollout([[mean + reward, mean - reward]], [[0, 1]], [[0.5, 0.5]])
-        figures = ppo.update(rollout, 0.0, 0.0)
-        assert figures["train/advantage_std"] == pytest.approx(std)
-        assert figures["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean advantage
+        metrics = ppo.update(rollout, 0.0, 0.0)
+        assert metrics["train/advantage_std"] == pytest.approx(std)
+        assert metrics["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean advantage
         assert policy.logits.grad.tolist() == pytest.approx([-advantage / 2, advantage / 2])
 
 
 def test_gradients_are_clipped_group_by_group():
-    """A value 100 off makes the policy's gradient large; that of the memory kind is 0.3 and stays."""
+    """A value that is wrong by 100 makes the policy's gradient large, and it is clipped. The memory kind's gradient is
+    0.3 and stays."""
     policy = Table(value=100.0)
-    figures = make_ppo(policy, 2, max_grad_norm=0.5).update(make_rollout([[1, -1]], [[0, 1]], [[P, Q]]), 0.0, 0.3)
+    metrics = make_ppo(policy, 2, max_grad_norm=0.5).update(make_rollout([[1, -1]], [[0, 1]], [[P, Q]]), 0.0, 0.3)
     assert float(torch.cat([policy.logits.grad, policy.value.grad[None]]).norm()) == pytest.approx(0.5, rel=1e-4)
-    assert float(policy.span.grad) == pytest.approx(0.3) and figures["train/grad_norm"] > 49
+    assert float(policy.span.grad) == pytest.approx(0.3) and metrics["train/grad_norm"] > 49
 
 
 def experience(num_envs: int) -> Rollout:
-    """Two steps, one of each action, that the policy as it begins would take as it did."""
+    """Two steps, one of each action, with the probabilities that a new policy gives them."""
     rewards = [[float(b % 3) for b in range(num_envs)], [0.0] * num_envs]
     return make_rollout(rewards, [[0] * num_envs, [1] * num_envs], [[P] * num_envs, [Q] * num_envs])
 
 
 def test_minibatches_are_all_environments_once_per_epoch():
-    """Seven environments in three minibatches, each with its own memory, in an order that is new in every epoch."""
+    """Seven environments in three minibatches, each with its own memory. The order is new in every epoch."""
     policy = Table()
-    figures = make_ppo(policy, 7, num_minibatches=3, update_epochs=4).update(experience(7), 0.0, 0.0)
-    assert figures["train/epochs"] == 4 and [len(rows) for rows in policy.seen] == [3, 2, 2] * 4
-    epochs = [list(chain(*policy.seen[i : i + 3])) for i in range(0, 12, 3)]
+    metrics = make_ppo(policy, 7, num_minibatches=3, update_epochs=4).update(experience(7), 0.0, 0.0)
+    assert metrics["train/epochs"] == 4 and [len(rows) for rows in policy.minibatches] == [3, 2, 2] * 4
+    epochs = [list(chain(*policy.minibatches[i : i + 3])) for i in range(0, 12, 3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def kl_of(drift: float) -> float:
-    """The approximate KL, mean of ratio - 1 - log ratio, in `experience` when logit 0 has moved by `drift`."""
+def approximate_kl(drift: float) -> float:
+    """The approximate KL divergence, mean of ratio - 1 - log ratio, in `experience` after logit 0 changed by
+    `drift`."""
     p = P * math.exp(drift) / (P * math.exp(drift) + Q)
     return sum(r - 1 - math.log(r) for r in (p / P, (1 - p) / Q)) / 2
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 4])
 def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
-    """Two minibatches per epoch: in one the policy has moved, further in each epoch, in the other not at all. The limit
-    is 0.75 of the larger KL of an epoch: what counts is the mean, 0.5 of it, which stays below. The mean of the next
-    epoch exceeds it, and that epoch is the last."""
+    """An epoch has two minibatches. In one of them the policy has moved, further in each epoch, and in the other it has
+    not. The limit is 0.75 of the larger KL of an epoch. The mean, 0.5 of that KL, is below the limit. The mean of the
+    next epoch exceeds it, so that that epoch is the last."""
     drifts = [0.2, 0.5, 1.2, 3.0]
     policy = Table(drift=[x for drift in drifts for x in (drift, 0.0)])
-    frozen = {"learning_rate": 0.0, "final_learning_rate": 0.0}
-    limit = 0.75 * kl_of(drifts[epochs - 2])
-    ppo = make_ppo(policy, 8, num_minibatches=2, update_epochs=5, target_kl=limit, **frozen)
-    figures = ppo.update(experience(8), 0.0, 0.0)
-    assert figures["train/epochs"] == epochs and len(policy.seen) == 2 * epochs
-    assert figures["train/approx_kl"] == pytest.approx(sum(map(kl_of, drifts[:epochs])) / (2 * epochs))
+    limit = 0.75 * approximate_kl(drifts[epochs - 2])
+    ppo = make_ppo(
+        policy,
+        8,
+        num_minibatches=2,
+        update_epochs=5,
+        target_kl=limit,
+        learning_rate=0.0,
+        final_learning_rate=0.0,
+    )
+    metrics = ppo.update(experience(8), 0.0, 0.0)
+    assert metrics["train/epochs"] == epochs and len(policy.minibatches) == 2 * epochs
+    assert metrics["train/approx_kl"] == pytest.approx(sum(map(approximate_kl, drifts[:epochs])) / (2 * epochs))
 
 
 @pytest.mark.parametrize(
     "progress, rate, entropy", [(0.0, 0.1, 0.02), (0.25, 0.08, 0.015), (1.0, 0.02, 0.0), (1.5, 0.02, 0.0)]
 )
 def test_schedules_are_linear(progress, rate, entropy):
-    """From start to end and no further. What is pressed has no schedule: the pressure sets its pace, here a tenth of
-    the first rate, as its kind asks."""
+    """Values go from the start to the end and no further. The span parameters have no schedule. At full pressure their
+    rate is a tenth of the first learning rate, the scale of their group."""
     settings = {"learning_rate": 0.1, "final_learning_rate": 0.02, "ent_coef": 0.02, "final_ent_coef": 0.0}
     policy = Table()
     ppo = make_ppo(policy, 7, vf_coef=0.0, **settings)
-    figures = ppo.update(experience(7), progress, 1.0)
-    assert figures["train/learning_rate"] == pytest.approx(rate)
-    assert figures["train/ent_coef"] == pytest.approx(entropy)
+    metrics = ppo.update(experience(7), progress, 1.0)
+    assert metrics["train/learning_rate"] == pytest.approx(rate)
+    assert metrics["train/ent_coef"] == pytest.approx(entropy)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, 0.01])
     assert policy.span.item() == pytest.approx(2 - 0.01)  # Adam's first step is as long as the rate
 
 
 @pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])
-def test_what_is_pressed_learns_as_fast_as_it_is_pressed(pressure, share):
-    """And slowly at rest; by Adam, while all else learns by AMSGrad at the same rate as ever."""
+def test_span_parameters_learn_in_proportion_to_the_pressure(pressure, share):
+    """Without pressure they learn slowly. They learn by Adam, and everything else by AMSGrad at the scheduled rate."""
     ppo = make_ppo(Table(), 7, learning_rate=0.1)
     ppo.update(experience(7), 0.0, pressure)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([0.1, 0.01 * share])
@@ -154,38 +168,41 @@ def test_what_is_pressed_learns_as_fast_as_it_is_pressed(pressure, share):
 
 
 @pytest.mark.parametrize("horizon, scale", [(None, 1.0), (5, 1.0), (200, 1.0), (1000, 0.2), (50_000, 0.004)])
-def test_the_entropy_bonus_goes_with_how_long_facts_must_last(horizon, scale):
-    """Where it is not set."""
-    config = with_entropy_for(PPOConfig(), horizon)
+def test_the_default_entropy_bonus_depends_on_the_memory_horizon(horizon, scale):
+    """Weights that are set stay as they are."""
+    config = with_default_entropy(PPOConfig(), horizon)
     assert (config.ent_coef, config.final_ent_coef) == pytest.approx((0.01 * scale, 0.003 * scale))
-    config = with_entropy_for(PPOConfig(ent_coef=0.5, final_ent_coef=0.0), horizon)
+    config = with_default_entropy(PPOConfig(ent_coef=0.5, final_ent_coef=0.0), horizon)
     assert (config.ent_coef, config.final_ent_coef) == (0.5, 0.0)
 
 
 def test_a_state_continues_identically(tmp_path):
-    """Through a file into an agent of another seed: the same minibatches, the same steps, to the bit."""
+    """Through a file into an agent of another seed. Minibatches and steps are the same, to the bit."""
     settings = {"num_minibatches": 3, "update_epochs": 2, "learning_rate": 0.05, "final_learning_rate": 0.05}
     policy = Table()
     ppo = make_ppo(policy, 7, **settings)
     for _ in range(3):
         ppo.update(experience(7), 0.0, 0.5)
-    tensors, known = through_a_file(ppo.state(), tmp_path)
+    tensors, metadata = through_a_file(ppo.state(), tmp_path)
     twin = copy.deepcopy(policy)
-    other = PPO(twin, ppo.config, 7, seed=9)
-    other.update(experience(7), 0.0, -0.5)  # what it did before is replaced
+    loaded = PPO(twin, ppo.config, 7, seed=9)
+    loaded.update(experience(7), 0.0, -0.5)  # loading replaces the state after this
     twin.load_state_dict(policy.state_dict())
-    other.load_state(tensors, known)
+    loaded.load_state(tensors, metadata)
     for _ in range(3):
-        policy.seen, twin.seen = [], []
-        assert ppo.update(experience(7), 0.5, 0.5) == other.update(experience(7), 0.5, 0.5)
-        assert policy.seen == twin.seen
-    for ours, theirs in zip(policy.parameters(), twin.parameters()):
-        assert torch.equal(ours, theirs)
+        policy.minibatches = []
+        twin.minibatches = []
+        assert ppo.update(experience(7), 0.5, 0.5) == loaded.update(experience(7), 0.5, 0.5)
+        assert policy.minibatches == twin.minibatches
+    for parameter, twin_parameter in zip(policy.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, twin_parameter)
 
 
 def test_more_minibatches_than_environments_are_refused():
-    told = "^--num-minibatches: expected at most --num-envs \\(7\\), since a minibatch is a set of environments, got 8$"
-    with pytest.raises(ValueError, match=told):
+    message = (
+        "^--num-minibatches: expected at most --num-envs \\(7\\), since a minibatch is a set of environments, got 8$"
+    )
+    with pytest.raises(ValueError, match=message):
         make_ppo(Table(), 7, num_minibatches=8)
     make_ppo(Table(), 7, num_minibatches=7)
 
@@ -205,26 +222,27 @@ def test_settings_out_of_range_are_refused(settings, message):
     assert str(error.value) == message
 
 
-def test_the_next_observation_is_learned_where_the_episode_goes_on(tmp_path):
-    """With the predictor Recall's next observations are learned (all are certain but for the cue that follows a reset,
-    which is no next observation); its weights come back from a checkpoint; without it nothing is there to learn."""
+def test_the_next_observation_within_an_episode_is_predicted(tmp_path):
+    """The predictor learns Recall's next observations. All of them are certain except the cue after a reset, which is
+    not predicted. The predictor's weights are saved and loaded. Without the loss there is no predictor."""
     trainer = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3)
     losses = [trainer.update()["train/observation_prediction_loss"] for _ in range(30)]
     assert losses[-1] < 0.3 * losses[0]
-    tensors, figures = through_a_file(trainer.state(), tmp_path)
-    again = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3, seed=1)
-    again.load_state(tensors, figures)
-    ours, theirs = trainer.agent.predictor.state_dict(), again.agent.predictor.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    state = through_a_file(trainer.state(), tmp_path)
+    loaded = make_trainer("ProbeRecall-v0", "transformer_xl", 30, observation_prediction_coef=0.3, seed=1)
+    loaded.load_state(*state)
+    weights = trainer.agent.predictor.state_dict()
+    loaded_weights = loaded.agent.predictor.state_dict()
+    assert weights.keys() == loaded_weights.keys()
+    assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
 
     rollout, _ = trainer.collector.collect()
     out = trainer.policy.unroll(rollout.observation, rollout.memory, rollout.episode_start)
     loss = trainer.agent._observation_loss(trainer.agent.predictor, rollout, out)
-    for entry in rollout.observation.values():  # what begins an episode follows nothing
+    for entry in rollout.observation.values():  # the first observation of an episode is not predicted
         entry[rollout.episode_start] = 0
-    assert rollout.episode_start[1:].any() and torch.equal(
-        trainer.agent._observation_loss(trainer.agent.predictor, rollout, out), loss
-    )
+    assert rollout.episode_start[1:].any()
+    assert torch.equal(trainer.agent._observation_loss(trainer.agent.predictor, rollout, out), loss)
 
     plain = make_trainer("ProbeRecall-v0", "transformer_xl", 1)
     assert plain.agent.predictor is None and "train/observation_prediction_loss" not in plain.update()

@@ -1,5 +1,8 @@
-"""What a rollout holds, against the single environment and the policy acting on one row alone. T time steps, B
-environments. The corridors here are so short that episodes end by doors and by the step limit in every rollout."""
+"""The contents of a rollout, against single environments and against the policy acting on one row alone.
+
+T time steps, B environments. The corridors are so short that in every rollout episodes end by doors and by the step
+limit.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ import torch
 from agent_cases import make_policy, through_a_file
 
 from expire_span_rl import envs
-from expire_span_rl.agents.rollout import Collector, Rollout, acting_learning_difference
+from expire_span_rl.agents.collector import Collector
+from expire_span_rl.agents.rollout import Rollout, acting_learning_difference
 from expire_span_rl.policies import KINDS
 
-T, B, SEED = 12, 6, 5
+T = 12
+B = 6
+SEED = 5
 SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}
 FIELDS = ("episode_start", "actions", "logits", "values", "next_values", "rewards", "terminated", "truncated")
 
@@ -22,7 +28,7 @@ FIELDS = ("episode_start", "actions", "logits", "values", "next_values", "reward
 def make_collector(
     kind: str = "expire_span", seed: int = SEED, env_kwargs: dict | None = None, **settings
 ) -> Collector:
-    """A collector of rollouts [T,B] with a policy of random heads that likes to walk east; `settings`: its own."""
+    """A collector of rollouts [T,B]. Its policy has random heads and often walks east. settings: of `make_policy`."""
     env = envs.make_vec_env("Corridor-v0", B, **(env_kwargs or SHORT))
     policy = make_policy(env, kind, **{"heads": 0.1, **settings})
     policy.policy_head.bias.data[1] = 1.5
@@ -33,55 +39,72 @@ def assert_same(left: Rollout, right: Rollout) -> None:
     """To the last bit."""
     for name in FIELDS:
         assert torch.equal(getattr(left, name), getattr(right, name)), name
-    for ours, theirs in ((left.observation, right.observation), (left.final_observation, right.final_observation)):
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(left.final_at, right.final_at))
-    ours, theirs = left.memory.to_tensors(), right.memory.to_tensors()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert_same_tensors(left.observation, right.observation)
+    assert_same_tensors(left.final_observation, right.final_observation)
+    assert all(torch.equal(*pair) for pair in zip(left.final_at, right.final_at, strict=True))
+    assert_same_tensors(left.memory.to_tensors(), right.memory.to_tensors())
+
+
+def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def final_places(rollout: Rollout) -> list[tuple[int, int]]:
+    """The step and the environment, (t, b), of each final observation."""
+    t, b = rollout.final_at
+    return list(zip(t.tolist(), b.tolist(), strict=True))
 
 
 def is_at(observation: dict[str, torch.Tensor], index: tuple | int, expected: dict) -> bool:
-    """Is the entry of a batch of observations the one that a single environment gave?"""
+    """Whether `observation`, a batch, has the expected entries at `index`."""
     return all(np.array_equal(observation[key][index].numpy(), value) for key, value in expected.items())
 
 
 def test_a_rollout_is_what_single_environments_give():
-    """Row b replayed in an environment of its own, seeded with seed + b: observations, rewards, ends and starts, what
-    truncated episodes saw last and what those that go on saw after the rollout's end, and the finished episodes in the
-    order of their ends, over three rollouts."""
+    """Row b is replayed in an environment of its own with seed + b, over three rollouts. Compared are observations,
+    rewards, ends and starts, final observations, and the finished episodes in the order of their ends."""
     collector = make_collector()
     rollouts = [collector.collect() for _ in range(3)]
     singles = [envs.make_env("Corridor-v0", **SHORT) for _ in range(B)]
-    now = [env.reset(seed=SEED + b)[0] for b, env in enumerate(singles)]
-    start, returns, steps, spanning = [True] * B, [0.0] * B, [0] * B, 0
+    observations = [env.reset(seed=SEED + b)[0] for b, env in enumerate(singles)]
+    start = [True] * B
+    returns = [0.0] * B
+    steps = [0] * B
+    from_earlier_rollout = 0
     for rollout, episodes in rollouts:
-        finals = {at: i for i, at in enumerate(zip(*(x.tolist() for x in rollout.final_at)))}
-        expected, cut_at = [], []
+        finals = {place: i for i, place in enumerate(final_places(rollout))}
+        expected_episodes = []
+        expected_finals = []
         for t, b in np.ndindex(T, B):
-            assert is_at(rollout.observation, (t, b), now[b]) and bool(rollout.episode_start[t, b]) == start[b]
-            now[b], reward, *ends, info = singles[b].step(int(rollout.actions[t, b]))
+            assert is_at(rollout.observation, (t, b), observations[b])
+            assert bool(rollout.episode_start[t, b]) == start[b]
+            observations[b], reward, terminated, truncated, info = singles[b].step(int(rollout.actions[t, b]))
             assert float(rollout.rewards[t, b]) == reward
-            assert [bool(rollout.terminated[t, b]), bool(rollout.truncated[t, b])] == ends
-            start[b], returns[b], steps[b] = any(ends), returns[b] + reward, steps[b] + 1
-            if ends[1] or (t == T - 1 and not start[b]):
-                cut_at.append((t, b))
-                assert is_at(rollout.final_observation, finals[t, b], now[b])
+            assert bool(rollout.terminated[t, b]) == terminated and bool(rollout.truncated[t, b]) == truncated
+            start[b] = terminated or truncated
+            returns[b] += reward
+            steps[b] += 1
+            if truncated or (t == T - 1 and not start[b]):
+                expected_finals.append((t, b))
+                assert is_at(rollout.final_observation, finals[t, b], observations[b])
             if not start[b]:
                 continue
-            spanning += steps[b] > t + 1
-            expected.append({"return": returns[b], "steps": steps[b], **info})
-            now[b], returns[b], steps[b] = singles[b].reset()[0], 0.0, 0
-        ends_apart = sorted(
-            cut_at, key=lambda at: (not rollout.truncated[at], at)
-        )  # truncations, then the rollout's end
-        assert episodes == expected and list(finals) == ends_apart
-        assert 0 < rollout.truncated.sum() < len(cut_at) and rollout.terminated.any()
-    assert spanning > 3 and {e["return"] for _, episodes in rollouts for e in episodes} == {0, 1}
+            from_earlier_rollout += steps[b] > t + 1
+            expected_episodes.append({"return": returns[b], "steps": steps[b], **info})
+            observations[b], _ = singles[b].reset()
+            returns[b] = 0.0
+            steps[b] = 0
+        # Truncations come first, then the rollout's end.
+        expected_finals.sort(key=lambda place: (not rollout.truncated[place], place))
+        assert episodes == expected_episodes and list(finals) == expected_finals
+        assert 0 < rollout.truncated.sum() < len(expected_finals) and rollout.terminated.any()
+    assert from_earlier_rollout > 3 and {e["return"] for _, episodes in rollouts for e in episodes} == {0, 1}
 
 
 def stepped_value(collector: Collector, rollout: Rollout, t: int, b: int, following: dict) -> float:
-    """The value of the observation `following` as a step would have it, had row b's episode gone on after step t."""
-    row, policy = torch.tensor([b]), collector.policy
+    """The value that a step gives to the observation `following`, if row b's episode goes on after step t."""
+    row = torch.tensor([b])
+    policy = collector.policy
     acting = policy.begin(rollout.memory.rows(row), t + 2)
     for s in range(t + 1):
         policy.step(
@@ -93,33 +116,35 @@ def stepped_value(collector: Collector, rollout: Rollout, t: int, b: int, follow
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_next_values(kind):
-    """Where the episode goes on: the next step's value; at the rollout's end, of the observation that comes next. Where
-    it was truncated: of its final observation, with the memory that led to it, which matters."""
+    """Where the episode goes on, it is the next step's value, and at the rollout's end the value of the next
+    observation. At a truncation it is the final observation's, with the memory that led to it. Without that memory the
+    value would be another."""
     collector = make_collector(kind)
-    collector.collect()  # so that the rollout begins with memories
+    collector.collect()  # the rollout then begins with memories
     rollout, _ = collector.collect()
-    ended = rollout.terminated | rollout.truncated
-    assert torch.equal(rollout.next_values[:-1][~ended[:-1]], rollout.values[1:][~ended[:-1]])
-    going_on = torch.nonzero(~ended[-1]).flatten().tolist()
-    assert going_on
-    for b in going_on:
+    is_over = rollout.terminated | rollout.truncated
+    assert torch.equal(rollout.next_values[:-1][~is_over[:-1]], rollout.values[1:][~is_over[:-1]])
+    continuing = torch.nonzero(~is_over[-1]).flatten().tolist()
+    assert continuing
+    for b in continuing:
         following = {key: value[[b]] for key, value in collector.observation.items()}
         expected = stepped_value(collector, rollout, T - 1, b, following)
         assert float(rollout.next_values[-1, b]) == pytest.approx(expected, abs=1e-5)
-    alone = []
-    for i, (t, b) in enumerate(zip(*(x.tolist() for x in rollout.final_at))):
+    errors_without_memory = []
+    for i, (t, b) in enumerate(final_places(rollout)):
         final = {key: value[[i]] for key, value in rollout.final_observation.items()}
         expected = stepped_value(collector, rollout, t, b, final)
         assert float(rollout.next_values[t, b]) == pytest.approx(expected, abs=1e-5)
         acting = collector.policy.begin(collector.policy.initial_memory(1), 1)
-        alone.append(abs(float(collector.policy.step(final, acting, torch.tensor([True]))[1]) - expected))
-    assert alone and (max(alone) > 1e-2 or not KINDS[kind].stores)
+        _, value = collector.policy.step(final, acting, torch.tensor([True]))
+        errors_without_memory.append(abs(float(value) - expected))
+    assert errors_without_memory and (max(errors_without_memory) > 1e-2 or not KINDS[kind].stores)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_live_figures_are_what_inspect_sees(kind):
-    """Mean and maximum over steps and environments of the memories visible at each step, per layer, for a rollout in
-    which memories expire; no figures for a memory without slots."""
+def test_live_memories_are_those_of_inspect(kind):
+    """Mean and maximum, over steps and environments, of the memories visible at each step, per layer. Memories expire
+    in the rollout. `live` is empty for a memory without slots."""
     collector = make_collector(kind, env_kwargs={"min_length": 30, "max_length": 40, "max_steps": 35}, layers=2)
     for _ in range(3):
         rollout, _ = collector.collect()
@@ -127,68 +152,72 @@ def test_live_figures_are_what_inspect_sees(kind):
         assert collector.live == {}
         return
     layers = collector.policy.inspect(rollout.observation, rollout.memory, rollout.episode_start)[2]
-    seen = [layer.visible.sum(-1) for layer in layers]  # L of [B,T]
-    assert collector.live["mean"] == pytest.approx([float(n.float().mean()) for n in seen])
-    assert collector.live["max"] == [int(n.max()) for n in seen] and 1 < max(collector.live["max"]) < 35
+    counts = [layer.visible.sum(-1) for layer in layers]  # L of [B,T]
+    assert collector.live["mean"] == pytest.approx([float(n.float().mean()) for n in counts])
+    assert collector.live["max"] == [int(n.max()) for n in counts] and 1 < max(collector.live["max"]) < 35
 
 
-def test_actions_are_drawn_from_the_softmax():
+def test_actions_are_sampled_from_the_softmax():
     """Frequencies of 12,288 draws within four standard deviations of the probabilities 0.1, 0.2, 0.3, 0.4."""
     env = envs.make_vec_env("Corridor-v0", 128, min_length=200)
-    policy, wanted = make_policy(env, "none"), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    policy.policy_head.bias.data.copy_(wanted.log())
+    policy = make_policy(env, "none")
+    probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    policy.policy_head.bias.data.copy_(probabilities.log())
     rollout, _ = Collector(env, policy, 96, SEED).collect()
     frequency = torch.bincount(rollout.actions.flatten(), minlength=4) / rollout.actions.numel()
-    assert ((frequency - wanted).abs() < 4 * (wanted * (1 - wanted) / rollout.actions.numel()).sqrt()).all()
+    deviation = (probabilities * (1 - probabilities) / rollout.actions.numel()).sqrt()
+    assert ((frequency - probabilities).abs() < 4 * deviation).all()
 
 
-def test_the_kind_draws_anew_for_each_rollout():
-    """Span dropout: one number per environment, kept with the rollout's memory."""
+def test_the_kind_draws_again_for_each_rollout():
+    """Span dropout draws one number per environment, which is part of the rollout's memory."""
     collector = make_collector(span_model="sigmoid", span_dropout=True)
-    first, second = (collector.collect()[0].memory.span_limit for _ in range(2))
-    assert first.shape == second.shape == (B, 1) and not torch.isin(first, second).any()
+    numbers = [collector.collect()[0].memory.span_limit for _ in range(2)]
+    assert numbers[0].shape == numbers[1].shape == (B, 1) and not torch.isin(*numbers).any()
 
 
 def test_rows_are_the_rows():
-    """A minibatch: every tensor's chosen columns in the order asked for, their memories, and their final observations
-    with the environment counted within the minibatch."""
+    """A minibatch has the chosen columns of every tensor, in the order of the indices, their memories, and their final
+    observations. The environments of these are indices within the minibatch."""
     collector = make_collector()
     collector.collect()
     rollout, _ = collector.collect()
-    picked = torch.tensor([4, 0, 3])
-    part = rollout.rows(picked)
+    indices = torch.tensor([4, 0, 3])
+    part = rollout.rows(indices)
     for name in FIELDS:
-        assert torch.equal(getattr(part, name), getattr(rollout, name)[:, picked]), name
+        assert torch.equal(getattr(part, name), getattr(rollout, name)[:, indices]), name
     for key, value in rollout.observation.items():
-        assert torch.equal(part.observation[key], value[:, picked])
-    assert torch.equal(part.memory.live(), rollout.memory.live()[picked])
-    expected = [i for i, b in enumerate(rollout.final_at[1].tolist()) if b in picked.tolist()]
+        assert torch.equal(part.observation[key], value[:, indices])
+    assert torch.equal(part.memory.live(), rollout.memory.live()[indices])
+    expected = [i for i, b in enumerate(rollout.final_at[1].tolist()) if b in indices.tolist()]
     assert 0 < len(expected) < len(rollout.final_at[1])
     assert part.final_at[0].tolist() == rollout.final_at[0][expected].tolist()
-    assert picked[part.final_at[1]].tolist() == rollout.final_at[1][expected].tolist()
+    assert indices[part.final_at[1]].tolist() == rollout.final_at[1][expected].tolist()
     for key, value in rollout.final_observation.items():
         assert torch.equal(part.final_observation[key], value[expected])
-    assert acting_learning_difference(collector.policy, part) < 1e-4  # all of it belongs together
+    assert acting_learning_difference(collector.policy, part) < 1e-4  # the parts belong together
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_continues_identically(kind, tmp_path):
-    """Loaded into a collector of another seed: what the first one goes on with, rollouts and episodes, those under way
-    included, to the bit."""
-    collector, other = make_collector(kind), make_collector(kind, seed=99)
+    """A collector of another seed loads the state. Its rollouts and episodes are those of the first one, to the bit.
+    Episodes under way are included."""
+    collector = make_collector(kind)
+    loaded = make_collector(kind, seed=99)
     collector.collect()
-    collector.returns += np.arange(B)  # as if the episodes under way had brought something already
+    collector.returns += np.arange(B)  # as if the episodes under way had rewards already
     state = through_a_file(collector.state(), tmp_path)
-    other.collect()
-    assert other.load_state(*state) and other.live == collector.live
+    loaded.collect()
+    assert loaded.load_state(*state) and loaded.live == collector.live
     for _ in range(2):
-        (left, ours), (right, theirs) = collector.collect(), other.collect()
-        assert_same(left, right)
-        assert ours == theirs and ours and collector.live == other.live
+        rollout, episodes = collector.collect()
+        loaded_rollout, loaded_episodes = loaded.collect()
+        assert_same(rollout, loaded_rollout)
+        assert episodes == loaded_episodes and episodes and collector.live == loaded.live
 
 
 @pytest.mark.parametrize(
-    "name, change, said",
+    "name, change, message",
     [
         ("observation/previous_reward", None, r"observation/previous_reward: expected float32\[6\], got nothing"),
         ("observation/image", lambda x: x.double(), r"observation/image: expected uint8\[6, 3, 3, 3\], got float64"),
@@ -196,20 +225,20 @@ def test_a_state_continues_identically(kind, tmp_path):
         ("returns", lambda x: x[:3], r"returns: expected float64\[6\], got float64\[3\]"),
     ],
 )
-def test_a_state_of_other_arrays_is_refused_in_one_line(name, change, said):
-    """They would be found out in the next rollout only."""
+def test_a_state_of_other_arrays_is_refused_in_one_line(name, change, message):
+    """Otherwise the next rollout would fail."""
     collector = make_collector()
     collector.collect()
-    tensors, known = collector.state()
+    tensors, metadata = collector.state()
     changed = {**tensors, **({} if change is None else {name: change(tensors[name])})}
     if change is None:
         del changed[name]
-    with pytest.raises(RuntimeError, match=f"^{said}"):
-        make_collector().load_state(changed, known)
+    with pytest.raises(RuntimeError, match=f"^{message}"):
+        make_collector().load_state(changed, metadata)
 
 
 def test_environments_that_cannot_save_begin_new_episodes(tmp_path):
-    """The memory is then not that of the old ones."""
+    """The memory is then empty."""
     env = envs.make_vec_env("ProbeRecall-v0", 3)
     collectors = [Collector(env, make_policy(env, "transformer_xl"), 4, 0) for _ in range(2)]
     collectors[0].collect()
@@ -218,34 +247,34 @@ def test_environments_that_cannot_save_begin_new_episodes(tmp_path):
     assert rollout.episode_start[0].all() and not rollout.memory.live().any()
 
 
-def corrupted(rollout: Rollout, what: str) -> Rollout:
-    """One number of the rollout is off by 1, or is none; or the memories are others."""
-    if what == "memory":
+def corrupt(rollout: Rollout, damage: str) -> Rollout:
+    """The rollout with one number that is wrong by 1 or NaN, or with other memories."""
+    if damage == "memory":
         layers = tuple(replace(layer, hidden=-layer.hidden) for layer in rollout.memory.layers)
         return replace(rollout, memory=replace(rollout.memory, layers=layers))
-    name, _, error = what.partition(" ")
+    name, _, error = damage.partition(" ")
     tensor = getattr(rollout, name).clone()
-    at = tuple(x[0] for x in rollout.final_at) if name == "next_values" else (3, 2)
-    tensor[at] += float(error)
+    index = final_places(rollout)[0] if name == "next_values" else (3, 2)
+    tensor[index] += float(error)
     return replace(rollout, **{name: tensor})
 
 
 DAMAGE = ("memory", *(f"{name} {error}" for name in ("logits", "values", "next_values") for error in (1, "nan")))
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_the_check_sees_what_is_wrong(what):
-    """The difference is rounding for a rollout as it was collected, and larger than the limit, or no number, for one
-    that the policy cannot have acted."""
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_check_finds_what_is_wrong(damage):
+    """For a rollout as it was collected, the difference is rounding. For a changed one it is larger than the limit, or
+    NaN."""
     collector = make_collector()
     collector.collect()
     rollout, _ = collector.collect()
     assert acting_learning_difference(collector.policy, rollout) < 1e-5
-    assert not acting_learning_difference(collector.policy, corrupted(rollout, what)) < 0.1
+    assert not acting_learning_difference(collector.policy, corrupt(rollout, damage)) < 0.1
 
 
-def test_a_difference_is_found_beside_what_a_mask_forbids():
-    """The parameter of a forbidden action is -1e8: relative to it every difference would be nothing."""
+def test_a_difference_is_found_despite_forbidden_actions():
+    """The parameter of a forbidden action is -1e8. Relative to it every difference would be negligible."""
     env = envs.make_vec_env("ProbeForbidden-v0", 8)
     policy = make_policy(env, "transformer_xl")
     rollout, _ = Collector(env, policy, 6, 0).collect()

@@ -1,9 +1,10 @@
-"""Learning from what is right: blocks and their boundaries, answers counted by hand, what is learned, and states."""
+"""Supervised learning: blocks and their boundaries, answers counted by hand, learning, and states."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,8 +32,13 @@ STREAMS = {"Copy-v0": TASK, **OTHER_TASKS}
 
 def make_policy(kind: str, env, width: int = 32) -> ActorCritic:
     core = {"core": TransformerConfig(width=width, sharpness=2.0)} if kind in SMALL or kind == "none" else {}
-    spaces = env.single_observation_space, env.single_action_space
-    return ActorCritic.for_spaces(*spaces, memory=kind, memory_config=KINDS[kind].Config(**SMALL.get(kind, {})), **core)
+    return ActorCritic.for_spaces(
+        env.single_observation_space,
+        env.single_action_space,
+        memory=kind,
+        memory_config=KINDS[kind].Config(**SMALL.get(kind, {})),
+        **core,
+    )
 
 
 def make_trainer(
@@ -48,14 +54,15 @@ def make_trainer(
     policy = make_policy(kind, env)
     agent = Supervised(policy, SupervisedConfig(**{"num_steps": 16, "num_minibatches": 4, **settings}), streams, 0)
     source = BlockSource(env, policy, agent.config.num_steps, 0)
-    return Trainer(env, policy, agent, forgetting or ForgettingConfig(min_hard_episodes=10), total, 0, source)
+    forgetting = forgetting or ForgettingConfig(min_hard_episodes=10)
+    return Trainer(env, policy, agent, forgetting, total=total, seed=0, source=source)
 
 
 @pytest.mark.parametrize(
     "kind, task", [*((kind, "Copy-v0") for kind in KINDS), *(("expire_span", task) for task in OTHER_TASKS)]
 )
 def test_block_boundaries_change_nothing(kind, task):
-    """One block of 128 steps against two of 64, in float64: logits, and the memory afterwards."""
+    """One block of 128 steps against two of 64, in float64. Compared are the logits and the memory afterwards."""
     env = envs.make_vec_env(task, 5, **STREAMS[task])
     policy = make_policy(kind, env).double()
     with torch.no_grad():
@@ -64,7 +71,8 @@ def test_block_boundaries_change_nothing(kind, task):
     block, _ = BlockSource(env, policy, 128, 3).collect()
     assert block.episode_start.sum() > 20
     whole = policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
-    memory, logits = block.memory, []
+    memory = block.memory
+    logits = []
     for part in (slice(0, 64), slice(64, 128)):
         observation = {key: entry[part] for key, entry in block.observation.items()}
         out = policy.unroll(observation, memory, block.episode_start[part], keep=True)
@@ -77,47 +85,51 @@ def test_block_boundaries_change_nothing(kind, task):
         torch.testing.assert_close(left.hidden[left.alive], right.hidden[right.alive], rtol=0, atol=1e-10)
 
 
-def test_a_block_is_the_stream_stepped_with_what_is_right():
-    """Against the environment stepped by hand; the previous action is the right one (teacher forcing)."""
-    env, other = (envs.make_vec_env("Copy-v0", 3, **TASK) for _ in range(2))
+def test_a_block_is_the_stream_stepped_with_the_right_actions():
+    """Against the environment stepped by hand. The previous action in the observation is the right one (teacher
+    forcing)."""
+    env, stepped = (envs.make_vec_env("Copy-v0", 3, **TASK) for _ in range(2))
     source = BlockSource(env, make_policy("none", env), 10, 5)
-    observation, _ = other.reset(seed=5)
+    observation, _ = stepped.reset(seed=5)
     start = np.ones(3, bool)
     for _ in range(3):
         block, _ = source.collect()
         for t in range(10):
-            core = other.unwrapped.core
+            core = stepped.unwrapped.core
             for key, entry in observation.items():
                 np.testing.assert_array_equal(block.observation[key][t], entry)
             np.testing.assert_array_equal(block.episode_start[t], start)
             np.testing.assert_array_equal(block.actions[t], core.target())
             np.testing.assert_array_equal(block.asked[t], core.decisions())
             right = core.target()
-            observation, _, terminated, truncated, _ = other.step(right)
+            observation, _, terminated, truncated, _ = stepped.step(right)
             start = terminated | truncated
             expected = np.where(start, 4, right)  # 4 stands for none at the start of an episode
             np.testing.assert_array_equal(observation["previous_action"], expected)
 
 
 def test_answers_are_counted_across_blocks():
-    """Accuracy and bits of every episode, from logits gathered block by block, whatever the blocks' size."""
-    told = []
+    """Accuracy and bits of every episode against logits that are collected block by block. The size of the blocks does
+    not matter."""
+    runs = []
     for steps in (7, 16):
         torch.manual_seed(0)
         env = envs.make_vec_env("Copy-v0", 4, **TASK)
         policy = make_policy("transformer_xl", env)
         torch.nn.init.normal_(policy.policy_head.weight, generator=torch.Generator().manual_seed(2))
         source = BlockSource(env, policy, steps, 1)
-        episodes, logits, blocks = [], [], []
+        episodes = []
+        logits = []
+        blocks = []
         for _ in range(112 // steps):
-            block, ended = source.collect()
-            episodes += ended
+            block, ended_episodes = source.collect()
+            episodes += ended_episodes
             with torch.no_grad():
                 logits.append(policy.unroll(block.observation, block.memory, block.episode_start).logits)
             blocks.append(block)
-        source._count()
-        told.append([*episodes, *source.episodes])
-    by_steps = [sorted((e["delay"], e["is_success"], round(e["bits"], 4), e["steps"]) for e in run) for run in told]
+        source._count_answers()
+        runs.append([*episodes, *source.episodes])
+    by_steps = [sorted((e["delay"], e["is_success"], round(e["bits"], 4), e["steps"]) for e in run) for run in runs]
     assert by_steps[0] == by_steps[1] and len(by_steps[0]) > 20
     joined = {
         name: torch.cat([getattr(block, name) for block in blocks]) for name in ("actions", "asked", "episode_start")
@@ -129,15 +141,15 @@ def test_answers_are_counted_across_blocks():
         starts = [*torch.nonzero(joined["episode_start"][:, row]).flatten().tolist()]
         for begin, end in zip(starts, [*starts[1:], 112], strict=True):
             asked = joined["asked"][begin:end, row]
-            if asked.sum() == 4:  # a whole episode
+            if asked.sum() == 4:  # the episode is whole
                 bits = float(-scores[begin:end, row][asked].mean()) / math.log(2)
                 expected.append((end - begin, float(right[begin:end, row][asked].float().mean()), round(bits, 4)))
-    assert sorted(expected) == sorted((e["steps"], e["is_success"], round(e["bits"], 4)) for e in told[1])
+    assert sorted(expected) == sorted((e["steps"], e["is_success"], round(e["bits"], 4)) for e in runs[1])
 
 
 @pytest.mark.parametrize("task", STREAMS)
-def test_what_is_memorised_is_answered_without_a_mistake(task, tmp_path, monkeypatch):
-    """64 blocks again and again, to 100%: the loss leads where accuracy is."""
+def test_memorised_blocks_are_answered_without_a_mistake(task, tmp_path, monkeypatch):
+    """64 blocks are repeated until all answers are right. This shows that a lower loss leads to accuracy."""
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, size=120)
     (tmp_path / "a.txt").write_bytes(bytes(letters.tolist()))
     text = {"file": str(tmp_path / "a.txt"), "part": "train", "stream_length": 64}
@@ -162,65 +174,77 @@ def test_what_is_memorised_is_answered_without_a_mistake(task, tmp_path, monkeyp
 def test_a_short_string_is_copied(kind):
     trainer = make_trainer(kind, total=150_000, num_minibatches=8)
     while not trainer.done:
-        figures = trainer.update()
-        if figures.get("rollout/hard_score", 0) > 0.98:
+        metrics = trainer.update()
+        if metrics.get("rollout/hard_score", 0) > 0.98:
             break
-    assert figures["rollout/hard_score"] > 0.98
+    assert metrics["rollout/hard_score"] > 0.98
 
 
 def test_without_memory_nothing_is_copied():
     trainer = make_trainer("none", total=40_000)
     while not trainer.done:
-        figures = trainer.update()
-    assert figures["rollout/hard_score"] < 0.5 and figures["train/bits"] > 1.4  # three symbols: 1.58 bits
+        metrics = trainer.update()
+    assert metrics["rollout/hard_score"] < 0.5 and metrics["train/bits"] > 1.4  # three symbols: 1.58 bits
 
 
 @pytest.mark.parametrize(
     "kind, task",
     [
         *((kind, "Copy-v0") for kind in ("expire_span", "compressive", "gru")),
-        *(("expire_span", t) for t in OTHER_TASKS),
+        *(("expire_span", task) for task in OTHER_TASKS),
     ],
 )
-def test_a_training_goes_on_bit_by_bit(kind, task):
+def test_a_state_continues_identically(kind, task):
+    """Through JSON, to the bit."""
     forgetting = ForgettingConfig(min_hard_episodes=10, loss_tolerance=0.01 * (task == "Text-v0"))
-    trainer, again = (make_trainer(kind, task=task, forgetting=forgetting) for _ in range(2))
+    trainer = make_trainer(kind, task=task, forgetting=forgetting)
+    loaded = make_trainer(kind, task=task, forgetting=forgetting)
     for _ in range(12):
         trainer.update()
-    tensors, known = trainer.state()
+    tensors, metadata = trainer.state()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = [trainer.update() for _ in range(4)]
-    assert again.load_state(tensors, json.loads(json.dumps(known))) is True
-    continued = [again.update() for _ in range(4)]
-    untimed = [{name: value for name, value in row.items() if "time/" not in name} for row in expected + continued]
-    assert untimed[:4] == untimed[4:] and untimed[0] != untimed[1]
-    last, again_last = trainer.state()[0], again.state()[0]
-    assert last.keys() == again_last.keys()
-    assert [name for name in last if not torch.equal(last[name], again_last[name])] == []
+    assert loaded.load_state(tensors, json.loads(json.dumps(metadata))) is True
+    assert [untimed(metrics) for metrics in expected] == [untimed(loaded.update()) for _ in range(4)]
+    assert untimed(expected[0]) != untimed(expected[1])
+    assert_same_tensors(trainer.state()[0], loaded.state()[0])
 
 
-def test_an_update_that_is_broken_off_changes_nothing():
-    trainer, undisturbed = make_trainer(), make_trainer()
+def untimed(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics without times."""
+    return {name: value for name, value in metrics.items() if "time/" not in name}
+
+
+def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_an_interrupted_update_changes_nothing():
+    trainer = make_trainer()
+    undisturbed = make_trainer()
     for _ in range(3):
         trainer.update()
         undisturbed.update()
-    for moment in (3, 18):  # in the midst of a block, and of learning
+    for moment in (3, 18):  # within a block, and within learning
         calls = iter(range(moment))
 
-        def check(left=calls) -> None:
-            if next(left, None) is None:
+        def check(remaining=calls) -> None:
+            if next(remaining, None) is None:
                 raise TrainingEnded("asked to stop")
 
-        trainer.collector.deadline.check = trainer.agent.check_deadline = check
+        set_deadline(trainer, check)
         with pytest.raises(TrainingEnded):
             trainer.update()
-    trainer.collector.deadline.check = trainer.agent.check_deadline = lambda: None
-    expected, found = undisturbed.update(), trainer.update()
-    assert {n: v for n, v in expected.items() if "time/" not in n} == {
-        n: v for n, v in found.items() if "time/" not in n
-    }
-    ours, theirs = trainer.state()[0], undisturbed.state()[0]
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    set_deadline(trainer, lambda: None)
+    assert untimed(trainer.update()) == untimed(undisturbed.update())
+    assert_same_tensors(trainer.state()[0], undisturbed.state()[0])
+
+
+def set_deadline(trainer: Trainer, check: Callable[[], None]) -> None:
+    """Replaces the check for the end of the training, in the source and in the agent."""
+    trainer.collector.deadline.check = check
+    trainer.agent.check_deadline = check
 
 
 def test_a_task_of_rewards_is_refused():

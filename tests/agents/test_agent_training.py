@@ -1,4 +1,4 @@
-"""The training loop: its length, the check that acting equals learning, the policy that is kept, its state."""
+"""The training loop: its length, the comparison of acting with learning, the kept policy, and the state."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from agent_cases import make_trainer, through_a_file
 from expire_span_rl.agents import ForgettingConfig, Trainer
 from expire_span_rl.agents.guard import TrainingEnded
 
-STEPS, ENVS = 4, 3
-ENDLESS = {"min_length": 100, "max_length": 100, "max_steps": 10}  # no door within reach: all end at 10, 20, ... steps
+STEPS = 4
+ENVS = 3
+ENDLESS = {"min_length": 100, "max_length": 100, "max_steps": 10}
+"""Corridors without a door within reach, so that all episodes end after 10 steps."""
 CHECK = "train/acting_learning_difference"
 
 
 def corridor_trainer(updates: int = 1000, kind: str = "expire_span", seed: int = 0, **settings) -> Trainer:
-    """A trainer of tiny updates, one optimiser step each, in which episodes end in update 2, 4, 7, 9, ..."""
-    tiny = {"num_steps": STEPS, "num_minibatches": 1, "update_epochs": 1, "env_kwargs": ENDLESS, "seed": seed}
-    return make_trainer("Corridor-v0", kind, updates, ENVS, **{**tiny, **settings})
+    """A trainer of tiny updates with one optimiser step each. Episodes end in updates 2, 4, 7, 9, ..."""
+    tiny = {"num_steps": STEPS, "num_minibatches": 1, "update_epochs": 1, "env_kwargs": ENDLESS}
+    return make_trainer("Corridor-v0", kind, updates, num_envs=ENVS, seed=seed, **{**tiny, **settings})
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.policy.state_dict().items()}
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+def is_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("total, whole", [(1, 12), (24, 24), (25, 36)])
 def test_the_total_is_rounded_up_to_whole_rollouts(total, whole):
-    """Rollouts of 12 steps; the learning rate falls from update to update as the share of the whole that is done."""
-    made = corridor_trainer(learning_rate=0.1, final_learning_rate=0.0)
-    trainer = Trainer(made.env, made.policy, made.agent, ForgettingConfig(), total, 0)
+    """Rollouts have 12 steps. The learning rate falls in proportion to the steps that are done."""
+    parts = corridor_trainer(learning_rate=0.1, final_learning_rate=0.0)
+    trainer = Trainer(parts.env, parts.policy, parts.agent, ForgettingConfig(), total=total, seed=0)
     assert (trainer.total_timesteps, trainer.timesteps, trainer.done) == (whole, 0, False)
     rates = []
     while not trainer.done:
@@ -44,36 +46,36 @@ def test_the_total_is_rounded_up_to_whole_rollouts(total, whole):
     assert rates == pytest.approx([0.1 * (1 - 12 * i / whole) for i in range(whole // 12)])
 
 
-def test_figures_of_an_update():
-    """Counters and live memories: of steps 0..3 and 4..7 of episodes that began together, 1..4 and 5..8 are live."""
+def test_metrics_of_an_update():
+    """Counters and live memories. All episodes begin together, so that there are 1 to 4 live memories at steps 0 to 3,
+    and 5 to 8 at steps 4 to 7."""
     trainer = corridor_trainer()
-    first, second, third = trainer.update(), trainer.update(), trainer.update()
-    assert [f["time/total_timesteps"] for f in (first, second, third)] == [12, 24, 36]
-    assert [f["time/episodes"] for f in (first, second, third)] == [0, 0, ENVS]
-    assert (first["memory/live_mean"], first["memory/live_max"]) == (2.5, 4)
-    assert (second["memory/live_mean/layer_0"], second["memory/live_max/layer_0"]) == (6.5, 8)
-    assert "rollout/success_rate" not in second and third["rollout/success_rate"] == 0
-    assert third["rollout/ep_len_mean"] == 10 and third["success/length_quarter_4"] == 0
+    updates = [trainer.update() for _ in range(3)]
+    assert [metrics["time/total_timesteps"] for metrics in updates] == [12, 24, 36]
+    assert [metrics["time/episodes"] for metrics in updates] == [0, 0, ENVS]
+    assert (updates[0]["memory/live_mean"], updates[0]["memory/live_max"]) == (2.5, 4)
+    assert (updates[1]["memory/live_mean/layer_0"], updates[1]["memory/live_max/layer_0"]) == (6.5, 8)
+    assert "rollout/success_rate" not in updates[1] and updates[2]["rollout/success_rate"] == 0
+    assert updates[2]["rollout/ep_len_mean"] == 10 and updates[2]["success/length_quarter_4"] == 0
 
 
 @pytest.mark.parametrize("kind", ["expire_span", "none"])
 def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates(kind):
-    """The first update begins without memory, the second has no episode start; then 2, 52, 102. Rounding only."""
-    trainer, checks = corridor_trainer(kind=kind), {}
+    """The first update begins without memories, and the second has no episode start. Updates 2, 52 and 102 are checked.
+    Their differences are rounding."""
+    trainer = corridor_trainer(kind=kind)
+    checks = {}
     for update in range(105):
-        figures = trainer.update()
-        if CHECK in figures:
-            checks[update] = figures[CHECK]
+        metrics = trainer.update()
+        if CHECK in metrics:
+            checks[update] = metrics[CHECK]
     assert list(checks) == [2, 52, 102] and max(checks.values()) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (
-            0.1,
-            "acting and learning differ: expected outputs within 0.01 of each other, relative to their size, got 0.1 at update 2",
-        ),
+        (0.1, "acting and learning differ: expected outputs within 0.01 of each other, .*, got 0.1 at update 2"),
         (
             float("nan"),
             "the policy's outputs are not finite in environment 0: its observation '.*' has numbers up to [0-9.]+",
@@ -81,175 +83,192 @@ def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates
     ],
 )
 def test_acting_that_differs_from_learning_stops_the_training(error, message, monkeypatch):
-    """Values of step() that are off: the error tells, and nothing was learned from them."""
+    """With wrong values from step(), an error says so, and nothing is learned from them."""
     trainer = corridor_trainer()
     step = trainer.policy.step
 
-    def wrong(*args):
+    def wrong_step(*args):
         logits, values = step(*args)
         return logits, values + error
 
-    trainer.update(), trainer.update()
-    monkeypatch.setattr(trainer.policy, "step", wrong)
+    trainer.update()
+    trainer.update()
+    monkeypatch.setattr(trainer.policy, "step", wrong_step)
     before = weights(trainer)
     with pytest.raises(TrainingEnded, match=f"^{message}$"):
         trainer.update()
-    assert same(before, weights(trainer))
+    assert is_same(before, weights(trainer))
 
 
 def run_scripted(
     trainer: Trainer, scores: list[float], live: list[float], monkeypatch, is_success: bool = True
 ) -> list[dict[str, torch.Tensor]]:
-    """One update per score and number of live memories, which are dictated; the weights that acted in each."""
-    collect, at, acted = trainer.collector.collect, itertools.count(), []
+    """One update for each score and number of live memories, which replace the measured ones. Returns the weights that
+    acted in each update."""
+    collect = trainer.collector.collect
+    updates = itertools.count()
+    acting_weights = []
 
-    def dictated():
+    def scripted_collect():
         rollout, _ = collect()
-        i = next(at)
+        i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
-        acted.append(weights(trainer))
-        told = {"return": scores[i], "steps": 10, "length": 10}
-        return rollout, [{**told, "is_success": scores[i]} if is_success else told] * 200
+        acting_weights.append(weights(trainer))
+        episode = {"return": scores[i], "steps": 10, "length": 10}
+        return rollout, [{**episode, "is_success": scores[i]} if is_success else episode] * 200
 
-    monkeypatch.setattr(trainer.collector, "collect", dictated)
+    monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
     for _ in scores:
         trainer.update()
-    return acted
+    return acting_weights
 
 
-def test_the_best_policy_is_the_latest_of_about_the_fewest_memories_that_meets_the_constraint(monkeypatch):
-    """Update 6: six live memories, as update 3 with its five (up to a fifth more counts as equal), and success. Update
-    1 has too little of it, as 4 and 7; update 5 has more memories, as has 8. Kept are the weights that acted, not those
-    learned from it, and they are a copy."""
+def test_the_best_policy_is_the_latest_successful_one_with_about_the_fewest_memories(monkeypatch):
+    """It is the one of update 6, with six live memories. Update 3 has five, and up to a fifth more counts as equal.
+    Updates 1, 4 and 7 have too little success, and updates 5 and 8 more memories. The kept weights are those that
+    acted in the update, not those that it learned, and they are a copy."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
-    scores, live = [0, 0.8, 1, 0.95, 0.7, 0.95, 0.9, 0.1, 1], [9, 3, 8, 5, 2, 6.1, 6, 1, 7]
-    acted = run_scripted(trainer, scores, live, monkeypatch)
+    scores = [0, 0.8, 1, 0.95, 0.7, 0.95, 0.9, 0.1, 1]
+    live = [9, 3, 8, 5, 2, 6.1, 6, 1, 7]
+    acting_weights = run_scripted(trainer, scores, live, monkeypatch)
     assert {name: trainer.best[name] for name in ("live", "score", "timesteps")} == {
         "live": 6, "score": pytest.approx(0.9), "timesteps": 6 * STEPS * ENVS,
     }  # fmt: skip
-    assert same(trainer.best["weights"], acted[6]) and not same(acted[6], acted[7])
+    assert is_same(trainer.best["weights"], acting_weights[6]) and not is_same(acting_weights[6], acting_weights[7])
 
 
 def test_within_the_budget_the_latest_is_the_best(monkeypatch):
-    """Fewer live memories than the budget are no better, and more are worse: of 9, 4, 1, 5 and 5.5 with a budget of 5,
-    the fourth."""
+    """Fewer live memories than the budget are no better, and more are worse. Of 9, 4, 1, 5 and 5.5 with a budget of 5,
+    the fourth is kept."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, memory_budget=5))
-    acted = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
-    assert trainer.best["live"] == 5 and same(trainer.best["weights"], acted[3])
+    acting_weights = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
+    assert trainer.best["live"] == 5 and is_same(trainer.best["weights"], acting_weights[3])
 
 
 def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
-    """Returns 10, 20 and 100 of policies with ever more live memories. Those that began with 10 have learned nothing;
-    what was good while 20 was the best return is not when it is 100. Kept is the last, though it needs the most."""
+    """Policies with returns of 10, 20 and 100 have more and more live memories. Those with the first return, 10, have
+    learned nothing. A return of 20 no longer meets the target when the best return is 100. The last policy is kept,
+    although it needs the most memories."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     returns = [10.0] * 2 + [20.0] * 3 + [100.0] * 3
-    acted = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
+    acting_weights = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
     assert trainer.best["live"] == 6 and trainer.best["score"] == 100
-    assert same(trainer.best["weights"], acted[-1])
+    assert is_same(trainer.best["weights"], acting_weights[-1])
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
 def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_is_kept(kind, forgetting, monkeypatch):
-    """Never pressed, whatever its success; live memories count for nothing."""
+    """There is no pressure, whatever the success is. Live memories do not matter."""
     trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
-    acted = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
-    assert same(trainer.best["weights"], acted[1]) and trainer.best["timesteps"] == STEPS * ENVS
+    acting_weights = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
+    assert is_same(trainer.best["weights"], acting_weights[1]) and trainer.best["timesteps"] == STEPS * ENVS
     assert trainer.controller.pressure == 0
 
 
 def test_spans_are_released_when_the_task_was_learned_once(monkeypatch):
-    """Not before; and the run then goes on, is saved, and is loaded as it was, with numbers that are finite."""
-    trainer, other = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
+    """They are not released before. The run then goes on with finite numbers, and its state is saved and loaded."""
+    trainer, loaded = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     monkeypatch.undo()
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {1} and trainer.skipped == 0
-    other.load_state(*trainer.state())
-    assert {float(layer.kind.span.released) for layer in other.policy.core.layers} == {1}
+    loaded.load_state(*trainer.state())
+    assert {float(layer.kind.span.released) for layer in loaded.policy.core.layers} == {1}
 
 
-def comparable(figures: dict[str, float]) -> dict[str, float | None]:
-    """Without what the clock says; NaN, which equals nothing, as None."""
-    clock = ("time/fps", "time/rollout_seconds", "time/update_seconds")
-    return {name: None if math.isnan(x) else x for name, x in figures.items() if name not in clock}
+def comparable(metrics: dict[str, float]) -> dict[str, float | None]:
+    """The metrics without measured times. NaN, which equals nothing, becomes None."""
+    times = ("time/fps", "time/rollout_seconds", "time/update_seconds")
+    return {name: None if math.isnan(x) else x for name, x in metrics.items() if name not in times}
 
 
-def eventful(seed: int) -> Trainer:
-    """A trainer of short corridors in which, after a few updates, a policy is kept and the pressure is not 0."""
+def short_trainer(seed: int) -> Trainer:
+    """A trainer of short corridors. After a few updates a policy is kept and the pressure is not 0."""
     easy = ForgettingConfig(success_target=0.05, min_hard_episodes=5)
     short = {"min_length": 3, "max_length": 4, "max_steps": 12}
     return make_trainer(
-        "Corridor-v0", "expire_span", 20, 16, seed, forgetting=easy, env_kwargs=short, num_steps=8, update_epochs=2
+        "Corridor-v0",
+        "expire_span",
+        20,
+        num_envs=16,
+        seed=seed,
+        forgetting=easy,
+        env_kwargs=short,
+        num_steps=8,
+        update_epochs=2,
     )
 
 
-@pytest.mark.parametrize("own_updates", [0, 2])
-def test_a_state_continues_identically(own_updates, tmp_path):
-    """Loaded from a file into a trainer of another seed, new or gone its own way: figures and weights, the kept ones
-    too, to the bit."""
-    trainer, other = eventful(0), eventful(1)
+@pytest.mark.parametrize("updates_before", [0, 2])
+def test_a_state_continues_identically(updates_before, tmp_path):
+    """Through a file into a trainer of another seed, new or after updates of its own. Metrics and weights are the same
+    to the bit, and so are the kept weights."""
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     for _ in range(6):
         trainer.update()
-    for _ in range(own_updates):
-        other.update()
+    for _ in range(updates_before):
+        loaded.update()
     assert trainer.best is not None and trainer.controller.pressure != 0
-    tensors, figures = through_a_file(trainer.state(), tmp_path)
-    assert other.load_state(tensors, figures)
-    assert same(other.best["weights"], trainer.best["weights"]) and other.best.keys() == trainer.best.keys()
+    assert loaded.load_state(*through_a_file(trainer.state(), tmp_path))
+    assert is_same(loaded.best["weights"], trainer.best["weights"]) and loaded.best.keys() == trainer.best.keys()
     for _ in range(3):
-        assert comparable(trainer.update()) == comparable(other.update())
-    assert same(weights(trainer), weights(other)) and same(trainer.best["weights"], other.best["weights"])
-    assert (trainer.timesteps, trainer.last_check) == (other.timesteps, other.last_check)
+        assert comparable(trainer.update()) == comparable(loaded.update())
+    assert is_same(weights(trainer), weights(loaded)) and is_same(trainer.best["weights"], loaded.best["weights"])
+    assert (trainer.timesteps, trainer.last_check) == (loaded.timesteps, loaded.last_check)
 
 
 def test_a_state_without_a_kept_policy_leaves_none(tmp_path):
-    trainer, other = eventful(0), eventful(0)
+    trainer = short_trainer(0)
+    loaded = short_trainer(0)
     state = through_a_file(trainer.state(), tmp_path)
-    while other.best is None:
-        other.update()
-    other.load_state(*state)
-    assert other.best is None and other.timesteps == 0
+    while loaded.best is None:
+        loaded.update()
+    loaded.load_state(*state)
+    assert loaded.best is None and loaded.timesteps == 0
 
 
-def test_a_state_from_before_the_fewest_were_told_apart_continues():
-    """Until 24 November 2026 the kept policy had a cost."""
-    trainer, other = eventful(0), eventful(1)
+def test_a_state_with_the_cost_of_earlier_versions_continues():
+    """Until 24 November 2026 the fewest live memories were saved as the cost."""
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     while trainer.best is None:
         trainer.update()
-    tensors, figures = trainer.state()
-    figures["best"]["cost"] = figures["best"].pop("fewest")
-    other.load_state(tensors, figures)
-    assert other.best["fewest"] == trainer.best["fewest"]
-    other.update()
+    tensors, metadata = trainer.state()
+    metadata["best"]["cost"] = metadata["best"].pop("fewest")
+    loaded.load_state(tensors, metadata)
+    assert loaded.best["fewest"] == trainer.best["fewest"]
+    loaded.update()
 
 
 @pytest.mark.parametrize("name, value", [("score", None), ("timesteps", "x"), ("live", [1]), ("fewest", {})])
-def test_a_kept_policy_without_its_figures_is_refused(name, value):
-    """A run whose checkpoint says that is told so; it would be found out when the next policy is kept."""
-    trainer, other = eventful(0), eventful(1)
+def test_a_kept_policy_without_its_metrics_is_refused(name, value):
+    """Otherwise the run would fail when the next policy is kept."""
+    trainer = short_trainer(0)
+    loaded = short_trainer(1)
     while trainer.best is None:
         trainer.update()
-    tensors, figures = trainer.state()
-    changed = {**figures, "best": {**figures["best"], name: value}}
+    tensors, metadata = trainer.state()
+    changed = {**metadata, "best": {**metadata["best"], name: value}}
     with pytest.raises(TypeError, match="^best: expected numbers, got "):
-        other.load_state(tensors, changed)
+        loaded.load_state(tensors, changed)
     del changed["best"][name]
     if name != "fewest":
         with pytest.raises(KeyError, match=name):
-            other.load_state(tensors, changed)
+            loaded.load_state(tensors, changed)
 
 
-def test_success_is_judged_by_as_many_hard_episodes_as_are_asked_for(monkeypatch):
-    """More than the default of 100, too."""
+def test_success_is_measured_over_the_set_number_of_hard_episodes(monkeypatch):
+    """The number may exceed the default of 100."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(min_hard_episodes=300))
     run_scripted(trainer, [1, 1], [5, 4], monkeypatch)  # 200 episodes each
     assert trainer.best["live"] == 4 and trainer.controller.pressure > 0
 
 
-def test_environments_that_cannot_save_are_told(tmp_path):
-    trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, 4) for _ in range(2)]
+def test_environments_that_cannot_save_are_reported(tmp_path):
+    trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, num_envs=4) for _ in range(2)]
     trainers[0].update()
     assert not trainers[1].load_state(*through_a_file(trainers[0].state(), tmp_path))
-    assert trainers[1].timesteps == 48 and same(weights(trainers[0]), weights(trainers[1]))
+    assert trainers[1].timesteps == 48 and is_same(weights(trainers[0]), weights(trainers[1]))

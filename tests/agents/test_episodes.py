@@ -1,4 +1,4 @@
-"""Figures that are quotients of sums over episodes."""
+"""Quotients of sums over episodes."""
 
 from __future__ import annotations
 

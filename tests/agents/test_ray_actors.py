@@ -1,5 +1,7 @@
-"""Actors on Ray: training over two nodes of which one loses an actor, environments that raise, Ctrl-C, bad input.
-Skipped where Ray is not installed."""
+"""Actors on Ray: training on two nodes while an actor is killed, environments that raise, Ctrl-C, and bad input.
+
+The tests are skipped where Ray is not installed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ import numpy as np
 import pytest
 import script_cases
 import torch
-from agent_cases import make_policy, played
+from agent_cases import make_policy, play
 from script_cases import ROOT, call
 
 pytest.importorskip("ray")
@@ -37,22 +39,22 @@ SMALL = [*script_cases.SMALL, "--width", "16"]
 
 
 def processes_with(word: str) -> list[int]:
-    """Processes, other than this one, in whose command line or environment `word` occurs."""
-    found = []
+    """The processes, other than this one, that have `word` in their command line or environment."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                said = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:  # ended meanwhile
+                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:  # the process has ended meanwhile
                 continue
-            if word.encode() in said:
-                found.append(int(entry.name))
-    return found
+            if word.encode() in text:
+                pids.append(int(entry.name))
+    return pids
 
 
 def test_two_nodes_train_and_one_actor_is_killed():
-    """A short corridor, actors on both nodes of a cluster. One actor's process is killed under way: one line says so,
-    with the count, and training reaches 95% as it must."""
+    """Actors on both nodes of a cluster train on a short corridor. One actor's process is killed during the training.
+    One line says so, with the count, and training still reaches 95%."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -60,38 +62,42 @@ def test_two_nodes_train_and_one_actor_is_killed():
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
-    said: list[str] = []
+    lines: list[str] = []
     corridor = {"max_length": 8}
     env = make_vec_env("Corridor-v0", 64, **corridor)
     torch.manual_seed(0)
-    spaces = env.single_observation_space, env.single_action_space
     policy = ActorCritic.for_spaces(
-        *spaces, memory="expire_span", memory_config=KINDS["expire_span"].Config(max_span=32)
+        env.single_observation_space,
+        env.single_action_space,
+        memory="expire_span",
+        memory_config=KINDS["expire_span"].Config(max_span=32),
     )
     config = ImpalaConfig(num_steps=32, num_actors=2, num_minibatches=2)  # see docs/scaling.md, small rollouts
     maker = vec_env_maker("Corridor-v0", 64, **corridor)
-    pool = ActorPool(maker, policy, config.num_steps, 0, 2, cluster.address, say=said.append)
-    trainer = Trainer(
-        env, policy, Impala(policy, config, 64, 0), ForgettingConfig(forgetting=False), 1_000_000, 0, pool
-    )
+    pool = ActorPool(maker, policy, config.num_steps, seed=0, num_actors=2, address=cluster.address, say=lines.append)
+    agent = Impala(policy, config, num_envs=64, seed=0)
+    forgetting = ForgettingConfig(forgetting=False)
+    trainer = Trainer(env, policy, agent, forgetting, total=1_000_000, seed=0, source=pool)
     try:
         nodes = {node["NodeID"] for node in ray.nodes()}
-        lags, drifts, killed = set(), [], None
+        lags = set()
+        drifts = []
+        killed = None
         while not trainer.done:
-            figures = trainer.update()
-            lags.add(figures["actors/policy_lag"])
-            drifts += [figures["actors/memory_drift"]] if "actors/memory_drift" in figures else []
-            assert 0 <= figures["actors/queue_occupancy"] <= 1 and 0 <= figures["actors/idle_share"] < 1
-            assert figures["actors/rollout_bytes"] > 32 * 64 * 10
+            metrics = trainer.update()
+            lags.add(metrics["actors/policy_lag"])
+            drifts += [metrics["actors/memory_drift"]] if "actors/memory_drift" in metrics else []
+            assert 0 <= metrics["actors/queue_occupancy"] <= 1 and 0 <= metrics["actors/idle_share"] < 1
+            assert metrics["actors/rollout_bytes"] > 32 * 64 * 10
             if trainer.updates == 10:
                 killed = pool.incarnations[1]
                 os.kill(int(killed.split("-")[0]), signal.SIGKILL)
-            if len(trainer.window.recent) == 1000 and pool.restarts and figures["rollout/success_rate"] > 0.98:
+            if len(trainer.window.recent) == 1000 and pool.restarts and metrics["rollout/success_rate"] > 0.98:
                 break
         assert pool.restarts == 1 and pool.incarnations[1] != killed
-        assert said == ["actor 1 died and was restarted by Ray (restart 1 of this training)"]
+        assert lines == ["actor 1 died and was restarted by Ray (restart 1 of this training)"]
         assert len(nodes) == 2 and max(lags) >= 1 and drifts and min(drifts) > 0
-        assert played(policy, "Corridor-v0", 400, **corridor).mean() >= 0.95
+        assert play(policy, "Corridor-v0", 400, **corridor).mean() >= 0.95
     finally:
         trainer.close()
         cluster.shutdown()
@@ -99,7 +105,7 @@ def test_two_nodes_train_and_one_actor_is_killed():
 
 @pytest.fixture
 def breaking() -> str:
-    """The id of an environment, known in this process only, that raises in its third step."""
+    """The id of an environment that raises in its third step. It is registered in this process only."""
 
     class Breaking(gym.Env):
         observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -122,24 +128,24 @@ def breaking() -> str:
 
 
 def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breaking, tmp_path, monkeypatch, capsys):
-    """Each time is told in a line, with the traceback in run.log; then one line, exit code 1, a checkpoint, and Ray's
-    logs beside it."""
+    """Each failure gives one line, and a traceback in run.log. At the end there are one line, exit code 1, a
+    checkpoint, and Ray's logs in the run directory."""
     arguments = [*IMPALA, *SMALL, "--env", breaking, "--num-actors", "1", "--run-dir", str(tmp_path / "x")]
     assert call(train_rl, arguments, monkeypatch) == 1
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     failures = re.findall(
-        r"^actor 0 failed, ZeroDivisionError in step \(.+:\d+\) \(time \d of 5\): (.*)$", told, re.MULTILINE
+        r"^actor 0 failed, ZeroDivisionError in step \(.+:\d+\) \(time \d of 5\): (.*)$", output, re.MULTILINE
     )
-    assert len(failures) == 5  # the file's name is lost where the class was pickled
+    assert len(failures) == 5  # the name of the file is lost when the class is pickled
     message = r"ProbeBreaking-v0, environment 0, episode 0 \(seed \d+\), step 3: ZeroDivisionError: the floor gave way"
     assert all(re.fullmatch(message, failure) for failure in failures)
-    assert "Traceback" not in told and "(time 5 of 5)" in told
-    last = told.strip().splitlines()[-1]
-    assert last.startswith("error: actors failed 5 times by ZeroDivisionError in step")
-    assert last.endswith("the floor gave way")
+    assert "Traceback" not in output and "(time 5 of 5)" in output
+    last_line = output.strip().splitlines()[-1]
+    assert last_line.startswith("error: actors failed 5 times by ZeroDivisionError in step")
+    assert last_line.endswith("the floor gave way")
     assert (tmp_path / "x" / "run.log").read_text().count("ZeroDivisionError: the floor gave way") >= 5
-    _, figures = load_checkpoint(tmp_path / "x" / "checkpoint.safetensors")
-    assert figures["counters"]["timesteps"] == 0
+    _, metadata = load_checkpoint(tmp_path / "x" / "checkpoint.safetensors")
+    assert metadata["counters"]["timesteps"] == 0
     assert list((tmp_path / "x" / "ray").glob("raylet*"))
 
 
@@ -149,40 +155,34 @@ def test_an_environment_that_raises_stops_the_training_at_the_fifth_time(breakin
     ids=["ctrl-c", "SIGTERM"],
 )
 def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, code, message, tmp_path):
-    """Sent to the whole group, as a terminal and a scheduler do. Nothing of Ray is left, and the run can be
-    continued."""
-    temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # Ray's sockets need a short path; tests find processes by it
+    """The signal goes to the whole process group, as from a terminal or a scheduler. Nothing of Ray remains, and the
+    run can be continued."""
+    # Ray's sockets need a short path. The processes have it in their environment.
+    temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")
     run_dir = tmp_path / "x"
-    command = [
-        sys.executable,
-        str(ROOT / "train_rl.py"),
-        *IMPALA,
-        *SMALL,
-        "--num-actors",
-        "1",
-        "--run-dir",
-        str(run_dir),
-    ]
-    # PyTorch has a cache of its own, which stays.
+    arguments = [*IMPALA, *SMALL, "--num-actors", "1", "--run-dir", str(run_dir)]
+    command = [sys.executable, str(ROOT / "train_rl.py"), *arguments]
+    # PyTorch has its own cache, which is not removed.
     environment = {**os.environ, "TMPDIR": temporary, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     try:
-        log, waited = run_dir / "progress.csv", time.monotonic()
-        while not (log.is_file() and len(log.read_text().splitlines()) > 3):
-            assert process.poll() is None and time.monotonic() - waited < 90
+        table = run_dir / "progress.csv"
+        start_time = time.monotonic()
+        while not (table.is_file() and len(table.read_text().splitlines()) > 3):
+            assert process.poll() is None and time.monotonic() - start_time < 90
             time.sleep(0.1)
-        assert len(processes_with(temporary)) > 3  # the learner, Ray's, and the actor
-        began = time.monotonic()
+        assert len(processes_with(temporary)) > 3  # the learner, Ray's own, and the actor
+        signal_time = time.monotonic()
         os.killpg(process.pid, signum)
-        _, told = process.communicate(timeout=20)
-        assert time.monotonic() - began < 10
-        assert process.returncode == code and told.strip().splitlines()[-1] == f"error: {message}"
+        _, output = process.communicate(timeout=20)
+        assert time.monotonic() - signal_time < 10
+        assert process.returncode == code and output.strip().splitlines()[-1] == f"error: {message}"
         time.sleep(0.5)
         assert processes_with(temporary) == [] and list(Path(temporary).iterdir()) == []
-        _, figures = load_checkpoint(run_dir / "checkpoint.safetensors")
-        assert figures["counters"]["timesteps"] > 0
+        _, metadata = load_checkpoint(run_dir / "checkpoint.safetensors")
+        assert metadata["counters"]["timesteps"] > 0
         assert json.loads((run_dir / "config.json").read_text())["num_actors"] == 1
     finally:
         process.kill()
@@ -190,7 +190,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
 
 
 def refused(arguments: list[str], monkeypatch, capsys, folder: Path) -> str:
-    """The one line with which train_rl.py refuses, exit code 2, before there is a run directory."""
+    """The one line with which train_rl.py refuses the arguments. The exit code is 2, and nothing is written."""
     monkeypatch.chdir(folder)
     assert call(train_rl, [*([] if "--agent" in arguments else IMPALA), *SMALL, *arguments], monkeypatch) == 2
     error = capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_an_environment_that_cannot_be_pickled_is_refused(monkeypatch, capsys, t
     class Locked(gym.Env):
         observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
         action_space = gym.spaces.Discrete(2)
-        held = lock
+        attribute = lock
 
         def reset(self, *, seed=None, options=None):
             return np.zeros(1, np.float32), {}
@@ -227,11 +227,10 @@ def test_an_environment_that_cannot_be_pickled_is_refused(monkeypatch, capsys, t
 
 
 def test_an_address_that_does_not_answer_is_refused(monkeypatch, capsys, tmp_path):
-    """A port at which nobody listens, and one that takes the connection and says nothing, for which a limit is set."""
+    """A port that takes the connection and never answers."""
+    from expire_span_rl.agents import ray_cluster
 
-    from expire_span_rl.agents import ray_actors
-
-    monkeypatch.setattr(ray_actors, "ANSWER_WITHIN", 6.0)
+    monkeypatch.setattr(ray_cluster, "ANSWER_WITHIN", 6.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         line = refused(["--ray-address", f"127.0.0.1:{port}"], monkeypatch, capsys, tmp_path)
@@ -248,7 +247,8 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    monkeypatch.delitem(sys.modules, "expire_span_rl.agents.ray_actors", raising=False)
+    for name in ("ray_actors", "ray_cluster"):
+        monkeypatch.delitem(sys.modules, f"expire_span_rl.agents.{name}", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
         "error: --num-actors: expected ray 2.60 or newer (pip install 'expire-span-rl[ray]'), got "
@@ -257,50 +257,50 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
 
 
 def test_the_oldest_version_is_that_of_the_extra():
-    from expire_span_rl.agents.ray_actors import OLDEST_RAY
+    from expire_span_rl.agents.ray_cluster import OLDEST_RAY
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"]["ray"] == [f"ray>={OLDEST_RAY}"]
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--num-actors", "-1"], "--num-actors: expected at least 0, got -1"),
         (["--refresh-memory", "64"], "--refresh-memory: expected --num-actors or --ray-address with it, got neither"),
         (["--agent", "ppo", "--num-actors", "1"], "unknown flag --num-actors"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(arguments, told, monkeypatch, capsys, tmp_path):
-    assert told in refused(arguments, monkeypatch, capsys, tmp_path)
+def test_wrong_settings_are_refused(arguments, message, monkeypatch, capsys, tmp_path):
+    assert message in refused(arguments, monkeypatch, capsys, tmp_path)
 
 
-def test_refreshing_replaces_what_the_actor_cached():
-    """With a learner whose encoder has moved on, the rollout's memory is the one its own weights compute from the last
-    rollout's observations, and learning goes on with it."""
+def test_refreshing_replaces_the_memory_of_the_actor():
+    """The learner's encoder has changed. The rollout's memory is then the one that the learner's weights compute from
+    the last rollout's observations."""
     from expire_span_rl.agents.ray_actors import ActorPool
-    from expire_span_rl.agents.transport import recomputed
+    from expire_span_rl.agents.transport import recompute_memory
 
     env = make_vec_env("Corridor-v0", 4, min_length=40, max_length=40)
     policy = make_policy(env, "transformer_xl")
     maker = vec_env_maker("Corridor-v0", 4, min_length=40, max_length=40)
     pools = []
     try:
-        pool = ActorPool(maker, policy, 8, 0, 1, refresh=8)
+        pool = ActorPool(maker, policy, num_steps=8, seed=0, num_actors=1, refresh=8)
         pools.append(pool)
         pool.collect()
         with torch.no_grad():
             for parameter in policy.encoder.parameters():
                 parameter *= 1.5
-        seen = []
-        unrefreshed = pool._delivered
-        pool._delivered = lambda: seen.append(unrefreshed()) or seen[-1]
+        deliveries = []
+        receive = pool._receive
+        pool._receive = lambda: deliveries.append(receive()) or deliveries[-1]
         rollout, _ = pool.collect()
-        expected = recomputed(policy, seen[0].context)
+        expected = recompute_memory(policy, deliveries[0].context)
         assert torch.equal(rollout.memory.live(), expected.live()) and int(expected.live().min()) == 8
-        for ours, theirs in zip(rollout.memory.layers, expected.layers, strict=True):
-            assert torch.equal(ours.hidden, theirs.hidden)
-        assert pool.figures()["actors/memory_drift"] > 0.05
+        for layer, expected_layer in zip(rollout.memory.layers, expected.layers, strict=True):
+            assert torch.equal(layer.hidden, expected_layer.hidden)
+        assert pool.metrics()["actors/memory_drift"] > 0.05
     finally:
         for pool in pools:
             pool.close()

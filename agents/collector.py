@@ -1,0 +1,228 @@
+"""Collecting rollouts in the trainer's own process, or in an actor's.
+
+T time steps, B environments.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from expire_span_rl.agents.episodes import finished_episodes
+from expire_span_rl.agents.guard import Deadline
+from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
+from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
+
+COMPACTION_INTERVAL = 8
+"""Smallest number of steps between two compactions of the memory that acts."""
+SEED_OFFSET = 500_000
+"""New episodes of a continued run have seeds from so many beyond the run's own, and below twice that."""
+
+
+class Collector:
+    """Steps a vector environment (SAME_STEP autoreset) with a policy. Between rollouts it holds the memory and the
+    episodes under way. It is a `RolloutSource`."""
+
+    on_policy: ClassVar[bool] = True
+
+    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+        self.env = env
+        self.policy = policy
+        self.num_steps = num_steps
+        self.seed = seed
+        self.notes: list[str] = []
+        self.generator = torch.Generator(policy.device).manual_seed(seed)
+        self.live: dict[str, list[float]] = {}
+        self.stop = threading.Event()
+        self.deadline = Deadline(self.stop)
+        self._acting: Any = None
+        """The last acting state. The next one uses its buffers again."""
+        self._needs_reset = False
+        """True if a rollout was given up and the environments cannot go back to the state before it."""
+        self._reset(seed)
+
+    def _reset(self, seed: int) -> None:
+        """Begins new episodes in all environments."""
+        batch = self.env.num_envs
+        self.memory = self.policy.initial_memory(batch)
+        self.observation, _ = self.env.reset(seed=seed)
+        self.episode_start = np.ones(batch, bool)
+        self.returns = np.zeros(batch)
+        self.lengths = np.zeros(batch, np.int64)
+        self._needs_reset = False
+
+    def metrics(self) -> dict[str, float]:
+        """Empty, since the trainer measures everything itself."""
+        return {}
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.env.close()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `collect` changes, for `restore`. Arrays and memories that `collect` replaces and never writes to are
+        not copied."""
+        names = ("memory", "observation", "episode_start", "live", "_needs_reset")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "generator": self.generator.get_state(),
+            "env_state": self._env_state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Goes back to a snapshot. Environments that cannot save their state begin new episodes at the next
+        `collect`."""
+        self.generator.set_state(snapshot["generator"])
+        for name, value in snapshot.items():
+            if name not in ("generator", "env_state"):
+                setattr(self, name, value)
+        if snapshot["env_state"]:
+            cast(Any, self.env).load_state_dict(snapshot["env_state"])
+        else:
+            self._needs_reset = True
+
+    def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Collects one rollout. Returns it and the episodes that ended in it.
+
+        Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
+        step's own memory counts. `live` is empty for a memory without slots.
+
+        Raises TrainingEnded some seconds after `stop` was set, and if outputs of the policy are not finite. Raises what
+        the environments raise. `restore` then takes back the part of the rollout that was collected."""
+        if self._needs_reset:
+            self._reset(self.seed + _seed_offset(self.generator.get_state()))
+        policy = self.policy
+        device = policy.device
+        memory = policy.draw(self.memory, self.generator)
+        acting = self._begin_acting(memory)
+        buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
+        episodes: list[dict[str, Any]] = []
+        for t in range(self.num_steps):
+            self.deadline.check()
+            if acting.full:
+                acting = self._begin_acting(acting.memory())
+            actions = self._act(t, acting, buffer)
+            episodes += self._step_env(t, actions, acting, buffer)
+        # The rollout's end cuts the traces of the episodes that go on.
+        self._add_finals(self.num_steps - 1, np.flatnonzero(~self.episode_start), self.observation, acting, buffer)
+        self.memory = acting.memory()
+        self._acting = acting
+        if device.type != "cpu":
+            check_outputs(buffer.observations, buffer.storage.tensors["logits"], buffer.storage.tensors["values"])
+        self.live = buffer.live()
+        return buffer.rollout(memory), episodes
+
+    def _act(self, t: int, acting: Any, buffer: RolloutBuffer) -> Tensor:
+        """Samples the actions of step t, and stores the policy's part of the step."""
+        policy = self.policy
+        device = policy.device
+        observation = observation_tensors(self.observation, device)
+        episode_start = torch.as_tensor(self.episode_start, device=device)
+        logits, values = policy.step(observation, acting, episode_start)
+        if device.type == "cpu" or policy.actions.continuous:  # on a GPU this check would be a wait
+            check_outputs(observation, logits, values)
+        actions = policy.actions.sample(logits, self.generator)
+        step = {"logits": logits, "values": values, "actions": actions, "episode_start": episode_start}
+        buffer.storage.put(t, "observation/", observation)
+        buffer.storage.put(t, "", step)
+        if acting.live is not None:
+            buffer.storage.put(t, "", {"live": acting.live})
+        return actions
+
+    def _step_env(self, t: int, actions: Tensor, acting: Any, buffer: RolloutBuffer) -> list[dict[str, Any]]:
+        """Steps the environments, and stores their part of step t. Returns the episodes that ended."""
+        self.observation, rewards, terminated, truncated, infos = self.env.step(self.policy.actions.to_env(actions))
+        buffer.rewards[t] = rewards
+        buffer.terminated[t] = terminated
+        buffer.truncated[t] = truncated
+        self.returns += buffer.rewards[t]
+        self.lengths += 1
+        is_over = buffer.terminated[t] | buffer.truncated[t]
+        self.episode_start = is_over
+        if not is_over.any():
+            return []
+        episodes = finished_episodes(infos, self.returns, self.lengths)
+        self.returns[is_over] = 0
+        self.lengths[is_over] = 0
+        only_truncated = buffer.truncated[t] & ~buffer.terminated[t]
+        if only_truncated.any():
+            self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
+        return episodes
+
+    def _add_finals(
+        self, t: int, rows: np.ndarray, observation: Mapping[str, np.ndarray], acting: Any, buffer: RolloutBuffer
+    ) -> None:
+        """Cuts the traces of the environments `rows` after step t, and stores the values of their entries of
+        `observation`, to which the step led."""
+        if len(rows) == 0:
+            return
+        device = self.policy.device
+        final = observation_tensors({key: entry[rows] for key, entry in observation.items()}, device)
+        values = self.policy.value(final, acting, torch.as_tensor(rows, device=device))
+        buffer.add_finals(t, rows, final, values)
+
+    def _begin_acting(self, memory: Any) -> Any:
+        """Prepares `memory` for acting, in the buffers used before where they fit."""
+        on_cpu = self.policy.device.type == "cpu"
+        horizon = _compaction_interval(memory) if on_cpu else self.num_steps
+        self._acting = self.policy.begin(memory, horizon, self._acting)
+        return self._acting
+
+    def _env_state(self) -> dict[str, np.ndarray]:
+        """A copy of the environments' state. Empty if they cannot save it."""
+        return getattr(self.env, "state_dict", dict)()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that lives between rollouts, as tensors and JSON-able metadata."""
+        tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
+        tensors |= {f"observation/{name}": torch.as_tensor(value) for name, value in self.observation.items()}
+        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in self._env_state().items()}
+        tensors |= {
+            "episode_start": torch.as_tensor(self.episode_start),
+            "returns": torch.as_tensor(self.returns),
+            "lengths": torch.as_tensor(self.lengths),
+            "generator": self.generator.get_state(),
+        }
+        return tensors, {"live": self.live}
+
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Continues from `state`. Returns False if that has no state of the environments, as when they cannot save it
+        or when actors had them. All environments then begin a new episode that the run has not had."""
+        generator_state = tensors.get("generator")
+        self.notes = [] if generator_state is None else restore_generator(self.generator, generator_state)
+        self.live = dict(metadata.get("live", {}))
+        env_state = select_prefix("env/", tensors)
+        if not env_state:
+            self._reset(self.seed + _seed_offset(generator_state))
+            return False
+        expected = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
+        expected |= {"episode_start": self.episode_start, "returns": self.returns, "lengths": self.lengths}
+        loaded = {name: tensor for name, tensor in tensors.items() if name in expected or "observation/" in name}
+        check_arrays(expected, loaded)
+        cast(Any, self.env).load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
+        self.memory = self.policy.memory_from(select_prefix("memory/", tensors))
+        self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
+        for name in ("episode_start", "returns", "lengths"):
+            setattr(self, name, tensors[name].numpy().copy())
+        return True
+
+
+def _seed_offset(state: Tensor | None) -> int:
+    """How far the seeds of new episodes lie beyond the run's own. It depends on the generator's state when the run was
+    interrupted, so that no two parts of a run play the same episodes."""
+    return SEED_OFFSET + (0 if state is None else hash_state(state) % SEED_OFFSET)
+
+
+def _compaction_interval(memory: Any) -> int:
+    """Steps until expired memories are removed. Until then they slow down every step, but compaction costs time in
+    proportion to the live memories."""
+    counts = memory.live()
+    return COMPACTION_INTERVAL if counts is None else max(COMPACTION_INTERVAL, int(counts.max()) // 2)

@@ -1,0 +1,134 @@
+"""Ray itself: the version check, and joining a cluster or starting one. This file and `agents.ray_actors` are the only
+ones that import ray.
+
+Importing this file raises ValueError, one line, if Ray is not installed or too old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from expire_span_rl import checks
+from expire_span_rl.interrupts import kept
+from expire_span_rl.locks import FileLock, remove_abandoned
+
+OLDEST_RAY = "2.60"
+"""The version in the extra `ray` of pyproject.toml."""
+LOCK_NAME = "expire-span.lock"
+"""A locked file in the directory of a Ray that we started. A directory whose lock nobody holds is removed."""
+ANSWER_WITHIN = 30.0
+"""Seconds for a cluster to answer."""
+
+
+def _release(version: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+try:
+    _installed = importlib.metadata.version("ray")
+except importlib.metadata.PackageNotFoundError:
+    _installed = "no ray"
+if _installed == "no ray" or _release(_installed) < _release(OLDEST_RAY):
+    raise ValueError(
+        f"--num-actors: expected ray {OLDEST_RAY} or newer (pip install 'expire-span-rl[ray]'), got {_installed}"
+    )
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default every other process goes before the actors
+import ray
+
+
+class RayCluster:
+    """A cluster that this process has joined, or one that it has started on this machine."""
+
+    def __init__(self, address: str):
+        """address: of a cluster to join. "": start one. Raises ValueError, one line, if the cluster does not answer.
+
+        The files of a cluster that is started lie in a temporary directory, since Ray's sockets need a short path. The
+        directory is locked. Directories of killed processes are removed.
+        """
+        self._directory: Path | None = None
+        self._lock: FileLock | None = None
+        if address:
+            self._join(address)
+        else:
+            self._start()
+
+    def _join(self, address: str) -> None:
+        _check_answer(address)
+        with kept():
+            ray.init(address=address, **_init_arguments())
+
+    def _start(self) -> None:
+        remove_abandoned(Path(tempfile.gettempdir()), "ray-*", LOCK_NAME)
+        self._directory = Path(tempfile.mkdtemp(prefix="ray-"))
+        self._lock = FileLock.take(self._directory / LOCK_NAME)
+        with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
+            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+                # Ray's processes inherit this, and end with us.
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            ray.init(include_dashboard=False, _temp_dir=str(self._directory), **_init_arguments())
+
+    def close(self, log_dir: Path | None) -> None:
+        """Ends all actors, and Ray if this process has started it. Its logs are then copied to `log_dir`."""
+        _kill_remaining_processes()
+        ray.shutdown()  # this also ends our actors in a cluster that we have joined
+        if self._directory is not None:
+            if log_dir is not None and log_dir.is_dir():
+                for logs in self._directory.glob("session_2*/logs"):
+                    shutil.copytree(logs, log_dir / "ray", dirs_exist_ok=True, ignore_dangling_symlinks=True)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _init_arguments() -> dict[str, Any]:
+    """Arguments of `ray.init` for every cluster: no output, and our package on the actors' path."""
+    root = str(Path(checks.__file__).resolve().parents[1])  # the checkout, or the folder that holds the package
+    path = os.pathsep.join(filter(None, (root, os.getenv("PYTHONPATH"))))
+    return {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+    }
+
+
+def _check_answer(address: str) -> None:
+    """Raises ValueError, one line, if no cluster answers at `address`. `ray.init` has no time limit, so that a process
+    with a time limit tries it."""
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=ANSWER_WITHIN, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"--ray-address: expected a Ray cluster at {address}, got no answer within {ANSWER_WITHIN:.0f} seconds"
+        ) from None
+    if process.returncode:
+        message = (process.stderr.strip().splitlines() or ["no message"])[-1][:300]
+        raise ValueError(f"--ray-address: expected a Ray cluster at {address}, got {message}")
+
+
+def _kill_remaining_processes() -> None:
+    """Kills the processes of our own Ray if some of them are dead already, as after a SIGTERM to all processes of a
+    job. Otherwise `ray.shutdown` would wait some seconds for each."""
+    with contextlib.suppress(Exception):  # these are Ray's internals, which another version may not have
+        node: Any = importlib.import_module("ray._private.worker")._global_node
+        if node is not None and node.dead_processes():
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
