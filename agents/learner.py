@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expire_span_rl.agents.entries import REWARDS, AgentInputs
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.reward_scale import RewardScale
-from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.agents.rollout import Rollout, RolloutSource, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import OptimizerConfig, with_entropy_for
 from expire_span_rl.checks import shown
@@ -39,8 +40,7 @@ class Learner:
     """Learns a policy from rollouts: `update`. A subclass says in `_learn` how often and from which policy loss."""
 
     Config: ClassVar[type[OptimizerConfig]]
-    network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
-    supervised: ClassVar[bool] = False  # it learns from rewards, not from what is right
+    learns_from: ClassVar[str] = REWARDS
 
     def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
         """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises
@@ -70,6 +70,10 @@ class Learner:
             {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
         )
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
+
+    def make_source(self, inputs: AgentInputs) -> RolloutSource | None:
+        """Where its rollouts come from; None: the trainer collects them in its own process."""
+        return inputs.make_actors(self.policy) if getattr(self.config, "distributed", False) else None
 
     def update(self, rollout: Rollout, progress: float, pressure: float) -> dict[str, float]:
         """Learns from one rollout. progress: fraction of the schedules that is over; pressure: of the forgetting.

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.entries import Network
 from expire_span_rl.agents.episodes import LATEST
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, tell_skipped
 from expire_span_rl.agents.rollout import check_arrays, under
@@ -26,69 +27,44 @@ OTHER_EPISODES = 500_000
 """From this seed on, counted from the run's own, a continued run's episodes are drawn."""
 
 
-class SB3PPO:
-    """Stable-Baselines3's PPO, memoryless."""
-
-    Config = SB3Config
-    network: ClassVar[str] = "sb3-mlp"
-    supervised: ClassVar[bool] = False
-
-    @staticmethod
-    def algorithm() -> Any:
-        """The class of the algorithm, imported when it is needed."""
-        from stable_baselines3 import PPO
-
-        return PPO
-
-
-class SB3RecurrentPPO:
-    """sb3-contrib's RecurrentPPO, with an LSTM."""
-
-    Config = SB3Config
-    network: ClassVar[str] = "sb3-lstm"
-    supervised: ClassVar[bool] = False
-
-    @staticmethod
-    def algorithm() -> Any:
-        """The class of the algorithm, imported when it is needed."""
-        from sb3_contrib import RecurrentPPO
-
-        return RecurrentPPO
-
-
 class SB3Trainer:
     """Trains by an algorithm of Stable-Baselines3, one rollout per `update()`: the calls of `agents.Trainer`."""
 
-    best: ClassVar[None] = None  # it has no memories to be fewer: the last policy is kept
+    best: Any = None
+    """Always None: there are no memories to be fewer, so the run keeps the last policy."""
     keeps_evaluated = False
 
     def __init__(
         self,
-        env: Any,
-        agent: Any,
-        policy_class: Any,
-        policy_kwargs: Mapping[str, Any],
+        network: Network,
+        *,
+        algorithm: Any,
         config: SB3Config,
         total: int,
-        seeds: tuple[int, int],
+        seed: int,
+        env_seed: int,
         device: str,
     ):
-        """env: a Stable-Baselines3 VecEnv; total: as `Trainer`'s; seeds: of weights and actions, of the
-        environments."""
+        """network: its environments are a Stable-Baselines3 VecEnv; algorithm: a class of Stable-Baselines3; total: as
+        `Trainer`'s; seed: of weights and actions; env_seed: of the first environment. Raises ValueError, one line, for
+        a batch size that leaves a minibatch of one step."""
         from stable_baselines3.common.logger import Logger
 
-        self.env, self.rollout_size = env, config.num_steps * env.num_envs
+        env = network.env
+        self.env = env
+        self.rollout_size = config.num_steps * env.num_envs
         if self.rollout_size % config.batch_size == 1:
             raise ValueError(
                 f"--batch-size: expected no minibatch of one of {self.rollout_size}, got {config.batch_size}"
             )
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
-        self.updates, self._env_seed = 0, seeds[1]
+        self.updates = 0
+        self._env_seed = env_seed
         self.stop = threading.Event()
         self.notes: list[str] = []  # what `load_state` has to say, in lines
         self.schedules = Schedules({"learning_rate": config.learning_rate}, {"learning_rate": 0.0})
-        self.algorithm = agent.algorithm()(
-            policy_class,
+        self.algorithm = algorithm(
+            network.policy_class,
             env,
             learning_rate=lambda remaining: remaining * self.schedules.starts["learning_rate"],
             n_steps=config.num_steps,
@@ -101,11 +77,11 @@ class SB3Trainer:
             vf_coef=config.vf_coef,
             max_grad_norm=config.max_grad_norm,
             stats_window_size=1000,
-            policy_kwargs=dict(policy_kwargs),
-            seed=seeds[0],
+            policy_kwargs=network.policy_kwargs,
+            seed=seed,
             device=device,
         )
-        env.seed(seeds[1])
+        env.seed(env_seed)
         self.algorithm.set_logger(Logger(None, []))
         self.skipped = self.skipped_in_a_row = 0  # updates that were taken back, since they left what is not finite
         self._deadline = Deadline(self.stop)

@@ -74,19 +74,18 @@ class Model:
         if features_extractor_class is not None:
             extractor = (features_extractor_class, dict(features_extractor_kwargs or {}))
         name, settings = _named(env, settings)
-        config = resolve(memory, name, self.agent, **settings)
+        resolved = resolve(memory, name, self.agent, **settings)
+        run = resolved.run
         if "num_minibatches" not in settings:  # each has an environment at least
-            config["num_minibatches"] = min(config["num_minibatches"], config["num_envs"])
+            resolved = resolved.replace(num_minibatches=min(resolved.agent.num_minibatches, run.num_envs))
         if isinstance(env, str):
-            self._run = build(config, None, extractor, training.say)
+            self._run = build(resolved, None, extractor, training.say)
         else:
-            given = vector_of(
-                env, config["num_envs"], config["encoder"], config["vectorization"], config["env_timeout"]
-            )
-            self._run = build(config, given, extractor, training.say)
+            vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
+            self._run = build(resolved, vector, extractor, training.say)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):
-                self._run.make_env = lambda: single_of(env, config["encoder"])
+                self._run.make_env = lambda: single_of(env, run.encoder)
         self._set_info()
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}
@@ -114,8 +113,7 @@ class Model:
         trainer.stop.clear()
         rollouts = -(-int(total_timesteps) // trainer.rollout_size)
         trainer.total_timesteps = trainer.timesteps + rollouts * trainer.rollout_size
-        config = {**run.config, "total_timesteps": trainer.total_timesteps, "run_dir": str(run_dir or "")}
-        run.config = config
+        run.settings = run.settings.replace(total_timesteps=trainer.total_timesteps, run_dir=str(run_dir or ""))
         opened = None
         if directory is not None:
             opened = (
@@ -170,7 +168,7 @@ class Model:
     def _run_directory(self, path: Path) -> Path:
         """Raises ValueError unless a run can be written there."""
         if path != self._directory:
-            check_run_dir(path, resume=False, overwrite=self._run.config["overwrite"])
+            check_run_dir(path, resume=False, overwrite=self._run.settings.run.overwrite)
         return path
 
 

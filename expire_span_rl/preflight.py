@@ -25,7 +25,7 @@ ROW_BYTES = 4000  # of progress.csv and of TensorBoard's events, for an update
 
 def preflight(run: Run, path: Path) -> list[str]:
     """Lines on the run that begins, or goes on, in `path`."""
-    trainer, policy, config = run.trainer, run.policy, run.config
+    trainer, policy, settings = run.trainer, run.policy, run.settings.run
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     parameters = sum(p.numel() for p in policy.parameters())
     device, threads = next(policy.parameters()).device, torch.get_num_threads()
@@ -36,7 +36,7 @@ def preflight(run: Run, path: Path) -> list[str]:
         "on disk": _disk_line(run, path),
         "speed": "follows the first updates",
     }
-    head = f"{config['env']}, {config['memory']} memory, {config['agent']}, {trainer.total_timesteps:,} steps -> {path}"
+    head = f"{settings.env}, {settings.memory} memory, {settings.agent}, {trainer.total_timesteps:,} steps -> {path}"
     lines = [head, *(f"  {name:<8} {text}" for name, text in rows.items() if text)]
     return lines + [f"warning: {text}" for text in warnings_of(run)]
 
@@ -45,7 +45,8 @@ def memory_line(run: Run) -> str:
     """Bytes that the memory of an environment takes at most, and is expected to take before anything is forgotten."""
     if not isinstance(run.policy, ActorCritic):
         return ""
-    memory, number = run.policy.draw(run.policy.initial_memory(1), None), run.config["num_envs"]
+    memory = run.policy.draw(run.policy.initial_memory(1), None)
+    number = run.settings.run.num_envs
     if memory.state is not None or not memory.layers:
         each = int(memory.bytes())
         return f"{size(each)} per environment, a state of fixed size; {size(each * number)} for {number}"
@@ -101,7 +102,7 @@ def expected_memories(run: Run, most: int | None) -> int | None:
 def rollout_line(run: Run) -> str:
     """Bytes of a rollout: observations, and what acting computed for each step."""
     trainer = run.trainer
-    number = run.config["num_envs"]
+    number = run.settings.run.num_envs
     steps = trainer.rollout_size // number
     space = getattr(trainer.env, "single_observation_space", getattr(trainer.env, "observation_space", None))
     each = _space_bytes(space) if isinstance(space, spaces.Dict) else 0
@@ -115,10 +116,10 @@ def warnings_of(run: Run) -> list[str]:
     horizon = getattr(run.trainer.env, "memory_horizon", None)
     if horizon is None or not isinstance(run.policy, ActorCritic):
         return []
-    facts = f"{run.config['env']} needs facts for up to {horizon:,} steps"
+    facts = f"{run.settings.run.env} needs facts for up to {horizon:,} steps"
     memory = run.policy.initial_memory(1)
     if memory.state is not None:
-        steps = run.config["num_steps"]
+        steps = run.settings.agent.num_steps
         if steps >= horizon:
             return []
         return [
@@ -163,14 +164,15 @@ def size(number: float) -> str:
 
 def _disk_line(run: Run, path: Path) -> str:
     """Checkpoints, snapshots and the log of the whole training, and how much room there is."""
-    trainer, every = run.trainer, run.config["checkpoint_every"]
+    trainer, settings = run.trainer, run.settings.run
+    every = settings.checkpoint_every
     snapshot = sum(p.numel() * p.element_size() for p in run.policy.state_dict().values())
     # Later Adam's three moments of every weight come to it, the best policy, and memories.
     checkpoint = len(checkpoint_bytes(*trainer.state())) + (4 * snapshot if trainer.timesteps == 0 else 0)
     spacing = -(-every // trainer.rollout_size) * trainer.rollout_size
     steps = range(spacing, trainer.total_timesteps + spacing, spacing)
     number = len(steps)
-    if run.config.get("keep_snapshots") != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
+    if settings.keep_snapshots != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
         number -= len(superfluous(steps, spacing))
     log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
     kept = len(CHECKPOINTS)

@@ -40,7 +40,6 @@ from expire_span_rl.run_files import (
     CHECKPOINTS,
     MARKER,
     MARKER_CONTENT,
-    THINNED,
     check_run_dir,
     clear,
     snapshot_path,
@@ -82,7 +81,7 @@ class RunDirectory:
         """A new one, in the place of a run that is there if the settings say `overwrite`, with a checkpoint of the
         beginning. lock: its own, if it is held already. Raises ValueError, one line, for a directory that somebody else
         trains in, or that is no run's."""
-        overwrite = run.config["overwrite"]
+        overwrite = run.settings.run.overwrite
         check_run_dir(path, False, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         lock = lock or take_lock(path)
@@ -90,7 +89,7 @@ class RunDirectory:
             check_run_dir(path, False, overwrite)  # once more: somebody may have been quicker
             clear(path)
             (path / "checkpoints").mkdir()
-            _write_config(path, run.config)
+            _write_config(path, run.settings.flat())
             directory = cls(path, run, lock)
             directory.checkpoint(with_policy=False)
             return directory
@@ -103,7 +102,7 @@ class RunDirectory:
         """The one in which `run` was trained before, with its config of now."""
         lock = take_lock(path)
         try:
-            _write_config(path, run.config)
+            _write_config(path, run.settings.flat())
             return cls(path, run, lock)
         except BaseException:
             lock.release()
@@ -129,7 +128,8 @@ class RunDirectory:
             _check_total(run)
             for error in damaged.values():
                 say(f"{error}: the checkpoint before it, of step {run.trainer.timesteps:,}, is used")
-            changed = {name: run.config[name] for name in ("total_timesteps", "learning_rate") if name in run.config}
+            flat = run.settings.flat()
+            changed = {name: flat[name] for name in ("total_timesteps", "learning_rate") if name in flat}
             if any(before.get(name) != value for name, value in changed.items()):
                 _write_config(path, {**before, **changed})
             directory = cls(path, run, lock)
@@ -142,9 +142,9 @@ class RunDirectory:
     def record(self, figures: Mapping[str, float]) -> None:
         """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed
         and WeightsLost."""
-        trainer, config = self.run.trainer, self.run.config
-        # Runs from before there was such a setting have none in their config. Baselines have no memories to look at.
-        every = config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
+        trainer, settings = self.run.trainer, self.run.settings.run
+        # Baselines have no memories to look at.
+        every = settings.memory_image_every if isinstance(self.run.policy, ActorCritic) else 0
         make_env = self.run.make_env
         picture = None
         if every and make_env is not None and trainer.updates % every == 1 % every:
@@ -152,20 +152,20 @@ class RunDirectory:
         with self._writing():
             self._table.write(figures)
             self._events.write(figures, trainer.timesteps, picture)
-        if trainer.timesteps - self.saved >= config["checkpoint_every"] or trainer.done:
+        if trainer.timesteps - self.saved >= settings.checkpoint_every or trainer.done:
             self.save()
-        elif time.monotonic() - self._saved_at >= 60 * config.get("checkpoint_minutes", 5.0):
+        elif time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes:
             self.checkpoint()
 
     def save(self) -> None:
         """Checkpoint, the policy as it is now, and the kept policy. Raises DirectoryFailed and WeightsLost."""
-        trainer, config = self.run.trainer, self.run.config
+        trainer, settings = self.run.trainer, self.run.settings.run
         self._check_weights()
         with self._writing():
             now = {**self.run.info, "timesteps": trainer.timesteps}
             save_policy(self.run.policy, snapshot_path(self.path, trainer.timesteps), now)
-            if config.get("keep_snapshots", THINNED) != ALL_SNAPSHOTS:
-                thin(self.path, trainer.timesteps, config["checkpoint_every"])
+            if settings.keep_snapshots != ALL_SNAPSHOTS:
+                thin(self.path, trainer.timesteps, settings.checkpoint_every)
         self.checkpoint()
 
     def checkpoint(self, with_policy: bool = True) -> None:
@@ -212,7 +212,7 @@ class RunDirectory:
         """Within, run.log gets every line that is said, and what ends the training with its traceback; afterwards the
         directory is closed. lines: what has been said before."""
         try:
-            self.log.begin(self.run.config["torch_threads"], next(self.run.policy.parameters()).device, lines)
+            self.log.begin(self.run.settings.run.torch_threads, next(self.run.policy.parameters()).device, lines)
             with listening(self.log.write):
                 yield
         except BaseException as error:
@@ -254,7 +254,7 @@ class RunDirectory:
         try:
             (path / "checkpoints").mkdir(parents=True)
             (path / MARKER).write_text(MARKER_CONTENT)
-            _write_config(path, self.run.config)
+            _write_config(path, self.run.settings.flat())
             write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(*self.run.trainer.state()))
             save_best(self.run, path / "policy.safetensors")
         except OSError:
@@ -292,7 +292,7 @@ class RunDirectory:
         `env`."""
         from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
-        title = f"{self.run.config['env']} after {self.run.trainer.timesteps:,} steps"
+        title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
         picture = snapshot(self.run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
         env.close()
         return None if picture is None else ("memory/timeline", picture)
@@ -376,7 +376,7 @@ def _check_total(run: Run) -> None:
     if trainer.total_timesteps < trainer.timesteps:
         raise ValueError(
             f"--total-timesteps: expected more than the {trainer.timesteps:,} steps of the run so far, got "
-            f"{run.config['total_timesteps']:,}"
+            f"{run.settings.run.total_timesteps:,}"
         )
 
 

@@ -21,24 +21,25 @@ from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
+from expire_span_rl.settings import Settings
 
 
-def train(config: dict[str, Any]) -> Path:
-    """Runs the training of `config` (`settings.resolve`) and returns its run directory. `config["resume"]` continues
-    the run in that directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and
+def train(settings: Settings) -> Path:
+    """Runs a training and returns its run directory. With `settings.run.resume`, it continues the run in that
+    directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and
     WeightsLost after what can be saved was saved."""
-    path, resuming = run_dir_of(config), bool(config["resume"])
-    check_run_dir(path, resuming, config["overwrite"])
-    # Of a run that is there the lock is taken at once: who comes second need not wait until everything is built.
+    path, resuming = run_dir_of(settings), bool(settings.run.resume)
+    check_run_dir(path, resuming, settings.run.overwrite)
+    # An existing run is locked at once, so that a second process is refused before it builds everything.
     lock = take_lock(path) if resuming or (path / MARKER).is_file() else None
     lines: list[str] = []
     try:
         with listening(lines.append):
             if resuming and path.is_symlink():
                 say(f"{path} is a link to {path.resolve()}, where the run goes on")
-            if resuming and (names := [*config.get("imports", ()), *filter(None, [importable(config["env"])])]):
+            if resuming and (names := [*settings.run.imports, *filter(None, [importable(settings.run.env)])]):
                 say(f"imports {', '.join(names)}, as when the run began")
-            run = build(config, say=say)
+            run = build(settings, say=say)
         try:
             _train(run, path, resuming, lock, lines)
         finally:
@@ -51,7 +52,7 @@ def train(config: dict[str, Any]) -> Path:
 
 def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: list[str]) -> None:
     """Trains what was built, and says so. lines: what has been said before there was a directory."""
-    trainer, config = run.trainer, run.config
+    trainer, settings = run.trainer, run.settings.run
     with listening(lines.append):
         if resuming:
             directory, goes_on = RunDirectory.resume(path, run, lock)
@@ -61,17 +62,17 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
                 say("the environments' state was not saved: they begin new episodes")
         else:
             directory = RunDirectory.begin(path, run, lock)
-    began, quiet = time.time(), config.get("quiet", False)
+    began = time.time()
     with directory.training(lines):
-        asked = config["total_timesteps"]
-        if trainer.total_timesteps != asked:
-            say(f"total timesteps rounded up from {asked:,} to {trainer.total_timesteps:,}, whole rollouts")
-        if not quiet:
+        requested = settings.total_timesteps
+        if trainer.total_timesteps != requested:
+            say(f"total timesteps rounded up from {requested:,} to {trainer.total_timesteps:,}, whole rollouts")
+        if not settings.quiet:
             for line in preflight(run, path):
                 say(line)
         if trainer.done:
             say(f"{path} is trained for all its {trainer.timesteps:,} steps: --total-timesteps MORE trains on")
-        learn(run, directory, None if quiet else speed(say, run), config["progress_bar"])
+        learn(run, directory, None if settings.quiet else speed(say, run), settings.progress_bar)
         _say_result(run, path, time.time() - began)
 
 

@@ -22,8 +22,8 @@ from expire_span_rl.files import write_atomically
 from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
+from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.policies.shapes import check_finite, check_numbers, check_tensors, weights_of
-from expire_span_rl.registry import Entry
 
 FORMAT = "expire-span-rl/policy"
 VERSION = 2
@@ -134,7 +134,7 @@ def _expected(config: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any
     try:
         return weights_of(lambda: make(config))
     except Exception:
-        if config["memory"] not in KINDS or isinstance(KINDS.describe(config["memory"]), Entry):
+        if config["memory"] not in KINDS or KINDS[config["memory"]].is_builtin:
             raise
         return None
 
@@ -150,12 +150,9 @@ def _maker(
         raise PolicyFileError(
             f"{shown(file)}: expected features_extractor, the policy's own, {shown(named, 100)}, which a file cannot bring"
         )
-    if not (isinstance(network, str) and network.startswith("sb3-")):
-        return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
-    from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # a second, and only for baselines
-
-    policy_class(network)
-    return lambda config: SB3Policy(SB3PolicyConfig.from_json(config))
+    if isinstance(network, str) and network in NETWORKS:
+        return NETWORKS[network].reader()
+    return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
 
 
 def policy_path(path: str | Path) -> Path:

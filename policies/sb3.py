@@ -29,9 +29,9 @@ from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
 from expire_span_rl.policies.memory.state import hidden_state
+from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.spaces import ACTION_MASK
 
-NETWORKS = ("sb3-mlp", "sb3-lstm")
 LARGEST_EXACT = 2**24  # whole numbers up to it are float32 numbers
 STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic
 
@@ -45,7 +45,7 @@ class SB3PolicyConfig:
     actions: Mapping[str, Any]
     """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str
-    """A name in NETWORKS."""
+    """A name in `policies.networks.NETWORKS`."""
     width: int = 64
     """Width D of the encoder, of the hidden layers and of the LSTM's state."""
 
@@ -80,22 +80,7 @@ class SB3PolicyConfig:
             "features_extractor_kwargs": extractor,
             "net_arch": hidden,
         }
-        return {**common, "lstm_hidden_size": self.width} if self.memory == "sb3-lstm" else common
-
-
-def policy_class(network: str) -> type[ActorCriticPolicy]:
-    """Stable-Baselines3's class of a network in NETWORKS. Raises ValueError, one line, if its package is not
-    installed."""
-    if network != "sb3-lstm":
-        return ActorCriticPolicy
-    try:
-        from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-    except ImportError:
-        raise ValueError(
-            f"{network} (sb3-recurrent-ppo): expected the package sb3-contrib, which is not installed: "
-            "pip install 'expire-span-rl[baselines]'"
-        ) from None
-    return RecurrentActorCriticPolicy
+        return {**common, "lstm_hidden_size": self.width} if NETWORKS[self.memory].recurrent else common
 
 
 def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
@@ -211,10 +196,10 @@ class SB3Policy(nn.Module):
         self.config = config
         if network is None:
             spaces_of = flat_space(config.observation), canonical_space(config.actions)
-            network = policy_class(config.memory)(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
+            network = NETWORKS[config.memory].load()(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
         self.network = network
         self._actions = (make_actions(config.actions),)  # a tuple: its weights, if any, are not this policy's
-        self.recurrent = config.memory == "sb3-lstm"
+        self.recurrent = NETWORKS[config.memory].recurrent
 
     @property
     def actions(self) -> Actions:
