@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from expire_span_rl.agents.impala import Impala
     from expire_span_rl.agents.interfaces import TrainingLoop
     from expire_span_rl.agents.ppo import PPO
+    from expire_span_rl.agents.rollout import RolloutSource
     from expire_span_rl.agents.sb3 import SB3Trainer
     from expire_span_rl.agents.supervised import Supervised
     from expire_span_rl.agents.training import Trainer
@@ -50,6 +51,7 @@ _LAZY = {
     "Impala": "impala",
     "BlockSource": "blocks",
     "PPO": "ppo",
+    "RolloutSource": "rollout",
     "SB3Trainer": "sb3",
     "Supervised": "supervised",
     "Trainer": "training",
@@ -73,6 +75,7 @@ __all__ = [
     "LearnerEntry",
     "Network",
     "PPOConfig",
+    "RolloutSource",
     "SB3Trainer",
     "Supervised",
     "SupervisedConfig",

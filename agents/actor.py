@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl.agents.rollout import Collector, acting_learning_difference
 from expire_span_rl.agents.transport import Arrays, Context, pack, to_tensors
+from expire_span_rl.protocols import LearningPolicy
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Delivery:
 class Actor:
     """Collects a rollout per call. An error inside is delivered, not raised: its class may exist here only."""
 
-    def __init__(self, make_env: Callable[[], VectorEnv], policy: Any, num_steps: int, context_steps: int, seed: int):
+    def __init__(
+        self, make_env: Callable[[], VectorEnv], policy: LearningPolicy, num_steps: int, context_steps: int, seed: int
+    ):
         """make_env is called at the first rollout; context_steps: K of `Context`, rounded up to whole rollouts."""
         torch.set_num_threads(1)
         self.make_env, self.policy, self.num_steps, self.seed = make_env, policy, num_steps, seed

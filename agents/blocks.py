@@ -22,13 +22,14 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import check_arrays, continue_drawing, under
+from expire_span_rl.protocols import LearningPolicy, Memory, Unroll
 
 
 @dataclass
 class Answers:
     """What learning from a block gave, beside what was learned."""
 
-    memory: Any  # after the block's last step
+    memory: Memory  # after the block's last step
     right: Tensor  # [T,B] bool: the likeliest action was the right one
     surprise: Tensor  # [T,B] -log p of the right action, in nats
 
@@ -41,7 +42,7 @@ class Block:
     episode_start: Tensor  # [T,B] bool
     actions: Tensor  # [T,B] the right ones
     asked: Tensor  # [T,B] bool: where they matter
-    memory: Any
+    memory: Memory
     ended: Sequence[tuple[int, int, Mapping[str, Any]]]  # (t, b, what the environment says) of episodes that ended
     answers: Answers | None = None
     """Filled in by whoever learns from the block; the next one begins with the memory in it."""
@@ -67,7 +68,7 @@ class BlockSource:
 
     on_policy: ClassVar[bool] = False  # nothing acts that learning could be checked against
 
-    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int):
         self.env, self.policy, self.num_steps = env, policy, num_steps
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
@@ -128,7 +129,7 @@ class BlockSource:
         )
         return self.block, episodes
 
-    def _live(self, memory: Any) -> dict[str, list[float]]:
+    def _live(self, memory: Memory) -> dict[str, list[float]]:
         """Mean and maximum over streams of the memories that a block's first step sees, its own among them."""
         counts = memory.live()
         if counts is None:
@@ -207,8 +208,10 @@ class BlockSource:
         self.env.close()
 
 
-def answers_of(policy: Any, out: Any, block: Block) -> Answers:
+def answers_of(policy: LearningPolicy, out: Unroll, block: Block) -> Answers:
     """What an unroll of a block answered; the surprise with its gradient."""
+    if out.memory is None:
+        raise ValueError("out: expected an unroll that kept its memory")
     right = policy.actions.mode(out.logits) == block.actions
     return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
 

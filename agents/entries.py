@@ -13,6 +13,7 @@ from expire_span_rl.registry import Entry
 if TYPE_CHECKING:
     from expire_span_rl.agents.interfaces import TrainingLoop
     from expire_span_rl.agents.rollout import RolloutSource
+    from expire_span_rl.protocols import LearningPolicy, Policy
 
 REWARDS, TARGETS = "rewards", "targets"
 
@@ -25,7 +26,7 @@ class Network:
     """The environments as that library takes them."""
     policy_class: type
     policy_kwargs: dict[str, Any]
-    as_policy: Callable[[Any], Any]
+    as_policy: Callable[[Any], Policy]
     """What makes one of our policies of the trained network."""
 
 
@@ -44,9 +45,9 @@ class AgentInputs:
     env_seed: int
     """Seed of the first environment."""
     device: str
-    make_policy: Callable[[], Any]
+    make_policy: Callable[[], LearningPolicy]
     """Makes a policy with the chosen memory kind."""
-    make_actors: Callable[[Any], RolloutSource]
+    make_actors: Callable[[LearningPolicy], RolloutSource]
     """Starts actors in other processes that play with a policy. Raises ValueError where that cannot be."""
     make_network: Callable[[str], Network]
     """Makes a policy of another library, by its name. Raises ValueError, one line, if its package is not installed."""
@@ -69,7 +70,7 @@ class AgentEntry(Entry, ABC):
         """The names that may stand for the memory of its policy. kinds: all memory kinds."""
 
     @abstractmethod
-    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Any]:
+    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Policy]:
         """The trainer, and the policy that it trains. Raises ValueError, one line, for inputs that do not fit."""
 
 
@@ -82,7 +83,7 @@ class LearnerEntry(AgentEntry):
     def memory_names(self, kinds: Iterable[str]) -> tuple[str, ...]:
         return tuple(kinds)
 
-    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Any]:
+    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Policy]:
         from expire_span_rl.agents.training import Trainer
 
         env, policy = inputs.env, inputs.make_policy()
@@ -111,7 +112,7 @@ class BaselineEntry(AgentEntry):
     def memory_names(self, kinds: Iterable[str]) -> tuple[str, ...]:
         return (self.network,)
 
-    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Any]:
+    def build(self, inputs: AgentInputs) -> tuple[TrainingLoop, Policy]:
         network = inputs.make_network(self.network)
         from expire_span_rl.agents.sb3 import SB3Trainer
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from expire_span_rl.protocols import StatefulModule
 
 LARGEST_WEIGHT = 1e9
 """Weights beyond it count as blown up: what they are multiplied with soon is beyond what float32 can hold."""
@@ -37,7 +39,7 @@ class SkippedUpdate(UserWarning):
 class Backup:
     """Copies of the parameters and buffers of modules, and of an optimiser's state."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer):
+    def __init__(self, modules: Mapping[str, StatefulModule], optimizer: torch.optim.Optimizer):
         self._modules, self._optimizer = modules, optimizer
         self._tensors = {
             name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
@@ -89,7 +91,7 @@ def tell_skipped(update: int, in_a_row: int, error: NotFinite) -> None:
         warnings.warn(f"update {update} is skipped: {error}", SkippedUpdate, stacklevel=2)
 
 
-def check_modules(modules: Mapping[str, nn.Module]) -> None:
+def check_modules(modules: Mapping[str, StatefulModule]) -> None:
     """Raises NotFinite for parameters that blew up and statistics that are not finite."""
     tensors: dict[str, tuple[Tensor, float]] = {}
     for module in modules.values():

@@ -20,6 +20,7 @@ from expire_span_rl.agents.rollout import Rollout, RolloutSource, under
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import OptimizerConfig, with_entropy_for
 from expire_span_rl.checks import shown
+from expire_span_rl.protocols import LearningPolicy, StatefulModule
 
 RATE_AT_REST = 0.05
 """Learning rate of what the pressure acts on while there is none, as a fraction of that at full pressure: spans may
@@ -42,7 +43,7 @@ class Learner:
     Config: ClassVar[type[OptimizerConfig]]
     learns_from: ClassVar[str] = REWARDS
 
-    def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
+    def __init__(self, policy: LearningPolicy, config: Any, num_envs: int, seed: int, horizon: int | None = None):
         """config: a `Config`; horizon: steps that facts of the task must last, None if it is not known. Raises
         ValueError if there are more minibatches than environments."""
         if config.num_minibatches > num_envs:
@@ -107,7 +108,7 @@ class Learner:
         check_modules(self._modules)
 
     @property
-    def _modules(self) -> dict[str, nn.Module]:
+    def _modules(self) -> Mapping[str, StatefulModule]:
         return {"policy": self.policy} | ({} if self.predictor is None else {"predictor": self.predictor})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -35,6 +35,7 @@ from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsE
 from expire_span_rl.agents.transport import recomputed, size, unpack
 from expire_span_rl.interrupts import kept
 from expire_span_rl.locks import FileLock, remove_abandoned
+from expire_span_rl.protocols import LearningPolicy
 
 OLDEST_RAY = "2.60"  # as the extra `ray` in pyproject.toml has it
 QUEUE = 2  # requests per actor under way
@@ -76,7 +77,7 @@ class ActorPool:
     def __init__(
         self,
         make_env: Callable[[], VectorEnv],
-        policy: Any,
+        policy: LearningPolicy,
         num_steps: int,
         seed: int,
         num_actors: int,

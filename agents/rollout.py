@@ -21,6 +21,7 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.storage import Storage, check_outputs, tensors_of
+from expire_span_rl.protocols import Acting, LearningPolicy, Memory
 
 LARGEST_DIFFERENCE = 1e-2
 """Between acting and learning, of float32 logits or values, relative to the largest of them if that is above 1. What is
@@ -41,7 +42,7 @@ class Rollout:
     rewards: Tensor  # [T,B]
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
-    memory: Any
+    memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to it
 
@@ -67,7 +68,7 @@ class Rollout:
             final_at=(t[mine], place[b[mine]]),
         )
 
-    def with_memory(self, memory: Any) -> Rollout:
+    def with_memory(self, memory: Memory) -> Rollout:
         """The same steps after another memory."""
         return replace(self, memory=memory)
 
@@ -80,7 +81,7 @@ class RolloutSource(Protocol):
     """Where the trainer gets its rollouts. Here, in its own process, from a `Collector`; `agents.ray_actors` has
     another."""
 
-    on_policy: bool  # the weights of now acted: acting can be checked against learning
+    on_policy: ClassVar[bool]  # the weights of now acted: acting can be checked against learning
     stop: threading.Event  # set by whoever wants the training to end
     deadline: Deadline  # of `stop`
     live: dict[str, list[float]]  # mean and maximum of live memories per layer; empty for a memory without slots
@@ -115,14 +116,14 @@ class Collector:
 
     on_policy: ClassVar[bool] = True
 
-    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int):
         self.env, self.policy, self.num_steps, self.seed = env, policy, num_steps, seed
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
         self.live: dict[str, list[float]] = {}
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
-        self._acting: Any = None  # what was acted on last, whose buffers go on
+        self._acting: Acting | None = None  # what was acted on last, whose buffers go on
         self._broken = False  # environments that a rollout left in its midst, and that cannot be set back
         self._begin(seed)
 
@@ -262,7 +263,7 @@ class Collector:
             episodes,
         )
 
-    def _acting_on(self, memory: Any) -> Any:
+    def _acting_on(self, memory: Memory) -> Acting:
         """`memory`, ready to act on, in the buffers of before where they fit."""
         on_cpu = self.policy.device.type == "cpu"
         self._acting = self.policy.begin(memory, _horizon(memory) if on_cpu else self.num_steps, self._acting)
@@ -344,7 +345,7 @@ def _number_of(state: Tensor) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _horizon(memory: Any) -> int:
+def _horizon(memory: Memory) -> int:
     """Steps until what expired is swept out: it slows down every step, but sweeping costs as much as there is to
     keep."""
     counts = memory.live()
@@ -357,7 +358,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
+def acting_learning_difference(policy: LearningPolicy, rollout: Rollout) -> float:
     """The largest difference between what acting computed (logits, values, values of final observations) and what one
     unroll under the same weights does, each relative to the largest of its kind if that is above 1: rounding is. What a
     mask forbids is no part of that."""

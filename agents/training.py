@@ -14,6 +14,7 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, tell_skipped
+from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.rollout import (
     LARGEST_DIFFERENCE,
     Collector,
@@ -24,6 +25,7 @@ from expire_span_rl.agents.rollout import (
 )
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.checks import number_or_none
+from expire_span_rl.protocols import LearningPolicy
 
 CHECK_EVERY = 50  # updates between two checks that acting equals learning
 AS_FEW = 1.2
@@ -38,8 +40,8 @@ class Trainer:
     def __init__(
         self,
         env: VectorEnv,
-        policy: Any,
-        agent: Any,
+        policy: LearningPolicy,
+        agent: Learner,
         forgetting: ForgettingConfig,
         total: int,
         seed: int,
@@ -226,13 +228,13 @@ class Trainer:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
 
-    def _check_due(self, rollout: Any) -> bool:
+    def _check_due(self, rollout: Rollout) -> bool:
         if self.last_check is not None:
             return self.updates >= self.last_check + CHECK_EVERY
         counts = rollout.memory.live()
         return (counts is None or bool(counts.any())) and bool(rollout.episode_start.any()) and self.updates > 0
 
-    def _check(self, rollout: Any) -> float:
+    def _check(self, rollout: Rollout) -> float:
         """Raises TrainingEnded if acting and learning differ by more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.agents.rollout import Rollout, under
+from expire_span_rl.protocols import LearningPolicy, Memory
 
 Arrays = dict[str, np.ndarray]
 _PLAIN = tuple(f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at"))
@@ -30,7 +30,7 @@ def pack(rollout: Rollout) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def unpack(arrays: Mapping[str, np.ndarray], policy: Any) -> Rollout:
+def unpack(arrays: Mapping[str, np.ndarray], policy: LearningPolicy) -> Rollout:
     """The rollout that `pack` was given, on the policy's device."""
     tensors = to_tensors(arrays, policy.device)
     return Rollout(
@@ -70,7 +70,7 @@ class Context:
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def recomputed(policy: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def recomputed(policy: LearningPolicy, arrays: Mapping[str, np.ndarray]) -> Memory:
     """The memory after the steps of a `Context`, under the policy's weights of now: only what is older than these steps
     is as it was cached."""
     tensors = to_tensors(arrays, policy.device)

@@ -120,7 +120,9 @@ def main() -> None:
         raise cli.UsageError("--agent, --observation-prediction-coef: expected a policy of ours that learns to predict")
     run = build(settings.replace(torch_threads=1))
     trainer, figures = cast(Trainer, run.trainer), []
-    for count, told in enumerate(learn(run.policy, trainer.agent, settings.run.seed, config.optimiser_steps), 1):
+    for count, told in enumerate(
+        learn(cast(ActorCritic, run.policy), trainer.agent, settings.run.seed, config.optimiser_steps), 1
+    ):
         figures.append(told)
         if count % config.every == 0 or count == config.optimiser_steps:
             loss, right = np.nanmean(figures, 0)

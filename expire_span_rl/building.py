@@ -13,12 +13,13 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from expire_span_rl.agents import AGENTS, AgentInputs, ForgettingConfig, Network, TrainingLoop
+from expire_span_rl.agents import AGENTS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
 from expire_span_rl.checks import json_object, quoted
 from expire_span_rl.environments import named_environment
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
 from expire_span_rl.policies import ActorCritic, observation_spec
+from expire_span_rl.protocols import LearningPolicy, Policy
 from expire_span_rl.settings import Settings
 
 FAR = 2**61  # beyond the seeds of every evaluation's environments
@@ -33,7 +34,7 @@ class Run:
 
     settings: Settings
     trainer: TrainingLoop
-    policy: Any
+    policy: Policy
     info: dict[str, Any]
     """What the policy's file says of it beside its config."""
     make_env: Callable[[], gym.Env] | None = None
@@ -138,7 +139,7 @@ class _Builder:
             **extractor,
         ).to(device(run.device))
 
-    def start_actors(self, policy: Any) -> Any:
+    def start_actors(self, policy: LearningPolicy) -> RolloutSource:
         """The rollouts of Ray actors that play with `policy`. Raises ValueError, one line, before any of them
         starts."""
         if self.make_envs is None:

@@ -12,16 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
+from expire_span_rl.protocols import Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
@@ -84,7 +86,7 @@ def compare(
     return {"env": env_id, "env_kwargs": kwargs, "seed": protocol.seed, "policies": results}
 
 
-def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> Any:
+def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> VectorEnv:
     """Environments to evaluate in, by id or by the function that makes one. Episode k of environment i is the same
     whatever was played before, of which only our own batched tasks and environments that are stepped one by one can be
     sure."""
@@ -93,7 +95,7 @@ def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> Any:
 
 
 def evaluate(
-    policy: Any,
+    policy: Policy,
     env_id: str,
     env_kwargs: Mapping[str, Any],
     episodes: int,
@@ -119,8 +121,8 @@ def evaluate(
 
 
 def evaluate_in(
-    policy: Any,
-    env: Any,
+    policy: Policy,
+    env: VectorEnv,
     name: str,
     protocol: Protocol,
     progress: Callable[[int], Any] = lambda count: None,
@@ -142,12 +144,13 @@ def evaluate_in(
         for episode in played:
             episode["success"] = bool(episode["success"])
     live = session.live_sum / session.steps if stores else np.zeros(0)
+    memory = cast(Memory, session.memory)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
         **_figures(played, stores, ratios),
         "live_memories_mean": live.tolist(),
         "live_memories_max": session.live_max.tolist() if stores else [],
-        "memory_bytes": float(live @ session.memory.slot_bytes()) if stores else float(session.memory.bytes()[0]),
+        "memory_bytes": float(live @ memory.slot_bytes()) if stores else float(memory.bytes()[0]),
         "acting_steps_per_second": session.acted / session.seconds,
         "buckets": _buckets(played, stores, ratios, key or "steps"),
     }
@@ -172,7 +175,7 @@ class _Session:
     """Actions, those of episodes that do not count too,"""
     seconds: float = 0.0
     """and the time that it took to choose them."""
-    memory: Any = None
+    memory: Memory | None = None
     """At the end."""
 
     def count(self, live: torch.Tensor | None, active: np.ndarray) -> None:
@@ -187,8 +190,8 @@ class _Session:
 
 @torch.no_grad()
 def _play(
-    policy: Any,
-    env: Any,
+    policy: Policy,
+    env: VectorEnv,
     name: str,
     protocol: Protocol,
     progress: Callable[[int], Any],

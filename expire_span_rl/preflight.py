@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,16 +42,17 @@ def preflight(run: Run, path: Path) -> list[str]:
 
 def memory_line(run: Run) -> str:
     """Bytes that the memory of an environment takes at most, and is expected to take before anything is forgotten."""
-    if not isinstance(run.policy, ActorCritic):
+    policy = run.policy
+    if not isinstance(policy, ActorCritic):
         return ""
-    memory = run.policy.draw(run.policy.initial_memory(1), None)
+    memory = policy.draw(policy.initial_memory(1), None)
     number = run.settings.run.num_envs
     if memory.state is not None or not memory.layers:
         each = int(memory.bytes())
         return f"{size(each)} per environment, a state of fixed size; {size(each * number)} for {number}"
-    most, per_slot = most_memories(run.policy), sum(memory.slot_bytes())
+    most, per_slot = most_memories(policy), sum(memory.slot_bytes())
     layers = f"{len(memory.layers)} layer{'s' * (len(memory.layers) > 1)}"
-    expected = expected_memories(run, most)
+    expected = expected_memories(policy, most)
     if most is None and expected is not None:
         text = f"at most {expected:,} memories in {layers} until the task is learned, {size(expected * per_slot)} per environment"
         return f"{text}, {size(expected * per_slot * number)} for {number}; then as many as are needed"
@@ -75,7 +75,7 @@ def most_memories(policy: ActorCritic) -> int | None:
     return getattr(config, "window", None)
 
 
-def reach(policy: Any) -> tuple[int | None, str]:
+def reach(policy: ActorCritic) -> tuple[int | None, str]:
     """Age in steps up to which something can be remembered while the task is learned, None where there is no limit or
     none is known; and the flag that sets it."""
     config = policy.config.memory_config
@@ -87,10 +87,10 @@ def reach(policy: Any) -> tuple[int | None, str]:
     return (longest, "--max-span") if longest else (getattr(config, "window", None), "--window")
 
 
-def expected_memories(run: Run, most: int | None) -> int | None:
+def expected_memories(policy: ActorCritic, most: int | None) -> int | None:
     """Live memories per layer in long episodes before anything is forgotten; None if that is not known. most: as
     `most_memories`."""
-    config = run.policy.config.memory_config
+    config = policy.config.memory_config
     if getattr(config, "initial_limit", 0):
         limit = config.initial_limit + config.ramp
         return limit if most is None else min(most, limit)

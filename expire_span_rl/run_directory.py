@@ -143,12 +143,11 @@ class RunDirectory:
         """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed
         and WeightsLost."""
         trainer, settings = self.run.trainer, self.run.settings.run
-        # Baselines have no memories to look at.
-        every = settings.memory_image_every if isinstance(self.run.policy, ActorCritic) else 0
-        make_env = self.run.make_env
+        policy, make_env, every = self.run.policy, self.run.make_env, settings.memory_image_every
         picture = None
-        if every and make_env is not None and trainer.updates % every == 1 % every:
-            picture = self._memory_picture(make_env())
+        # Baselines have no memories to look at.
+        if every and make_env is not None and isinstance(policy, ActorCritic) and trainer.updates % every == 1 % every:
+            picture = self._memory_picture(policy, make_env())
         with self._writing():
             self._table.write(figures)
             self._events.write(figures, trainer.timesteps, picture)
@@ -287,13 +286,13 @@ class RunDirectory:
             f"--resume {self.path} --learning-rate LOWER goes on from there"
         )
 
-    def _memory_picture(self, env: gym.Env) -> tuple[str, Any] | None:
+    def _memory_picture(self, policy: ActorCritic, env: gym.Env) -> tuple[str, Any] | None:
         """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes
         `env`."""
         from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
 
         title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
-        picture = snapshot(self.run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
+        picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
         env.close()
         return None if picture is None else ("memory/timeline", picture)
 

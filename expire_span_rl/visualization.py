@@ -16,7 +16,7 @@ from expire_span_rl.checks import shown
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.outputs import check_outputs, write_output
-from expire_span_rl.policies import check_spaces
+from expire_span_rl.policies import ActorCritic, check_spaces
 from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
@@ -60,7 +60,7 @@ class PlayedEpisode:
 class Showing:
     """What a policy remembered in episodes that it played. A notebook shows it as the viewer's page."""
 
-    policy: Any
+    policy: ActorCritic
     title: str
     subtitle: str
     actions: list[str]
@@ -119,10 +119,11 @@ class Showing:
 
 
 def show_in(
-    policy: Any,
+    policy: ActorCritic,
     env: gym.Env,
     name: str,
     label: str,
+    *,
     seed: int = 0,
     episodes: int = 1,
     deterministic: bool = True,
@@ -159,7 +160,13 @@ def _no_film(env: gym.Env) -> None:
 
 
 def _played(
-    policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int, paged: bool
+    policy: ActorCritic,
+    env: gym.Env,
+    about: Mapping[str, Any],
+    names: list[str],
+    max_steps: int,
+    audited: int,
+    paged: bool,
 ) -> PlayedEpisode:
     """Plays one episode and measures it. paged: films it, and plays it again without the memory that mattered."""
     film, seed = Film(), about["seed"]
@@ -182,7 +189,7 @@ def _played(
 
 
 def _without(
-    policy: Any, env: gym.Env, episode: Episode, told: dict[str, Any], names: list[str], max_steps: int
+    policy: ActorCritic, env: gym.Env, episode: Episode, told: dict[str, Any], names: list[str], max_steps: int
 ) -> OtherEpisode | None:
     """Plays the episode without the memory that its story says mattered, and adds it to the record `told`, under
     `without`."""
@@ -198,7 +205,13 @@ def _without(
 
 
 def environment_for(
-    policy: Any, info: Mapping[str, Any], path: str, env: str, imports: Sequence[str], env_kwargs: Mapping[str, Any]
+    policy: ActorCritic,
+    info: Mapping[str, Any],
+    path: str,
+    *,
+    env: str,
+    imports: Sequence[str],
+    env_kwargs: Mapping[str, Any],
 ) -> tuple[str, gym.Env]:
     """The id and the environment for the policy at `path` to play in, with pictures if it has them.
 

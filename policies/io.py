@@ -24,6 +24,7 @@ from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.policies.shapes import check_finite, check_numbers, check_tensors, weights_of
+from expire_span_rl.protocols import Policy
 
 FORMAT = "expire-span-rl/policy"
 VERSION = 2
@@ -40,7 +41,7 @@ class PolicyFileError(ValueError):
 
 
 def save_policy(
-    policy: ActorCritic, path: str | Path, info: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+    policy: Policy, path: str | Path, info: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
     """Writes `policy` (with `weights` instead of its own, if given). info: JSON-able, what to know of it: `env`,
     `env_kwargs`, `agent`, and whatever else; `load_policy` gives it back."""

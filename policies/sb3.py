@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,8 +176,12 @@ class SB3Acting:
 
     state: Tensor  # [B,STATES,D] of an LSTM; [B,0,D] without
     time: Tensor  # [B] clock of the observation that comes next
-    live: ClassVar[None] = None
-    full: ClassVar[bool] = False
+    live: None = None  # no slots, so nothing can be counted
+
+    @property
+    def full(self) -> bool:
+        """Never: nothing accumulates."""
+        return False
 
     def memory(self) -> Memory:
         """The state after the last step."""

@@ -196,7 +196,7 @@ def test_evaluate_writes_through_a_link_and_says_so(run, monkeypatch, capsys):
 def test_a_showing_replaces_no_policy_and_nothing_of_a_run(run, tmp_path, monkeypatch):
     """Whether it is saved from Python or by the command line."""
     policy, info = load_policy(run)
-    name, env = visualization.environment_for(policy, info, str(run), "", (), {"max_length": 3})
+    name, env = visualization.environment_for(policy, info, str(run), env="", imports=(), env_kwargs={"max_length": 3})
     shown = visualization.show_in(policy, env, name, "policy", audit=0)
     before = (run / "config.json").read_bytes()
     with pytest.raises(ValueError, match="^path: expected a new file or an earlier result"):

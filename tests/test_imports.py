@@ -18,6 +18,7 @@ LEAVES = {
     "files",
     "interrupts",
     "locks",
+    "protocols",
     "registry",
     "spaces",
 }  # modules of `expire_span_rl` itself that import nothing of ours but each other
