@@ -85,7 +85,7 @@ def main() -> None:
     config = cli.parse(VisualizeConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
     kwargs = json_object("--env-kwargs", config.env_kwargs)
 
-    # Only now: torch takes a second, which a misspelled flag need not wait for.
+    # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch
     from rich.console import Console
     from rich.progress import Progress
