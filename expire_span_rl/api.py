@@ -312,8 +312,8 @@ def _find_policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def _name_and_settings(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of the environment and the settings, with the number of environments of a VectorEnv. Raises TypeError for
-    what is no environment, and ValueError, one line, for settings that do not go with it."""
+    """The name of the environment and the settings, with the number of environments of a VectorEnv. Raises TypeError
+    for what is no environment, and ValueError, one line, for settings that do not go with it."""
     if isinstance(env, str):
         return env, dict(settings)
     check_given(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})

@@ -325,7 +325,7 @@ def _mean(episodes: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:
-    """Where an environment reports success for some policies' episodes, the others' success rate becomes 0, in place."""
+    """Where an environment reports success for some policies only, the others' success rate becomes 0, in place."""
     metrics = [part for result in results for part in (result, *result["buckets"])]
     if any(part["success_rate"] is not None for part in metrics):
         for part in metrics:

@@ -26,9 +26,10 @@ class PeriodicEvaluation:
         run.trainer.keeps_evaluated = bool(self._every)
 
     def metrics(self) -> dict[str, float]:
-        """`eval/mean_reward`, `eval/mean_ep_length`, `eval/success_rate` and `eval/live_mean` (live memories per layer),
-        as far as they are defined. Empty if no evaluation is due after this update, or if the training was asked to stop
-        in the middle of one."""
+        """The metrics of an evaluation that is due after this update, as far as they are defined: `eval/mean_reward`,
+        `eval/mean_ep_length`, `eval/success_rate` and `eval/live_mean` (live memories per layer).
+
+        Empty if no evaluation is due, or if the training was asked to stop in the middle of one."""
         trainer = self._run.trainer
         before = trainer.timesteps - trainer.rollout_size
         due = self._every and (trainer.done or trainer.timesteps // self._every > before // self._every)

@@ -175,7 +175,8 @@ class Settings:
         ramp = getattr(self.memory, "ramp", 0)
         if 0 < budget <= ramp:
             raise ValueError(
-                f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, got {budget}"
+                f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, "
+                f"got {budget}"
             )
 
     @classmethod

@@ -1,5 +1,5 @@
-"""Trains an agent: environments, policy and trainer from the settings, then update after update, into a run
-directory."""
+"""Trains an agent: builds environments, policy and trainer from the settings, then runs update after update, and writes
+a run directory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from expire_span_rl.settings import Settings
 
 
 def train(settings: Settings) -> Path:
-    """Runs a training and returns its run directory. With `settings.run.resume`, it continues the run in that
-    directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and
-    WeightsLost after what can be saved was saved."""
+    """Runs a training and returns its run directory. `settings.run.resume` continues the run in that directory.
+
+    Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost, after saving what can
+    be saved."""
     path, resuming = run_dir_of(settings), bool(settings.run.resume)
     check_run_dir(path, resuming, settings.run.overwrite)
     # An existing run is locked at once, so that a second process is refused before it builds everything.
@@ -51,7 +52,7 @@ def train(settings: Settings) -> Path:
 
 
 def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: list[str]) -> None:
-    """Trains what was built, and says so. lines: what has been said before there was a directory."""
+    """Trains what was built. lines: messages from before there was a directory."""
     trainer, settings = run.trainer, run.settings.run
     with listening(lines.append):
         if resuming:
@@ -77,7 +78,7 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
 
 
 def _say_result(run: Run, path: Path, seconds: float) -> None:
-    """What was trained, and which policy the run's is."""
+    """Reports what was trained, and which policy the run has."""
     trainer = run.trainer
     say(f"trained {trainer.timesteps:,} steps in {seconds / 60:.1f} minutes")
     best, file = trainer.best, path / "policy.safetensors"
@@ -94,25 +95,26 @@ def learn(
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress_bar: bool = False,
 ) -> None:
-    """Updates until the trainer's total is reached, or `callback`, which gets each update's figures, returns False.
-    What is unfinished is saved in `directory`. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed,
-    DirectoryFailed and WeightsLost after that."""
+    """Updates until the trainer's total is reached, or `callback`, which gets each update's metrics, returns False.
+
+    Saves the state in `directory` at the end, also of a training that did not reach its total. Raises
+    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost after that."""
     trainer, evaluation = run.trainer, PeriodicEvaluation(run, say)
     ended: Exception | None = None
-    with finishing(trainer.stop) as asked, tqdm(
+    with finishing(trainer.stop) as request, tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not progress_bar, dynamic_ncols=True, mininterval=1,
     ) as bar:  # fmt: skip
         going = True
         try:
             while going and not (trainer.done or trainer.stop.is_set()):
-                figures = trainer.update()
-                figures |= evaluation.metrics()
+                metrics = trainer.update()
+                metrics |= evaluation.metrics()
                 if directory is not None:
-                    directory.record(figures)
+                    directory.record(metrics)
                 bar.update(trainer.rollout_size)
-                bar.set_postfix_str(_short(figures))
-                going = callback is None or callback(figures) is not False
+                bar.set_postfix_str(_summary(metrics))
+                going = callback is None or callback(metrics) is not False
         except (TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost) as error:
             ended = error
         if directory is not None:
@@ -120,12 +122,12 @@ def learn(
     if ended is not None and not (trainer.stop.is_set() and isinstance(ended, TrainingEnded)):
         raise ended
     if trainer.stop.is_set() and not trainer.done:
-        raise Interrupted(asked.signum or signal.SIGINT)
+        raise Interrupted(request.signum or signal.SIGINT)
 
 
-def _short(figures: Mapping[str, float]) -> str:
-    """A few figures for the progress bar."""
-    shown = {
+def _summary(metrics: Mapping[str, float]) -> str:
+    """A few metrics for the progress bar."""
+    keys = {
         "success": "rollout/success_rate",
         "hard": "rollout/hard_score",
         "eval": "eval/success_rate",
@@ -133,6 +135,6 @@ def _short(figures: Mapping[str, float]) -> str:
         "live": "memory/live_mean",
         "pressure": "memory/pressure",
     }
-    if "rollout/success_rate" in figures:
-        del shown["return"]
-    return " ".join(f"{name} {figures[key]:.3g}" for name, key in shown.items() if key in figures)
+    if "rollout/success_rate" in metrics:
+        del keys["return"]
+    return " ".join(f"{name} {metrics[key]:.3g}" for name, key in keys.items() if key in metrics)

@@ -143,8 +143,8 @@ def show_in(
     """Plays the episodes of `seed`, seed + 1 and so on in an existing environment (of `make_env`), which is not closed.
 
     name, label: what the environment and the policy are called. audit: at every decision, measures the effect of this
-    many of the memories that are attended to most; 0: no measurement. The first PAGED episodes have pictures, later ones
-    numbers only. Raises ValueError, one line, for an episode that is longer than `max_steps`.
+    many of the memories that are attended to most; 0: no measurement. The first PAGED episodes have pictures, later
+    ones numbers only. Raises ValueError, one line, for an episode that is longer than `max_steps`.
     """
     names = action_names(env, policy)
     player = _Player(policy, env, names, max_steps, audit)

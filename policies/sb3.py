@@ -54,7 +54,8 @@ class SB3PolicyConfig:
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
         if ACTION_MASK in self.observation:
             raise ValueError(
-                f"{self.memory}: expected an environment without action masks, which Stable-Baselines3's algorithms do not heed"
+                f"{self.memory}: expected an environment without action masks, which Stable-Baselines3's algorithms "
+                "do not heed"
             )
         if self.memory not in NETWORKS:
             raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {self.memory!r}")
@@ -91,8 +92,8 @@ def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
 
 def _in_halves(entry: Mapping[str, Any]) -> bool:
     """Whether an entry has whole numbers that float32 cannot hold: each is written as two of 16 bits."""
-    last = abs(entry.get("start", 0)) + entry["n"] if entry["kind"] == "discrete" else 0
-    return entry["kind"] == "words" or last > LARGEST_EXACT
+    largest = abs(entry.get("start", 0)) + entry["n"] if entry["kind"] == "discrete" else 0
+    return entry["kind"] == "words" or largest > LARGEST_EXACT
 
 
 def flat(entry: Mapping[str, Any], value: Tensor) -> Tensor:
@@ -215,8 +216,8 @@ class SB3Policy(nn.Module):
         return self.network.value_net.weight.device
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every parameter of the network, and every statistic, once. (The network has its extractor under three names,
-        which a file must not hold thrice.)"""
+        """Every parameter and every statistic of the network, once. (The network has its extractor under three names,
+        a file has it under one.)"""
         named = (*self.network.named_parameters(prefix="network"), *self.network.named_buffers(prefix="network"))
         fixed = {name for name, _ in self.network.named_buffers(prefix="network")} - {
             f"network.{name}" for name in self.network.state_dict()
@@ -225,11 +226,11 @@ class SB3Policy(nn.Module):
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError for other names or shapes."""
-        own = self.state_dict()
-        shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, weights)]
+        current = self.state_dict()
+        shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (current, weights)]
         if shapes[0] != shapes[1]:
             raise RuntimeError(f"weights: expected {shapes[0]}, got {shapes[1]}")
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             tensor.copy_(weights[name])
 
     def initial_memory(self, batch_size: int) -> Memory:
@@ -253,9 +254,9 @@ class SB3Policy(nn.Module):
         actor = critic = network.extract_features(columns)  # [B,D]
         if self.recurrent:
             states, start = acting.state.transpose(0, 1)[:, None].contiguous(), episode_start.float()  # [STATES,1,B,D]
-            actor, mine = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
-            critic, its = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
-            acting.state = torch.cat([*mine, *its]).transpose(0, 1)
+            actor, actor_state = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
+            critic, critic_state = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
+            acting.state = torch.cat([*actor_state, *critic_state]).transpose(0, 1)
         acting.time = acting.time.masked_fill(episode_start, 0) + 1
         outputs = network.action_net(network.mlp_extractor.forward_actor(actor))
         values = network.value_net(network.mlp_extractor.forward_critic(critic)).squeeze(-1)
