@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def parse_sequence(arguments: list[str]) -> Settings:
-    """All settings of a run, flat (`settings.resolve`). Raises ValueError, one line."""
+    """All settings of a run. Raises ValueError, one line."""
     task = cli.choice("--task", cli.value_of("task", arguments) or SequenceConfig.task, TASKS)
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     _check_task_flags(task, arguments)
