@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.agents.transport import Arrays, Context, pack, to_tensors
+from expire_span_rl.protocols import LearningPolicy
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Actor:
     """Collects one rollout per call. An error inside is delivered and not raised, since the learner's process may not
     have the error's class."""
 
-    def __init__(self, make_env: Callable[[], VectorEnv], policy: Any, num_steps: int, context_steps: int, seed: int):
+    def __init__(
+        self, make_env: Callable[[], VectorEnv], policy: LearningPolicy, num_steps: int, context_steps: int, seed: int
+    ):
         """make_env is called at the first rollout. context_steps: K of `Context`, rounded up to whole rollouts."""
         torch.set_num_threads(1)
         self.make_env = make_env

@@ -22,13 +22,14 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import check_arrays, restore_generator, select_prefix
+from expire_span_rl.protocols import LearningPolicy, Memory, Unroll
 
 
 @dataclass
 class Answers:
     """The policy's answers in a block, and its memory afterwards."""
 
-    memory: Any  # after the block's last step
+    memory: Memory  # after the block's last step
     right: Tensor  # [T,B] bool: whether the most likely action is the right one
     surprise: Tensor  # [T,B] -log p of the right action, in nats
 
@@ -41,7 +42,7 @@ class Block:
     episode_start: Tensor  # [T,B] bool
     actions: Tensor  # [T,B] the right actions
     asked: Tensor  # [T,B] bool: whether the right action matters
-    memory: Any
+    memory: Memory
     episode_ends: Sequence[
         tuple[int, int, Mapping[str, Any]]
     ]  # (t, b, the environment's entries) of episodes that ended
@@ -71,7 +72,7 @@ class BlockSource:
     _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
     """Attributes that `collect` changes."""
 
-    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int):
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
@@ -108,7 +109,7 @@ class BlockSource:
         self.block = self._step_streams(memory)
         return self.block, episodes
 
-    def _step_streams(self, memory: Any) -> Block:
+    def _step_streams(self, memory: Memory) -> Block:
         """Steps the streams with the right actions. Returns the block of these steps. memory: the one before them."""
         env = cast(Any, self.env)
         observations: dict[str, list[np.ndarray]] = {key: [] for key in self.observation}
@@ -146,7 +147,7 @@ class BlockSource:
         """The arrays of all steps as one tensor on the policy's device."""
         return torch.as_tensor(np.stack(arrays), device=self.policy.device)
 
-    def _live(self, memory: Any) -> dict[str, list[float]]:
+    def _live(self, memory: Memory) -> dict[str, list[float]]:
         """Mean and maximum, over streams, of the memories visible to a block's first step. Its own memory counts. Empty
         for a memory without slots."""
         counts = memory.live()
@@ -233,8 +234,10 @@ class BlockSource:
         self.env.close()
 
 
-def answers_of(policy: Any, out: Any, block: Block) -> Answers:
+def answers_of(policy: LearningPolicy, out: Unroll, block: Block) -> Answers:
     """The answers of a block's unroll `out`. The surprise has a gradient."""
+    if out.memory is None:
+        raise ValueError("out: expected an unroll that kept its memory")
     right = policy.actions.mode(out.logits) == block.actions
     return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
 

@@ -18,6 +18,7 @@ from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
+from expire_span_rl.protocols import Acting, LearningPolicy, Memory
 
 COMPACTION_INTERVAL = 8
 """Smallest number of steps between two compactions of the memory that acts."""
@@ -31,7 +32,7 @@ class Collector:
 
     on_policy: ClassVar[bool] = True
 
-    def __init__(self, env: VectorEnv, policy: Any, num_steps: int, seed: int):
+    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int):
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
@@ -41,7 +42,7 @@ class Collector:
         self.live: dict[str, list[float]] = {}
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
-        self._acting: Any = None
+        self._acting: Acting | None = None
         """The last acting state. The next one uses its buffers again."""
         self._needs_reset = False
         """True if a rollout was given up and the environments cannot go back to the state before it."""
@@ -169,7 +170,7 @@ class Collector:
         values = self.policy.value(final, acting, torch.as_tensor(rows, device=device))
         buffer.add_finals(t, rows, final, values)
 
-    def _begin_acting(self, memory: Any) -> Any:
+    def _begin_acting(self, memory: Memory) -> Acting:
         """Prepares `memory` for acting, in the buffers used before where they fit."""
         on_cpu = self.policy.device.type == "cpu"
         horizon = _compaction_interval(memory) if on_cpu else self.num_steps
@@ -221,7 +222,7 @@ def _seed_offset(state: Tensor | None) -> int:
     return SEED_OFFSET + (0 if state is None else hash_state(state) % SEED_OFFSET)
 
 
-def _compaction_interval(memory: Any) -> int:
+def _compaction_interval(memory: Memory) -> int:
     """Steps until expired memories are removed. Until then they slow down every step, but compaction costs time in
     proportion to the live memories."""
     counts = memory.live()

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from expire_span_rl.protocols import StatefulModule
 
 LARGEST_WEIGHT = 1e9
 """Weights beyond it count as diverged. Products with them soon exceed the range of float32."""
@@ -39,7 +41,7 @@ class SkippedUpdate(UserWarning):
 class Backup:
     """Copies of the parameters and buffers of modules, and of an optimiser's state."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer):
+    def __init__(self, modules: Mapping[str, StatefulModule], optimizer: torch.optim.Optimizer):
         self._modules = modules
         self._optimizer = optimizer
         self._tensors = {
@@ -90,7 +92,7 @@ def report_skipped_update(update: int, in_a_row: int, error: NotFinite) -> None:
         warnings.warn(f"update {update} is skipped: {error}", SkippedUpdate, stacklevel=2)
 
 
-def check_modules(modules: Mapping[str, nn.Module]) -> None:
+def check_modules(modules: Mapping[str, StatefulModule]) -> None:
     """Raises NotFinite for parameters that diverged and for statistics that are not finite."""
     limits: dict[str, tuple[Tensor, float]] = {}  # each tensor with the largest size that it may have
     for module in modules.values():

@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expire_span_rl.agents.entries import REWARDS, AgentInputs
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.reward_scale import RewardScale
-from expire_span_rl.agents.rollout import Rollout, select_prefix
+from expire_span_rl.agents.rollout import Rollout, RolloutSource, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import OptimizerConfig, with_default_entropy
 from expire_span_rl.checks import shown
+from expire_span_rl.protocols import LearningPolicy, StatefulModule
 
 RESTING_RATE = 0.05
 """Learning rate of the span parameters without pressure, as a fraction of their rate at full pressure. Spans can then
@@ -44,10 +46,9 @@ class Learner:
     and the policy loss."""
 
     Config: ClassVar[type[OptimizerConfig]]
-    network: ClassVar[None] = None  # it learns any of our policies; a baseline names the one that it brings
-    supervised: ClassVar[bool] = False  # it learns from rewards, not from what is right
+    learns_from: ClassVar[str] = REWARDS
 
-    def __init__(self, policy: Any, config: Any, num_envs: int, seed: int, horizon: int | None = None):
+    def __init__(self, policy: LearningPolicy, config: Any, num_envs: int, seed: int, horizon: int | None = None):
         """config: a `Config`; horizon: steps for which the task's facts must be remembered, None if unknown. Raises
         ValueError if there are more minibatches than environments."""
         if config.num_minibatches > num_envs:
@@ -68,6 +69,10 @@ class Learner:
             {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
         )
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
+
+    def make_source(self, inputs: AgentInputs) -> RolloutSource | None:
+        """The source of its rollouts. None: the trainer collects them in its own process."""
+        return inputs.make_actors(self.policy) if getattr(self.config, "distributed", False) else None
 
     def _make_optimizer(self) -> torch.optim.Adam:
         """Adam over the policy's parameter groups and the predictor's parameters."""
@@ -119,7 +124,7 @@ class Learner:
         check_modules(self._modules)
 
     @property
-    def _modules(self) -> dict[str, nn.Module]:
+    def _modules(self) -> Mapping[str, StatefulModule]:
         return {"policy": self.policy} | ({} if self.predictor is None else {"predictor": self.predictor})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,6 +25,7 @@ from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.ray_cluster import RayCluster
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recompute_memory, size, unpack
+from expire_span_rl.protocols import LearningPolicy
 
 # isort: split
 # After `ray_cluster`, which checks the version and sets what Ray reads when it is imported.
@@ -57,7 +58,7 @@ class ActorPool:
     def __init__(
         self,
         make_env: Callable[[], VectorEnv],
-        policy: Any,
+        policy: LearningPolicy,
         num_steps: int,
         seed: int,
         num_actors: int,

@@ -12,13 +12,14 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
+from expire_span_rl.protocols import LearningPolicy, Memory
 
 LARGEST_DIFFERENCE = 1e-2
 """Largest difference between acting and learning that counts as rounding, of float32 logits or values. It is relative
@@ -38,7 +39,7 @@ class Rollout:
     rewards: Tensor  # [T,B]
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
-    memory: Any
+    memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to each final observation
 
@@ -64,7 +65,7 @@ class Rollout:
             final_at=(t[chosen], new_index[b[chosen]]),
         )
 
-    def with_memory(self, memory: Any) -> Rollout:
+    def with_memory(self, memory: Memory) -> Rollout:
         """The same steps, preceded by another memory."""
         return replace(self, memory=memory)
 
@@ -77,7 +78,7 @@ class RolloutSource(Protocol):
     """Where the trainer gets its rollouts. A `Collector` collects them in the trainer's own process, and an `ActorPool`
     (`agents.ray_actors`) in processes of actors."""
 
-    on_policy: bool
+    on_policy: ClassVar[bool]
     """Whether the present weights acted, so that the trainer can compare acting with learning."""
     stop: threading.Event
     """Set it to end the training."""
@@ -119,7 +120,7 @@ class RolloutSource(Protocol):
 
 
 @torch.no_grad()
-def acting_learning_difference(policy: Any, rollout: Rollout) -> float:
+def acting_learning_difference(policy: LearningPolicy, rollout: Rollout) -> float:
     """The largest difference between what acting computed and what one unroll under the same weights computes.
 
     Compared are logits, values, and the values of final observations. Each difference is relative to the largest number

@@ -1,8 +1,8 @@
-"""The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, as they are, under our trainer's
-calls.
+"""The third-party baselines: Stable-Baselines3's PPO and sb3-contrib's RecurrentPPO, unchanged, behind the calls of our
+trainer.
 
-Their defaults are kept but for what goes with many environments and short rollouts (`num_steps`, `batch_size`,
-`n_epochs`), and for exploration and learning rate, which are those of our own PPO on Corridor-v0.
+Most of their defaults stay. Those that differ suit many environments and short rollouts (`num_steps`, `batch_size`,
+`n_epochs`), or are those of our own PPO on Corridor-v0 (entropy bonus and learning rate).
 """
 
 from __future__ import annotations
@@ -10,104 +10,78 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.entries import Network
 from expire_span_rl.agents.episodes import MEAN_EPISODES
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
 from expire_span_rl.agents.rollout import check_arrays, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
 
-OTHER_EPISODES = 500_000
-"""From this seed on, counted from the run's own, a continued run's episodes are drawn."""
+NEW_EPISODES = 500_000
+"""A continued run draws new episodes from this seed on, counted from the run's own seed."""
 
-
-class SB3PPO:
-    """Stable-Baselines3's PPO, memoryless."""
-
-    Config = SB3Config
-    network: ClassVar[str] = "sb3-mlp"
-    supervised: ClassVar[bool] = False
-
-    @staticmethod
-    def algorithm() -> Any:
-        """The class of the algorithm, imported when it is needed."""
-        from stable_baselines3 import PPO
-
-        return PPO
-
-
-class SB3RecurrentPPO:
-    """sb3-contrib's RecurrentPPO, with an LSTM."""
-
-    Config = SB3Config
-    network: ClassVar[str] = "sb3-lstm"
-    supervised: ClassVar[bool] = False
-
-    @staticmethod
-    def algorithm() -> Any:
-        """The class of the algorithm, imported when it is needed."""
-        from sb3_contrib import RecurrentPPO
-
-        return RecurrentPPO
+SAME_NAMES = (
+    "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef", "max_grad_norm",
+)  # fmt: skip
+"""Settings that Stable-Baselines3 has under the same name."""
 
 
 class SB3Trainer:
-    """Trains by an algorithm of Stable-Baselines3, one rollout per `update()`: the calls of `agents.Trainer`."""
+    """Trains with an algorithm of Stable-Baselines3, one rollout per `update()`: a `TrainingLoop`."""
 
-    best: ClassVar[None] = None  # it has no memories to be fewer: the last policy is kept
+    best: Any = None
+    """Always None: there are no memories to be fewer, so the run keeps the last policy."""
     keeps_evaluated = False
 
     def __init__(
         self,
-        env: Any,
-        agent: Any,
-        policy_class: Any,
-        policy_kwargs: Mapping[str, Any],
+        network: Network,
+        *,
+        algorithm: Any,
         config: SB3Config,
         total: int,
-        seeds: tuple[int, int],
+        seed: int,
+        env_seed: int,
         device: str,
     ):
-        """env: a Stable-Baselines3 VecEnv; total: as `Trainer`'s; seeds: of weights and actions, of the
-        environments."""
+        """network: its environments are a Stable-Baselines3 VecEnv; algorithm: a class of Stable-Baselines3; total: as
+        `Trainer`'s; seed: of weights and actions; env_seed: of the first environment. Raises ValueError, one line, for
+        a batch size that leaves a minibatch of one step."""
         from stable_baselines3.common.logger import Logger
 
-        self.env, self.rollout_size = env, config.num_steps * env.num_envs
+        env = network.env
+        self.env = env
+        self.rollout_size = config.num_steps * env.num_envs
         if self.rollout_size % config.batch_size == 1:
             raise ValueError(
                 f"--batch-size: expected no minibatch of one of {self.rollout_size}, got {config.batch_size}"
             )
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
-        self.updates, self._env_seed = 0, seeds[1]
+        self.updates = 0
+        self._env_seed = env_seed
         self.stop = threading.Event()
-        self.notes: list[str] = []  # what `load_state` has to say, in lines
+        self.notes: list[str] = []  # what `load_state` reports, in lines
         self.schedules = Schedules({"learning_rate": config.learning_rate}, {"learning_rate": 0.0})
-        self.algorithm = agent.algorithm()(
-            policy_class,
+        self.algorithm = algorithm(
+            network.policy_class,
             env,
             learning_rate=lambda remaining: remaining * self.schedules.starts["learning_rate"],
             n_steps=config.num_steps,
-            batch_size=config.batch_size,
-            n_epochs=config.n_epochs,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            clip_range=config.clip_range,
-            ent_coef=config.ent_coef,
-            vf_coef=config.vf_coef,
-            max_grad_norm=config.max_grad_norm,
+            **{name: getattr(config, name) for name in SAME_NAMES},
             stats_window_size=1000,
-            policy_kwargs=dict(policy_kwargs),
-            seed=seeds[0],
+            policy_kwargs=network.policy_kwargs,
+            seed=seed,
             device=device,
         )
-        env.seed(seeds[1])
+        env.seed(env_seed)
         self.algorithm.set_logger(Logger(None, []))
-        self.skipped = self.skipped_in_a_row = 0  # updates that were taken back, since they left what is not finite
+        self.skipped = self.skipped_in_a_row = 0  # updates that were undone, since weights were not finite after them
         self._deadline = Deadline(self.stop)
         _, self._callback = self.algorithm._setup_learn(self.total_timesteps, self._in_time)
 
@@ -120,32 +94,34 @@ class SB3Trainer:
         return self.timesteps >= self.total_timesteps
 
     def update(self) -> dict[str, float]:
-        """One rollout and what is learned from it (`OnPolicyAlgorithm.learn`, one turn). Returns figures for the log.
+        """One rollout, and learning from it (one turn of `OnPolicyAlgorithm.learn`). Returns metrics for the log.
 
-        It happens as a whole or not at all, but for environments that cannot save their state. Raises TrainingEnded."""
+        It happens as a whole or not at all, except in environments that cannot save their state. Raises
+        TrainingEnded."""
         algorithm = self.algorithm
         counters = algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row
         backup = Backup({"policy": algorithm.policy}, algorithm.policy.optimizer)
-        played = {name: tensor.clone() for name, tensor in {**self._played(), **_generators()}.items()}
+        episodes = {name: tensor.clone() for name, tensor in {**self._episode_state(), **_generators()}.items()}
         recent = list(algorithm.ep_info_buffer), list(algorithm.ep_success_buffer)
         try:
-            return self._updated(backup)
+            return self._run_update(backup)
         except BaseException as error:
             backup.restore()
-            # Stable-Baselines3 asks whether to go on between a step of the environments and taking note of it.
-            self._load_played(played)
-            _load_generators(played)
+            # Stable-Baselines3 may stop between a step of the environments and recording it.
+            self._load_episodes(episodes)
+            _load_generators(episodes)
             for buffer, before in zip((algorithm.ep_info_buffer, algorithm.ep_success_buffer), recent, strict=True):
                 buffer.clear()
                 buffer.extend(before)
             algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row = counters
-            if isinstance(error, ValueError):  # PyTorch's, of a distribution whose parameters are not finite
+            if isinstance(error, ValueError):  # PyTorch's, for a distribution with parameters that are not finite
                 raise TrainingEnded(f"Stable-Baselines3: {' '.join(str(error).split())[:200]}") from error
             raise
 
-    def _updated(self, backup: Backup) -> dict[str, float]:
-        """See `update`. backup: of what is learned."""
-        algorithm, began = self.algorithm, time.perf_counter()
+    def _run_update(self, backup: Backup) -> dict[str, float]:
+        """See `update`. backup: of the weights and the optimiser."""
+        algorithm = self.algorithm
+        began = time.perf_counter()
         begun = self.schedules.start_step
         algorithm._update_current_progress_remaining(self.timesteps - begun, self.total_timesteps - begun)
         algorithm.collect_rollouts(algorithm.env, self._callback, algorithm.rollout_buffer, algorithm.n_steps)
@@ -153,36 +129,36 @@ class SB3Trainer:
         self._learn(backup)
         ended = time.perf_counter()
         self.updates += 1
-        figures = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
-        figures["train/skipped_updates"] = self.skipped
+        metrics = {key: float(value) for key, value in algorithm.logger.name_to_value.items()}
+        metrics["train/skipped_updates"] = self.skipped
         algorithm.logger.dump()
         recent = list(algorithm.ep_info_buffer or ())[-MEAN_EPISODES:]
         if recent:
-            figures["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
-            figures["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)
+            metrics["rollout/ep_rew_mean"] = sum(episode["r"] for episode in recent) / len(recent)
+            metrics["rollout/ep_len_mean"] = sum(episode["l"] for episode in recent) / len(recent)
         if algorithm.ep_success_buffer:
-            figures["rollout/success_rate"] = sum(algorithm.ep_success_buffer) / len(algorithm.ep_success_buffer)
-        figures["time/fps"] = self.rollout_size / (ended - began)
-        figures["time/rollout_seconds"] = collected - began
-        figures["time/update_seconds"] = ended - collected
-        figures["time/total_timesteps"] = self.timesteps
-        return figures
+            metrics["rollout/success_rate"] = sum(algorithm.ep_success_buffer) / len(algorithm.ep_success_buffer)
+        metrics["time/fps"] = self.rollout_size / (ended - began)
+        metrics["time/rollout_seconds"] = collected - began
+        metrics["time/update_seconds"] = ended - collected
+        metrics["time/total_timesteps"] = self.timesteps
+        return metrics
 
     def _learn(self, backup: Backup) -> None:
-        """Learns from the rollout in the buffer, or takes back what was learned if that is not finite. Raises
-        TrainingEnded after it happened too often in a row."""
+        """Learns from the rollout in the buffer, or undoes the update if weights are not finite after it. Raises
+        TrainingEnded if that happens too often in a row."""
         algorithm = self.algorithm
         modules = {"policy": algorithm.policy}
         try:
             try:
                 algorithm.train()
-            except ValueError:  # as below: what made it so tells more
+            except ValueError:  # the check of the weights has the better message
                 check_modules(modules)
                 raise
-            # Afterwards: acting and learning normalise alike. The buffer's observations are [steps * environments, ...]
-            # by now.
-            seen = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
-            algorithm.policy.features_extractor.observe(seen)
+            # Only now, so that acting and learning normalise alike. The buffer's observations are now
+            # [steps * environments, ...].
+            observations = {key: torch.as_tensor(value) for key, value in algorithm.rollout_buffer.observations.items()}
+            algorithm.policy.features_extractor.observe(observations)
             check_modules(modules)
             self.skipped_in_a_row = 0
         except NotFinite as error:
@@ -200,14 +176,14 @@ class SB3Trainer:
         """Nothing: see `best`."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that lives between two updates: tensors by name, and JSON-able figures."""
+        """The state of the training between two updates: tensors by name, and JSON-able metadata."""
         algorithm, policy = self.algorithm, self.algorithm.policy
         tensors = {f"policy/{name}": parameter.detach() for name, parameter in policy.named_parameters()}
         tensors |= {f"statistics/{name}": buffer for name, buffer in policy.named_buffers()}
         for index, entries in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entries.items()}
-        tensors |= self._played()
-        figures = {
+        tensors |= self._episode_state()
+        metadata = {
             "skipped": [self.skipped, self.skipped_in_a_row],
             "timesteps": self.timesteps,
             "updates": self.updates,
@@ -216,31 +192,31 @@ class SB3Trainer:
             "episodes": [[float(episode["r"]), int(episode["l"])] for episode in algorithm.ep_info_buffer],
             "successes": [bool(success) for success in algorithm.ep_success_buffer],
         }
-        return {**tensors, **_generators()}, figures
+        return {**tensors, **_generators()}, metadata
 
-    def _played(self) -> dict[str, Tensor]:
-        """Where the episodes under way stand: environments, last observation, LSTM; empty if the environments cannot
+    def _episode_state(self) -> dict[str, Tensor]:
+        """The state of the current episodes: environments, latest observation, LSTM. Empty if the environments cannot
         save their state."""
         env_state = self.env.venv.state_dict()
         if not env_state:
             return {}
         tensors = {f"env/{name}": torch.as_tensor(array) for name, array in env_state.items()}
-        last = self.algorithm._last_obs
-        tensors |= {f"observation/{name}": torch.as_tensor(array) for name, array in last.items()}
+        observation = self.algorithm._last_obs
+        tensors |= {f"observation/{name}": torch.as_tensor(array) for name, array in observation.items()}
         tensors["episode_start"] = torch.as_tensor(self.algorithm._last_episode_starts)
         return tensors | {f"lstm/{name}": tensor for name, tensor in self._lstm_states()}
 
-    def _load_played(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Continues from `_played`; False, and nothing is changed, if that was empty. Raises RuntimeError, one line,
-        for what it cannot have given."""
+    def _load_episodes(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Continues from `_episode_state`. Returns False, and changes nothing, if that was empty. Raises RuntimeError,
+        one line, for tensors that do not fit."""
         env_state = select_prefix("env/", tensors)
         if not env_state:
             return False
-        own = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
-        own["episode_start"] = np.asarray(self.algorithm._last_episode_starts)
-        own |= {f"lstm/{name}": state.numpy(force=True) for name, state in self._lstm_states()}
-        kinds = ("observation/", "episode_start", "lstm/")
-        check_arrays(own, {name: tensor for name, tensor in tensors.items() if name.startswith(kinds)})
+        current = {f"observation/{name}": np.asarray(entry) for name, entry in self.algorithm._last_obs.items()}
+        current["episode_start"] = np.asarray(self.algorithm._last_episode_starts)
+        current |= {f"lstm/{name}": state.numpy(force=True) for name, state in self._lstm_states()}
+        prefixes = ("observation/", "episode_start", "lstm/")
+        check_arrays(current, {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)})
         self.env.venv.load_state_dict({name: tensor.numpy() for name, tensor in env_state.items()})
         observation = select_prefix("observation/", tensors)
         self.algorithm._last_obs = {name: tensor.numpy() for name, tensor in observation.items()}
@@ -256,7 +232,7 @@ class SB3Trainer:
             for index, tensor in enumerate(getattr(states, network)):
                 yield f"{network}/{index}", tensor
 
-    def load_state(self, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> bool:
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
         """Continues from `state`: the next update is what it would have been. Returns False if the environments could
         not save their state, so that they begin new episodes."""
         policy = self.algorithm.policy
@@ -271,22 +247,22 @@ class SB3Trainer:
                 _, index, entry = name.split("/")
                 moments.setdefault(int(index), {})[entry] = tensor.clone()
         policy.optimizer.load_state_dict({**policy.optimizer.state_dict(), "state": moments})
-        self.algorithm.num_timesteps, self.updates = figures["timesteps"], figures["updates"]
-        self.algorithm._n_updates = figures["n_updates"]
+        self.algorithm.num_timesteps, self.updates = metadata["timesteps"], metadata["updates"]
+        self.algorithm._n_updates = metadata["n_updates"]
         self.notes = []
-        if "schedules" in figures:  # runs from before 26 November 2026 have none
-            last = self.timesteps - self.rollout_size
-            note = self.schedules.load_state(figures["schedules"], self.timesteps, last, self.total_timesteps)
+        if "schedules" in metadata:  # runs from before 26 November 2026 have none
+            before = self.timesteps - self.rollout_size
+            note = self.schedules.load_state(metadata["schedules"], self.timesteps, before, self.total_timesteps)
             self.notes += [note] if note else []
-        for episode_return, length in figures.get("episodes", ()):
+        for episode_return, length in metadata.get("episodes", ()):
             self.algorithm.ep_info_buffer.append({"r": episode_return, "l": length})
-        self.algorithm.ep_success_buffer.extend(figures.get("successes", ()))
+        self.algorithm.ep_success_buffer.extend(metadata.get("successes", ()))
         _load_generators(tensors)
-        self.skipped, self.skipped_in_a_row = figures.get("skipped", (0, 0))
-        if self._load_played(tensors):  # runs from before 26 November 2026 have none
+        self.skipped, self.skipped_in_a_row = metadata.get("skipped", (0, 0))
+        if self._load_episodes(tensors):  # runs from before 26 November 2026 have none
             return True
-        # Not the episodes of the beginning once more, nor those of a run with another seed.
-        self.env.seed(self._env_seed + OTHER_EPISODES + self.updates * self.env.num_envs)
+        # Neither the episodes of the beginning again, nor those of a run with another seed.
+        self.env.seed(self._env_seed + NEW_EPISODES + self.updates * self.env.num_envs)
         self.algorithm._last_obs = self.env.reset()
         return False
 
@@ -306,7 +282,7 @@ def _generators() -> dict[str, Tensor]:
 
 
 def _load_generators(tensors: Mapping[str, Tensor]) -> None:
-    """Continues from `_generators`; what a checkpoint has no state of stays as it is."""
+    """Continues from `_generators`. A generator whose state a checkpoint lacks stays as it is."""
     states = select_prefix("generator/", tensors)
     if "torch" in states:
         torch.set_rng_state(states["torch"])

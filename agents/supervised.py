@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.agents.blocks import Answers, Block, BlockSource, answers_of
+from expire_span_rl.agents.entries import TARGETS, AgentInputs
 from expire_span_rl.agents.learner import Learner, means
 from expire_span_rl.agents.settings import SupervisedConfig
 
@@ -21,9 +22,11 @@ class Supervised(Learner):
     """One pass over each block, with one optimiser step per minibatch."""
 
     Config = SupervisedConfig
-    supervised: ClassVar[bool] = True
-    source = BlockSource
-    """Where its blocks come from."""
+    learns_from: ClassVar[str] = TARGETS
+
+    def make_source(self, inputs: AgentInputs) -> BlockSource:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Where its blocks come from."""
+        return BlockSource(inputs.env, self.policy, self.config.num_steps, inputs.env_seed)
 
     def update(self, block: Block, progress: float, pressure: float) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Learns from a block, and sets its `answers`. progress, pressure: as `Learner.update`'s. Returns metrics for

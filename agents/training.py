@@ -15,6 +15,7 @@ from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
+from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.rollout import (
     LARGEST_DIFFERENCE,
     Rollout,
@@ -24,6 +25,7 @@ from expire_span_rl.agents.rollout import (
 )
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.checks import number_or_none
+from expire_span_rl.protocols import LearningPolicy
 
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
@@ -41,8 +43,8 @@ class Trainer:
     def __init__(
         self,
         env: VectorEnv,
-        policy: Any,
-        agent: Any,
+        policy: LearningPolicy,
+        agent: Learner,
         forgetting: ForgettingConfig,
         total: int,
         seed: int,
@@ -252,7 +254,7 @@ class Trainer:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
 
-    def _check_due(self, rollout: Any) -> bool:
+    def _check_due(self, rollout: Rollout) -> bool:
         """Whether acting is to be compared with learning: at the first rollout that begins with memories and has an
         episode start, and every CHECK_EVERY updates after it."""
         if self.last_check is not None:
@@ -260,7 +262,7 @@ class Trainer:
         counts = rollout.memory.live()
         return (counts is None or bool(counts.any())) and bool(rollout.episode_start.any()) and self.updates > 0
 
-    def _check(self, rollout: Any) -> float:
+    def _check(self, rollout: Rollout) -> float:
         """The difference between acting and learning. Raises TrainingEnded if it is more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from expire_span_rl.agents.rollout import Rollout, select_prefix
+from expire_span_rl.protocols import LearningPolicy, Memory
 
 Arrays = dict[str, np.ndarray]
 _TENSOR_FIELDS = tuple(
@@ -33,7 +33,7 @@ def pack(rollout: Rollout) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def unpack(arrays: Mapping[str, np.ndarray], policy: Any) -> Rollout:
+def unpack(arrays: Mapping[str, np.ndarray], policy: LearningPolicy) -> Rollout:
     """The rollout that was given to `pack`, on the policy's device."""
     tensors = to_tensors(arrays, policy.device)
     return Rollout(
@@ -75,7 +75,7 @@ class Context:
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def recompute_memory(policy: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def recompute_memory(policy: LearningPolicy, arrays: Mapping[str, np.ndarray]) -> Memory:
     """The memory after the steps of a `Context`, computed with the policy's present weights. Only memories older than
     these steps are as the actor cached them."""
     tensors = to_tensors(arrays, policy.device)

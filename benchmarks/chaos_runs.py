@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.chaos_trial import Ended, Outcome, Trial, ended, flags, kill, run, start
-from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents import AGENTS, TARGETS
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.run_files import CHECKPOINTS, foreign_entries
@@ -61,11 +61,11 @@ def cases() -> list[Case]:
     """Every memory kind, agent and task."""
     made = []
     for agent in AGENTS:
-        network = AGENTS.describe(agent).network
-        for kind in KINDS if network is None else [network]:
-            for task, named in (STREAMS if AGENTS.describe(agent).supervised else TASKS).items():
-                own = {} if network is not None else {"memory": kind, "width": 16}
-                if network is None and hasattr(core_config(kind), "num_heads"):
+        entry = AGENTS[agent]
+        for kind in entry.memory_names(KINDS):
+            for task, named in (STREAMS if entry.learns_from == TARGETS else TASKS).items():
+                own = {"memory": kind, "width": 16} if entry.takes_memory_kind else {}
+                if entry.takes_memory_kind and hasattr(core_config(kind), "num_heads"):
                     own |= {"num_heads": 2, "num_positions": 4}
                 settings = {**named, "agent": agent, **own, **SMALL}
                 total = SMALL["num_envs"] * SMALL["num_steps"] * UPDATES

@@ -39,11 +39,11 @@ from benchmarks.comparison_sizes import SIZED, SIZES, SMALLEST_BUDGET
 from benchmarks.learning import split_arguments
 from benchmarks.workers import in_processes
 from expire_span_rl import cli
-from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents import AGENTS, REWARDS
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config, saved_config
 from expire_span_rl.policies import KINDS
-from expire_span_rl.settings import RunConfig
+from expire_span_rl.settings import RunConfig, Settings
 
 CHECKPOINTS = 10  # per cell: what a killed sweep loses is a tenth of a training
 
@@ -187,7 +187,7 @@ def _listed(value: Any) -> list[Any]:
 @cache
 def _defaults(kind: str, env: str, agent: str) -> Mapping[str, Any]:
     """What train_rl.py sets where nothing else is given."""
-    return parse_config(["--memory", kind, "--env", env, "--agent", agent])
+    return parse_config(["--memory", kind, "--env", env, "--agent", agent]).flat()
 
 
 class Sweep:
@@ -200,7 +200,9 @@ class Sweep:
             if name in OURS | SIZED:
                 raise cli.UsageError(f"{flag}: expected only flags that the sweep leaves open, it sets {flag} itself")
         agent = cli.value_of("agent", list(flags))
-        comparable = [name for name, known in AGENTS.items() if known.network is None and not known.supervised]
+        comparable = [
+            name for name, entry in AGENTS.items() if entry.takes_memory_kind and entry.learns_from == REWARDS
+        ]
         if agent is not None and agent in AGENTS and agent not in comparable:
             learn = ", ".join(comparable)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
@@ -209,15 +211,16 @@ class Sweep:
         kinds = list(dict.fromkeys([*config.kinds, *(cell.kind for cell in finished(out))]))
         self.settings = {kind: parse_config(["--memory", kind, *own]) for kind, own in shared_out(flags, kinds).items()}
         if not _given("--checkpoint-every", flags):
-            for settings in self.settings.values():
-                settings["checkpoint_every"] = -(-settings["total_timesteps"] // CHECKPOINTS)
+            for kind, settings in self.settings.items():
+                every = -(-settings.run.total_timesteps // CHECKPOINTS)
+                self.settings[kind] = settings.replace(checkpoint_every=every)
         self.try_to_build()
 
     def try_to_build(self) -> None:
         """A run of each kind: what cannot be built is told before hours of others."""
         first_of_kind = {cell.kind: cell for cell in reversed(self.cells())}
         for cell in first_of_kind.values():
-            build(self.run_config(cell)).trainer.env.close()
+            build(self.run_settings(cell)).trainer.env.close()
 
     def cells(self) -> list[Cell]:
         """By seed first: a sweep that is stopped has compared all kinds on fewer seeds."""
@@ -226,11 +229,11 @@ class Sweep:
         named = [Cell(kind, size, seed) for seed in seeds for kind in self.config.kinds for size in budgets[kind]]
         return list(dict.fromkeys(named))
 
-    def run_config(self, cell: Cell) -> dict[str, Any]:
+    def run_settings(self, cell: Cell) -> Settings:
         """What train_rl.py trains for a cell."""
         size = SIZES[cell.kind](cell.budget) if cell.budget else {}
         here = {"seed": cell.seed, "run_dir": str(self.out / "runs" / str(cell)), "torch_threads": 1}
-        return {**self.settings[cell.kind], **size, **here, "progress_bar": False}
+        return self.settings[cell.kind].replace(**size, **here, progress_bar=False)
 
     def evaluation(self) -> dict[str, Any]:
         """How a cell is evaluated."""
@@ -257,12 +260,12 @@ class Sweep:
         for cell, told in known.items():
             self._same(str(cell), {**told["config"], **{name: told[name] for name in EVALUATION}}, cell)
         for cell in self.cells():
-            begun = Path(self.run_config(cell)["run_dir"]) / "config.json"
+            begun = Path(self.run_settings(cell).run.run_dir) / "config.json"
             if begun.is_file():
                 self._same(str(cell), saved_config(begun.parent), cell)
 
     def _same(self, name: str, then: Mapping[str, Any], cell: Cell) -> None:
-        now = _comparable({**self.run_config(cell), **self.evaluation()})
+        now = _comparable({**self.run_settings(cell).flat(), **self.evaluation()})
         # A flag that there was not yet had the effect of its default.
         then = _comparable({**_defaults(cell.kind, then["env"], then["agent"]), **self.evaluation(), **then})
         others = sorted((then.keys() | now.keys()) - IMMATERIAL - {"env", "agent"})
@@ -282,7 +285,7 @@ class Sweep:
         if missing:
             total = len(self.cells())
             _say(f"{total - len(missing)} of {total} cells are there, {len(missing)} to go -> {self.out}")
-            work = [(c, self.run_config(c), str(self.file(c)), self.evaluation()) for c in missing]
+            work = [(c, self.run_settings(c), str(self.file(c)), self.evaluation()) for c in missing]
             for count, told in enumerate(self._each(work), total - len(missing) + 1):
                 known[Cell(*(told[name] for name in Cell._fields))] = told
                 _write(self.out, known)

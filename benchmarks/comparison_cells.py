@@ -14,6 +14,7 @@ from benchmarks.coverage import current_commit
 from expire_span_rl import cli, evaluation, training
 from expire_span_rl.policies import KINDS, load_policy
 from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.settings import Settings
 
 IMMATERIAL = {
     "run_dir", "folder", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
@@ -82,25 +83,25 @@ def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], more: Sequence[Cel
     write_atomically(out / "plan.json", (json.dumps(plan) + "\n").encode())
 
 
-def finish_cell(work: tuple[Cell, dict[str, Any], str, Mapping[str, Any]]) -> dict[str, Any]:
+def finish_cell(work: tuple[Cell, Settings, str, Mapping[str, Any]]) -> dict[str, Any]:
     """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the
     cell."""
-    cell, config, file, settings = work
-    run_dir = Path(config["run_dir"])
+    cell, settings, file, protocol = work
+    run_dir = Path(settings.run.run_dir)
     begun = (run_dir / "checkpoint.safetensors").is_file()
-    training.train({**config, "resume": str(run_dir) if begun else "", "overwrite": not begun})
+    training.train(settings.replace(resume=str(run_dir) if begun else "", overwrite=not begun))
     policy, info = load_policy(run_dir)
     torch.manual_seed(0)
-    episodes, likely = settings["eval_episodes"], not settings["eval_stochastic"]
-    result = evaluation.evaluate(policy, config["env"], info["env_kwargs"], episodes, deterministic=likely)
+    episodes, likely = protocol["eval_episodes"], not protocol["eval_stochastic"]
+    result = evaluation.evaluate(policy, settings.run.env, info["env_kwargs"], episodes, deterministic=likely)
     told = {
         **cell._asdict(),
-        "figures": {**evaluation_figures(result), **training_figures(run_dir, config)},
+        "figures": {**evaluation_figures(result), **training_figures(run_dir, settings)},
         "policy_timesteps": info["timesteps"],
         "curve": learning_curve(run_dir),
         "commit": current_commit(),
-        **settings,
-        "config": {name: value for name, value in config.items() if name not in IMMATERIAL},
+        **protocol,
+        "config": {name: value for name, value in settings.flat().items() if name not in IMMATERIAL},
         "evaluation": result,
     }
     write_atomically(file, (json.dumps(told, indent=1) + "\n").encode())
@@ -121,11 +122,12 @@ def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def training_figures(run_dir: Path, config: Mapping[str, Any]) -> dict[str, float]:
+def training_figures(run_dir: Path, settings: Settings) -> dict[str, float]:
     """From the run's log, which a resumed run continues: minutes without pauses, environment steps per second."""
     with (run_dir / "progress.csv").open(newline="") as log:
         rows = list(csv.DictReader(log))
-    seconds = sum(config["num_steps"] * config["num_envs"] / float(row["time/fps"]) for row in rows)
+    rollout_size = settings.agent.num_steps * settings.run.num_envs
+    seconds = sum(rollout_size / float(row["time/fps"]) for row in rows)
     steps = float(rows[-1]["time/total_timesteps"])
     return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
 

@@ -143,7 +143,7 @@ def played(config: GeneralisationConfig, kind: str, seed: int, run: Path, length
     for length in lengths:
         kwargs = dict.fromkeys(LENGTH[config.env], length)
         number = config.episodes
-        figures = evaluate(policy, config.env, kwargs, number, number, seed=1, max_steps=MAX_STEPS)
+        figures = evaluate(policy, config.env, kwargs, number, num_envs=number, seed=1, max_steps=MAX_STEPS)
         live = figures["live_memories_mean"]
         yield Row(
             kind,

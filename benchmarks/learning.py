@@ -30,6 +30,7 @@ from expire_span_rl.cli.settings import flag_names, parse_config
 from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import save_policy
 from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.settings import Settings
 
 SOLVED = 0.95
 CURVE = {
@@ -69,16 +70,16 @@ class BenchmarkConfig:
 def main() -> None:
     own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
     config = cli.parse(BenchmarkConfig, own, "Learning on several seeds. Flags of train_rl.py may follow.")
-    flags = parse_config(rest)
-    out = Path(config.out or f"benchmarks/results/learning-{flags['env']}-{flags['memory']}.json")
+    settings = parse_config(rest)
+    out = Path(config.out or f"benchmarks/results/learning-{settings.run.env}-{settings.run.memory}.json")
     if config.replot:
         _show(json.loads(out.read_text()), config.plot)
         return
-    kwargs = cli.json_object("--env-kwargs", flags["env_kwargs"])
+    kwargs = cli.json_object("--env-kwargs", settings.run.env_kwargs)
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
-    if not config.hard_env_kwargs and flags["env"] == "Corridor-v0":
+    if not config.hard_env_kwargs and settings.run.env == "Corridor-v0":
         hard = {"min_length": kwargs.get("max_length", 200)}
-    shared = {key: value for key, value in flags.items() if key not in ("seed", "torch_threads", "run_dir")}
+    shared = {key: value for key, value in settings.flat().items() if key not in ("seed", "torch_threads", "run_dir")}
     shared = json.loads(json.dumps(shared))  # as it comes back from a file
     report = _begun(out, shared) or {
         "command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]),
@@ -88,7 +89,7 @@ def main() -> None:
     }
     results = report["seeds"]
     missing = [s for s in _seeds(config) if s not in {result["seed"] for result in results}]
-    jobs = [({**flags, "seed": s, "torch_threads": 1}, config, hard) for s in missing]
+    jobs = [(settings.replace(seed=seed, torch_threads=1), config, hard) for seed in missing]
     for result in in_processes(train_and_evaluate, jobs, config.jobs):
         results.append(result)
         results.sort(key=lambda r: r["seed"])
@@ -138,11 +139,12 @@ def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list
     return own, rest
 
 
-def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any]]) -> dict[str, Any]:
+def train_and_evaluate(job: tuple[Settings, BenchmarkConfig, dict[str, Any]]) -> dict[str, Any]:
     """One seed: the history of its evaluations and the figures of its last and its kept policy."""
-    flags, config, hard = job
+    settings, config, hard = job
+    env, seed = settings.run.env, settings.run.seed
     os.environ["OMP_NUM_THREADS"] = "1"
-    run = build(flags)
+    run = build(settings)
     trainer, policy = run.trainer, run.policy
     kwargs = run.info["env_kwargs"]
     history, curve, speeds, seconds, due = [], [], [], 0.0, 0
@@ -156,7 +158,7 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
             curve.append([trainer.timesteps, *(_rounded(figures.get(name)) for name in CURVE)])
         if due >= config.eval_every or trainer.done:
             due = 0
-            result = evaluate(policy, flags["env"], kwargs, config.eval_episodes)
+            result = evaluate(policy, env, kwargs, config.eval_episodes)
             history.append(
                 {
                     "timesteps": trainer.timesteps,
@@ -169,20 +171,18 @@ def train_and_evaluate(job: tuple[dict[str, Any], BenchmarkConfig, dict[str, Any
                     "train": {k: v for k, v in figures.items() if k.startswith(("rollout/", "memory/", "success/"))},
                 }
             )
-            print(
-                f"seed {flags['seed']} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True
-            )
+            print(f"seed {seed} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True)
             speeds = []
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    out = {"seed": flags["seed"], "history": history, "curve": curve, "peak_rss_gb": peak}
-    out["last"] = _final(policy, flags["env"], kwargs, hard, config.eval_episodes)
+    out = {"seed": seed, "history": history, "curve": curve, "peak_rss_gb": peak}
+    out["last"] = _final(policy, env, kwargs, hard, config.eval_episodes)
     if trainer.best is not None:
         policy.load_state_dict(trainer.best["weights"])
-        out["kept"] = _final(policy, flags["env"], kwargs, hard, config.eval_episodes)
+        out["kept"] = _final(policy, env, kwargs, hard, config.eval_episodes)
         out["kept"]["timesteps"] = trainer.best["timesteps"]
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{flags['env'].replace('/', '-')}-{flags['memory']}-{flags['seed']}-{int(time.time())}.safetensors"
+    name = f"{env.replace('/', '-')}-{settings.run.memory}-{seed}-{int(time.time())}.safetensors"
     save_policy(policy, folder / name, run.info)
     out["policy"] = str(folder / name)
     return out

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.learning import split_arguments
 from expire_span_rl import cli
-from expire_span_rl.agents import AGENTS, Trainer
+from expire_span_rl.agents import Trainer
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.envs import make_vec_env
@@ -115,12 +115,14 @@ def learn(policy: ActorCritic, learner: Any, seed: int, optimiser_steps: int) ->
 def main() -> None:
     own, rest = split_arguments(ProbeConfig, sys.argv[1:])
     config = cli.parse(ProbeConfig, own, "Prediction alone, on Portal-v0. Flags of train_rl.py may follow.")
-    flags = parse_config(["--env", "Portal-v0", *rest])
-    if AGENTS[flags["agent"]].network is not None or flags["observation_prediction_coef"] == 0:
+    settings = parse_config(["--env", "Portal-v0", *rest])
+    if getattr(settings.agent, "observation_prediction_coef", 0) == 0:
         raise cli.UsageError("--agent, --observation-prediction-coef: expected a policy of ours that learns to predict")
-    run = build({**flags, "torch_threads": 1})
+    run = build(settings.replace(torch_threads=1))
     trainer, figures = cast(Trainer, run.trainer), []
-    for count, told in enumerate(learn(run.policy, trainer.agent, flags["seed"], config.optimiser_steps), 1):
+    for count, told in enumerate(
+        learn(cast(ActorCritic, run.policy), trainer.agent, settings.run.seed, config.optimiser_steps), 1
+    ):
         figures.append(told)
         if count % config.every == 0 or count == config.optimiser_steps:
             loss, right = np.nanmean(figures, 0)

@@ -97,7 +97,7 @@ class TaskSweep(Sweep):
 
     def try_to_build(self) -> None:
         """The first kind alone: what a task needs, all kinds need."""
-        build(self.run_config(self.cells()[0])).trainer.env.close()
+        build(self.run_settings(self.cells()[0])).trainer.env.close()
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     for sweep in sweeps:
         done = finished(sweep.out)
         cells = [cell for cell in sweep.cells() if cell not in done]
-        work += [(sweep.name, (c, sweep.run_config(c), str(sweep.file(c)), sweep.evaluation())) for c in cells]
+        work += [(sweep.name, (c, sweep.run_settings(c), str(sweep.file(c)), sweep.evaluation())) for c in cells]
     work.sort(key=lambda item: item[1][0].seed)
     out, total = Path(config.out), sum(len(sweep.cells()) for sweep in sweeps)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "benchmarks.tasks", *sys.argv[1:]]) + "\n")

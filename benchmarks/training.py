@@ -82,11 +82,11 @@ def main() -> None:
 def trainer_of(path: str, flags: list[str]) -> Any:
     """A trainer that goes on from the policy of `path` in its environment."""
     policy, info = load_policy(path)
-    settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
+    trained = {**vars(policy.config.core), **vars(policy.config.memory_config)}
     known = ["--env", info["env"], "--memory", policy.config.memory]
-    config = parse_config([*known, "--total-timesteps", "1000000000", *flags])
-    own = {name: value for name, value in settings.items() if name in config}
-    run = build({**config, **own, "env_kwargs": json.dumps(info.get("env_kwargs", {}))})
+    settings = parse_config([*known, "--total-timesteps", "1000000000", *flags])
+    changes = {name: value for name, value in trained.items() if name in settings.flat()}
+    run = build(settings.replace(**changes, env_kwargs=json.dumps(info.get("env_kwargs", {}))))
     run.policy.load_state_dict(policy.state_dict())
     return run.trainer
 

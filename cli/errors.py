@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from expire_span_rl.checks import shown
 from expire_span_rl.interrupts import ending
 
-WHOLE_MESSAGE = 290  # characters of a message, of which the last ones often say what would be right
-LAST_PART = 90  # of them are the end of what was cut
-OTHERS_MESSAGE = 280  # of another package's, which has no bound of its own
+WHOLE_MESSAGE = 290  # characters of a message
+LAST_PART = 90  # characters that stay of its end, which often says what would be right
+OTHERS_MESSAGE = 280  # characters of another package's message
 
 
 class UsageError(ValueError):
@@ -24,7 +24,7 @@ def one_line(text: Any) -> str:
     """`text` on one line of at most WHOLE_MESSAGE characters, the middle left out if it is longer, with every character
     that a terminal would not print escaped."""
     text = str(text)
-    if len(text) > 8 * WHOLE_MESSAGE:  # the words of a text of any length are not looked for
+    if len(text) > 8 * WHOLE_MESSAGE:  # to keep the cost of very long texts small
         text = f"{text[: 4 * WHOLE_MESSAGE]} {text[-4 * WHOLE_MESSAGE :]}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
     if len(line) <= WHOLE_MESSAGE:

@@ -77,7 +77,7 @@ def main() -> None:
     if config.wrap:
         kwargs["wraps"] = list(config.wrap)
 
-    # Only now: torch takes a second, which a misspelled flag need not wait for.
+    # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch
 
     from expire_span_rl.building import device
@@ -86,9 +86,16 @@ def main() -> None:
 
     torch.set_num_threads(config.torch_threads)
     protocol = Protocol(config.episodes, config.seed, not config.stochastic, config.max_steps)
-    named = (config.env, config.imports, kwargs)
     with plain_warnings():
-        report = compare(config.policies, *named, protocol, config.num_envs, device(config.device))
+        report = compare(
+            config.policies,
+            protocol,
+            env=config.env,
+            imports=config.imports,
+            env_kwargs=kwargs,
+            num_envs=config.num_envs,
+            device=device(config.device),
+        )
     print_tables(report)
     with plain_warnings():
         if config.json:

@@ -35,12 +35,12 @@ class Flag:
     group: str | None = None
     """Title under which the help lists it; None: where `cli.help` puts fields of its name."""
     names_allowed: tuple[str, ...] = ()
-    """The values that text may have, where `joined` was told."""
+    """The values that text may have, where `joined` was given them."""
 
     @property
     def name(self) -> str:
         """As the user types it."""
-        return f"--{(self._annotated('name') or self.field).replace('_', '-')}"
+        return f"--{(self._annotation('name') or self.field).replace('_', '-')}"
 
     @property
     def names(self) -> list[str]:
@@ -94,18 +94,19 @@ class Flag:
     @property
     def metavar(self) -> str | None:
         """What stands for its value in the help, if `tyro.conf.arg` says so."""
-        return self._annotated("metavar")
+        return self._annotation("metavar")
 
     @property
     def tyro_type(self) -> Any:
         """The type as tyro reads it, with this flag's name, help and choices."""
         kind = Literal[self.names_allowed] if self.names_allowed and self.type is str else self.type
-        own = tyro.conf.arg(name=self._annotated("name"), metavar=self.metavar, help=self.help)
-        return Annotated[(kind, own, *(one for one in self.annotations if one in _MARKERS))]
+        argument = tyro.conf.arg(name=self._annotation("name"), metavar=self.metavar, help=self.help)
+        return Annotated[(kind, argument, *(mark for mark in self.annotations if mark in _MARKERS))]
 
-    def _annotated(self, attribute: str) -> Any:
-        """What `tyro.conf.arg` says; None if it says nothing."""
-        return next((value for one in self.annotations if (value := getattr(one, attribute, None))), None)
+    def _annotation(self, attribute: str) -> Any:
+        """An attribute of `tyro.conf.arg`; None if it is not set."""
+        values = (getattr(annotation, attribute, None) for annotation in self.annotations)
+        return next((value for value in values if value), None)
 
 
 def flags_of(config: Any) -> list[Flag]:

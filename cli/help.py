@@ -1,5 +1,4 @@
-"""The text of --help: plain, grouped, the flags that people use first, no line over 80 columns wherever it is
-printed."""
+"""The text of --help: plain and grouped, the most used flags at the top, no line over 80 columns."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def help_text(program: str, flags: Sequence[Flag], description: str, examples: S
     if positional:
         parts.append("\n".join(["arguments:", *(_entry(_placeholder(flag), flag.help) for flag in positional)]))
     for title, members in grouped([flag for flag in flags if not flag.is_positional]).items():
-        parts.append("\n".join([f"{title}:", *(_entry(_heading(flag), _explained(flag)) for flag in members)]))
+        parts.append("\n".join([f"{title}:", *(_entry(_heading(flag), _explanation(flag)) for flag in members)]))
     parts.append("\n".join(["help:", *(_entry(heading, text) for heading, text in _COMMON)]))
     return "\n\n".join(parts) + "\n"
 
@@ -67,11 +66,11 @@ def help_text(program: str, flags: Sequence[Flag], description: str, examples: S
 def grouped(flags: Sequence[Flag]) -> dict[str, list[Flag]]:
     """The flags by title, both in the order in which the help lists them."""
     by_name = {flag.field: flag for flag in flags}
-    first = {name: title for title, names in GROUPS.items() for name in names}
+    titles = {name: title for title, names in GROUPS.items() for name in names}
     out: dict[str, list[Flag]] = {}
     for title, names in GROUPS.items():
-        own = [by_name[name] for name in names if name in by_name]
-        out[title] = own + [flag for flag in flags if flag.field not in first and flag.group == title]
+        leading = [by_name[name] for name in names if name in by_name]
+        out[title] = leading + [flag for flag in flags if flag.field not in titles and flag.group == title]
     placed = {flag.field for members in out.values() for flag in members}
     for flag in flags:
         if flag.field not in placed:
@@ -99,7 +98,7 @@ def _placeholder(flag: Flag) -> str:
     return _PLACEHOLDERS.get(flag.field) or {int: "N", float: "X"}.get(flag.element, "TEXT")
 
 
-def _explained(flag: Flag) -> str:
+def _explanation(flag: Flag) -> str:
     """What the flag does, its choices, whether it may come several times, and its default."""
     notes = []
     if flag.choices:
@@ -128,7 +127,7 @@ def _default(value: Any) -> str:
 
 def _entry(heading: str, text: str) -> str:
     """A flag, and below it what it does."""
-    return "\n".join([_wrapped(heading, "  ", _INDENT), _wrapped(text, _INDENT, _INDENT)])
+    return "\n".join([_wrap(heading, "  ", _INDENT), _wrap(text, _INDENT, _INDENT)])
 
 
 def _example(command: str) -> str:
@@ -150,7 +149,7 @@ def _example(command: str) -> str:
 def _paragraphs(text: str) -> list[str]:
     """Each paragraph on lines of at most WIDTH characters; indented ones are commands, one a line."""
     blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", textwrap.dedent(text).strip())]
-    return [_commands(block) if block.startswith(" ") else _wrapped(block, "", "") for block in blocks if block]
+    return [_commands(block) if block.startswith(" ") else _wrap(block, "", "") for block in blocks if block]
 
 
 def _commands(block: str) -> str:
@@ -159,7 +158,8 @@ def _commands(block: str) -> str:
     return "\n".join(_example(" ".join(line.split())) for line in lines)
 
 
-def _wrapped(text: str, first: str, later: str) -> str:
+def _wrap(text: str, indent: str, later_indent: str) -> str:
+    """The text on lines of at most WIDTH characters."""
     line = re.sub(r"[ \n\t]+", " ", text).strip()
-    lines = textwrap.fill(line, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+    lines = textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=later_indent, break_on_hyphens=False)
     return lines.replace(_NO_BREAK, " ")

@@ -1,4 +1,4 @@
-"""Warnings of ours on a command line: a line each, without the place in our code that a user cannot mend."""
+"""Our warnings on a command line: one line each, without the place in our code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from expire_span_rl.messages import hear
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within, warnings of this package's own classes are `warning: message` on stderr; others stay as they are. Of a
-    message of several lines, such as one with a traceback, the first is shown, and all of it is for the log."""
+    """Within, warnings of this package's own classes are `warning: message` on stderr; others stay as they are. A
+    message of several lines, such as one with a traceback, shows its first line; the log gets all of it."""
     show = warnings.showwarning
 
-    def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if category.__module__.startswith("expire_span_rl."):
             text = f"warning: {message}"
             print(one_line(text.partition("\n")[0]), file=sys.stderr)
@@ -26,7 +26,7 @@ def plain_warnings() -> Iterator[None]:
         else:
             show(message, category, *place, **more)
 
-    warnings.showwarning = shown
+    warnings.showwarning = show_line
     try:
         yield
     finally:

@@ -1,5 +1,4 @@
-"""From a command line to a dataclass. The arguments are checked here, for clear one-line errors; tyro makes values of
-them."""
+"""From a command line to a dataclass. The arguments are checked here, for clear one-line errors; tyro converts them."""
 
 from __future__ import annotations
 
@@ -114,8 +113,8 @@ def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
     places = [flag for flag in flags if flag.is_positional]
     required = [flag.metavar or flag.field for flag in places if _with_default(flag).default is MISSING]
     if len(bare) > len(places) and not any(flag.takes_many for flag in places):
-        wanted = f"{len(places)} without a flag" if places else "only flags and their values"
-        raise UsageError(f"arguments: expected {wanted}, got {quoted(bare[len(places)])} too; see --help")
+        expected = f"{len(places)} without a flag" if places else "only flags and their values"
+        raise UsageError(f"arguments: expected {expected}, got {quoted(bare[len(places)])} too; see --help")
     if len(bare) < len(required):
         missing = required[len(bare)]
         raise UsageError(f"{missing}: expected {_summary(places[len(bare)])}, got none; see --help")

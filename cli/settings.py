@@ -9,15 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from expire_span_rl import cli
-from expire_span_rl.agents import AGENTS, ForgettingConfig
+from expire_span_rl.agents import AGENTS
 from expire_span_rl.checks import quoted, shown
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
-from expire_span_rl.policies import KINDS, core_config
-from expire_span_rl.settings import ENCODERS, SNAPSHOTS, VECTORIZATIONS, RunConfig, complete, resolve, run_parts, tuned
+from expire_span_rl.policies import KINDS, NETWORKS
+from expire_span_rl.saved_settings import complete
+from expire_span_rl.settings import (
+    ENCODERS,
+    SNAPSHOTS,
+    VECTORIZATIONS,
+    RunConfig,
+    Settings,
+    no_memory_kind,
+    parts_of,
+    resolve,
+    run_parts,
+    tuned,
+)
 
 _CHOICES = {
     "memory": KINDS, "agent": AGENTS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS, "keep_snapshots": SNAPSHOTS,
 }  # fmt: skip
+_TITLES = {"agent": "learning", "forgetting": "forgetting", "memory": "memory", "network": "network"}
+"""By part of `Settings`: its title in --help. The run's own flags are placed by name (`cli.help.GROUPS`)."""
 RESUMABLE = ("device", "torch_threads", "num_actors", "progress_bar", "quiet", "total_timesteps", "learning_rate")
 """Settings that may be other ones when a run is resumed. All but the last two are of this start only."""
 _DESCRIPTION = """
@@ -33,24 +47,25 @@ _EXAMPLES = (
 )
 
 
-def parse_config(arguments: list[str]) -> dict[str, Any]:
-    """All settings of a run, flat (`settings.resolve`). Raises ValueError, one line."""
-    given = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
-    memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in given.items())
+def parse_config(arguments: list[str]) -> Settings:
+    """All settings of a run. Raises ValueError, one line."""
+    values = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
+    memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in values.items())
     if modules := cli.values_of("import", arguments):
         from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
 
-        # Before the flags are known: one may register a memory kind, which has flags of its own.
-        import_modules(modules)
+        import_modules(modules)  # before the flags are read: one may register a memory kind, which has its own flags
     cli.choice("--memory", memory, KINDS)
-    network = AGENTS.describe(cli.choice("--agent", agent, AGENTS)).network
-    if network is not None and given["memory"] is not None:
-        raise cli.UsageError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    # A completion script is for every memory kind and agent; the rest is of the chosen ones.
+    takes_memory_kind = AGENTS[cli.choice("--agent", agent, AGENTS)].takes_memory_kind
+    if values["memory"] is not None and not takes_memory_kind:
+        raise no_memory_kind(memory, agent)
+    # A completion script is for every memory kind and agent; all else is for the chosen ones.
     completes = cli.value_of("print-completion", arguments) is not None
     parts = _every_part() if completes else run_parts(memory, agent)
-    flags = cli.joined(*parts, defaults=tuned(env, agent), groups=_groups(), choices=_CHOICES)
-    chosen = f"--agent {agent} --env {env}" if network else f"--memory {memory} --agent {agent} --env {env}"
+    flags = cli.joined(*parts, defaults=tuned(env, agent), groups=help_groups(), choices=_CHOICES)
+    chosen = f"--agent {agent} --env {env}"
+    if takes_memory_kind:
+        chosen = f"--memory {memory} {chosen}"
     settings = cli.parse(flags, arguments, _DESCRIPTION.format(chosen=chosen), _EXAMPLES)
     return resolve(**dataclasses.asdict(settings))
 
@@ -60,12 +75,10 @@ def _every_part(kinds: Iterable[str] = KINDS) -> list[type]:
     return list(dict.fromkeys(part for kind in kinds for agent in AGENTS for part in run_parts(kind, agent)))
 
 
-def _groups() -> dict[type, str]:
+def help_groups() -> dict[type, str]:
     """By dataclass: the title under which --help lists its flags."""
-    learning = {AGENTS.describe(agent).Config: "learning" for agent in AGENTS}
-    memory = {KINDS.describe(kind).Config: "memory" for kind in KINDS}
-    network = {core_config(kind): "network" for kind in KINDS}
-    return {**network, **memory, **learning, ForgettingConfig: "forgetting"}
+    runs = [parts_of(kind, agent) for kind in KINDS for agent in AGENTS]
+    return {config: _TITLES[name] for parts in runs for name, config in parts.items() if name in _TITLES}
 
 
 def flag_names(memory: str | None = None) -> list[str]:
@@ -75,33 +88,29 @@ def flag_names(memory: str | None = None) -> list[str]:
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:
-    """The settings with which the run in that directory was made. Raises UsageError, one line, if it has none."""
+    """The flat settings with which the run in that directory was made. Raises UsageError, one line, if it has none."""
+    file = run_dir / "config.json"
     try:
-        config = json.loads((run_dir / "config.json").read_text())
+        config = json.loads(file.read_text())
     except OSError:
         raise cli.UsageError(f"{shown(run_dir)}: expected a run directory with config.json, found none there") from None
     except (ValueError, RecursionError):
-        raise cli.UsageError(
-            f"{run_dir / 'config.json'}: expected the settings of a run, could not read them"
-        ) from None
+        raise cli.UsageError(f"{file}: expected the settings of a run, could not read them") from None
     if not isinstance(config, dict) or not any(name in config for name in ("env", "memory", "agent")):
-        raise cli.UsageError(f"{run_dir / 'config.json'}: expected the settings of a run, got something else")
+        raise cli.UsageError(f"{file}: expected the settings of a run, got something else")
     for name in ("env", "memory", "agent"):
         if not isinstance(config.get(name), str):
             got = f"got {shown(repr(config[name]), 60)}" if name in config else "which is missing"
-            raise cli.UsageError(
-                f"{run_dir / 'config.json'}: expected {name!r} among the settings of the run, {got}"[:500]
-            )
-    if not isinstance(config.get("imports", []), list) or not all(
-        isinstance(m, str) for m in config.get("imports", [])
-    ):
-        raise cli.UsageError(f"{run_dir / 'config.json'}: imports: expected a list of strings")
+            raise cli.UsageError(f"{file}: expected {name!r} among the settings of the run, {got}"[:500])
+    imports = config.get("imports", [])
+    if not isinstance(imports, list) or not all(isinstance(module, str) for module in imports):
+        raise cli.UsageError(f"{file}: imports: expected a list of strings")
     return config
 
 
 def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose files of environments are named from the folder that it was started in, wherever we
-    are now."""
+    """The settings of a run whose files of environments are named from the folder that it was started in, whatever the
+    current folder is."""
     start = config.get("folder")
     if not isinstance(start, str):  # a run from before November 2026
         return config
@@ -113,33 +122,38 @@ def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "env": whole(config["env"]), "imports": [whole(name) for name in config.get("imports", [])]}
 
 
-def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
+def resumed_config(resume: str, arguments: list[str]) -> Settings:
     """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError,
     one line."""
+    _check_resumable(arguments)
+    folder = Path(resume)
+    config = _with_whole_paths(saved_config(folder))
+    from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
+
+    import_modules(config.get("imports", ()))  # the user's own modules, from the start of the run
+    cli.choice("--memory", config["memory"], [*KINDS, *NETWORKS])
+    config = complete(config, str(folder / "config.json"))
+    flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
+    offered = [flag for flag in flags_of(flags) if flag.field in (*RESUMABLE, "resume")]
+    description = f"Continues the run in {resume}. Its settings are its own, but for these."
+    changes = dataclasses.asdict(cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",)))
+    return Settings.from_flat({**config, **changes, "resume": resume, "run_dir": resume, "overwrite": False})
+
+
+def _check_resumable(arguments: list[str]) -> None:
+    """Raises UsageError, one line, for a flag that a resumed run does not take."""
     allowed = [name for field in RESUMABLE for name in _names(field)]
-    own = ["--resume", "--help", "--version", "--print-completion"]
+    always = ["--resume", "--help", "--version", "--print-completion"]
     for argument in arguments:
-        if argument.startswith("--") and cli.flag_of(argument) not in (*allowed, *own):
+        if argument.startswith("--") and cli.flag_of(argument) not in (*allowed, *always):
             cli.check_flag(argument, flag_names())
             raise cli.UsageError(
                 f"--resume: expected no other flags than {', '.join(allowed)}, since the run's own settings are used, "
                 f"got {quoted(argument, 60)}"
             )
-    folder = Path(resume)
-    config = _with_whole_paths(saved_config(folder))
-    from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
-
-    import_modules(config.get("imports", ()))  # the user's own, from the run's start
-    file = str(folder / "config.json")
-    cli.choice("--memory", config["memory"], [*KINDS, *(filter(None, (AGENTS.describe(a).network for a in AGENTS)))])
-    config = complete(config, file)
-    flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
-    offered = [flag for flag in flags_of(flags) if flag.field in (*RESUMABLE, "resume")]
-    description = f"Continues the run in {resume}. Its settings are its own, but for these."
-    given = cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",))
-    return {**config, **dataclasses.asdict(given), "resume": resume, "run_dir": resume, "overwrite": False}
 
 
 def _names(field: str) -> list[str]:
+    """The flags of a field: a switch has two."""
     name = f"--{field.replace('_', '-')}"
     return [name, f"--no-{name[2:]}"] if field in ("progress_bar", "quiet") else [name]

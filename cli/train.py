@@ -12,14 +12,16 @@ from expire_span_rl.cli.settings import parse_config, resumed_config
 def main() -> None:
     arguments = sys.argv[1:]
     resume = cli.value_of("resume", arguments)
-    if resume is None or resume.startswith("-"):  # a flag in its place is told
-        config = parse_config(arguments)
+    if resume is None or resume.startswith("-"):  # a flag in its place is refused
+        settings = parse_config(arguments)
         from expire_span_rl.environments import named_environment  # Gymnasium takes a while, and --help needs none
 
-        named_environment(config["env"], config["imports"])  # a misspelled id is answered before torch is imported
+        named_environment(
+            settings.run.env, settings.run.imports
+        )  # a misspelled id is answered before torch is imported
     else:
-        config = resumed_config(resume, arguments)
+        settings = resumed_config(resume, arguments)
     from expire_span_rl.training import train  # torch takes a second, which a misspelled flag need not wait for
 
     with plain_warnings():
-        train(config)
+        train(settings)

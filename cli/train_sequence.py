@@ -6,17 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from expire_span_rl import cli
-from expire_span_rl.agents import AGENTS, ForgettingConfig, SupervisedConfig
+from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig, SupervisedConfig
 from expire_span_rl.checks import quoted, shown
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.cli.settings import resumed_config, saved_config
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.sequences import AGENT, SPAN_LOSSES, TASKS, SequenceConfig, SpanLossConfig, sequence_settings
-from expire_span_rl.settings import SNAPSHOTS, RunConfig, run_parts, tuned
+from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, run_parts, tuned
 
 _HIDDEN = (
     "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "normalize_observations",
@@ -36,29 +35,29 @@ _EXAMPLES = ("--seed 2", "--delay 1024 --memory transformer_xl --window 2048", "
 def main() -> None:
     arguments = sys.argv[1:]
     resume = cli.value_of("resume", arguments)
-    if resume is None or resume.startswith("-"):  # a flag in its place is told
-        config = parse_sequence(arguments)
+    if resume is None or resume.startswith("-"):  # a flag in its place is refused
+        settings = parse_sequence(arguments)
     else:
-        config = resumed_sequence(resume, arguments)
+        settings = resumed_sequence(resume, arguments)
     from expire_span_rl.training import train  # torch takes a second, which a misspelled flag need not wait for
 
     with plain_warnings():
-        train(config)
+        train(settings)
 
 
-def parse_sequence(arguments: list[str]) -> dict[str, Any]:
-    """All settings of a run, flat (`settings.resolve`). Raises ValueError, one line."""
+def parse_sequence(arguments: list[str]) -> Settings:
+    """All settings of a run. Raises ValueError, one line."""
     task = cli.choice("--task", cli.value_of("task", arguments) or SequenceConfig.task, TASKS)
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     _check_task_flags(task, arguments)
     env = TASKS[task].env
-    spans = [SpanLossConfig] if hasattr(KINDS.describe(memory).Config, "span_model") else []
+    spans = [SpanLossConfig] if hasattr(KINDS[memory].Config, "span_model") else []
     parts = (SequenceConfig, TASKS[task], *run_parts(memory, AGENT), *spans)
     groups = {
         SupervisedConfig: "learning",
         ForgettingConfig: "forgetting",
         SpanLossConfig: "forgetting",
-        KINDS.describe(memory).Config: "memory",
+        KINDS[memory].Config: "memory",
         core_config(memory): "network",
         SequenceConfig: "run",
         TASKS[task]: "run",
@@ -69,11 +68,11 @@ def parse_sequence(arguments: list[str]) -> dict[str, Any]:
     return sequence_settings(dataclasses.asdict(cli.parse(offered, arguments, description, _EXAMPLES)))
 
 
-def resumed_sequence(resume: str, arguments: Sequence[str]) -> dict[str, Any]:
+def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
     """All settings of the run in the folder `resume`, with what the command line changes of them: --total-blocks, and
     what train_rl.py --resume takes. Raises ValueError, one line."""
     saved = saved_config(Path(resume))
-    if saved["agent"] not in AGENTS or not AGENTS.describe(saved["agent"]).supervised:
+    if saved["agent"] not in AGENTS or AGENTS[saved["agent"]].learns_from != TARGETS:
         raise cli.UsageError(
             f"--resume: expected a run of train_sequence.py, {shown(resume)} is one of train_rl.py --agent "
             f"{quoted(saved['agent'], 60)}, which goes on with train_rl.py --resume"

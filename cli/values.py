@@ -1,5 +1,4 @@
-"""What the values of flags mean, and what is said of those that mean nothing. Every function raises ValueError, one
-line."""
+"""Conversion of the values of flags, and errors for invalid ones. Every function raises ValueError, one line."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from expire_span_rl.checks import choice, nearest, quoted
 from expire_span_rl.cli.errors import UsageError
 from expire_span_rl.cli.fields import Flag
 
-_SLIP = 0.9  # likeness of a name and a slip of the fingers, which comes before another library's name for something
+_SLIP = 0.9  # likeness from which a name counts as a typing error, before other libraries' names are tried
 _NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits
 
@@ -71,16 +70,16 @@ def flag_of(argument: str) -> str:
 
 def check_flag(argument: str, valid: Sequence[str]) -> None:
     """Raises UsageError for a flag that is not among `valid`, with the one that was probably meant."""
-    given = flag_of(argument)
-    if given not in valid:
-        meant = suggestion(given, valid)
-        shown = given if quoted(given) == f"'{given}'" else quoted(given)  # a strange one in quotation marks
-        raise UsageError(f"unknown flag {shown}: {f'did you mean {meant}?' if meant else 'see --help'}")
+    flag = flag_of(argument)
+    if flag not in valid:
+        meant = suggestion(flag, valid)
+        text = flag if quoted(flag) == f"'{flag}'" else quoted(flag)  # a strange one in quotation marks
+        raise UsageError(f"unknown flag {text}: {f'did you mean {meant}?' if meant else 'see --help'}")
 
 
-def suggestion(given: str, valid: Iterable[str]) -> str | None:
-    """The flag that `given`, which is none, probably stands for; None if nothing is near."""
-    name, by_name = given.lstrip("-").lower(), {flag.lstrip("-"): flag for flag in valid}
+def suggestion(unknown: str, valid: Iterable[str]) -> str | None:
+    """The flag that an unknown one probably stands for; None if nothing is near."""
+    name, by_name = unknown.lstrip("-").lower(), {flag.lstrip("-"): flag for flag in valid}
     # All switches' names for off begin alike, which is no likeness.
     off = name.startswith("no-")
     names = {

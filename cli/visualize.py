@@ -85,7 +85,7 @@ def main() -> None:
     config = cli.parse(VisualizeConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
     kwargs = json_object("--env-kwargs", config.env_kwargs)
 
-    # Only now: torch takes a second, which a misspelled flag need not wait for.
+    # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch
     from rich.console import Console
     from rich.progress import Progress
@@ -102,13 +102,16 @@ def main() -> None:
     torch.set_num_threads(1)  # the fastest for a batch of one
     import_modules(config.imports)  # before the policy is read, whose memory kind one may register
     policy, info = load_policy(config.path)
-    how = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
+    options = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
     few = config.episodes <= MOST_TABLES
     with plain_warnings(), Progress(console=Console(stderr=True), transient=True, disable=few) as progress:
-        name, env = environment_for(policy, info, config.path, config.env, config.imports, kwargs)
+        name, env = environment_for(
+            policy, info, config.path, env=config.env, imports=config.imports, env_kwargs=kwargs
+        )
         task = progress.add_task("episodes", total=config.episodes)
-        how["after_episode"] = lambda: progress.advance(task)
-        showing = show_in(policy, env, name, Path(config.path).name, config.seed, config.episodes, **how)
+        options["after_episode"] = lambda: progress.advance(task)
+        label = Path(config.path).name
+        showing = show_in(policy, env, name, label, seed=config.seed, episodes=config.episodes, **options)
     env.close()
     with plain_warnings():
         for path in config.outputs():

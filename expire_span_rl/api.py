@@ -1,5 +1,4 @@
-"""The Python interface, in the shape that people know from Stable-Baselines3. `import expire_span_rl as es` has all of
-it.
+"""The Python interface, in the shape of Stable-Baselines3's. `import expire_span_rl as es` has all of it.
 
 An environment is given as an id ("Corridor-v0", "package:Id-v0", "path/to/my_envs.py:Id-v0"), as a function without
 arguments that makes one (a class too), or as one that exists: a `gym.Env` or a Gymnasium `VectorEnv` in SAME_STEP
@@ -24,16 +23,17 @@ from expire_span_rl.env_objects import Environment, check_given, maker_of, name_
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
-from expire_span_rl.policies import check_spaces, load_policy, save_policy
+from expire_span_rl.policies import ActorCritic, check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.io import policy_info
+from expire_span_rl.protocols import Policy
 from expire_span_rl.run_directory import RunDirectory, save_best
 from expire_span_rl.run_files import check_run_dir
 from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
 from expire_span_rl.visualization import AUDITED, Showing, environment_for, show_in
 
-_OF_LEARN = ("total_timesteps", "progress_bar", "run_dir")
-_OF_THE_COMMAND_LINE = {
+_LEARN_ARGUMENTS = ("total_timesteps", "progress_bar", "run_dir")
+_COMMAND_LINE_SETTINGS = {
     "resume": "python train_rl.py --resume RUN continues a run",
     "agent": "the agent is the class: es.PPO, es.IMPALA",
 }
@@ -53,40 +53,38 @@ class Model:
         features_extractor_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ):
-        """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru, lstm, lru or
-        none.
+        """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru, lstm, lru or none.
         env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`.
         features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads
         observations in place of our encoders, and its arguments.
         settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores,
         such as `num_envs`, `learning_rate`, `memory_budget`, `seed`; `env_kwargs` may be a dict.
 
-        Raises ValueError, one line, for settings or an environment that will not do.
+        Raises ValueError, one line, for settings or an environment that cannot be used.
         """
         for name in settings:
-            if name in _OF_LEARN:
+            if name in _LEARN_ARGUMENTS:
                 raise ValueError(f"{name}: expected as an argument of learn, got it here")
-            if name in _OF_THE_COMMAND_LINE:
-                raise ValueError(f"{name}: expected no such setting ({_OF_THE_COMMAND_LINE[name]})")
+            if name in _COMMAND_LINE_SETTINGS:
+                raise ValueError(f"{name}: expected no such setting ({_COMMAND_LINE_SETTINGS[name]})")
         if features_extractor_kwargs is not None and features_extractor_class is None:
             raise ValueError("features_extractor_class: expected one with features_extractor_kwargs, got none")
         extractor = None
         if features_extractor_class is not None:
             extractor = (features_extractor_class, dict(features_extractor_kwargs or {}))
-        name, settings = _named(env, settings)
-        config = resolve(memory, name, self.agent, **settings)
+        name, settings = _name_and_settings(env, settings)
+        resolved = resolve(memory, name, self.agent, **settings)
+        run = resolved.run
         if "num_minibatches" not in settings:  # each has an environment at least
-            config["num_minibatches"] = min(config["num_minibatches"], config["num_envs"])
+            resolved = resolved.replace(num_minibatches=min(resolved.agent.num_minibatches, run.num_envs))
         if isinstance(env, str):
-            self._run = build(config, None, extractor, training.say)
+            self._run = build(resolved, None, extractor, training.say)
         else:
-            given = vector_of(
-                env, config["num_envs"], config["encoder"], config["vectorization"], config["env_timeout"]
-            )
-            self._run = build(config, given, extractor, training.say)
+            vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
+            self._run = build(resolved, vector, extractor, training.say)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):
-                self._run.make_env = lambda: single_of(env, config["encoder"])
+                self._run.make_env = lambda: single_of(env, run.encoder)
         self._set_info()
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}
@@ -100,44 +98,41 @@ class Model:
     ) -> Self:
         """Trains for `total_timesteps` environment steps, rounded up to whole rollouts, and returns the model.
 
-        Called again it trains on, for so many steps more. Schedules (learning rate, entropy) run over all steps from
-        the first call on: a second call of equal length begins in the middle of them.
+        A second call trains for so many more steps. Schedules (learning rate, entropy) run over all steps since the
+        first call, so a second call of equal length begins in the middle of them.
         callback: is called with the model after every update; returns False to end the training.
         run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or
-        that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the update under way is finished; the second
-        one interrupts at once.
+        that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the current update is finished. A second
+        Ctrl-C interrupts at once.
         """
         if not total_timesteps >= 1:
             raise ValueError(f"total_timesteps: expected at least 1, got {total_timesteps}")
         run, trainer = self._run, self._run.trainer
-        directory = self._run_directory(Path(run_dir)) if run_dir is not None else None
+        path = None if run_dir is None else Path(run_dir)
+        if path is not None and path != self._directory:
+            check_run_dir(path, resume=False, overwrite=run.settings.run.overwrite)
         trainer.stop.clear()
         rollouts = -(-int(total_timesteps) // trainer.rollout_size)
         trainer.total_timesteps = trainer.timesteps + rollouts * trainer.rollout_size
-        config = {**run.config, "total_timesteps": trainer.total_timesteps, "run_dir": str(run_dir or "")}
-        run.config = config
-        opened = None
-        if directory is not None:
-            opened = (
-                RunDirectory.again(directory, run)
-                if directory == self._directory
-                else RunDirectory.begin(directory, run)
-            )
-            self._directory = directory
+        run.settings = run.settings.replace(total_timesteps=trainer.total_timesteps, run_dir=str(run_dir or ""))
+        files = None
+        if path is not None:
+            files = RunDirectory.again(path, run) if path == self._directory else RunDirectory.begin(path, run)
+            self._directory = path
 
-        def updated(figures: dict[str, float]) -> Any:
-            self.metrics = figures
+        def report(metrics: dict[str, float]) -> Any:
+            self.metrics = metrics
             return None if callback is None else callback(self)
 
-        with opened.training() if opened is not None else contextlib.nullcontext():
-            training.learn(run, opened, updated, progress_bar)
+        with files.training() if files is not None else contextlib.nullcontext():
+            training.learn(run, files, report, progress_bar)
         self._set_info()
         return self
 
     @property
-    def policy(self) -> Any:
-        """The policy as it is now: an `ActorCritic`, with `predict`."""
-        return self._run.policy
+    def policy(self) -> ActorCritic:
+        """The policy as it is now, with `predict`."""
+        return cast(ActorCritic, self._run.policy)
 
     @property
     def num_timesteps(self) -> int:
@@ -145,13 +140,14 @@ class Model:
         return self._run.trainer.timesteps
 
     def save(self, path: str | Path, best: bool = False) -> None:
-        """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read. best: not the latest
-        policy but of those that met the success target the latest with about the fewest live memories, if there is
-        one."""
+        """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read.
+
+        best: not the latest policy, but the latest that meets the success target and holds at most 20% more memories
+        than the smallest, if there is one."""
         if best:
             save_best(self._run, path)
         else:
-            save_policy(self.policy, path, self.policy.info)
+            save_policy(self.policy, path, cast(Any, self.policy).info)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -164,14 +160,8 @@ class Model:
         self._run.trainer.close()
 
     def _set_info(self) -> None:
-        """Tells the policy what its file will say of it."""
-        self.policy.info = {**self._run.info, "timesteps": self.num_timesteps}
-
-    def _run_directory(self, path: Path) -> Path:
-        """Raises ValueError unless a run can be written there."""
-        if path != self._directory:
-            check_run_dir(path, resume=False, overwrite=self._run.config["overwrite"])
-        return path
+        """Sets what the policy's file will say of it."""
+        cast(Any, self.policy).info = {**self._run.info, "timesteps": self.num_timesteps}
 
 
 class PPO(Model):
@@ -193,10 +183,9 @@ def load(
     features_extractor_class: type | None = None,
     features_extractor_kwargs: Mapping[str, Any] | None = None,
     env: Environment | None = None,
-) -> Any:
+) -> ActorCritic:
     """The policy in a file or a run directory, with `predict`. Its `info` is what the file says of it: `env`,
-    `env_kwargs`,
-    `agent`, ... Raises ValueError, one line, for a file that is none.
+    `env_kwargs`, `agent` and so on. Raises ValueError, one line, for a file that is no policy.
 
     features_extractor_class, features_extractor_kwargs: as the policy was trained with, since a file brings no code.
     env: an environment whose observations it reads; None: the one that the policy was trained in.
@@ -227,7 +216,7 @@ def _observation_space(env: Environment | None, info: Mapping[str, Any], path: A
 
 
 def evaluate(
-    policy: Any,
+    policy: Policy | Model | str | Path,
     env: Environment | None = None,
     episodes: int = 1000,
     *,
@@ -246,7 +235,7 @@ def evaluate(
     same. Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
     `max_steps` steps.
     """
-    policy, info, path = _policy(policy, device)
+    actor, info, path = _find_policy(policy, device)
     protocol = Protocol(episodes, seed, deterministic, max_steps)
     if env is None or isinstance(env, str):
         name, kwargs = environment_of(env or "", imports, info, path, env_kwargs)
@@ -255,17 +244,17 @@ def evaluate(
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
         name, vector = name_of(env), vector_of(env, min(num_envs, episodes))
     try:
-        check_spaces(policy.config, vector.single_observation_space, vector.single_action_space, path, name)
+        check_spaces(actor.config, vector.single_observation_space, vector.single_action_space, path, name)
         torch.manual_seed(seed)
-        result = evaluate_in(policy, vector, name, protocol)
+        result = evaluate_in(actor, vector, name, protocol)
     finally:
         if not isinstance(env, (gym.Env, VectorEnv)):
             vector.close()
-    return {"path": path, "memory": policy.config.memory, "agent": info.get("agent"), **result}
+    return {"path": path, "memory": actor.config.memory, "agent": info.get("agent"), **result}
 
 
 def show(
-    policy: Any,
+    policy: ActorCritic | Model | str | Path,
     env: Environment | None = None,
     seed: int = 0,
     *,
@@ -279,28 +268,40 @@ def show(
     """What a policy remembers in an episode, and whether that mattered: the viewer's page in a notebook; `save` writes
     it (.html), the figure (.png, .pdf, .svg), the film (.mp4) or all numbers (.json).
 
-    policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next have seed + 1,
-    ...
-    audit: measures the effect of so many of the memories attended to most, at every decision; 0: of none.
+    policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next ones have seed +
+    1, seed + 2 and so on. audit: at every decision, measures the effect of this many of the memories that are attended
+    to most; 0: no measurement.
     Raises ValueError, one line, for a policy that cannot act there, and for an episode of more than `max_steps` steps.
     """
-    policy, info, path = _policy(policy, "cpu")
+    actor, info, path = _find_policy(policy, "cpu")
     if env is None or isinstance(env, str):
-        name, single = environment_for(policy, info, path, env or "", imports, dict(env_kwargs or {}))
+        name, single = environment_for(
+            actor, info, path, env=env or "", imports=imports, env_kwargs=dict(env_kwargs or {})
+        )
     elif isinstance(env, VectorEnv):
         raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
         name, single = name_of(env), single_of(env)
-        check_spaces(policy.config, single.observation_space, single.action_space, path, name)
-    shown = show_in(policy, single, name, Path(path).name, seed, episodes, deterministic, max_steps, audit)
+        check_spaces(actor.config, single.observation_space, single.action_space, path, name)
+    showing = show_in(
+        actor,
+        single,
+        name,
+        Path(path).name,
+        seed=seed,
+        episodes=episodes,
+        deterministic=deterministic,
+        max_steps=max_steps,
+        audit=audit,
+    )
     if not isinstance(env, gym.Env):
         single.close()
-    return shown
+    return showing
 
 
-def _policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
-    """(the policy, its info, its path or what it is called)."""
+def _find_policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
+    """(the policy, its info, its path or what messages call it). Raises TypeError for what is no policy."""
     if isinstance(policy, (str, Path)):
         return *load_policy(policy, device), str(policy)
     if isinstance(policy, Model):
@@ -310,9 +311,9 @@ def _policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:
     return policy, getattr(policy, "info", {}), "policy"
 
 
-def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of the environment and the settings, with the number that exists. Raises TypeError for what is no
-    environment and ValueError for settings that do not go with it, one line."""
+def _name_and_settings(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the environment and the settings, with the number of environments of a VectorEnv. Raises TypeError
+    for what is no environment, and ValueError, one line, for settings that do not go with it."""
     if isinstance(env, str):
         return env, dict(settings)
     check_given(env, {name: settings.get(name) for name in ("env_kwargs", "wrap", "imports")})
@@ -321,7 +322,7 @@ def _named(env: Any, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"num_envs: expected {env.num_envs}, as the VectorEnv has, or none, got {number}")
     if isinstance(env, gym.Env) and number != 1:
         raise ValueError(
-            f"env: expected a function that makes one, such as {maker_of(env)}, for {number or RunConfig.num_envs} environments, "
-            "got one that exists and cannot be copied (num_envs=1 trains in it alone)"
+            f"env: expected a function that makes one, such as {maker_of(env)}, for {number or RunConfig.num_envs} "
+            "environments, got one that exists and cannot be copied (num_envs=1 trains in it alone)"
         )
     return name_of(env), {**settings, "num_envs": env.num_envs} if isinstance(env, VectorEnv) else dict(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,28 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
+from expire_span_rl.agents import AGENTS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
 from expire_span_rl.checks import json_object, quoted
 from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
-from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
-from expire_span_rl.settings import check, part
+from expire_span_rl.policies import ActorCritic, observation_spec
+from expire_span_rl.protocols import LearningPolicy, Policy
+from expire_span_rl.settings import Settings
 
 FAR = 2**61  # beyond the seeds of every evaluation's environments
 UNKNOWN_HORIZON = 256  # steps: where an environment does not say how long a fact must last
+Extractor = tuple[type, dict[str, Any]]
+"""The class of a Stable-Baselines3 BaseFeaturesExtractor, and its keyword arguments."""
 
 
 @dataclass
 class Run:
-    """What `build` makes of a config."""
+    """What `build` makes of settings."""
 
-    config: Mapping[str, Any]
-    trainer: Trainer | SB3Trainer
-    policy: Any
+    settings: Settings
+    trainer: TrainingLoop
+    policy: Policy
     info: dict[str, Any]
     """What the policy's file says of it beside its config."""
     env_kwargs: Mapping[str, Any]
@@ -40,113 +44,170 @@ class Run:
 
 
 def build(
-    config: Mapping[str, Any],
+    settings: Settings,
     env: VectorEnv | None = None,
-    features_extractor: tuple[type, dict[str, Any]] | None = None,
+    features_extractor: Extractor | None = None,
     say: Callable[[str], None] = print,
 ) -> Run:
     """Environments, policy, agent and trainer.
 
-    env: trains in these, wrapped as `make_vec_env` does, instead of in those that the config names; of a config without
-    a name for them ("") no later call can make them again. features_extractor: a Stable-Baselines3
-    BaseFeaturesExtractor's class and arguments, which reads the observations. say: gets what happens, in lines. Raises
-    ValueError, one line, before anything is written.
+    env: trains in these, wrapped as `make_vec_env` does, instead of in those that the settings name. Settings without a
+    name for them ("") cannot make them again. features_extractor: reads the observations in place of our encoders.
+    say: takes messages, in lines. Raises ValueError, one line, before anything is written.
     """
-    check(config)
-    device(config["device"])  # before anything large is made
-    torch.set_num_threads(config["torch_threads"])
-    torch.manual_seed(config["seed"])
-    own = json_object("--env-kwargs", config["env_kwargs"])
-    if config.get("wrap"):
-        own["wraps"] = list(config["wrap"])
-    if config.get("encoder", "auto") != "auto":
-        own["encoder"] = config["encoder"]
-    info = {"env": config["env"], "env_kwargs": own, "agent": config["agent"], "seed": config["seed"]}
-    if config.get("imports"):
-        info["imports"] = list(config["imports"])
-    if config.get("eval_every") and env is not None:
+    run = settings.run
+    device(run.device)  # before anything large is made
+    torch.set_num_threads(run.torch_threads)
+    torch.manual_seed(run.seed)
+    env_kwargs = _env_kwargs(settings)
+    info = {"env": run.env, "env_kwargs": env_kwargs, "agent": run.agent, "seed": run.seed}
+    if run.imports:
+        info["imports"] = list(run.imports)
+    if run.eval_every and env is not None:
         raise ValueError(
             "--eval-every: expected an environment id, from which evaluations can make their own, got environments"
         )
     if env is not None:
-        return _built(config, env, info, features_extractor, None, say)
-    name = named_environment(config["env"], config.get("imports", ()))
-    # A run goes on as it began: what training sets is in its config (of runs since November 2026).
-    training = config.get("training_kwargs", training_kwargs(name))
-    kwargs = {**training, **own, "vectorization": config.get("vectorization", "auto")}
-    kwargs["env_timeout"] = config.get("env_timeout", 0.0)
+        return _Builder(settings, env, features_extractor, None, say).build(info)
+    name = named_environment(run.env, run.imports)
+    # A run goes on as it began: its settings have what training set at its start (of runs since November 2026).
+    usual = training_kwargs(name)
+    training = usual if settings.training_kwargs is None else settings.training_kwargs
+    kwargs = {**training, **env_kwargs, "vectorization": run.vectorization, "env_timeout": run.env_timeout}
     # What training sets differently stays in training, also where the user has set it.
-    evaluation_kwargs = {key: value for key, value in own.items() if key not in training_kwargs(name)}
+    evaluation_kwargs = {key: value for key, value in env_kwargs.items() if key not in usual}
     info |= public_kwargs(name, evaluation_kwargs)
-    maker = vec_env_maker(name, config["num_envs"], **kwargs)
-    run = _built(config, maker(), info, features_extractor, maker, say)
-    run.env_kwargs = evaluation_kwargs
-    run.make_env = lambda: make_env(name, **evaluation_kwargs)
-    return run
+    make_envs = vec_env_maker(name, run.num_envs, **kwargs)
+    built = _Builder(settings, make_envs(), features_extractor, make_envs, say).build(info)
+    built.env_kwargs = evaluation_kwargs
+    built.make_env = lambda: make_env(name, **evaluation_kwargs)
+    return built
 
 
-def _built(
-    config: Mapping[str, Any],
-    env: Any,
-    info: dict[str, Any],
-    features_extractor: tuple[type, dict[str, Any]] | None,
-    maker: Callable[[], VectorEnv] | None,
-    say: Callable[[str], None],
-) -> Run:
-    """Policy, agent and trainer for these environments. maker: makes such environments in another process."""
-    left_out = getattr(env, "left_out", {})
-    if left_out:
-        parts = ", ".join(f"{name} ({why})" for name, why in left_out.items())
-        say(f"{config['env']}: not seen by the policy, since no encoder reads it: {parts}")
-    if AGENTS.describe(config["agent"]).network is not None:
-        if features_extractor is not None:
-            raise ValueError(f"features_extractor_class: expected none, since {config['agent']} brings its own policy")
-        return Run(config, *_baseline(config, env), info, info["env_kwargs"])
-    kind = KINDS.describe(config["memory"])
-    settings, target = dict(config), device(config["device"])
-    if "max_span" in settings:
-        longest, is_survival = longest_span(env, settings["ramp"]), settings.get("span_model") == "survival"
-        if is_survival and not settings["initial_limit"]:
-            settings["initial_limit"] = max(env.memory_horizon or 0, round(settings["initial_span"] * longest))
-        if not settings["max_span"] and (not is_survival or env.metadata.get("old_facts_mislead")):
-            settings["max_span"] = longest
-    extractor = {} if features_extractor is None else {"features_extractor": features_extractor}
-    policy = ActorCritic.for_spaces(
-        env.single_observation_space,
-        env.single_action_space,
-        _normalizes(config),
-        config.get("normalize_rewards", False),
-        memory=config["memory"],
-        memory_config=part(kind.Config, settings),
-        core=part(core_config(config["memory"]), settings),
-        **extractor,
-    ).to(target)
-    algorithm = AGENTS[config["agent"]]
-    numbers = config["num_envs"], config["seed"], env.memory_horizon
-    agent = algorithm(policy, part(algorithm.Config, config), *numbers)
-    seed = environment_seed(config["seed"])
-    source = None
-    if algorithm.supervised:
-        source = algorithm.source(env, policy, config["num_steps"], seed)
-    elif config.get("num_actors") or config.get("ray_address"):
-        if maker is None:
+def _env_kwargs(settings: Settings) -> dict[str, Any]:
+    """The keyword arguments of the environment that the user has set. Raises ValueError, one line."""
+    run = settings.run
+    kwargs = json_object("--env-kwargs", run.env_kwargs)
+    if run.wrap:
+        kwargs["wraps"] = list(run.wrap)
+    if run.encoder != "auto":
+        kwargs["encoder"] = run.encoder
+    return kwargs
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the parts of a run in environments that exist."""
+
+    settings: Settings
+    env: Any
+    features_extractor: Extractor | None
+    make_envs: Callable[[], VectorEnv] | None
+    """Makes such environments in another process; None if only these exist."""
+    say: Callable[[str], None]
+
+    def build(self, info: dict[str, Any]) -> Run:
+        """Policy, agent and trainer. info: as `Run.info`."""
+        settings, run = self.settings, self.settings.run
+        left_out = getattr(self.env, "left_out", {})
+        if left_out:
+            parts = ", ".join(f"{name} ({why})" for name, why in left_out.items())
+            self.say(f"{run.env}: not seen by the policy, since no encoder reads it: {parts}")
+        inputs = AgentInputs(
+            env=self.env,
+            config=settings.agent,
+            forgetting=settings.forgetting or ForgettingConfig(),
+            total_timesteps=run.total_timesteps,
+            seed=run.seed,
+            env_seed=environment_seed(run.seed),
+            device=device(run.device),
+            make_policy=self.make_policy,
+            make_actors=self.start_actors,
+            make_network=self.make_network,
+        )
+        trainer, policy = AGENTS[run.agent].build(inputs)
+        return Run(settings, trainer, policy, info, env_kwargs=info["env_kwargs"])
+
+    def make_policy(self) -> ActorCritic:
+        """A new policy with the memory kind of the settings, on their device."""
+        settings, run = self.settings, self.settings.run
+        extractor = {} if self.features_extractor is None else {"features_extractor": self.features_extractor}
+        return ActorCritic.for_spaces(
+            self.env.single_observation_space,
+            self.env.single_action_space,
+            run.normalize_observations,
+            getattr(settings.agent, "normalize_rewards", False),
+            memory=run.memory,
+            memory_config=memory_config_for(self.env, settings.memory),
+            core=settings.network,
+            **extractor,
+        ).to(device(run.device))
+
+    def start_actors(self, policy: LearningPolicy) -> RolloutSource:
+        """The rollouts of Ray actors that play with `policy`. Raises ValueError, one line, before any of them
+        starts."""
+        if self.make_envs is None:
             raise ValueError(
                 "--num-actors: expected an environment id, from which actors can make their own, got environments"
             )
-        source = _actors(config, maker, policy, seed, say)
-    trainer = Trainer(env, policy, agent, part(ForgettingConfig, config), config["total_timesteps"], seed, source)
-    return Run(config, trainer, policy, info, info["env_kwargs"])
+        from expire_span_rl.agents.ray_actors import ActorPool  # only here, since Ray may not be installed
+
+        config = self.settings.agent
+        return ActorPool(
+            self.make_envs,
+            policy,
+            num_steps=config.num_steps,
+            seed=environment_seed(self.settings.run.seed),
+            num_actors=config.num_actors,
+            address=config.ray_address,
+            refresh=config.refresh_memory,
+            log_dir=run_dir_of(self.settings),
+            say=self.say,
+            log=hear,
+        )
+
+    def make_network(self, name: str) -> Network:
+        """The policy of that name of another library, and these environments as that library takes them. Raises
+        ValueError, one line, if its package is not installed."""
+        run = self.settings.run
+        if self.features_extractor is not None:
+            raise ValueError(f"features_extractor_class: expected none, since {run.agent} brings its own policy")
+        from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+        from expire_span_rl.policies import NETWORKS
+        from expire_span_rl.policies.actions import action_spec
+        from expire_span_rl.policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig
+
+        spec = observation_spec(self.env.single_observation_space, run.normalize_observations)
+        actions = action_spec(self.env.single_action_space)
+        config = SB3PolicyConfig(spec, actions, name, self.settings.agent.width)
+        return Network(
+            env=FlatVecEnv(SB3VecEnv(self.env), spec, actions),
+            policy_class=NETWORKS[name].load(),
+            policy_kwargs=config.policy_kwargs,
+            as_policy=lambda network: SB3Policy(config, network),
+        )
 
 
-def _normalizes(config: Mapping[str, Any]) -> bool:
-    """Runs from before there was such a setting have none in their config, and did not."""
-    return config.get("normalize_observations", False)
+def memory_config_for(env: Any, config: Any) -> Any:
+    """A memory kind's config for an environment: spans that the settings leave open (0) are as long as the environment
+    says that its facts last. Configs without `max_span` stay as they are."""
+    if not hasattr(config, "max_span"):
+        return config
+    longest = longest_span(env, config.ramp)
+    is_survival = getattr(config, "span_model", "") == "survival"
+    changes = {}
+    if is_survival and not config.initial_limit:
+        changes["initial_limit"] = max(env.memory_horizon or 0, round(config.initial_span * longest))
+    if not config.max_span and (not is_survival or env.metadata.get("old_facts_mislead")):
+        changes["max_span"] = longest
+    return replace_fields(config, **changes)
 
 
 def longest_span(env: Any, ramp: int) -> int:
-    """L_max where no setting gives it, in steps: the power of two that is at least twice as long as the environment's
-    facts last, for the sake of whoever still errs and comes late; no more than they last, and the ramp, where older
-    ones mislead."""
+    """L_max where no setting gives it, in steps.
+
+    It is the power of two that is at least twice as long as the environment's facts last, since an untrained policy
+    takes longer to reach the place of recall. Where older facts mislead, it is as long as facts last, plus the ramp."""
     horizon = env.memory_horizon or UNKNOWN_HORIZON
     if env.metadata.get("old_facts_mislead"):
         return horizon + ramp
@@ -154,15 +215,16 @@ def longest_span(env: Any, ramp: int) -> int:
 
 
 def environment_seed(seed: int) -> int:
-    """Where the seeds of a run's environments begin, of which environment i gets the i-th: no two runs share one, nor
-    does any run with an evaluation (`evaluation.FIRST_SEED`)."""
+    """The seed of a run's first environment; environment i gets the i-th seed from there. No two runs share a seed, and
+    no run shares one with an evaluation (`evaluation.FIRST_SEED`)."""
     return seed * 1_000_003 + (FAR if seed >= 999_000 else 0)
 
 
-def run_dir_of(config: Mapping[str, Any]) -> Path:
+def run_dir_of(settings: Settings) -> Path:
     """Where the run is written."""
-    name = re.sub(r"[^\w.-]+", "-", config["env"])
-    return Path(config["run_dir"] or f"runs/{name}-{config['memory']}-{config['agent']}-{config['seed']}")
+    run = settings.run
+    name = re.sub(r"[^\w.-]+", "-", run.env)
+    return Path(run.run_dir or f"runs/{name}-{run.memory}-{run.agent}-{run.seed}")
 
 
 def device(name: str) -> str:
@@ -174,29 +236,3 @@ def device(name: str) -> str:
         usable = "cpu, cuda or auto" if gpu else "cpu or auto (there is no GPU here)"
         raise ValueError(f"--device: expected {usable}, got {quoted(name, 60)}")
     return name
-
-
-def _actors(config: Mapping[str, Any], maker: Any, policy: Any, seed: int, say: Callable[[str], None]) -> Any:
-    """The rollouts of Ray actors. Raises ValueError, one line, before any of them starts."""
-    from expire_span_rl.agents.ray_actors import ActorPool  # only here, since Ray may not be installed
-
-    numbers = config["num_actors"], config["ray_address"], config["refresh_memory"]
-    return ActorPool(maker, policy, config["num_steps"], seed, *numbers, run_dir_of(config), say, hear)
-
-
-def _baseline(config: Mapping[str, Any], env: Any) -> tuple[SB3Trainer, Any]:
-    """Trainer and policy of a third-party agent. Raises ValueError, one line, if its package is not installed."""
-    from expire_span_rl.envs.sb3_adapter import SB3VecEnv
-    from expire_span_rl.policies.actions import action_spec
-    from expire_span_rl.policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig, policy_class
-
-    agent = AGENTS[config["agent"]]
-    settings = part(agent.Config, config)
-    spec = observation_spec(env.single_observation_space, _normalizes(config))
-    actions = action_spec(env.single_action_space)
-    made = SB3PolicyConfig(spec, actions, agent.network, settings.width)
-    seeds = config["seed"], environment_seed(config["seed"])
-    flat, network = FlatVecEnv(SB3VecEnv(env), spec, actions), policy_class(agent.network)
-    total = config["total_timesteps"]
-    trainer = SB3Trainer(flat, agent, network, made.policy_kwargs, settings, total, seeds, device(config["device"]))
-    return trainer, SB3Policy(made, trainer.algorithm.policy)

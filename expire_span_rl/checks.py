@@ -1,4 +1,4 @@
-"""Checks of settings that every package shares: one line that says what was expected and what was given."""
+"""Checks of settings that every package shares. A message is one line: what was expected, and what was given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 SEED_BITS = 31
 """Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
 USER_TEXT = 200  # characters of the user's own text, or of a file's, that a message repeats
-NEAR = 0.7  # likeness from which on a name is suggested: "expire" is for expire_span, "window" is no width
+NEAR = 0.7  # least likeness of a suggested name: "expire" suggests expire_span, "window" does not suggest width
 
 
 def flag(name: str) -> str:
@@ -31,36 +31,36 @@ def quoted(text: object, most: int = USER_TEXT) -> str:
 
 
 def shown(text: object, most: int = USER_TEXT) -> str:
-    """The same without quotation marks, on one line: what a terminal would not print is escaped."""
+    """The same without quotation marks, on one line. Characters that a terminal would not print are escaped."""
     line = " ".join(str(text)[: 4 * most].split())
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return escaped if len(escaped) <= most else f"{escaped[:most]}..."
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number; True and False are none."""
+    """Whether it is a real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def number_or_none(name: str, value: Any) -> Any:
-    """`value`, a saved figure that there may be none of yet. Raises TypeError, one line, for anything else."""
+    """`value`, a saved number, or None where there was none yet. Raises TypeError, one line, for anything else."""
     if value is None or is_number(value):
         return value
     raise TypeError(f"{name}: expected a number or nothing, got {shown(repr(value), 60)}")
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is below its least, or no finite number."""
+    """Raises ValueError, one line, for the first of the named settings below its least value, or not finite."""
     for name, low in least.items():
         value = getattr(config, name)
         if not low <= value < math.inf:
-            wanted = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
-            raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(str(value), 40)}")
+            expected = f"a finite number of at least {low}" if value == math.inf else f"at least {low}"
+            raise ValueError(f"{flag(name)}: expected {expected}, got {shown(str(value), 40)}")
 
 
 def check_at_most(config: Any, **most: int) -> None:
-    """Raises ValueError, one line, for the first of the named settings that is above its most: nothing could be built of
-    it, or nobody would live to see its end."""
+    """Raises ValueError, one line, for the first of the named settings that is above its largest value. Beyond it
+    nothing could be built, or the run would never end."""
     for name, high in most.items():
         value = getattr(config, name)
         if value > high:
@@ -72,8 +72,8 @@ def check_above_zero(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not 0 < value < math.inf:
-            wanted = "a finite number" if value == math.inf else "more than 0"
-            raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(str(value), 40)}")
+            expected = "a finite number" if value == math.inf else "more than 0"
+            raise ValueError(f"{flag(name)}: expected {expected}, got {shown(str(value), 40)}")
 
 
 def check_fractions(config: Any, *names: str) -> None:
@@ -110,13 +110,13 @@ def check_seed(config: Any, bits: int = SEED_BITS) -> None:
 
 def json_object(setting: str, text: str) -> dict[str, Any]:
     """The JSON object that a setting's text is. Raises ValueError, one line."""
-    wanted = f"""{setting}: expected a JSON object such as '{{"max_length": 100}}', got {quoted(text, 150)}"""
+    message = f"""{setting}: expected a JSON object such as '{{"max_length": 100}}', got {quoted(text, 150)}"""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{wanted} ({error.msg})") from None
+        raise ValueError(f"{message} ({error.msg})") from None
     except RecursionError:
-        raise ValueError(f"{wanted} (nested too deep)") from None
+        raise ValueError(f"{message} (nested too deep)") from None
     if isinstance(value, dict):
         return value
-    raise ValueError(wanted)
+    raise ValueError(message)

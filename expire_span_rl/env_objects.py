@@ -1,4 +1,4 @@
-"""Environments that Python gives as objects: a function that makes one, one that exists, or a vector of them."""
+"""Environments that are given as Python objects: a function that makes one, one that exists, or a vector of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from expire_span_rl.envs.gym_adapter import AdaptedEnv
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 """What the Python interface takes for an environment."""
-_OF_MAKE_VEC = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
+_MAKE_VEC_ARGUMENTS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
 """What the spec of a vector environment has among the keyword arguments of the environment."""
 
 
 def name_of(env: Any) -> str:
-    """What an environment that is no id is called: the id that it was made with, or its class or function."""
+    """The name of an environment that is not given as an id: the id that it was made with, or its class or function."""
     spec = getattr(env, "spec", None)
     if spec is not None:
         return spec.id
@@ -45,7 +45,7 @@ def reference(env: Any) -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
     Gymnasium made it and JSON can hold them."""
     spec = getattr(env, "spec", None)
-    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _OF_MAKE_VEC} if spec is not None else {}
+    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _MAKE_VEC_ARGUMENTS} if spec is not None else {}
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
@@ -54,36 +54,37 @@ def reference(env: Any) -> dict[str, Any]:
 
 
 def maker_of(env: gym.Env) -> str:
-    """A function that makes such an environment, as one could write it."""
+    """Source code of a function that makes such an environment."""
     return f'lambda: gym.make("{env.spec.id}")' if env.spec is not None else type(env.unwrapped).__name__
 
 
 def vector_of(
     env: Any, num_envs: int, encoder: str = "auto", vectorization: str = "sync", env_timeout: float = 0.0
 ) -> VectorEnv:
-    """A VectorEnv, one environment, or as many as asked for of a function, wrapped as a policy expects."""
-    how: Any = {"encoder": encoder, "env_timeout": env_timeout}
+    """Environments wrapped as a policy expects: a VectorEnv, one environment, or `num_envs` that a function makes."""
+    options: Any = {"encoder": encoder, "env_timeout": env_timeout}
     if isinstance(env, VectorEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: give the id or a "
-                'function instead, or gym.make_vec(id, n, "sync", vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})'
+                f"env: expected a VectorEnv in SAME_STEP autoreset, got {getattr(mode, 'name', mode)}: "
+                'give the id or a function instead, or gym.make_vec(id, n, "sync", '
+                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})'
             )
-        return wrap_vec_env(env, **how)
+        return wrap_vec_env(env, **options)
     if isinstance(env, gym.Env):
-        return make_vec_env(lambda: _bare(env), 1, vectorization="sync", **how)
-    return make_vec_env(functools.partial(_made_bare, env), num_envs, vectorization=vectorization, **how)
+        return make_vec_env(lambda: _bare(env), 1, vectorization="sync", **options)
+    return make_vec_env(functools.partial(_make_bare, env), num_envs, vectorization=vectorization, **options)
 
 
 def single_of(env: Any, encoder: str = "auto") -> gym.Env:
     """One environment that exists, or one of a function, wrapped as a policy expects."""
     if isinstance(env, gym.Env):
         return wrap_env(env, encoder)
-    return make_env(functools.partial(_made_bare, env), encoder=encoder)
+    return make_env(functools.partial(_make_bare, env), encoder=encoder)
 
 
-def _made_bare(make: Callable[[], gym.Env]) -> gym.Env:
+def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:
     return _bare(make())
 
 

@@ -1,7 +1,7 @@
 """Evaluates policies on the same episodes: success, return, memory use and speed.
 
-Every environment plays a fixed number of episodes, so that short ones are not over-represented, and every policy plays
-the same ones: environment i of a batch has the seed + i, which no training has (`building.environment_seed`).
+Every environment plays a fixed number of episodes, so that short ones are not over-represented. Every policy plays the
+same episodes: environment i of a batch has the seed + i, which no training has (`building.environment_seed`).
 B environments, L layers.
 """
 
@@ -12,16 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
+from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
@@ -48,35 +50,37 @@ class Protocol:
 
 def compare(
     paths: Sequence[str],
-    env: str,
-    imports: Sequence[str],
-    env_kwargs: Mapping[str, Any],
     protocol: Protocol,
+    *,
+    env: str = "",
+    imports: Sequence[str] = (),
+    env_kwargs: Mapping[str, Any],
     num_envs: int = 100,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. What
-    evaluate.py writes: `env`, `env_kwargs`, `seed` and, under `policies`, the figures of each.
+    """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. Returns
+    what evaluate.py writes: `env`, `env_kwargs`, `seed` and, under `policies`, the metrics of each.
 
-    env, imports: what the user named, as `environments.environment_of` has it for the first policy; env_kwargs: over
-    those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act there.
+    env, imports: what the user named, as `environments.environment_of` takes it for the first policy; env_kwargs:
+    replace those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act
+    there.
     """
-    import_modules(imports)  # before the policies are read, whose memory kind one may register
+    import_modules(imports)  # before the policies are read, since a module may register their memory kind
     loaded = [load_policy(path, device) for path in paths]
     env_id, kwargs = environment_of(env, imports, loaded[0][1], paths[0], env_kwargs)
     with soon(env, paths[0]):
-        first = vector_env(env_id, 1, kwargs)
-        first.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
-    first.close()
-    for path, (policy, _) in zip(paths, loaded):
-        check_spaces(policy.config, first.single_observation_space, first.single_action_space, str(path), env_id)
+        sample = vector_env(env_id, 1, kwargs)
+        sample.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
+    sample.close()
+    for path, (policy, _) in zip(paths, loaded, strict=True):
+        check_spaces(policy.config, sample.single_observation_space, sample.single_action_space, str(path), env_id)
     results = []
-    for path, (policy, info) in zip(paths, loaded):
-        torch.manual_seed(protocol.seed)  # each policy's actions are its own, whatever stands before it
+    for path, (policy, info) in zip(paths, loaded, strict=True):
+        torch.manual_seed(protocol.seed)  # so that a policy's actions do not depend on those before it
         with tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None) as bar:
             vector = vector_env(env_id, min(num_envs, protocol.episodes), kwargs)
             try:
-                result = evaluate_in(policy, vector, env_id, protocol, bar.update)
+                result = evaluate_in(policy, vector, env_id, protocol, progress=bar.update)
             finally:
                 vector.close()
         results.append({"path": str(path), "memory": policy.config.memory, "agent": info.get("agent"), **result})
@@ -84,19 +88,21 @@ def compare(
     return {"env": env_id, "env_kwargs": kwargs, "seed": protocol.seed, "policies": results}
 
 
-def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> Any:
-    """Environments to evaluate in, by id or by the function that makes one. Episode k of environment i is the same
-    whatever was played before, of which only our own batched tasks and environments that are stepped one by one can be
-    sure."""
+def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> VectorEnv:
+    """Environments to evaluate in, by id or by the function that makes one.
+
+    Episode k of environment i must be the same whatever was played before. Only our own batched tasks and environments
+    that are stepped one by one guarantee that."""
     vectorization = "auto" if env in env_ids() else "sync"
     return make_vec_env(env, num_envs, **{"vectorization": vectorization, **env_kwargs})
 
 
 def evaluate(
-    policy: Any,
+    policy: Policy,
     env_id: str,
     env_kwargs: Mapping[str, Any],
     episodes: int,
+    *,
     num_envs: int = 100,
     seed: int = 0,
     deterministic: bool = True,
@@ -104,61 +110,71 @@ def evaluate(
     max_steps: int = MAX_STEPS,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Plays `episodes` episodes and returns their figures, JSON-able, with the keys that
-    docs/getting_started.md lists, and what the environment itself counts (`metadata["ratios"]`).
+    """Plays `episodes` episodes and returns their metrics, JSON-able, with the keys that docs/getting_started.md lists,
+    and what the environment itself counts (`metadata["ratios"]`).
 
-    progress: is called with 1 for every finished episode; check: before every step, and what it raises ends the
-    evaluation. Raises EndlessEpisode for an episode of more than `max_steps` steps.
-    Figures of live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
+    progress: is called with 1 for every finished episode; check: is called before every step, and what it raises ends
+    the evaluation. Raises EndlessEpisode for an episode of more than `max_steps` steps.
+    Live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
     """
     env = vector_env(env_id, min(num_envs, episodes), env_kwargs)
+    protocol = Protocol(episodes, seed, deterministic, max_steps)
     try:
-        return evaluate_in(policy, env, env_id, Protocol(episodes, seed, deterministic, max_steps), progress, check)
+        return evaluate_in(policy, env, env_id, protocol, progress=progress, check=check)
     finally:
         env.close()
 
 
 def evaluate_in(
-    policy: Any,
-    env: Any,
+    policy: Policy,
+    env: VectorEnv,
     name: str,
     protocol: Protocol,
+    *,
     progress: Callable[[int], Any] = lambda count: None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """`evaluate` in a vector environment that is there (of `make_vec_env`), called `name` in errors; it is not
-    closed."""
-    key, ratios = env.metadata.get("difficulty_key"), {"memory_efficiency": None, **env.metadata.get("ratios", {})}
+    """`evaluate` in an existing vector environment (of `make_vec_env`), which is not closed. name: for messages."""
+    key = env.metadata.get("difficulty_key")
+    ratios = {"memory_efficiency": None, **env.metadata.get("ratios", {})}
     session = _Session(np.zeros(env.num_envs))
-    _play(policy, env, name, protocol, progress, check, session)
-    played, stores = session.episodes, session.live is not None
-    for episode in played:
-        info = episode.pop("info")
-        episode["ratio_parts"] = {part: _number(info, part) or 0 for part in ratio_parts(ratios)}
-        success, difficulty = _number(info, "is_success"), _number(info, key) if key else None
-        episode["success"] = None if success is None else bool(success)
-        episode["difficulty"] = float(episode["steps"] if difficulty is None else difficulty)
-    if any(episode["success"] is not None for episode in played):  # where some tell, the others did not succeed
-        for episode in played:
+    _Player(policy, env, name, protocol).play(session, progress, check)
+    episodes = session.episodes
+    stores = session.live is not None
+    for episode in episodes:
+        _read_info(episode, ratios, key)
+    if any(episode["success"] is not None for episode in episodes):  # an episode without the entry did not succeed
+        for episode in episodes:
             episode["success"] = bool(episode["success"])
     live = session.live_sum / session.steps if stores else np.zeros(0)
+    memory = cast(Memory, session.memory)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
-        **_figures(played, stores, ratios),
+        **_metrics(episodes, stores, ratios),
         "live_memories_mean": live.tolist(),
         "live_memories_max": session.live_max.tolist() if stores else [],
-        "memory_bytes": float(live @ session.memory.slot_bytes()) if stores else float(session.memory.bytes()[0]),
+        "memory_bytes": float(live @ memory.slot_bytes()) if stores else float(memory.bytes()[0]),
         "acting_steps_per_second": session.acted / session.seconds,
-        "buckets": _buckets(played, stores, ratios, key or "steps"),
+        "buckets": _buckets(episodes, stores, ratios, key or "steps"),
     }
+
+
+def _read_info(episode: dict[str, Any], ratios: Mapping[str, Any], key: str | None) -> None:
+    """Replaces the `info` of an episode by what is counted of it. key: the entry that has its difficulty."""
+    info = episode.pop("info")
+    episode["ratio_parts"] = {part: _number(info, part) or 0 for part in ratio_parts(ratios)}
+    success = _number(info, "is_success")
+    difficulty = _number(info, key) if key else None
+    episode["success"] = None if success is None else bool(success)
+    episode["difficulty"] = float(episode["steps"] if difficulty is None else difficulty)
 
 
 @dataclass
 class _Session:
-    """What an evaluation has seen so far."""
+    """The state of an evaluation."""
 
     episode_live: np.ndarray
-    """[B] live memories of the episode under way: the mean over layers, summed over steps."""
+    """[B] live memories of the current episode: the mean over layers, summed over steps."""
     episodes: list[dict[str, Any]] = field(default_factory=list)
     live: np.ndarray | None = None
     """[B,L] at the latest step; None for a memory without slots."""
@@ -169,26 +185,29 @@ class _Session:
     steps: int = 0
     """Of all episodes that count."""
     acted: int = 0
-    """Actions, those of episodes that do not count too,"""
+    """Actions, including those of episodes that do not count."""
     seconds: float = 0.0
-    """and the time that it took to choose them."""
-    memory: Any = None
+    """The time that it took to choose them."""
+    memory: Memory | None = None
     """At the end."""
     asked: np.ndarray | None = None
-    """[B] right actions that the environment asked for in the episode under way; None where it does not say them."""
-    surprise: Any = 0.0
-    """[B] -log p of these, in nats."""
+    """[B] answers that the environment asked for in the current episode; None if it does not say what is right."""
+    surprise: np.ndarray | None = None
+    """[B] -log p of the right answers to them, in nats, summed."""
 
-    def count_answers(self, policy: Any, params: torch.Tensor, env: Any) -> None:
-        """Counts how probable the policy finds the actions that are right now, where the environment says them. params:
-        of the actions' distribution [B,P]."""
+    def count_answers(self, policy: Policy, params: torch.Tensor, env: Any) -> None:
+        """Counts how probable the policy finds the right actions, if the environment says which they are. params: of
+        the actions' distribution [B,P]."""
         right = getattr(env.unwrapped, "target", lambda: None)()
         if right is None or not hasattr(policy.actions, "log_prob"):
             return
         asked = env.unwrapped.decisions()
-        log_prob = policy.actions.log_prob(params, torch.as_tensor(right, device=params.device))
-        self.surprise = self.surprise - np.where(asked, log_prob.double().cpu().numpy(), 0.0)
-        self.asked = asked.astype(np.int64) if self.asked is None else self.asked + asked
+        log_prob = policy.actions.log_prob(params, torch.as_tensor(right, device=params.device)).double().cpu().numpy()
+        if self.asked is None or self.surprise is None:
+            self.asked = np.zeros(len(asked), np.int64)
+            self.surprise = np.zeros(len(asked))
+        self.asked += asked
+        self.surprise -= np.where(asked, log_prob, 0.0)
 
     def count(self, live: torch.Tensor | None, active: np.ndarray) -> None:
         """Counts the memories of a step. live: int64 [B,L]; active: bool [B], the environments whose episodes count."""
@@ -199,122 +218,151 @@ class _Session:
             self.live_max = np.maximum(self.live_max, self.live[active].max(0))
             self.episode_live += self.live.mean(1)
 
+    def end_episode(self, row: int, episode_return: float, steps: int, info: Mapping[str, Any]) -> None:
+        """Adds the episode that ended in a row."""
+        episode = {"return": episode_return, "steps": int(steps), "info": dict(info)}
+        if self.live is not None:
+            episode["live"] = self.episode_live[row] / steps
+            episode["live_last"] = self.live[row].mean()
+        if self.asked is not None and self.surprise is not None:
+            episode["asked"] = int(self.asked[row])
+            episode["surprise"] = float(self.surprise[row])
+        self.episodes.append(episode)
 
-@torch.no_grad()
-def _play(
-    policy: Any,
-    env: Any,
-    name: str,
-    protocol: Protocol,
-    progress: Callable[[int], Any],
-    check: Callable[[], None],
-    session: _Session,
-) -> None:
-    """Plays the protocol's episodes into the session."""
-    batch = env.num_envs
-    quota = np.full(batch, protocol.episodes // batch)
-    quota[: protocol.episodes % batch] += 1
-    observation, _ = env.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
-    acting = policy.begin(policy.initial_memory(batch), HORIZON)
-    start = np.ones(batch, bool)
-    returns, lengths = np.zeros(batch), np.zeros(batch, np.int64)
-    while quota.any():
-        check()
-        began = time.perf_counter()
-        if acting.full:
-            acting = policy.begin(acting.memory(), HORIZON, acting)
-        params, _ = policy.step(
-            as_tensors(observation, policy.device), acting, torch.as_tensor(start, device=policy.device)
-        )
-        choose = policy.actions.mode if protocol.deterministic else policy.actions.sample
-        actions = policy.actions.to_env(choose(params))
-        session.seconds += time.perf_counter() - began
-        session.acted += batch
-        active = quota > 0
-        session.count(acting.live, active)
-        session.count_answers(policy, params, env)
-        observation, reward, terminated, truncated, infos = env.step(actions)
-        returns, lengths = returns + reward, lengths + 1
-        start = terminated | truncated
-        for row in np.flatnonzero(start & active):
-            episode = {"return": returns[row], "steps": int(lengths[row]), "info": _final_info(infos, int(row))}
-            if session.live is not None:
-                episode["live"] = session.episode_live[row] / lengths[row]
-                episode["live_last"] = session.live[row].mean()
-            if session.asked is not None:
-                episode["asked"], episode["surprise"] = int(session.asked[row]), float(session.surprise[row])
-            session.episodes.append(episode)
-            progress(1)
-        quota[start & active] -= 1
-        returns[start], lengths[start], session.episode_live[start] = 0, 0, 0
-        if session.asked is not None:
-            session.asked[start], session.surprise[start] = 0, 0
-        endless = np.flatnonzero((quota > 0) & (lengths >= protocol.max_steps))
+
+@dataclass(frozen=True)
+class _Player:
+    """Plays a protocol's episodes."""
+
+    policy: Policy
+    env: VectorEnv
+    name: str
+    """What messages call the environment."""
+    protocol: Protocol
+
+    @torch.no_grad()
+    def play(self, session: _Session, progress: Callable[[int], Any], check: Callable[[], None]) -> None:
+        """Plays all episodes into the session. progress, check: as for `evaluate`."""
+        policy, protocol, batch = self.policy, self.protocol, self.env.num_envs
+        quota = np.full(batch, protocol.episodes // batch)
+        quota[: protocol.episodes % batch] += 1
+        observation, _ = self.env.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
+        acting = policy.begin(policy.initial_memory(batch), HORIZON)
+        start = np.ones(batch, bool)
+        returns = np.zeros(batch)
+        lengths = np.zeros(batch, np.int64)
+        while quota.any():
+            check()
+            began = time.perf_counter()
+            if acting.full:
+                acting = policy.begin(acting.memory(), HORIZON, acting)
+            params = self._step(observation, acting, start)
+            actions = self._choose(params)
+            session.seconds += time.perf_counter() - began
+            session.acted += batch
+            active = quota > 0
+            session.count(acting.live, active)
+            session.count_answers(policy, params, self.env)
+            observation, reward, terminated, truncated, infos = self.env.step(actions)
+            returns = returns + reward
+            lengths = lengths + 1
+            start = terminated | truncated
+            for row in np.flatnonzero(start & active):
+                final_info = _final_info(infos, int(row))
+                session.end_episode(int(row), returns[row], lengths[row], final_info)
+                progress(1)
+            quota[start & active] -= 1
+            for totals in (returns, lengths, session.episode_live, session.asked, session.surprise):
+                if totals is not None:
+                    totals[start] = 0
+            self._check_lengths(lengths, quota)
+        session.memory = acting.memory()
+
+    def _step(self, observation: Mapping[str, np.ndarray], acting: Acting, start: np.ndarray) -> torch.Tensor:
+        """The parameters [B,P] of the actions' distribution for one time step. start: bool [B], where an episode
+        begins."""
+        policy = self.policy
+        entries = as_tensors(observation, policy.device)
+        return policy.step(entries, acting, torch.as_tensor(start, device=policy.device))[0]
+
+    def _choose(self, params: torch.Tensor) -> np.ndarray:
+        """Actions of a distribution, as the environment takes them."""
+        actions = self.policy.actions
+        choose = actions.mode if self.protocol.deterministic else actions.sample
+        return actions.to_env(choose(params))
+
+    def _check_lengths(self, lengths: np.ndarray, quota: np.ndarray) -> None:
+        """Raises EndlessEpisode for an episode that counts and is too long. lengths, quota: [B]."""
+        most = self.protocol.max_steps
+        endless = np.flatnonzero((quota > 0) & (lengths >= most))
         if len(endless):
             raise EndlessEpisode(
-                f"{name}, environment {endless[0]}: expected an episode of at most {protocol.max_steps:,} steps, it goes on; "
+                f"{self.name}, environment {endless[0]}: expected an episode of at most {most:,} steps, it goes on; "
                 "--max-steps allows longer ones, and many environments take a time limit: "
                 """--env-kwargs '{"max_episode_steps": 1000}'"""
             )
-    session.memory = acting.memory()
 
 
 def _final_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What the environment said at the end of a row's episode, by name; nothing of what it said of others only."""
-    said = infos.get("final_info", {})
+    """The info at the end of a row's episode, by name, without entries that are other rows' only."""
+    final = infos.get("final_info", {})
     return {
         name: values[row]
-        for name, values in said.items()
-        if not name.startswith("_") and isinstance(values, np.ndarray) and said.get(f"_{name}", np.ones(row + 1))[row]
+        for name, values in final.items()
+        if not name.startswith("_") and isinstance(values, np.ndarray) and final.get(f"_{name}", np.ones(row + 1))[row]
     }
 
 
 def _number(info: Mapping[str, Any], name: str) -> float | None:
-    """An entry of an info as a number; None if it is not there, or is something else: a text, a list, None."""
+    """An entry of an info as a number; None if it is missing or no number (a text, a list, None)."""
     value = np.asarray(info.get(name))
     return value.item() if value.ndim == 0 and value.dtype.kind in "biuf" else None
 
 
 def _buckets(
-    played: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any], by: str
+    episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any], by: str
 ) -> list[dict[str, Any]]:
-    """Figures of the episodes by quarters of the largest difficulty, those without an episode left out."""
-    largest = max(e["difficulty"] for e in played)
+    """Metrics of the episodes by quarters of the largest difficulty, without the quarters that have no episode."""
+    largest = max(episode["difficulty"] for episode in episodes)
     buckets = []
     for low, high in itertools.pairwise(largest * i / BUCKETS for i in range(BUCKETS + 1)):
-        inside = [e for e in played if low < e["difficulty"] <= high]
+        inside = [episode for episode in episodes if low < episode["difficulty"] <= high]
         if inside:
             bounds = {"by": by, "low": math.floor(low) + 1, "high": math.floor(high)}
-            buckets.append({**bounds, **_figures(inside, stores, ratios)})
+            buckets.append({**bounds, **_metrics(inside, stores, ratios)})
     return buckets
 
 
-def _figures(played: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
-    out: dict[str, Any] = {"episodes": len(played), "success_rate": None, "success_rate_ci95": None}
-    if played[0]["success"] is not None:
-        successes = sum(e["success"] for e in played)
-        out["success_rate"] = successes / len(played)
-        out["success_rate_ci95"] = list(wilson(successes, len(played)))
-    out["mean_return"] = float(np.mean([e["return"] for e in played]))
-    out["mean_episode_length"] = float(np.mean([e["steps"] for e in played]))
-    out |= quotients([e["ratio_parts"] for e in played], ratios)
-    if "asked" in played[0]:
-        asked = sum(e["asked"] for e in played)
-        out["bits"] = sum(e["surprise"] for e in played) / asked / math.log(2) if asked else None
+def _metrics(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
+    metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
+    if episodes[0]["success"] is not None:
+        successes = sum(episode["success"] for episode in episodes)
+        metrics["success_rate"] = successes / len(episodes)
+        metrics["success_rate_ci95"] = list(wilson(successes, len(episodes)))
+    metrics["mean_return"] = _mean(episodes, "return")
+    metrics["mean_episode_length"] = _mean(episodes, "steps")
+    metrics |= quotients([episode["ratio_parts"] for episode in episodes], ratios)
+    if "asked" in episodes[0]:
+        asked = sum(episode["asked"] for episode in episodes)
+        metrics["bits"] = sum(episode["surprise"] for episode in episodes) / asked / math.log(2) if asked else None
     if stores:
-        out["live_memories_per_episode"] = float(np.mean([e["live"] for e in played]))
-        out["live_memories_at_end"] = float(np.mean([e["live_last"] for e in played]))
-    return out
+        metrics["live_memories_per_episode"] = _mean(episodes, "live")
+        metrics["live_memories_at_end"] = _mean(episodes, "live_last")
+    return metrics
+
+
+def _mean(episodes: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(np.mean([episode[name] for episode in episodes]))
 
 
 def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:
-    """Where an environment told some policies' episodes of success, in place, the others' did not succeed."""
-    every = [figures for result in results for figures in (result, *result["buckets"])]
-    if any(figures["success_rate"] is not None for figures in every):
-        for figures in every:
-            if figures["success_rate"] is None:
-                figures |= {"success_rate": 0.0, "success_rate_ci95": list(wilson(0, figures["episodes"]))}
+    """Where an environment reports success for some policies only, the others' success rate becomes 0, in place."""
+    metrics = [part for result in results for part in (result, *result["buckets"])]
+    if any(part["success_rate"] is not None for part in metrics):
+        for part in metrics:
+            if part["success_rate"] is None:
+                part |= {"success_rate": 0.0, "success_rate_ci95": list(wilson(0, part["episodes"]))}
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -322,5 +370,5 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    # Where all or none succeeded one end is exactly the rate itself, whatever rounding does.
+    # Where all or none succeeded, one end is exactly the rate itself, without rounding.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)

@@ -1,5 +1,5 @@
-"""TensorBoard's event files, written in the training's own thread: what goes wrong is raised where it can be answered,
-and what is written has left the process."""
+"""TensorBoard's event files. They are written in the training's own thread, so that errors are raised there and written
+data has left the process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class EventLog:
     """One event file in a folder. Every part of a run has a file of its own."""
 
     def __init__(self, folder: Path, purge_step: int | None = None):
-        """purge_step: whoever reads forgets what earlier files say of this step and later ones, since it is done again.
-        Raises OSError, as all methods do."""
-        # Readers go by the names: a part of a run comes after those before it, also within a second or by another
-        # clock.
-        begun = [int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))]
-        second = max([int(time.time()), *(before + 1 for before in begun)])
+        """purge_step: readers drop what earlier files have of this step and later ones, since these steps are done
+        again. Raises OSError, as all methods do."""
+        # Readers sort files by name: the name of a later part must come later, also within a second or after a change
+        # of the clock.
+        earlier = [int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+        second = max([int(time.time()), *(before + 1 for before in earlier)])
         name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
         self._file = (folder / name).open("xb")
         self._records = RecordWriter(self._file)

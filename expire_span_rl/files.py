@@ -1,7 +1,7 @@
-"""Files that are written: as a whole or not at all, and never over something else than the file that was meant.
+"""Writes files as a whole or not at all, and never over something that is not the intended file.
 
-A regular file is written beside its place, flushed and renamed, so that what was there survives a crash. A pipe or a
-device is written to. A link is followed, which is said.
+A regular file is written beside its place, flushed and renamed, so that the old file survives a crash. Pipes and
+devices are written to directly. A link is followed, with a warning.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from expire_span_rl.checks import shown
 
-TEMPORARY = ".tmp"  # how names end of files that are not complete
+TEMPORARY = ".tmp"  # the ending of files that are not complete
 LONGEST_STEM = 50  # characters of the name that a temporary one repeats: names have 255 bytes at most
 OPEN_ALREADY = re.compile(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d+))|/proc/self/fd/(\d+)")
 
 
 class LinkWarning(UserWarning):
-    """What was written is not at the path that was given, which is a link. One line."""
+    """A file was written elsewhere, since the given path is a link. One line."""
 
 
 class OutputError(ValueError):
@@ -32,9 +32,9 @@ class OutputError(ValueError):
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Writes `data`. What was at `path`, if a regular file, stays whole until the new one is, and its permissions stay;
-    a new file gets those of the umask. Warns where `path` is a link. Raises OSError, or OutputError for what is no
-    place to write."""
+    """Writes `data`. An existing regular file at `path` stays until the new one is complete, and keeps its permissions.
+    A new file gets those of the umask. Warns where `path` is a link. Raises OSError, or OutputError for a path that
+    cannot be written to."""
     path = Path(path)
     descriptor = open_already(path)
     if descriptor is not None:
@@ -60,7 +60,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes, permissions: int | None) -> None:
-    """Puts a new regular file in the place of `path`. permissions: None for those of the umask."""
+    """Replaces `path` by a new regular file. permissions: None for those of the umask."""
     temporary = path.with_name(f".{path.name[:LONGEST_STEM]}.{secrets.token_hex(4)}{TEMPORARY}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -78,7 +78,7 @@ def _replace(path: Path, data: bytes, permissions: int | None) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """The new name reaches the disk too, where the file system has such a thing."""
+    """Flushes the new name to the disk, where the file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -88,7 +88,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def open_already(path: Path) -> int | None:
-    """The number of the descriptor that a path such as /dev/stdout means, which is written to where it stands."""
+    """The number of the open descriptor that a path such as /dev/stdout means; None for other paths."""
     match = OPEN_ALREADY.fullmatch(str(path))
     if match is None:
         return None
@@ -96,7 +96,7 @@ def open_already(path: Path) -> int | None:
 
 
 def mode_of(path: Path) -> int | None:
-    """The mode of what `path` leads to; None if nothing is there."""
+    """The mode of the file that `path` leads to; None if there is none."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -104,12 +104,12 @@ def mode_of(path: Path) -> int | None:
 
 
 def takes_bytes(mode: int) -> bool:
-    """A disk's device takes bytes too, but they would destroy what is on it."""
+    """Whether bytes may be written to a file that is not regular. Not to a disk, whose contents they would destroy."""
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def name_of_mode(mode: int) -> str:
-    """What something is that is no file."""
+    """The kind of a file that is not regular, in words."""
     tests: dict[str, Callable[[int], bool]] = {
         "a folder": stat.S_ISDIR, "a disk": stat.S_ISBLK, "a socket": stat.S_ISSOCK,
     }  # fmt: skip

@@ -1,10 +1,10 @@
 """Signals that ask a program to end: Ctrl-C (SIGINT), a scheduler or `kill` (SIGTERM), a terminal that closes (SIGHUP).
 
-A program is under `ending`: the first signal ends it, with one line and 128 plus the signal's number as exit code. A
-training within it is under `finishing`: the first signal lets it finish the update under way, the second ends it at
+A program runs within `ending`: the first signal ends it, with one line and 128 plus the signal's number as exit code. A
+training within it runs within `finishing`: the first signal lets it finish the current update, the second ends it at
 once.
 
-Nothing here imports more than the standard library, so that it holds from a program's first moment on.
+Nothing here imports more than the standard library, so that it works from a program's first moment on.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ class Finishing:
 def ending() -> Iterator[None]:
     """Within, a signal raises `Interrupted`. While a module is imported the process ends at once instead, since an
     import may catch the exception or wrap it; so does it at the second signal, in case the first was caught."""
-    came = False
+    signal_came = False
 
     def end(signum: int, frame: FrameType | None) -> None:
-        nonlocal came
-        if came or _importing(frame):
+        nonlocal signal_came
+        if signal_came or _importing(frame):
             _exit(Interrupted(signum))
-        came = True
+        signal_came = True
         raise Interrupted(signum)
 
-    with _handled(end):
+    with _handler_for_signals(end):
         yield
 
 
 @contextlib.contextmanager
 def finishing(stop: threading.Event) -> Iterator[Finishing]:
-    """Within, the first signal sets `stop`; the second raises `Interrupted`, and the third is the system's to
-    answer."""
+    """Within, the first signal sets `stop`, the second raises `Interrupted`, and the third has the system's default
+    effect."""
     finishing = Finishing()
 
     def finish(signum: int, frame: FrameType | None) -> None:
@@ -67,17 +67,17 @@ def finishing(stop: threading.Event) -> Iterator[Finishing]:
             finishing.signum = int(signum)
             stop.set()
             return
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         raise Interrupted(signum)
 
-    with _handled(finish):
+    with _handler_for_signals(finish):
         yield finishing
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Gives the signals back the handlers that they had before: what is started within may install its own."""
+    """Restores the signals' handlers afterwards: code that runs within may install its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,7 +91,7 @@ def kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def _handler_for_signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Within, the signals go to `handler`, but for those that are ignored (nohup) or that somebody else's code handles.
     Nothing changes in a thread, where signals cannot be handled."""
     if threading.current_thread() is not threading.main_thread():

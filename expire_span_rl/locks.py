@@ -1,4 +1,4 @@
-"""A lock on a file, which the operating system releases when the process that holds it is gone, however it ended."""
+"""A lock on a file. The operating system releases it when the process that has it ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FileLock:
 
     @classmethod
     def take(cls, path: str | Path, content: str = "") -> FileLock | None:
-        """The lock, or None if somebody holds it. Raises OSError where the file cannot be made."""
+        """The lock, or None if another process has it. Raises OSError where the file cannot be made."""
         path = Path(path)
-        # No link is followed: a lock on somebody else's file would be in their way.
+        # No link is followed, so that no file of another user is locked.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o666)
         try:
@@ -45,14 +45,14 @@ class FileLock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether `path` still is the file that is locked: it may have been removed, or its directory replaced."""
+        """Whether `path` is still the locked file: it may have been removed, or its directory replaced."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
         except OSError:
             return False
 
     def release(self) -> None:
-        """Lets the next one have it."""
+        """Releases the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -61,7 +61,8 @@ class FileLock:
 def remove_abandoned(parent: Path, pattern: str, lock_name: str, older_than: float = 60.0) -> list[Path]:
     """Removes the folders in `parent` that match `pattern` and hold a file `lock_name` whose lock nobody has, and
     returns them.
-    older_than: seconds since that file was made: it exists for a moment before it is locked."""
+
+    older_than: seconds since that file was made, since it exists for a moment before it is locked."""
     removed = []
     for folder in parent.glob(pattern):
         file = folder / lock_name
@@ -76,7 +77,7 @@ def remove_abandoned(parent: Path, pattern: str, lock_name: str, older_than: flo
 
 
 def is_taken(path: str | Path) -> bool:
-    """Whether somebody holds the lock on `path`; changes nothing."""
+    """Whether some process has the lock on `path`; changes nothing."""
     if fcntl is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a training says: lines on stderr, above the progress bar, and for whoever listens (run.log)."""
+"""Messages of a training: lines on stderr, above the progress bar, and in whatever listens (run.log)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _listeners: list[Listener] = []
 
 
 def say(text: str) -> None:
-    """A line on stderr, and to everyone who listens."""
+    """Writes a line to stderr, and to all listeners."""
     with contextlib.suppress(OSError, ValueError):  # a terminal that is gone must not end a training
         tqdm.write(text, file=sys.stderr)
     hear(text)
 
 
 def hear(text: str) -> None:
-    """A line to everyone who listens only, since stderr has it already."""
+    """Writes a line to all listeners only, since stderr has it already."""
     for listener in _listeners:
         listener(text)
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within, `listener` gets every line that is said."""
+    """Within, `listener` gets every message."""
     _listeners.append(listener)
     try:
         yield

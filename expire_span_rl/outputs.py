@@ -1,4 +1,4 @@
-"""Where commands write their results: not over what they read, nor over a run's own files."""
+"""Where commands write their results: never over their inputs, nor over a run's own files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expire_span_rl.run_files import is_own_name, is_run, remember_output
 
 
 def write_output(path: str | Path, data: bytes) -> None:
-    """Writes a result (`files.write_atomically`); a run directory remembers that it is ours. Raises OutputError, one
+    """Writes a result (`files.write_atomically`), and notes in a run directory that it is ours. Raises OutputError, one
     line."""
     try:
         write_atomically(path, data)
@@ -39,34 +39,35 @@ def check_outputs(outputs: Mapping[str, str], inputs: Iterable[str] = ()) -> Non
             raise OutputError(f"{flag}: expected a file that can be written, got {shown(path)!r} ({reason})") from None
         mode = mode_of(Path(path))
         if mode is None or stat.S_ISREG(mode):
-            first = places.setdefault(os.path.realpath(path), flag)
-            if first != flag:
-                raise OutputError(f"{flag}: expected another file than {first}'s, got {shown(path)!r} twice")
+            owner = places.setdefault(os.path.realpath(path), flag)
+            if owner != flag:
+                raise OutputError(f"{flag}: expected another file than {owner}'s, got {shown(path)!r} twice")
 
 
 def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
+    """Raises OutputError, one line, unless a file can be written at `path`."""
     if open_already(path) is not None:
         return
-    given = repr(shown(path))
+    name = repr(shown(path))
     mode = mode_of(path)
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         folder = target.parent if path.is_symlink() else path.parent
         raise OutputError(f"{flag}: expected a folder that exists, there is no {shown(folder)!r}")
     if mode is not None and stat.S_ISDIR(mode):
-        raise OutputError(f"{flag}: expected a file, {given} is a folder")
+        raise OutputError(f"{flag}: expected a file, {name} is a folder")
     if mode is not None and not stat.S_ISREG(mode):
         if not takes_bytes(mode):
-            raise OutputError(f"{flag}: expected a file, a pipe or a terminal, {given} is {name_of_mode(mode)}")
+            raise OutputError(f"{flag}: expected a file, a pipe or a terminal, {name} is {name_of_mode(mode)}")
         return
     if mode is not None:
-        for name in inputs:
-            if os.path.exists(name) and os.path.samefile(name, path):
-                raise OutputError(f"{flag}: expected another file than what is read, got {given}")
+        for read_path in inputs:
+            if os.path.exists(read_path) and os.path.samefile(read_path, path):
+                raise OutputError(f"{flag}: expected another file than what is read, got {name}")
         if _belongs_to_a_run(target):
-            raise OutputError(f"{flag}: expected a new file or an earlier result, {given} is a run's or a policy")
+            raise OutputError(f"{flag}: expected a new file or an earlier result, {name} is a run's or a policy")
     if not os.access(path if mode is not None else target.parent, os.W_OK) or not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{flag}: expected a file that can be written, got {given}")
+        raise OutputError(f"{flag}: expected a file that can be written, got {name}")
 
 
 def _belongs_to_a_run(path: Path) -> bool:

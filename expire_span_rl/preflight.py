@@ -1,5 +1,4 @@
-"""What a training is about to take and to write, in one screenful, and whether its memory can reach as far as the task
-needs."""
+"""What a training will need and write, in one screenful, and warnings where its memory is too short for the task."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +16,14 @@ from expire_span_rl.building import Run
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, superfluous
 
-SPEED_AFTER = 10.0  # seconds of training after which its speed is said
-SPEED_UPDATES = 3  # updates at least, the first of which does not count: it warms up
+SPEED_AFTER = 10.0  # seconds of training after which its speed is reported
+SPEED_UPDATES = 3  # fewest updates; the first of them does not count, since it warms up
 ROW_BYTES = 4000  # of progress.csv and of TensorBoard's events, for an update
 
 
 def preflight(run: Run, path: Path) -> list[str]:
-    """Lines on the run that begins, or goes on, in `path`."""
-    trainer, policy, config = run.trainer, run.policy, run.config
+    """Lines about the run that begins, or continues, in `path`."""
+    trainer, policy, settings = run.trainer, run.policy, run.settings.run
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     parameters = sum(p.numel() for p in policy.parameters())
     device, threads = next(policy.parameters()).device, torch.get_num_threads()
@@ -36,24 +34,27 @@ def preflight(run: Run, path: Path) -> list[str]:
         "on disk": _disk_line(run, path),
         "speed": "follows the first updates",
     }
-    head = f"{config['env']}, {config['memory']} memory, {config['agent']}, {trainer.total_timesteps:,} steps -> {path}"
+    head = f"{settings.env}, {settings.memory} memory, {settings.agent}, {trainer.total_timesteps:,} steps -> {path}"
     lines = [head, *(f"  {name:<8} {text}" for name, text in rows.items() if text)]
     return lines + [f"warning: {text}" for text in warnings_of(run)]
 
 
 def memory_line(run: Run) -> str:
-    """Bytes that the memory of an environment takes at most, and is expected to take before anything is forgotten."""
-    if not isinstance(run.policy, ActorCritic):
+    """Bytes of an environment's memory: at most, and expected before anything is forgotten."""
+    policy = run.policy
+    if not isinstance(policy, ActorCritic):
         return ""
-    memory, number = run.policy.draw(run.policy.initial_memory(1), None), run.config["num_envs"]
+    memory = policy.draw(policy.initial_memory(1), None)
+    number = run.settings.run.num_envs
     if memory.state is not None or not memory.layers:
         each = int(memory.bytes())
         return f"{size(each)} per environment, a state of fixed size; {size(each * number)} for {number}"
-    most, per_slot = most_memories(run.policy), sum(memory.slot_bytes())
+    most, per_slot = most_memories(policy), sum(memory.slot_bytes())
     layers = f"{len(memory.layers)} layer{'s' * (len(memory.layers) > 1)}"
-    expected = expected_memories(run, most)
+    expected = expected_memories(policy, most)
     if most is None and expected is not None:
-        text = f"at most {expected:,} memories in {layers} until the task is learned, {size(expected * per_slot)} per environment"
+        text = f"at most {expected:,} memories in {layers} until the task is learned"
+        text += f", {size(expected * per_slot)} per environment"
         return f"{text}, {size(expected * per_slot * number)} for {number}; then as many as are needed"
     if most is None or expected is None:
         return f"{size(per_slot)} per step that is remembered in {layers}, of which the memory kind bounds no number"
@@ -63,7 +64,7 @@ def memory_line(run: Run) -> str:
 
 
 def most_memories(policy: ActorCritic) -> int | None:
-    """Live memories per layer at most, by the settings of the kind; None where they do not say."""
+    """The most live memories per layer, by the settings of the kind; None where they set no limit."""
     config = policy.config.memory_config
     if not getattr(policy.core.layers[0].kind, "stores", True):
         return 0
@@ -74,9 +75,9 @@ def most_memories(policy: ActorCritic) -> int | None:
     return getattr(config, "window", None)
 
 
-def reach(policy: Any) -> tuple[int | None, str]:
-    """Age in steps up to which something can be remembered while the task is learned, None where there is no limit or
-    none is known; and the flag that sets it."""
+def reach(policy: ActorCritic) -> tuple[int | None, str]:
+    """The largest age in steps of a memory while the task is being learned, and the flag that sets it. None: no limit,
+    or an unknown one."""
     config = policy.config.memory_config
     if hasattr(config, "compressed_window"):
         return config.window + config.compression_rate * config.compressed_window, "--window"
@@ -86,10 +87,10 @@ def reach(policy: Any) -> tuple[int | None, str]:
     return (longest, "--max-span") if longest else (getattr(config, "window", None), "--window")
 
 
-def expected_memories(run: Run, most: int | None) -> int | None:
-    """Live memories per layer in long episodes before anything is forgotten; None if that is not known. most: as
+def expected_memories(policy: ActorCritic, most: int | None) -> int | None:
+    """Live memories per layer in long episodes before anything is forgotten; None if unknown. most: as
     `most_memories`."""
-    config = run.policy.config.memory_config
+    config = policy.config.memory_config
     if getattr(config, "initial_limit", 0):
         limit = config.initial_limit + config.ramp
         return limit if most is None else min(most, limit)
@@ -101,7 +102,7 @@ def expected_memories(run: Run, most: int | None) -> int | None:
 def rollout_line(run: Run) -> str:
     """Bytes of a rollout: observations, and what acting computed for each step."""
     trainer = run.trainer
-    number = run.config["num_envs"]
+    number = run.settings.run.num_envs
     steps = trainer.rollout_size // number
     space = getattr(trainer.env, "single_observation_space", getattr(trainer.env, "observation_space", None))
     each = _space_bytes(space) if isinstance(space, spaces.Dict) else 0
@@ -111,14 +112,14 @@ def rollout_line(run: Run) -> str:
 
 
 def warnings_of(run: Run) -> list[str]:
-    """Where the memory is shorter than the environment says that its facts last."""
+    """Warnings where memories last for less than the environment says that its facts last."""
     horizon = getattr(run.trainer.env, "memory_horizon", None)
     if horizon is None or not isinstance(run.policy, ActorCritic):
         return []
-    facts = f"{run.config['env']} needs facts for up to {horizon:,} steps"
+    facts = f"{run.settings.run.env} needs facts for up to {horizon:,} steps"
     memory = run.policy.initial_memory(1)
     if memory.state is not None:
-        steps = run.config["num_steps"]
+        steps = run.settings.agent.num_steps
         if steps >= horizon:
             return []
         return [
@@ -131,11 +132,11 @@ def warnings_of(run: Run) -> list[str]:
 
 
 def speed(callback_say: Callable[[str], None], run: Run) -> Callable[[Mapping[str, float]], None]:
-    """A callback for the training that says, once, how fast it is and how long it will take."""
+    """A callback of the training that reports, once, how fast it is and how long it will take."""
     times: list[float] = []
     began = time.monotonic()
 
-    def updated(metrics: Mapping[str, float]) -> None:
+    def report(metrics: Mapping[str, float]) -> None:
         trainer = run.trainer
         if times and times[0] < 0:
             return
@@ -149,11 +150,11 @@ def speed(callback_say: Callable[[str], None], run: Run) -> Callable[[Mapping[st
         callback_say(f"{rate:,.0f} steps per second: {_duration(seconds)} to go{memories}")
         times[:] = [-1.0]
 
-    return updated
+    return report
 
 
 def size(number: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -162,24 +163,25 @@ def size(number: float) -> str:
 
 
 def _disk_line(run: Run, path: Path) -> str:
-    """Checkpoints, snapshots and the log of the whole training, and how much room there is."""
-    trainer, every = run.trainer, run.config["checkpoint_every"]
+    """The size of checkpoints, snapshots and the log of the whole training, and the free space."""
+    trainer, settings = run.trainer, run.settings.run
+    every = settings.checkpoint_every
     snapshot = sum(p.numel() * p.element_size() for p in run.policy.state_dict().values())
-    # Later Adam's three moments of every weight come to it, the best policy, and memories.
+    # Later it also holds Adam's three moments of every weight, the best policy, and memories.
     checkpoint = len(checkpoint_bytes(*trainer.state())) + (4 * snapshot if trainer.timesteps == 0 else 0)
     spacing = -(-every // trainer.rollout_size) * trainer.rollout_size
     steps = range(spacing, trainer.total_timesteps + spacing, spacing)
     number = len(steps)
-    if run.config.get("keep_snapshots") != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
+    if settings.keep_snapshots != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
         number -= len(superfluous(steps, spacing))
     log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
-    kept = len(CHECKPOINTS)
-    whole = kept * checkpoint + (number + 1) * snapshot + log
-    text = f"{kept} checkpoints of about {size(checkpoint)}, {number} snapshots of {size(snapshot)}"
+    copies = len(CHECKPOINTS)
+    whole = copies * checkpoint + (number + 1) * snapshot + log
+    text = f"{copies} checkpoints of about {size(checkpoint)}, {number} snapshots of {size(snapshot)}"
     text += f", about {size(whole)} in all"
     parent = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     free = shutil.disk_usage(parent).free
-    return f"{text}; {size(free)} free" + ("" if free > 2 * whole else ", which may not do")
+    return f"{text}; {size(free)} free" + ("" if free > 2 * whole else ", which may not be enough")
 
 
 def _space_bytes(space: spaces.Dict) -> int:

@@ -1,6 +1,7 @@
-"""progress.csv, a row per update. It grows at its end; when a row brings new columns it is written anew beside its
-place and renamed, so that a kill at any moment costs at most the row under way. A damaged one is mended: it can never
-stop a resume.
+"""progress.csv, a row per update.
+
+Rows are appended. When a row brings new columns, the file is written again beside its place and renamed, so that a kill
+at any moment costs at most the current row. A damaged file is repaired: it can never stop a resume.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import bisect
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from expire_span_rl.files import write_atomically
@@ -20,17 +22,17 @@ class ProgressTable:
     """Writes progress.csv."""
 
     def __init__(self, path: Path, timesteps: int):
-        """timesteps: of the training so far: later rows are dropped, since their updates will be done again. `note`
+        """timesteps: of the training so far. Later rows are dropped, since their updates will be done again. `note`
         says in one line what else was lost, if anything."""
         self._path = path
-        found = _read(path)
-        rows = _ordered(found.rows, found.columns)
-        kept = [row for row in rows if _step(row, found.columns) <= timesteps]
-        self.note = _note(path, found, len(rows), kept, timesteps)
-        if found.is_foreign:
+        table = _read(path)
+        ordered = _rising_rows(table.rows, table.columns)
+        rows = [row for row in ordered if _step(row, table.columns) <= timesteps]
+        self.note = _note(path, table, len(ordered), rows, timesteps)
+        if table.is_foreign:
             _set_aside(path)
-        self._columns = found.columns
-        self._write_all(kept)
+        self._columns = table.columns
+        self._write_all(rows)
         self._file = path.open("a", newline="", encoding="utf-8")
 
     def write(self, metrics: Mapping[str, float]) -> None:
@@ -55,21 +57,27 @@ class ProgressTable:
         write_atomically(self._path, "".join(lines).encode())
 
 
-class _Found:
-    """What is in a progress.csv: the rows that have a step and a number or nothing in each column."""
+@dataclass(frozen=True)
+class _Table:
+    """The contents of a progress.csv."""
 
-    def __init__(self, columns: list[str], rows: list[list[str]], damaged: int, is_foreign: bool):
-        self.columns, self.rows, self.damaged, self.is_foreign = columns, rows, damaged, is_foreign
+    columns: list[str]
+    rows: list[list[str]]
+    """Those that have a step, and a number or nothing in each column."""
+    damaged: int = 0
+    """The number of other rows."""
+    is_foreign: bool = False
+    """Whether the file is not a log of ours."""
 
 
-def _read(path: Path) -> _Found:
+def _read(path: Path) -> _Table:
     if not path.exists() and not path.is_symlink():
-        return _Found([], [], 0, False)
+        return _Table([], [])
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError:  # a directory, for instance
-        return _Found([], [], 0, True)
-    # A row at a time: a quotation mark that a flipped bit made takes the rest of no more than its own line with it.
+        return _Table([], [], is_foreign=True)
+    # One row at a time, so that a quotation mark that a flipped bit made damages its own line only.
     lines = [_cells(line) for line in text.splitlines()]
     columns = lines[0] if lines else []
     if (
@@ -77,9 +85,9 @@ def _read(path: Path) -> _Found:
         or len(set(columns)) < len(columns)
         or not all(name.isprintable() and name for name in columns)
     ):
-        return _Found([], [], len(lines), bool(text.strip("\0 \n")))
+        return _Table([], [], damaged=len(lines), is_foreign=bool(text.strip("\0 \n")))
     rows = [row for row in lines[1:] if _is_row(row, columns)]
-    return _Found(columns, rows, len(lines) - 1 - len(rows), False)
+    return _Table(columns, rows, damaged=len(lines) - 1 - len(rows))
 
 
 def _cells(line: str) -> list[str]:
@@ -101,11 +109,11 @@ def _step(row: Sequence[str], columns: Sequence[str]) -> float:
     return float(row[columns.index(STEP)])
 
 
-def _ordered(rows: Sequence[list[str]], columns: Sequence[str]) -> list[list[str]]:
-    """The rows whose steps rise: a step with a damaged digit is left out, not those after it."""
+def _rising_rows(rows: Sequence[list[str]], columns: Sequence[str]) -> list[list[str]]:
+    """The longest series of rows whose steps rise. A step with a damaged digit is left out, not those after it."""
     steps = [_step(row, columns) for row in rows]
     best: list[int] = []
-    ends: list[int] = []  # of the rising rows of each length that end lowest, the last row: patience sorting
+    ends: list[int] = []  # for each length, the last row of the series that ends lowest (patience sorting)
     before: list[int] = []
     for i, step in enumerate(steps):
         place = (
@@ -120,23 +128,23 @@ def _ordered(rows: Sequence[list[str]], columns: Sequence[str]) -> list[list[str
     return [rows[i] for i in reversed(best)]
 
 
-def _note(path: Path, found: _Found, ordered: int, kept: Sequence[Sequence[str]], timesteps: int) -> str:
-    """What was wrong with the file, in one line; empty if nothing was."""
-    damaged = found.damaged + len(found.rows) - ordered
-    last = int(_step(kept[-1], found.columns)) if kept else 0
-    if found.is_foreign:
+def _note(path: Path, table: _Table, num_rising: int, rows: Sequence[Sequence[str]], timesteps: int) -> str:
+    """What was wrong with the file, in one line; empty if nothing was. num_rising: of `_rising_rows`."""
+    damaged = table.damaged + len(table.rows) - num_rising
+    last_step = int(_step(rows[-1], table.columns)) if rows else 0
+    if table.is_foreign:
         return (
             f"{path}: could not be read as a run's log and is kept beside it; the log goes on from step {timesteps:,}"
         )
     if damaged:
         return f"{path}: {damaged} damaged rows were left out; the log goes on from step {timesteps:,}"
-    if last < timesteps:
-        return f"{path}: ends at step {last:,}, before the checkpoint; the log goes on from step {timesteps:,}"
+    if last_step < timesteps:
+        return f"{path}: ends at step {last_step:,}, before the checkpoint; the log goes on from step {timesteps:,}"
     return ""
 
 
 def _set_aside(path: Path) -> None:
-    """Renames what is no log of ours."""
+    """Renames a file that is not a log of ours."""
     names = ("progress.damaged.csv", *(f"progress.damaged-{i}.csv" for i in range(2, 100)))
     place = next((path.with_name(name) for name in names if not path.with_name(name).exists()), None)
     if place is not None:

@@ -1,18 +1,17 @@
-"""What is imported when it is first used, so that a command line answers at once: names of a package, entries of a
-registry."""
+"""Imports on first use, so that a command line answers at once: names of a package, and entries of a registry."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package (PEP 562) some of whose names are imported when they are first asked for.
 
-    package: its `__name__`; modules: by name, the module that has it, seen from the package.
+    package: its `__name__`; modules: by name, the module that has it, relative to the package.
     """
 
     def __getattr__(name: str) -> Any:
@@ -25,41 +24,45 @@ def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A class that is not imported yet, and the class attributes that a command line asks for before it is."""
+    """What a registry knows of a class before the class is imported. Subclasses add attributes and a `build`."""
 
-    target: str
-    """Where the class is: "module:Class"."""
-    attributes: Mapping[str, Any]
-    """Class attributes by name, equal to those of the class."""
+    target: str | type
+    """The class, or where it is: "module:Class"."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.attributes[name]
-        except KeyError:
-            raise AttributeError(f"{self.target} is not imported: it tells {', '.join(self.attributes)} only") from None
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the toolkit ships the class. A user registers a class that exists."""
+        return isinstance(self.target, str)
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class, without an import."""
+        return self.target.__name__ if isinstance(self.target, type) else self.target.partition(":")[2]
 
     def load(self) -> Any:
-        """The class itself."""
+        """The class itself. Raises ImportError if a package is missing."""
+        if isinstance(self.target, type):
+            return self.target
         module, name = self.target.split(":")
         return getattr(importlib.import_module(module), name)
 
 
-class Registry(MutableMapping[str, Any]):
-    """Classes by name. `registry[name]` imports the class; `registry.describe(name)` does not.
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
-    A class of your own is added by `registry["name"] = Class`.
-    """
 
-    def __init__(self, entries: Mapping[str, Any]):
-        """entries: an `Entry` or a class by name."""
+class Registry(MutableMapping[str, AnyEntry], Generic[AnyEntry]):
+    """Entries of one type by name. `registry["mine"] = MyClass` adds a class of the user's own in an entry."""
+
+    def __init__(self, entries: Mapping[str, AnyEntry], wrap: Callable[[Any], AnyEntry]):
+        """wrap: makes the entry of a class."""
         self._entries = dict(entries)
+        self._wrap = wrap
 
-    def __getitem__(self, name: str) -> Any:
-        entry = self._entries[name]
-        return entry.load() if isinstance(entry, Entry) else entry
+    def __getitem__(self, name: str) -> AnyEntry:
+        return self._entries[name]
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._entries[name] = value
+    def __setitem__(self, name: str, value: AnyEntry | type) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._entries[name] = value if isinstance(value, Entry) else self._wrap(value)
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
@@ -72,7 +75,3 @@ class Registry(MutableMapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
-
-    def describe(self, name: str) -> Any:
-        """What has the class attributes that are known without an import: an `Entry`, or the class. Raises KeyError."""
-        return self._entries[name]

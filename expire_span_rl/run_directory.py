@@ -1,8 +1,9 @@
-"""A run on disk: config.json, run.log, TensorBoard events, progress.csv, checkpoint.safetensors (the training's whole
-state, for
---resume) and the two before it, checkpoints/ (policies on the way) and policy.safetensors: the latest checkpoint's
-policy that meets the success target and holds at most 20% more memories than the smallest, or the last one where none
-meets it.
+"""A run on disk.
+
+config.json has the settings, run.log the messages, TensorBoard's events and progress.csv the metrics.
+checkpoint.safetensors is the training's whole state, for --resume; the two before it stay beside it. checkpoints/ has
+policies on the way. policy.safetensors is the latest policy that meets the success target and holds at most 20% more
+memories than the smallest, or the last one where none meets it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from expire_span_rl.run_files import (
     CHECKPOINTS,
     MARKER,
     MARKER_CONTENT,
-    THINNED,
     check_run_dir,
     clear,
     snapshot_path,
@@ -49,29 +49,30 @@ from expire_span_rl.run_files import (
 )
 from expire_span_rl.run_log import RunLog
 
-IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
+IMAGE_SEED = 3  # of the episode whose memories are drawn
+IMAGE_STEPS = 500  # the most steps of it
 
 
 class DirectoryFailed(RuntimeError):
-    """The run directory cannot be written any longer: it is gone, read-only, or its disk is full. One line."""
+    """The run directory cannot be written any more: it is gone, read-only, or its disk is full. One line."""
 
 
 class WeightsLost(RuntimeError):
-    """Weights are not finite, or have run away, so that they were not saved. One line."""
+    """Weights are not finite, or too large, so they were not saved. One line."""
 
 
 class RunDirectory:
     """What is written of a run, while it trains. Its lock is held until `close`."""
 
     def __init__(self, path: Path, run: Run, lock: FileLock):
-        """The log goes on after what an earlier part of the run wrote."""
+        """The log continues what an earlier part of the run wrote."""
         self.path, self.run, self._lock = path, run, lock
         self.saved = run.trainer.timesteps
         self._saved_at = time.monotonic()
         self._damaged: set[str] = set()  # checkpoints that could not be used, by name
         self.log = RunLog(path / "run.log")
         self._table = ProgressTable(path / "progress.csv", run.trainer.timesteps)
-        # What earlier parts wrote of later steps is done again.
+        # What earlier parts wrote of later steps will be done again.
         again = any(path.glob("events.out.tfevents.*"))
         self._events = EventLog(path, run.trainer.timesteps + 1 if again else None)
         if self._table.note:
@@ -79,18 +80,18 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, path: Path, run: Run, lock: FileLock | None = None) -> RunDirectory:
-        """A new one, in the place of a run that is there if the settings say `overwrite`, with a checkpoint of the
-        beginning. lock: its own, if it is held already. Raises ValueError, one line, for a directory that somebody else
-        trains in, or that is no run's."""
-        overwrite = run.config["overwrite"]
+        """A new run directory, with a checkpoint of the beginning. It replaces an existing run if the settings say
+        `overwrite`. lock: its lock, if it is taken already. Raises ValueError, one line, for a directory that another
+        process trains in, or that is no run's."""
+        overwrite = run.settings.run.overwrite
         check_run_dir(path, False, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         lock = lock or take_lock(path)
         try:
-            check_run_dir(path, False, overwrite)  # once more: somebody may have been quicker
+            check_run_dir(path, False, overwrite)  # again: another process may have been quicker
             clear(path)
             (path / "checkpoints").mkdir()
-            _write_config(path, run.config)
+            _write_config(path, run.settings.flat())
             directory = cls(path, run, lock)
             directory.checkpoint(with_policy=False)
             return directory
@@ -100,10 +101,10 @@ class RunDirectory:
 
     @classmethod
     def again(cls, path: Path, run: Run) -> RunDirectory:
-        """The one in which `run` was trained before, with its config of now."""
+        """The directory in which `run` was trained before, with its settings of now."""
         lock = take_lock(path)
         try:
-            _write_config(path, run.config)
+            _write_config(path, run.settings.flat())
             return cls(path, run, lock)
         except BaseException:
             lock.release()
@@ -111,25 +112,26 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, run: Run, lock: FileLock | None = None) -> tuple[RunDirectory, bool]:
-        """The one that is there, its newest whole checkpoint loaded into `run`; and whether its episodes go on. lock:
-        its own, if it is held already. Raises ValueError, one line, where no checkpoint is whole or they are of another
-        config."""
+        """An existing run directory, whose newest whole checkpoint is loaded into `run`; and whether its episodes go
+        on. lock: its lock, if it is taken already. Raises ValueError, one line, where no checkpoint is whole, or where
+        they do not belong to the config."""
         lock = lock or take_lock(path)
         try:
             sweep(path)
             before = _saved_config(path)
-            tensors, figures, damaged = _newest_checkpoint(path)
-            figures.setdefault("schedules", _schedules_of(before, run))
+            tensors, metadata, damaged = _newest_checkpoint(path)
+            metadata.setdefault("schedules", _schedules_of(before, run))
             try:
-                check_metadata(figures, run.trainer.state()[1])
-                goes_on = run.trainer.load_state(tensors, figures)
+                check_metadata(metadata, run.trainer.state()[1])
+                goes_on = run.trainer.load_state(tensors, metadata)
             except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
                 message = shown(error, 150)
                 raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
             _check_total(run)
             for error in damaged.values():
                 say(f"{error}: the checkpoint before it, of step {run.trainer.timesteps:,}, is used")
-            changed = {name: run.config[name] for name in ("total_timesteps", "learning_rate") if name in run.config}
+            flat = run.settings.flat()
+            changed = {name: flat[name] for name in ("total_timesteps", "learning_rate") if name in flat}
             if any(before.get(name) != value for name, value in changed.items()):
                 _write_config(path, {**before, **changed})
             directory = cls(path, run, lock)
@@ -139,54 +141,55 @@ class RunDirectory:
             lock.release()
             raise
 
-    def record(self, figures: Mapping[str, float]) -> None:
-        """One row of the log: the figures of an update; and a checkpoint if it is time for one. Raises DirectoryFailed
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of an update as a row of the log, and a checkpoint if one is due. Raises DirectoryFailed
         and WeightsLost."""
-        trainer, config = self.run.trainer, self.run.config
-        # Runs from before there was such a setting have none in their config. Baselines have no memories to look at.
-        every = config.get("memory_image_every", 0) if isinstance(self.run.policy, ActorCritic) else 0
-        make_env = self.run.make_env
+        trainer, settings = self.run.trainer, self.run.settings.run
+        policy, make_env, every = self.run.policy, self.run.make_env, settings.memory_image_every
         picture = None
-        if every and make_env is not None and trainer.updates % every == 1 % every:
-            picture = self._memory_picture(make_env())
+        # Baselines have no memories to look at.
+        if every and make_env is not None and isinstance(policy, ActorCritic) and trainer.updates % every == 1 % every:
+            picture = self._memory_picture(policy, make_env())
         with self._writing():
-            self._table.write(figures)
-            self._events.write(figures, trainer.timesteps, picture)
-        if trainer.timesteps - self.saved >= config["checkpoint_every"] or trainer.done:
+            self._table.write(metrics)
+            self._events.write(metrics, trainer.timesteps, picture)
+        if trainer.timesteps - self.saved >= settings.checkpoint_every or trainer.done:
             self.save()
-        elif time.monotonic() - self._saved_at >= 60 * config.get("checkpoint_minutes", 5.0):
+        elif time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes:
             self.checkpoint()
 
     def save(self) -> None:
-        """Checkpoint, the policy as it is now, and the kept policy. Raises DirectoryFailed and WeightsLost."""
-        trainer, config = self.run.trainer, self.run.config
+        """Writes checkpoint, snapshot of the policy, and the run's policy. Raises DirectoryFailed and WeightsLost."""
+        trainer, settings = self.run.trainer, self.run.settings.run
         self._check_weights()
         with self._writing():
-            now = {**self.run.info, "timesteps": trainer.timesteps}
-            save_policy(self.run.policy, snapshot_path(self.path, trainer.timesteps), now)
-            if config.get("keep_snapshots", THINNED) != ALL_SNAPSHOTS:
-                thin(self.path, trainer.timesteps, config["checkpoint_every"])
+            info = {**self.run.info, "timesteps": trainer.timesteps}
+            save_policy(self.run.policy, snapshot_path(self.path, trainer.timesteps), info)
+            if settings.keep_snapshots != ALL_SNAPSHOTS:
+                thin(self.path, trainer.timesteps, settings.checkpoint_every)
         self.checkpoint()
 
     def checkpoint(self, with_policy: bool = True) -> None:
-        """The training's state, and the kept policy. What was there before stays as the checkpoint before it. Raises
+        """Writes the training's state, and the run's policy. The checkpoint before stays beside it. Raises
         DirectoryFailed and WeightsLost."""
         trainer = self.run.trainer
         self._check_weights()
-        tensors, figures = trainer.state()
+        tensors, metadata = trainer.state()
         if (problem := not_finite(tensors)) is not None:
             raise self._lost(problem)
         with self._writing():
             if with_policy:
                 save_best(self.run, self.path / "policy.safetensors")
             self._rotate()
-            write_atomically(self.path / CHECKPOINTS[0], checkpoint_bytes(tensors, figures))
+            write_atomically(self.path / CHECKPOINTS[0], checkpoint_bytes(tensors, metadata))
         self._damaged.clear()
-        self.saved, self._saved_at = trainer.timesteps, time.monotonic()
+        self.saved = trainer.timesteps
+        self._saved_at = time.monotonic()
 
     def end(self, error: Exception | None) -> Exception | None:
-        """Saves what is unfinished, and says so. error: what ended the training, if anything did. Returns what did,
-        which may be that it could not be saved."""
+        """Saves the state of a training that ends before its total, and reports it.
+
+        error: what ended the training; None if nothing went wrong. Returns that error, or the error of saving."""
         trainer = self.run.trainer
         if isinstance(error, WeightsLost) or (trainer.done and error is None):
             return error
@@ -200,8 +203,9 @@ class RunDirectory:
                 say(f"stopped after {trainer.timesteps:,} steps; saved in {elsewhere}: --resume {elsewhere} goes on")
             elif self._lock.is_in_place:
                 say(
-                    f"stopped after {trainer.timesteps:,} steps; the checkpoint of step {self.saved:,} is whole: --resume "
-                    f"{self.path} goes on once there is room, and a copy of the folder can be resumed elsewhere"
+                    f"stopped after {trainer.timesteps:,} steps; the checkpoint of step {self.saved:,} is whole: "
+                    f"--resume {self.path} goes on once there is room, and a copy of the folder can be resumed "
+                    "elsewhere"
                 )
             return failed if error is None else error
         say(f"stopped after {trainer.timesteps:,} steps; --resume {self.path} goes on")
@@ -209,10 +213,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def training(self, lines: Iterable[str] = ()) -> Iterator[None]:
-        """Within, run.log gets every line that is said, and what ends the training with its traceback; afterwards the
-        directory is closed. lines: what has been said before."""
+        """Within, run.log gets every message, and the error that ends the training with its traceback. Closes the
+        directory at the end. lines: messages from before."""
         try:
-            self.log.begin(self.run.config["torch_threads"], next(self.run.policy.parameters()).device, lines)
+            self.log.begin(self.run.settings.run.torch_threads, next(self.run.policy.parameters()).device, lines)
             with listening(self.log.write):
                 yield
         except BaseException as error:
@@ -222,7 +226,7 @@ class RunDirectory:
             self.close()
 
     def close(self) -> None:
-        """Finishes the log, and lets the directory go."""
+        """Closes the log, and releases the directory."""
         for part in (self._table, self._events, self.log):
             with contextlib.suppress(OSError):
                 part.close()
@@ -230,11 +234,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Within, what goes wrong with the disk is a DirectoryFailed."""
+        """Within, errors of the disk become a DirectoryFailed."""
         trainer = self.run.trainer
         if not self._lock.is_in_place:
             raise DirectoryFailed(
-                f"{self.path}: the run directory was removed or replaced while training, after {trainer.timesteps:,} steps"
+                f"{self.path}: the run directory was removed or replaced while training, after "
+                f"{trainer.timesteps:,} steps"
             )
         try:
             yield
@@ -245,8 +250,8 @@ class RunDirectory:
             ) from error
 
     def _save_elsewhere(self) -> Path | None:
-        """Settings, state and policy in a new directory beside the one that is gone: where, or None if that fails
-        too."""
+        """Writes settings, state and policy into a new directory beside the one that is gone. Returns its path, or None
+        if that fails too."""
         names = (f"{self.path}-saved", *(f"{self.path}-saved-{i}" for i in range(2, 100)))
         path = next((Path(name) for name in names if not os.path.lexists(name)), None)
         if path is None:
@@ -254,7 +259,7 @@ class RunDirectory:
         try:
             (path / "checkpoints").mkdir(parents=True)
             (path / MARKER).write_text(MARKER_CONTENT)
-            _write_config(path, self.run.config)
+            _write_config(path, self.run.settings.flat())
             write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(*self.run.trainer.state()))
             save_best(self.run, path / "policy.safetensors")
         except OSError:
@@ -262,13 +267,13 @@ class RunDirectory:
         return path
 
     def _rotate(self) -> None:
-        """The newest whole checkpoint becomes the one before it, and so on. At every moment each of them is there."""
+        """Renames each whole checkpoint to the one before it. Each of them exists at every moment."""
         files = [self.path / name for name in CHECKPOINTS]
         whole = [file for file in files if file.name not in self._damaged and file.is_file()]
         for target, file in reversed(list(zip(files[1:], whole, strict=False))):
             if file == target:
                 continue
-            if file == files[0]:  # stays where it is, too, until the new one takes its place
+            if file == files[0]:  # it also stays in place until the new one replaces it
                 _link(file, target)
             else:
                 os.replace(file, target)
@@ -283,24 +288,24 @@ class RunDirectory:
     def _lost(self, problem: str) -> WeightsLost:
         trainer = self.run.trainer
         return WeightsLost(
-            f"{problem} after {trainer.timesteps:,} steps, which is not saved: the checkpoint of step {self.saved:,} stays; "
-            f"--resume {self.path} --learning-rate LOWER goes on from there"
+            f"{problem} after {trainer.timesteps:,} steps, which is not saved: the checkpoint of step {self.saved:,} "
+            f"stays; --resume {self.path} --learning-rate LOWER goes on from there"
         )
 
-    def _memory_picture(self, env: gym.Env) -> tuple[str, Any] | None:
-        """A picture of what the policy remembers, always of the same episode, one that is not trained on. Closes
+    def _memory_picture(self, policy: ActorCritic, env: gym.Env) -> tuple[str, Any] | None:
+        """A picture of what the policy remembers, always in the same episode, which training does not have. Closes
         `env`."""
-        from expire_span_rl.viewer.snapshot import snapshot  # takes a second, and only who draws needs it
+        from expire_span_rl.viewer.snapshot import snapshot  # importing it takes a second
 
-        title = f"{self.run.config['env']} after {self.run.trainer.timesteps:,} steps"
-        picture = snapshot(self.run.policy, env, IMAGE_SEED, IMAGE_STEPS, title)
+        title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
+        picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
         env.close()
         return None if picture is None else ("memory/timeline", picture)
 
 
 def take_lock(path: Path) -> FileLock:
-    """The lock of a run directory that is there. Raises ValueError, one line, if somebody trains in it, or it cannot be
-    written."""
+    """The lock of an existing run directory. Raises ValueError, one line, if another process trains in it, or it cannot
+    be written."""
     try:
         lock = FileLock.take(path / MARKER, MARKER_CONTENT)
     except OSError as error:
@@ -314,13 +319,13 @@ def take_lock(path: Path) -> FileLock:
 
 
 def save_best(run: Run, path: str | Path) -> None:
-    """Writes the policy of the trainer's `best`, or the one of now where there is none."""
+    """Writes the policy of the trainer's `best`, or the current one where there is none."""
     best = run.trainer.best
     if best is None:
         save_policy(run.policy, path, {**run.info, "timesteps": run.trainer.timesteps})
     else:
-        figures = {name: best[name] for name in ("timesteps", "score", "live")}
-        save_policy(run.policy, path, {**run.info, **figures}, best["weights"])
+        info = {name: best[name] for name in ("timesteps", "score", "live")}
+        save_policy(run.policy, path, {**run.info, **info}, best["weights"])
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -328,7 +333,7 @@ def _write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _saved_config(path: Path) -> dict[str, Any]:
-    """config.json as it is; {} where it cannot be read, which the command line has refused before."""
+    """The contents of config.json; {} where it cannot be read, which the command line refuses earlier."""
     try:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
@@ -337,14 +342,15 @@ def _saved_config(path: Path) -> dict[str, Any]:
 
 
 def _newest_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, CheckpointError]]:
-    """(tensors, figures, those newer that are damaged, by name, and why). Raises CheckpointError if none is whole."""
+    """(tensors, metadata, errors of newer checkpoints that are damaged, by name). Raises CheckpointError if none is
+    whole."""
     files = [path / name for name in CHECKPOINTS if os.path.lexists(path / name)]
     if not files:
         raise CheckpointError(f"{path}: expected a run directory with a checkpoint, found none there")
     damaged: dict[str, CheckpointError] = {}
     for file in files:
         try:
-            tensors, figures = load_checkpoint(file)
+            tensors, metadata = load_checkpoint(file)
             if (problem := not_finite(tensors)) is not None:
                 raise CheckpointError(f"{file}: {problem}")
         except NewerVersion:
@@ -352,14 +358,14 @@ def _newest_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         except CheckpointError as error:
             damaged[file.name] = error
             continue
-        return tensors, figures, damaged
-    first = next(iter(damaged.values()))
-    others = f" (nor is any of the {len(damaged) - 1} before it whole)" if len(damaged) > 1 else ""
-    raise CheckpointError(f"{first}{others}")
+        return tensors, metadata, damaged
+    newest_error = next(iter(damaged.values()))
+    older = f" (nor is any of the {len(damaged) - 1} before it whole)" if len(damaged) > 1 else ""
+    raise CheckpointError(f"{newest_error}{older}")
 
 
 def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The schedules of a checkpoint that does not tell them: those of the settings that the run had."""
+    """The schedules of a checkpoint that has none: those of the settings that the run had."""
     trainer = run.trainer
     state = trainer.schedules.state(trainer.total_timesteps)
     rate, total = config.get("learning_rate"), config.get("total_timesteps")
@@ -371,17 +377,17 @@ def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
 
 def _check_total(run: Run) -> None:
-    """Raises ValueError, one line, if the run has been trained for longer than it should be."""
+    """Raises ValueError, one line, if the run has been trained for more steps than its settings say."""
     trainer = run.trainer
     if trainer.total_timesteps < trainer.timesteps:
         raise ValueError(
             f"--total-timesteps: expected more than the {trainer.timesteps:,} steps of the run so far, got "
-            f"{run.config['total_timesteps']:,}"
+            f"{run.settings.run.total_timesteps:,}"
         )
 
 
 def _link(file: Path, target: Path) -> None:
-    """Makes `target` the same file, in place of what is there."""
+    """Makes `target` the same file, in place of an existing one."""
     temporary = target.with_name(f".{target.name}.{os.getpid():08x}.tmp")
     temporary.unlink(missing_ok=True)
     try:

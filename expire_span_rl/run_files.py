@@ -22,7 +22,7 @@ MARKER_CONTENT = "A run directory of expire-span-rl. Whoever trains in it has th
 OUTPUTS = ".expire-span-outputs.json"  # what evaluate.py and visualize.py wrote here, with checksums
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-1.safetensors", "checkpoint-2.safetensors")
 """The latest checkpoint, the one before it and the one before that."""
-ALL_SNAPSHOTS, THINNED = "all", "thinned"
+ALL_SNAPSHOTS = "all"  # a value of --keep-snapshots
 NEWEST_SNAPSHOTS = 5
 
 _SNAPSHOT = re.compile(r"policy_(\d{9,})\.safetensors")
@@ -57,8 +57,8 @@ def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
     foreign = next(foreign_entries(path), None)
     if foreign is not None:
         raise ValueError(
-            f"--overwrite: expected a run directory with nothing in it but what a run writes, {shown(foreign)} is something "
-            "else: move it away, or name another --run-dir"
+            f"--overwrite: expected a run directory with nothing in it but what a run writes, {shown(foreign)} is "
+            "something else: move it away, or name another --run-dir"
         )
 
 
@@ -71,8 +71,8 @@ def is_run(path: Path) -> bool:
 
 
 def foreign_entries(path: Path) -> Iterator[Path]:
-    """What in a run directory this toolkit did not write. A link is never ours."""
-    written = _outputs(path)
+    """The entries of a run directory that this toolkit did not write. A link is never ours."""
+    digests = _outputs(path)
     for entry in sorted(path.iterdir()):
         name = entry.name
         if entry.is_symlink():
@@ -81,13 +81,13 @@ def foreign_entries(path: Path) -> Iterator[Path]:
             yield from (p for p in sorted(entry.iterdir()) if p.is_symlink() or not _is_snapshot(p))
         elif name == _RAY_LOGS and entry.is_dir():
             yield from (p for p in sorted(entry.rglob("*")) if p.is_symlink() or not _is_ray_log(p))
-        elif not entry.is_file() or not (is_own_name(name) or _is_output(entry, written)):
+        elif not entry.is_file() or not (is_own_name(name) or _is_output(entry, digests)):
             yield entry
 
 
 def clear(path: Path) -> None:
-    """Removes a run, all but its marker. Raises ValueError, one line, before anything is removed, if there is something
-    else."""
+    """Removes a run, all but its marker. Raises ValueError, one line, before anything is removed, if the directory
+    holds anything else."""
     check_run_dir(path, resume=False, overwrite=True)
     for entry in sorted(path.iterdir()):
         if entry.name == MARKER:
@@ -101,8 +101,8 @@ def clear(path: Path) -> None:
 
 
 def sweep(path: Path) -> int:
-    """Removes what a writer that was killed has left, and returns how many files that were. For whoever has the
-    lock."""
+    """Removes temporary files of a writer that was killed, and returns how many there were. Only the owner of the lock
+    may call it."""
     count = 0
     for folder in (path, path / "checkpoints"):
         if folder.is_dir() and not folder.is_symlink():
@@ -114,14 +114,14 @@ def sweep(path: Path) -> int:
 
 
 def remember_output(file: str | Path) -> None:
-    """Notes that this toolkit wrote `file`, if it lies in a run directory, so that --overwrite may remove it while it
-    is as it was written. Never raises OSError: the file is there, and that is what matters."""
+    """Notes that this toolkit wrote `file`, if it lies in a run directory. --overwrite may then remove it as long as
+    nobody changes it. Never raises OSError, since the file itself is written."""
     file = Path(file)
     if file.is_symlink() or not (file.parent / MARKER).is_file():
         return
     try:
-        written = {**_outputs(file.parent), file.name: _digest(file)}
-        write_atomically(file.parent / OUTPUTS, (json.dumps(written, indent=2) + "\n").encode())
+        digests = {**_outputs(file.parent), file.name: _digest(file)}
+        write_atomically(file.parent / OUTPUTS, (json.dumps(digests, indent=2) + "\n").encode())
     except OSError:
         return
 
@@ -132,9 +132,10 @@ def snapshot_path(path: Path, timesteps: int) -> Path:
 
 
 def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
-    """Of the steps at which there are snapshots those that thinning removes: the newest NEWEST_SNAPSHOTS stay, and
-    before them the oldest of each range of ages that is twice as long as the range after it. spacing: steps between two
-    snapshots."""
+    """The steps whose snapshots thinning removes. The newest NEWEST_SNAPSHOTS stay. Before them, the oldest snapshot of
+    each range of ages stays; each range is twice as long as the range after it.
+
+    spacing: steps between two snapshots."""
     ordered = sorted(steps)
     newest = ordered[-1] if ordered else 0
     ranges: set[int] = set()
@@ -148,7 +149,7 @@ def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
 
 
 def thin(path: Path, timesteps: int, spacing: int) -> None:
-    """Removes the superfluous ones of the snapshots up to `timesteps`."""
+    """Removes the superfluous snapshots up to `timesteps`."""
     steps = [step for step in snapshot_steps(path) if step <= timesteps]
     for step in superfluous(steps, spacing):
         snapshot_path(path, step).unlink(missing_ok=True)
@@ -159,8 +160,8 @@ def snapshot_steps(path: Path) -> list[int]:
     folder = path / "checkpoints"
     if not folder.is_dir():
         return []
-    found = (_SNAPSHOT.fullmatch(entry.name) for entry in folder.iterdir() if not entry.is_symlink())
-    return sorted(int(match[1]) for match in found if match is not None)
+    matches = (_SNAPSHOT.fullmatch(entry.name) for entry in folder.iterdir() if not entry.is_symlink())
+    return sorted(int(match[1]) for match in matches if match is not None)
 
 
 def _is_settings(file: Path) -> bool:
@@ -185,15 +186,17 @@ def _is_ray_log(file: Path) -> bool:
 
 
 def _outputs(path: Path) -> dict[str, Any]:
+    """The checksums of the results in a run directory, by file name."""
     try:
-        written = json.loads((path / OUTPUTS).read_text())
+        digests = json.loads((path / OUTPUTS).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return written if isinstance(written, dict) else {}
+    return digests if isinstance(digests, dict) else {}
 
 
-def _is_output(file: Path, written: dict[str, Any]) -> bool:
-    return file.name in written and written[file.name] == _digest(file)
+def _is_output(file: Path, digests: dict[str, Any]) -> bool:
+    """Whether this toolkit wrote the file, and nobody has changed it. digests: as `_outputs`."""
+    return file.name in digests and digests[file.name] == _digest(file)
 
 
 def _digest(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""run.log: what a training said and how it was started, for whoever comes when the terminal is gone."""
+"""run.log: the messages of a training and how it was started, for readers who do not have the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST = 100_000  # characters of one entry: a traceback may quote a whole obs
 
 
 class RunLog:
-    """Appends to a run's run.log. A log that cannot be written stops no training: what is in it was said already."""
+    """Appends to a run's run.log. A log that cannot be written stops no training, since stderr has its messages too."""
 
     def __init__(self, path: Path):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -34,13 +34,13 @@ class RunLog:
             self._file = None
 
     def begin(self, threads: int, device: torch.device, lines: Iterable[str] = ()) -> None:
-        """How the training was started, and what it has said since."""
+        """Writes how the training was started, and its messages since then."""
         self.write("\n".join(["started", *(f"  {line}" for line in provenance(threads, device))]))
         for line in lines:
             self.write(line)
 
     def write(self, text: str) -> None:
-        """An entry with the time."""
+        """Writes an entry with the time."""
         if self._file is None:
             return
         try:
@@ -50,7 +50,7 @@ class RunLog:
             self._file = None
 
     def failed(self, error: BaseException) -> None:
-        """What ended the training, with its traceback."""
+        """Writes the error that ended the training, with its traceback."""
         self.write("ended by\n" + "".join(traceback.format_exception(error)).rstrip())
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from expire_span_rl.checks import check_at_least, check_fractions, choice, flag
-from expire_span_rl.settings import resolve, tuned
+from expire_span_rl.settings import Settings, resolve, tuned
 
 AGENT = "supervised"
 SPAN_LOSSES = ("learned", "paper")
@@ -97,7 +97,7 @@ TASKS: dict[str, type] = {"copy": CopyConfig, "collision": CollisionConfig, "tex
 """The flags of each task; `env` is its environment."""
 
 
-def sequence_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def sequence_settings(settings: Mapping[str, Any]) -> Settings:
     """All settings of a run (`settings.resolve`) from those of the command line: `task`, the task's own flags,
     `memory`, `total_blocks`, and settings of the run by name. Raises ValueError, one line."""
     given = dict(settings)

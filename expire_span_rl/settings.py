@@ -1,43 +1,28 @@
 """The settings of a training: which there are, their defaults, and checks of their values. The same from the command
 line and from Python.
 
-Nothing here imports torch, so that a command line answers at once.
+On the outside settings are flat: flags, keywords of `es.PPO`, config.json. Inside they are one `Settings` object, with
+the settings of each component in a dataclass of its own. Nothing here imports torch, so that a command line answers at
+once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import math
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig
-from expire_span_rl.checks import (
-    check_above_zero,
-    check_at_least,
-    check_at_most,
-    check_seed,
-    choice,
-    flag,
-    is_number,
-    nearest,
-    quoted,
-    shown,
-)
-from expire_span_rl.policies import KINDS, core_config
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_seed, choice, nearest, quoted
+from expire_span_rl.policies import KINDS
+from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 
 ENCODERS = ("auto", "cells")
 VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
-LARGEST_FLOAT = 10**308
-LARGEST_INT = 2**63 - 1
-MOST = 60  # characters of a value or a name that a message repeats
 MOST_EPISODES = 10**6  # of an evaluation on the way
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
@@ -74,9 +59,11 @@ def tuned(env: str, agent: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """The settings that all runs share."""
+
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0, Text-v0 or any that Gymnasium knows.
-    package:Id and path/to/file.py:Id import that package or file first."""
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0, Text-v0 or any that Gymnasium
+    knows. package:Id and path/to/file.py:Id import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
     """Python module, or path of a file, to import first since it registers environments."""
     env_kwargs: str = "{}"
@@ -146,163 +133,148 @@ class RunConfig:
         choice("--vectorization", self.vectorization, VECTORIZATIONS)
 
 
+def parts_of(memory: str, agent: str) -> dict[str, type]:
+    """The dataclasses whose fields are the settings of such a run, by the part of `Settings` that they are. Raises
+    ValueError, one line, for an unknown memory kind or agent."""
+    entry = AGENTS[choice("--agent", agent, AGENTS)]
+    parts: dict[str, type] = {"run": RunConfig, "agent": entry.Config}
+    if not entry.takes_memory_kind:
+        return parts
+    kind = KINDS[choice("--memory", memory, KINDS)]
+    if kind.supports_forgetting:
+        parts["forgetting"] = ForgettingConfig
+    return {**parts, "memory": kind.Config, "network": kind.CoreConfig}
+
+
 def run_parts(memory: str, agent: str) -> tuple[type, ...]:
-    """The dataclasses whose fields are the settings of a run. Raises ValueError, one line, for an unknown kind or
-    agent."""
-    algorithm = AGENTS.describe(choice("--agent", agent, AGENTS))
-    if algorithm.network is not None:
-        return (RunConfig, algorithm.Config)
-    kind = KINDS.describe(choice("--memory", memory, KINDS))
-    pressure = [ForgettingConfig] if kind.supports_forgetting else []
-    return (RunConfig, algorithm.Config, *pressure, kind.Config, core_config(memory))
+    """The dataclasses of `parts_of`."""
+    return tuple(parts_of(memory, agent).values())
 
 
-def part(config: type, settings: Mapping[str, Any]) -> Any:
-    """A component's own config out of flat settings. Its checks raise ValueError, one line."""
-    return config(**{f.name: settings[f.name] for f in dataclasses.fields(config) if f.name in settings})
+def part(config: type, flat: Mapping[str, Any]) -> Any:
+    """A component's own config from flat settings; what they lack has the field's default. Raises ValueError, one
+    line, for a value out of its range."""
+    return config(**{field.name: flat[field.name] for field in dataclasses.fields(config) if field.name in flat})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, checked. The parts are those of `parts_of`; a run without a part has None there.
+
+    Raises ValueError, one line, for values that do not go together.
+    """
+
+    run: RunConfig
+    """What all runs share: environment, names of memory kind and agent, seed, files, machine."""
+    agent: Any
+    """The agent's `Config`: how the policy learns."""
+    forgetting: ForgettingConfig | None = None
+    """Forgetting; None for a memory that cannot be made smaller."""
+    memory: Any = None
+    """The memory kind's `Config`; None for an agent that brings its own policy."""
+    network: Any = None
+    """The `CoreConfig` of the memory kind; None for an agent that brings its own policy."""
+    training_kwargs: Mapping[str, Any] | None = None
+    """Keyword arguments of the environment that training sets; None: those of today (old runs have none)."""
+
+    def __post_init__(self):
+        budget = 0 if self.forgetting is None else self.forgetting.memory_budget
+        ramp = getattr(self.memory, "ramp", 0)
+        if 0 < budget <= ramp:
+            raise ValueError(
+                f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, "
+                f"got {budget}"
+            )
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Settings:
+        """The settings in a flat mapping, as `flat` gives it. What is missing has its field's default, and names that
+        are no settings of such a run are left out. Raises ValueError, one line."""
+        run = part(RunConfig, flat)
+        parts = {name: part(config, flat) for name, config in parts_of(run.memory, run.agent).items()}
+        return cls(**parts, training_kwargs=flat.get("training_kwargs"))
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name, JSON-able: what config.json has."""
+        parts = [self.run, self.agent, self.forgetting, self.memory, self.network]
+        flat = {
+            field.name: getattr(config, field.name)
+            for config in parts
+            if config is not None
+            for field in dataclasses.fields(config)
+        }
+        return flat if self.training_kwargs is None else {**flat, "training_kwargs": dict(self.training_kwargs)}
+
+    def replace(self, **changes: Any) -> Settings:
+        """The same settings but for these, by name. Raises ValueError, one line, for a name or a value that will not
+        do."""
+        settings = Settings.from_flat({**self.flat(), **changes})
+        unknown = changes.keys() - settings.flat().keys() - {"training_kwargs"}
+        for name in unknown:
+            raise _unknown_setting(name, settings.flat(), self.run.memory, self.run.agent)
+        return settings
+
+
+def memory_name(memory: str, agent: str) -> str:
+    """The name of the policy's memory: the kind, or the network of an agent that brings its own policy. Raises
+    ValueError, one line, for an unknown kind or agent, and for a kind where the agent takes none."""
+    entry = AGENTS[choice("--agent", agent, AGENTS)]
+    names = entry.memory_names(KINDS)
+    if entry.takes_memory_kind:
+        return choice("--memory", memory, names)
+    if memory in (RunConfig.memory, *names):
+        return names[0]
+    raise no_memory_kind(memory, agent)
+
+
+def no_memory_kind(memory: str, agent: str) -> ValueError:
+    """The error for a memory kind that was given to an agent that brings its own policy."""
+    (network,) = AGENTS[agent].memory_names(KINDS)
+    return ValueError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
 
 
 def defaults(memory: str, env: str, agent: str) -> dict[str, Any]:
     """The default of every setting of such a run, by name."""
-    values = {f.name: f.default for own in run_parts(memory, agent) for f in dataclasses.fields(own)}
-    network = AGENTS.describe(agent).network
+    values = {field.name: field.default for config in run_parts(memory, agent) for field in dataclasses.fields(config)}
     values |= {name: value for name, value in tuned(env, agent).items() if name in values}
-    return {**values, "memory": memory if network is None else network, "env": env, "agent": agent}
+    return {**values, "memory": memory_name(memory, agent), "env": env, "agent": agent}
 
 
 def resolve(
     memory: str = RunConfig.memory, env: str = RunConfig.env, agent: str = RunConfig.agent, **settings: Any
-) -> dict[str, Any]:
-    """All settings of a run, flat and JSON-able: those given, and the defaults of this memory kind, environment and
-    agent; beside them `training_kwargs`, what training sets differently from the environment's own defaults.
+) -> Settings:
+    """All settings of a run: those given, and the defaults of this memory kind, environment and agent.
 
     memory: the kind; an agent that brings its own policy takes none but the name of its network.
     settings: as the flags of train_rl.py, with underscores; `env_kwargs` may be a dict.
     Raises ValueError, one line, for an unknown setting, with the nearest one, and for a value of a wrong type or range.
     """
-    network = AGENTS.describe(choice("--agent", agent, AGENTS)).network
-    if network is not None and memory not in (RunConfig.memory, network):
-        raise ValueError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
-    parts = run_parts(memory, agent)
-    known = defaults(memory, env, agent)
-    hints = {name: hint for own in parts for name, hint in field_hints(own).items()}
-    for name in settings.keys() - known.keys():
-        raise _unknown(name, known, memory, agent)
-    given = {name: _checked(name, value, hints[name]) for name, value in settings.items()}
-    config = {**known, **given}
-    check(config)
+    memory_name(memory, agent)
+    usual = defaults(memory, env, agent)
+    for name in settings.keys() - usual.keys():
+        raise _unknown_setting(name, usual, memory, agent)
+    types = {name: kind for config in run_parts(memory, agent) for name, kind in field_types(config).items()}
+    changes = {name: converted(name, value, types[name]) for name, value in settings.items()}
+    resolved = Settings.from_flat({**usual, **changes})
     from expire_span_rl.envs import training_kwargs  # Gymnasium takes a while, and a misspelled flag needs none
 
-    return {**config, "training_kwargs": training_kwargs(env)}
+    return dataclasses.replace(resolved, training_kwargs=training_kwargs(env))
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ValueError, one line, for a value out of its range, or values that do not go together."""
-    for own in run_parts(config["memory"], config["agent"]):
-        part(own, config)
-    budget, ramp = config.get("memory_budget", 0), config.get("ramp", 0)
-    if 0 < budget <= ramp:
-        raise ValueError(
-            f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, got {budget}"
-        )
-
-
-LATER: dict[str, Any] = {
-    "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "vectorization": "auto",
-    "checkpoint_minutes": 5.0, "keep_snapshots": "all", "memory_image_every": 0, "quiet": False,
-    "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
-    "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
-    "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
-    "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
-    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
-    "fixed_pressure": None, "loss_tolerance": None, "min_radius": None, "max_radius": None, "max_phase": None,
-}  # fmt: skip
-"""Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
-
-
-def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The settings of a run that was saved, with those that were added since. source: where they come from. Raises
-    ValueError, one line, for one that is missing, or of a wrong type."""
-    full = dict(config)
-    for own in run_parts(config["memory"], config["agent"]):
-        defaults = {f.name: f.default for f in dataclasses.fields(own)}
-        for name, hint in field_hints(own).items():
-            if name not in config:
-                if name not in LATER:
-                    raise ValueError(f"{source}: expected {name!r} among the settings of the run, which is missing")
-                full[name] = defaults[name] if LATER[name] is None else LATER[name]
-                continue
-            try:
-                full[name] = _checked(name, config[name], hint)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from None
-    training_kwargs = config.get("training_kwargs", {})
-    if not isinstance(training_kwargs, dict):
-        raise ValueError(f"{source}: training_kwargs: expected an object, got {shown(repr(training_kwargs), MOST)}")  # noqa: TRY004, as for all settings
-    return full
-
-
-@functools.cache
-def field_hints(config: type) -> dict[str, Any]:
-    """The types of a dataclass's fields by name, without what the command line adds to them."""
-    hints = get_type_hints(config)
-    return {f.name: hints[f.name] for f in dataclasses.fields(config)}
-
-
-def _unknown(name: str, known: Mapping[str, Any], memory: str, agent: str) -> ValueError:
-    """The error for a setting that there is not, with the nearest there is, or with the kinds or agents that have
-    it."""
-    having = [kind for kind in KINDS if _has(name, kind, agent)] or [
-        other for other in AGENTS if _has(name, memory, other)
-    ]
-    if having:
+def _unknown_setting(name: str, names: Mapping[str, Any], memory: str, agent: str) -> ValueError:
+    """The error for an unknown setting, with the nearest of `names`, or with the kinds or agents that have it."""
+    owners = [kind for kind in KINDS if _has(name, kind, agent)]
+    owners = owners or [entry for entry in AGENTS if _has(name, memory, entry)]
+    if owners:
         return ValueError(
-            f"unknown setting {quoted(name, MOST)} of {memory} memory and {agent}: {', '.join(having)} would have it"
+            f"unknown setting {quoted(name, LONGEST_SHOWN)} of {memory} memory and {agent}: "
+            f"{', '.join(owners)} would have it"
         )
-    near = nearest(name, known)
+    near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else "expected one of the flags of train_rl.py (--help), with underscores"
-    return ValueError(f"unknown setting {quoted(name, MOST)}: {hint}")
+    return ValueError(f"unknown setting {quoted(name, LONGEST_SHOWN)}: {hint}")
 
 
 def _has(name: str, memory: str, agent: str) -> bool:
-    return memory in KINDS and any(name in field_hints(own) for own in run_parts(memory, agent))
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the field of that type holds it. Raises ValueError, one line, for one of another type."""
-    if isinstance(hint, types.UnionType):
-        if value is None and type(None) in get_args(hint):
-            return None
-        (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
-    if name == "env_kwargs" and isinstance(value, Mapping):
-        return _json(name, value)
-    if get_origin(hint) is tuple:
-        if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
-            return tuple(value)
-        wanted = "a list of strings"
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        wanted = "True or False"
-    elif hint in (int, float):
-        wanted = "a whole number" if hint is int else "a number"
-        number = cast(Any, value)
-        fits = not isinstance(number, int) or abs(number) < LARGEST_FLOAT
-        if hint is int and is_number(number) and not abs(number) <= LARGEST_INT:
-            wanted, fits = "a whole number below 2^63", False
-        if is_number(number) and fits and (hint is float or (math.isfinite(number) and number == int(number))):
-            return hint(number)
-    else:
-        wanted = "a string"
-        if isinstance(value, str):
-            return value
-    raise ValueError(f"{flag(name)}: expected {wanted}, got {shown(repr(value), MOST)}")
-
-
-def _json(name: str, value: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(dict(value), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{flag(name)}: expected what JSON can hold, got {shown(repr(value), MOST)} ({error})"
-        ) from None
+    """Whether a run with this memory kind and agent has a setting of that name."""
+    return memory in KINDS and any(name in field_types(config) for config in run_parts(memory, agent))

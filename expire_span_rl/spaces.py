@@ -19,11 +19,13 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-PREVIOUS_ACTION, PREVIOUS_REWARD, ACTION_MASK = "previous_action", "previous_reward", "action_mask"
+PREVIOUS_ACTION = "previous_action"
+PREVIOUS_REWARD = "previous_reward"
+ACTION_MASK = "action_mask"
 ADDED = (PREVIOUS_ACTION, PREVIOUS_REWARD, ACTION_MASK)
-"""Entries that are no part of the environment's own observation."""
+"""Entries that are not part of the environment's own observation."""
 MOST_WORDS = 48
-"""Words of a text that are read; those after them are not."""
+"""Words of a text that are read; the rest is not read."""
 CELL_BOUNDS = (10, 5, 3)
 """The largest object, colour and state of a cell in MiniGrid's encoding."""
 
@@ -142,10 +144,10 @@ class Flattener:
             entries[name] = (replaced or {}).get(name, entry)
             self._paths[name] = path
         if not entries:
-            told = ", ".join(f"{name!r} ({why})" for name, why in self.left_out.items()) or "no parts"
+            parts = ", ".join(f"{name!r} ({why})" for name, why in self.left_out.items()) or "no parts"
             raise SpaceError(
-                "observation space: expected Box, Discrete, MultiDiscrete, MultiBinary, Text, or Tuple or Dict of them, "
-                f"got {told}"
+                "observation space: expected Box, Discrete, MultiDiscrete, MultiBinary, Text, or Tuple or Dict of "
+                f"them, got {parts}"
             )
         self.space = spaces.Dict(entries)
         self._entries = [_Entry(name, path, entries[name]) for name, path in self._paths.items()]
@@ -162,17 +164,21 @@ class Flattener:
 
 
 class _Entry:
-    """Reads one part of observations: what its space asks for is worked out once."""
+    """Reads one part of observations. Its checks are derived from its space once."""
 
     _shape: tuple[int, ...]
 
     def __init__(self, name: str, path: tuple[str | int, ...], space: Any):
-        self.name, self.path, self.space = name, path, space
-        self._is_words, self._is_number = isinstance(space, Words), isinstance(space, spaces.Discrete)
-        self._shape, self._dtype = space.shape or (), space.dtype
+        self.name = name
+        self.path = path
+        self.space = space
+        self._is_words = isinstance(space, Words)
+        self._is_number = isinstance(space, spaces.Discrete)
+        self._shape = space.shape or ()
+        self._dtype = space.dtype
         self._is_float = self._dtype.kind == "f"
         low, high = (space.low, space.high) if self._is_float else _whole_bounds(space)
-        # Bounds that the type keeps by itself, or that are infinite, need no look.
+        # Bounds that the type itself keeps, or that are infinite, need no check.
         limits = np.finfo(self._dtype) if self._is_float else None if self._dtype.kind == "b" else np.iinfo(self._dtype)
         least, most = (-np.inf, np.inf) if self._is_float else (0, 1) if limits is None else (limits.min, limits.max)
         self._low = None if np.all(np.asarray(low) <= least) else low
@@ -203,10 +209,10 @@ class _Entry:
             array = np.array(None)
         shape = (*batch, *self._shape)
         if array.shape != shape or not _fits(array.dtype, self._dtype):
-            told = f"{array.dtype}{list(array.shape)}" if array.dtype != object else _shown(value)
-            raise SpaceError(f"observation {self.name!r}: expected {self._dtype}{list(shape)}, got {told}")
+            got = f"{array.dtype}{list(array.shape)}" if array.dtype != object else _shown(value)
+            raise SpaceError(f"observation {self.name!r}: expected {self._dtype}{list(shape)}, got {got}")
         if self._is_float:
-            with np.errstate(over="ignore"):  # what the type cannot hold becomes infinite, which is told
+            with np.errstate(over="ignore"):  # what the type cannot hold becomes infinite, which is an error below
                 array = array.astype(self._dtype, copy=False)
         self._check_values(array, outside)
         return array.astype(self._dtype, copy=False)
@@ -265,9 +271,9 @@ def find_entry(observation: Any, name: str) -> Any:
     raise KeyError(name)
 
 
-def _fits(given: np.dtype, expected: np.dtype) -> bool:
+def _fits(dtype: np.dtype, expected: np.dtype) -> bool:
     """Whether numbers of one type may stand for the other: whole numbers for whole or real ones, reals for reals."""
-    return given.kind in {"f": "fiub", "b": "biu"}.get(expected.kind, "iub")
+    return dtype.kind in {"f": "fiub", "b": "biu"}.get(expected.kind, "iub")
 
 
 def _all_bounds(space: spaces.Space) -> tuple[Any, Any]:

@@ -1,5 +1,5 @@
-"""Trains an agent: environments, policy and trainer from the settings, then update after update, into a run
-directory."""
+"""Trains an agent: builds environments, policy and trainer from the settings, then runs update after update, and writes
+a run directory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
+from expire_span_rl.settings import Settings
 
 
-def train(config: dict[str, Any]) -> Path:
-    """Runs the training of `config` (`settings.resolve`) and returns its run directory. `config["resume"]` continues
-    the run in that directory. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and
-    WeightsLost after what can be saved was saved."""
-    path, resuming = run_dir_of(config), bool(config["resume"])
-    check_run_dir(path, resuming, config["overwrite"])
-    # Of a run that is there the lock is taken at once: who comes second need not wait until everything is built.
+def train(settings: Settings) -> Path:
+    """Runs a training and returns its run directory. `settings.run.resume` continues the run in that directory.
+
+    Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost, after saving what can
+    be saved."""
+    path, resuming = run_dir_of(settings), bool(settings.run.resume)
+    check_run_dir(path, resuming, settings.run.overwrite)
+    # An existing run is locked at once, so that a second process is refused before it builds everything.
     lock = take_lock(path) if resuming or (path / MARKER).is_file() else None
     lines: list[str] = []
     try:
         with listening(lines.append):
             if resuming and path.is_symlink():
                 say(f"{path} is a link to {path.resolve()}, where the run goes on")
-            if resuming and (names := [*config.get("imports", ()), *filter(None, [importable(config["env"])])]):
+            if resuming and (names := [*settings.run.imports, *filter(None, [importable(settings.run.env)])]):
                 say(f"imports {', '.join(names)}, as when the run began")
-            run = build(config, say=say)
+            run = build(settings, say=say)
         try:
             _train(run, path, resuming, lock, lines)
         finally:
@@ -50,8 +52,8 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: list[str]) -> None:
-    """Trains what was built, and says so. lines: what has been said before there was a directory."""
-    trainer, config = run.trainer, run.config
+    """Trains what was built. lines: messages from before there was a directory."""
+    trainer, settings = run.trainer, run.settings.run
     with listening(lines.append):
         if resuming:
             directory, goes_on = RunDirectory.resume(path, run, lock)
@@ -61,22 +63,22 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
                 say("the environments' state was not saved: they begin new episodes")
         else:
             directory = RunDirectory.begin(path, run, lock)
-    began, quiet = time.time(), config.get("quiet", False)
+    began = time.time()
     with directory.training(lines):
-        asked = config["total_timesteps"]
-        if trainer.total_timesteps != asked:
-            say(f"total timesteps rounded up from {asked:,} to {trainer.total_timesteps:,}, whole rollouts")
-        if not quiet:
+        requested = settings.total_timesteps
+        if trainer.total_timesteps != requested:
+            say(f"total timesteps rounded up from {requested:,} to {trainer.total_timesteps:,}, whole rollouts")
+        if not settings.quiet:
             for line in preflight(run, path):
                 say(line)
         if trainer.done:
             say(f"{path} is trained for all its {trainer.timesteps:,} steps: --total-timesteps MORE trains on")
-        learn(run, directory, None if quiet else speed(say, run), config["progress_bar"])
+        learn(run, directory, None if settings.quiet else speed(say, run), settings.progress_bar)
         _say_result(run, path, time.time() - began)
 
 
 def _say_result(run: Run, path: Path, seconds: float) -> None:
-    """What was trained, and which policy the run's is."""
+    """Reports what was trained, and which policy the run has."""
     trainer = run.trainer
     say(f"trained {trainer.timesteps:,} steps in {seconds / 60:.1f} minutes")
     best, file = trainer.best, path / "policy.safetensors"
@@ -93,25 +95,26 @@ def learn(
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress_bar: bool = False,
 ) -> None:
-    """Updates until the trainer's total is reached, or `callback`, which gets each update's figures, returns False.
-    What is unfinished is saved in `directory`. Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed,
-    DirectoryFailed and WeightsLost after that."""
+    """Updates until the trainer's total is reached, or `callback`, which gets each update's metrics, returns False.
+
+    Saves the state in `directory` at the end, also of a training that did not reach its total. Raises
+    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost after that."""
     trainer, evaluation = run.trainer, PeriodicEvaluation(run, say)
     ended: Exception | None = None
-    with finishing(trainer.stop) as asked, tqdm(
+    with finishing(trainer.stop) as request, tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not progress_bar, dynamic_ncols=True, mininterval=1,
     ) as bar:  # fmt: skip
         going = True
         try:
             while going and not (trainer.done or trainer.stop.is_set()):
-                figures = trainer.update()
-                figures |= evaluation.metrics()
+                metrics = trainer.update()
+                metrics |= evaluation.metrics()
                 if directory is not None:
-                    directory.record(figures)
+                    directory.record(metrics)
                 bar.update(trainer.rollout_size)
-                bar.set_postfix_str(_short(figures))
-                going = callback is None or callback(figures) is not False
+                bar.set_postfix_str(_summary(metrics))
+                going = callback is None or callback(metrics) is not False
         except (TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost) as error:
             ended = error
         if directory is not None:
@@ -119,12 +122,12 @@ def learn(
     if ended is not None and not (trainer.stop.is_set() and isinstance(ended, TrainingEnded)):
         raise ended
     if trainer.stop.is_set() and not trainer.done:
-        raise Interrupted(asked.signum or signal.SIGINT)
+        raise Interrupted(request.signum or signal.SIGINT)
 
 
-def _short(figures: Mapping[str, float]) -> str:
-    """A few figures for the progress bar."""
-    shown = {
+def _summary(metrics: Mapping[str, float]) -> str:
+    """A few metrics for the progress bar."""
+    keys = {
         "success": "rollout/success_rate",
         "hard": "rollout/hard_score",
         "eval": "eval/success_rate",
@@ -132,6 +135,6 @@ def _short(figures: Mapping[str, float]) -> str:
         "live": "memory/live_mean",
         "pressure": "memory/pressure",
     }
-    if "rollout/success_rate" in figures:
-        del shown["return"]
-    return " ".join(f"{name} {figures[key]:.3g}" for name, key in shown.items() if key in figures)
+    if "rollout/success_rate" in metrics:
+        del keys["return"]
+    return " ".join(f"{name} {metrics[key]:.3g}" for name, key in keys.items() if key in metrics)

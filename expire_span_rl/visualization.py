@@ -1,5 +1,5 @@
-"""Shows what a policy remembers: it plays an episode, or several, and a page tells what it saw, did and kept, and
-whether that mattered. The same as a figure, a film, or numbers."""
+"""Shows what a policy remembers. The policy plays an episode, or several, and a page shows what it saw, did and
+remembered, and whether that mattered. Figure, film and numbers show the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expire_span_rl.checks import shown
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.outputs import check_outputs, write_output
-from expire_span_rl.policies import check_spaces
+from expire_span_rl.policies import ActorCritic, check_spaces
 from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
 from expire_span_rl.viewer.figure import draw
@@ -32,7 +32,7 @@ from expire_span_rl.viewer.without import forgetting_of, play_without, without_r
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", *PICTURES, ".mp4", ".json")
 AUDITED = 3  # memories whose effect is measured, at every decision
-PAGED = 50  # episodes that have a place on the page; of more only the numbers are kept
+PAGED = 50  # episodes on the page; of later ones only the numbers are kept
 FPS = 10  # of the film
 HEIGHT = 900  # pixels of the page in a notebook
 
@@ -47,7 +47,7 @@ class OtherEpisode:
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """One episode and what is known of it."""
+    """One episode, the lives of its memories, its numbers and its pictures."""
 
     episode: Episode
     lives: list[LayerLives]
@@ -60,7 +60,7 @@ class PlayedEpisode:
 class Showing:
     """What a policy remembered in episodes that it played. A notebook shows it as the viewer's page."""
 
-    policy: Any
+    policy: ActorCritic
     title: str
     subtitle: str
     actions: list[str]
@@ -88,28 +88,37 @@ class Showing:
         write_output(path, self._contents(ending))
 
     def _contents(self, ending: str) -> bytes:
-        first = self.episodes[0]
+        played = self.episodes[0]
         if ending == ".html":
-            return page([self._paged(played) for played in self.episodes[:PAGED]], self.summary)
+            return page([self._page_data(episode) for episode in self.episodes[:PAGED]], self.summary)
         if ending == ".json":
             return json.dumps(self.numbers, allow_nan=False).encode()
         if ending == ".mp4":
-            seen = observation_pictures(first.episode.observations, self.policy.config.observation)
-            return video(scenes(first.record, list(first.film.frames()) or None, seen), FPS)
-        return draw(self.policy, first.episode, first.lives, self.title, self.subtitle, self.actions, ending[1:])
+            observations = observation_pictures(played.episode.observations, self.policy.config.observation)
+            return video(scenes(played.record, list(played.film.frames()) or None, observations), FPS)
+        return draw(
+            self.policy,
+            played.episode,
+            played.lives,
+            title=self.title,
+            how=self.subtitle,
+            names=self.actions,
+            form=ending[1:],
+        )
 
-    def _paged(self, played: PlayedEpisode) -> dict[str, Any]:
+    def _page_data(self, played: PlayedEpisode) -> dict[str, Any]:
         """What the page needs of an episode."""
-        spec, other = self.policy.config.observation, played.without
-        paged = {
+        spec = self.policy.config.observation
+        without = played.without
+        data = {
             "record": played.record,
             "film": played.film.packed(),
             "seen": pack_observations(played.episode.observations, spec),
         }
-        if other is not None:
-            seen = pack_observations(other.episode.observations, spec)
-            paged["without"] = {"film": other.film.packed(), "seen": seen}
-        return paged
+        if without is not None:
+            observations = pack_observations(without.episode.observations, spec)
+            data["without"] = {"film": without.film.packed(), "seen": observations}
+        return data
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own."""
@@ -119,10 +128,11 @@ class Showing:
 
 
 def show_in(
-    policy: Any,
+    policy: ActorCritic,
     env: gym.Env,
     name: str,
     label: str,
+    *,
     seed: int = 0,
     episodes: int = 1,
     deterministic: bool = True,
@@ -130,22 +140,22 @@ def show_in(
     audit: int = AUDITED,
     after_episode: Callable[[], None] = lambda: None,
 ) -> Showing:
-    """Plays the episodes of `seed`, seed + 1, ... in an environment that is there (of `make_env`), which is not closed.
+    """Plays the episodes of `seed`, seed + 1 and so on in an existing environment (of `make_env`), which is not closed.
 
-    name, label: what the environment and the policy are called. audit: measures the effect of so many of the memories
-    that are attended to most, at every decision; 0: of none. Of the first PAGED episodes there are pictures, of the others
-    numbers only. Raises ValueError, one line, for an episode that is longer
-    than `max_steps`.
+    name, label: what the environment and the policy are called. audit: at every decision, measures the effect of this
+    many of the memories that are attended to most; 0: no measurement. The first PAGED episodes have pictures, later
+    ones numbers only. Raises ValueError, one line, for an episode that is longer than `max_steps`.
     """
     names = action_names(env, policy)
-    played = []
+    player = _Player(policy, env, names, max_steps, audit)
+    showing = []
     for i in range(episodes):
-        about = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
-        one = _played(policy, env, about, names, max_steps, audit, paged=i < PAGED)
-        played.append(one if i < PAGED else _numbers_only(one))
+        metadata = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
+        played = player.play(metadata, with_pictures=i < PAGED)
+        showing.append(played if i < PAGED else _numbers_only(played))
         after_episode()
-    how = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
-    return Showing(policy, f"{name}: {outcome(played[0].episode)}", how, names, played)
+    subtitle = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
+    return Showing(policy, f"{name}: {outcome(showing[0].episode)}", subtitle, names, showing)
 
 
 def _numbers_only(played: PlayedEpisode) -> PlayedEpisode:
@@ -155,55 +165,83 @@ def _numbers_only(played: PlayedEpisode) -> PlayedEpisode:
 
 
 def _no_film(env: gym.Env) -> None:
-    """Looks at nothing."""
+    """A viewer of `play` that takes no pictures."""
 
 
-def _played(
-    policy: Any, env: gym.Env, about: Mapping[str, Any], names: list[str], max_steps: int, audited: int, paged: bool
-) -> PlayedEpisode:
-    """Plays one episode and measures it. paged: films it, and plays it again without the memory that mattered."""
-    film, seed = Film(), about["seed"]
-    try:
-        episode = play(policy, env, seed, max_steps, about["deterministic"], watch=film if paged else _no_film)
-    except gym.error.DependencyNotInstalled as error:
-        hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
-        raise ValueError(f"{about['env']}: expected to be able to draw it ({error}); {hint}") from None
-    if episode.ended == "stopped":
-        raise ValueError(
-            f"--max-steps: expected an episode of at most {max_steps} steps, that of seed {seed} is longer"
+@dataclass(frozen=True)
+class _Player:
+    """Plays and measures episodes of a policy in an environment."""
+
+    policy: ActorCritic
+    env: gym.Env
+    names: list[str]
+    """The names of the actions."""
+    max_steps: int
+    audited: int
+    """Memories whose effect is measured, at every decision."""
+
+    def play(self, metadata: Mapping[str, Any], with_pictures: bool) -> PlayedEpisode:
+        """Plays one episode and measures it.
+
+        metadata: `env`, `policy`, `seed` and `deterministic`. with_pictures: films it, and plays it again without the
+        memory that mattered. Raises ValueError, one line, for an episode that is too long or cannot be drawn."""
+        policy, env, names, film = self.policy, self.env, self.names, Film()
+        seed, watch = metadata["seed"], film if with_pictures else _no_film
+        try:
+            episode = play(policy, env, seed, self.max_steps, metadata["deterministic"], watch=watch)
+        except gym.error.DependencyNotInstalled as error:
+            hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
+            raise ValueError(f"{metadata['env']}: expected to be able to draw it ({error}); {hint}") from None
+        if episode.ended == "stopped":
+            raise ValueError(
+                f"--max-steps: expected an episode of at most {self.max_steps} steps, that of seed {seed} is longer"
+            )
+        lives = look(policy, episode)
+        swap = getattr(core_of(env), "swap_observation", None)
+        audit = audit_memories(policy, episode, lives, self.audited, swap=swap, names=names)
+        if film.trouble is not None:
+            metadata = {**metadata, "not_drawn": film.trouble}
+        numbers = record(policy, episode, lives, names, metadata, audit=audit, labels=observation_names(env, policy))
+        numbers["without"] = None
+        without = self._play_without(episode, numbers) if with_pictures else None
+        return PlayedEpisode(episode, lives, numbers, film, without)
+
+    def _play_without(self, episode: Episode, numbers: dict[str, Any]) -> OtherEpisode | None:
+        """Plays the episode without the memory that its story says mattered, and adds what came of it to its record
+        `numbers`, under `without`."""
+        forgetting = forgetting_of(numbers)
+        if forgetting is None:
+            return None
+        film = Film()
+        episode_without = play_without(
+            self.policy,
+            self.env,
+            episode,
+            forgetting,
+            seed=numbers["seed"],
+            max_steps=self.max_steps,
+            deterministic=numbers["deterministic"],
+            watch=film,
         )
-    lives = look(policy, episode)
-    swap = getattr(core_of(env), "swap_observation", None)
-    measured = audit_memories(policy, episode, lives, audited, swap, names)
-    about = about if film.trouble is None else {**about, "not_drawn": film.trouble}
-    told = record(policy, episode, lives, names, about, measured, observation_names(env, policy)) | {"without": None}
-    other = _without(policy, env, episode, told, names, max_steps) if paged else None
-    return PlayedEpisode(episode, lives, told, film, other)
-
-
-def _without(
-    policy: Any, env: gym.Env, episode: Episode, told: dict[str, Any], names: list[str], max_steps: int
-) -> OtherEpisode | None:
-    """Plays the episode without the memory that its story says mattered, and adds it to the record `told`, under
-    `without`."""
-    forgetting = forgetting_of(told)
-    if forgetting is None:
-        return None
-    film = Film()
-    other = play_without(policy, env, episode, forgetting, told["seed"], max_steps, told["deterministic"], film)
-    if other is None:
-        return None
-    told["without"] = without_record(policy, other, names, told, forgetting)
-    return OtherEpisode(other, film)
+        if episode_without is None:
+            return None
+        numbers["without"] = without_record(self.policy, episode_without, self.names, numbers, forgetting)
+        return OtherEpisode(episode_without, film)
 
 
 def environment_for(
-    policy: Any, info: Mapping[str, Any], path: str, env: str, imports: Sequence[str], env_kwargs: Mapping[str, Any]
+    policy: ActorCritic,
+    info: Mapping[str, Any],
+    path: str,
+    *,
+    env: str,
+    imports: Sequence[str],
+    env_kwargs: Mapping[str, Any],
 ) -> tuple[str, gym.Env]:
     """The id and the environment for the policy at `path` to play in, with pictures if it has them.
 
-    env, imports: what the user named, as in `environments.environment_of`; env_kwargs: over those of the policy's
-    training. Raises ValueError, one line, if the policy cannot act there.
+    env, imports: what the user named, as in `environments.environment_of`; env_kwargs: replace those of the policy's
+    training, name by name. Raises ValueError, one line, if the policy cannot act there.
     """
     env_id, kwargs = environment_of(env, imports, info, path, env_kwargs)
     with soon(env, path):
@@ -214,7 +252,7 @@ def environment_for(
     if "rgb_array" in modes and "render_mode" not in kwargs:
         try:
             drawing = make_env(env_id, **{**kwargs, "render_mode": "rgb_array"})
-        except EnvError:  # it says more than it can: the episode is shown without pictures of the world
+        except EnvError:  # it announces pictures but has none, so the episode is shown without them
             return env_id, made
         made.close()
         return env_id, drawing

@@ -1,6 +1,6 @@
 """What an agent is: a policy whose recurrent core remembers. `ActorCritic` is the contract that agents see.
 
-Everything but `KINDS` and `core_config` needs torch, and is imported when it is first asked for.
+Everything but `KINDS`, `NETWORKS` and `core_config` needs torch, and is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expire_span_rl.policies.memory import KINDS
+from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _LAZY = {
 
 __all__ = [
     "KINDS",
+    "NETWORKS",
     "ActorCritic",
     "Memory",
     "PolicyConfig",
@@ -47,7 +49,7 @@ __all__ = [
 
 def core_config(memory: str) -> type:
     """The class of the core's settings for a memory kind, a name in `KINDS`."""
-    return KINDS.describe(memory).CoreConfig
+    return KINDS[memory].CoreConfig
 
 
 __getattr__ = lazily(__name__, _LAZY)

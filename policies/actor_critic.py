@@ -22,13 +22,11 @@ from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
-from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.state import Memory
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.shapes import settings_of
-from expire_span_rl.policies.transformer import Transformer
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
@@ -115,11 +113,7 @@ class ActorCritic(Predictor, nn.Module):
         width = core.width
         self.actions = make_actions(self.config.actions)
         self.encoder = Encoder(config.observation, width, core.action_gain, extractor)
-        self.core: MemoryCore
-        if issubclass(kind, MemoryKind):
-            self.core = Transformer(core, lambda: kind(width, core.num_heads, memory_config))
-        else:
-            self.core = kind(core, memory_config)
+        self.core: MemoryCore = kind.build(core, memory_config)
         self.policy_head = nn.Linear(width, self.actions.num_outputs)
         self.value_head = nn.Linear(width, 1)
         self.reward_head = nn.Linear(width, self.actions.num_features)

@@ -22,8 +22,9 @@ from expire_span_rl.files import write_atomically
 from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
+from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.policies.shapes import check_finite, check_numbers, check_tensors, weights_of
-from expire_span_rl.registry import Entry
+from expire_span_rl.protocols import Policy
 
 FORMAT = "expire-span-rl/policy"
 VERSION = 2
@@ -40,7 +41,7 @@ class PolicyFileError(ValueError):
 
 
 def save_policy(
-    policy: ActorCritic, path: str | Path, info: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+    policy: Policy, path: str | Path, info: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
     """Writes `policy` to `path`.
 
@@ -138,7 +139,7 @@ def _expected_weights(config: Mapping[str, Any], make: Callable[[Mapping[str, An
     try:
         return weights_of(lambda: make(config))
     except Exception:
-        if config["memory"] not in KINDS or isinstance(KINDS.describe(config["memory"]), Entry):
+        if config["memory"] not in KINDS or KINDS[config["memory"]].is_builtin:
             raise
         return None
 
@@ -155,12 +156,9 @@ def _policy_factory(
             f"{shown(file)}: expected features_extractor, the policy's own, {shown(extractor_name, 100)}, "
             "which a file cannot bring"
         )
-    if not (isinstance(network, str) and network.startswith("sb3-")):
-        return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
-    from expire_span_rl.policies.sb3 import SB3Policy, SB3PolicyConfig, policy_class  # takes a second
-
-    policy_class(network)
-    return lambda config: SB3Policy(SB3PolicyConfig.from_json(config))
+    if isinstance(network, str) and network in NETWORKS:
+        return NETWORKS[network].reader()
+    return lambda config: ActorCritic(PolicyConfig.from_json(config), extractor)
 
 
 def policy_path(path: str | Path) -> Path:

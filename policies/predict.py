@@ -37,7 +37,9 @@ class PredictingPolicy(Protocol):
 
     config: Any
     actions: Actions
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
 
     def initial_memory(self, batch_size: int) -> Any: ...
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.memory import Memory
 from expire_span_rl.policies.memory.state import hidden_state
+from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.spaces import ACTION_MASK
 
-NETWORKS = ("sb3-mlp", "sb3-lstm")
 LARGEST_EXACT = 2**24  # whole numbers up to it are float32 numbers
 STATES = 4  # of an LSTM policy: hidden and cell state of the actor, then of the critic
 
@@ -45,7 +45,7 @@ class SB3PolicyConfig:
     actions: Mapping[str, Any]
     """The spec of the actions (`policies.actions.action_spec`); a number stands for so many Discrete ones."""
     memory: str
-    """A name in NETWORKS."""
+    """A name in `policies.networks.NETWORKS`."""
     width: int = 64
     """Width D of the encoder, of the hidden layers and of the LSTM's state."""
 
@@ -54,7 +54,8 @@ class SB3PolicyConfig:
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
         if ACTION_MASK in self.observation:
             raise ValueError(
-                f"{self.memory}: expected an environment without action masks, which Stable-Baselines3's algorithms do not heed"
+                f"{self.memory}: expected an environment without action masks, which Stable-Baselines3's algorithms "
+                "do not heed"
             )
         if self.memory not in NETWORKS:
             raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {self.memory!r}")
@@ -80,22 +81,7 @@ class SB3PolicyConfig:
             "features_extractor_kwargs": extractor,
             "net_arch": hidden,
         }
-        return {**common, "lstm_hidden_size": self.width} if self.memory == "sb3-lstm" else common
-
-
-def policy_class(network: str) -> type[ActorCriticPolicy]:
-    """Stable-Baselines3's class of a network in NETWORKS. Raises ValueError, one line, if its package is not
-    installed."""
-    if network != "sb3-lstm":
-        return ActorCriticPolicy
-    try:
-        from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-    except ImportError:
-        raise ValueError(
-            f"{network} (sb3-recurrent-ppo): expected the package sb3-contrib, which is not installed: "
-            "pip install 'expire-span-rl[baselines]'"
-        ) from None
-    return RecurrentActorCriticPolicy
+        return {**common, "lstm_hidden_size": self.width} if NETWORKS[self.memory].recurrent else common
 
 
 def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
@@ -106,8 +92,8 @@ def flat_space(spec: Mapping[str, Mapping[str, Any]]) -> spaces.Dict:
 
 def _in_halves(entry: Mapping[str, Any]) -> bool:
     """Whether an entry has whole numbers that float32 cannot hold: each is written as two of 16 bits."""
-    last = abs(entry.get("start", 0)) + entry["n"] if entry["kind"] == "discrete" else 0
-    return entry["kind"] == "words" or last > LARGEST_EXACT
+    largest = abs(entry.get("start", 0)) + entry["n"] if entry["kind"] == "discrete" else 0
+    return entry["kind"] == "words" or largest > LARGEST_EXACT
 
 
 def flat(entry: Mapping[str, Any], value: Tensor) -> Tensor:
@@ -191,8 +177,12 @@ class SB3Acting:
 
     state: Tensor  # [B,STATES,D] of an LSTM; [B,0,D] without
     time: Tensor  # [B] clock of the observation that comes next
-    live: ClassVar[None] = None
-    full: ClassVar[bool] = False
+    live: None = None  # no slots, so nothing can be counted
+
+    @property
+    def full(self) -> bool:
+        """Never: nothing accumulates."""
+        return False
 
     def memory(self) -> Memory:
         """The state after the last step."""
@@ -211,10 +201,10 @@ class SB3Policy(nn.Module):
         self.config = config
         if network is None:
             spaces_of = flat_space(config.observation), canonical_space(config.actions)
-            network = policy_class(config.memory)(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
+            network = NETWORKS[config.memory].load()(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
         self.network = network
         self._actions = (make_actions(config.actions),)  # a tuple: its weights, if any, are not this policy's
-        self.recurrent = config.memory == "sb3-lstm"
+        self.recurrent = NETWORKS[config.memory].recurrent
 
     @property
     def actions(self) -> Actions:
@@ -226,8 +216,8 @@ class SB3Policy(nn.Module):
         return self.network.value_net.weight.device
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every parameter of the network, and every statistic, once. (The network has its extractor under three names,
-        which a file must not hold thrice.)"""
+        """Every parameter and every statistic of the network, once. (The network has its extractor under three names,
+        a file has it under one.)"""
         named = (*self.network.named_parameters(prefix="network"), *self.network.named_buffers(prefix="network"))
         fixed = {name for name, _ in self.network.named_buffers(prefix="network")} - {
             f"network.{name}" for name in self.network.state_dict()
@@ -236,11 +226,11 @@ class SB3Policy(nn.Module):
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError for other names or shapes."""
-        own = self.state_dict()
-        shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, weights)]
+        current = self.state_dict()
+        shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (current, weights)]
         if shapes[0] != shapes[1]:
             raise RuntimeError(f"weights: expected {shapes[0]}, got {shapes[1]}")
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             tensor.copy_(weights[name])
 
     def initial_memory(self, batch_size: int) -> Memory:
@@ -264,9 +254,9 @@ class SB3Policy(nn.Module):
         actor = critic = network.extract_features(columns)  # [B,D]
         if self.recurrent:
             states, start = acting.state.transpose(0, 1)[:, None].contiguous(), episode_start.float()  # [STATES,1,B,D]
-            actor, mine = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
-            critic, its = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
-            acting.state = torch.cat([*mine, *its]).transpose(0, 1)
+            actor, actor_state = network._process_sequence(actor, (states[0], states[1]), start, network.lstm_actor)
+            critic, critic_state = network._process_sequence(critic, (states[2], states[3]), start, network.lstm_critic)
+            acting.state = torch.cat([*actor_state, *critic_state]).transpose(0, 1)
         acting.time = acting.time.masked_fill(episode_start, 0) + 1
         outputs = network.action_net(network.mlp_extractor.forward_actor(actor))
         values = network.value_net(network.mlp_extractor.forward_critic(critic)).squeeze(-1)

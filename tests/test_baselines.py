@@ -130,10 +130,8 @@ def test_an_update_that_is_broken_off_changes_nothing(agent, monkeypatch):
 def test_a_baseline_goes_on_where_environments_cannot_save_their_state(agent):
     """Weights, Adam's state, counters and schedule; with episodes that it has not had."""
     config = parse_config(["--agent", agent, *SMALL, "--learning-rate", "0.01", "--ent-coef", "0.07"])
-    config["total_timesteps"] = 512
-    del config["training_kwargs"]
-    config |= {"env": "CartPole-v1", "env_kwargs": "{}"}
-    trainer, again = (build(config).trainer for _ in range(2))
+    settings = config.replace(total_timesteps=512, env="CartPole-v1", env_kwargs="{}", training_kwargs=None)
+    trainer, again = (build(settings).trainer for _ in range(2))
     first = {key: value.copy() for key, value in again.algorithm._last_obs.items()}
     trainer.update()
     trainer.update()

@@ -22,6 +22,7 @@ from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
 from expire_span_rl import evaluation, training
 from expire_span_rl.run_directory import RunDirectory
+from expire_span_rl.settings import resolve
 
 TINY = ["--kinds", "transformer_xl", "expire_span", "none", "--budgets", "8", "--seeds", "1", "--eval-episodes", "8"]
 TINY += ["--jobs", "1", "--out", "sweep", "--env-kwargs", '{"max_length": 6}', "--total-timesteps", "256"]
@@ -37,9 +38,9 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
     trained = []
     train, save = training.train, RunDirectory.save
 
-    def counted(config):
-        trained.append((config["memory"], bool(config["resume"])))
-        return train(config)
+    def counted(settings):
+        trained.append((settings.run.memory, bool(settings.run.resume)))
+        return train(settings)
 
     def killed(directory):
         save(directory)
@@ -167,8 +168,10 @@ def test_what_is_named_twice_is_trained_once(in_folder):
 def test_a_budget_sets_what_an_environment_would_set_otherwise():
     """Portal's own margin is 3, and it drops spans: what is kept beyond need would count."""
     config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
-    made = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere")).run_config(Cell("expire_span", 16, 1))
-    assert made["use_margin"] == 0.25 and made["span_dropout"] is False and made["shifted_heads"] == 2
+    sweep = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere"))
+    settings = sweep.run_settings(Cell("expire_span", 16, 1))
+    assert settings.memory.use_margin == 0.25 and settings.memory.span_dropout is False
+    assert settings.network.shifted_heads == 2
 
 
 def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
@@ -300,7 +303,7 @@ def test_the_figures_are_the_evaluations_and_the_logs():
 
 def test_training_minutes_are_those_of_the_log_without_pauses(tmp_path):
     (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps\n2,120\n1,240\n")
-    figures = comparison_cells.training_figures(tmp_path, {"num_steps": 12, "num_envs": 10})
+    figures = comparison_cells.training_figures(tmp_path, resolve(num_steps=12, num_envs=10))
     assert figures == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
 
 

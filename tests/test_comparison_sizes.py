@@ -10,7 +10,6 @@ from expire_span_rl.envs import make_vec_env
 from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import KINDS, ActorCritic, core_config
 from expire_span_rl.policies.encoders import observation_spec
-from expire_span_rl.settings import part
 
 
 def test_every_kind_with_slots_has_a_size():
@@ -21,11 +20,10 @@ def test_every_kind_with_slots_has_a_size():
 @pytest.mark.parametrize("kind", ["transformer_xl", "compressive"])
 def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
     """Counted by evaluate.py over episodes long enough to fill it."""
-    config = parse_config(["--memory", kind])
-    config |= SIZES[kind](budget)
+    settings = parse_config(["--memory", kind]).replace(**SIZES[kind](budget))
     env = make_vec_env("Corridor-v0", 1)
     space = env.single_observation_space
-    memory = part(KINDS[kind].Config, config)
+    memory = settings.memory
     core = core_config(kind)(width=16, num_layers=1, num_heads=1)
     policy = ActorCritic.for_spaces(space, env.single_action_space, memory=kind, memory_config=memory, core=core)
     assert policy.config.observation == observation_spec(space)

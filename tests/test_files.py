@@ -196,7 +196,7 @@ def test_evaluate_writes_through_a_link_and_says_so(run, monkeypatch, capsys):
 def test_a_showing_replaces_no_policy_and_nothing_of_a_run(run, tmp_path, monkeypatch):
     """Whether it is saved from Python or by the command line."""
     policy, info = load_policy(run)
-    name, env = visualization.environment_for(policy, info, str(run), "", (), {"max_length": 3})
+    name, env = visualization.environment_for(policy, info, str(run), env="", imports=(), env_kwargs={"max_length": 3})
     shown = visualization.show_in(policy, env, name, "policy", audit=0)
     before = (run / "config.json").read_bytes()
     with pytest.raises(ValueError, match="^path: expected a new file or an earlier result"):
@@ -359,7 +359,7 @@ def test_a_file_with_any_bytes_is_taken_or_refused_in_one_line(tmp_path, changes
 # Environments that a file names
 
 NAMED = {
-    "a large room": ("MiniGrid-Empty-5x5-v0", {"size": 20_000}, "expected numbers up to 128, got size=20000; what you mean"),
+    "a large room": ("MiniGrid-Empty-5x5-v0", {"size": 20_000}, "expected numbers up to 128, got size=20000; to ask for more"),
     "many rooms": ("MiniGrid-KeyCorridorS3R1-v0", {"room_size": 100, "num_rows": 100}, "product is at most 4,096, got 10,000"),
     "endless": ("Corridor-v0", {"max_steps": 10**18}, "expected numbers up to 1,000,000, got max_steps=1000000000000000000"),
     "infinite": ("Corridor-v0", {"max_length": float("inf")}, "expected numbers up to 1,000,000, got max_length=inf"),
@@ -386,7 +386,7 @@ def test_an_environment_of_a_file_is_bounded(case, tmp_path, monkeypatch, capsys
 
 def test_what_the_user_names_is_not_bounded():
     info = {"env": "Corridor-v0", "env_kwargs": {"max_length": 10**7, "min_length": 4, "vectorization": "async"}}
-    with pytest.raises(ValueError, match="got max_length=10000000; what you mean yourself, name with --env-kwargs"):
+    with pytest.raises(ValueError, match="got max_length=10000000; to ask for more yourself, use --env-kwargs"):
         environment_of("", (), info, "x")
     given = {"max_length": 10**8}
     assert environment_of("", (), info, "x", given) == ("Corridor-v0", {"min_length": 4, "max_length": 10**8})

@@ -18,6 +18,7 @@ LEAVES = {
     "files",
     "interrupts",
     "locks",
+    "protocols",
     "registry",
     "spaces",
 }  # modules of `expire_span_rl` itself that import nothing of ours but each other
@@ -103,7 +104,7 @@ def forbidden_imports(file: Path, source: str) -> list[str]:
 def named_kinds(file: Path, source: str) -> list[str]:
     """One line per place in the source where a memory kind is named: by a string that is its name, or an identifier
     that is its name, its class's or its Config's."""
-    names = {name for kind, made in KINDS.items() for name in (kind, made.__name__, made.Config.__name__)}
+    names = {name for kind, entry in KINDS.items() for name in (kind, entry.class_name, entry.Config.__name__)}
     found = set()
     for node in ast.walk(ast.parse(source)):
         identifiers = [

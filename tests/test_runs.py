@@ -42,7 +42,8 @@ from expire_span_rl.preflight import preflight, reach, size, warnings_of
 from expire_span_rl.progress import STEP, ProgressTable
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, MARKER, remember_output, superfluous, thin
-from expire_span_rl.settings import LATER, complete, run_parts
+from expire_span_rl.saved_settings import LATER, complete
+from expire_span_rl.settings import run_parts
 
 TRAIN = [*SMALL, *SHORT, "--quiet", "--memory-image-every", "0"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -518,11 +519,11 @@ def test_a_damaged_config_is_read_or_refused_in_one_line(data, trained, tmp_path
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(data.draw(damage((trained / "config.json").read_bytes())))
     try:
-        config = resumed_config(str(folder), ["--resume", str(folder)])
+        settings = resumed_config(str(folder), ["--resume", str(folder)])
     except (ValueError, ImportError) as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
     else:
-        assert config["resume"] == str(folder) and isinstance(config["num_envs"], int)
+        assert settings.run.resume == str(folder) and isinstance(settings.run.num_envs, int)
 
 
 FIRST_SETTINGS = set(
@@ -543,7 +544,7 @@ def test_runs_of_the_first_version_can_be_resumed():
     parts = {part for memory in KINDS for agent in AGENTS for part in run_parts(memory, agent)}
     names = {field.name for part in parts for field in dataclasses.fields(part)}
     assert names - LATER.keys() == FIRST_SETTINGS
-    first = {name: value for name, value in parse_config([]).items() if name in FIRST_SETTINGS}
+    first = {name: value for name, value in parse_config([]).flat().items() if name in FIRST_SETTINGS}
     full = complete(first, "config.json")
     assert full.keys() >= first.keys() | {"checkpoint_minutes", "keep_snapshots"}
     assert (full["normalize_observations"], full["keep_snapshots"], full["memory_image_every"]) == (False, "all", 0)
@@ -808,8 +809,8 @@ def test_threads_and_device_are_of_this_start_only(run, monkeypatch):
 
 def test_an_impala_run_takes_actors_when_it_is_resumed(in_folder):
     Path("x").mkdir()
-    Path("x/config.json").write_text(json.dumps(parse_config(["--agent", "impala"])))
-    assert resumed_config("x", ["--resume", "x", "--num-actors", "2"])["num_actors"] == 2
+    Path("x/config.json").write_text(json.dumps(parse_config(["--agent", "impala"]).flat()))
+    assert resumed_config("x", ["--resume", "x", "--num-actors", "2"]).agent.num_actors == 2
 
 
 def test_a_run_goes_on_on_another_device_and_says_that_draws_differ(run, monkeypatch, capsys):
@@ -1068,7 +1069,7 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     ]
     assert call(train_rl, flags, monkeypatch) == 0
     said = capsys.readouterr().err
-    run = build({**parse_config(list(map(str, flags))), "run_dir": "y"})
+    run = build(parse_config(list(map(str, flags))).replace(run_dir="y"))
     number = sum(p.numel() for p in run.policy.parameters())
     per_slot = 2 * (4 * 64 + 8 + 1)  # two layers: a vector of 64 float32, the birth, and that it lives
     births = run.policy.initial_memory(1).layers[0].birth.element_size()

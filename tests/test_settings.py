@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 from script_cases import ROOT
 
-from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents import AGENTS, REWARDS, ForgettingConfig
+from expire_span_rl.agents.settings import PPOConfig
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
-from expire_span_rl.settings import UNSCALED, RunConfig, check, defaults, part, resolve, run_parts, tuned
+from expire_span_rl.saved_settings import complete
+from expire_span_rl.settings import UNSCALED, RunConfig, Settings, defaults, parts_of, resolve, run_parts, tuned
 
-OURS = [agent for agent in AGENTS if AGENTS.describe(agent).network is None and not AGENTS.describe(agent).supervised]
-BASELINES = [agent for agent in AGENTS if AGENTS.describe(agent).network is not None]
+OURS = [name for name, entry in AGENTS.items() if entry.takes_memory_kind and entry.learns_from == REWARDS]
+BASELINES = [name for name, entry in AGENTS.items() if not entry.takes_memory_kind]
 
 
 @pytest.mark.parametrize("agent", OURS)
 @pytest.mark.parametrize("memory", KINDS)
 def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     for env in ("Corridor-v0", "Portal-v0", "CartPole-v1"):
-        usual = resolve(memory, env, agent)
-        assert parse_config(["--memory", memory, "--agent", agent, "--env", env]) == usual
+        settings = resolve(memory, env, agent)
+        assert parse_config(["--memory", memory, "--agent", agent, "--env", env]) == settings
+        usual = settings.flat()
         assert usual.keys() == {*defaults(memory, env, agent), "training_kwargs"}
         expected = tuned(env, agent)
         assert {name: usual[name] for name in expected.keys() & usual.keys()} == {
@@ -38,24 +41,51 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     flags += ["--no-progress-bar", "--env-kwargs", '{"max_length": 9}', "--memory", memory, "--agent", agent]
     given |= {"progress_bar": False, "env_kwargs": {"max_length": 9}}
     assert parse_config(flags) == resolve(memory, agent=agent, **given)
-    assert type(resolve(memory, agent=agent, **given)["seed"]) is int
+    assert type(resolve(memory, agent=agent, **given).run.seed) is int
 
 
 @pytest.mark.parametrize("agent", BASELINES)
 def test_a_baselines_network_stands_for_the_memory_kind(agent):
-    network = AGENTS.describe(agent).network
-    assert resolve(agent=agent)["memory"] == resolve(network, agent=agent)["memory"] == network
+    (network,) = AGENTS[agent].memory_names(KINDS)
+    assert resolve(agent=agent).run.memory == resolve(network, agent=agent).run.memory == network
     assert resolve(agent=agent) == parse_config(["--agent", agent])
     with pytest.raises(ValueError, match=f"--memory: expected none, since {agent} brings its own policy, {network}"):
         resolve("gru", agent=agent)
 
 
 def test_a_components_own_config_is_among_the_settings():
-    config = resolve("transformer_xl", window=9, width=32)
-    memory, core = KINDS.describe("transformer_xl").Config, KINDS.describe("transformer_xl").CoreConfig
-    assert part(memory, config).window == 9 and part(core, config).width == 32
-    assert set(run_parts("transformer_xl", "ppo")) >= {RunConfig, memory, core}
-    assert part(RunConfig, config) == dataclasses.replace(RunConfig(), memory="transformer_xl")
+    settings = resolve("transformer_xl", window=9, width=32)
+    entry = KINDS["transformer_xl"]
+    assert settings.memory == entry.Config(window=9) and settings.network == entry.CoreConfig(width=32)
+    assert run_parts("transformer_xl", "ppo") == (RunConfig, PPOConfig, entry.Config, entry.CoreConfig)
+    assert settings.run == dataclasses.replace(RunConfig(), memory="transformer_xl")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("memory", KINDS)
+def test_flat_settings_and_parts_are_the_same(memory, agent):
+    """From one to the other and back, as JSON too; parts that a run does not have are None."""
+    settings = resolve(memory if AGENTS[agent].takes_memory_kind else RunConfig.memory, agent=agent, seed=5)
+    assert Settings.from_flat(settings.flat()) == settings
+    saved = json.loads(json.dumps(settings.flat()))
+    assert Settings.from_flat(complete(saved, "config.json")) == settings
+    assert settings.replace(seed=6).flat() == {**settings.flat(), "seed": 6}
+    entry = AGENTS[agent]
+    kind = KINDS[settings.run.memory] if entry.takes_memory_kind else None
+    expected = {"run": RunConfig, "agent": entry.Config, "forgetting": None, "memory": None, "network": None}
+    if kind is not None:
+        expected |= {"memory": kind.Config, "network": kind.CoreConfig}
+        expected["forgetting"] = ForgettingConfig if kind.supports_forgetting else None
+    found = {name: getattr(settings, name) for name in expected}
+    assert {name: None if part is None else type(part) for name, part in found.items()} == expected
+    assert parts_of(settings.run.memory, agent) == {name: part for name, part in expected.items() if part is not None}
+
+
+def test_a_replaced_setting_must_be_one_of_the_run():
+    with pytest.raises(ValueError, match="^unknown setting 'window' of expire_span memory and ppo: transformer_xl"):
+        resolve().replace(window=4)
+    with pytest.raises(ValueError, match="^unknown setting 'sede': did you mean 'seed'"):
+        resolve().replace(sede=4)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +103,7 @@ def test_a_components_own_config_is_among_the_settings():
 )
 def test_what_a_config_file_says_is_checked_too(changed, message):
     with pytest.raises(ValueError, match=message):
-        check({**resolve(), **changed})
+        resolve().replace(**changed)
 
 
 def test_they_are_there_at_once():

@@ -28,11 +28,12 @@ def test_a_table_is_made_goes_on_and_grows(in_folder, monkeypatch, capsys):
     trained = []
     train = training.train
 
-    def counted(config):
-        trained.append((config["env"], config["memory"], config["seed"]))
+    def counted(settings):
+        run = settings.run
+        trained.append((run.env, run.memory, run.seed))
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return train(config)
+        return train(settings)
 
     monkeypatch.setattr(training, "train", counted)
     assert table(TINY, monkeypatch) == 130

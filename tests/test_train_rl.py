@@ -26,12 +26,12 @@ from expire_span_rl.settings import TUNED
 def test_defaults_are_those_that_the_environment_needs(memory, agent):
     """Where the memory kind has such a flag; what the user says counts."""
     asked = ["--memory", memory, "--agent", agent]
-    usual, tuned = (parse_config([*asked, "--env", env]) for env in ("Corridor-v0", "Portal-v0"))
+    usual, tuned = (parse_config([*asked, "--env", env]).flat() for env in ("Corridor-v0", "Portal-v0"))
     given = TUNED["Portal-v0", agent]
     assert memory == "gru" or given.keys() <= tuned.keys()
     for name in usual.keys() - {"env", "training_kwargs"}:
         assert tuned[name] == given.get(name, usual[name])
-    said = parse_config([*asked, "--env", "Portal-v0", "--learning-rate", "0.5", "--final-ent-coef", "0"])
+    said = parse_config([*asked, "--env", "Portal-v0", "--learning-rate", "0.5", "--final-ent-coef", "0"]).flat()
     assert said == {**tuned, "learning_rate": 0.5, "final_ent_coef": 0.0}
 
 
@@ -71,11 +71,9 @@ def test_the_entropy_bonus_is_the_environments_unless_it_is_said(length, scale):
 
 def test_a_flag_that_is_given_twice_is_taken_as_it_is_given_last():
     """The environment's own defaults too."""
-    config = parse_config(["--env", "Corridor-v0", "--env", "Portal-v0"])
-    assert (config["env"], config["shifted_heads"]) == (
-        "Portal-v0",
-        TUNED["Portal-v0", "ppo"]["shifted_heads"],
-    )
+    settings = parse_config(["--env", "Corridor-v0", "--env", "Portal-v0"])
+    assert settings.run.env == "Portal-v0"
+    assert settings.network.shifted_heads == TUNED["Portal-v0", "ppo"]["shifted_heads"]
 
 
 def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir):
@@ -270,7 +268,7 @@ def test_bad_training_input_is_told_in_one_line_and_leaves_nothing(case, in_fold
 def test_an_existing_run_directory_is_refused_and_kept(in_folder, monkeypatch, capsys):
     Path("x").mkdir()
     Path("x/mine.txt").write_text("mine")
-    Path("x/config.json").write_text(json.dumps(parse_config([])))
+    Path("x/config.json").write_text(json.dumps(parse_config([]).flat()))
     assert call(train_rl, [*SMALL, "--run-dir", "x"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "--resume x" in error and "--overwrite" in error and error.count("\n") == 1

@@ -155,9 +155,10 @@ def test_copying_over_64_steps_is_learned():
 @pytest.mark.parametrize("task", TASKS)
 def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans(task, in_folder):
     flags = {"copy": TINY, "text": write_text(Path("a.txt")), "collision": ["--task", "collision", "--width", "16"]}
-    config = parse_sequence([*flags[task], "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
-    assert (config["span_model"], config["fixed_pressure"], config["use_coef"]) == ("sigmoid", 1.0, 0.0)
-    trainer = build(config).trainer
+    settings = parse_sequence([*flags[task], "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
+    assert (settings.memory.span_model, settings.memory.use_coef) == ("sigmoid", 0.0)
+    assert settings.forgetting.fixed_pressure == 1.0
+    trainer = build(settings).trainer
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     before = [float(span.bias.detach()) for span in spans]
     assert trainer.update()["memory/pressure"] == 1.0

@@ -132,7 +132,7 @@ def test_an_output_that_cannot_be_written_is_bad_usage(monkeypatch, capsys):
 def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     path = saved(tmp_path / "policy.safetensors", view_size=5, max_length=30)
     policy, info = load_policy(path)
-    name, env = visualization.environment_for(policy, info, path, "", (), {"max_length": 7})
+    name, env = visualization.environment_for(policy, info, path, env="", imports=(), env_kwargs={"max_length": 7})
     assert name == "Corridor-v0"
     assert (env.unwrapped.core.view_size, env.unwrapped.core.max_length) == (5, 7)
 

@@ -250,7 +250,7 @@ def make_trainer(
     quick = {"num_steps": 12, "learning_rate": 3e-3, "ent_coef": 0.01, "final_ent_coef": 0.0, "num_minibatches": 2}
     quick |= {"clip_coef": 0.2, "update_epochs": 4} if agent == "ppo" else {}
     config = AGENTS[agent].Config(**{**quick, **settings})
-    learner = AGENTS[agent](policy, config, num_envs, seed)
+    learner = AGENTS[agent].load()(policy, config, num_envs, seed)
     total = updates * config.num_steps * num_envs
     forgetting = forgetting or ForgettingConfig(forgetting=False)
     return Trainer(env, policy, learner, forgetting, total=total, seed=seed)

@@ -6,19 +6,14 @@ from policy_cases import CASES, make_policy, observations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from expire_span_rl.policies import KINDS
-from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.transformer.acting import ladder
 
-
-def is_captured(name: str) -> bool:
-    """Whether steps of the kind are captured: it has slots and does not merge them."""
-    kind = KINDS[name]
-    return issubclass(kind, MemoryKind) and kind.stores and name != "compressive"
-
-
-CAPTURED = [case for case in CASES if is_captured(case.values[0])]
+CAPTURED = [
+    case for case in CASES
+    if KINDS[case.values[0]].stores and case.values[0] != "compressive"
+]  # fmt: skip
 
 B, T = 5, 12
 ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")

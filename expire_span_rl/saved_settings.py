@@ -1,0 +1,58 @@
+"""Settings of runs that were saved, by this version or an earlier one.
+
+Nothing here imports torch, so that a command line answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from expire_span_rl.checks import shown
+from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
+from expire_span_rl.settings import run_parts
+
+LATER: dict[str, Any] = {
+    "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "vectorization": "auto",
+    "checkpoint_minutes": 5.0, "keep_snapshots": "all", "memory_image_every": 0, "quiet": False,
+    "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
+    "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
+    "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
+    "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
+    "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
+    "fixed_pressure": None, "loss_tolerance": None, "min_radius": None, "max_radius": None, "max_phase": None,
+}  # fmt: skip
+"""Settings that were added after the first version, with what runs without them did; None: the field's default."""
+
+
+def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The flat settings of a saved run (`Settings.from_flat`), with those that were added since.
+
+    config: what its config.json has; source: what messages call that file. Raises ValueError, one line, for a setting
+    that is missing or of a wrong type.
+    """
+    flat = dict(config)
+    for part in run_parts(config["memory"], config["agent"]):
+        types = field_types(part)
+        for field in dataclasses.fields(part):
+            name = field.name
+            if name in config:
+                flat[name] = _converted(name, config[name], types[name], source)
+            elif name in LATER:
+                flat[name] = field.default if LATER[name] is None else LATER[name]
+            else:
+                raise ValueError(f"{source}: expected {name!r} among the settings of the run, which is missing")
+    training_kwargs = config.get("training_kwargs", {})
+    if not isinstance(training_kwargs, dict):
+        got = shown(repr(training_kwargs), LONGEST_SHOWN)
+        raise ValueError(f"{source}: training_kwargs: expected an object, got {got}")  # noqa: TRY004, as for all settings
+    return flat
+
+
+def _converted(name: str, value: Any, expected: Any, source: str) -> Any:
+    """`setting_values.converted`, whose message names the file."""
+    try:
+        return converted(name, value, expected)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
