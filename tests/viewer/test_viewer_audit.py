@@ -15,8 +15,9 @@ from expire_span_rl.envs.corridor import Corridor
 from expire_span_rl.envs.switch import Switch
 from expire_span_rl.policies import as_tensors, load_policy
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
+from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
+from expire_span_rl.viewer.replay import replay
 
 SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # of which none is merged
 
@@ -236,7 +237,7 @@ def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
     real = tensors_of(policy, observations)
     rounds = list(
         replay(
-            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removed=[-1, 0, 1, -1]
+            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removals=[-1, 0, 1, -1]
         )
     )
     doors = rounds[-1][1].argmax(-1).tolist()

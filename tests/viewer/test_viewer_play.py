@@ -8,7 +8,7 @@ import torch
 from viewer_cases import STORING, make_policy
 
 from expire_span_rl.envs import make_env
-from expire_span_rl.viewer.play import Episode, action_names, ends, look, outcome, play, tensors_of
+from expire_span_rl.viewer.play import Episode, action_names, end_steps, look, outcome, play, tensors_of
 
 
 def test_ends_equals_a_loop():
@@ -21,14 +21,14 @@ def test_ends_equals_a_loop():
                 end = t + 1
         expected.append(end)
     assert {0, 13} <= {*expected}
-    assert ends(visible).tolist() == expected
+    assert end_steps(visible).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", STORING)
 @pytest.mark.parametrize("chunk", [7, 45, 200])
 def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk):
     policy = make_policy(kind, settings={} if kind == "compressive" else None)  # nothing is compressed so early
-    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 45, False, chunk)
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 45, False, chunk=chunk)
     steps = len(episode.actions)
     assert steps == 45
     whole = tensors_of(policy, episode.observations)
@@ -65,7 +65,7 @@ def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attentio
     """Loops over one inspection of the whole episode, in which all slots that were compressed are beside their members;
     pieces of 7 steps give the same."""
     policy = make_policy("compressive", settings={"window": 3, "compression_rate": 4, "compressed_window": 2})
-    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 30, False, 7)
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 30, False, chunk=7)
     whole, fresh = tensors_of(policy, episode.observations), torch.arange(30)[:, None] == 0
     for life, layer in zip(look(policy, episode), policy.inspect(whole, policy.initial_memory(1), fresh)[2]):
         end, peak, decision, live = [0] * 30, [0.0] * 30, np.zeros((4, 30)), [0] * 30
@@ -91,7 +91,7 @@ def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attentio
 
 def test_play_is_what_predict_does_and_live_is_what_acting_counts():
     policy, kwargs = make_policy(), {"max_length": 12}
-    episode = play(policy, make_env("Corridor-v0", **kwargs), 5, 10_000, True, 16)
+    episode = play(policy, make_env("Corridor-v0", **kwargs), 5, 10_000, True, chunk=16)
     env, state, live = make_env("Corridor-v0", **kwargs), None, []
     observation, _ = env.reset(seed=5)
     for action, seen in zip(episode.actions, episode.observations):

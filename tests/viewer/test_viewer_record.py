@@ -21,11 +21,11 @@ from expire_span_rl.viewer.film import (
     TILE,
     Atlas,
     Film,
-    cut,
-    joined,
+    agent_place,
+    cut_tiles,
+    join_tiles,
     observation_pictures,
     pack_observations,
-    place,
 )
 from expire_span_rl.viewer.play import look
 from expire_span_rl.viewer.record import record
@@ -132,7 +132,7 @@ def test_the_agent_stands_where_the_place_says(env_id):
     env = make_env(env_id, render_mode="rgb_array")
     env.reset(seed=4)
     for t in range(40):
-        where, frame = place(env), env.render()
+        where, frame = agent_place(env), env.render()
         x, y = where.columns.index(where.agent[0]) * TILE, where.agent[1] * TILE
         tile = frame[y : y + TILE, x : x + TILE]
         assert tile.shape == (TILE, TILE, 3)
@@ -161,7 +161,7 @@ def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():
 
 
 def test_a_film_of_too_many_tiles_gets_coarser_and_stays_a_film(monkeypatch):
-    monkeypatch.setattr(film_module, "MOST_TILES", 60)
+    monkeypatch.setattr(film_module, "MAX_TILES", 60)
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (256, 320, 3), dtype=np.uint8) for _ in range(40)]
 
@@ -183,9 +183,9 @@ def test_a_film_of_too_many_tiles_gets_coarser_and_stays_a_film(monkeypatch):
 
 def test_tiles_are_cut_and_joined():
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    tiles = cut(picture, 32)
+    tiles = cut_tiles(picture, 32)
     assert tiles.shape == (6, 32, 32, 3)
-    np.testing.assert_array_equal(joined(tiles, 3)[:50, :70], picture)
+    np.testing.assert_array_equal(join_tiles(tiles, 3)[:50, :70], picture)
     atlas = Atlas(32)
     assert [atlas.add(tile) for tile in (*tiles, tiles[2])] == [0, 1, 2, 3, 4, 5, 2]
     np.testing.assert_array_equal(atlas.tiles(), tiles)

@@ -25,8 +25,8 @@ from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
 from expire_span_rl.viewer.entries import labels_of
-from expire_span_rl.viewer.film import Film, pack_observations, place
-from expire_span_rl.viewer.panels import LARGEST, as_rgb, observation_pictures
+from expire_span_rl.viewer.film import Film, agent_place, pack_observations
+from expire_span_rl.viewer.panels import MAX_SIDE, as_rgb, observation_pictures
 from expire_span_rl.viewer.play import action_names, action_text, core_of, look, outcome, play, tensors_of
 from expire_span_rl.viewer.record import record
 from expire_span_rl.viewer.video import check_video, scenes
@@ -113,7 +113,7 @@ def test_audits_shifts_are_distances_and_their_actions_can_be_read(kind):
 def test_the_shift_of_real_numbers_is_that_of_their_normal_distributions():
     """Direct and total removal of a memory against acting with its slots cleared by hand."""
     policy, env, _ = world(OBSERVATIONS["vector"], ACTIONS["box"])
-    episode = replace(play(policy, env, 3, 12, True, 16), decisions=np.arange(12) == 11)
+    episode = replace(play(policy, env, 3, 12, True, chunk=16), decisions=np.arange(12) == 11)
     rows = audit(policy, episode, look(policy, episode), 4, None)["memories"]
     middle, half, bounds = np.array([0, 2.5]), np.array([2, 2.5]), ([-2, 0], [2, 5])
     std = np.exp(policy.actions.log_std.detach().numpy())
@@ -250,7 +250,7 @@ def test_pictures_are_shown_as_they_are():
         ("picture", (60, 50)),  # 5 pixels for each
         ("channels_first", (60, 50)),
         ("gray", (60, 50)),
-        ("large", (LARGEST, round(160 * LARGEST / 200))),
+        ("large", (MAX_SIDE, round(160 * MAX_SIDE / 200))),
         ("matrix", (80, 96)),  # 16 pixels for each
         ("many", (26 * 4, 27 * 4)),  # with the previous action and reward 702 numbers
         ("nested", (60, 50)),
@@ -284,7 +284,7 @@ def test_two_pictures_stand_side_by_side():
 
 @pytest.mark.parametrize("most", [24_000, 20])
 def test_packed_pictures_are_what_the_page_puts_together(monkeypatch, most):
-    monkeypatch.setattr(film_module, "MOST_SEEN", most)
+    monkeypatch.setattr(film_module, "MAX_SEEN_TILES", most)
     policy, env, _ = world(PICTURE, ACTIONS["discrete"])
     episode = play(policy, env, 3, 12, True)
     packed = json.loads(json.dumps(pack_observations(episode.observations, policy.config.observation)))
@@ -341,7 +341,7 @@ def test_a_strangers_attributes_are_not_taken_for_ours():
     own.core, own.agent_pos, own.grid = SimpleNamespace(), (1, 2), np.zeros((3, 3))
     own.actions = np.arange(3)
     policy, env = make_policy(env_id=lambda: own), make_env(lambda: own)
-    assert core_of(env) is None and place(env) is None
+    assert core_of(env) is None and agent_place(env) is None
     assert action_names(env, policy) == ["action -1", "action 0", "action 1"]
     assert play(policy, env, 0, 3, True).decisions is None
 

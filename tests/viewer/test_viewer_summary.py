@@ -15,7 +15,7 @@ import visualize
 from expire_span_rl import visualization
 from expire_span_rl.envs import make_env
 from expire_span_rl.viewer.naming import describe_cells
-from expire_span_rl.viewer.summary import agreement_of, agreement_text, ends_of, kinds_of, summary
+from expire_span_rl.viewer.summary import agreement_of, agreement_text, extreme_kinds, kinds_of, summary
 
 KWARGS = json.dumps({"min_length": 12, "max_length": 14})
 
@@ -91,9 +91,9 @@ def test_a_memory_without_slots_has_no_kinds():
 
 def test_of_many_kinds_the_ends_are_shown():
     kinds = [{"shows": str(i)} for i in range(25)]
-    most, least = ends_of(kinds)
+    most, least = extreme_kinds(kinds)
     assert [kind["shows"] for kind in (*most, *least)] == [str(i) for i in (*range(10), *range(15, 25))]
-    assert ends_of(kinds[:20]) == (kinds[:20], [])
+    assert extreme_kinds(kinds[:20]) == (kinds[:20], [])
 
 
 def test_many_things_are_counted():

@@ -27,7 +27,7 @@ def test_the_observation_is_gone_from_every_layer_and_the_rest_is_acted_anew(kin
     episode = played(policy, 30)
     written, step = 5, 12
     other = play(
-        policy, make_env("Corridor-v0"), 3, 30, True, 8, script=episode.actions[:step], forgetting=Forgetting(step, written)
+        policy, make_env("Corridor-v0"), 3, 30, True, chunk=8, script=episode.actions[:step], forgetting=Forgetting(step, written)
     )  # fmt: skip
     assert other.actions[:step].tolist() == episode.actions[:step].tolist()
     observations = tensors_of(policy, other.observations)
