@@ -102,8 +102,7 @@ def play(
             acting = forgetting.apply(t, policy, acting, chunk)
             is_empty = is_empty or (forgetting.birth is None and t == forgetting.step)
         # What is seen before the action.
-        log.observations.append({key: np.array(observation[key]) for key in policy.config.observation})
-        log.texts.append(_texts(policy, env, log.observations[-1]))
+        log.see(policy, env, observation)
         watch(env)
         log.decisions.append(None if core is None else core.decisions())
         log.facts.append(None if core is None else core.facts())
@@ -113,9 +112,7 @@ def play(
         action = policy.actions.mode(params) if deterministic else policy.actions.sample(params, generator)
         if t < len(script):
             action = torch.as_tensor(script[t], device=action.device, dtype=action.dtype)[None]
-        log.actions.append(action[0].cpu().numpy())
-        log.values.append(float(value))
-        log.params.append(params.double())
+        log.act(params, value, action)
         observation, reward, terminated, truncated, info = env.step(policy.actions.to_env(action)[0])
         log.rewards.append(float(reward))
         ended = "terminated" if terminated else "truncated" if truncated else "stopped"
@@ -134,6 +131,17 @@ class _Log:
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
+
+    def see(self, policy: ActorCritic, env: gym.Env, observation: Mapping[str, Any]) -> None:
+        """Notes a copy of the observation, and its texts."""
+        self.observations.append({key: np.array(observation[key]) for key in policy.config.observation})
+        self.texts.append(_texts(policy, env, self.observations[-1]))
+
+    def act(self, params: Tensor, value: Tensor, action: Tensor) -> None:
+        """Notes what the policy computed [1,P], [1] and the action that is taken [1] or [1,N]."""
+        self.actions.append(action[0].cpu().numpy())
+        self.values.append(float(value))
+        self.params.append(params.double())
 
     def episode(self, policy: ActorCritic, memories: dict[int, Memory], ended: str, info: dict[str, Any]) -> Episode:
         """The lists as arrays."""
