@@ -59,22 +59,53 @@ def test_a_replay_from_anywhere_is_what_was_played(kind):
             assert (before is not None) == (t == 35)
 
 
-@pytest.mark.parametrize("kind", SLOTS)
-def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
-    policy = make_policy(kind)
-    episode = play_steps(policy, 30)
-    episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
-    other = torch.as_tensor(Corridor.swap_observation(tensors_of(policy, episode.observations)["image"].numpy()))
-    other[::11, ..., 0] = (other[::11, ..., 0] + 3) % 9  # so that every swap changes something
+def swapped_world(policy, episode: Episode):
+    """(images in which the fact 5 shows its counterpart, `swap` from an image to its counterpart)."""
     real = tensors_of(policy, episode.observations)["image"]
-    images = torch.where(torch.as_tensor(episode.facts == 5)[:, None, None, None, None], other, real)
-    known = {real[t].numpy().tobytes(): other[t].numpy() for t in range(0, 30, 11)}
+    counterparts = torch.as_tensor(Corridor.swap_observation(real.numpy()))
+    counterparts[::11, ..., 0] = (counterparts[::11, ..., 0] + 3) % 9  # so that every swap changes something
+    images = torch.where(torch.as_tensor(episode.facts == 5)[:, None, None, None, None], counterparts, real)
+    known = {real[t].numpy().tobytes(): counterparts[t].numpy() for t in range(0, len(real), 11)}
 
     def swap(image: np.ndarray) -> np.ndarray:
         """[..., V, V, 3]"""
         flat = image.reshape(-1, *image.shape[-3:])
         return np.stack([known.get(i.tobytes(), i[None])[0] for i in flat]).reshape(image.shape)
 
+    return images, swap
+
+
+def clear_slot(birth: int, at: int, layers):
+    """A change that removes the slot of step `birth` from the layers, before step `at`."""
+
+    def change(now, acting):
+        if now == at:
+            for i in layers:
+                acting.layers[i].slots.position[0, birth] = GONE
+
+    return change
+
+
+def replace_slot(policy, birth: int, at: int, layer: int, hidden: torch.Tensor):
+    """A change that writes `hidden` [D] into a slot of one layer, before step `at`."""
+
+    def change(now, acting):
+        if now == at:
+            slots = acting.layers[layer].slots
+            made = policy.core.layers[layer].write(hidden[None, None], acting.drawn)
+            slots.keys[0, :, birth], slots.values[0, :, birth] = made.keys[0, :, 0], made.values[0, :, 0]
+            if slots.described is not None:
+                slots.described[0, birth] = made.described[0, 0]
+
+    return change
+
+
+@pytest.mark.parametrize("kind", SLOTS)
+def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
+    policy = make_policy(kind)
+    episode = play_steps(policy, 30)
+    episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
+    images, swap = swapped_world(policy, episode)
     rows = audit(policy, episode, look(policy, episode), 3, swap)["memories"]
     assert len(rows) == 9 and {row["step"] for row in rows} == {7, 20, 29}
     hidden = {}  # (layer, step) -> the slot's vector in the swapped episode
@@ -84,28 +115,15 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
             if t:
                 hidden[i, t - 1] = layer.hidden[0, t - 1].clone()
 
-    swapped = by_hand(policy, episode, remember, images)
+    total_swapped = by_hand(policy, episode, remember, images)
     for row in rows:
-        t, layer, written = row["step"], row["layer"], row["written"]
-
-        def forget(now, acting, at=None, layers=(0, 1), written=written):
-            if now == (written + 1 if at is None else at):
-                for i in layers:
-                    acting.layers[i].slots.position[0, written] = GONE
-
-        def exchange(now, acting, t=t, layer=layer, written=written):
-            if now == t:
-                slots = acting.layers[layer].slots
-                made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.drawn)
-                slots.keys[0, :, written], slots.values[0, :, written] = made.keys[0, :, 0], made.values[0, :, 0]
-                if slots.described is not None:
-                    slots.described[0, written] = made.described[0, 0]
-
+        t, layer, birth = row["step"], row["layer"], row["written"]
+        swap_slot = replace_slot(policy, birth, t, layer, hidden[layer, birth])
         expected = {
-            "direct_removed": by_hand(policy, episode, lambda n, a, t=t, i=layer, f=forget: f(n, a, t, (i,))),
-            "direct_swapped": by_hand(policy, episode, exchange),
-            "total_removed": by_hand(policy, episode, forget),
-            "total_swapped": swapped,
+            "direct_removed": by_hand(policy, episode, clear_slot(birth, t, [layer])),
+            "direct_swapped": by_hand(policy, episode, swap_slot),
+            "total_removed": by_hand(policy, episode, clear_slot(birth, birth + 1, [0, 1])),
+            "total_swapped": total_swapped,
         }
         for name, (probabilities, values) in expected.items():
             np.testing.assert_allclose(row[name]["probabilities"], probabilities[t], atol=2e-4, err_msg=name)

@@ -328,7 +328,7 @@ def test_a_button_saves_the_picture(open_page, corridor, tmp_path, scheme):
     for name, (left, top, width, height) in places.items():  # nothing is blank, nothing lies outside
         part = picture[round(2 * top) : round(2 * (top + height)), round(2 * left) : round(2 * (left + width))]
         assert part.size and part.std() > 1, name
-        assert 0 <= left and left + width <= 1240 and 2 * (top + height) <= len(picture)
+        assert left >= 0 and left + width <= 1240 and 2 * (top + height) <= len(picture)
     assert tab.troubles == []
 
 
