@@ -57,7 +57,7 @@ class BenchmarkConfig:
     """Keyword arguments that make episodes hard, a JSON object. They replace the environment's. Default for
     Corridor-v0: only the longest corridors."""
     out: str = ""
-    """JSON file of the results. Default: benchmarks/results/learning-<env>-<memory>.json."""
+    """JSON results. Default: benchmarks/results/learning-<env>-<memory>.json."""
     plot: str = ""
     """Draw success, live memories and pressure over training, a line for each seed, into this file (.png, .svg or
     .pdf)."""
