@@ -1,1 +1,1 @@
-"""Throughput, memory and learning comparisons, each one command: `python -m benchmarks.NAME`."""
+"""Comparisons of throughput, memory and learning. Each is one command: `python -m benchmarks.NAME`."""

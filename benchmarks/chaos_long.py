@@ -1,4 +1,4 @@
-"""A training that runs for long, and trainings on Ray whose processes are killed."""
+"""A long training, and trainings on Ray whose processes are killed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_runs import SMALL
-from benchmarks.chaos_trial import Outcome, Trial, ended, flags, kill, run, start
+from benchmarks.chaos_runs import SMALL_RUN
+from benchmarks.chaos_trial import Outcome, Trial, flags, kill, run, start, wait_for
 from expire_span_rl.files import write_atomically
 
-FLAT = 1.02  # the last quarter's mean over that of the second: the first has the caches to fill
-EVERY = 5.0  # seconds between two looks
+MAX_GROWTH = 1.02  # mean of the last quarter over that of the second; in the first, caches fill
+SAMPLE_SECONDS = 5.0  # between two samples
+MIN_SAMPLES = 8
 SOAK = {"memory": "transformer_xl", "window": 32, "width": 32, "num_envs": 32, "num_steps": 64, "torch_threads": 1}
-"""A memory that is bounded by its window: what grows is not what the policy remembers."""
+"""A memory that is bounded by its window, so that any growth is not what the policy remembers."""
 RAY = {
-    **SMALL, "env": "Corridor-v0", "env_kwargs": '{"max_length": 8}', "agent": "impala", "num_actors": 2, "width": 16,
-    "num_heads": 2, "checkpoint_every": 1024, "total_timesteps": 24_576,
+    **SMALL_RUN, "env": "Corridor-v0", "env_kwargs": '{"max_length": 8}', "agent": "impala", "num_actors": 2,
+    "width": 16, "num_heads": 2, "checkpoint_every": 1024, "total_timesteps": 24_576,
 }  # fmt: skip
-ACTOR = "ray::_RayActor"  # how the processes of actors are called
+ACTOR = "ray::_RayActor"  # the command of an actor's process
 MARK = "CHAOS_TRIAL"  # an environment variable by which a trial's processes are found
-SETTLED = 180.0  # seconds in which the processes of a training must be gone
+EXIT_LIMIT = 180.0  # seconds within which the processes of a training must end
 
 
-def soak(trial: Trial) -> Outcome:
-    """Trains for so many minutes, looks at resident memory and open files, and ends it by SIGTERM."""
+def try_soak(trial: Trial) -> Outcome:
+    """Trains for `soak_minutes` while it samples resident memory and open files, and ends the training by SIGTERM."""
     settings = {
         **SOAK,
         "total_timesteps": 10**12,
@@ -37,30 +38,32 @@ def soak(trial: Trial) -> Outcome:
         "run_dir": "run",
         "no_progress_bar": True,
     }
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     process = start(flags(settings), trial.folder)
     samples = []
-    while process.poll() is None and time.perf_counter() - began < 60 * trial.soak_minutes:
-        time.sleep(EVERY)
-        if (trial.folder / "run" / "progress.csv").exists() and (seen := _used(process.pid)):
-            samples.append({"seconds": round(time.perf_counter() - began), **seen})
+    while process.poll() is None and time.perf_counter() - start_time < 60 * trial.soak_minutes:
+        time.sleep(SAMPLE_SECONDS)
+        if (trial.folder / "run" / "progress.csv").exists() and (usage := _usage(process.pid)):
+            samples.append({"seconds": round(time.perf_counter() - start_time), **usage})
     kill(process, signal.SIGTERM)
-    done = ended(process, trial.folder, began, 60)
+    result = wait_for(process, trial.folder, start_time, 60)
     write_atomically(trial.out / f"soak-{trial.number}.json", (json.dumps(samples) + "\n").encode())
     name = f"{trial.soak_minutes:g} minutes"
-    if len(samples) < 8:
-        return Outcome(name, done.wrong(143) or f"only {len(samples)} looks: it takes more minutes", 1)
+    if len(samples) < MIN_SAMPLES:
+        return Outcome(name, result.problem(143) or f"only {len(samples)} samples: it takes more minutes", 1)
     quarters = [samples[len(samples) * i // 4 : len(samples) * (i + 1) // 4] for i in range(4)]
-    for what in ("megabytes", "files"):
-        early, late = (sum(sample[what] for sample in quarters[i]) / len(quarters[i]) for i in (1, 3))
-        name += f", {early:.0f} to {late:.0f} {what}"
-        if late > early * FLAT:
-            return Outcome(name, f"{what} grew from {early:.1f} to {late:.1f}", 1)
-    return Outcome(name, done.wrong(143), 1)
+    for key in ("megabytes", "files"):
+        means = [sum(sample[key] for sample in quarter) / len(quarter) for quarter in quarters]
+        second = means[1]
+        fourth = means[3]
+        name += f", {second:.0f} to {fourth:.0f} {key}"
+        if fourth > second * MAX_GROWTH:
+            return Outcome(name, f"{key} grew from {second:.1f} to {fourth:.1f}", 1)
+    return Outcome(name, result.problem(143), 1)
 
 
-def _used(pid: int) -> dict[str, float]:
-    """Resident megabytes and open files of a process; empty if it is gone."""
+def _usage(pid: int) -> dict[str, float]:
+    """Resident megabytes and open files of a process. Empty if the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         files = len(os.listdir(f"/proc/{pid}/fd"))
@@ -69,67 +72,72 @@ def _used(pid: int) -> dict[str, float]:
         return {}
 
 
-def ray(trial: Trial) -> Outcome:
-    """Kills an actor, or the learner, at a random moment of the training. It must reach its target, resumed where the
-    learner was killed, and leave no process and no file."""
+def try_ray(trial: Trial) -> Outcome:
+    """Kills an actor, or the learner, at a random moment of the training. The training must reach its target and leave
+    no process and no file. If the learner was killed, it is resumed."""
     name = ("actor", "learner")[trial.number % 2]
-    mark, temporary = uuid.uuid4().hex, trial.folder / "tmp"
+    mark = uuid.uuid4().hex
+    temporary = trial.folder / "tmp"
     temporary.mkdir()
     environment: dict[str, Any] = {MARK: mark, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary)}
-    began = time.perf_counter()
+    # Train, and kill a process some time after the first row of the log.
+    start_time = time.perf_counter()
     process = start(flags({**RAY, "run_dir": "run"}), trial.folder, **environment)
-    while process.poll() is None and _rows(trial.folder) < 1:
+    while process.poll() is None and _log_rows(trial.folder) < 1:
         time.sleep(0.1)
     time.sleep(trial.random.uniform(0, 3))
-    victims = [process.pid] if name == "learner" else [pid for pid in _marked(mark) if ACTOR in _command(pid)]
+    victims = [process.pid] if name == "learner" else [pid for pid in _trial_pids(mark) if ACTOR in _command(pid)]
     if victims and process.poll() is None:
         os.kill(trial.random.choice(victims), signal.SIGKILL)
-    done = ended(process, trial.folder, began)
-    if wrong := done.wrong_code(*((0,) if name == "actor" else (0, -signal.SIGKILL))):  # Ray says what it likes
-        return Outcome(name, wrong, 1)
+    result = wait_for(process, trial.folder, start_time)
+    codes = (0,) if name == "actor" else (0, -signal.SIGKILL)
+    if problem := result.code_problem(*codes):  # only the code: what Ray prints is not ours
+        return Outcome(name, problem, 1)
     if not victims:
         return Outcome(name, "no actor was found", 1)
-    if wrong := _gone(mark):
-        return Outcome(name, wrong, 1)
-    if done.code:
-        for lock in temporary.glob("ray-*/*.lock"):  # the next start removes what is abandoned for a minute
+    if problem := _end_processes(mark):
+        return Outcome(name, problem, 1)
+    # Resume, and check what there is at the end.
+    if result.code:
+        for lock in temporary.glob("ray-*/*.lock"):  # the next start removes a lock that nobody touched for a minute
             os.utime(lock, (0, 0))
         resumed = run(["--resume", "run", "--no-progress-bar"], trial.folder, **environment)
-        if wrong := resumed.wrong_code(0):
-            return Outcome(name, f"resumed: {wrong}", 1)
-    rows = _rows(trial.folder)
+        if problem := resumed.code_problem(0):
+            return Outcome(name, f"resumed: {problem}", 1)
+    rows = _log_rows(trial.folder)
     target = -(-RAY["total_timesteps"] // (RAY["num_envs"] * RAY["num_steps"]))
     if rows != target:
         return Outcome(name, f"the log has {rows} rows instead of {target}", 1)
-    left = [path.name for path in [*(trial.folder / "run").glob(".*.tmp"), *temporary.glob("ray*")]]
-    return Outcome(name, _gone(mark) or (f"{left[0]} was left" if left else ""), 1)
+    remains = [path.name for path in [*(trial.folder / "run").glob(".*.tmp"), *temporary.glob("ray*")]]
+    return Outcome(name, _end_processes(mark) or (f"{remains[0]} was left" if remains else ""), 1)
 
 
-def _rows(folder: Path) -> int:
-    """Of the log."""
+def _log_rows(folder: Path) -> int:
+    """How many rows the log of the run has."""
     log = folder / "run" / "progress.csv"
     return log.read_text().count("\n") - 1 if log.exists() else 0
 
 
-def _gone(mark: str) -> str:
-    """Empty if no process of a trial is left after a while; else one line. What is left is ended."""
-    until = time.perf_counter() + SETTLED
-    while (left := list(_marked(mark))) and time.perf_counter() < until:
+def _end_processes(mark: str) -> str:
+    """Waits for the processes of a trial to end, and kills those that run after EXIT_LIMIT seconds. Gives one line
+    about these, empty for none."""
+    deadline = time.perf_counter() + EXIT_LIMIT
+    while (pids := list(_trial_pids(mark))) and time.perf_counter() < deadline:
         time.sleep(0.5)
-    commands = [_command(pid) for pid in left]
-    for pid in left:
+    commands = [_command(pid) for pid in pids]
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    return f"{len(left)} processes were left: {commands[0][:100]}" if left else ""
+    return f"{len(pids)} processes were left: {commands[0][:100]}" if pids else ""
 
 
-def _marked(mark: str) -> Iterator[int]:
+def _trial_pids(mark: str) -> Iterator[int]:
     """The processes whose environment has the trial's mark."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
                     yield int(entry.name)
-            except OSError:  # it has ended, or is somebody else's
+            except OSError:  # it has ended, or belongs to another user
                 continue
 
 

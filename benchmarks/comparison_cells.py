@@ -1,4 +1,4 @@
-"""The cells of a comparison: one training and its evaluation each, and the JSON files in which they stay."""
+"""The cells of a comparison. A cell is one training and its evaluation; it is kept in a JSON file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from expire_span_rl.policies.io import write_atomically
 from expire_span_rl.settings import Settings
 
 IMMATERIAL = {
-    "run_dir", "folder", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every", "memory_image_every", "device",
+    "run_dir", "folder", "resume", "overwrite", "torch_threads", "progress_bar", "checkpoint_every",
+    "memory_image_every", "device",
 }  # fmt: skip
-"""Settings that a sweep may change from one call to the next."""
+"""Settings that may change between two calls of a sweep."""
 EVALUATION = ("eval_episodes", "eval_stochastic")
-"""Settings of the sweep that a cell's figures depend on."""
+"""Settings of the sweep that the metrics of a cell depend on."""
 
-CURVE = ("rollout/success_rate", "rollout/ep_rew_mean")
-CURVE_POINTS = 250  # of a cell's learning curve
-FEWEST_EPISODES = 100
+CURVE_COLUMNS = ("rollout/success_rate", "rollout/ep_rew_mean")
+CURVE_POINTS = 250  # at most, of a cell's learning curve
+MIN_EPISODES = 100  # that must have ended before the curve begins
 
 
 class Cell(NamedTuple):
@@ -39,64 +40,69 @@ class Cell(NamedTuple):
         return f"{self.kind}-{self.budget or 'any'}-{self.seed}"
 
 
-def finished(out: Path) -> dict[Cell, dict[str, Any]]:
-    """The cells in a sweep's directory. Raises UsageError, one line, for a file that is none."""
-    found = {}
+def read_cells(out: Path) -> dict[Cell, dict[str, Any]]:
+    """The finished cells in a sweep's directory. Raises UsageError, one line, for a file that is no cell."""
+    cells = {}
     for file in sorted((out / "cells").glob("*.json")):
         try:
-            told = json.loads(file.read_text())
-            cell = Cell(*(told[name] for name in Cell._fields))
-            told = {"eval_stochastic": False, **told}  # cells from before that was a setting
-            whole = cell.kind in KINDS and told["config"]["env"] and told["eval_episodes"] and told["figures"].keys()
+            data = json.loads(file.read_text())
+            cell = Cell(**{name: data[name] for name in Cell._fields})
+            data = {"eval_stochastic": False, **data}  # old cells do not have this setting
+            is_cell = cell.kind in KINDS and data["config"]["env"] and data["eval_episodes"] and data["figures"].keys()
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-            whole = False
-        if not whole:
+            is_cell = False
+        if not is_cell:
             raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it")
-        found[cell] = told
-    return found
+        cells[cell] = data
+    return cells
 
 
-def planned(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, those of `cells` among them. Raises UsageError, one
-    line, for a plan that cannot be read."""
+def read_plan(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sweep's `kinds`, `budgets` and `seeds`, finished or not, and those of `cells`. Raises UsageError, one line,
+    for a plan that cannot be read."""
     file = out / "plan.json"
-    kinds, budgets, seeds = [], [], 0  # as it was before there was such a file
+    plan: dict[str, Any] = {"kinds": [], "budgets": [], "seeds": 0}  # old sweeps have no such file
     if file.exists():
         try:
-            plan = json.loads(file.read_text())
-            kinds, budgets, seeds = list(plan["kinds"]), list(plan["budgets"]), int(plan["seeds"])
+            data = json.loads(file.read_text())
+            plan = {"kinds": list(data["kinds"]), "budgets": list(data["budgets"]), "seeds": int(data["seeds"])}
         except (KeyError, TypeError, ValueError):
             raise cli.UsageError(
                 f"{file}: expected the plan of a sweep, could not read it: without the file the sweep goes on"
             ) from None
-    found = {*kinds, *(cell["kind"] for cell in cells)}
+    kinds = {*plan["kinds"], *(cell["kind"] for cell in cells)}
     return {
-        "kinds": [kind for kind in KINDS if kind in found],
-        "budgets": sorted({*budgets, *(cell["budget"] for cell in cells if cell["budget"])}),
-        "seeds": max([seeds, *(cell["seed"] for cell in cells)]),
+        "kinds": [kind for kind in KINDS if kind in kinds],
+        "budgets": sorted({*plan["budgets"], *(cell["budget"] for cell in cells if cell["budget"])}),
+        "seeds": max([plan["seeds"], *(cell["seed"] for cell in cells)]),
     }
 
 
-def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], more: Sequence[Cell]) -> None:
-    """The plan grows by `more`."""
-    plan = planned(out, [*cells, *(cell._asdict() for cell in more)])
+def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], new_cells: Sequence[Cell]) -> None:
+    """Adds `new_cells` to the plan."""
+    plan = read_plan(out, [*cells, *(cell._asdict() for cell in new_cells)])
     write_atomically(out / "plan.json", (json.dumps(plan) + "\n").encode())
 
 
 def finish_cell(work: tuple[Cell, Settings, str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, writes the
-    cell."""
+    """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, and writes the
+    cell. work: the cell, the settings of its training, its file, and the settings of the evaluation."""
     cell, settings, file, protocol = work
     run_dir = Path(settings.run.run_dir)
-    begun = (run_dir / "checkpoint.safetensors").is_file()
-    training.train(settings.replace(resume=str(run_dir) if begun else "", overwrite=not begun))
+    has_checkpoint = (run_dir / "checkpoint.safetensors").is_file()
+    training.train(settings.replace(resume=str(run_dir) if has_checkpoint else "", overwrite=not has_checkpoint))
     policy, info = load_policy(run_dir)
     torch.manual_seed(0)
-    episodes, likely = protocol["eval_episodes"], not protocol["eval_stochastic"]
-    result = evaluation.evaluate(policy, settings.run.env, info["env_kwargs"], episodes, deterministic=likely)
-    told = {
+    result = evaluation.evaluate(
+        policy,
+        settings.run.env,
+        info["env_kwargs"],
+        protocol["eval_episodes"],
+        deterministic=not protocol["eval_stochastic"],
+    )
+    data = {
         **cell._asdict(),
-        "figures": {**evaluation_figures(result), **training_figures(run_dir, settings)},
+        "figures": {**evaluation_metrics(result), **training_metrics(run_dir, settings)},
         "policy_timesteps": info["timesteps"],
         "curve": learning_curve(run_dir),
         "commit": current_commit(),
@@ -104,12 +110,13 @@ def finish_cell(work: tuple[Cell, Settings, str, Mapping[str, Any]]) -> dict[str
         "config": {name: value for name, value in settings.flat().items() if name not in IMMATERIAL},
         "evaluation": result,
     }
-    write_atomically(file, (json.dumps(told, indent=1) + "\n").encode())
-    return told
+    write_atomically(file, (json.dumps(data, indent=1) + "\n").encode())
+    return data
 
 
-def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the table shows of an evaluation. Live memories: the mean over layers, and the largest count in any."""
+def evaluation_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the table shows of an evaluation. Of live memories these are the mean over layers and the largest count in
+    any layer."""
     live = result["live_memories_mean"]
     return {
         "success": result["success_rate"],
@@ -122,8 +129,8 @@ def evaluation_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def training_figures(run_dir: Path, settings: Settings) -> dict[str, float]:
-    """From the run's log, which a resumed run continues: minutes without pauses, environment steps per second."""
+def training_metrics(run_dir: Path, settings: Settings) -> dict[str, float]:
+    """Minutes without pauses and environment steps per second, from the run's log. A resumed run continues the log."""
     with (run_dir / "progress.csv").open(newline="") as log:
         rows = list(csv.DictReader(log))
     rollout_size = settings.agent.num_steps * settings.run.num_envs
@@ -133,17 +140,19 @@ def training_figures(run_dir: Path, settings: Settings) -> dict[str, float]:
 
 
 def learning_curve(run_dir: Path) -> list[list[float | None]]:
-    """From the run's log: [environment steps, success, return] at up to `CURVE_POINTS` updates, the last one included.
-    Both are means over the latest training episodes, and left out until `FEWEST_EPISODES` of them have ended: the first to
-    end are the shortest."""
+    """[environment steps, success, return] at up to CURVE_POINTS updates, the last one included, from the run's log.
+
+    Success and return are means over the latest training episodes. The curve begins when MIN_EPISODES episodes have
+    ended, since the first to end are the shortest.
+    """
     with (run_dir / "progress.csv").open(newline="") as log:
-        rows = [row for row in csv.DictReader(log) if float(row["time/episodes"] or 0) >= FEWEST_EPISODES]
-    every = -(-len(rows) // CURVE_POINTS) or 1
+        rows = [row for row in csv.DictReader(log) if float(row["time/episodes"] or 0) >= MIN_EPISODES]
+    stride = -(-len(rows) // CURVE_POINTS) or 1
     return [
-        [float(row["time/total_timesteps"]), *(_number(row.get(name)) for name in CURVE)]
-        for row in reversed(rows[::-1][::every])
+        [float(row["time/total_timesteps"]), *(_parse_number(row.get(name)) for name in CURVE_COLUMNS)]
+        for row in reversed(rows[::-1][::stride])
     ]
 
 
-def _number(text: str | None) -> float | None:
+def _parse_number(text: str | None) -> float | None:
     return round(float(text), 4) if text else None

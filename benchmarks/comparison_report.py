@@ -1,4 +1,4 @@
-"""What a comparison's cells say: results.csv, table.md, success.png."""
+"""The results of a comparison's cells: results.csv, table.md, success.png."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.statistics import iqm_interval
 from expire_span_rl.policies.io import write_atomically
 
 Estimate = tuple[float, float, float]  # interquartile mean, low, high
 
-SHOWN = {
+METRICS = {
     "success": ("success", "{:.1%}"),
     "return": ("return", "{:.3g}"),
     "memory_efficiency": ("memory efficiency", "{:.3f}"),
@@ -26,18 +28,19 @@ SHOWN = {
     "training_steps_per_second": ("training steps/s", "{:,.0f}"),
     "acting_steps_per_second": ("acting steps/s", "{:,.0f}"),
 }
-"""Figures of a cell: heading and format."""
+"""Metrics of a cell: heading and format."""
 
 LEGEND = (
-    "Interquartile mean over seeds [95% stratified bootstrap interval]. Live memories, the query's own step included: the mean "
-    "over steps and layers, and of each layer (a budget is shared among the layers as a kind likes); bytes are an "
-    "environment's, timings one core's. *: the mean of live memories is above the budget, with one seed at least."
+    "Interquartile mean over seeds [95% stratified bootstrap interval]. Live memories include the query's own step. "
+    "They are the mean over steps and layers, and of each layer (a kind may share a budget among its layers in any "
+    "way). Bytes are of one environment, timings of one core. *: at least one seed has a mean of live memories above "
+    "the budget."
 )
 
 
 def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Writes the three files. cells: as `benchmarks.comparison` keeps them, sorted by kind, budget and seed; command:
-    what continues the sweep."""
+    """Writes the three files. cells: as in the JSON files of `benchmarks.comparison`, sorted by kind, budget and seed.
+    command: the command line that continues the sweep."""
     write_atomically(folder / "results.csv", _csv(cells).encode())
     rows = summary(cells)
     write_atomically(folder / "table.md", _markdown(env, rows, command).encode())
@@ -45,20 +48,23 @@ def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], com
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per kind and budget: `kind`, `budget`, `seeds`, `layers` (the mean of live memories of each, over seeds),
-    `keeps_budget` (whether every seed's mean of live memories is within it), and each figure's Estimate over seeds,
-    None where the environment or the kind has no such figure."""
+    """One row for each kind and budget: `kind`, `budget`, `seeds`, `layers`, `keeps_budget`, and each of the METRICS.
+
+    `layers` is the mean of live memories of each layer, over seeds. `keeps_budget` says whether every seed's mean of
+    live memories is within the budget. A metric is an Estimate over seeds, None where the environment or the kind has
+    none.
+    """
     rows = []
-    tells_success = any(cell["figures"]["success"] is not None for cell in cells)
+    has_success = any(cell["figures"]["success"] is not None for cell in cells)
     for (kind, budget), group in groupby(cells, lambda cell: (cell["kind"], cell["budget"])):
         runs = list(group)
         layers = zip(*(_layers(cell) for cell in runs), strict=True)
-        within = all(budget is None or cell["figures"]["live_mean"] <= budget for cell in runs)
-        row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs), "keeps_budget": within}
+        keeps_budget = all(budget is None or cell["figures"]["live_mean"] <= budget for cell in runs)
+        row: dict[str, Any] = {"kind": kind, "budget": budget, "seeds": len(runs), "keeps_budget": keeps_budget}
         row["layers"] = [sum(layer) / len(layer) for layer in layers]
-        for name in SHOWN:
+        for name in METRICS:
             values = [cell["figures"][name] for cell in runs]
-            if name == "success" and tells_success:  # those that were never told had none
+            if name == "success" and has_success:  # a missing rate means that no episode succeeded
                 values = [value or 0.0 for value in values]
             values = [value for value in values if value is not None]
             row[name] = iqm_interval([values]) if values else None  # one environment, one stratum
@@ -67,7 +73,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _layers(cell: Mapping[str, Any]) -> list[float]:
-    """The mean of live memories of each layer; none for a kind without slots."""
+    """The mean of live memories of each layer. Empty for a kind without slots."""
     return cell["evaluation"]["live_memories_mean"]
 
 
@@ -77,54 +83,55 @@ def score(row: Mapping[str, Any]) -> Estimate:
 
 
 def highest(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """By budget: of the kinds that keep to it with every seed the one with the highest score first, and after it those
-    whose intervals overlap its own."""
-    best = {}
+    """For each budget the kind with the highest score, and after it those whose intervals overlap with its own. Only
+    kinds that are within the budget with every seed count."""
+    best_kinds = {}
     for budget in sorted({row["budget"] for row in rows} - {None}):
-        within = [row for row in rows if row["budget"] == budget and row["keeps_budget"]]
-        within.sort(key=lambda row: -score(row)[0])
-        best[budget] = [row["kind"] for row in within if score(row)[2] >= score(within[0])[1]]
-    return best
+        candidates = [row for row in rows if row["budget"] == budget and row["keeps_budget"]]
+        candidates.sort(key=lambda row: -score(row)[0])
+        best_kinds[budget] = [row["kind"] for row in candidates if score(row)[2] >= score(candidates[0])[1]]
+    return best_kinds
 
 
 def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["kind", "budget", "seed", *SHOWN, "live_by_layer", "policy_timesteps"])
+    writer.writerow(["kind", "budget", "seed", *METRICS, "live_by_layer", "policy_timesteps"])
     for cell in cells:
-        figures = (cell["figures"][name] for name in SHOWN)
-        told = ("" if value is None else f"{value:.6g}" for value in figures)
+        metrics = (cell["figures"][name] for name in METRICS)
+        texts = ("" if value is None else f"{value:.6g}" for value in metrics)
         layers = " ".join(f"{layer:.6g}" for layer in _layers(cell))
-        writer.writerow([cell["kind"], cell["budget"] or "", cell["seed"], *told, layers, cell["policy_timesteps"]])
+        writer.writerow([cell["kind"], cell["budget"] or "", cell["seed"], *texts, layers, cell["policy_timesteps"]])
     return out.getvalue()
 
 
 def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
-    names = [name for name in SHOWN if any(row[name] for row in rows)]
+    names = [name for name in METRICS if any(row[name] for row in rows)]
     lines = [
         f"# {env}: memory kinds at the same budgets",
         "",
         LEGEND,
         "",
-        "| memory | budget | seeds | " + " | ".join(SHOWN[name][0] for name in names) + " | live by layer |",
+        "| memory | budget | seeds | " + " | ".join(METRICS[name][0] for name in names) + " | live by layer |",
         "|---|--:|--:|" + "--:|" * (len(names) + 1),
     ]
     for row in rows:
         budget = f"{row['budget']}{'' if row['keeps_budget'] else ' *'}" if row["budget"] else "-"
-        told = [_told(row[name], SHOWN[name][1]) for name in names]
-        told.append(", ".join(f"{layer:.1f}" for layer in row["layers"]) or "-")
-        lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(told) + " |")
+        cells = [estimate_text(row[name], METRICS[name][1]) for name in names]
+        cells.append(", ".join(f"{layer:.1f}" for layer in row["layers"]) or "-")
+        lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(cells) + " |")
     if any(row["budget"] for row in rows):
-        lines += ["", f"Highest within its budget, and those whose intervals overlap the highest's: {_highest(rows)}."]
+        lines += ["", f"Highest within its budget, and those whose intervals overlap with it: {_highest_text(rows)}."]
     lines += ["", f"Continued by `{command}`.", ""]
     return "\n".join(lines)
 
 
-def _highest(rows: Sequence[Mapping[str, Any]]) -> str:
+def _highest_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{budget}: {', '.join(kinds) or 'nobody'}" for budget, kinds in highest(rows).items())
 
 
-def _told(estimate: Estimate | None, form: str) -> str:
+def estimate_text(estimate: Estimate | None, form: str) -> str:
+    """ "value [low, high]" in the format `form`, without an interval that has no width. "-" for None."""
     if estimate is None:
         return "-"
     value, low, high = (form.format(part) for part in estimate)
@@ -132,8 +139,9 @@ def _told(estimate: Estimate | None, form: str) -> str:
 
 
 def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Left: score against budget, a line per kind with its interval; a kind without a size is a level line. Where there
-    is an oracle, the same of memory efficiency. Right: how many memories were live, mean (solid) and peak (dotted)."""
+    """Draws the figure. Left: score against budget, a line for each kind with its interval. A kind without a size is a
+    level line. Where there is an oracle, the same of memory efficiency. Right: live memories, mean (solid) and peak
+    (dotted)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,32 +149,25 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     budgets = sorted({row["budget"] for row in rows} - {None}) or [1]
     name = "success" if rows[0]["success"] is not None else "return"
-    shown = {name: "success rate" if name == "success" else "mean return"}
+    labels = {name: "success rate" if name == "success" else "mean return"}
     if any(row["memory_efficiency"] for row in rows):
-        shown["memory_efficiency"] = "memory efficiency (oracle's steps / agent's)"
+        labels["memory_efficiency"] = "memory efficiency (oracle's steps / agent's)"
+    count = len(labels)
     figure, panels = plt.subplots(
-        1, len(shown) + 1, figsize=(12 + 3 * (len(shown) - 1), 4.6), constrained_layout=True,
-        width_ratios=[*[3] * len(shown), 2],
-    )  # fmt: skip
-    for axes, (figured, label) in zip(panels, shown.items(), strict=False):
-        _against_budget(axes, rows, figured)
+        1, count + 1, figsize=(12 + 3 * (count - 1), 4.6), constrained_layout=True, width_ratios=[*[3] * count, 2]
+    )
+    # Score and memory efficiency.
+    for axes, (metric, label) in zip(panels, labels.items(), strict=False):
+        _plot_against_budget(axes, rows, metric)
         axes.set_ylabel(label)
-        if figured != "return":
+        if metric != "return":
             axes.set_ylim(bottom=-0.02)
-    left, right = panels[0], panels[-1]
-    left.set_title("highest within its budget (several: intervals overlap)\n" + textwrap.fill(_highest(rows), 90))
+    title = "highest within its budget (several: intervals overlap)\n" + textwrap.fill(_highest_text(rows), 90)
+    panels[0].set_title(title)
     if name == "success":
-        left.set_ylim(top=1.05)
-    left.legend(fontsize=8)
-    for kind, colour in _colours(rows).items():
-        mine = [row for row in rows if row["kind"] == kind and row["budget"]]
-        x = [row["budget"] for row in mine]
-        right.plot(x, [row["live_mean"][0] for row in mine], "o-", color=colour, markersize=4)
-        right.plot(x, [row["live_peak"][0] for row in mine], ":", color=colour)
-    right.plot(budgets, budgets, "s-", color="0.6", linewidth=5, alpha=0.4, zorder=0)
-    right.set(ylabel="live per layer: mean (solid), peak (dotted)", title="what was live (grey: the budget)")
-    right.set_yscale("log", base=2)
-    right.yaxis.set_major_formatter("{x:.0f}")
+        panels[0].set_ylim(top=1.05)
+    panels[0].legend(fontsize=8)
+    _plot_live_memories(panels[-1], rows, budgets)
     for axes in panels:
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(b) for b in budgets])
@@ -175,9 +176,10 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     seeds = sorted({row["seeds"] for row in rows})
-    told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    told += " seed" if seeds == [1] else " seeds"
-    figure.suptitle(f"{env}: interquartile mean over {told}, 95% intervals; hollow: a seed held more than the budget")
+    seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    seeds_text += " seed" if seeds == [1] else " seeds"
+    explanation = "95% intervals; hollow: a seed held more than the budget"
+    figure.suptitle(f"{env}: interquartile mean over {seeds_text}, {explanation}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -186,20 +188,34 @@ def _colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {kind: f"C{i}" for i, kind in enumerate(dict.fromkeys(row["kind"] for row in rows))}
 
 
-def _against_budget(axes: Any, rows: Sequence[Mapping[str, Any]], figured: str) -> None:
-    """A line per kind."""
+def _plot_live_memories(axes: Any, rows: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> None:
+    """Mean and peak of live memories against the budget, two lines for each kind."""
+    for kind, colour in _colours(rows).items():
+        kind_rows = [row for row in rows if row["kind"] == kind and row["budget"]]
+        x = [row["budget"] for row in kind_rows]
+        axes.plot(x, [row["live_mean"][0] for row in kind_rows], "o-", color=colour, markersize=4)
+        axes.plot(x, [row["live_peak"][0] for row in kind_rows], ":", color=colour)
+    axes.plot(budgets, budgets, "s-", color="0.6", linewidth=5, alpha=0.4, zorder=0)
+    axes.set(ylabel="live per layer: mean (solid), peak (dotted)", title="live memories (grey: the budget)")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:.0f}")
+
+
+def _plot_against_budget(axes: Any, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """A metric against the budget, a line for each kind."""
     colours = _colours(rows)
     for i, (kind, colour) in enumerate(colours.items()):
-        mine = [row for row in rows if row["kind"] == kind]
-        if mine[0]["budget"] is None:
-            value, low, high = mine[0][figured]
+        kind_rows = [row for row in rows if row["kind"] == kind]
+        if kind_rows[0]["budget"] is None:
+            value, low, high = kind_rows[0][metric]
             axes.axhline(value, linestyle="--", color=colour, label=f"{kind} (no size)")
             axes.axhspan(low, high, alpha=0.13, color=colour, linewidth=0)
             continue
-        shift = 1.015 ** (i - len(colours) / 2)  # intervals beside one another, not over one another
-        x = [row["budget"] * shift for row in mine]
-        value, low, high = zip(*(row[figured] for row in mine), strict=True)
-        ends = [[v - end for v, end in zip(value, low)], [end - v for v, end in zip(value, high)]]
-        axes.errorbar(x, value, ends, color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind)
-        filled = [colour if row["keeps_budget"] else "white" for row in mine]
-        axes.scatter(x, value, c=filled, edgecolors=colour, zorder=3, s=36)
+        shift = 1.015 ** (i - len(colours) / 2)  # so that intervals are side by side
+        x = [row["budget"] * shift for row in kind_rows]
+        value, low, high = np.array([row[metric] for row in kind_rows]).T
+        axes.errorbar(
+            x, value, [value - low, high - value], color=colour, capsize=2, linewidth=1.5, elinewidth=1, label=kind
+        )
+        fill = [colour if row["keeps_budget"] else "white" for row in kind_rows]
+        axes.scatter(x, value, c=fill, edgecolors=colour, zorder=3, s=36)

@@ -1,5 +1,5 @@
-"""The settings with which each memory kind keeps to a budget of live memories per layer. A kind with slots needs a line
-in SIZES."""
+"""The settings with which each memory kind keeps within a budget of live memories per layer. A kind with slots needs a
+line in SIZES."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any
 
 from expire_span_rl.policies.memory.expire_span import ExpireSpanConfig
 
-SMALLEST_BUDGET = 8
-LARGEST_RAMP = 8  # steps: the default of the kinds with a ramp
+MIN_BUDGET = 8
+MAX_RAMP = 8  # steps, the default of the kinds with a ramp
 COMPRESSION = 4  # Compressive's default rate
 SPAN_SHARE = 0.7
-"""Spans are pressed to this share of the budget: training counts live memories in its own episodes, of which many are
-short. In corridors of 3 to 200 where nothing is forgotten it has some 51 where evaluation has 69; with 0.8 a budget of
-64 was missed."""
+"""The span penalty aims at this share of the budget, since training counts live memories in its own episodes, of which
+many are short. In corridors of 3 to 200 tiles where nothing is forgotten, training has about 51 live memories and
+evaluation 69. With a share of 0.8, a budget of 64 was missed."""
 
 
 def _spans(budget: int) -> dict[str, Any]:
-    """The ramp, below which live memory cannot fall, takes at most a quarter."""
-    return {"memory_budget": SPAN_SHARE * budget, "ramp": min(LARGEST_RAMP, budget // 4)}
+    """Live memories cannot fall below the ramp, so the ramp takes at most a quarter of the budget."""
+    return {"memory_budget": SPAN_SHARE * budget, "ramp": min(MAX_RAMP, budget // 4)}
 
 
-def _expiring(budget: int) -> dict[str, Any]:
-    """As it is usual, whatever an environment needs where there is no budget: what is kept beyond need would count, and
-    what span dropout takes from some rollouts the other kinds may keep."""
-    usual = {"use_margin": ExpireSpanConfig.use_margin, "span_dropout": ExpireSpanConfig.span_dropout}
-    return {**_spans(budget), **usual}
+def _expire_span(budget: int) -> dict[str, Any]:
+    """The defaults of the margin and of span dropout, not those that an environment sets for a training without a
+    budget. Memories that the margin keeps beyond need would count. Span dropout would take memories away in some
+    rollouts, which the other kinds keep."""
+    defaults = {"use_margin": ExpireSpanConfig.use_margin, "span_dropout": ExpireSpanConfig.span_dropout}
+    return {**_spans(budget), **defaults}
 
 
 def _window(budget: int) -> dict[str, Any]:
-    """A query sees as many steps as the window has, and its own."""
+    """A query sees the steps of its window and its own step."""
     return {"window": budget - 1}
 
 
-def _recent_and_compressed(budget: int) -> dict[str, Any]:
-    """At its peak: the window, an incomplete block as old as a block can get, and the compressed ones, halves of the
-    rest."""
+def _compressive(budget: int) -> dict[str, Any]:
+    """At its peak such a memory has its window, an incomplete block of the largest age, and the compressed memories.
+    Window and compressed memories share what is left of the budget in halves."""
     compressed = (budget - COMPRESSION) // 2
     return {
         "window": budget - COMPRESSION - compressed,
@@ -46,12 +47,12 @@ def _recent_and_compressed(budget: int) -> dict[str, Any]:
 
 
 SIZES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "expire_span": _expiring,
+    "expire_span": _expire_span,
     "adaptive_span": _spans,
     "transformer_xl": _window,
-    "compressive": _recent_and_compressed,
+    "compressive": _compressive,
 }
-"""The settings with which a kind keeps to a budget. A kind that is not here has no size: one cell per seed."""
+"""The settings with which a kind keeps within a budget. A kind that is not listed has no size: one cell per seed."""
 
-SIZED = {name for size in SIZES.values() for name in size(SMALLEST_BUDGET)}
+SIZE_SETTINGS = {name for size in SIZES.values() for name in size(MIN_BUDGET)}
 """The names of all these settings."""

@@ -4,13 +4,13 @@
     python -m benchmarks.coverage --families popgym --workers 1
     python -m benchmarks.coverage --ids CartPole-v1 popgym:popgym-AutoencodeEasy-v0
 
-Each id is trained by train_rl.py for --timesteps steps and its policy evaluated by evaluate.py, each in a process of
-its own with a time limit. It runs if both exit with 0, the training's log ends with as many steps, and the report has
-as many episodes as were asked for; otherwise the table has the one line that the command printed last.
+Each id is trained by train_rl.py for --timesteps steps, and its policy is evaluated by evaluate.py. Each command runs
+in a process of its own with a time limit. An id runs if both exit with 0, the training's log ends with that many steps,
+and the report has the right number of episodes. Otherwise the table has the last line that the command printed.
 
-Rows are added to the CSV as they come, each with the commit that it was measured at. The same command again goes on
-with the ids that have no row yet; --redo measures others again. Packages of environments are not installed for you:
-pip install popgym mazelib box2d mujoco gives all of POPGym and most of Gymnasium.
+Rows are added to the CSV one by one, each with the commit that it was measured at. The same command again continues
+with the ids that have no row yet; --redo measures others again. Packages of environments must be installed first: pip
+install popgym mazelib box2d mujoco gives all of POPGym and most of Gymnasium.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from expire_span_rl.policies.io import write_atomically
 
 FAMILIES = ("gymnasium", "minigrid", "babyai", "popgym")
 PREFIXES = {"minigrid": ("minigrid", "MiniGrid-"), "babyai": ("minigrid", "BabyAI-"), "popgym": ("popgym", "popgym-")}
-"""The package whose import registers a family's ids, and what these begin with."""
-OTHER = "other"  # the family of an id that is in none of them
+"""By family: the package whose import registers its ids, and the prefix of these."""
+OTHER = "other"  # the family of any other id
 TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--no-progress-bar", "--run-dir", "run"]
 EPISODES = 4
 EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
 TIME_LIMIT = 1000
-"""Steps of an episode in an environment of Gymnasium's without a time limit, which a policy of little training may
-never end."""
+"""Steps of an episode in Gymnasium's environments without a time limit. A policy after little training may never end
+them."""
 REPORT = "evaluation.json"
-INSTALLED = re.compile(r"/[^\s'\"]*/site-packages/")
-"""Where packages lie, which is another folder on every machine."""
-PRELOADED = ["torch", "stable_baselines3", "minigrid", "expire_span_rl.training", "expire_span_rl.evaluation"]
+SITE_PACKAGES = re.compile(r"/[^\s'\"]*/site-packages/")
+"""The folder of installed packages, which differs between machines."""
+PRELOAD = ["torch", "stable_baselines3", "minigrid", "expire_span_rl.training", "expire_span_rl.evaluation"]
 """Modules that are imported once instead of in every process."""
 
 
 @dataclass(frozen=True)
 class CoverageConfig:
     families: tuple[Literal["gymnasium", "minigrid", "babyai", "popgym"], ...] = FAMILIES
-    """Whose environments."""
+    """Families of environments."""
     ids: tuple[str, ...] = ()
-    """Only these ids, whether they have a row or not; `package:Id-v0` for one that a package registers on import."""
+    """Only these ids, whether they have a row or not. `package:Id-v0` for one that a package registers on import."""
     timesteps: int = 4096
     """Environment steps of each training."""
     workers: int = 2
@@ -75,9 +75,9 @@ class CoverageConfig:
     redo: Literal["none", "failed", "all"] = "none"
     """Measure ids again that have a row: those that did not run, or all."""
     out: str = "benchmarks/results/coverage.csv"
-    """The rows."""
+    """File of the rows."""
     report: bool = False
-    """Measure nothing: print the rows that are there."""
+    """Measure nothing, only print the rows that are there."""
 
     def __post_init__(self):
         cli.check_at_least(self, timesteps=1, workers=1, time_limit=1)
@@ -91,7 +91,7 @@ class Row:
     id: str
     runs: bool
     why_not: str
-    """One line: the stage that failed and what its command said."""
+    """One line: the command that failed and what it printed."""
     seconds: float
     timesteps: int
     commit: str
@@ -103,37 +103,37 @@ def main() -> None:
     out = Path(config.out)
     rows = read_rows(out)
     if not config.report:
-        work = list(_missing(config, rows))
+        work = list(_missing_ids(config, rows))
         out.parent.mkdir(parents=True, exist_ok=True)
-        for row in measured(work, config):
+        for row in measure_all(work, config):
             rows[row.id] = row
             write_rows(out, rows.values())
-    print_table([row for row in rows.values() if _asked(row, config)])
+    print_table([row for row in rows.values() if _is_selected(row, config)])
     print(f"rows: {out}")
 
 
 def environments(family: str) -> list[str]:
-    """What --env is given for each of a family's ids. Raises UsageError, one line, if its package is not installed."""
+    """The values of --env for a family's ids. Raises UsageError, one line, if its package is not installed."""
     if family == "gymnasium":
-        return sorted(id_ for id_, spec in gym.registry.items() if _of_gymnasium(spec))
+        return sorted(id_ for id_, spec in gym.registry.items() if _is_gymnasium(spec))
     package, prefix = PREFIXES[family]
     try:
         importlib.import_module(package)
     except ImportError as error:
         raise cli.UsageError(f"--families: {family} cannot be measured: {error}") from None
     ids = sorted(id_ for id_ in gym.registry if id_.startswith(prefix))
-    # MiniGrid is a dependency of ours, whose ids need no import by the user.
+    # MiniGrid is a dependency of this project, so that its ids need no import by the user.
     return ids if package == "minigrid" else [f"{package}:{id_}" for id_ in ids]
 
 
-def _of_gymnasium(spec: EnvSpec) -> bool:
-    """Whether Gymnasium itself registers it, be it as an id that only says what to install."""
+def _is_gymnasium(spec: EnvSpec) -> bool:
+    """Whether Gymnasium itself registers it. That includes ids that only say what to install."""
     entry = spec.entry_point
     return (entry if isinstance(entry, str) else entry.__module__).startswith("gymnasium.")
 
 
-def _missing(config: CoverageConfig, rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
-    """(family, id) of what is to be measured."""
+def _missing_ids(config: CoverageConfig, rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
+    """(family, id) of the environments to measure."""
     by_id = {id_: family for family in config.families for id_ in environments(family)}
     if config.ids:
         yield from ((by_id.get(id_, OTHER), id_) for id_ in config.ids)
@@ -144,17 +144,17 @@ def _missing(config: CoverageConfig, rows: dict[str, Row]) -> Iterator[tuple[str
             yield family, id_
 
 
-def _asked(row: Row, config: CoverageConfig) -> bool:
-    """Whether the table that is printed has it."""
+def _is_selected(row: Row, config: CoverageConfig) -> bool:
+    """Whether the printed table has the row."""
     return row.id in config.ids if config.ids else row.family in config.families
 
 
-def measured(work: Sequence[tuple[str, str]], config: CoverageConfig) -> Iterator[Row]:
-    """A row for each (family, id), as they come."""
+def measure_all(work: Sequence[tuple[str, str]], config: CoverageConfig) -> Iterator[Row]:
+    """A row for each (family, id), in the order in which they end."""
     commit = current_commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(PRELOAD)
     with ThreadPoolExecutor(config.workers) as pool:
         jobs = [pool.submit(measure, family, id_, config, commit) for family, id_ in work]
         try:
@@ -180,13 +180,20 @@ def measure(family: str, id_: str, config: CoverageConfig, commit: str) -> Row:
             or _failure("evaluate", evaluation, folder, config.time_limit)
             or _short_evaluation(folder)
         )
-        why_not = INSTALLED.sub("site-packages/", why_not)
-    seconds = round(time.perf_counter() - start, 1)
-    return Row(family, id_, not why_not, why_not, seconds, config.timesteps, commit)
+        why_not = SITE_PACKAGES.sub("site-packages/", why_not)
+    return Row(
+        family=family,
+        id=id_,
+        runs=not why_not,
+        why_not=why_not,
+        seconds=round(time.perf_counter() - start, 1),
+        timesteps=config.timesteps,
+        commit=commit,
+    )
 
 
 def _failure(script: str, arguments: list[str], folder: Path, time_limit: float) -> str:
-    """Runs a script in `folder`: empty if it exits with 0, else one line of what it said."""
+    """Runs a script in `folder`. Empty if it exits with 0, else one line of what it printed."""
     log = folder / f"{script}.log"
     process = multiprocessing.get_context("forkserver").Process(
         target=_run, args=(script, arguments, str(folder), str(log))
@@ -195,23 +202,24 @@ def _failure(script: str, arguments: list[str], folder: Path, time_limit: float)
     process.join(time_limit)
     if process.exitcode is None:
         try:
-            os.killpg(process.pid or 0, signal.SIGKILL)  # its environments' processes too
-        except ProcessLookupError:  # it has not come as far as its own group
+            os.killpg(process.pid or 0, signal.SIGKILL)  # with the processes of its environments
+        except ProcessLookupError:  # it does not have its own process group yet
             process.kill()
         process.join()
         return f"{script}: no end within {time_limit:g} seconds"
     if process.exitcode == 0:
         return ""
-    said = log.read_text(errors="replace").split("\n") if log.exists() else []
-    last = next((line.strip() for line in reversed(said) if line.strip()), "nothing was said")
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")
     if process.exitcode < 0:
-        return f"{script}: ended by {signal.Signals(-process.exitcode).name}: {last}"
-    # A line of another form is the end of a traceback, which is a bug.
-    return f"{script}: {last.removeprefix('error: ')}" if last.startswith("error: ") else f"{script}: traceback: {last}"
+        return f"{script}: ended by {signal.Signals(-process.exitcode).name}: {last_line}"
+    if last_line.startswith("error: "):
+        return f"{script}: {last_line.removeprefix('error: ')}"
+    return f"{script}: traceback: {last_line}"  # which is a bug
 
 
 def _run(script: str, arguments: list[str], folder: str, log: str) -> None:
-    """In a process of its own: the script's command line, with what it prints in `log`. Never returns."""
+    """Calls the script's command line in a process of its own. What it prints goes to `log`. Never returns."""
     os.setsid()
     os.chdir(folder)
     with open(log, "wb") as file:
@@ -222,58 +230,58 @@ def _run(script: str, arguments: list[str], folder: str, log: str) -> None:
 
 
 def _short_training(folder: Path, timesteps: int) -> str:
-    """Empty if the log ends with as many steps, else one line."""
+    """Empty if the log ends with `timesteps` or more, else one line."""
     with (folder / "run" / "progress.csv").open(newline="") as file:
         steps = max((int(float(row["time/total_timesteps"])) for row in csv.DictReader(file)), default=0)
     return "" if steps >= timesteps else f"train_rl: {steps} steps were trained instead of {timesteps}"
 
 
 def _short_evaluation(folder: Path) -> str:
-    """Empty if the report has as many episodes as were asked for, else one line."""
+    """Empty if the report has EPISODES episodes, else one line."""
     (result,) = json.loads((folder / REPORT).read_text())["policies"]
-    played = result["episodes"]
-    return "" if played == EPISODES else f"evaluate: {played} episodes were played instead of {EPISODES}"
+    episodes = result["episodes"]
+    return "" if episodes == EPISODES else f"evaluate: {episodes} episodes were played instead of {EPISODES}"
 
 
 def current_commit() -> str:
-    """The checkout's commit, abbreviated, with a + if tracked files differ from it."""
+    """The abbreviated commit of the checkout, with a + if tracked files differ from it."""
     root = Path(__file__).resolve().parents[1]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
 
 
 def read_rows(path: Path) -> dict[str, Row]:
-    """The rows of a file by id; none if there is no file."""
+    """The rows of a file by id. Empty if there is no file."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        return {row["id"]: _row(row) for row in csv.DictReader(file)}
+        return {row["id"]: _parse_row(row) for row in csv.DictReader(file)}
 
 
-def _row(text: dict[str, str]) -> Row:
+def _parse_row(text: dict[str, str]) -> Row:
     numbers = {"runs": text["runs"] == "True", "seconds": float(text["seconds"]), "timesteps": int(text["timesteps"])}
     return Row(family=text["family"], id=text["id"], why_not=text["why_not"], commit=text["commit"], **numbers)
 
 
-def ordered(rows: Iterable[Row]) -> list[Row]:
+def sort_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows by family and id."""
     return sorted(rows, key=lambda row: ([*FAMILIES, OTHER].index(row.family), row.id))
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes the rows, ordered."""
+    """Writes the rows, sorted."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     table.writeheader()
-    table.writerows(asdict(row) for row in ordered(rows))
+    table.writerows(asdict(row) for row in sort_rows(rows))
     write_atomically(path, text.getvalue().encode())
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Each id with "yes" or the one line why not, and how many of each family run."""
+    """Prints each id with "yes" or the reason why not, and how many of each family run."""
     table = Table("id", "runs, or why not")
-    for row in ordered(rows):
+    for row in sort_rows(rows):
         table.add_row(row.id, "yes" if row.runs else escape(row.why_not))
     summary = Table("family", "run", "of")
     for family in (*FAMILIES, OTHER):

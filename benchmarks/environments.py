@@ -1,8 +1,8 @@
 """How fast the environments step, next to MiniGrid's own MemoryEnv: `python -m benchmarks.environments`.
 
-One thread. Repeats alternate between the contenders, so that a busy moment of the machine hits all of them; the figures
-are medians over repeats, and ratios are medians of the ratios within a repeat. Actions are random and drawn beforehand;
-episodes that end are reset inside the time that is measured.
+It uses one thread. Repeats alternate between the contenders, so that a busy moment of the machine affects all of them.
+Speeds are medians over repeats, and ratios are medians of the ratios within a repeat. Actions are random and drawn
+beforehand. The time includes the resets of episodes that end.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Config:
     repeats: int = 9
     """How often each contender is timed."""
     seconds: float = 0.3
-    """How long each timing lasts, about."""
+    """Approximate duration of each timing."""
     minigrid_envs: int = 16
-    """Environments in MiniGrid's batch: they run one after the other, so more of them are no faster per step."""
+    """Environments in MiniGrid's batch. They run one after the other, so more of them are no faster per step."""
 
     def __post_init__(self):
         cli.check_at_least(self, num_envs=1, repeats=1, minigrid_envs=1)
@@ -46,7 +46,8 @@ class Contender:
     """A vector environment (or a single one) that is stepped with random actions."""
 
     def __init__(self, name: str, env: Any) -> None:
-        self.name, self.env = name, env
+        self.name = name
+        self.env = env
         self.batch = getattr(env, "num_envs", None)  # None for a single environment
         space = env.action_space if self.batch is None else env.single_action_space
         self.actions = np.random.default_rng(0).integers(int(space.n), size=(256, self.batch or 1))
@@ -55,22 +56,24 @@ class Contender:
 
     def run(self, seconds: float) -> float:
         """Environment steps per second over about `seconds`."""
-        env, actions, batch = self.env, self.actions, self.batch
-        done, start = 0, time.perf_counter()
+        env = self.env
+        actions = self.actions
+        steps = 0
+        start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
-            if batch is None:
-                _, _, terminated, truncated, _ = env.step(int(actions[done % len(actions), 0]))
+            if self.batch is None:
+                _, _, terminated, truncated, _ = env.step(int(actions[steps % len(actions), 0]))
                 if terminated or truncated:
                     env.reset()
             else:
-                env.step(actions[done % len(actions)])
-            done += 1
-        return done * (batch or 1) / elapsed
+                env.step(actions[steps % len(actions)])
+            steps += 1
+        return steps * (self.batch or 1) / elapsed
 
 
 def contenders(config: Config) -> list[Contender]:
-    """Every task of ours, bare (the core behind its vector face), wrapped, and as long trajectories; and MiniGrid's
-    MemoryEnv in Gymnasium's vector and alone. The last is the yardstick of the ratios."""
+    """Every task of ours: the core alone, wrapped, and as long trajectories. Then MiniGrid's MemoryEnv, in Gymnasium's
+    vector environment and alone. The ratios are relative to the last one."""
     result = []
     for id in envs.env_ids():
         vector = {"num_envs": config.num_envs, "vectorization_mode": "vector_entry_point"}
@@ -79,8 +82,8 @@ def contenders(config: Config) -> list[Contender]:
         long = envs.make_vec_env(id, config.num_envs, wraps=["stretch=10", "episodes=4"])
         result.append(Contender(f"{id}, stretch=10 episodes=4, {config.num_envs} envs", long))
         result.append(Contender(f"{id}, one env", gym.make(id, disable_env_checker=True)))
-    made = [lambda: gym.make(MEMORY_ENV, disable_env_checker=True)] * config.minigrid_envs
-    sync = SyncVectorEnv(made, autoreset_mode=AutoresetMode.SAME_STEP)
+    factories = [lambda: gym.make(MEMORY_ENV, disable_env_checker=True)] * config.minigrid_envs
+    sync = SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
     result.append(Contender(f"{MEMORY_ENV}, SyncVectorEnv, {config.minigrid_envs} envs", sync))
     result.append(Contender(f"{MEMORY_ENV}, one env", gym.make(MEMORY_ENV, disable_env_checker=True)))
     return result
@@ -89,15 +92,15 @@ def contenders(config: Config) -> list[Contender]:
 def main() -> None:
     """Times all contenders and prints the table."""
     config = cli.parse(Config, sys.argv[1:], "How fast the environments step, next to MiniGrid's own MemoryEnv.")
-    field = contenders(config)
-    speeds = np.array([[contender.run(config.seconds) for contender in field] for _ in range(config.repeats)])
+    entrants = contenders(config)
+    speeds = np.array([[contender.run(config.seconds) for contender in entrants] for _ in range(config.repeats)])
     ratios = np.median(speeds / speeds[:, -1:], axis=0)  # [contenders]
     table = Table(title=f"Environment steps per second, one thread, median of {config.repeats}")
     for column in ("environment", "steps/s", "slowest", "fastest", "× MiniGrid, one env"):
         table.add_column(column, justify="left" if column == "environment" else "right", no_wrap=True)
-    for contender, speed, ratio in zip(field, speeds.T, ratios, strict=True):
-        figures = (np.median(speed), speed.min(), speed.max())
-        table.add_row(contender.name, *(f"{figure:,.0f}" for figure in figures), f"{ratio:,.1f}")
+    for contender, speed, ratio in zip(entrants, speeds.T, ratios, strict=True):
+        metrics = (np.median(speed), speed.min(), speed.max())
+        table.add_row(contender.name, *(f"{metric:,.0f}" for metric in metrics), f"{ratio:,.1f}")
     Console(width=None if os.isatty(1) else 120).print(table)
 
 

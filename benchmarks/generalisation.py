@@ -1,12 +1,12 @@
-"""Success against length: policies that were trained on short episodes, in ever longer ones.
+"""Success against length: policies that were trained on short episodes play longer and longer ones.
 
     python -m benchmarks.generalisation                                   # five seeds of expire_span, Corridor-v0
     python -m benchmarks.generalisation --kinds expire_span transformer_xl gru --seeds 3
     python -m benchmarks.generalisation --env TMaze-v0 --lengths 50 500 5000 50000 --total-timesteps 1000000
 
-Flags of train_rl.py may follow; they hold for all trainings. A run of a kind and seed is trained unless it is there, and
-continued where it was interrupted. Then its `policy.safetensors` plays `--episodes` episodes of each length with its most
-likely actions, and the batch of episodes is timed. What has a row is not played again.
+Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
+a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
+its most likely actions, and the batch of episodes is timed. A length that has a row is not played again.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LENGTH: dict[str, tuple[str, ...]] = {
     "Switch-v0": ("min_hold", "max_hold"),
     "TMaze-v0": ("length",),
 }
-"""What makes the episodes of a task longer: keywords of the environment."""
-MAX_STEPS = 10**9  # no episode of ours is endless
+"""Keyword arguments of the environment that make its episodes longer."""
+MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class GeneralisationConfig:
     seeds: int = 5
     """Seeds 1, 2, ..., each a training of its own."""
     lengths: tuple[int, ...] = (200, 1000, 10_000, 100_000)
-    """Lengths of the episodes that are played: tiles, rooms, junctions that a signal holds, or steps."""
+    """Lengths of the episodes: tiles, rooms, junctions that a signal holds, or steps."""
     episodes: int = 64
-    """Episodes of each length, side by side."""
+    """Episodes of each length, all at once."""
     runs: str = "runs/generalisation"
-    """Folder of the runs, which are called <env>-<kind>-<seed>."""
+    """Folder of the runs. Their names are <env>-<kind>-<seed>."""
     out: str = ""
     """Folder of the results. Default: benchmarks/results/generalisation-<env>."""
     jobs: int = 1
     """Trainings or evaluations at a time, one thread each."""
     report: bool = False
-    """Train and play nothing: print and draw what is there."""
+    """Train and play nothing, only print and draw the results that are there."""
 
     def __post_init__(self):
         choice("--env", self.env, LENGTH)
@@ -87,25 +87,29 @@ class Row:
     success: float
     mean_return: float
     live_mean: float
-    """Live memories, mean over steps and layers; NaN without any."""
+    """Live memories, mean over steps and layers. NaN if there are none."""
     live_largest_layer: float
-    """The mean over steps of the layer that holds most."""
+    """The mean over steps of the layer that has most."""
     ms_per_step: float
-    """Of acting, for all episodes at once, without the environments."""
+    """Milliseconds of acting, for all episodes at once, without the environments."""
     commit: str
 
 
 def main() -> None:
-    own, rest = split_arguments(GeneralisationConfig, sys.argv[1:])
-    config = cli.parse(GeneralisationConfig, own, "Success against length. Flags of train_rl.py may follow.")
+    benchmark_flags, training_flags = split_arguments(GeneralisationConfig, sys.argv[1:])
+    config = cli.parse(
+        GeneralisationConfig, benchmark_flags, "Success against length. Flags of train_rl.py may follow."
+    )
     folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
     rows = read_rows(folder / "results.csv")
     if not config.report:
         os.environ["OMP_NUM_THREADS"] = "1"
         cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
-        jobs = [(config, kind, seed, rest, _missing(config, kind, seed, rows)) for kind, seed in cells]
-        for new in in_processes(trained_and_played, [job for job in jobs if job[-1]], config.jobs):
-            rows |= {(row.kind, row.seed, row.length): row for row in new}
+        jobs = [
+            (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, rows)) for kind, seed in cells
+        ]
+        for new_rows in in_processes(train_and_play, [job for job in jobs if job[-1]], config.jobs):
+            rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "results.csv", rows.values())
     print_table(rows.values())
@@ -114,14 +118,15 @@ def main() -> None:
         print(f"rows: {folder / 'results.csv'}")
 
 
-def _missing(config: GeneralisationConfig, kind: str, seed: int, rows: Mapping[tuple, Row]) -> list[int]:
-    """The lengths that have no row of as many episodes."""
-    found = {length: rows.get((kind, seed, length)) for length in config.lengths}
-    return [length for length, row in found.items() if row is None or row.episodes < config.episodes]
+def _missing_lengths(config: GeneralisationConfig, kind: str, seed: int, rows: Mapping[tuple, Row]) -> list[int]:
+    """The lengths that have no row with enough episodes."""
+    seed_rows = {length: rows.get((kind, seed, length)) for length in config.lengths}
+    return [length for length, row in seed_rows.items() if row is None or row.episodes < config.episodes]
 
 
-def trained_and_played(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:
-    """Trains one seed of a kind unless that is done, and plays each length."""
+def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:
+    """Trains one seed of a kind unless that is done, and plays each length. job: the config, kind, seed, flags of
+    train_rl.py, and lengths."""
     config, kind, seed, flags, lengths = job
     run = Path(config.runs) / f"{config.env}-{kind}-{seed}"
     if not (run / "policy.safetensors").exists():
@@ -129,54 +134,57 @@ def trained_and_played(job: tuple[GeneralisationConfig, str, int, list[str], lis
         if (run / "checkpoint.safetensors").exists():
             command += ["--resume", str(run)]
         else:
-            chosen = ["--env", config.env, "--memory", kind, "--seed", str(seed), "--run-dir", str(run)]
-            command += [*chosen, *flags, *(["--overwrite"] if run.exists() else [])]
-        done = subprocess.run(command, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{run}: the training ended with exit code {done.returncode}")
-    return list(played(config, kind, seed, run, lengths))
+            command += ["--env", config.env, "--memory", kind, "--seed", str(seed), "--run-dir", str(run)]
+            command += [*flags, *(["--overwrite"] if run.exists() else [])]
+        result = subprocess.run(command, check=False)
+        if result.returncode:
+            raise RuntimeError(f"{run}: the training ended with exit code {result.returncode}")
+    return list(play_lengths(config, kind, seed, run, lengths))
 
 
-def played(config: GeneralisationConfig, kind: str, seed: int, run: Path, lengths: Sequence[int]) -> Iterator[Row]:
+def play_lengths(
+    config: GeneralisationConfig, kind: str, seed: int, run: Path, lengths: Sequence[int]
+) -> Iterator[Row]:
     """A row for each length."""
     policy, _ = load_policy(run)
     for length in lengths:
         kwargs = dict.fromkeys(LENGTH[config.env], length)
-        number = config.episodes
-        figures = evaluate(policy, config.env, kwargs, number, num_envs=number, seed=1, max_steps=MAX_STEPS)
-        live = figures["live_memories_mean"]
+        episodes = config.episodes
+        result = evaluate(policy, config.env, kwargs, episodes, num_envs=episodes, seed=1, max_steps=MAX_STEPS)
+        live = result["live_memories_mean"]
         yield Row(
-            kind,
-            seed,
-            length,
-            number,
-            success=figures["success_rate"],
-            mean_return=figures["mean_return"],
+            kind=kind,
+            seed=seed,
+            length=length,
+            episodes=episodes,
+            success=result["success_rate"],
+            mean_return=result["mean_return"],
             live_mean=sum(live) / len(live) if live else float("nan"),
             live_largest_layer=max(live, default=float("nan")),
-            ms_per_step=1000 * number / figures["acting_steps_per_second"],
+            ms_per_step=1000 * episodes / result["acting_steps_per_second"],
             commit=current_commit(),
         )
-        print(f"{kind} {seed}: {figures['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
+        print(f"{kind} {seed}: {result['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
 
 
 def read_rows(path: Path) -> dict[tuple[str, int, int], Row]:
-    """The rows of a file by kind, seed and length; none if there is no file."""
+    """The rows of a file by kind, seed and length. Empty if there is no file."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        rows = [_row(text) for text in csv.DictReader(file)]
+        rows = [_parse_row(text) for text in csv.DictReader(file)]
     return {(row.kind, row.seed, row.length): row for row in rows}
 
 
-def _row(text: Mapping[str, str]) -> Row:
-    whole = {name: int(text[name]) for name in ("seed", "length", "episodes")}
-    numbers = ("success", "mean_return", "live_mean", "live_largest_layer", "ms_per_step")
-    return Row(kind=text["kind"], commit=text["commit"], **whole, **{name: float(text[name]) for name in numbers})  # type: ignore[arg-type]
+def _parse_row(text: Mapping[str, str]) -> Row:
+    integers: dict[str, Any] = {name: int(text[name]) for name in ("seed", "length", "episodes")}
+    names = ("success", "mean_return", "live_mean", "live_largest_layer", "ms_per_step")
+    floats: dict[str, Any] = {name: float(text[name]) for name in names}
+    return Row(kind=text["kind"], commit=text["commit"], **integers, **floats)
 
 
 def write_rows(path: Path, rows: Any) -> None:
-    """Writes the rows, ordered."""
+    """Writes the rows, sorted."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     table.writeheader()
@@ -185,14 +193,18 @@ def write_rows(path: Path, rows: Any) -> None:
 
 
 def print_table(rows: Any) -> None:
-    """By kind and length: success of every seed, live memories and milliseconds per step, mean and range over seeds."""
-    table = Table("kind", "length", "episodes", "success of each seed", "live per layer", "ms per step")
+    """Prints for each kind and length the success of every seed. Live memories and milliseconds per step are mean and
+    range over seeds."""
+    columns = ["kind", "length", "episodes", "success of each seed", "live per layer", "ms per step"]
+    table = Table(*columns)
     for (kind, length), group in groupby(sorted(rows, key=lambda row: (row.kind, row.length, row.seed)), _cell):
         seeds = list(group)
         success = " ".join(f"{row.success:.1%}" for row in seeds)
         episodes = str(min(row.episodes for row in seeds))
-        live, time = ([getattr(row, name) for row in seeds] for name in ("live_mean", "ms_per_step"))
-        table.add_row(kind, f"{length:,}", episodes, success, _range(live, ".1f"), _range(time, ".2f"))
+        live = _range([row.live_mean for row in seeds], ".1f")
+        milliseconds = _range([row.ms_per_step for row in seeds], ".2f")
+        cells = [kind, f"{length:,}", episodes, success, live, milliseconds]
+        table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -207,8 +219,8 @@ def _range(values: Sequence[float], form: str) -> str:
 
 
 def plot(env: str, rows: Sequence[Row], path: Path) -> None:
-    """Draws success, live memories and milliseconds per step against length, a line per kind, a point per seed. Times
-    compare only where all lengths were played by as many episodes side by side."""
+    """Draws success, live memories and milliseconds per step against length, a line for each kind, a point for each
+    seed. Times are left out unless all lengths were played with the same number of episodes."""
     from matplotlib.figure import Figure
 
     panels = {"success": "success", "live_mean": "live memories per layer"}
@@ -217,12 +229,13 @@ def plot(env: str, rows: Sequence[Row], path: Path) -> None:
     figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for number, kind in enumerate(sorted({row.kind for row in rows})):
-        own = [row for row in rows if row.kind == kind]
-        lengths = sorted({row.length for row in own})
+        kind_rows = [row for row in rows if row.kind == kind]
+        lengths = sorted({row.length for row in kind_rows})
         for ax, (name, title) in zip(axes, panels.items(), strict=True):
-            values = [[getattr(row, name) for row in own if row.length == length] for length in lengths]
+            values = [[getattr(row, name) for row in kind_rows if row.length == length] for length in lengths]
             ax.plot(lengths, [sum(v) / len(v) for v in values], color=f"C{number}", label=kind)
-            ax.scatter([row.length for row in own], [getattr(row, name) for row in own], 12, f"C{number}", alpha=0.5)
+            points = [(row.length, getattr(row, name)) for row in kind_rows]
+            ax.scatter(*zip(*points, strict=True), s=12, c=f"C{number}", alpha=0.5)
             ax.set(xscale="log", xlabel=f"length of the episodes, {env}", title=title)
             if name == "success":
                 ax.set_ylim(-0.03, 1.03)

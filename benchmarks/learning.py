@@ -1,11 +1,11 @@
-"""Learning on several seeds: how soon, how steadily, and what is held at the end.
+"""Learning on several seeds: how soon, how steadily, and how many memories are live at the end.
 
     python -m benchmarks.learning --env Corridor-v0 --memory expire_span --seeds 5
 
 Every flag of train_rl.py may follow. Seeds whose results are there are not trained again. Each seed trains with one
-thread, `--jobs` of them at a time; every `--eval-every` steps the policy plays 1,000 fresh episodes with the
-environment's own (evaluation) settings, at the end also hard ones. Both the last policy and the kept one (about the
-fewest live memories while success held) are reported. Timings therefore are of one core.
+thread, `--jobs` of them at a time, so that timings are of one core. Every `--eval-every` steps the policy plays 1,000
+new episodes with the environment's own (evaluation) settings, and at the end also hard ones. Two policies are reported:
+the last one, and the one that the training keeps (about the fewest live memories at the success target).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CURVE = {
     "memory/live_mean": "live memories per layer",
     "memory/pressure": "pressure",
 }
-CURVE_EVERY = 4  # updates
+CURVE_STRIDE = 4  # updates between two points
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,24 @@ class BenchmarkConfig:
     eval_episodes: int = 1000
     """Episodes of an evaluation."""
     hard_env_kwargs: str = ""
-    """What makes episodes hard, a JSON object over the environment's. Default for Corridor-v0: only the longest."""
+    """Keyword arguments that make episodes hard, a JSON object. They replace the environment's. Default for
+    Corridor-v0: only the longest corridors."""
     out: str = ""
-    """Results, JSON. Default: benchmarks/results/learning-<env>-<memory>.json."""
+    """JSON results. Default: benchmarks/results/learning-<env>-<memory>.json."""
     plot: str = ""
-    """Draw success, live memories and pressure over training, a line per seed, into this file (.png, .svg or .pdf)."""
+    """Draw success, live memories and pressure over training, a line for each seed, into this file (.png, .svg or
+    .pdf)."""
     replot: bool = False
-    """Train nothing: print and draw the results that are there."""
+    """Train nothing, only print and draw the results that are there."""
 
     def __post_init__(self):
         cli.check_at_least(self, seeds=1, first_seed=0, jobs=1, eval_every=1, eval_episodes=1)
 
 
 def main() -> None:
-    own, rest = split_arguments(BenchmarkConfig, sys.argv[1:])
-    config = cli.parse(BenchmarkConfig, own, "Learning on several seeds. Flags of train_rl.py may follow.")
-    settings = parse_config(rest)
+    benchmark_flags, training_flags = split_arguments(BenchmarkConfig, sys.argv[1:])
+    config = cli.parse(BenchmarkConfig, benchmark_flags, "Learning on several seeds. Flags of train_rl.py may follow.")
+    settings = parse_config(training_flags)
     out = Path(config.out or f"benchmarks/results/learning-{settings.run.env}-{settings.run.memory}.json")
     if config.replot:
         _show(json.loads(out.read_text()), config.plot)
@@ -79,11 +81,12 @@ def main() -> None:
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
     if not config.hard_env_kwargs and settings.run.env == "Corridor-v0":
         hard = {"min_length": kwargs.get("max_length", 200)}
-    shared = {key: value for key, value in settings.flat().items() if key not in ("seed", "torch_threads", "run_dir")}
-    shared = json.loads(json.dumps(shared))  # as it comes back from a file
-    report = _begun(out, shared) or {
+    excluded = ("seed", "torch_threads", "run_dir")
+    common_flags = {key: value for key, value in settings.flat().items() if key not in excluded}
+    common_flags = json.loads(json.dumps(common_flags))  # as it is read from a file
+    report = _read_report(out, common_flags) or {
         "command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]),
-        "flags": shared,
+        "flags": common_flags,
         "hard": hard,
         "seeds": [],
     }
@@ -100,15 +103,17 @@ def main() -> None:
     print(f"results: {out}")
 
 
-def _begun(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
-    """The results that are there, to go on with; None if there are none. Raises UsageError if they are of other
-    settings."""
+def _read_report(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
+    """The results that are there. None if there are none. Raises UsageError if they have other settings."""
     if not out.exists():
         return None
     report = json.loads(out.read_text())
-    other = sorted(key for key in flags.keys() | report["flags"].keys() if flags.get(key) != report["flags"].get(key))
-    if other:
-        raise cli.UsageError(f"--out: expected new results or those of the same settings, {out} differs in {other[0]}")
+    names = flags.keys() | report["flags"].keys()
+    changes = sorted(name for name in names if flags.get(name) != report["flags"].get(name))
+    if changes:
+        raise cli.UsageError(
+            f"--out: expected new results or those of the same settings, {out} differs in {changes[0]}"
+        )
     return report
 
 
@@ -124,61 +129,39 @@ def _seeds(config: BenchmarkConfig) -> range:
 
 
 def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A benchmark's own arguments (flags that `config` has, and what comes before any flag), and those of train_rl.py.
-    Raises UsageError, one line, for a flag that neither has."""
+    """Splits arguments into those of a benchmark and those of train_rl.py. The first ones are the flags that `config`
+    has and what comes before any flag. Raises UsageError, one line, for a flag that neither has."""
     names = cli.flag_names(config)
-    known = [*names, *flag_names()]
-    own: list[str] = []
-    rest: list[str] = []
-    take = own
+    all_names = [*names, *flag_names()]
+    benchmark_arguments: list[str] = []
+    training_arguments: list[str] = []
+    receiver = benchmark_arguments
     for argument in arguments:
         if argument.startswith("--"):
-            cli.check_flag(argument, known)
-            take = own if cli.flag_of(argument) in names else rest
-        take.append(argument)
-    return own, rest
+            cli.check_flag(argument, all_names)
+            receiver = benchmark_arguments if cli.flag_of(argument) in names else training_arguments
+        receiver.append(argument)
+    return benchmark_arguments, training_arguments
 
 
 def train_and_evaluate(job: tuple[Settings, BenchmarkConfig, dict[str, Any]]) -> dict[str, Any]:
-    """One seed: the history of its evaluations and the figures of its last and its kept policy."""
+    """Trains one seed. Gives the history of its evaluations, its curve, and the evaluations of its last and its kept
+    policy."""
     settings, config, hard = job
-    env, seed = settings.run.env, settings.run.seed
+    env = settings.run.env
+    seed = settings.run.seed
     os.environ["OMP_NUM_THREADS"] = "1"
     run = build(settings)
-    trainer, policy = run.trainer, run.policy
+    trainer = run.trainer
+    policy = run.policy
     kwargs = run.info["env_kwargs"]
-    history, curve, speeds, seconds, due = [], [], [], 0.0, 0
-    while not trainer.done:
-        began = time.perf_counter()
-        figures = trainer.update()
-        seconds += time.perf_counter() - began
-        speeds.append(figures["time/fps"])
-        due += trainer.rollout_size
-        if trainer.updates % CURVE_EVERY == 0:
-            curve.append([trainer.timesteps, *(_rounded(figures.get(name)) for name in CURVE)])
-        if due >= config.eval_every or trainer.done:
-            due = 0
-            result = evaluate(policy, env, kwargs, config.eval_episodes)
-            history.append(
-                {
-                    "timesteps": trainer.timesteps,
-                    "minutes": seconds / 60,
-                    "success_rate": result["success_rate"],
-                    "mean_return": result["mean_return"],
-                    "live": _mean(result["live_memories_mean"]),
-                    "fps": sum(speeds) / len(speeds),
-                    "rss_gb": resident_gb(),
-                    "train": {k: v for k, v in figures.items() if k.startswith(("rollout/", "memory/", "success/"))},
-                }
-            )
-            print(f"seed {seed} {json.dumps({k: v for k, v in history[-1].items() if k != 'train'})}", flush=True)
-            speeds = []
+    history, curve = _train(run, config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     out = {"seed": seed, "history": history, "curve": curve, "peak_rss_gb": peak}
-    out["last"] = _final(policy, env, kwargs, hard, config.eval_episodes)
+    out["last"] = _evaluate_at_end(policy, env, kwargs, hard, config.eval_episodes)
     if trainer.best is not None:
         policy.load_state_dict(trainer.best["weights"])
-        out["kept"] = _final(policy, env, kwargs, hard, config.eval_episodes)
+        out["kept"] = _evaluate_at_end(policy, env, kwargs, hard, config.eval_episodes)
         out["kept"]["timesteps"] = trainer.best["timesteps"]
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,15 +171,54 @@ def train_and_evaluate(job: tuple[Settings, BenchmarkConfig, dict[str, Any]]) ->
     return out
 
 
-def _final(policy: Any, env: str, kwargs: dict[str, Any], hard: dict[str, Any], episodes: int) -> dict[str, Any]:
-    """Figures of a finished policy on all episodes and on hard ones."""
+def _train(run: Any, config: BenchmarkConfig) -> tuple[list[dict[str, Any]], list[list[float | None]]]:
+    """Trains to the end. Gives an entry for each evaluation, and a row [environment steps, CURVE] for every
+    CURVE_STRIDE updates."""
+    trainer = run.trainer
+    history: list[dict[str, Any]] = []
+    curve: list[list[float | None]] = []
+    speeds: list[float] = []
+    seconds = 0.0
+    steps = 0  # since the last evaluation
+    while not trainer.done:
+        start_time = time.perf_counter()
+        metrics = trainer.update()
+        seconds += time.perf_counter() - start_time
+        speeds.append(metrics["time/fps"])
+        steps += trainer.rollout_size
+        if trainer.updates % CURVE_STRIDE == 0:
+            curve.append([trainer.timesteps, *(_round(metrics.get(name)) for name in CURVE)])
+        if steps >= config.eval_every or trainer.done:
+            steps = 0
+            result = evaluate(run.policy, run.settings.run.env, run.info["env_kwargs"], config.eval_episodes)
+            entry = {
+                "timesteps": trainer.timesteps,
+                "minutes": seconds / 60,
+                "success_rate": result["success_rate"],
+                "mean_return": result["mean_return"],
+                "live": _mean(result["live_memories_mean"]),
+                "fps": sum(speeds) / len(speeds),
+                "rss_gb": resident_gb(),
+            }
+            print(f"seed {run.settings.run.seed} {json.dumps(entry)}", flush=True)
+            prefixes = ("rollout/", "memory/", "success/")
+            train_metrics = {name: value for name, value in metrics.items() if name.startswith(prefixes)}
+            history.append({**entry, "train": train_metrics})
+            speeds = []
+    return history, curve
+
+
+def _evaluate_at_end(
+    policy: Any, env: str, kwargs: dict[str, Any], hard: dict[str, Any], episodes: int
+) -> dict[str, Any]:
+    """Evaluations of a trained policy on all episodes and on hard ones."""
     torch.manual_seed(0)
-    every = evaluate(policy, env, kwargs, episodes, seed=1)
-    hardest = evaluate(policy, env, {**kwargs, **hard}, episodes, seed=2)
-    return {"all": every, "hard": hardest}
+    all_result = evaluate(policy, env, kwargs, episodes, seed=1)
+    hard_result = evaluate(policy, env, {**kwargs, **hard}, episodes, seed=2)
+    return {"all": all_result, "hard": hard_result}
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
@@ -205,7 +227,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def resident_gb() -> float:
-    """What this process has in memory now."""
+    """Resident memory of this process, in GB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e9
 
@@ -213,30 +235,30 @@ def resident_gb() -> float:
 def summary(result: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
     history = result["history"]
-    solved = [i for i, h in enumerate(history) if (h["success_rate"] or 0) >= SOLVED]
-    first = history[solved[0]] if solved else None
-    figures = result.get("kept", result["last"])
+    solved = [i for i, entry in enumerate(history) if (entry["success_rate"] or 0) >= SOLVED]
+    entry = history[solved[0]] if solved else None  # the first evaluation that is solved
+    kept = result.get("kept", result["last"])
     return {
         "seed": result["seed"],
-        "steps to 95%": f"{first['timesteps'] / 1e6:.1f}M" if first else "never",
-        "minutes": f"{first['minutes']:.1f}" if first else "-",
-        "lowest after": f"{min(h['success_rate'] for h in history[solved[0] :]):.1%}" if first else "-",
+        "steps to 95%": f"{entry['timesteps'] / 1e6:.1f}M" if entry else "never",
+        "minutes": f"{entry['minutes']:.1f}" if entry else "-",
+        "lowest after": f"{min(h['success_rate'] for h in history[solved[0] :]):.1%}" if entry else "-",
         "last: all": _score(result["last"]["all"]),
         "last: hard": _score(result["last"]["hard"]),
         "live on hard": f"{_mean(result['last']['hard']['live_memories_mean']) or 0:.1f}",
-        "kept: all": _score(figures["all"]),
-        "kept: hard": _score(figures["hard"]),
-        "live on hard ": f"{_mean(figures['hard']['live_memories_mean']) or 0:.1f}",
-        "at its end": f"{figures['hard'].get('live_memories_at_end') or 0:.1f}",
+        "kept: all": _score(kept["all"]),
+        "kept: hard": _score(kept["hard"]),
+        "live on hard ": f"{_mean(kept['hard']['live_memories_mean']) or 0:.1f}",
+        "at its end": f"{kept['hard'].get('live_memories_at_end') or 0:.1f}",
         "steps/s": f"{history[-1]['fps']:,.0f}",
         "peak GB": f"{peak:.2f}" if (peak := result["peak_rss_gb"]) else "-",
     }
 
 
-def _score(figures: dict[str, Any]) -> str:
+def _score(result: dict[str, Any]) -> str:
     """Success, or the return where there is none."""
-    success = figures["success_rate"]
-    return f"{figures['mean_return']:.3g}" if success is None else f"{success:.1%}"
+    success = result["success_rate"]
+    return f"{result['mean_return']:.3g}" if success is None else f"{success:.1%}"
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -251,15 +273,16 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def plot(report: dict[str, Any], path: str) -> None:
-    """The figures of CURVE over training, as the trainer saw them, a line per seed."""
+    """Draws the metrics of CURVE over training, as the trainer logged them, a line for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [i for i in range(len(CURVE)) if any(row[i + 1] is not None for r in report["seeds"] for row in r["curve"])]
-    figure, axes = plt.subplots(len(shown), 1, figsize=(9, 1.9 * len(shown)), sharex=True, constrained_layout=True)
-    for ax, i in zip(axes, shown, strict=True):
+    rows = [row for result in report["seeds"] for row in result["curve"]]
+    panels = [i for i in range(len(CURVE)) if any(row[i + 1] is not None for row in rows)]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 1.9 * len(panels)), sharex=True, constrained_layout=True)
+    for ax, i in zip(axes, panels, strict=True):
         for result in report["seeds"]:
             points = [(row[0] / 1e6, row[i + 1]) for row in result["curve"] if row[i + 1] is not None]
             ax.plot(*zip(*points, strict=True), linewidth=1.1, label=f"seed {result['seed']}")

@@ -1,12 +1,13 @@
 """How far acting scales out, and what it brings: `python -m benchmarks.scaling`.
 
-    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 2 --out scaling.json --plot
-    scaling.png python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 --refresh-memory 64
+    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 2 \\
+        --out scaling.json --plot scaling.png
+    python -m benchmarks.scaling pretrained/corridor-expire_span.safetensors --actors 1 --refresh-memory 64
 
-The policy is trained on in its own environment by IMPALA, with a learning rate of 0 so that it stays what it is (any
-flag of train_rl.py may follow). First in one process, which also gives the seconds of acting and of learning; then from
-rollouts recorded there, packed as actors pack them, which is all that one learner can take in; then with each number of
-Ray actors. Figures are medians over updates.
+IMPALA trains the policy in its own environment, with a learning rate of 0 so that it stays the same (any flag of
+train_rl.py may follow). First one process acts and learns, which also gives the seconds of acting and of learning. Then
+one learner is fed with rollouts that were recorded there, packed as actors pack them; this is the most that it can take
+in. Then each number of Ray actors is measured. Metrics are medians over updates.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from expire_span_rl import cli
 from expire_span_rl.agents.transport import pack, size, unpack
 from expire_span_rl.policies.io import write_atomically
 
-RECORDED = 8  # rollouts that the learner is fed with, over and over
+RECORDED = 8  # rollouts that the learner is fed with in turn
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class ScalingConfig:
     actors: tuple[int, ...] = (1, 2)
     """Numbers of Ray actors to measure."""
     updates: int = 30
-    """Updates that are timed, each."""
+    """Updates that are timed in each case."""
     warm_up: int = 10
     """Updates before that."""
     out: str = ""
-    """Figures, as JSON."""
+    """JSON file of the metrics."""
     plot: str = ""
-    """Throughput against actors, as a picture."""
+    """Picture of the throughput against the number of actors."""
 
     def __post_init__(self):
         cli.check_at_least(self, updates=1, warm_up=1)
@@ -55,51 +56,58 @@ class ScalingConfig:
 
 
 def main() -> None:
-    own, rest = split_arguments(ScalingConfig, sys.argv[1:])
-    config = cli.parse(ScalingConfig, own, "Throughput against the number of actors. Flags of train_rl.py may follow.")
-    flags = ["--agent", "impala", "--learning-rate", "0", *rest]
+    benchmark_flags, training_flags = split_arguments(ScalingConfig, sys.argv[1:])
+    config = cli.parse(
+        ScalingConfig, benchmark_flags, "Throughput against the number of actors. Flags of train_rl.py may follow."
+    )
+    flags = ["--agent", "impala", "--learning-rate", "0", *training_flags]
     local = [flag for i, flag in enumerate(flags) if "--refresh-memory" not in (flag, flags[i - 1] if i else "")]
-    figures: dict[str, Any] = {"policy": config.policy, "flags": rest, **alone(config, local), "actors": {}}
+    metrics: dict[str, Any] = {
+        "policy": config.policy,
+        "flags": training_flags,
+        **measure_local(config, local),
+        "actors": {},
+    }
     for number in config.actors:
-        figures["actors"][str(number)] = with_actors(config, [*flags, "--num-actors", str(number)])
-    show(figures)
+        metrics["actors"][str(number)] = measure_actors(config, [*flags, "--num-actors", str(number)])
+    print_table(metrics)
     if config.out:
-        write_atomically(config.out, (json.dumps(figures, indent=2) + "\n").encode())
+        write_atomically(config.out, (json.dumps(metrics, indent=2) + "\n").encode())
     if config.plot:
-        plot(figures, config.plot)
+        plot(metrics, config.plot)
 
 
-def alone(config: ScalingConfig, flags: list[str]) -> dict[str, Any]:
-    """One process that acts and learns in turn, and a learner that is fed."""
+def measure_local(config: ScalingConfig, flags: list[str]) -> dict[str, Any]:
+    """Metrics of one process that acts and learns in turn, and of a learner that is fed."""
     trainer = trainer_of(config.policy, flags)
     for _ in range(config.warm_up):
         trainer.update()
-    timed = [trainer.update() for _ in range(config.updates)]
-    recorded = [pack(trainer.collector.collect()[0]) for _ in range(RECORDED)]
+    metrics = [trainer.update() for _ in range(config.updates)]
+    rollouts = [pack(trainer.collector.collect()[0]) for _ in range(RECORDED)]
     seconds = []
     for i in range(config.updates):
-        began = time.perf_counter()
-        trainer.agent.update(unpack(recorded[i % RECORDED], trainer.policy), 0.0, 0.0)
-        seconds.append(time.perf_counter() - began)
+        start_time = time.perf_counter()
+        trainer.agent.update(unpack(rollouts[i % RECORDED], trainer.policy), 0.0, 0.0)
+        seconds.append(time.perf_counter() - start_time)
     trainer.close()
-    acting = float(np.median([f["time/rollout_seconds"] for f in timed]))
+    acting_seconds = float(np.median([update["time/rollout_seconds"] for update in metrics]))
     return {
-        "one_process": float(np.median([f["time/fps"] for f in timed])),
+        "one_process": float(np.median([update["time/fps"] for update in metrics])),
         "learner_intake": trainer.rollout_size / float(np.median(seconds)),
-        "actor_output": trainer.rollout_size / acting,
-        "rollout_bytes": float(np.mean([size(arrays) for arrays in recorded])),
+        "actor_output": trainer.rollout_size / acting_seconds,
+        "rollout_bytes": float(np.mean([size(arrays) for arrays in rollouts])),
     }
 
 
-def with_actors(config: ScalingConfig, flags: list[str]) -> dict[str, float]:
-    """Medians of a training with actors; steps per second over the whole time."""
+def measure_actors(config: ScalingConfig, flags: list[str]) -> dict[str, float]:
+    """Means over the updates of a training with actors, and steps per second over the whole time."""
     trainer = trainer_of(config.policy, flags)
     try:
         for _ in range(config.warm_up):
             trainer.update()
-        began = time.perf_counter()
-        timed = [trainer.update() for _ in range(config.updates)]
-        took = time.perf_counter() - began
+        start_time = time.perf_counter()
+        metrics = [trainer.update() for _ in range(config.updates)]
+        seconds = time.perf_counter() - start_time
     finally:
         trainer.close()
     names = {
@@ -109,44 +117,43 @@ def with_actors(config: ScalingConfig, flags: list[str]) -> dict[str, float]:
         "lag": "actors/policy_lag",
         "clipped": "train/clipped_share",
     }
-    told = {name: float(np.mean([f[key] for f in timed])) for name, key in names.items()}
-    return {"steps_per_second": trainer.rollout_size * config.updates / took, **told}
+    means = {name: float(np.mean([update[key] for update in metrics])) for name, key in names.items()}
+    return {"steps_per_second": trainer.rollout_size * config.updates / seconds, **means}
 
 
-def show(figures: dict[str, Any]) -> None:
-    feeds = figures["learner_intake"] / figures["actor_output"]
-    table = Table(title=f"{figures['policy']} {' '.join(figures['flags'])}")
+def print_table(metrics: dict[str, Any]) -> None:
+    """Prints a row for each case, and what follows from them."""
+    actors_per_learner = metrics["learner_intake"] / metrics["actor_output"]
+    table = Table(title=f"{metrics['policy']} {' '.join(metrics['flags'])}")
     for name in ("", "steps/s", "learner idle", "actors idle", "queue", "lag", "clipped weights"):
         table.add_column(name, justify="right")
-    table.add_row("one process", f"{figures['one_process']:,.0f}")
-    for number, row in figures["actors"].items():
+    table.add_row("one process", f"{metrics['one_process']:,.0f}")
+    for number, row in metrics["actors"].items():
         shares = [f"{row[name]:.0%}" for name in ("learner_idle", "actors_idle", "queue")]
-        table.add_row(
-            f"{number} actors", f"{row['steps_per_second']:,.0f}", *shares, f"{row['lag']:.1f}", f"{row['clipped']:.1%}"
-        )
-    table.add_row("learner, fed", f"{figures['learner_intake']:,.0f}")
+        speed = f"{row['steps_per_second']:,.0f}"
+        table.add_row(f"{number} actors", speed, *shares, f"{row['lag']:.1f}", f"{row['clipped']:.1%}")
+    table.add_row("learner, fed", f"{metrics['learner_intake']:,.0f}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(
-        f"One actor on a core of its own acts {figures['actor_output']:,.0f} steps per second, so that one learner feeds "
-        f"on {feeds:.1f} actors; a rollout travels in {figures['rollout_bytes'] / 1e6:.2f} MB."
+        f"One actor on a core of its own acts {metrics['actor_output']:,.0f} steps per second, so one learner can take "
+        f"in the steps of {actors_per_learner:.1f} actors. A rollout has {metrics['rollout_bytes'] / 1e6:.2f} MB."
     )
 
 
-def plot(figures: dict[str, Any], path: str) -> None:
-    """Steps per second against actors, and the learner's limit."""
+def plot(metrics: dict[str, Any], path: str) -> None:
+    """Draws steps per second against the number of actors, and the learner's limit."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(6, 4), layout="constrained")
     axes = drawing.subplots()
-    numbers = [int(number) for number in figures["actors"]]
-    axes.plot(
-        [0, *numbers], [figures["one_process"], *(r["steps_per_second"] for r in figures["actors"].values())], "o-"
-    )
-    reach = np.linspace(0, max(*numbers, figures["learner_intake"] / figures["actor_output"]) * 1.2, 50)
-    axes.plot(reach, reach * figures["actor_output"], ":", color="grey", label="actors on cores of their own")
-    axes.axhline(figures["learner_intake"], ls="--", color="C3", label="learner fed by recorded rollouts")
-    axes.set(xlabel="actors (0: one process)", ylabel="steps per second", ylim=(0, 1.3 * figures["learner_intake"]))
+    numbers = [int(number) for number in metrics["actors"]]
+    speeds = [metrics["one_process"], *(row["steps_per_second"] for row in metrics["actors"].values())]
+    axes.plot([0, *numbers], speeds, "o-")
+    x = np.linspace(0, max(*numbers, metrics["learner_intake"] / metrics["actor_output"]) * 1.2, 50)
+    axes.plot(x, x * metrics["actor_output"], ":", color="grey", label="actors on cores of their own")
+    axes.axhline(metrics["learner_intake"], ls="--", color="C3", label="learner fed by recorded rollouts")
+    axes.set(xlabel="actors (0: one process)", ylabel="steps per second", ylim=(0, 1.3 * metrics["learner_intake"]))
     axes.legend()
     data = io.BytesIO()
     drawing.savefig(data, format=Path(path).suffix[1:] or "png", dpi=120)

@@ -1,4 +1,4 @@
-"""The tasks of `benchmarks.tasks`: others' before our own, each with its steps and what counts as solved."""
+"""The tasks of `benchmarks.tasks`, third-party ones first, each with its steps and what counts as solved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SUCCESS, RETURN = "success", "return"
+SUCCESS = "success"
+RETURN = "return"
 
 
 @dataclass(frozen=True)
@@ -15,26 +16,26 @@ class BenchmarkTask:
     """One row group of the table."""
 
     env: str
-    """What --env takes."""
+    """Value of --env."""
     steps: int
-    """Environment steps of a training, within which the target is to be reached."""
+    """Environment steps of a training. The target should be reached within them."""
     target: float | None
-    """What counts as solved; None where no number is agreed on."""
+    """The measure that counts as solved. None where there is no common number."""
     measure: str = RETURN
-    """What is compared with it: the mean return or the success rate, of an evaluation or of the last training
+    """What is compared with the target: the mean return or the success rate, of an evaluation or of the last training
     episodes."""
     floor: float = 0.0
-    """The measure of a policy that achieves nothing: a score of 0."""
+    """The measure of a policy that achieves nothing. Its score is 0."""
     top: float | None = None
-    """The measure at which the score is 1; None: the target."""
+    """The measure at which the score is 1. None: the target."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     package: str = ""
-    """What must be installed beside this project; empty for nothing."""
+    """The package that must be installed for it. Empty if it needs none."""
 
     @property
-    def missing(self) -> bool:
-        """Whether the package is not there."""
+    def is_missing(self) -> bool:
+        """Whether its package is not installed."""
         return bool(self.package) and importlib.util.find_spec(self.package) is None
 
     def score(self, value: float) -> float:
@@ -45,19 +46,19 @@ class BenchmarkTask:
 
 
 def _minigrid(steps: float, target: float = 0.9) -> dict[str, Any]:
-    """MiniGrid pays 1 - 0.9 * (share of the time limit that was used) for success, else 0."""
+    """MiniGrid's reward is 1 - 0.9 * (share of the time limit that was used) for success, else 0."""
     return {"steps": int(steps), "target": target}
 
 
 def _popgym(name: str) -> BenchmarkTask:
-    """Returns lie between -1 and 1. The best of published memory models differs by task; it is not filled in yet."""
+    """Returns lie between -1 and 1. There is no target, since the best published memory model differs by task."""
     return BenchmarkTask(
         f"popgym:popgym-{name}-v0", 5_000_000, None, floor=-1.0, top=1.0, package="popgym"
     )  # the paper trained for 15M steps
 
 
 def _tmaze(length: int, steps: float) -> BenchmarkTask:
-    """A perfect episode returns 1. The mean is taken as perfect from 0.99 on, since training draws its actions."""
+    """A perfect episode returns 1. The target is 0.99, since actions are sampled in training."""
     return BenchmarkTask("TMaze-v0", int(steps), 0.99, env_kwargs={"length": length})
 
 
@@ -68,7 +69,7 @@ TASKS: dict[str, BenchmarkTask] = {
     "DoorKey-6x6": BenchmarkTask("MiniGrid-DoorKey-6x6-v0", **_minigrid(0.5e6)),
     "RedBlueDoors-6x6": BenchmarkTask("MiniGrid-RedBlueDoors-6x6-v0", **_minigrid(1.5e6)),
     "RedBlueDoors-8x8": BenchmarkTask("MiniGrid-RedBlueDoors-8x8-v0", **_minigrid(2e6)),
-    # 0.9 is about 95% of the episodes, each of them some tens of steps long.
+    # A return of 0.9 is success in about 95% of the episodes, which have some tens of steps.
     "MemoryS7": BenchmarkTask("MiniGrid-MemoryS7-v0", **_minigrid(1e6)),
     "MemoryS9": BenchmarkTask("MiniGrid-MemoryS9-v0", **_minigrid(2e6)),
     "MemoryS13": BenchmarkTask("MiniGrid-MemoryS13-v0", **_minigrid(3e6)),
@@ -88,4 +89,4 @@ TASKS: dict[str, BenchmarkTask] = {
     "Portal-v0": BenchmarkTask("Portal-v0", 3_000_000, 0.95, SUCCESS),
     "Switch-v0": BenchmarkTask("Switch-v0", 3_000_000, 0.95, SUCCESS),
 }
-"""By name. The steps and targets of others' tasks are this project's own goals, not a publication's."""
+"""By name. The steps and targets of third-party tasks are goals of this project, not of a publication."""

@@ -1,17 +1,17 @@
-"""One setting on others' tasks and our own: each memory kind on each task, on several seeds.
+"""One setting on third-party tasks and our own: each memory kind on each task, on several seeds.
 
     python -m benchmarks.tasks --quick
     python -m benchmarks.tasks --kinds expire_span gru lstm lru none --tasks CartPole-v1 MemoryS7 TMaze-50
     python -m benchmarks.tasks                     # everything: hundreds of hours of a core
 
-Flags of train_rl.py may follow; those that not all of the kinds have go to the kinds that have them. A task brings its
-environment, the steps of a training and what counts as solved (`benchmarks/task_list.py`); all else is train_rl.py's
-default. A cell is one kind on one task with one seed, trained and evaluated as users do it, on one thread, `--jobs` cells
-at a time. The same command again continues where it was killed, in the middle of a training too; more tasks, kinds or
-seeds make the table grow. `--report` draws anew what is there.
+Flags of train_rl.py may follow. A flag that not all of the kinds have goes to the kinds that have it. A task sets its
+environment, the steps of a training and what counts as solved (`benchmarks/task_list.py`). Everything else has the
+defaults of train_rl.py. A cell is one kind on one task with one seed. It is trained and evaluated as users do it, on
+one thread, `--jobs` cells at a time. The same command again continues after a kill, even in the middle of a training.
+More tasks, kinds or seeds make the table larger. `--report` only writes table and figure again.
 
-The directory holds, by task, cells/ (a JSON per finished cell) and runs/ (the trainings), and what is made of all cells:
-results.csv (a row per cell, with the commit of its code), table.md and tasks.png.
+The directory has, for each task, cells/ (a JSON file of each finished cell) and runs/ (the trainings). From all cells
+come results.csv (a row for each, with the commit of its code), table.md and tasks.png.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import ComparisonConfig, Sweep
-from benchmarks.comparison_cells import Cell, finish_cell, finished
+from benchmarks.comparison_cells import Cell, finish_cell, read_cells
 from benchmarks.learning import split_arguments
 from benchmarks.task_list import TASKS
 from benchmarks.tasks_report import rows_of, write_report
@@ -35,7 +35,7 @@ from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.policies import KINDS
 
-TASK_FLAGS = ("--env", "--env-kwargs")  # of train_rl.py: a task sets them
+TASK_FLAGS = ("--env", "--env-kwargs")  # flags of train_rl.py that a task sets
 QUICK = ["--tasks", "CartPole-v1", "MemoryS7", "Corridor-v0", "--kinds", "expire_span", "gru", "none"]
 QUICK += ["--seeds", "2", "--eval-episodes", "100", "--out", "runs/tasks-quick"]
 QUICK_STEPS = "98304"
@@ -46,7 +46,7 @@ class TasksConfig:
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks by name. Those of a package that is not installed are left out."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """Memory kinds. The first one is compared with each of the others."""
+    """Memory kinds. Each is compared with the first one."""
     seeds: int = 5
     """Seeds 1, 2, ..., each a training of its own."""
     jobs: int = 2
@@ -54,13 +54,13 @@ class TasksConfig:
     eval_episodes: int = 200
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True
-    """Evaluate with actions drawn, as in training."""
+    """Evaluate with sampled actions, as in training."""
     out: str = "benchmarks/results/tasks"
     """Directory of the cells and the table."""
     quick: bool = False
     """Finish within 10 minutes on two cores: three tasks, three kinds, two seeds, 98,304 steps a cell."""
     report: bool = False
-    """Train nothing: write table and figure of the cells that are in --out."""
+    """Train nothing, only write table and figure of the cells in --out."""
 
     def __post_init__(self):
         for name in self.tasks:
@@ -74,14 +74,15 @@ class TasksConfig:
 
 
 class TaskSweep(Sweep):
-    """The cells of one task, whose kinds keep to no budget. Raises ValueError, one line, for settings that make no sense,
-    before anything is written."""
+    """The cells of one task, without budgets. Raises ValueError, one line, for settings that cannot work, before
+    anything is written."""
 
     def __init__(self, name: str, config: TasksConfig, flags: Sequence[str]):
-        task, self.name = TASKS[name], name
-        own = ["--env", task.env]
-        own += ["--env-kwargs", json.dumps(dict(task.env_kwargs))] if task.env_kwargs else []
-        own += [] if "--total-timesteps" in map(cli.flag_of, flags) else ["--total-timesteps", str(task.steps)]
+        self.name = name
+        task = TASKS[name]
+        task_flags = ["--env", task.env]
+        task_flags += ["--env-kwargs", json.dumps(dict(task.env_kwargs))] if task.env_kwargs else []
+        task_flags += [] if "--total-timesteps" in map(cli.flag_of, flags) else ["--total-timesteps", str(task.steps)]
         settings = ComparisonConfig(
             kinds=config.kinds,
             seeds=config.seeds,
@@ -89,94 +90,102 @@ class TaskSweep(Sweep):
             eval_episodes=config.eval_episodes,
             eval_stochastic=config.eval_stochastic,
         )
-        super().__init__(settings, [*own, *flags], Path(config.out) / name)
+        super().__init__(settings, [*task_flags, *flags], Path(config.out) / name)
 
     def cells(self) -> list[Cell]:
-        """By seed first."""
+        """All cells, sorted by seed."""
         return [Cell(kind, None, seed) for seed in range(1, self.config.seeds + 1) for kind in self.config.kinds]
 
     def try_to_build(self) -> None:
-        """The first kind alone: what a task needs, all kinds need."""
+        """Builds the first kind only, since the needs of a task do not depend on the kind."""
         build(self.run_settings(self.cells()[0])).trainer.env.close()
 
 
 def main() -> None:
-    own, rest = split_arguments(TasksConfig, sys.argv[1:])
-    if "--quick" in own:
-        own = [*QUICK, *own]
-        rest = [*([] if "--total-timesteps" in map(cli.flag_of, rest) else ["--total-timesteps", QUICK_STEPS]), *rest]
-    config = cli.parse(TasksConfig, own, __doc__ or "")
-    for flag in map(cli.flag_of, rest):
+    benchmark_flags, training_flags = split_arguments(TasksConfig, sys.argv[1:])
+    if "--quick" in benchmark_flags:
+        benchmark_flags = [*QUICK, *benchmark_flags]
+        training_flags = [
+            *([] if "--total-timesteps" in map(cli.flag_of, training_flags) else ["--total-timesteps", QUICK_STEPS]),
+            *training_flags,
+        ]
+    config = cli.parse(TasksConfig, benchmark_flags, __doc__ or "")
+    for flag in map(cli.flag_of, training_flags):
         if flag in TASK_FLAGS:
             raise cli.UsageError(f"{flag}: expected only flags that tasks leave open, a task sets {flag} itself")
     out = Path(config.out)
     if config.report:
         _report(out, load_cells(out))
         return
-    sweeps = [TaskSweep(name, config, rest) for name in dict.fromkeys(config.tasks) if not TASKS[name].missing]
-    _tell_missing(config.tasks)
+    sweeps = [
+        TaskSweep(name, config, training_flags) for name in dict.fromkeys(config.tasks) if not TASKS[name].is_missing
+    ]
+    _report_missing(config.tasks)
     if not sweeps:
         raise cli.UsageError("--tasks: expected at least one whose package is installed, got none")
-    with claim(out, sweeps):
+    with lock_all(out, sweeps):
         for sweep in sweeps:
-            sweep.check(finished(sweep.out))
+            sweep.check(read_cells(sweep.out))
         run(sweeps, config)
 
 
-def _tell_missing(names: Sequence[str]) -> None:
-    """One line on stderr for each package that is not installed."""
+def _report_missing(names: Sequence[str]) -> None:
+    """Prints one line on stderr for each package that is not installed."""
     missing: dict[str, list[str]] = {}
     for name in names:
-        if TASKS[name].missing:
+        if TASKS[name].is_missing:
             missing.setdefault(TASKS[name].package, []).append(name)
     for package, tasks in missing.items():
-        _say(f"{package} is not installed (pip install {package}): left out are {', '.join(tasks)}")
+        _log(f"{package} is not installed (pip install {package}): left out are {', '.join(tasks)}")
 
 
 @contextlib.contextmanager
-def claim(out: Path, sweeps: Sequence[TaskSweep]) -> Iterator[None]:
-    """The directories of all sweeps, made where they are not there, for this process alone."""
-    if out.exists() and not (out.is_dir() and all(_is_ours(path) for path in out.iterdir())):
+def lock_all(out: Path, sweeps: Sequence[TaskSweep]) -> Iterator[None]:
+    """Creates the directories of all sweeps if needed, and locks them for this process."""
+    if out.exists() and not (out.is_dir() and all(_is_output(path) for path in out.iterdir())):
         raise cli.UsageError(f"--out: expected a new directory or one of this benchmark, {out} is another")
     with contextlib.ExitStack() as stack:
         for sweep in sweeps:
-            stack.enter_context(sweep.claimed())
+            stack.enter_context(sweep.lock())
         yield
 
 
-def _is_ours(path: Path) -> bool:
+def _is_output(path: Path) -> bool:
     return path.name in TASKS or path.name in ("results.csv", "table.md", "tasks.png", "command.txt")
 
 
 def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
-    """Trains and evaluates what is missing, by seed first. The table is written after every cell."""
+    """Trains and evaluates the cells that are missing, sorted by seed. The table is written after every cell."""
     work = []
     for sweep in sweeps:
-        done = finished(sweep.out)
-        cells = [cell for cell in sweep.cells() if cell not in done]
-        work += [(sweep.name, (c, sweep.run_settings(c), str(sweep.file(c)), sweep.evaluation())) for c in cells]
+        finished_cells = read_cells(sweep.out)
+        for cell in sweep.cells():
+            if cell not in finished_cells:
+                cell_work = (cell, sweep.run_settings(cell), str(sweep.file(cell)), sweep.evaluation())
+                work.append((sweep.name, cell_work))
     work.sort(key=lambda item: item[1][0].seed)
-    out, total = Path(config.out), sum(len(sweep.cells()) for sweep in sweeps)
+    out = Path(config.out)
+    total = sum(len(sweep.cells()) for sweep in sweeps)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "benchmarks.tasks", *sys.argv[1:]]) + "\n")
-    _say(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
+    _log(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
     finish = map(finish_task, work) if config.jobs == 1 else in_processes(finish_task, work, config.jobs)
     for count, (name, cell) in enumerate(finish, total - len(work) + 1):
         _write(out, load_cells(out))
         row = rows_of({name: [cell]})[0]
-        _say(f"[{count}/{total}] {name} {cell['kind']} seed {cell['seed']}: {row['measure']} {row['final']:.4g}")
+        _log(f"[{count}/{total}] {name} {cell['kind']} seed {cell['seed']}: {row['measure']} {row['final']:.4g}")
     _report(out, load_cells(out))
 
 
 def finish_task(work: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`finish_cell` for a task's cell: (the task's name, the cell)."""
+    """`finish_cell` for a cell of a task: (the task's name, the cell)."""
     name, cell = work
     return name, finish_cell(cell)
 
 
 def load_cells(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """By task, in the order of the list: its finished cells, by kind and seed."""
+    """The finished cells of each task, sorted by kind and seed. Tasks are in the order of TASKS."""
     order = list(KINDS)
-    cells = {name: list(finished(out / name).values()) for name in TASKS}
+    cells = {name: list(read_cells(out / name).values()) for name in TASKS}
     return {
         name: sorted(task_cells, key=lambda cell: (order.index(cell["kind"]), cell["seed"]))
         for name, task_cells in cells.items()
@@ -198,7 +207,7 @@ def _write(out: Path, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     write_report(out, cells, command.read_text().strip() if command.is_file() else "python -m benchmarks.tasks")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

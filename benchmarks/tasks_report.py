@@ -1,4 +1,4 @@
-"""What the cells of `benchmarks.tasks` say: results.csv, table.md, tasks.png."""
+"""The results of the cells of `benchmarks.tasks`: results.csv, table.md, tasks.png."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison_report import Estimate, estimate_text
 from benchmarks.statistics import iqm_interval, probability_of_improvement
 from benchmarks.task_list import SUCCESS, TASKS
 from expire_span_rl.policies.io import write_atomically
 
-Estimate = tuple[float, float, float]  # value, low, high
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]  # by task
 
 COLUMNS = (
@@ -23,16 +23,17 @@ COLUMNS = (
 )  # fmt: skip
 
 LEGEND = (
-    "Interquartile mean over seeds [95% stratified bootstrap interval]. *Final*: the policy that train_rl.py keeps, in an "
-    "evaluation with its own episodes and actions drawn. *Best*: the highest mean over the last training episodes (100 for "
-    "returns, 1,000 for success), read at up to 250 points of a training once 100 episodes have ended. *Steps to target*: "
-    "the first of these points at the target, the median of the seeds that reached it, and how many did. Live memories: mean "
-    "over steps and layers, the query's own step included. One seed has no interval. Minutes are of one core, which may have been shared."
+    "Interquartile mean over seeds [95% stratified bootstrap interval]. One seed has no interval. *Final*: an "
+    "evaluation, with sampled actions, of the policy that train_rl.py keeps. *Best*: the highest mean over the last "
+    "training episodes (100 for returns, 1,000 for success), read at up to 250 points of a training once 100 episodes "
+    "have ended. *Steps to target*: the first of these points at the target. It is the median of the seeds that reach "
+    "the target, with their number. Live memories: mean over steps and layers, the query's own step included. Minutes "
+    "are of one core, which other work may have shared."
 )
 
 
 def write_report(folder: Path, cells: Cells, command: str) -> None:
-    """Writes the three files. cells: by task, sorted by kind and seed; command: what trained the latest of them."""
+    """Writes the three files. cells: by task, sorted by kind and seed. command: the last command line that trained."""
     rows = rows_of(cells)
     write_atomically(folder / "results.csv", _csv(rows).encode())
     write_atomically(folder / "table.md", _markdown(rows, command).encode())
@@ -40,14 +41,15 @@ def write_report(folder: Path, cells: Cells, command: str) -> None:
 
 
 def rows_of(cells: Cells) -> list[dict[str, Any]]:
-    """A row per cell, with the COLUMNS."""
+    """A row for each cell, with the COLUMNS."""
     return [_row(name, cell) for name, task_cells in cells.items() for cell in task_cells]
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
-    task, figures = TASKS[name], cell["figures"]
-    # An environment that tells success tells none of episodes without: a rate that is missing is 0.
-    final = (figures["success"] or 0.0) if task.measure == SUCCESS else figures["return"]
+    task = TASKS[name]
+    metrics = cell["figures"]
+    # A missing rate means that no episode succeeded: environments may report success only where there is one.
+    final = (metrics["success"] or 0.0) if task.measure == SUCCESS else metrics["return"]
     points = [(point[0], point[1 if task.measure == SUCCESS else 2]) for point in cell.get("curve", [])]
     points = [(steps, value) for steps, value in points if value is not None]
     hits = [steps for steps, value in points if task.target is not None and value >= task.target]
@@ -61,8 +63,8 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "target": task.target,
         "steps_to_target": hits[0] if hits else None,
         "score": task.score(final),
-        **{name: figures[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
-        "training_steps_per_second": figures["training_steps_per_second"],
+        **{name: metrics[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
+        "training_steps_per_second": metrics["training_steps_per_second"],
         "timesteps": cell["config"]["total_timesteps"],
         "commit": cell.get("commit", ""),
     }
@@ -79,18 +81,21 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and kind: `final`, `best` and `live_mean` as Estimates (None where there are none), `reached`, how
-    many seeds came to the target, and `steps_to_target`, the median of theirs."""
+    """One row for each task and kind.
+
+    `final`, `best`, `live_mean`, `score` and `training_minutes` are Estimates, None where there are no values.
+    `reached` is how many seeds reached the target, and `steps_to_target` is their median.
+    """
     out = []
     for (task, kind), group in groupby(rows, lambda row: (row["task"], row["kind"])):
         runs = list(group)
         hits = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
-        figures = {}
+        estimates = {}
         for name in ("final", "best", "live_mean", "score", "training_minutes"):
             values = [run[name] for run in runs if run[name] is not None]
-            figures[name] = iqm_interval([values]) if values else None
+            estimates[name] = iqm_interval([values]) if values else None
         steps = statistics.median(hits) if hits else None
-        same = {name: runs[0][name] for name in ("measure", "target", "timesteps")}
+        task_values = {name: runs[0][name] for name in ("measure", "target", "timesteps")}
         out.append(
             {
                 "task": task,
@@ -98,37 +103,40 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": len(runs),
                 "reached": len(hits),
                 "steps_to_target": steps,
-                **same,
-                **figures,
+                **task_values,
+                **estimates,
             }
         )
     return out
 
 
 def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Over the tasks that all kinds have been trained on, whose names come first: per kind the interquartile mean of the
-    `score`s and, but for the first kind, the `probability` that the first kind's run beats its own; Estimates both."""
+    """(names of the tasks that all kinds were trained on, a row for each kind over these tasks).
+
+    A row has the interquartile mean of the kind's scores, `score`, and the `probability` that a run of the first kind
+    beats one of this kind, None for the first kind. Both are Estimates.
+    """
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         scores.setdefault(row["task"], {}).setdefault(row["kind"], []).append(row["score"])
-    shared = [task for task, by_kind in scores.items() if by_kind.keys() == set(kinds)]
-    if not shared:
+    common_tasks = [task for task, by_kind in scores.items() if by_kind.keys() == set(kinds)]
+    if not common_tasks:
         return [], []
-    strata = {kind: [scores[task][kind] for task in shared] for kind in kinds}
-    first = kinds[0]
-    return shared, [
+    strata = {kind: [scores[task][kind] for task in common_tasks] for kind in kinds}
+    reference = strata[kinds[0]]
+    return common_tasks, [
         {
             "kind": kind,
             "score": iqm_interval(strata[kind]),
-            "probability": None if kind == first else probability_of_improvement(strata[first], strata[kind]),
+            "probability": None if kind == kinds[0] else probability_of_improvement(reference, strata[kind]),
         }
         for kind in kinds
     ]
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
-    lines = ["# Memory kinds on others' tasks and our own", "", LEGEND, ""]
+    lines = ["# Memory kinds on third-party tasks and our own", "", LEGEND, ""]
     lines += [
         "| task | steps | target | memory | seeds | final | best | steps to target | live mean | minutes |",
         "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
@@ -138,41 +146,32 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         target = "-" if row["target"] is None else f"{row['measure']} {form.format(row['target'])}"
         steps = f"{row['steps_to_target'] / 1e6:.2f}M, " if row["reached"] else ""
         reached = "-" if row["target"] is None else f"{steps}{row['reached']} of {row['seeds']}"
-        figures = [
-            _shown(row["final"], form),
-            _shown(row["best"], form),
+        cells = [
+            estimate_text(row["final"], form),
+            estimate_text(row["best"], form),
             reached,
-            _shown(row["live_mean"], "{:.1f}"),
-            _shown(row["training_minutes"], "{:.1f}"),
+            estimate_text(row["live_mean"], "{:.1f}"),
+            estimate_text(row["training_minutes"], "{:.1f}"),
         ]
         head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | {row['seeds']} | "
-        lines.append(head + " | ".join(figures) + " |")
+        lines.append(head + " | ".join(cells) + " |")
     tasks, kinds = overall(rows)
     if len(kinds) > 1:
-        lines += [
-            "",
-            f"Over the tasks that all kinds were trained on ({', '.join(tasks)}), each scored from 0 to 1:",
-            "",
-        ]
+        heading = f"Over the tasks that all kinds were trained on ({', '.join(tasks)}), each scored from 0 to 1:"
+        lines += ["", heading, ""]
         lines += [f"| memory | score | a run of {kinds[0]['kind']} beats its own |", "|---|--:|--:|"]
         for row in kinds:
-            chance = _shown(row["probability"], "{:.0%}")
-            lines.append(f"| {row['kind']} | {_shown(row['score'], '{:.2f}')} | {chance} |")
+            score = estimate_text(row["score"], "{:.2f}")
+            probability = estimate_text(row["probability"], "{:.0%}")
+            lines.append(f"| {row['kind']} | {score} | {probability} |")
     commits = sorted({row["commit"] for row in rows} - {""})
     lines += ["", f"Last call: `{command}`. Code of the cells: {', '.join(commits) or 'unknown'}.", ""]
     return "\n".join(lines)
 
 
-def _shown(estimate: Estimate | None, form: str) -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (form.format(part) for part in estimate)
-    return value if low == high else f"{value} [{low}, {high}]"
-
-
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Left: the score of every kind on every task, a dot with its interval, small dots for the seeds. Right: over all
-    tasks that the kinds share."""
+    """Draws the figure. Left: the score of every kind on every task, a dot with its interval, small dots for the seeds.
+    Right: the scores over all tasks that all kinds have."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,7 +181,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     colours = {kind: f"C{i}" for i, kind in enumerate(kinds)}
-    shared, overalls = overall(rows)
+    common_tasks, kind_rows = overall(rows)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 1.6 + 0.55 * len(tasks)), width_ratios=[3, 1], constrained_layout=True
     )
@@ -192,18 +191,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for j, kind in enumerate(kinds)
     }
     for row in rows:
-        left.plot(
-            row["score"], places[row["task"], row["kind"]], ".", color=colours[row["kind"]], alpha=0.4, markersize=4
-        )
+        place = places[row["task"], row["kind"]]
+        left.plot(row["score"], place, ".", color=colours[row["kind"]], alpha=0.4, markersize=4)
     for row in summary(rows):
-        _dot(left, row["score"], places[row["task"], row["kind"]], colours[row["kind"]])
+        _plot_estimate(left, row["score"], places[row["task"], row["kind"]], colours[row["kind"]])
     left.set_yticks([-i for i in range(len(tasks))], tasks)
     left.set_title("score by task: 0 achieves nothing, 1 is the target", fontsize=9)
-    for i, row in enumerate(overalls):
-        _dot(right, row["score"], -i, colours[row["kind"]])
-    right.set_yticks([-i for i in range(len(overalls))], [row["kind"] for row in overalls])
-    right.set_title(f"over {len(shared)} task{'s' * (len(shared) != 1)} that all kinds have", fontsize=9)
-    for axes, count in ((left, len(tasks)), (right, len(overalls))):
+    for i, row in enumerate(kind_rows):
+        _plot_estimate(right, row["score"], -i, colours[row["kind"]])
+    right.set_yticks([-i for i in range(len(kind_rows))], [row["kind"] for row in kind_rows])
+    right.set_title(f"over {len(common_tasks)} task{'s' * (len(common_tasks) != 1)} that all kinds have", fontsize=9)
+    for axes, count in ((left, len(tasks)), (right, len(kind_rows))):
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-max(count, 1) + 0.5, 0.5)
         axes.grid(axis="x", alpha=0.3)
@@ -215,7 +213,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _dot(axes: Any, estimate: Estimate, y: float, colour: str) -> None:
+def _plot_estimate(axes: Any, estimate: Estimate, y: float, colour: str) -> None:
+    """A dot with its interval at height y."""
     value, low, high = estimate
     axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
     axes.plot(value, y, "o", color=colour, markersize=5)

@@ -1,20 +1,21 @@
 """What a training step costs, against what it could cost: `python -m benchmarks.throughput`.
 
-    python -m benchmarks.throughput                            # every part; 1,000,000 steps of one episode take a quarter of an hour
-    python -m benchmarks.throughput --parts floor contenders
-    python -m benchmarks.throughput --parts flat --steps 100000
+    python -m benchmarks.throughput                            # every part; 1,000,000 steps of one episode take a
+    quarter of an hour python -m benchmarks.throughput --parts floor contenders python -m benchmarks.throughput --parts
+    flat --steps 100000
 
 Parts:
 
-    floor       Training with the defaults after forgetting, beside the bare matrix products of its rollouts and updates.
-    contenders  The same beside Transformer-XL with a window of 512, and sb3-contrib's RecurrentPPO of equal width,
+    floor       Training with the defaults after forgetting, beside the bare matrix products of its rollouts and
+    updates. contenders  The same beside Transformer-XL with a window of 512, and sb3-contrib's RecurrentPPO of equal
+    width,
                 environments, rollout, passes and minibatches.
     flat        One episode: milliseconds per step early and late, and growth of resident memory.
     ragged      An unroll, forward and backward, over a long past of which few memories live, against one over as many
                 memories without gaps; and where some rows keep four times as many.
 
-Times are CPU seconds of one thread, so that other work on the machine disturbs them little. What is compared
-alternates, and medians are told.
+Times are CPU seconds of one thread, so that other work on the machine has little effect. What is compared alternates,
+and the results are medians.
 """
 
 from __future__ import annotations
@@ -49,30 +50,30 @@ from expire_span_rl.settings import resolve
 
 PARTS = ("floor", "contenders", "flat", "ragged")
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
-WINDOW = 10_000  # steps of `flat` whose mean is told
+WINDOW = 10_000  # steps of `flat` over which a mean is taken
 SIZES = ((64, 2, 4, 32), (256, 4, 8, 8))  # width, layers, heads and environments of `ragged`
-ROLLOUT = 64  # steps there
-LIVE = 0.05  # share of the past that lives
+ROLLOUT = 64  # steps of an unroll of `ragged`
+LIVE_SHARE = 0.05  # of the past
 
 
 @dataclass(frozen=True)
 class ThroughputConfig:
     parts: tuple[str, ...] = PARTS
-    """What is measured."""
+    """Parts to measure."""
     policy: str = "pretrained/corridor-expire_span.safetensors"
     """Policy file or run directory: an Expire-Span policy that has forgotten."""
     updates: int = 12
-    """Updates that are timed, per contender."""
+    """Updates that are timed, for each contender."""
     warm_up: int = 20
-    """Updates before that, until episodes of all lengths are under way."""
+    """Updates before that, until episodes of all lengths have begun."""
     steps: int = 1_000_000
-    """Steps of the one episode."""
+    """Steps of the one episode of `flat`."""
     past: tuple[int, ...] = (1024, 4096, 16_384)
-    """Steps of past of which a twentieth lives."""
+    """Steps of the past in `ragged`, of which a twentieth is live."""
     repeats: int = 9
-    """Times that an unroll is timed."""
+    """How often an unroll is timed."""
     out: str = "benchmarks/results/throughput.json"
-    """File of the figures."""
+    """JSON file of the results."""
 
     def __post_init__(self):
         for part in self.parts:
@@ -85,15 +86,15 @@ class ThroughputConfig:
 def main() -> None:
     config = cli.parse(ThroughputConfig, sys.argv[1:], "What a training step costs, against what it could cost.")
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"commit": current_commit()}
+    results: dict[str, Any] = {"commit": current_commit()}
     for part in config.parts:
-        figures[part] = MEASURES[part](config)
-        _show(part, figures[part])
-    write_atomically(config.out, (json.dumps(figures, indent=1) + "\n").encode())
-    print(f"figures: {config.out}")
+        results[part] = MEASUREMENTS[part](config)
+        _print_table(part, results[part])
+    write_atomically(config.out, (json.dumps(results, indent=1) + "\n").encode())
+    print(f"results: {config.out}")
 
 
-def _show(part: str, rows: list[dict[str, Any]]) -> None:
+def _print_table(part: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=part)
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
@@ -104,9 +105,9 @@ def _show(part: str, rows: list[dict[str, Any]]) -> None:
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
     """CPU seconds that a call takes."""
-    began = time.process_time()
+    start_time = time.process_time()
     function()
-    return time.process_time() - began
+    return time.process_time() - start_time
 
 
 # Floor
@@ -117,31 +118,31 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter[tuple[str, tuple[tuple[int, ...], ...]]] = Counter()
+        self.counts: Counter[tuple[str, tuple[tuple[int, ...], ...]]] = Counter()
         self._calls: list[tuple[Callable[..., Any], list[torch.Tensor], int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in PRODUCTS:
-            self.seen[name, tuple(tuple(tensor.shape) for tensor in args)] += 1
+            self.counts[name, tuple(tuple(tensor.shape) for tensor in args)] += 1
         return func(*args, **(kwargs or {}))
 
     def prepare(self) -> None:
-        """Makes random numbers of all shapes, for `repeat`."""
+        """Creates random tensors of all shapes, for `repeat`."""
         self._calls = [
             (getattr(torch, name), [torch.randn(shape) for shape in shapes], count)
-            for (name, shapes), count in self.seen.items()
+            for (name, shapes), count in self.counts.items()
         ]
 
     def repeat(self) -> None:
-        """All products once more."""
+        """Computes all products once more."""
         for function, tensors, count in self._calls:
             for _ in range(count):
                 function(*tensors)
 
 
 def floor(config: ThroughputConfig) -> list[dict[str, Any]]:
-    """Of PPO and IMPALA: steps per CPU second, and those of the bare matrix products."""
+    """Steps per CPU second of PPO and IMPALA, and of their matrix products alone."""
     rows = []
     for agent in ("ppo", "impala"):
         trainer = trainer_of(config.policy, ["--agent", agent, "--learning-rate", "0"])
@@ -150,17 +151,18 @@ def floor(config: ThroughputConfig) -> list[dict[str, Any]]:
         with Products() as products:
             trainer.update()
         products.prepare()
-        whole, bare = [], []
+        update_seconds = []
+        product_seconds = []
         for _ in range(config.updates):
-            whole.append(cpu_seconds(trainer.update))
-            bare.append(cpu_seconds(products.repeat))
+            update_seconds.append(cpu_seconds(trainer.update))
+            product_seconds.append(cpu_seconds(products.repeat))
         steps = trainer.rollout_size
         rows.append({
             "agent": agent,
             "live_memories": float(np.mean(trainer.collector.live["mean"])),
-            "steps_per_second": steps / float(np.median(whole)),
-            "bare_products": steps / float(np.median(bare)),
-            "ratio": float(np.median(bare) / np.median(whole)),
+            "steps_per_second": steps / float(np.median(update_seconds)),
+            "bare_products": steps / float(np.median(product_seconds)),
+            "ratio": float(np.median(product_seconds) / np.median(update_seconds)),
         })  # fmt: skip
     return rows
 
@@ -169,33 +171,39 @@ def floor(config: ThroughputConfig) -> list[dict[str, Any]]:
 
 
 def contenders(config: ThroughputConfig) -> list[dict[str, Any]]:
-    """Steps per CPU second of trainings in turns."""
-    ours = trainer_of(config.policy, ["--agent", "ppo", "--learning-rate", "0"])
-    same = {"env": "Corridor-v0", "learning_rate": 0.0, "total_timesteps": 10**9}
-    window = build(resolve("transformer_xl", window=512, **same)).trainer
-    recurrent = build(resolve(agent="sb3-recurrent-ppo", **_like(ours, same))).trainer
-    trainers = {"expire_span": ours, "transformer_xl, window 512": window, "sb3-recurrent-ppo": recurrent}
+    """Steps per CPU second of several trainings, which alternate."""
+    expire_span = trainer_of(config.policy, ["--agent", "ppo", "--learning-rate", "0"])
+    settings = {"env": "Corridor-v0", "learning_rate": 0.0, "total_timesteps": 10**9}
+    window = build(resolve("transformer_xl", window=512, **settings)).trainer
+    recurrent = build(resolve(agent="sb3-recurrent-ppo", **_baseline_settings(expire_span, settings))).trainer
+    trainers = {"expire_span": expire_span, "transformer_xl, window 512": window, "sb3-recurrent-ppo": recurrent}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for update in range(config.warm_up + config.updates):
         for name, trainer in trainers.items():
             if name.startswith("sb3") and config.warm_up > update > 1:
-                continue  # its speed does not depend on what is remembered
-            took = cpu_seconds(trainer.update)
+                continue  # its speed does not depend on its memory, so that it needs less warming up
+            update_seconds = cpu_seconds(trainer.update)
             if update >= config.warm_up:
-                seconds[name].append(took)
-    speed = {name: trainers[name].rollout_size / float(np.median(took)) for name, took in seconds.items()}
-    first = speed["expire_span"]
-    return [{"contender": name, "steps_per_second": each, "times_slower": first / each} for name, each in speed.items()]
+                seconds[name].append(update_seconds)
+    speeds = {name: trainers[name].rollout_size / float(np.median(times)) for name, times in seconds.items()}
+    reference = speeds["expire_span"]
+    return [
+        {"contender": name, "steps_per_second": speed, "times_slower": reference / speed}
+        for name, speed in speeds.items()
+    ]
 
 
-def _like(ours: Any, same: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the baseline with which it does as much as our trainer."""
-    learner = ours.agent.config
-    batch = ours.rollout_size // learner.num_minibatches
+def _baseline_settings(trainer: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with which the baseline does as much work as our trainer."""
+    learner = trainer.agent.config
     return {
-        **same, "num_envs": ours.env.num_envs, "num_steps": learner.num_steps, "batch_size": batch,
-        "n_epochs": learner.update_epochs, "width": ours.policy.config.core.width,
-    }  # fmt: skip
+        **settings,
+        "num_envs": trainer.env.num_envs,
+        "num_steps": learner.num_steps,
+        "batch_size": trainer.rollout_size // learner.num_minibatches,
+        "n_epochs": learner.update_epochs,
+        "width": trainer.policy.config.core.width,
+    }
 
 
 # Flat
@@ -203,70 +211,108 @@ def _like(ours: Any, same: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def flat(config: ThroughputConfig) -> list[dict[str, Any]]:
-    """One episode in one environment, for as long as asked."""
+    """One episode of `steps` steps in one environment."""
     policy, _ = load_policy(config.policy)
     env = make_vec_env("Corridor-v0", 1, min_length=config.steps, max_length=config.steps, max_steps=10**9)
     observation, _ = env.reset(seed=1)
-    acting, start = policy.begin(policy.initial_memory(1), 64), torch.ones(1, dtype=torch.bool)
-    windows, resident, live, began = {}, {}, 0, time.process_time()
+    acting = policy.begin(policy.initial_memory(1), 64)
+    start = torch.ones(1, dtype=torch.bool)
+    max_live = 0
+    seconds = {}  # at some steps
+    resident = {}  # GB, at some steps
+    start_time = time.process_time()
     for step in range(1, config.steps + 1):
         if acting.full:
             acting = policy.begin(acting.memory(), 64, acting)
         entries = {name: torch.as_tensor(entry) for name, entry in observation.items()}
         params, _ = policy.step(entries, acting, start)
-        live = max(live, int(acting.live.max()) if acting.live is not None else 0)
-        observation, _, ended, _, _ = env.step(policy.actions.to_env(policy.actions.mode(params)))
-        start = torch.as_tensor(ended)
+        max_live = max(max_live, int(acting.live.max()) if acting.live is not None else 0)
+        observation, _, terminated, _, _ = env.step(policy.actions.to_env(policy.actions.mode(params)))
+        start = torch.as_tensor(terminated)
         if step in (1000, 1000 + WINDOW, config.steps - WINDOW, config.steps):
-            windows[step], resident[step] = time.process_time() - began, resident_gb()
-    early = (windows[1000 + WINDOW] - windows[1000]) / WINDOW
-    late = (windows[config.steps] - windows[config.steps - WINDOW]) / WINDOW
+            seconds[step] = time.process_time() - start_time
+            resident[step] = resident_gb()
+    early_seconds = (seconds[1000 + WINDOW] - seconds[1000]) / WINDOW
+    late_seconds = (seconds[config.steps] - seconds[config.steps - WINDOW]) / WINDOW
     growth = 1000 * (resident[config.steps] - resident[1000 + WINDOW])
-    return [{
-        "steps": config.steps, "ms_per_step_early": 1000 * early, "ms_per_step_late": 1000 * late, "ratio": late / early,
-        "growth_of_resident_mb": growth, "most_live_memories": live,
-    }]  # fmt: skip
+    return [
+        {
+            "steps": config.steps,
+            "ms_per_step_early": 1000 * early_seconds,
+            "ms_per_step_late": 1000 * late_seconds,
+            "ratio": late_seconds / early_seconds,
+            "growth_of_resident_mb": growth,
+            "most_live_memories": max_live,
+        }
+    ]
 
 
 # Ragged
 
 
 def ragged(config: ThroughputConfig) -> list[dict[str, Any]]:
-    """CPU milliseconds of an unroll, forward and backward, and how many times those of one without gaps."""
-    rows, actions = [], {"kind": "discrete", "n": 4}
+    """CPU milliseconds of an unroll, forward and backward, over three memories, and their ratios to the dense one.
+
+    Dense: all of the past is live. Sparse: as many memories, spread over a longer past. Uneven: sparse, and an eighth
+    of the rows has four times as many.
+    """
+    rows = []
     for width, layers, heads, batch in SIZES:
         core = TransformerConfig(width=width, num_layers=layers, num_heads=heads)
         for past in config.past:
-            kind = ExpireSpanConfig(initial_limit=4 * past)
             policy = ActorCritic(
-                PolicyConfig({"x": {"kind": "vector", "shape": [8]}}, actions, "expire_span", kind, core)
+                PolicyConfig(
+                    observation={"x": {"kind": "vector", "shape": [8]}},
+                    actions={"kind": "discrete", "n": 4},
+                    memory="expire_span",
+                    memory_config=ExpireSpanConfig(initial_limit=4 * past),
+                    core=core,
+                )
             )
-            number = max(1, round(LIVE * past))
-            few = batch // 8
-            uneven = torch.full((batch,), number)
-            uneven[:few] *= 4
-            memories = {
-                "dense": _memory(policy, torch.full((batch,), number), number),
-                "sparse": _memory(policy, torch.full((batch,), number), past),
-                "uneven": _memory(policy, uneven, past),
-            }
-            took: dict[str, list[float]] = {name: [] for name in memories}
-            for repeat in range(config.repeats + 1):
-                for name, memory in memories.items():
-                    seconds = cpu_seconds(partial(_unroll, policy, memory, batch))
-                    if repeat:  # the first warms up
-                        took[name].append(seconds)
-            dense, sparse, other = (1000 * float(np.median(took[name])) for name in ("dense", "sparse", "uneven"))
-            rows.append({
-                "width_layers_batch": f"{width}, {layers}, {batch}", "past": past, "live": number, "dense_ms": dense,
-                "sparse_ms": sparse, "ratio": sparse / dense, "uneven_ms": other, "uneven_ratio": other / dense,
-            })  # fmt: skip
+            live = max(1, round(LIVE_SHARE * past))
+            even = torch.full((batch,), live)
+            uneven = even.clone()
+            uneven[: batch // 8] *= 4
+            milliseconds = _unroll_milliseconds(
+                policy,
+                {
+                    "dense": _memory(policy, even, live),
+                    "sparse": _memory(policy, even, past),
+                    "uneven": _memory(policy, uneven, past),
+                },
+                config.repeats,
+            )
+            rows.append(
+                {
+                    "width_layers_batch": f"{width}, {layers}, {batch}",
+                    "past": past,
+                    "live": live,
+                    "dense_ms": milliseconds["dense"],
+                    "sparse_ms": milliseconds["sparse"],
+                    "ratio": milliseconds["sparse"] / milliseconds["dense"],
+                    "uneven_ms": milliseconds["uneven"],
+                    "uneven_ratio": milliseconds["uneven"] / milliseconds["dense"],
+                }
+            )
     return rows
 
 
+def _unroll_milliseconds(policy: Any, memories: dict[str, Memory], repeats: int) -> dict[str, float]:
+    """Median CPU milliseconds of an unroll over each memory. They alternate."""
+    seconds: dict[str, list[float]] = {name: [] for name in memories}
+    for repeat in range(repeats + 1):
+        for name, memory in memories.items():
+            unroll_seconds = cpu_seconds(partial(_unroll, policy, memory))
+            if repeat:  # the first one warms up
+                seconds[name].append(unroll_seconds)
+    return {name: 1000 * float(np.median(times)) for name, times in seconds.items()}
+
+
 def _memory(policy: Any, live: torch.Tensor, past: int) -> Memory:
-    """Memories of an episode of `past` steps, of which `live` [B] live, spread evenly."""
-    batch, size, width = len(live), int(live.max()), policy.config.core.width
+    """Memories of an episode of `past` steps, of which `live` [B] are live, spread evenly."""
+    batch = len(live)
+    size = int(live.max())
+    width = policy.config.core.width
     place = torch.arange(size)
     age = (place[None] * (past / live[:, None])).int() + 1  # the youngest first
     alive = (place[None] < live[:, None]).flip(1)
@@ -275,15 +321,19 @@ def _memory(policy: Any, live: torch.Tensor, past: int) -> Memory:
     return Memory(tuple(layers), torch.full((batch,), past, dtype=torch.int32), torch.zeros(batch, 0))
 
 
-def _unroll(policy: Any, memory: Memory, batch: int) -> None:
+def _unroll(policy: Any, memory: Memory) -> None:
+    batch = len(memory.time)
     x = {"x": torch.randn(ROLLOUT, batch, 8)}
     out = policy.unroll(x, memory, torch.zeros(ROLLOUT, batch, dtype=torch.bool))
     (out.logits.square().mean() + out.values.square().mean()).backward()
 
 
-MEASURES: dict[str, Callable[[ThroughputConfig], list[dict[str, Any]]]] = {
-    "floor": floor, "contenders": contenders, "flat": flat, "ragged": ragged,
-}  # fmt: skip
+MEASUREMENTS: dict[str, Callable[[ThroughputConfig], list[dict[str, Any]]]] = {
+    "floor": floor,
+    "contenders": contenders,
+    "flat": flat,
+    "ragged": ragged,
+}
 
 if __name__ == "__main__":
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Processes that benchmarks train in. They leave the terminal's interrupt to the benchmark, and end with it."""
+"""Worker processes in which benchmarks train. They leave the terminal's interrupt to the benchmark, and end with it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from typing import Any
 
 
 def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
-    """The results, as they come, each from a process of its own, `jobs` of them at a time. Raises what `function`
-    raised, KeyboardInterrupt where it was interrupted, and RuntimeError for a process that was killed."""
+    """Calls `function` for each item of `work` in a process of its own, `jobs` at a time. Yields the results in the
+    order in which they end.
+
+    Raises what `function` raised, KeyboardInterrupt where it was interrupted, and RuntimeError for a process that was
+    killed.
+    """
     context = multiprocessing.get_context("spawn")
     waiting = deque(work)
     running: dict[Any, BaseProcess] = {}
@@ -27,9 +31,9 @@ def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int)
                 result, sender = context.Pipe(duplex=False)
                 running[result] = context.Process(target=_work, args=(function, waiting.popleft(), sender, os.getpid()))
                 running[result].start()
-                sender.close()  # the worker's end: without it the result is at its end
+                sender.close()  # only the worker has it then, so that the pipe ends with the worker
             for result in wait(list(running)):
-                yield _received(result, running.pop(result))
+                yield _receive(result, running.pop(result))
     finally:
         for process in running.values():
             process.terminate()
@@ -37,9 +41,10 @@ def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int)
             process.join()
 
 
-def _received(result: Any, process: BaseProcess) -> Any:
+def _receive(result: Any, process: BaseProcess) -> Any:
+    """The result of a worker. Raises as `in_processes` does."""
     try:
-        told = result.recv()
+        value = result.recv()
     except EOFError:
         process.join()
         if process.exitcode == 130:
@@ -48,37 +53,38 @@ def _received(result: Any, process: BaseProcess) -> Any:
             f"a training's process was ended from outside (exit code {process.exitcode}, -9 often for want of memory)"
         ) from None
     process.join()
-    if isinstance(told, Exception):
-        raise told
-    return told
+    if isinstance(value, Exception):
+        raise value
+    return value
 
 
 def _work(function: Callable[[Any], Any], work: Any, sender: Connection, parent: int) -> None:
-    """In a worker: an interrupted training has written its checkpoint, and that is all there is to say."""
-    _obey(parent)
+    """Runs in a worker and sends the result, or the error. An interrupted training has written its checkpoint, so that
+    nothing is sent."""
+    _follow_parent(parent)
     try:
-        told = function(work)
+        value = function(work)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001, the parent raises it
-        told = error
-    sender.send(told)
+        value = error
+    sender.send(value)
 
 
-def _obey(parent: int) -> None:
-    """A worker leaves the terminal's interrupt to its parent, writes a checkpoint when the parent ends it, and does not
-    outlive it: a sweep that is continued works alone."""
+def _follow_parent(parent: int) -> None:
+    """Makes a worker ignore the terminal's interrupt, which its parent gets, and write a checkpoint when the parent
+    ends it. It ends when the parent does, since two processes must not continue the same sweep."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    def ended(signum: int, frame: Any) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no training that could be saved
+    def interrupt(signum: int, frame: Any) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # there is no training to save
             os._exit(130)
         signal.raise_signal(signal.SIGINT)
 
     os.setsid()
-    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGTERM, interrupt)
     threading.Thread(target=watch, daemon=True).start()

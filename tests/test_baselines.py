@@ -167,7 +167,8 @@ class Everything(gym.Env):
 
     observation_space = spaces.Dict({
         "text": spaces.Text(12), "picture": spaces.Box(0, 255, (12, 12, 3), np.uint8), "huge": spaces.Discrete(10**9),
-        "pair": spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(50, 70, (2,)))), "count": spaces.Discrete(4, start=1),
+        "pair": spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(50, 70, (2,)))),
+        "count": spaces.Discrete(4, start=1),
     })  # fmt: skip
 
     def __init__(self, action: str = "box"):

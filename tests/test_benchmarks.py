@@ -1,4 +1,4 @@
-"""The benchmarks as a user calls them, in small: what they write, that they go on where they were, what they refuse."""
+"""The benchmarks as a user calls them, with small settings: what they write, that they continue, what they refuse."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--tot
 TINY += ["--env-kwargs", '{"max_length": 5}', "--eval-every", "256", "--eval-episodes", "20", "--jobs", "1"]
 
 
-def test_learning_reports_every_seed_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+def test_learning_reports_every_seed_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert call(learning, [*TINY, "--seeds", "1", "--out", "x.json"], monkeypatch) == 0
-    first = json.loads(Path("x.json").read_text())
-    assert [r["seed"] for r in first["seeds"]] == [1]
-    assert [h["timesteps"] for h in first["seeds"][0]["history"]] == [256, 512]
-    assert first["seeds"][0]["last"]["hard"]["mean_episode_length"] >= 5  # the hard ones are the longest
-    assert [row[0] for row in first["seeds"][0]["curve"]] == [512]
+    report = json.loads(Path("x.json").read_text())
+    assert [result["seed"] for result in report["seeds"]] == [1]
+    (result,) = report["seeds"]
+    assert [entry["timesteps"] for entry in result["history"]] == [256, 512]
+    assert result["last"]["hard"]["mean_episode_length"] >= 5  # the hard ones are the longest
+    assert [row[0] for row in result["curve"]] == [512]
     assert call(learning, [*TINY, "--seeds", "2", "--out", "x.json", "--plot", "x.png"], monkeypatch) == 0
     both = json.loads(Path("x.json").read_text())
     assert [r["seed"] for r in both["seeds"]] == [1, 2]
-    assert both["seeds"][0] == first["seeds"][0]
+    assert both["seeds"][0] == result
     assert Path("x.png").stat().st_size > 5_000
     capsys.readouterr()
     assert call(learning, [*TINY, "--gamma", "0.9", "--out", "x.json"], monkeypatch) == 2
@@ -45,7 +46,7 @@ def test_training_times_a_shipped_policy(tmp_path, monkeypatch, capsys):
     assert call(training, [policy, *small], monkeypatch) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "corridor" in line or ".safetensors" in line)
-    assert "resident" in out and row.count("│") == 10  # the agent and a figure in each of the seven columns
+    assert "resident" in out and row.count("│") == 10  # the agent and a number in each of the seven columns
     assert call(training, small, monkeypatch) == 2
     assert "expected at least one policy file" in capsys.readouterr().err
 
@@ -56,10 +57,11 @@ def test_scaling_measures_one_process_a_fed_learner_and_actors(tmp_path, monkeyp
     policy = ROOT / "pretrained" / "corridor-expire_span.safetensors"
     small = ["--updates", "2", "--warm-up", "2", "--num-envs", "8", "--num-minibatches", "2", "--torch-threads", "1"]
     assert call(scaling, [policy, *small, "--actors", "1", "--out", "x.json", "--plot", "x.png"], monkeypatch) == 0
-    figures = json.loads(Path("x.json").read_text())
-    one = figures["actors"]["1"]
-    assert min(figures["one_process"], figures["learner_intake"], figures["actor_output"], one["steps_per_second"]) > 0
-    assert 0 <= one["learner_idle"] < 1 and one["lag"] >= 1 and figures["rollout_bytes"] > 64 * 8 * 10
-    assert "one learner feeds on" in capsys.readouterr().out and Path("x.png").stat().st_size > 5_000
+    metrics = json.loads(Path("x.json").read_text())
+    actor = metrics["actors"]["1"]
+    speeds = [metrics[name] for name in ("one_process", "learner_intake", "actor_output")]
+    assert min(*speeds, actor["steps_per_second"]) > 0
+    assert 0 <= actor["learner_idle"] < 1 and actor["lag"] >= 1 and metrics["rollout_bytes"] > 64 * 8 * 10
+    assert "one learner can take in" in capsys.readouterr().out and Path("x.png").stat().st_size > 5_000
     assert call(scaling, [policy, "--actors", "0"], monkeypatch) == 2
     assert "--actors: expected at least 1, got 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The comparison of memory kinds: a sweep that resumes and refuses, cells that speak for themselves, who is ahead."""
+"""The comparison of memory kinds: sweeps that resume and refuse other settings, reports of cells, the highest score."""
 
 from __future__ import annotations
 
@@ -32,60 +32,66 @@ TINY += ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--ch
 sweep = partial(call, comparison)
 
 
-def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
-    """Killed in the middle of its second cell; continued from that cell's checkpoint; the first is not trained
-    again."""
-    trained = []
-    train, save = training.train, RunDirectory.save
+@pytest.fixture
+def trainings(monkeypatch) -> list[tuple[str, bool]]:
+    """(memory kind, whether it was resumed) of every training that begins."""
+    result = []
+    train = training.train
 
-    def counted(settings):
-        trained.append((settings.run.memory, bool(settings.run.resume)))
+    def counting_train(settings):
+        result.append((settings.run.memory, bool(settings.run.resume)))
         return train(settings)
 
-    def killed(directory):
+    monkeypatch.setattr(training, "train", counting_train)
+    return result
+
+
+def interrupt_second_cell(trainings: list[tuple[str, bool]], monkeypatch) -> None:
+    """Runs the sweep, which is interrupted at the first checkpoint of its second cell."""
+    save = RunDirectory.save
+
+    def save_and_interrupt(directory):
         save(directory)
-        if len(trained) == 2:
+        if len(trainings) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", counted)
-    monkeypatch.setattr(RunDirectory, "save", killed)
-    assert sweep(TINY, monkeypatch) == 130
+    with monkeypatch.context() as context:
+        context.setattr(RunDirectory, "save", save_and_interrupt)
+        assert sweep(TINY, monkeypatch) == 130
+
+
+def continuing_command() -> list[str]:
+    """The command line in the table of the sweep."""
+    return shlex.split(Path("sweep/table.md").read_text().partition("Continued by `")[2].partition("`")[0])
+
+
+def test_a_sweep_is_interrupted_continued_and_extended(in_folder, trainings, monkeypatch, capsys):
+    """It is continued from the checkpoint of its second cell. The first cell is not trained again."""
+    interrupt_second_cell(trainings, monkeypatch)
     assert [file.name for file in Path("sweep/cells").glob("*.json")] == ["transformer_xl-8-1.json"]
     assert Path("sweep/results.csv").read_text().count("\n") == 2
-    continued = shlex.split(Path("sweep/table.md").read_text().partition("Continued by `")[2].partition("`")[0])
-    assert continued[3:7] == ["--kinds", "expire_span", "transformer_xl", "none"]  # what is missing, too
+    command = continuing_command()
+    assert command[3:7] == ["--kinds", "expire_span", "transformer_xl", "none"]  # with the missing ones
     before = Path("sweep/cells/transformer_xl-8-1.json").read_bytes()
-    monkeypatch.setattr(RunDirectory, "save", save)
     capsys.readouterr()
 
-    for other, told in (
-        (["--total-timesteps", "512"], "expected --total-timesteps 256"),
-        (["--gamma", "0.5"], "expected --gamma 0.99"),
-        (["--no-eval-stochastic"], "expected --eval-stochastic True"),
-    ):
-        assert sweep([*TINY, *other], monkeypatch) == 2
-        error = capsys.readouterr().err
-        assert f"sweep: {told} as in its cell" in error and error.count("\n") == 1
-    assert sweep([a if a != "8" else "9" for a in TINY], monkeypatch) == 2  # budget and evaluation
-    assert "expected --eval-episodes 8 as in its cell transformer_xl-8-1, got 9" in capsys.readouterr().err
-    # Kinds that are not there yet must not come by other settings; nor does what was begun go on with others.
-    for other, told in (
-        (["--env", "Portal-v0", "--env-kwargs", "{}"], "expected --env Corridor-v0 as in its cell transformer_xl-8-1"),
-        (["--gating"], "expected --gating False as in its cell transformer_xl-8-1"),
-    ):
-        assert sweep([*TINY, "--kinds", "gru", *other], monkeypatch) == 2
-        assert told in capsys.readouterr().err
-    Path("sweep/cells/transformer_xl-8-1.json").rename("kept.json")
-    assert sweep([*TINY, "--kinds", "expire_span", "--gamma", "0.5"], monkeypatch) == 2
-    assert "expected --gamma 0.99 as in its cell expire_span-8-1" in capsys.readouterr().err
-    Path("kept.json").rename("sweep/cells/transformer_xl-8-1.json")
-    assert len(trained) == 2
-
-    assert sweep(continued[3:] + ["--jobs", "1"], monkeypatch) == 0
-    assert trained == [("transformer_xl", False), ("expire_span", False), ("expire_span", True), ("none", False)]
+    assert sweep(command[3:] + ["--jobs", "1"], monkeypatch) == 0
+    assert trainings == [("transformer_xl", False), ("expire_span", False), ("expire_span", True), ("none", False)]
     assert Path("sweep/cells/transformer_xl-8-1.json").read_bytes() == before
     out = capsys.readouterr().out
     assert "| transformer_xl | 8 | 1 |" in out and "| none | - | 1 |" in out
+    check_results()
+
+    # Nothing is left to do. A larger sweep trains in processes of its own.
+    assert sweep(TINY, monkeypatch) == 0
+    assert len(trainings) == 4
+    assert sweep([*TINY, "--kinds", "gru", "--seeds", "2", "--jobs", "2"], monkeypatch) == 0
+    assert len(list(Path("sweep/cells").glob("*.json"))) == 5
+    assert "| gru | - | 2 |" in capsys.readouterr().out
+
+
+def check_results() -> None:
+    """The rows and cells of the sweep with the settings TINY."""
     with Path("sweep/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["kind"], r["budget"], r["seed"]) for r in rows] == [
@@ -99,22 +105,40 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
         assert row["memory_efficiency"] == ""  # Corridor has no oracle
     assert 0 < float(rows[1]["live_mean"]) <= float(rows[1]["live_peak"]) <= 8
     assert Path("sweep/success.png").stat().st_size > 10_000
-    cell = json.loads(before)
+    cell = json.loads(Path("sweep/cells/transformer_xl-8-1.json").read_text())
     assert cell["config"]["window"] == 7 and cell["config"]["total_timesteps"] == 256
     assert cell["evaluation"]["episodes"] == 8
     assert cell["evaluation"]["buckets"][-1]["high"] <= 6  # the environment that it was trained in
 
-    # Nothing is left to do; and a sweep may grow, by processes of their own.
-    assert sweep(TINY, monkeypatch) == 0
-    assert len(trained) == 4
-    grown = [*TINY, "--kinds", "gru", "--seeds", "2", "--jobs", "2"]
-    assert sweep(grown, monkeypatch) == 0
-    assert len(list(Path("sweep/cells").glob("*.json"))) == 5
-    assert "| gru | - | 2 |" in capsys.readouterr().out
+
+def test_a_sweep_refuses_other_settings(in_folder, trainings, monkeypatch, capsys):
+    """In one line, for finished cells, for cells that have begun, and for kinds that are not there yet."""
+    interrupt_second_cell(trainings, monkeypatch)
+    capsys.readouterr()
+    for flags, message in (
+        (["--total-timesteps", "512"], "expected --total-timesteps 256"),
+        (["--gamma", "0.5"], "expected --gamma 0.99"),
+        (["--no-eval-stochastic"], "expected --eval-stochastic True"),
+    ):
+        assert sweep([*TINY, *flags], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert f"sweep: {message} as in its cell" in error and error.count("\n") == 1
+    assert sweep([word if word != "8" else "9" for word in TINY], monkeypatch) == 2  # budget and evaluation
+    assert "expected --eval-episodes 8 as in its cell transformer_xl-8-1, got 9" in capsys.readouterr().err
+    for flags, message in (
+        (["--env", "Portal-v0", "--env-kwargs", "{}"], "expected --env Corridor-v0 as in its cell transformer_xl-8-1"),
+        (["--gating"], "expected --gating False as in its cell transformer_xl-8-1"),
+    ):
+        assert sweep([*TINY, "--kinds", "gru", *flags], monkeypatch) == 2
+        assert message in capsys.readouterr().err
+    Path("sweep/cells/transformer_xl-8-1.json").unlink()
+    assert sweep([*TINY, "--kinds", "expire_span", "--gamma", "0.5"], monkeypatch) == 2
+    assert "expected --gamma 0.99 as in its cell expire_span-8-1" in capsys.readouterr().err
+    assert len(trainings) == 2
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--kinds", "expire-span"], "--kinds: expected one of"),
         (["--budgets", "4"], "--budgets: expected some of at least 8, got [4]"),
@@ -133,10 +157,10 @@ def test_a_sweep_reports_resumes_and_refuses(in_folder, monkeypatch, capsys):
         (["--total-timesteps", "0"], "--total-timesteps: expected at least 1"),
     ],
 )
-def test_bad_input_is_told_in_one_line_and_leaves_nothing(arguments, told, in_folder, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_leaves_no_file(arguments, message, in_folder, monkeypatch, capsys):
     assert sweep(["--jobs", "1", *arguments], monkeypatch) == 2
     error = capsys.readouterr().err
-    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert list(in_folder.iterdir()) == []
 
 
@@ -166,7 +190,7 @@ def test_what_is_named_twice_is_trained_once(in_folder):
 
 
 def test_a_budget_sets_what_an_environment_would_set_otherwise():
-    """Portal's own margin is 3, and it drops spans: what is kept beyond need would count."""
+    """Portal sets a margin of 3 and span dropout. With a budget, memories that the margin keeps would count."""
     config = comparison.ComparisonConfig(kinds=("expire_span",), budgets=(16,))
     sweep = comparison.Sweep(config, ["--env", "Portal-v0"], Path("nowhere"))
     settings = sweep.run_settings(Cell("expire_span", 16, 1))
@@ -174,36 +198,37 @@ def test_a_budget_sets_what_an_environment_would_set_otherwise():
     assert settings.network.shifted_heads == 2
 
 
-def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
-    """A report needs no other flag than --out, and its command continues the sweep; a cell from before there was some
-    flag goes on counting; JSON that is no cell is named."""
+def test_a_report_needs_the_cells_only(in_folder, monkeypatch, capsys):
+    """A report needs no other flag than --out, and its command continues the sweep. An old cell without some flag still
+    counts. JSON that is no cell is named."""
     assert sweep(ONE, monkeypatch) == 0
     table = Path("sweep/table.md").read_text()
-    told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])
-    assert told[:3] == ["python", "-m", "benchmarks.comparison"] and "--env-kwargs" in told and "--num-envs" in told
+    command = continuing_command()
+    assert command[:3] == ["python", "-m", "benchmarks.comparison"]
+    assert "--env-kwargs" in command and "--num-envs" in command
     file = Path("sweep/cells/none-any-1.json")
     cell = json.loads(file.read_text())
     assert cell["config"].pop("observation_prediction_coef") == 0
     cell["config"]["env_kwargs"] = '{"max_length":6}'
     file.write_text(json.dumps(cell))
     monkeypatch.setattr(training, "train", None)  # nothing is to be trained
-    assert sweep(told[3:], monkeypatch) == 0
+    assert sweep(command[3:], monkeypatch) == 0
     Path("sweep/table.md").unlink()
     file.write_text(json.dumps({**cell, "config": {**cell["config"], "env_kwargs": '{"max_length": 6}'}}))
     assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
     assert Path("sweep/table.md").read_text() == table
     assert sweep([*ONE, "--report"], monkeypatch) == 0
     capsys.readouterr()
-    for wrong, answer in (
+    for flag, message in (
         ("--gamma=0.5", "expected --gamma 0.99"),
         ("--gamma=x", "--gamma"),
         ("--gama=1", "did you mean"),
     ):
-        assert sweep([*ONE, "--report", wrong], monkeypatch) == 2
-        assert answer in capsys.readouterr().err
+        assert sweep([*ONE, "--report", flag], monkeypatch) == 2
+        assert message in capsys.readouterr().err
     assert sweep([*ONE, "--observation-prediction-coef", "0.5"], monkeypatch) == 2
     assert "expected --observation-prediction-coef 0.0 as in its cell" in capsys.readouterr().err
-    # Cells from before actions were drawn: they say so, and the command continues them as they are.
+    # Old cells were evaluated with the most likely actions. The command continues them in the same way.
     file.write_text(json.dumps({name: value for name, value in cell.items() if name != "eval_stochastic"}))
     assert sweep(ONE, monkeypatch) == 2
     assert "expected --eval-stochastic False as in its cell" in capsys.readouterr().err
@@ -224,23 +249,19 @@ def test_cells_speak_for_themselves(in_folder, monkeypatch, capsys):
 
 
 def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder):
-    """As Ctrl-C does it: the signal goes to the sweep, which ends its workers."""
-    arguments = [
-        *ONE,
-        "--jobs",
-        "2",
-        "--seeds",
-        "2",
-        "--total-timesteps",
-        "100_000_000",
-        "--checkpoint-every",
-        "100_000_000",
-    ]
-    command = [sys.executable, "-m", "benchmarks.comparison", *arguments]
+    """The signal goes to the sweep, as with Ctrl-C, and the sweep ends its workers."""
+    length = ["--total-timesteps", "100_000_000", "--checkpoint-every", "100_000_000"]
+    command = [sys.executable, "-m", "benchmarks.comparison", *ONE, "--jobs", "2", "--seeds", "2", *length]
     path = {**os.environ, "PYTHONPATH": str(Path(comparison.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    # A shell that started the tests in the background has them ignore SIGINT, and so would the sweep.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=path, preexec_fn=heeds)  # noqa: PLW1509, no threads here
+    # Tests that a shell starts in the background ignore SIGINT, and so would the sweep.
+    accept_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=path,
+        preexec_fn=accept_interrupt,  # noqa: PLW1509, there are no threads here
+    )
     logs = [Path(f"sweep/runs/none-any-{seed}/progress.csv") for seed in (1, 2)]
     deadline = time.time() + 60
     try:
@@ -257,78 +278,77 @@ def test_an_interrupted_sweep_of_several_processes_writes_checkpoints(in_folder)
 
 
 def test_a_flag_goes_to_the_kinds_that_have_it(in_folder, monkeypatch, capsys):
-    """And the command in the table gives it back, as it does the agent."""
+    """The command in the table has it too, and the agent."""
     kinds = ["--kinds", "transformer_xl", "gru", *TINY[4:], "--gating", "--agent", "impala"]
     assert sweep(kinds, monkeypatch) == 0
     cells = {
         name: json.loads(Path(f"sweep/cells/{name}-1.json").read_text()) for name in ("transformer_xl-8", "gru-any")
     }
     assert cells["transformer_xl-8"]["config"]["gating"] is True and "gating" not in cells["gru-any"]["config"]
-    table = Path("sweep/table.md").read_text()
-    told = shlex.split(table.partition("Continued by `")[2].partition("`")[0])
-    assert "--gating" in told and told[told.index("--agent") + 1] == "impala"
+    command = continuing_command()
+    assert "--gating" in command and command[command.index("--agent") + 1] == "impala"
     monkeypatch.setattr(training, "train", None)  # nothing is to be trained
-    assert sweep(told[3:], monkeypatch) == 0
+    assert sweep(command[3:], monkeypatch) == 0
     assert sweep(["--kinds", "transformer_xl", "gru", *TINY[4:], "--agent", "impala"], monkeypatch) == 2
     assert "expected --gating True as in its cell transformer_xl-8-1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
-def test_a_cell_is_evaluated_as_it_is_told(stochastic, in_folder, monkeypatch):
-    asked = []
+def test_a_cell_is_evaluated_with_the_chosen_kind_of_actions(stochastic, in_folder, monkeypatch):
+    calls = []
+    evaluate = evaluation.evaluate
 
-    def played(*arguments, deterministic, **others):
-        asked.append(deterministic)
-        return evaluate_(*arguments, deterministic=deterministic, **others)
+    def recording_evaluate(*arguments, deterministic, **kwargs):
+        calls.append(deterministic)
+        return evaluate(*arguments, deterministic=deterministic, **kwargs)
 
-    evaluate_ = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", played)
+    monkeypatch.setattr(evaluation, "evaluate", recording_evaluate)
     assert sweep([*ONE, *([] if stochastic else ["--no-eval-stochastic"])], monkeypatch) == 0
-    assert asked == [not stochastic]
+    assert calls == [not stochastic]
     assert json.loads(Path("sweep/cells/none-any-1.json").read_text())["eval_stochastic"] is stochastic
 
 
-def test_the_figures_are_the_evaluations_and_the_logs():
+def test_metrics_of_an_evaluation():
     result = {
         "success_rate": 0.5, "mean_return": 2.0, "memory_efficiency": None, "live_memories_mean": [3.0, 5.0],
         "live_memories_max": [7, 9], "memory_bytes": 11.0, "acting_steps_per_second": 13.0,
     }  # fmt: skip
-    assert comparison_cells.evaluation_figures(result) == {
+    assert comparison_cells.evaluation_metrics(result) == {
         "success": 0.5, "return": 2.0, "memory_efficiency": None, "live_mean": 4.0, "live_peak": 9, "bytes": 11.0,
         "acting_steps_per_second": 13.0,
     }  # fmt: skip
-    without = comparison_cells.evaluation_figures({**result, "live_memories_mean": [], "live_memories_max": []})
+    without = comparison_cells.evaluation_metrics({**result, "live_memories_mean": [], "live_memories_max": []})
     assert without["live_mean"] is without["live_peak"] is None
 
 
 def test_training_minutes_are_those_of_the_log_without_pauses(tmp_path):
     (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps\n2,120\n1,240\n")
-    figures = comparison_cells.training_figures(tmp_path, resolve(num_steps=12, num_envs=10))
-    assert figures == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
+    metrics = comparison_cells.training_metrics(tmp_path, resolve(num_steps=12, num_envs=10))
+    assert metrics == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
 
 
 def test_a_folder_that_is_no_sweep_is_refused_and_kept(in_folder, monkeypatch, capsys):
     Path("sweep").mkdir()
-    Path("sweep/mine.txt").write_text("mine")
+    Path("sweep/notes.txt").write_text("notes")
     assert sweep(TINY, monkeypatch) == 2
     assert "expected a new directory or one of a sweep" in capsys.readouterr().err
-    assert [file.name for file in Path("sweep").iterdir()] == ["mine.txt"]
+    assert [file.name for file in Path("sweep").iterdir()] == ["notes.txt"]
 
 
-def test_who_is_ahead_must_keep_to_the_budget():
-    """The higher success of a kind whose memories were not within the budget does not count there."""
+def test_the_highest_score_must_be_within_the_budget():
+    """A kind whose live memories exceed a budget does not count there, even if its success is higher."""
     none = dict.fromkeys(("return", "memory_efficiency", "live_peak", "bytes", "training_minutes"))
     none |= dict.fromkeys(("training_steps_per_second", "acting_steps_per_second"))
 
     def cell(kind, budget, success, live, seed=1):
-        figures = {**none, "success": success, "live_mean": live}
+        metrics = {**none, "success": success, "live_mean": live}
         evaluation = {"live_memories_mean": [live - 1, live + 1]}
-        return {**Cell(kind, budget, seed)._asdict(), "figures": figures, "evaluation": evaluation}
+        return {**Cell(kind, budget, seed)._asdict(), "figures": metrics, "evaluation": evaluation}
 
     rows = summary([cell("a", 8, 0.9, 7.5), cell("a", 16, 0.9, 9), cell("b", 8, 1.0, 8.5), cell("b", 16, 0.9, 16)])
     assert highest(rows) == {8: ["a"], 16: ["a", "b"]}
     assert [row["layers"] for row in rows] == [[6.5, 8.5], [8, 10], [7.5, 9.5], [15, 17]]
-    # Every seed has to; and intervals that overlap are told together, the highest first.
+    # Every seed must be within the budget. Kinds whose intervals overlap are listed together, the highest first.
     rows = summary([cell("a", 8, 1, 4), cell("a", 8, 1, 9, 2), cell("b", 8, 0.5, 4), cell("b", 8, 0.7, 4, 2)])
     assert highest(rows) == {8: ["b"]}
     seeds = [
@@ -337,6 +357,6 @@ def test_who_is_ahead_must_keep_to_the_budget():
         for i, success in enumerate(both)
     ]
     assert highest(summary([cell(kind, 8, success, 4, i) for kind, success, i in seeds])) == {8: ["b", "a"]}
-    # Who was never told of success, where others are, had none.
+    # A cell without a success rate counts as 0, if others have one.
     mean, low, high = summary([cell("a", 8, 0.9, 4), cell("a", 8, None, 4, 2)])[0]["success"]
     assert (mean, low, high) == (pytest.approx(0.45), 0, 0.9)

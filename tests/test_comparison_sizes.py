@@ -1,4 +1,4 @@
-"""The budgets of the comparison: every kind with slots has a size, and keeps to it."""
+"""The budgets of the comparison: every kind with slots has a size, and keeps within it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_every_kind_with_slots_has_a_size():
 
 @pytest.mark.parametrize("budget", [8, 16, 32, 61])
 @pytest.mark.parametrize("kind", ["transformer_xl", "compressive"])
-def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
-    """Counted by evaluate.py over episodes long enough to fill it."""
+def test_a_window_has_exactly_its_budget_at_its_peak(kind, budget):
+    """evaluate.py counts the live memories of episodes that are long enough to fill it."""
     settings = parse_config(["--memory", kind]).replace(**SIZES[kind](budget))
     env = make_vec_env("Corridor-v0", 1)
     space = env.single_observation_space
@@ -27,8 +27,8 @@ def test_a_window_holds_just_its_budget_at_its_peak(kind, budget):
     core = core_config(kind)(width=16, num_layers=1, num_heads=1)
     policy = ActorCritic.for_spaces(space, env.single_action_space, memory=kind, memory_config=memory, core=core)
     assert policy.config.observation == observation_spec(space)
-    played = evaluate(policy, "Corridor-v0", {"min_length": 200, "max_length": 200}, 2)
-    assert played["live_memories_max"] == [budget]
+    result = evaluate(policy, "Corridor-v0", {"min_length": 200, "max_length": 200}, 2)
+    assert result["live_memories_max"] == [budget]
 
 
 @pytest.mark.parametrize("kind", ["expire_span", "adaptive_span"])

@@ -1,4 +1,4 @@
-"""benchmarks.coverage: which environments it asks for, what it finds out about one, and how it goes on."""
+"""benchmarks.coverage: which environments it measures, its result for one, and how it continues."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from benchmarks import coverage
 from expire_span_rl import cli
 
-RUNS, REFUSED = "CartPole-v1", "GymV21Environment-v0"
-"""An environment of Gymnasium that needs no further package, and an id that only says what to install."""
+RUNS = "CartPole-v1"
+"""An environment of Gymnasium that needs no further package."""
+REFUSED = "GymV21Environment-v0"
+"""An id that only says what to install."""
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -23,17 +25,16 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_a_family_is_all_that_its_package_registers():
-    own = coverage.environments("gymnasium")
-    assert {RUNS, REFUSED, "Blackjack-v1", "Ant-v5", "phys2d/CartPole-v1"} <= set(own)
+    gymnasium = coverage.environments("gymnasium")
+    assert {RUNS, REFUSED, "Blackjack-v1", "Ant-v5", "phys2d/CartPole-v1"} <= set(gymnasium)
     minigrid, babyai = coverage.environments("minigrid"), coverage.environments("babyai")
     assert "MiniGrid-MemoryS17Random-v0" in minigrid and "BabyAI-GoToObj-v0" in babyai
-    assert not set(own) & set(minigrid) and not set(minigrid) & set(babyai)
+    assert not set(gymnasium) & set(minigrid) and not set(minigrid) & set(babyai)
     assert (len(minigrid), len(babyai)) == (82, 96)  # of minigrid 3.2.0
 
 
-def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """One id that runs and one that does not, with its reason; ids with a row are measured again only when asked
-    for."""
+def test_it_trains_evaluates_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """One id runs and one does not, with its reason. Ids with a row are measured again only with --redo or --ids."""
     out = tmp_path / "coverage.csv"
     flags = ["--timesteps", "512", "--out", str(out), "--families", "gymnasium"]
     monkeypatch.setattr(coverage, "environments", lambda family: [RUNS, REFUSED])
@@ -45,25 +46,27 @@ def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert not rows[REFUSED].runs
     assert rows[REFUSED].why_not.startswith("train_rl: ") and "shimmy" in rows[REFUSED].why_not
     assert "traceback" not in rows[REFUSED].why_not and "\n" not in rows[REFUSED].why_not
-    shown = capsys.readouterr().out
-    assert "yes" in shown and "shimmy" in shown
+    out_text = capsys.readouterr().out
+    assert "yes" in out_text and "shimmy" in out_text
 
-    measured = []
+    measured_ids = []
 
     def measure(family, id_, config, commit):
-        measured.append(id_)
-        return coverage.Row(family, id_, True, "", 1.0, config.timesteps, "later")
+        measured_ids.append(id_)
+        return coverage.Row(
+            family=family, id=id_, runs=True, why_not="", seconds=1.0, timesteps=config.timesteps, commit="later"
+        )
 
     monkeypatch.setattr(coverage, "measure", measure)
-    assert run(flags, monkeypatch) == 0 and measured == []
-    assert run([*flags, "--redo", "failed"], monkeypatch) == 0 and measured == [REFUSED]
-    again = coverage.read_rows(out)
-    assert again[RUNS] == rows[RUNS] and again[REFUSED].runs and again[REFUSED].commit == "later"
-    assert run([*flags, "--ids", RUNS], monkeypatch) == 0 and measured == [REFUSED, RUNS]
+    assert run(flags, monkeypatch) == 0 and measured_ids == []
+    assert run([*flags, "--redo", "failed"], monkeypatch) == 0 and measured_ids == [REFUSED]
+    new_rows = coverage.read_rows(out)
+    assert new_rows[RUNS] == rows[RUNS] and new_rows[REFUSED].runs and new_rows[REFUSED].commit == "later"
+    assert run([*flags, "--ids", RUNS], monkeypatch) == 0 and measured_ids == [REFUSED, RUNS]
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "failure"),
     [
         ("import time; time.sleep(60)", "broken: no end within 2 seconds"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "broken: ended by SIGKILL: nothing was said"),
@@ -72,7 +75,7 @@ def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         ("def main(): print('done')", ""),
     ],
 )
-def test_what_a_command_did_is_one_line(script, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_failure_of_a_command_is_one_line(script, failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken.py").write_text(script)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert coverage._failure("broken", [], tmp_path, 2 if "no end" in said else 60) == said
+    assert coverage._failure("broken", [], tmp_path, 2 if "no end" in failure else 60) == failure

@@ -171,12 +171,12 @@ def test_the_commands_of_a_page_run(page, run_dir, runner, tmp_path):
 
 STAGES = {
     "comparison": "Sweep.run",
-    "coverage": "_missing",
+    "coverage": "_missing_ids",
     "environments": "contenders",
     "generalisation": "in_processes",
     "learning": "in_processes",
     "prediction": "learn",
-    "scaling": "alone",
+    "scaling": "measure_local",
     "tasks": "run",
     "throughput": "current_commit",
     "training": "trainer_of",

@@ -1,4 +1,4 @@
-"""benchmarks.generalisation: what is trained, played, continued and drawn."""
+"""benchmarks.generalisation: trainings, episodes of each length, continuation, and the figure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TINY = ["--num-envs", "8", "--num-steps", "8", "--total-timesteps", "128", "--wi
 
 def call(arguments: list[str], monkeypatch) -> int:
     monkeypatch.setattr(sys, "argv", ["generalisation", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as stop:
         cli.run(generalisation.main)
         sys.exit(0)
-    return int(ended.value.code or 0)
+    return int(stop.value.code or 0)
 
 
 def test_each_kind_is_trained_once_and_played_at_every_length(tmp_path, monkeypatch, capsys):
@@ -29,16 +29,17 @@ def test_each_kind_is_trained_once_and_played_at_every_length(tmp_path, monkeypa
     assert all(0 <= row.success <= 1 and row.live_mean > 1 and row.ms_per_step > 0 for row in rows.values())
     assert (tmp_path / "out" / "generalisation.png").stat().st_size > 10_000
     policy = tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors"
-    trained = policy.stat().st_mtime_ns
+    training_time = policy.stat().st_mtime_ns
     assert call([*flags, "--kinds", "expire_span", "none", "--lengths", "5", "12"], monkeypatch) == 0
-    again = generalisation.read_rows(tmp_path / "out" / "results.csv")
-    assert list(again) == [("expire_span", 1, length) for length in (5, 9, 12)] + [("none", 1, 5), ("none", 1, 12)]
-    assert again["expire_span", 1, 5] == rows["expire_span", 1, 5] and policy.stat().st_mtime_ns == trained
+    new_rows = generalisation.read_rows(tmp_path / "out" / "results.csv")
+    assert list(new_rows) == [("expire_span", 1, length) for length in (5, 9, 12)] + [("none", 1, 5), ("none", 1, 12)]
+    assert new_rows["expire_span", 1, 5] == rows["expire_span", 1, 5]
+    assert policy.stat().st_mtime_ns == training_time
     assert "12" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--env", "CartPole-v1"], "--env: expected one of"),
         (["--kinds", "expire_spam"], "--kinds: expected one of"),
@@ -46,8 +47,8 @@ def test_each_kind_is_trained_once_and_played_at_every_length(tmp_path, monkeypa
         (["--episodes", "0"], "--episodes: expected at least 1, got 0"),
     ],
 )
-def test_what_it_cannot_do_is_told_in_one_line(flags, said, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_leaves_no_file(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(flags, monkeypatch) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert message in error and error.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The table of tasks: cells of several tasks in one directory, what a row says of a cell, what is refused."""
+"""The table of tasks: cells of several tasks in one directory, rows of cells, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ TINY += ["--total-timesteps", "256"]
 table = partial(call, tasks)
 
 
-def test_a_table_is_made_goes_on_and_grows(in_folder, monkeypatch, capsys):
-    """Interrupted in its third cell; the two that were finished are not trained again; another task, kind and seed are
-    added."""
-    trained = []
+def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, capsys):
+    """It is interrupted in its third cell, and the two finished cells are not trained again. Then a task, a kind and a
+    seed are added."""
+    trainings = []
     train = training.train
 
-    def counted(settings):
+    def interrupted_train(settings):
         run = settings.run
-        trained.append((run.env, run.memory, run.seed))
-        if len(trained) == 3:
+        trainings.append((run.env, run.memory, run.seed))
+        if len(trainings) == 3:
             raise KeyboardInterrupt
         return train(settings)
 
-    monkeypatch.setattr(training, "train", counted)
+    monkeypatch.setattr(training, "train", interrupted_train)
     assert table(TINY, monkeypatch) == 130
     assert Path("table/results.csv").read_text().count("\n") == 3
     assert table(TINY, monkeypatch) == 0
     order = [(env, kind, 1) for env in ("CartPole-v1", "Corridor-v0") for kind in ("lstm", "none")]
-    assert trained == [*order[:3], *order[2:]]
+    assert trainings == [*order[:3], *order[2:]]
     out = capsys.readouterr().out
     assert "| CartPole-v1 | 0.00M | return 475 | lstm | 1 |" in out and "a run of lstm beats its own" in out
     before = Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes()
-    grown = ["--tasks", "CartPole-v1", "TMaze-50", "--kinds", "lru", "lstm", "--seeds", "2", *TINY[8:]]
-    assert table([*grown, "--jobs", "2"], monkeypatch) == 0
+    larger = ["--tasks", "CartPole-v1", "TMaze-50", "--kinds", "lru", "lstm", "--seeds", "2", *TINY[8:]]
+    assert table([*larger, "--jobs", "2"], monkeypatch) == 0
     assert Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes() == before
     with Path("table/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -83,7 +83,7 @@ def test_a_table_is_made_goes_on_and_grows(in_folder, monkeypatch, capsys):
         (["--report", "--out", "nowhere"], "--report: expected a directory with finished cells, nowhere has none"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments, message, in_folder, monkeypatch, capsys):
+def test_bad_input_is_refused(arguments, message, in_folder, monkeypatch, capsys):
     """In one line, before anything is written."""
     assert table(arguments, monkeypatch) == 2
     error = capsys.readouterr().err
@@ -99,21 +99,21 @@ def test_another_directory_is_left_alone(in_folder, monkeypatch, capsys):
     assert [path.name for path in Path("table").iterdir()] == ["thesis.tex"]
 
 
-def test_a_task_of_a_package_that_is_not_there_is_left_out(in_folder, monkeypatch, capsys):
-    """In one line; without any other there is nothing to do."""
-    gone = task_list.BenchmarkTask("no_such_package:X-v0", 100, None, top=1.0, package="no_such_package")
-    monkeypatch.setitem(TASKS, "CountRecallEasy", gone)
+def test_a_task_whose_package_is_missing_is_left_out(in_folder, monkeypatch, capsys):
+    """One line says so. Without any other task there is nothing to do."""
+    task = task_list.BenchmarkTask("no_such_package:X-v0", 100, None, top=1.0, package="no_such_package")
+    monkeypatch.setitem(TASKS, "CountRecallEasy", task)
     assert table(["--tasks", "CountRecallEasy", *TINY[3:]], monkeypatch) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(
+    missing, error = capsys.readouterr().err.splitlines()
+    assert missing.startswith(
         "no_such_package is not installed (pip install no_such_package): left out are CountRecallEasy"
     )
-    assert "expected at least one whose package is installed" in second
+    assert "expected at least one whose package is installed" in error
 
 
-def cell(kind: str, seed: int, value: float, curve: list, **figures: float) -> dict:
+def cell(kind: str, seed: int, value: float, curve: list, **metrics: float) -> dict:
     """A finished cell in which success and return are `value`."""
-    known = {
+    defaults = {
         "live_mean": None,
         "live_peak": None,
         "bytes": 1.0,
@@ -123,30 +123,30 @@ def cell(kind: str, seed: int, value: float, curve: list, **figures: float) -> d
     return {
         "kind": kind,
         "seed": seed,
-        "figures": {**known, "success": value, "return": value, **figures},
+        "figures": {**defaults, "success": value, "return": value, **metrics},
         "curve": curve,
         "config": {"total_timesteps": 100},
         "commit": "abc",
     }
 
 
-def test_what_a_row_says_of_a_cell():
-    """By hand: the final figure of the evaluation, the best point of the training and the first at the target; the
-    score lies between the task's floor and its target."""
+def test_a_row_of_a_cell():
+    """Values by hand: the final value of the evaluation, the best point of the training and the first at the target.
+    The score lies between the task's floor and its target."""
     curve = [[10, None, 20.0], [20, None, 480.0], [30, None, 490.0], [40, None, 300.0]]
     (row,) = rows_of({"CartPole-v1": [cell("lstm", 1, 237.5, curve)]})
     assert (row["final"], row["best"], row["steps_to_target"], row["score"]) == (237.5, 490.0, 20, 0.5)
     (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [[10, 0.9, 0.99], [20, 0.94, 1.0]])]})
     assert (row["measure"], row["best"], row["steps_to_target"]) == ("success", 0.94, None)
-    (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [], success=None)]})  # no episode told of success
+    (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [], success=None)]})  # no episode succeeded
     assert (row["final"], row["best"], row["score"]) == (0, None, 0)
     (row,) = rows_of({"RepeatFirstEasy": [cell("lstm", 1, 0.5, [[10, None, 0.9]])]})  # no target: between -1 and 1
     assert (row["target"], row["steps_to_target"], row["score"]) == (None, None, 0.75)
     assert [TASKS["Acrobot-v1"].score(value) for value in (-600, -500, -300, -50)] == [0, 0, 0.5, 1]
 
 
-def test_what_the_table_says_of_rows():
-    """By hand: three seeds of one kind, of which two reach the target; over the tasks that both kinds have."""
+def test_the_summary_of_rows():
+    """Values by hand: three seeds of one kind, of which two reach the target, and the tasks that both kinds have."""
     curves = [[[10, None, 480.0]], [[30, None, 480.0]], [[10, None, 50.0]]]
     rows = rows_of(
         {
@@ -154,16 +154,16 @@ def test_what_the_table_says_of_rows():
                 *(cell("lstm", i, value, curves[i], live_mean=4.0 + i) for i, value in enumerate((475, 475, 0))),
                 cell("none", 1, 475, []),
             ],
-            "MemoryS7": [cell("lstm", 1, 0.9, [])],  # none has not been trained there
+            "MemoryS7": [cell("lstm", 1, 0.9, [])],  # without the kind "none"
             "Corridor-v0": [cell("lstm", 1, 0.95, []), cell("none", 1, 0.475, [])],
         }
     )
-    first, second, *_ = summary(rows)
-    assert (first["seeds"], first["reached"], first["steps_to_target"]) == (3, 2, 20)
-    assert first["live_mean"][0] == 5 and first["final"][0] == pytest.approx(950 / 3)  # of three nothing is trimmed
-    assert (second["seeds"], second["reached"], second["steps_to_target"], second["best"]) == (1, 0, None, None)
-    shared, kinds = overall(rows)
-    assert shared == ["CartPole-v1", "Corridor-v0"] and [row["kind"] for row in kinds] == ["lstm", "none"]
+    lstm, none, *_ = summary(rows)
+    assert (lstm["seeds"], lstm["reached"], lstm["steps_to_target"]) == (3, 2, 20)
+    assert lstm["live_mean"][0] == 5 and lstm["final"][0] == pytest.approx(950 / 3)  # of three nothing is trimmed
+    assert (none["seeds"], none["reached"], none["steps_to_target"], none["best"]) == (1, 0, None, None)
+    tasks, kinds = overall(rows)
+    assert tasks == ["CartPole-v1", "Corridor-v0"] and [row["kind"] for row in kinds] == ["lstm", "none"]
     assert kinds[0]["score"][0] == 1 and kinds[0]["probability"] is None  # 1, 1, 1, 0 without the ends
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win

@@ -1,4 +1,4 @@
-"""The processes that benchmarks train in: results, errors, and processes that die."""
+"""The worker processes of benchmarks: results, errors, and processes that die."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_what_a_process_raises_is_raised():
         list(in_processes(int, ["1", "x"], 1))
 
 
-@pytest.mark.parametrize("code, raised", [(9, RuntimeError), (0, RuntimeError), (130, KeyboardInterrupt)])
-def test_a_process_that_dies_is_no_process_that_is_waited_for(code, raised):
-    with pytest.raises(raised):
+@pytest.mark.parametrize("code, error", [(9, RuntimeError), (0, RuntimeError), (130, KeyboardInterrupt)])
+def test_a_process_that_dies_raises_an_error(code, error):
+    with pytest.raises(error):
         list(in_processes(os._exit, [code], 2))

@@ -1,4 +1,4 @@
-"""What a policy saw beside pictures, entry by entry, as numbers and texts that one can read.
+"""What a policy saw beside pictures, entry by entry, as readable numbers and texts.
 
 T steps, n numbers of an entry.
 """
@@ -16,39 +16,50 @@ from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 from expire_span_rl.viewer.panels import is_panel
 from expire_span_rl.viewer.play import Episode
 
-MOST_NUMBERS = 32  # of an entry; of a larger one only their number is told
-DIGITS = 4  # that count
+MAX_NUMBERS = 32  # of an entry; of a larger entry only the count is given
+DIGITS = 4  # significant digits
 
 
 def entries(
     policy: ActorCritic, episode: Episode, names: Sequence[str], labels: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:
-    """JSON-able, in order: `name` and `kind` of every entry that is no picture, but for the previous action and reward,
-    which the page has anyway. Of words: `texts`, each different one once, and `which` of them each step has. Of
-    numbers: `labels` and `values` [T,n]; of more than MOST_NUMBERS only `count`. names: `action_names`, which are the
-    labels of a mask. labels: `naming.observation_names`; where they are the labels, `named` is true, and of a Discrete
-    they are the `value_names` of its values, which are counted from `start`."""
-    told = []
+    """JSON-able: every entry that is no picture, in order. The previous action and reward are left out, since the page
+    shows them anyway.
+
+    Each has its `name` and `kind`. Words have `texts`, each different one once, and `which` of them each step shows.
+    Numbers have `labels` and `values` [T,n]; if there are more than MAX_NUMBERS, only their `count`.
+    names: `action_names`, which are the labels of a mask. labels: `naming.observation_names`. Where these are used,
+    `named` is true. Of a Discrete they are the `value_names` of its values, which are counted from `start`.
+    """
+    parts = []
     for name, entry in policy.config.observation.items():
         if is_panel(entry) or name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
             continue
         if entry["kind"] == "words":
-            told.append({"name": name, "kind": "words", **_texts(name, episode)})
-            continue
-        count = int(np.prod(entry.get("shape", [])))
-        if count > MOST_NUMBERS:
-            told.append({"name": name, "kind": entry["kind"], "count": count})
-            continue
-        own = (labels or {}).get(name)
-        shown = list(names) if entry["kind"] == "mask" else labels_of(name, entry)
-        more: dict[str, Any] = {}
-        if own and entry["kind"] == "discrete":
-            more = {"value_names": list(own), "start": int(entry.get("start", 0))}
-        elif own and entry["kind"] != "mask":
-            shown, more = list(own), {"named": True}
-        values = [[_short(number) for number in np.ravel(seen[name]).tolist()] for seen in episode.observations]
-        told.append({"name": name, "kind": entry["kind"], "labels": shown, "values": values, **more})
-    return told
+            parts.append({"name": name, "kind": "words", **_texts(name, episode)})
+        elif (count := int(np.prod(entry.get("shape", [])))) > MAX_NUMBERS:
+            parts.append({"name": name, "kind": entry["kind"], "count": count})
+        else:
+            parts.append(_numbers(name, entry, episode, names, (labels or {}).get(name)))
+    return parts
+
+
+def _numbers(
+    name: str, entry: Mapping[str, Any], episode: Episode, names: Sequence[str], env_labels: Sequence[str] | None
+) -> dict[str, Any]:
+    """An entry of numbers. env_labels: the names that the environment gives, None for none."""
+    labels = list(names) if entry["kind"] == "mask" else labels_of(name, entry)
+    extra: dict[str, Any] = {}
+    if env_labels and entry["kind"] == "discrete":
+        extra = {"value_names": list(env_labels), "start": int(entry.get("start", 0))}
+    elif env_labels and entry["kind"] != "mask":
+        labels = list(env_labels)
+        extra = {"named": True}
+    values = [
+        [_short_number(number) for number in np.ravel(observation[name]).tolist()]
+        for observation in episode.observations
+    ]
+    return {"name": name, "kind": entry["kind"], "labels": labels, "values": values, **extra}
 
 
 def labels_of(name: str, entry: Mapping[str, Any]) -> list[str]:
@@ -59,19 +70,19 @@ def labels_of(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(name: str, episode: Episode) -> dict[str, Any]:
-    """The texts of an entry of words; of one that the environment cannot be asked for, how many words it had."""
-    known: dict[str, int] = {}
+    """The texts of an entry of words. Where the environment cannot be asked for the text, it is the number of words."""
+    index: dict[str, int] = {}  # of each different text
     which = []
-    for t, seen in enumerate(episode.observations):
-        count = int(np.count_nonzero(seen[name]))
-        unknown = f"{count} word{'s' * (count != 1)}"
-        text = episode.texts[t].get(name, unknown) if episode.texts else unknown
-        which.append(known.setdefault(text, len(known)))
-    return {"texts": list(known), "which": which}
+    for t, observation in enumerate(episode.observations):
+        count = int(np.count_nonzero(observation[name]))
+        substitute = f"{count} word{'s' * (count != 1)}"
+        text = episode.texts[t].get(name, substitute) if episode.texts else substitute
+        which.append(index.setdefault(text, len(index)))
+    return {"texts": list(index), "which": which}
 
 
-def _short(number: float) -> float | int | None:
-    """A number of DIGITS digits that count; None if it is not finite."""
+def _short_number(number: float) -> float | int | None:
+    """A number of DIGITS significant digits; None if it is not finite."""
     if isinstance(number, (bool, int)):
         return int(number)
     return float(f"{number:.{DIGITS}g}") if np.isfinite(number) else None

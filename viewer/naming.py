@@ -1,8 +1,8 @@
-"""What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2"; and the names that an
+"""What an observation shows, in a few words: "blue ball", "red door and blue door", "suit 2". Also the names that an
 environment gives to the numbers of its observations.
 
-T steps. Cells are named by MiniGrid's objects, texts by themselves, whole numbers by their value. What has no name, such
-as a picture or real numbers, has an empty text.
+T steps. Cells are named by MiniGrid's objects, texts by themselves, whole numbers by their value. What has no name has
+an empty text, such as a picture or real numbers.
 """
 
 from __future__ import annotations
@@ -20,95 +20,98 @@ from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 from expire_span_rl.viewer.play import Episode
 
 BACKGROUND = ("unseen", "empty", "wall", "floor", "agent")  # MiniGrid's objects that are not worth a name
-MOST_LETTERS = 40  # of a text that names an observation
-MOST_THINGS = 3  # that are named with their colours
-MOST_NUMBERS = 4  # whole numbers of an entry that name an observation
-
+MAX_LETTERS = 40  # of a text that names an observation
+MAX_OBJECTS = 3  # that are named with their colours
+MAX_NUMBERS = 4  # whole numbers of an entry that name an observation
 
 Names = Mapping[str, Sequence[str]]  # by entry
 
 
 def observation_names(env: gym.Env, policy: ActorCritic) -> dict[str, list[str]]:
-    """The environment's names, by entry: `metadata["observation_names"]`, or a plain list if the observation has no
-    parts. A name for each number of the entry, or for each value of a Discrete. Lists of another length are left out."""
-    given = (env.unwrapped.metadata or {}).get("observation_names")
-    if isinstance(given, (list, tuple)):
-        given = {"observation": given}
-    if not isinstance(given, Mapping):
+    """The environment's names, by entry, of `metadata["observation_names"]`. That is a plain list if the observation
+    has no parts.
+
+    An entry has a name for each of its numbers; a Discrete has one for each of its values. Lists of another length are
+    left out.
+    """
+    names = (env.unwrapped.metadata or {}).get("observation_names")
+    if isinstance(names, (list, tuple)):
+        names = {"observation": names}
+    if not isinstance(names, Mapping):
         return {}
     spec = policy.config.observation
     return {
-        name: [str(label) for label in given[name]]
+        name: [str(label) for label in names[name]]
         for name, entry in spec.items()
-        if isinstance(given.get(name), (list, tuple)) and len(given[name]) == _count(entry)
+        if isinstance(names.get(name), (list, tuple)) and len(names[name]) == _name_count(entry)
     }
 
 
-def _count(entry: Mapping[str, Any]) -> int:
-    """How many names an entry takes."""
+def _name_count(entry: Mapping[str, Any]) -> int:
+    """How many names an entry needs."""
     return int(entry["n"]) if entry["kind"] == "discrete" else int(np.prod(entry.get("shape", [])))
 
 
 def describe_observations(policy: ActorCritic, episode: Episode, names: Names | None = None) -> dict[str, Any]:
-    """JSON-able: `texts`, each different description once, `which` of them each step has [T], and what to call those
-    that are empty (`unnamed`). names: `observation_names`."""
-    described = _describe(policy, episode, names or {})
-    known: dict[str, int] = {}
-    which = [known.setdefault(text, len(known)) for text in described]
+    """JSON-able: `texts`, each different description once, `which` of them each step has [T], and `unnamed`, what to
+    call an observation whose text is empty. names: `observation_names`."""
+    index: dict[str, int] = {}  # of each different text
+    which = [index.setdefault(text, len(index)) for text in _describe(policy, episode, names or {})]
     cells = any(entry["kind"] == "cells" for entry in policy.config.observation.values())
     unnamed = "only floor and walls" if cells else "something without a name"
-    return {"texts": list(known), "which": which, "unnamed": unnamed}
+    return {"texts": list(index), "which": which, "unnamed": unnamed}
 
 
 def _describe(policy: ActorCritic, episode: Episode, names: Names) -> list[str]:
-    """A text per step: the environment's own description, if it has one. Texts that never change, such as a mission, are left out; whole numbers name an observation only
-    if it has neither cells nor texts that do."""
+    """A text for each step: the environment's own description, if it has one. Texts that never change, such as a
+    mission, are left out. Whole numbers are used only if the observation has neither cells nor texts that change."""
     if episode.descriptions:
         return episode.descriptions
-    things: list[list[str]] = []  # per entry, a text per step
+    objects: list[list[str]] = []  # for each entry, a text for each step
     numbers: list[list[str]] = []
     for name, entry in policy.config.observation.items():
-        seen = [observation[name] for observation in episode.observations]
+        values = [observation[name] for observation in episode.observations]
         if name in (PREVIOUS_ACTION, PREVIOUS_REWARD):
             continue
         if entry["kind"] == "cells":
-            things.append([describe_cells(image) for image in seen])
+            objects.append([describe_cells(image) for image in values])
         elif entry["kind"] == "words":
-            said = [_quoted(texts.get(name, "")) for texts in episode.texts or [{}] * len(seen)]
-            things += [said] if len(set(said)) > 1 else []
+            quotes = [_quote(texts.get(name, "")) for texts in episode.texts or [{}] * len(values)]
+            objects += [quotes] if len(set(quotes)) > 1 else []
         elif entry["kind"] in ("discrete", "integers"):
-            numbers.append([_numbers(name, entry, values, names.get(name)) for values in seen])
-    chosen = things or numbers or [[""] * len(episode.observations)]
-    return [", ".join(filter(None, parts)) for parts in zip(*chosen, strict=True)]
+            numbers.append([_describe_numbers(name, entry, value, names.get(name)) for value in values])
+    descriptions = objects or numbers or [[""] * len(episode.observations)]
+    return [", ".join(filter(None, parts)) for parts in zip(*descriptions, strict=True)]
 
 
 def describe_cells(image: np.ndarray) -> str:
-    """The objects of MiniGrid's cells uint8 [V,V,3], floor and walls aside: "red door and blue door"; of many
-    only how many of each: "2 doors, 2 balls and one key"."""
-    things = []
+    """The objects of MiniGrid's cells uint8 [V,V,3] without floor and walls: "red door and blue door". Of more than
+    MAX_OBJECTS it gives how many there are of each: "2 doors, 2 balls and one key"."""
+    objects = []
     for kind, colour, _ in np.asarray(image).reshape(-1, 3).tolist():
         name = IDX_TO_OBJECT.get(kind)
         if name is None or name in BACKGROUND:
             continue
-        thing = f"{IDX_TO_COLOR.get(colour, '')} {name}".strip()
-        if thing not in things:
-            things.append(thing)
-    if len(things) > MOST_THINGS:
-        kinds = Counter(thing.split()[-1] for thing in things)
-        things = [
+        text = f"{IDX_TO_COLOR.get(colour, '')} {name}".strip()
+        if text not in objects:
+            objects.append(text)
+    if len(objects) > MAX_OBJECTS:
+        kinds = Counter(text.split()[-1] for text in objects)
+        objects = [
             f"{count} {'boxes' if kind == 'box' else f'{kind}s'}" if count > 1 else f"one {kind}"
             for kind, count in kinds.items()
         ]
-    return listed(sorted(things, key=lambda thing: thing.split()[-1]))
+    return join_words(sorted(objects, key=lambda text: text.split()[-1]))
 
 
-def listed(things: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """ "a, b and c"."""
-    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _quoted(text: str) -> str:
-    return f"“{text}”" if 0 < len(text) <= MOST_LETTERS else ""
+def _quote(text: str) -> str:
+    """The text in quotation marks; empty if it is too long for a name."""
+    return f"“{text}”" if 0 < len(text) <= MAX_LETTERS else ""
 
 
 def value_name(entry: Mapping[str, Any], value: Any, names: Sequence[str]) -> str:
@@ -116,10 +119,10 @@ def value_name(entry: Mapping[str, Any], value: Any, names: Sequence[str]) -> st
     return names[int(value) - int(entry.get("start", 0))]
 
 
-def _numbers(name: str, entry: Mapping[str, Any], values: np.ndarray, names: Sequence[str] | None) -> str:
+def _describe_numbers(name: str, entry: Mapping[str, Any], values: np.ndarray, names: Sequence[str] | None) -> str:
     """The whole numbers of an entry; empty if there are many."""
     numbers = [int(number) for number in np.ravel(values).tolist()]
-    if len(numbers) > MOST_NUMBERS:
+    if len(numbers) > MAX_NUMBERS:
         return ""
     if entry["kind"] == "discrete" and names:
         return value_name(entry, numbers[0], names)

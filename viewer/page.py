@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, so that it opens offline and asks for nothing."""
+"""The page: one HTML file with everything in it, so that it opens offline and requests nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expire_span_rl.viewer.summary import agreement_text, ends_of
+from expire_span_rl.viewer.summary import agreement_text, extreme_kinds
 
 WEB = Path(__file__).parent / "web"
 STYLES = ("uPlot.min.css", "page.css")
@@ -30,22 +30,25 @@ SCRIPTS = (
 
 
 def page(episodes: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> bytes:
-    """summary: `viewer.summary`'s; episodes: of each `record` (`viewer.record`'s), `film` and `seen` (`viewer.film`'s pictures of the world, or
-    None, and of the observations), and these two of the episode `without` the memory, if there is one."""
-    first = episodes[0]["record"]
-    listed = [
-        {key: episode["record"][key] for key in ("seed", "outcome", "return", "steps")} for episode in episodes
-    ]  # fmt: skip
+    """The file.
+
+    episodes: for each its `record` (`viewer.record`'s), `film` (pictures of the world, or None) and `seen` (pictures of
+    the observations), both of `viewer.film`. If there is an episode without the memory, `without` has these two of it.
+    summary: `viewer.summary`'s.
+    """
+    record = episodes[0]["record"]
+    keys = ("seed", "outcome", "return", "steps")
+    index = [{key: episode["record"][key] for key in keys} for episode in episodes]
     blocks = [
-        f'<script type="application/octet-stream" id="episode-{i}">{_packed(episode)}</script>'
+        f'<script type="application/octet-stream" id="episode-{i}">{_pack(episode)}</script>'
         for i, episode in enumerate(episodes)
     ]
-    # A script ends at the first "</script", whatever that is part of: the data are base64 and the list is escaped.
+    # A script ends at the first "</script", even inside a string. So the data are base64 and the index is escaped.
     parts = {
-        "TITLE": html.escape(f"{first['env']}: {first['outcome']}"),
+        "TITLE": html.escape(f"{record['env']}: {record['outcome']}"),
         "STYLE": "\n".join((WEB / name).read_text() for name in STYLES),
-        "EPISODES": json.dumps(listed, allow_nan=False).replace("<", "\\u003c"),
-        "SUMMARY": json.dumps(_told(summary), allow_nan=False).replace("<", "\\u003c"),
+        "EPISODES": json.dumps(index, allow_nan=False).replace("<", "\\u003c"),
+        "SUMMARY": json.dumps(_summary_data(summary), allow_nan=False).replace("<", "\\u003c"),
         "DATA": "\n".join(blocks),
         "LICENCE": (WEB / "uPlot.LICENSE").read_text(),
         "SCRIPT": "\n".join((WEB / name).read_text() for name in SCRIPTS),
@@ -56,14 +59,14 @@ def page(episodes: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> b
     return text.encode()
 
 
-def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a summary: the most kept and the most forgotten kinds."""
-    most, least = ends_of(summary["kinds"])
-    told = {key: value for key, value in summary.items() if key != "kinds"}
-    return {**told, "most": list(most), "least": list(least), "agreement": agreement_text(summary["agreement"])}
+def _summary_data(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a summary: of its kinds the most kept and the most forgotten ones."""
+    kept, forgotten = extreme_kinds(summary["kinds"])
+    data = {key: value for key, value in summary.items() if key != "kinds"}
+    return {**data, "most": list(kept), "least": list(forgotten), "agreement": agreement_text(summary["agreement"])}
 
 
-def _packed(data: Any) -> str:
+def _pack(data: Any) -> str:
     """JSON, compressed, in base64."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()

@@ -1,7 +1,7 @@
 """Every number of the page as one JSON-able dict, which is also what `--json` writes.
 
 T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are
-counted from 0; weights and probabilities are rounded to DIGITS.
+counted from 0. Weights and probabilities are rounded to DIGITS.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.viewer.entries import entries
 from expire_span_rl.viewer.naming import describe_observations
-from expire_span_rl.viewer.play import Episode, LayerLives, action_text, outcome, plain, taken
+from expire_span_rl.viewer.play import Episode, LayerLives, action_places, action_text, outcome, plain_value
 from expire_span_rl.viewer.story import story
 from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
-LONGEST_LIFE = 1 << 22  # steps; what lives longer is said never to expire
+MAX_LIFE = 1 << 22  # steps; what lives longer counts as never expiring
 VERSION = 1
 
 
-def rounded(numbers: Any, digits: int = DIGITS) -> Any:
-    """A nested list of the numbers, rounded; None where one is not finite."""
+def round_nested(numbers: Any, digits: int = DIGITS) -> Any:
+    """The numbers as a nested list, rounded. None stands for one that is not finite."""
     values = np.asarray(numbers, float)
     if values.ndim == 0:
         return round(float(values), digits) if math.isfinite(values) else None
-    return [rounded(value, digits) for value in values]
+    return [round_nested(value, digits) for value in values]
 
 
 def record(
@@ -43,12 +43,15 @@ def record(
     audit: Mapping[str, Any],
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """names: `action_names`; about: how it was played (`env`, `seed`, `deterministic`, ...); audit:
-    `viewer.audit`'s; labels: `naming.observation_names`. `shows`: what each observation shows, in words; `facts` [T]: the fact that it shows, -1 for none, if
-    the environment tells; `story`: `viewer.story`'s."""
+    """All numbers of an episode, JSON-able. docs/viewer.md has the list of keys.
+
+    names: `action_names`. about: how it was played (`env`, `seed`, `deterministic`, ...). audit: `viewer.audit`'s.
+    Without one there is no `story`. labels: `naming.observation_names`.
+    """
     steps = len(episode.actions)
-    info = {str(key): plain(value) for key, value in episode.info.items()}
-    told: dict[str, Any] = {
+    info = {str(key): plain_value(value) for key, value in episode.info.items()}
+    visible_entries = entries(policy, episode, names, labels)
+    numbers: dict[str, Any] = {
         "version": VERSION,
         **about,
         "outcome": outcome(episode),
@@ -62,40 +65,43 @@ def record(
         "layers": [_layer(policy, i, layer) for i, layer in enumerate(lives)],
         "transformer_xl": transformer_xl(lives),
         "audit": dict(audit),
-        **({"entries": seen} if (seen := entries(policy, episode, names, labels)) else {}),
+        **({"entries": visible_entries} if visible_entries else {}),
         "shows": describe_observations(policy, episode, labels),
         "facts": None if episode.facts is None else episode.facts.tolist(),
     }
-    return {**told, "story": story(told)} if audit else told
+    return {**numbers, "story": story(numbers)} if audit else numbers
 
 
 def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
-    """JSON-able: what was done, by what chances, and what it brought."""
+    """JSON-able: the actions, the distributions they were taken from, rewards and values."""
     return {
         **_actions(policy, episode, names),
-        "rewards": rounded(episode.rewards),
-        "return": rounded(episode.rewards.sum()),
-        "values": rounded(episode.values),
-        shown_as(policy): rounded(episode.marginals),
+        "rewards": round_nested(episode.rewards),
+        "return": round_nested(episode.rewards.sum()),
+        "values": round_nested(episode.values),
+        distribution_key(policy): round_nested(episode.marginals),
     }
 
 
-def shown_as(policy: ActorCritic) -> str:
-    """What the numbers are that are shown of the actions' distribution."""
+def distribution_key(policy: ActorCritic) -> str:
+    """The key under which the record has the numbers of the actions' distribution."""
     return "means" if policy.actions.continuous else "probabilities"
 
 
 def _actions(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
-    """`actions`: whole numbers from 0 on, or real ones in the environment's units; if an action is not a single whole
-    number also `action_texts` [T] and either `taken` (per step, which of the probabilities are those of the action) or
-    `continuous` and `action_bounds` [N,2] (None where there is none)."""
+    """`actions`: whole numbers from 0 on, or real ones in the environment's units.
+
+    If an action is not a single whole number there is also `action_texts` [T]. Several whole numbers have `taken`: of
+    each step, the places of the action among the probabilities. Real numbers have `continuous` and `action_bounds`
+    [N,2], None for a missing bound.
+    """
     actions = policy.actions
     if episode.actions.ndim == 1:
         return {"actions": episode.actions.tolist()}
     texts = [action_text(policy, action, names) for action in episode.actions]
     if not actions.continuous:
-        marked = [taken(policy, action) for action in episode.actions]
-        return {"actions": episode.actions.tolist(), "action_texts": texts, "taken": marked}
+        places = [action_places(policy, action) for action in episode.actions]
+        return {"actions": episode.actions.tolist(), "action_texts": texts, "taken": places}
     numbers = actions.to_env(torch.as_tensor(episode.actions)).reshape(episode.actions.shape)
     bounds = [list(pair) for pair in zip(actions.spec["low"], actions.spec["high"], strict=True)]
     return {
@@ -107,8 +113,8 @@ def _actions(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dic
 
 
 def transformer_xl(lives: Sequence[LayerLives]) -> dict[str, Any] | None:
-    """What a Transformer-XL would hold per layer whose window reaches just as far back as the oldest memory that was
-    ever live in this episode: `window`, `live` [T]. None without memories."""
+    """The live memories per layer of a Transformer-XL whose window reaches just as far back as the oldest memory that
+    was ever live in this episode: `window`, `live` [T]. None without memories."""
     if not lives:
         return None
     steps = len(lives[0].end)
@@ -117,48 +123,52 @@ def transformer_xl(lives: Sequence[LayerLives]) -> dict[str, Any] | None:
 
 
 def _layer(policy: ActorCritic, index: int, lives: LayerLives) -> dict[str, Any]:
-    """`end`: first step that no longer sees each observation, within the episode; `expires`: the same as predicted, had
-    the episode gone on, None for never; `span`: in steps, None for what is kept for good; `merged`: first step that sees it only as a part of a slot that stands for
-    `merge_size` of them; `remembered`: observations so far that are live or live on in such a slot."""
-    kind, steps = policy.core.layers[index].kind, len(lives.end)
-    merging, written = kind.merging, torch.arange(steps)
-    ended = np.bincount(lives.end, minlength=steps + 1)[:steps].cumsum()
-    # The step from which a slot's age counts.
-    last = written if merging is None else (written // merging.size + 1) * merging.size - 1
+    """The numbers of one layer, by the keys of docs/viewer.md. `end` is within the episode; `expires` is the same as
+    predicted, had the episode gone on, None for never."""
+    kind = policy.core.layers[index].kind
+    steps = len(lives.end)
+    merging = kind.merging
+    birth = torch.arange(steps)  # of each observation
+    forgotten = np.bincount(lives.end, minlength=steps + 1)[:steps].cumsum()
+    # A slot's age counts from the last member of its block.
+    slot_birth = birth if merging is None else (birth // merging.size + 1) * merging.size - 1
     spans = getattr(kind, "spans", None)  # of the heads, where they have their own
     return {
         "heads": len(lives.decision),
         "end": lives.end.tolist(),
-        "expires": _expiry(kind, last, lives.span),
-        "span": None if lives.span is None else rounded(lives.span, 1),
-        "head_spans": None if spans is None else rounded(spans().detach().cpu(), 1),
+        "expires": _expiry(kind, slot_birth, lives.span),
+        "span": None if lives.span is None else round_nested(lives.span, 1),
+        "head_spans": None if spans is None else round_nested(spans().detach().cpu(), 1),
         "ramp": getattr(kind.config, "ramp", None),
         "window": getattr(kind.config, "window", None),
-        "merged": None if merging is None else merging.clock(written).tolist(),
+        "merged": None if merging is None else merging.clock(birth).tolist(),
         "merge_size": 1 if merging is None else merging.size,
         "live": lives.live.tolist(),
-        "remembered": (np.arange(1, steps + 1) - ended).tolist(),
-        "mean_live": rounded(lives.live.mean()),
-        "peak": rounded(lives.peak),
-        "attention": [{"to": to.tolist(), "weights": rounded(weights, 3)} for to, weights in lives.attention],
+        "remembered": (np.arange(1, steps + 1) - forgotten).tolist(),
+        "mean_live": round_nested(lives.live.mean()),
+        "peak": round_nested(lives.peak),
+        "attention": [{"to": to.tolist(), "weights": round_nested(weights, 3)} for to, weights in lives.attention],
     }
 
 
 @torch.no_grad()
-def _expiry(kind: Any, written: Tensor, spans: np.ndarray | None) -> list[int | None]:
-    """The first step [T] that a memory written at step `written` [T] will not be seen from, by bisection of its age."""
+def _expiry(kind: Any, birth: Tensor, spans: np.ndarray | None) -> list[int | None]:
+    """The first step [T] that will not see a memory of step `birth` [T], by bisection of its age. None for never."""
     dtype = next((p.dtype for p in kind.parameters()), torch.float32)
     described = None if spans is None else torch.as_tensor(spans, dtype=dtype)[None]
-    low, high = torch.zeros_like(written), torch.full_like(written, LONGEST_LIFE)
-    alive = torch.ones_like(written, dtype=torch.bool)[None]
-    forever = kind.survives(high[None].to(dtype), described, alive)[0]
+    low = torch.zeros_like(birth)
+    high = torch.full_like(birth, MAX_LIFE)
+    alive = torch.ones_like(birth, dtype=torch.bool)[None]
+    never_expires = kind.survives(high[None].to(dtype), described, alive)[0]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
         survives = kind.survives(middle[None].to(dtype), described, alive)[0]
-        low, high = torch.where(survives, middle, low), torch.where(survives, high, middle)
-    return [None if ever else step for ever, step in zip(forever.tolist(), (written + high).tolist(), strict=True)]
+        low = torch.where(survives, middle, low)
+        high = torch.where(survives, high, middle)
+    steps = zip(never_expires.tolist(), (birth + high).tolist(), strict=True)
+    return [None if never else step for never, step in steps]
 
 
 def shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole of `--json`: `version`, `episodes`, and `summary`, what is kept over all of them."""
+    """All of `--json`: `version`, `episodes`, and `summary`, what is kept over all of them."""
     return {"version": VERSION, "episodes": list(records), "summary": summary(records)}

@@ -1,7 +1,8 @@
-"""The story of an episode in a sentence or two, and the moment at which the page opens. Computed from the record.
+"""The story of an episode in a sentence or two, and the moment at which the page opens. Both are computed from the
+record.
 
 An observation is named by the step at which it was written. It *mattered* at a decision if the agent would have acted
-otherwise there had the observation left no memory in any layer (`total_removed` of the audit).
+otherwise there without any memory of it in any layer (`total_removed` of the audit).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expire_span_rl.viewer.effects import LEAST_SHIFT, action_short, is_another
-from expire_span_rl.viewer.naming import MOST_LETTERS, listed
+from expire_span_rl.viewer.effects import MIN_SHIFT, action_short, is_another
+from expire_span_rl.viewer.naming import MAX_LETTERS, join_words
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of the audit's `memories`
@@ -18,25 +19,33 @@ COMPASS = ("north", "east", "south", "west")
 
 
 def story(record: Record) -> dict[str, Any]:
-    """JSON-able: `headline` and `detail`, sentences; `step`, the moment to open the page at; `written`, the observation
-    that the headline is about, None for none; `matters`, the observations that mattered, in order."""
+    """JSON-able: `headline` and `detail`, sentences; `step`, the moment at which the page opens; `written`, the
+    observation that the headline is about, None for none; `matters`, the observations that mattered, in order."""
     rows = one_per_observation(record["audit"]["memories"])
     deciding = [row for row in rows if is_another(record, row["base"], row["total_removed"])]
     swapped = [row for row in rows if row["total_swapped"] and is_another(record, row["base"], row["total_swapped"])]
-    first = _best_swapped(record, swapped) if swapped and not deciding else best_row(record, deciding or rows)
-    step = opening_step(record) if first is None else first["step"]
+    row = _best_swapped(record, swapped) if swapped and not deciding else best_row(record, deciding or rows)
+    step = opening_step(record) if row is None else row["step"]
+    if not record["layers"]:
+        headline = _without_slots(record, step)
+    elif row is None:
+        headline = _unmeasured(record)
+    elif deciding:
+        headline = _what_mattered(record, deciding, row)
+    else:
+        headline = _nothing_mattered(record, rows, row if swapped else None)
     return {
-        "headline": _headline(record, rows, deciding, swapped, first, step),
+        "headline": headline,
         "detail": _detail(record, step),
         "step": step,
-        "written": None if first is None else first["written"],
+        "written": None if row is None else row["written"],
         "matters": sorted({row["written"] for row in deciding}),
     }
 
 
 def one_per_observation(rows: Sequence[Row]) -> list[Row]:
-    """Of the audit's rows the one with the most attention per decision and observation: the total effects of an
-    observation are the same in every layer."""
+    """One of the audit's rows for each decision and observation, the one with the most attention. The total effects of
+    an observation are the same in every layer."""
     best: dict[tuple[int, int], Row] = {}
     for row in rows:
         key = row["step"], row["written"]
@@ -46,92 +55,91 @@ def one_per_observation(rows: Sequence[Row]) -> list[Row]:
 
 
 def first_forgetting(record: Record) -> int | None:
-    """The first step at which some layer does not see an earlier observation any more; None if all see all to the
-    end."""
-    gone = min((min(layer["end"]) for layer in record["layers"]), default=record["steps"])
-    return gone if gone < record["steps"] else None
+    """The first step at which some layer no longer sees an earlier observation. None if all layers see all of them to
+    the end."""
+    step = min((min(layer["end"]) for layer in record["layers"]), default=record["steps"])
+    return step if step < record["steps"] else None
 
 
 def best_row(record: Record, rows: Sequence[Row]) -> Row | None:
-    """Of the decision with the largest effect (after something was forgotten, if there is one), the row whose
-    observation was kept for longest. None of no rows."""
+    """The row whose observation was kept for longest, at the decision with the largest effect. Decisions after
+    something was forgotten come first. None without rows."""
     if not rows:
         return None
     forgetting = first_forgetting(record)
-    later = [row for row in rows if forgetting is not None and row["step"] >= forgetting]
+    later_rows = [row for row in rows if forgetting is not None and row["step"] >= forgetting]
     strongest = max(
-        later or rows, key=lambda row: (round(row["total_removed"]["shift"], 2), row["step"] - row["written"])
+        later_rows or rows, key=lambda row: (round(row["total_removed"]["shift"], 2), row["step"] - row["written"])
     )
-    same = [row for row in rows if row["step"] == strongest["step"]]
-    return min(same, key=lambda row: row["written"])
+    decision_rows = [row for row in rows if row["step"] == strongest["step"]]
+    return min(decision_rows, key=lambda row: row["written"])
 
 
 def _best_swapped(record: Record, rows: Sequence[Row]) -> Row:
-    """Of the rows whose action changes with the fact the largest effect, of an observation that shows a fact if
-    possible."""
+    """The largest effect among the rows whose action changes with the fact. Rows of an observation that shows a fact
+    come first."""
     facts = record.get("facts") or []
     return max(rows, key=lambda row: (bool(facts) and facts[row["written"]] >= 0, row["total_swapped"]["shift"]))
 
 
 def opening_step(record: Record) -> int:
-    """The step of the largest influence of memory as a whole, after something was forgotten if it was; the last step
-    where memory has no influence."""
-    influence, forgetting = record["audit"]["influence"], first_forgetting(record)
-    steps = range(forgetting or 0, record["steps"])
+    """The step with the largest influence of memory as a whole, once something was forgotten. The last step if memory
+    has no influence."""
+    influence = record["audit"]["influence"]
+    steps = range(first_forgetting(record) or 0, record["steps"])
     best = max(steps, key=lambda step: influence[step] or 0)
-    return best if (influence[best] or 0) >= LEAST_SHIFT else record["steps"] - 1
+    return best if (influence[best] or 0) >= MIN_SHIFT else record["steps"] - 1
 
 
-def observation_name(record: Record, written: int) -> str:
-    """ "the blue ball of step 0"; "the observation of step 7" for what has no name, or a long one."""
+def observation_name(record: Record, birth: int) -> str:
+    """ "the blue ball of step 0", or "the observation of step 7" if its name is empty or long."""
     shows = record.get("shows")
-    text = shows["texts"][shows["which"][written]] if shows else ""
-    return f"the {text if 0 < len(text) <= MOST_LETTERS else 'observation'} of step {written}"
+    text = shows["texts"][shows["which"][birth]] if shows else ""
+    return f"the {text if 0 < len(text) <= MAX_LETTERS else 'observation'} of step {birth}"
 
 
 def would_have(record: Record, action: int | str) -> str:
-    """What the agent "would have" done: "gone north", "chosen “pick up”"."""
+    """What follows "the agent would have": "gone north", "chosen “pick up”"."""
     name = action_short(record, action)
     most_likely = "" if record.get("deterministic", True) else "most likely "
     return f"{most_likely}gone {name}" if name in COMPASS else f"{most_likely}chosen “{name}”"
 
 
-def _headline(
-    record: Record, rows: Sequence[Row], deciding: Sequence[Row], swapped: Sequence[Row], best: Row | None, step: int
-) -> str:
-    if not record["layers"]:
-        return _without_slots(record, step)
-    if best is None:
-        return _unmeasured(record)
-    if not deciding:
-        return _nothing_mattered(record, rows, best if swapped else None)
-    name, kept = observation_name(record, best["written"]), steps_text(best["step"] - best["written"])
-    instead = would_have(record, best["total_removed"]["action"])
-    if len({row["written"] for row in deciding}) == 1:
+def _what_mattered(record: Record, deciding: Sequence[Row], best: Row) -> str:
+    """The headline where some memory decided. deciding: the rows whose action changes; best: the one to name."""
+    name = observation_name(record, best["written"])
+    duration = steps_text(best["step"] - best["written"])
+    alternative = would_have(record, best["total_removed"]["action"])
+    observations = len({row["written"] for row in deciding})
+    if observations == 1:
         if is_kept_for_good(record, best["written"]):
-            return f"Kept {name} for good. {kept.capitalize()} later, without it, the agent would have {instead}."
-        return f"Kept {name} for {kept}; without it the agent would have {instead}."
-    used, at = len({row["written"] for row in deciding}), len({row["step"] for row in deciding})
-    many = len(record["audit"]["decisions"])
-    where = f"at {at} of {many} decisions" if many > 1 else "at its only decision"
+            return (
+                f"Kept {name} for good. {duration.capitalize()} later, without it, the agent would have {alternative}."
+            )
+        return f"Kept {name} for {duration}; without it the agent would have {alternative}."
+    steps = len({row["step"] for row in deciding})
+    total = len(record["audit"]["decisions"])
+    where = f"at {steps} of {total} decisions" if total > 1 else "at its only decision"
     return (
-        f"Needed {used} earlier observations, {where}. It kept {name} for {kept}; "
-        f"without it the agent would have {instead} at step {best['step']}."
+        f"Needed {observations} earlier observations, {where}. It kept {name} for {duration}; "
+        f"without it the agent would have {alternative} at step {best['step']}."
     )
 
 
 def _without_slots(record: Record, step: int) -> str:
-    """The headline of a memory that is no list of observations."""
+    """The headline of a memory that has no slot for each observation."""
     if not record["state_bytes"]:
         return "Has no memory: every action follows from what the agent sees at that step."
     text = f"Remembers in one state of {record['state_bytes']:,} bytes, in which observations cannot be told apart."
     influence = record["audit"]["influence"][step] or 0
-    if influence < LEAST_SHIFT:
+    if influence < MIN_SHIFT:
         return f"{text} Emptied, it would change no action noticeably."
-    return f"{text} It matters most at step {step}: emptied, it shifts the {_moved(record)} by {influence:.2f}."
+    name = _distribution_name(record)
+    return f"{text} It matters most at step {step}: emptied, it shifts the {name} by {influence:.2f}."
 
 
 def _unmeasured(record: Record) -> str:
+    """The headline where the effect of no memory was measured."""
     audit = record["audit"]
     if audit["decisions"] and not audit.get("measured_per_decision", 1):
         return "Whether a memory mattered was not measured in this episode (--audit 0)."
@@ -140,11 +148,12 @@ def _unmeasured(record: Record) -> str:
     if audit.get("decisions_named", False):
         return "This episode came to no decision that depends on the past: the environment names none."
     largest = max((shift or 0 for shift in audit["influence"]), default=0)
-    return f"Memory decided nothing in this episode: without any, the {_moved(record)} shift by {largest:.2f} at most."
+    name = _distribution_name(record)
+    return f"Memory decided nothing in this episode: without any, the {name} shift by {largest:.2f} at most."
 
 
 def _nothing_mattered(record: Record, rows: Sequence[Row], swapped: Row | None) -> str:
-    """The headline where every action stays without any one of the measured memories. swapped: the row whose action
+    """The headline where removing any one of the measured memories changes no action. swapped: the row whose action
     changes with the fact, None for none."""
     largest = max(row["total_removed"]["shift"] for row in rows)
     count = len({row["written"] for row in rows})
@@ -154,30 +163,31 @@ def _nothing_mattered(record: Record, rows: Sequence[Row], swapped: Row | None) 
     if swapped is None:
         return f"{text} (largest shift {largest:.2f})."
     name = observation_name(record, record["facts"].index(swapped["fact"]))
-    instead = would_have(record, swapped["total_swapped"]["action"])
-    return f"{text}. But had it seen the opposite of {name}, the agent would have {instead} at step {swapped['step']}."
+    alternative = would_have(record, swapped["total_swapped"]["action"])
+    condition = f"But had it seen the opposite of {name}"
+    return f"{text}. {condition}, the agent would have {alternative} at step {swapped['step']}."
 
 
 def _detail(record: Record, step: int) -> str:
-    """How much was forgotten by then, and the most that was held."""
+    """How much was forgotten by step `step`, and how many memories were live at most."""
     layers = record["layers"]
     if not layers:
         return ""
-    seen = step + 1
-    forgotten = [sum(end <= step for end in layer["end"][:seen]) for layer in layers]
-    most = max(max(layer["live"]) for layer in layers)
+    count = step + 1
+    forgotten = [sum(end <= step for end in layer["end"][:count]) for layer in layers]
+    max_live = max(max(layer["live"]) for layer in layers)
     if not any(forgotten):
-        return f"By step {step} it had forgotten nothing: all {seen:,} observations were still in memory."
-    held = f"It never held more than {most:,} at a time{' in a layer' if len(layers) > 1 else ''}."
+        return f"By step {step} it had forgotten nothing: all {count:,} observations were still in memory."
+    maximum = f"It never held more than {max_live:,} at a time{' in a layer' if len(layers) > 1 else ''}."
     if len(set(forgotten)) == 1:
-        return f"By step {step} it had forgotten {forgotten[0]:,} of {seen:,} observations. {held}"
-    counts = [f"{count:,} in layer {i + 1}" for i, count in enumerate(forgotten)]
-    return f"By step {step} it had forgotten, of {seen:,} observations, {listed(counts)}. {held}"
+        return f"By step {step} it had forgotten {forgotten[0]:,} of {count:,} observations. {maximum}"
+    layer_counts = [f"{number:,} in layer {i + 1}" for i, number in enumerate(forgotten)]
+    return f"By step {step} it had forgotten, of {count:,} observations, {join_words(layer_counts)}. {maximum}"
 
 
-def is_kept_for_good(record: Record, written: int) -> bool:
+def is_kept_for_good(record: Record, birth: int) -> bool:
     """Whether some layer gave the observation a span without an end."""
-    return any(layer["span"] is not None and layer["span"][written] is None for layer in record["layers"])
+    return any(layer["span"] is not None and layer["span"][birth] is None for layer in record["layers"])
 
 
 def steps_text(count: int) -> str:
@@ -185,5 +195,5 @@ def steps_text(count: int) -> str:
     return f"{count:,} step{'s' * (count != 1)}"
 
 
-def _moved(record: Record) -> str:
+def _distribution_name(record: Record) -> str:
     return "distribution of actions" if record.get("continuous") else "action probabilities"

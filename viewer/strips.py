@@ -1,4 +1,4 @@
-"""The upper part of the figure: what the agent saw, did and got, a strip each; and what all parts of the figure are
+"""The upper part of the figure: a strip each for what the agent saw, did and got. Also what all parts of the figure are
 drawn with.
 
 Names: T steps of the episode, N numbers of an action.
@@ -19,20 +19,23 @@ from matplotlib.patches import Patch
 from expire_span_rl.envs import render_observation
 from expire_span_rl.viewer.panels import is_panel, observation_pictures
 
-MOST_ROWS = 8  # numbers of an action that get a line's height
-
-# Inches: the axes are WIDE, to their left labels, to their right a gutter for legends and thumbnails.
-
-LEFT, WIDE, GUTTER, THUMB = 0.95, 9.6, 2.8, 0.5
-GOOD, BAD, INK, FAINT = "#1a7f37", "#b42318", "#24292f", "#8c959f"
+MAX_ROWS = 8  # numbers of an action that get a line's height
+LEFT = 0.95  # inches, for the labels
+WIDE = 9.6  # inches of the axes
+GUTTER = 2.8  # inches to the right of the axes, for legends and thumbnails
+THUMB = 0.5  # inches of a thumbnail
+GOOD = "#1a7f37"
+BAD = "#b42318"
+INK = "#24292f"
+FAINT = "#8c959f"
 PALETTES = cast(Any, matplotlib.colormaps)  # the type of an entry has no `colors`
 ACTION_COLOURS = PALETTES["tab20"].colors[::2] + PALETTES["tab20"].colors[1::2]
 HEAD_COLOURS = PALETTES["Dark2"].colors
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Places in low..high near the ascending `wanted`, `gap` apart or more (they must fit)."""
-    places = np.clip(np.array(wanted, float), low, high)
+def spread(targets: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Places in low..high near the ascending `targets`, at least `gap` apart. They must fit."""
+    places = np.clip(np.array(targets, float), low, high)
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + gap)
     for i in reversed(range(len(places))):
@@ -43,22 +46,24 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
 def thumbnails(
     observations: Sequence[Mapping[str, np.ndarray]], spec: Mapping[str, Mapping[str, Any]]
 ) -> list[np.ndarray] | None:
-    """A picture of each observation, uint8 [height, width, 3]; None if it has nothing that is shown as a picture."""
-    shown = [name for name, entry in spec.items() if is_panel(entry)]
-    if not shown:
+    """A picture of each observation, uint8 [height, width, 3]; None if no part of it is shown as a picture."""
+    panels = [name for name, entry in spec.items() if is_panel(entry)]
+    if not panels:
         return None
-    if len(shown) > 1 or spec[shown[0]]["kind"] != "cells":
+    if len(panels) > 1 or spec[panels[0]]["kind"] != "cells":
         return observation_pictures(observations, spec)
-    known: dict[bytes, np.ndarray] = {}
-    images = [observation[shown[0]] for observation in observations]
+    pictures: dict[bytes, np.ndarray] = {}
+    images = [observation[panels[0]] for observation in observations]
     for image in images:  # sharper than the page's
-        if image.tobytes() not in known:
-            known[image.tobytes()] = render_observation(image, max(4, round(144 * THUMB / len(image))))
-    return [known[image.tobytes()] for image in images]
+        if image.tobytes() not in pictures:
+            pictures[image.tobytes()] = render_observation(image, max(4, round(144 * THUMB / len(image))))
+    return [pictures[image.tobytes()] for image in images]
 
 
 def write_heading(ax: Axes, text: str, points: float = 5) -> None:
-    ax.annotate(text, (0, 1), (0, points), "axes fraction", "offset points", weight="bold", fontsize=10)
+    """A heading above the axes, `points` higher."""
+    coordinates = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    ax.annotate(text, (0, 1), (0, points), **coordinates, weight="bold", fontsize=10)
 
 
 def place_picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> None:
@@ -71,7 +76,8 @@ def place_picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> No
 def draw_leader(ax: Axes, xy: tuple[float, float], box: tuple[float, float]) -> None:
     """A thin line from the data point `xy` to `box` in fractions of the axes."""
     arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", xy, box, "data", "axes fraction", arrow, annotation_clip=False)
+    coordinates = {"xycoords": "data", "textcoords": "axes fraction"}
+    ax.annotate("", xy, box, **coordinates, arrowprops=arrow, annotation_clip=False)
 
 
 def gutter_legend(ax: Axes, **options: Any) -> Legend:
@@ -85,21 +91,21 @@ def film_strip(images: Sequence[np.ndarray], ax: Axes) -> None:
     count = min(len(images), int(WIDE / (THUMB + 0.14)))
     steps = np.linspace(0, len(images) - 1, count).round().astype(int)
     half = THUMB / 2 / WIDE
-    wanted = ((steps + 0.5) / len(images)).tolist()
-    for step, place in zip(steps, spread(wanted, 2.4 * half, half, 1 - half)):
+    targets = ((steps + 0.5) / len(images)).tolist()
+    for step, place in zip(steps, spread(targets, 2.4 * half, half, 1 - half), strict=True):
         place_picture(ax, images[step], (place, 0.5))
     ax.set_axis_off()
-    some = "" if count == len(images) else f" ({count} of {len(images)} steps)"
-    write_heading(ax, f"What the agent saw{some}, what it did, and its reward")
+    part = "" if count == len(images) else f" ({count} of {len(images)} steps)"
+    write_heading(ax, f"What the agent saw{part}, what it did, and its reward")
 
 
 def action_strip(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
-    """actions [T] as a coloured strip; its legend has the actions that were taken."""
+    """actions [T] as a coloured strip. Its legend has the actions that were taken."""
     colours = np.array([ACTION_COLOURS[a % len(ACTION_COLOURS)] for a in range(len(names))])
     ax.imshow(colours[actions][None], aspect="auto", extent=(-0.5, len(actions) - 0.5, 0, 1), interpolation="nearest")
-    taken = np.bincount(actions, minlength=len(names))
-    most = [a for a in np.argsort(-taken, kind="stable") if taken[a]][:10]
-    handles = [Patch(color=tuple(colours[a]), label=f"{names[a][:14]} × {taken[a]}") for a in sorted(most)]
+    counts = np.bincount(actions, minlength=len(names))
+    frequent = [a for a in np.argsort(-counts, kind="stable") if counts[a]][:10]
+    handles = [Patch(color=tuple(colours[a]), label=f"{names[a][:14]} × {counts[a]}") for a in sorted(frequent)]
     gutter_legend(ax, handles=handles, ncols=1 + (len(handles) > 5), title="action × times")
     ax.set_yticks([0.5], ["action"])
     ax.tick_params(length=0, labelbottom=False)
@@ -107,15 +113,16 @@ def action_strip(actions: np.ndarray, names: Sequence[str], ax: Axes) -> None:
 
 
 def number_strip(actions: np.ndarray, continuous: bool, ax: Axes) -> None:
-    """actions [T,N] in the environment's units, a line for each number: whole numbers by the colour of their value,
-    real ones from the smallest to the largest of the episode."""
+    """actions [T,N] in the environment's units, a line for each number. Whole numbers have the colour of their value,
+    real ones a brightness between the smallest and the largest of the episode."""
     count = actions.shape[1]
-    low, high = actions.min(0), actions.max(0)  # [N]
+    low = actions.min(0)  # [N]
+    high = actions.max(0)  # [N]
     if continuous:
         pixels = (actions - low) / np.where(high > low, high - low, 1)  # [T,N]
-        told = [f"{i}: {low[i]:.3g} to {high[i]:.3g}" for i in range(min(count, MOST_ROWS))]
+        ranges = [f"{i}: {low[i]:.3g} to {high[i]:.3g}" for i in range(min(count, MAX_ROWS))]
         ax.imshow(pixels.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", **_extent(actions))
-        gutter_note(ax, "\n".join(["number: dark to bright", *told]))
+        gutter_note(ax, "\n".join(["number: dark to bright", *ranges]))
     else:
         values = np.unique(actions)
         colours = np.array(ACTION_COLOURS)[np.searchsorted(values, actions.T) % len(ACTION_COLOURS)]  # [N,T,3]
@@ -140,7 +147,7 @@ def gutter_note(ax: Axes, text: str) -> None:
 
 
 def reward_strip(rewards: np.ndarray, ax: Axes) -> None:
-    """rewards [T]; where there are few, each with its value."""
+    """rewards [T]. If only a few are not zero, each has its value."""
     steps = np.flatnonzero(rewards)
     colours = [GOOD if reward > 0 else BAD for reward in rewards[steps]]
     ax.vlines(steps, 0, rewards[steps], colors=colours, linewidth=2)
@@ -148,8 +155,8 @@ def reward_strip(rewards: np.ndarray, ax: Axes) -> None:
     if len(steps) <= 8:
         ax.scatter(steps, rewards[steps], s=18, c=colours, clip_on=False)
         for step in steps:
-            at = (step, rewards[step])
-            ax.annotate(f"{rewards[step]:+.3g}", at, (-6, 0), "data", "offset points", ha="right", va="center")
+            label = {"text": f"{rewards[step]:+.3g}", "ha": "right", "va": "center"}
+            ax.annotate(**label, xy=(step, rewards[step]), xytext=(-6, 0), xycoords="data", textcoords="offset points")
     if not len(steps):
         ax.text(0.5, 0.6, "no reward at any step", transform=ax.transAxes, ha="center", color=FAINT)
         ax.set_yticks([0])

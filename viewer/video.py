@@ -1,7 +1,7 @@
 """The episode as an MP4: the world, what the agent sees, what it does, and what it attends to in memory, step by step.
 
-imageio-ffmpeg brings its own ffmpeg: nothing of the system is needed. Both are extras of the package, imported when
-they are needed.
+imageio-ffmpeg has its own ffmpeg, so the system needs none. imageio and imageio-ffmpeg are extras of the package. They
+are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -10,55 +10,68 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-WIDE, MARGIN = 960, 16  # pixels
-TALLEST = 480  # of the world
-THUMB = 64
-MOST_BARS = 5
-MOST_LETTERS = 26  # of an action
-MOST_TEXTS, MOST_SAID = 2, 110  # texts that were read, and letters of one
-SHOWN = (WIDE - 2 * MARGIN) // (THUMB + 12)  # memories of a layer
-BACK, INK, SOFT, LINE, ACCENT = "#f6f7f9", "#1c2430", "#566173", "#d9dee6", "#0b62c4"
+WIDE = 960  # pixels of a picture
+MARGIN = 16  # pixels
+MAX_HEIGHT = 480  # pixels of the world
+VIEW = 112  # pixels of the agent's view
+THUMB = 64  # pixels of a memory
+MAX_BARS = 5  # of the actions' distribution
+MAX_LETTERS = 26  # of an action
+MAX_TEXTS = 2  # that the agent reads
+MAX_TEXT_LETTERS = 110  # of such a text
+MAX_MEMORIES = (WIDE - 2 * MARGIN) // (THUMB + 12)  # of a layer
+BACK = "#f6f7f9"
+INK = "#1c2430"
+SOFT = "#566173"
+LINE = "#d9dee6"
+ACCENT = "#0b62c4"
+WEIGHT = "#d2601f"  # the colour of attention
 
 
 def scenes(
-    record: Mapping[str, Any], frames: Sequence[np.ndarray] | None, seen: Sequence[np.ndarray]
+    record: Mapping[str, Any], frames: Sequence[np.ndarray] | None, views: Sequence[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """A picture per step, uint8 [height, width, 3], all of one size. record: `viewer.record`'s; frames: of the world,
-    None where there are none; seen: a picture per observation."""
-    world = (WIDE - 2 * MARGIN, 0) if frames is None else _fitted(frames[0], WIDE - 2 * MARGIN, TALLEST)
+    """A picture of each step, uint8 [height, width, 3], all of one size.
+
+    record: `viewer.record`'s. frames: of the world, None if there are none. views: a picture of each observation.
+    """
+    world = (WIDE - 2 * MARGIN, 0) if frames is None else _fit(frames[0], WIDE - 2 * MARGIN, MAX_HEIGHT)
     top = MARGIN + world[1] + (MARGIN if world[1] else 0)
-    views = [np.asarray(Image.fromarray(view).resize(_fitted(view, 112, 112))) for view in seen]
-    texts = [entry for entry in record.get("entries", []) if entry["kind"] == "words"][:MOST_TEXTS]
-    layers = top + 112 + MARGIN + len(texts) * 24
-    height = layers + len(record["layers"]) * (THUMB + 58)
+    small_views = [np.asarray(Image.fromarray(view).resize(_fit(view, VIEW, VIEW))) for view in views]
+    texts = [entry for entry in record.get("entries", []) if entry["kind"] == "words"][:MAX_TEXTS]
+    layers_top = top + VIEW + MARGIN + len(texts) * 24
+    height = layers_top + len(record["layers"]) * (THUMB + 58)
     for t in range(record["steps"]):
         canvas = Image.new("RGB", (WIDE, height + height % 2), BACK)
         draw = ImageDraw.Draw(canvas)
         if frames is not None:
             canvas.paste(Image.fromarray(frames[t]).resize(world), ((WIDE - world[0]) // 2, MARGIN))
-        canvas.paste(Image.fromarray(views[t]), (MARGIN, top))
-        _told(draw, record, t, (MARGIN + 132, top))
+        canvas.paste(Image.fromarray(small_views[t]), (MARGIN, top))
+        _draw_step(draw, record, t, (MARGIN + 132, top))
         for i, entry in enumerate(texts):
-            said = f"{entry['name']}: {entry['texts'][entry['which'][t]]}"
-            draw.text((MARGIN, top + 112 + MARGIN // 2 + 24 * i), said[:MOST_SAID], INK, _font(16))
+            text = f"{entry['name']}: {entry['texts'][entry['which'][t]]}"
+            draw.text((MARGIN, top + VIEW + MARGIN // 2 + 24 * i), text[:MAX_TEXT_LETTERS], INK, _font(16))
         for i, layer in enumerate(record["layers"]):
-            _memories(canvas, draw, layer, i, t, seen, layers + i * (THUMB + 58))
+            layer_top = layers_top + i * (THUMB + 58)
+            text = f"layer {i + 1}: {layer['live'][t]} live of {t + 1} observations; most attended to now:"
+            draw.text((MARGIN, layer_top), text, SOFT, _font(16))
+            _draw_memories(canvas, layer["attention"][t], t, views, layer_top + 24)
         yield np.asarray(canvas)
 
 
 def check_video() -> None:
-    """Raises ValueError, one line, if what writes an MP4 is not installed."""
+    """Raises ValueError, one line, if a package that writes an MP4 is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("imageio", "imageio_ffmpeg")):
         raise ValueError("an MP4 needs imageio, which is not installed: pip install 'expire-span-rl[video]'")
 
 
 def video(pictures: Iterator[np.ndarray], fps: int) -> bytes:
-    """The pictures as an MP4 (H.264). Raises as `check_video`."""
+    """The pictures as an MP4 (H.264). Raises ValueError as `check_video` does."""
     check_video()
     import imageio.v2 as imageio
 
@@ -71,76 +84,83 @@ def video(pictures: Iterator[np.ndarray], fps: int) -> bytes:
         return path.read_bytes()
 
 
-def _fitted(picture: np.ndarray, wide: int, tall: int) -> tuple[int, int]:
-    """Width and height of the picture as large as it goes in."""
+def _fit(picture: np.ndarray, max_width: int, max_height: int) -> tuple[int, int]:
+    """Width and height of the picture at the largest scale that fits."""
     height, width, _ = picture.shape
-    scale = min(wide / width, tall / height)
+    scale = min(max_width / width, max_height / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _told(draw: ImageDraw.ImageDraw, record: Mapping[str, Any], t: int, at: tuple[int, int]) -> None:
+def _draw_step(draw: ImageDraw.ImageDraw, record: Mapping[str, Any], t: int, corner: tuple[int, int]) -> None:
     """Step, action, value, return and a few numbers of the actions' distribution."""
-    x, y = at
-    names, gained = record["action_names"], sum(reward or 0 for reward in record["rewards"][: t + 1])
+    x, y = corner
+    names = record["action_names"]
     action = record["action_texts"][t] if "action_texts" in record else names[record["actions"][t]]
     lines = (
         f"step {t} of {record['steps'] - 1}",
-        f"action {action[:MOST_LETTERS]}",
+        f"action {action[:MAX_LETTERS]}",
         f"value {record['values'][t] or 0:.3f}",
+        f"return so far {sum(reward or 0 for reward in record['rewards'][: t + 1]):.4g}",
     )
-    for i, line in enumerate((*lines, f"return so far {gained:.4g}")):
+    for i, line in enumerate(lines):
         draw.text((x, y + 28 * i), line, INK, _font(19))
-    for i, (name, part, told, marked) in enumerate(_bars(record, t)):
-        left, line = x + 330, y + 23 * i
-        draw.text((left, line), name[:10], ACCENT if marked else INK, _font(16))
-        draw.rectangle((left + 100, line + 4, left + 340, line + 15), LINE)
-        if part > 0:
-            draw.rectangle((left + 100, line + 4, left + 100 + 240 * part, line + 15), ACCENT)
-        draw.text((left + 350, line), told, SOFT, _font(14))
+    left = x + 330
+    for i, bar in enumerate(_bars(record, t)):
+        top = y + 23 * i
+        draw.text((left, top), bar.name[:10], ACCENT if bar.is_taken else INK, _font(16))
+        draw.rectangle((left + 100, top + 4, left + 340, top + 15), LINE)
+        if bar.length > 0:
+            draw.rectangle((left + 100, top + 4, left + 100 + 240 * bar.length, top + 15), ACCENT)
+        draw.text((left + 350, top), bar.number, SOFT, _font(14))
 
 
-def _bars(record: Mapping[str, Any], t: int) -> list[tuple[str, float, str, bool]]:
-    """At most MOST_BARS of (name, length from 0 to 1, number, whether it is what was done): the likeliest actions; of
-    several whole numbers the values that were taken; of real numbers their means, as far as between their bounds or,
-    where there are none, between the smallest and the largest of the episode."""
+class _Bar(NamedTuple):
+    """A number of the actions' distribution."""
+
+    name: str
+    length: float  # 0 to 1
+    number: str
+    is_taken: bool = False  # whether it is the action that was taken
+
+
+def _bars(record: Mapping[str, Any], t: int) -> list[_Bar]:
+    """At most MAX_BARS: the likeliest actions, or of several whole numbers the values that were taken.
+
+    Of real numbers they are the means, between their bounds. A missing bound is the smallest or the largest mean of the
+    episode.
+    """
     names = record["action_names"]
     if record.get("continuous"):
         bars = []
-        for i, name in enumerate(names[:MOST_BARS]):
-            seen = [row[i] for row in record["means"] if row[i] is not None] or [0.0]
-            bounds = zip(record["action_bounds"][i], (min(seen), max(seen)), strict=True)
+        for i, name in enumerate(names[:MAX_BARS]):
+            means = [row[i] for row in record["means"] if row[i] is not None] or [0.0]
+            bounds = zip(record["action_bounds"][i], (min(means), max(means)), strict=True)
             low, high = (extreme if bound is None else bound for bound, extreme in bounds)
             mean = record["means"][t][i] or 0.0
-            bars.append((name, (mean - low) / (high - low) if high > low else 0.0, f"mean {mean:.3g}", False))
+            bars.append(_Bar(name, (mean - low) / (high - low) if high > low else 0.0, f"mean {mean:.3g}"))
         return bars
     chances = [chance or 0.0 for chance in record["probabilities"][t]]
-    done = record["taken"][t] if "taken" in record else [record["actions"][t]]
-    best = done[:MOST_BARS] if "taken" in record else sorted(np.argsort(chances)[::-1][:MOST_BARS].tolist())
-    return [(names[a], chances[a], f"{chances[a]:.2f}", a in done) for a in best]
+    taken_places = record["taken"][t] if "taken" in record else [record["actions"][t]]
+    places = taken_places[:MAX_BARS] if "taken" in record else sorted(np.argsort(chances)[::-1][:MAX_BARS].tolist())
+    return [_Bar(names[place], chances[place], f"{chances[place]:.2f}", place in taken_places) for place in places]
 
 
-def _memories(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    layer: Mapping[str, Any],
-    index: int,
-    t: int,
-    seen: Sequence[np.ndarray],
-    top: int,
+def _draw_memories(
+    canvas: Image.Image, attention: Mapping[str, Any], t: int, views: Sequence[np.ndarray], top: int
 ) -> None:
-    """The memories of a layer that get most attention from any head now, the present observation left out."""
-    told = f"layer {index + 1}: {layer['live'][t]} live of {t + 1} observations; most attended to now:"
-    draw.text((MARGIN, top), told, SOFT, _font(16))
-    now = layer["attention"][t]
-    best = np.max(now["weights"], 0) if now["to"] else np.zeros(0)
-    ranked = [(now["to"][i], float(best[i])) for i in np.argsort(-best, kind="stable") if now["to"][i] < t]
-    for place, (written, weight) in enumerate(ranked[:SHOWN]):
-        x, y = MARGIN + place * (THUMB + 12), top + 24
-        picture = Image.fromarray(seen[written])
-        canvas.paste(picture.resize(_fitted(seen[written], THUMB, THUMB)), (x, y))
-        draw.rectangle((x, y + THUMB + 2, x + THUMB, y + THUMB + 6), LINE)
-        draw.rectangle((x, y + THUMB + 2, x + THUMB * weight, y + THUMB + 6), "#d2601f")
-        draw.text((x, y + THUMB + 8), f"{written}: {weight:.2f}", INK, _font(13))
+    """The memories of a layer that get most attention from any head at step t, without the present observation."""
+    draw = ImageDraw.Draw(canvas)
+    steps = attention["to"]
+    best = np.max(attention["weights"], 0) if steps else np.zeros(0)
+    ranking = [(steps[i], float(best[i])) for i in np.argsort(-best, kind="stable") if steps[i] < t]
+    for place, (birth, weight) in enumerate(ranking[:MAX_MEMORIES]):
+        left = MARGIN + place * (THUMB + 12)
+        bar_top = top + THUMB + 2
+        picture = Image.fromarray(views[birth])
+        canvas.paste(picture.resize(_fit(views[birth], THUMB, THUMB)), (left, top))
+        draw.rectangle((left, bar_top, left + THUMB, bar_top + 4), LINE)
+        draw.rectangle((left, bar_top, left + THUMB * weight, bar_top + 4), WEIGHT)
+        draw.text((left, top + THUMB + 8), f"{birth}: {weight:.2f}", INK, _font(13))
 
 
 _FONTS: dict[int, Any] = {}

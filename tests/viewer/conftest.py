@@ -1,4 +1,4 @@
-"""The browser of the page's tests."""
+"""The browser in which the page is tested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from viewer_browser import CHROMIUM, WIDE, Opened
+from viewer_browser import CHROMIUM, WIDE, Tab
 
 
 @pytest.fixture(scope="module")
@@ -17,27 +17,28 @@ def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).exists() and not os.environ.get("CI"):
         pytest.skip("no chromium on this machine: apt-get install chromium (.ci/run does)")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
-def opened(browser: Browser) -> Iterator[Any]:
+def open_page(browser: Browser) -> Iterator[Any]:
+    """Opens a page in a tab of its own."""
     contexts = []
 
-    def go(path: Path, fragment: str = "", viewport: dict = WIDE, scheme: str = "light") -> Opened:
+    def open_tab(path: Path, fragment: str = "", viewport: dict = WIDE, scheme: str = "light") -> Tab:
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         contexts.append(context)
-        one = Opened(context.new_page())
-        one.page.on("console", lambda message: one.troubles.append(message.text))
-        one.page.on("pageerror", lambda error: one.troubles.append(str(error)))
-        one.page.on("request", lambda r: r.url.startswith(("data:", "blob:")) or one.troubles.append(r.url))
-        one.page.goto(f"file://{path}{fragment}")
-        one.until("document.documentElement.dataset.ready !== undefined")
-        assert one.troubles.pop(0).startswith(f"file://{path}")  # the page itself, the only request there may be
-        return one
+        tab = Tab(context.new_page())
+        tab.page.on("console", lambda message: tab.troubles.append(message.text))
+        tab.page.on("pageerror", lambda error: tab.troubles.append(str(error)))
+        tab.page.on("request", lambda r: r.url.startswith(("data:", "blob:")) or tab.troubles.append(r.url))
+        tab.page.goto(f"file://{path}{fragment}")
+        tab.until("document.documentElement.dataset.ready !== undefined")
+        assert tab.troubles.pop(0).startswith(f"file://{path}")  # the page itself, the only request there may be
+        return tab
 
-    yield go
+    yield open_tab
     for context in contexts:
         context.close()

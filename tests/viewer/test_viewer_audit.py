@@ -1,5 +1,4 @@
-"""Did it matter: the audit against runs that are kept from remembering by hand, and what it finds in the shipped
-policy."""
+"""The audit against acting with memories removed by hand, and what it finds in the shipped policy."""
 
 from __future__ import annotations
 
@@ -8,17 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from viewer_cases import SHIPPED, STORING, make_policy, played
+from viewer_cases import SHIPPED, STORING, make_policy, play_steps
 
 from expire_span_rl.envs import make_env, make_vec_env
 from expire_span_rl.envs.corridor import Corridor
 from expire_span_rl.envs.switch import Switch
 from expire_span_rl.policies import as_tensors, load_policy
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, replay, table
+from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
+from expire_span_rl.viewer.replay import replay
 
-SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # of which none is merged
+SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # kinds that merge no slots
 
 
 def chances(logits: torch.Tensor) -> np.ndarray:
@@ -26,8 +26,8 @@ def chances(logits: torch.Tensor) -> np.ndarray:
 
 
 def by_hand(policy, episode: Episode, change, images=None) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [T,A] and values [T] in one piece of acting, in whose buffers `change(t, acting)` meddles before
-    each step."""
+    """Probabilities [T,A] and values [T] of acting in one piece. `change(t, acting)` changes its buffers before each
+    step."""
     logits, values = logits_by_hand(policy, episode, change, images)
     return chances(logits), values
 
@@ -38,17 +38,17 @@ def logits_by_hand(policy, episode: Episode, change, images=None) -> tuple[torch
     if images is not None:
         observations["image"] = images
     acting = policy.begin(policy.initial_memory(1), len(episode.actions))
-    told = []
+    outputs = []
     for t in range(len(episode.actions)):
         change(t, acting)
-        told.append(policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0])))
-    return torch.cat([logits for logits, _ in told]), torch.cat([values for _, values in told]).numpy()
+        outputs.append(policy.step({k: v[t] for k, v in observations.items()}, acting, torch.tensor([t == 0])))
+    return torch.cat([logits for logits, _ in outputs]), torch.cat([values for _, values in outputs]).numpy()
 
 
 @pytest.mark.parametrize("kind", STORING)
 def test_a_replay_from_anywhere_is_what_was_played(kind):
     policy = make_policy(kind)
-    episode = played(policy, 40)
+    episode = play_steps(policy, 40)
     assert sorted(episode.memories) == [0, 16, 32]
     for first in episode.memories:
         rest = tensors_of(policy, episode.observations[first:])
@@ -59,53 +59,71 @@ def test_a_replay_from_anywhere_is_what_was_played(kind):
             assert (before is not None) == (t == 35)
 
 
-@pytest.mark.parametrize("kind", SLOTS)
-def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
-    policy = make_policy(kind)
-    episode = played(policy, 30)
-    episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
-    other = torch.as_tensor(Corridor.swap_observation(tensors_of(policy, episode.observations)["image"].numpy()))
-    other[::11, ..., 0] = (other[::11, ..., 0] + 3) % 9  # so that every swap changes something
+def swapped_world(policy, episode: Episode):
+    """(images in which the fact 5 shows its counterpart, `swap` from an image to its counterpart)."""
     real = tensors_of(policy, episode.observations)["image"]
-    images = torch.where(torch.as_tensor(episode.facts == 5)[:, None, None, None, None], other, real)
-    known = {real[t].numpy().tobytes(): other[t].numpy() for t in range(0, 30, 11)}
+    counterparts = torch.as_tensor(Corridor.swap_observation(real.numpy()))
+    counterparts[::11, ..., 0] = (counterparts[::11, ..., 0] + 3) % 9  # so that every swap changes something
+    images = torch.where(torch.as_tensor(episode.facts == 5)[:, None, None, None, None], counterparts, real)
+    known = {real[t].numpy().tobytes(): counterparts[t].numpy() for t in range(0, len(real), 11)}
 
     def swap(image: np.ndarray) -> np.ndarray:
         """[..., V, V, 3]"""
         flat = image.reshape(-1, *image.shape[-3:])
         return np.stack([known.get(i.tobytes(), i[None])[0] for i in flat]).reshape(image.shape)
 
+    return images, swap
+
+
+def clear_slot(birth: int, at: int, layers):
+    """A change that removes the slot of step `birth` from the layers, before step `at`."""
+
+    def change(now, acting):
+        if now == at:
+            for i in layers:
+                acting.layers[i].slots.position[0, birth] = GONE
+
+    return change
+
+
+def replace_slot(policy, birth: int, at: int, layer: int, hidden: torch.Tensor):
+    """A change that writes `hidden` [D] into a slot of one layer, before step `at`."""
+
+    def change(now, acting):
+        if now == at:
+            slots = acting.layers[layer].slots
+            made = policy.core.layers[layer].write(hidden[None, None], acting.span_limit)
+            slots.keys[0, :, birth], slots.values[0, :, birth] = made.keys[0, :, 0], made.values[0, :, 0]
+            if slots.slot_features is not None:
+                slots.slot_features[0, birth] = made.slot_features[0, 0]
+
+    return change
+
+
+@pytest.mark.parametrize("kind", SLOTS)
+def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
+    policy = make_policy(kind)
+    episode = play_steps(policy, 30)
+    episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
+    images, swap = swapped_world(policy, episode)
     rows = audit(policy, episode, look(policy, episode), 3, swap)["memories"]
     assert len(rows) == 9 and {row["step"] for row in rows} == {7, 20, 29}
-    hidden = {}  # (layer, step) -> what the slot holds in the other world
+    hidden = {}  # (layer, step) -> the slot's vector in the swapped episode
 
     def remember(t, acting):
         for i, layer in enumerate(acting.layers):
             if t:
                 hidden[i, t - 1] = layer.hidden[0, t - 1].clone()
 
-    swapped = by_hand(policy, episode, remember, images)
+    total_swapped = by_hand(policy, episode, remember, images)
     for row in rows:
-        t, layer, written = row["step"], row["layer"], row["written"]
-
-        def forget(now, acting, at=None, layers=(0, 1), written=written):
-            if now == (written + 1 if at is None else at):
-                for i in layers:
-                    acting.layers[i].slots.position[0, written] = GONE
-
-        def exchange(now, acting, t=t, layer=layer, written=written):
-            if now == t:
-                slots = acting.layers[layer].slots
-                made = policy.core.layers[layer].write(hidden[layer, written][None, None], acting.span_limit)
-                slots.keys[0, :, written], slots.values[0, :, written] = made.keys[0, :, 0], made.values[0, :, 0]
-                if slots.slot_features is not None:
-                    slots.slot_features[0, written] = made.slot_features[0, 0]
-
+        t, layer, birth = row["step"], row["layer"], row["written"]
+        swap_slot = replace_slot(policy, birth, t, layer, hidden[layer, birth])
         expected = {
-            "direct_removed": by_hand(policy, episode, lambda n, a, t=t, i=layer, f=forget: f(n, a, t, (i,))),
-            "direct_swapped": by_hand(policy, episode, exchange),
-            "total_removed": by_hand(policy, episode, forget),
-            "total_swapped": swapped,
+            "direct_removed": by_hand(policy, episode, clear_slot(birth, t, [layer])),
+            "direct_swapped": by_hand(policy, episode, swap_slot),
+            "total_removed": by_hand(policy, episode, clear_slot(birth, birth + 1, [0, 1])),
+            "total_swapped": total_swapped,
         }
         for name, (probabilities, values) in expected.items():
             np.testing.assert_allclose(row[name]["probabilities"], probabilities[t], atol=2e-4, err_msg=name)
@@ -119,41 +137,41 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
 
 def test_influence_is_the_shift_when_the_episode_begins_anew():
     policy = make_policy()
-    episode = played(policy, 12)
-    for t, told in enumerate(influence(policy, episode)):
+    episode = play_steps(policy, 12)
+    for t, shift in enumerate(influence(policy, episode)):
         fresh = policy.begin(policy.initial_memory(1), 1)
         now = {key: value[0] for key, value in tensors_of(policy, episode.observations[t : t + 1]).items()}
         logits, _ = policy.step(now, fresh, torch.tensor([True]))
-        assert told == pytest.approx(abs(chances(logits)[0] - episode.marginals[t]).sum() / 2, abs=1e-5)
+        assert shift == pytest.approx(abs(chances(logits)[0] - episode.marginals[t]).sum() / 2, abs=1e-5)
     none = make_policy("none")
-    np.testing.assert_allclose(influence(none, played(none, 12)), 0, atol=1e-5)
+    np.testing.assert_allclose(influence(none, play_steps(none, 12)), 0, atol=1e-5)
 
 
 def test_decisions_are_the_environments_or_the_peaks_of_influence():
-    episode = played(make_policy(), 8)
-    told = replace(episode, decisions=np.isin(np.arange(8), [2, 5]))
-    assert decisions(told, np.zeros(8)) == [2, 5]
-    unknown = replace(episode, decisions=None)
-    assert decisions(unknown, np.array([0, 0.3, 0.2, 0.2, 0.9, 0.05, 0.07, 0])) == [1, 4]
-    assert decisions(unknown, np.full(8, 0.09)) == []
-    assert decisions(unknown, np.tile([0.5, 0], 4)) == [0, 2, 4, 6]
+    episode = play_steps(make_policy(), 8)
+    named = replace(episode, decisions=np.isin(np.arange(8), [2, 5]))
+    assert decisions(named, np.zeros(8)) == [2, 5]
+    unnamed = replace(episode, decisions=None)
+    assert decisions(unnamed, np.array([0, 0.3, 0.2, 0.2, 0.9, 0.05, 0.07, 0])) == [1, 4]
+    assert decisions(unnamed, np.full(8, 0.09)) == []
+    assert decisions(unnamed, np.tile([0.5, 0], 4)) == [0, 2, 4, 6]
 
 
 def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
     policy = make_policy()
-    lives = look(policy, played(policy, 12))
-    found = most_attended(lives, 10, 4)
-    all_of_them = sorted(
-        ((float(w), i, int(to)) for i, life in enumerate(lives) for to, w in zip(life.attention[10][0], life.attention[10][1].max(0)) if to < 10),
-        reverse=True,
-    )  # fmt: skip
-    assert [weight for *_, weight in found] == [weight for weight, *_ in all_of_them[:4]]
-    assert all(written < 10 for _, written, _ in found)
+    lives = look(policy, play_steps(policy, 12))
+    memories = most_attended(lives, 10, 4)
+    weights = []
+    for life in lives:
+        births, attention = life.attention[10]
+        weights += attention.max(0)[births < 10].tolist()
+    assert [weight for *_, weight in memories] == sorted(weights, reverse=True)[:4]
+    assert all(birth < 10 for _, birth, _ in memories)
 
 
 def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
     policy = make_policy("compressive")  # at step 23 the slots of steps 12 to 15 and 16 to 19 are one each
-    episode = replace(played(policy, 24), decisions=np.arange(24) == 23, facts=np.where(np.arange(24) < 1, 0, -1))
+    episode = replace(play_steps(policy, 24), decisions=np.arange(24) == 23, facts=np.where(np.arange(24) < 1, 0, -1))
     rows = audit(policy, episode, look(policy, episode), 24, Corridor.swap_observation)["memories"]
     assert {row["written"] for row in rows} == set(range(12, 23))
     for row in rows:
@@ -182,7 +200,7 @@ def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
 def test_in_switch_a_swap_changes_one_signal_only():
     policy = make_policy(env_id="Switch-v0")
     head = policy.policy_head.weight.clone()
-    torch.nn.init.zeros_(policy.policy_head.weight)  # any action, so that it gets on
+    torch.nn.init.zeros_(policy.policy_head.weight)  # random actions, so that the agent moves
     env = make_env("Switch-v0", max_steps=60, passage_length=2, min_hold=1, max_hold=2)
     episode = play(policy, env, 0, 60, False)
     policy.policy_head.weight.data.copy_(head)
@@ -207,8 +225,8 @@ def test_in_switch_a_swap_changes_one_signal_only():
 
 
 def test_what_is_attended_to_need_not_matter_and_the_fact_does():
-    """At the door all of one head's attention is on the ball, in both layers, and all of another's on the step before:
-    without the ball it takes the other door, without the other it does not."""
+    """At the door, one head attends only to the ball, in both layers. Another attends only to the step before. Without
+    the ball the agent takes the other door; without the other memory it does not."""
     policy, _ = load_policy(SHIPPED)
     episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
     told = audit(policy, episode, look(policy, episode), 3, Corridor.swap_observation)
@@ -219,7 +237,7 @@ def test_what_is_attended_to_need_not_matter_and_the_fact_does():
     for row in (*balls, *others):
         assert row["attention"] > 0.9 and row["total_swapped"]["action"] != row["base"]["action"]
     for cut in ("direct_removed", "direct_swapped", "total_removed"):
-        # Cut off in one of the layers alone it is missed only where it is read.
+        # Removed from one layer alone, the ball is missed only in the layer that reads it.
         missed = [ball[cut]["shift"] > 0.9 and ball[cut]["action"] != ball["base"]["action"] for ball in balls]
         assert sum(missed) == (2 if cut == "total_removed" else 1)
         assert all(row[cut]["shift"] < 0.05 and row[cut]["action"] == row["base"]["action"] for row in others)
@@ -228,7 +246,7 @@ def test_what_is_attended_to_need_not_matter_and_the_fact_does():
 
 
 def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
-    """The agent bumps into the ball once: the observation of step 0 comes twice."""
+    """The agent bumps into the ball once, so that the observation of step 0 occurs twice."""
     policy, _ = load_policy(SHIPPED)
     base = play(policy, make_env("Corridor-v0", min_length=60, max_length=60), 1, 1000, True)
     twice = {**base.observations[0], "previous_action": np.int64(3), "previous_reward": np.float32(0)}
@@ -236,7 +254,7 @@ def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
     real = tensors_of(policy, observations)
     rounds = list(
         replay(
-            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removed=[-1, 0, 1, -1]
+            policy, {key: value.expand(-1, 4, *value.shape[2:]) for key, value in real.items()}, removals=[-1, 0, 1, -1]
         )
     )
     doors = rounds[-1][1].argmax(-1).tolist()
@@ -247,8 +265,8 @@ def test_a_fact_that_was_seen_twice_survives_the_removal_of_one_observation():
 
 
 def test_at_the_door_the_ball_is_remembered_and_its_colour_decides_in_200_episodes():
-    """All in one batch: what was played, and the same with the ball's colour swapped in every observation of it. (Where
-    an episode is over, another follows: what it does counts no more.)"""
+    """All episodes in one batch: as they were played, and with the ball's colour swapped in every observation. When an
+    episode is over, another one follows, which does not count."""
     policy, _ = load_policy(SHIPPED)
     count = 200
     env = make_vec_env("Corridor-v0", count)

@@ -1,4 +1,4 @@
-"""The figure: what is chosen, how it is laid out, and its files."""
+"""The figure: its thumbnails, its layout, and its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewer_cases import make_policy
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import KINDS, ActorCritic
 from expire_span_rl.viewer import figure
-from expire_span_rl.viewer.figure import choose, draw, spread
+from expire_span_rl.viewer.figure import choose_thumbnails, draw, spread
 from expire_span_rl.viewer.play import Episode, LayerLives, look, play
 
 
@@ -23,7 +23,7 @@ def png_size(data: bytes) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def drawn(policy: ActorCritic, episode: Episode, form: str = "png") -> bytes:
+def draw_episode(policy: ActorCritic, episode: Episode, form: str = "png") -> bytes:
     names = policy.actions.labels()
     return draw(policy, episode, look(policy, episode), "Corridor-v0: success", "seed 0", names, form)
 
@@ -34,27 +34,27 @@ def test_chosen_are_those_with_most_attention_and_the_longest_lives_no_two_alike
     decision[1, [3, 11]], peak[[3, 5, 6, 7]], end[1] = [0.4, 0.6], [0.4, 0.9, 0.8, 0.01], 12
     lives = LayerLives(end, peak, decision, np.ones(steps, int), None)
     looks = [bytes([step]) for step in range(steps)]
-    assert choose(lives, looks) == [1, 3, 5, 6]  # not 11, the last step itself; 7 has too little attention
-    assert choose(lives, looks, most=2) == [3, 5]
+    assert choose_thumbnails(lives, looks) == [1, 3, 5, 6]  # not 11, the last step itself; 7 has too little attention
+    assert choose_thumbnails(lives, looks, count=2) == [3, 5]
     looks[6] = looks[5]
-    assert choose(lives, looks) == [1, 3, 5]
+    assert choose_thumbnails(lives, looks) == [1, 3, 5]
 
 
 def test_of_observations_that_live_equally_long_one_of_each_look_is_chosen():
     steps = 30
     lives = LayerLives(np.arange(steps) + 9, np.zeros(steps), np.zeros((1, steps)), np.ones(steps, int), None)
-    assert choose(lives, [bytes([step % 2]) for step in range(steps)]) == [0, 1]
-    assert choose(lives, [bytes([step]) for step in range(steps)]) == [0, 1, 2, 3, 4, 5]
+    assert choose_thumbnails(lives, [bytes([step % 2]) for step in range(steps)]) == [0, 1]
+    assert choose_thumbnails(lives, [bytes([step]) for step in range(steps)]) == [0, 1, 2, 3, 4, 5]
 
 
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=6))
-def test_spread_keeps_order_distance_and_limits(wanted):
-    wanted = sorted(wanted)
-    places = spread(wanted, 0.16, 0.05, 0.95)
+def test_spread_keeps_order_distance_and_limits(targets):
+    targets = sorted(targets)
+    places = spread(targets, 0.16, 0.05, 0.95)
     assert places.min() >= 0.05 - 1e-9 and places.max() <= 0.95 + 1e-9
     assert (np.diff(places) >= 0.16 - 1e-9).all()
-    if (np.diff(wanted) >= 0.16).all() and wanted[0] >= 0.05 and wanted[-1] <= 0.95:
-        np.testing.assert_allclose(places, wanted)
+    if (np.diff(targets) >= 0.16).all() and targets[0] >= 0.05 and targets[-1] <= 0.95:
+        np.testing.assert_allclose(places, targets)
 
 
 @pytest.mark.parametrize(
@@ -65,28 +65,28 @@ def test_the_picture_of_any_kind_and_length_has_its_size(kind, steps):
     policy = make_policy(kind)
     episode = play(policy, make_env("Corridor-v0", min_length=300, max_length=300), 0, steps, True)
     assert len(episode.actions) == steps
-    width, height = png_size(drawn(policy, episode))
+    width, height = png_size(draw_episode(policy, episode))
     assert width == 1602
     assert (400 < height < 800) if not KINDS[kind].stores else (1500 < height < 2500)
 
 
 def test_a_policy_without_memory_is_said_to_have_none():
     ax = Figure().add_axes((0, 0, 1, 1))
-    figure._nothing("none", 0, ax)
-    figure._nothing("gru", 1536, ax)
-    told = [text.get_text() for text in ax.texts]
-    assert told[0].startswith("This policy has no memory (kind 'none')")
-    assert told[1].startswith("What this policy remembers (kind 'gru') is a state of 1,536 bytes")
+    figure._no_slots("none", 0, ax)
+    figure._no_slots("gru", 1536, ax)
+    labels = [text.get_text() for text in ax.texts]
+    assert labels[0].startswith("This policy has no memory (kind 'none')")
+    assert labels[1].startswith("What this policy remembers (kind 'gru') is a state of 1,536 bytes")
 
 
 def test_a_span_and_a_life_are_told_beside_the_picture():
     ax = Figure((5, 5)).add_axes((0, 0, 1, 1))
     end, peak = np.array([3, 4, 4, 4]), np.array([0.87, 0, 0, 0])
     lives = LayerLives(end, peak, np.zeros((1, 4)), np.ones(4, int), np.array([2.2, 1, 1, 1]))
-    figure._lives(lives, [b"a", b"b", b"b", b"c"], None, "Layer 1", ax)
-    told = [text.get_text() for text in ax.texts]
-    assert "step 0\nkept for 3 steps, span 2\nlargest attention 0.87" in told
-    assert "step 1 (1 of 2 alike)\nlive to the end, span 1\nlargest attention 0.00" in told
+    figure._paint_lives(lives, [b"a", b"b", b"b", b"c"], None, "Layer 1", ax)
+    labels = [text.get_text() for text in ax.texts]
+    assert "step 0\nkept for 3 steps, span 2\nlargest attention 0.87" in labels
+    assert "step 1 (1 of 2 alike)\nlive to the end, span 1\nlargest attention 0.00" in labels
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the oldest on top
     lines = ax.collections[0].get_segments()
     assert [line.tolist() for line in lines][-1] == [[-0.5, 0], [2.5, 0]]  # the largest attention is drawn last

@@ -8,7 +8,7 @@ import torch
 from viewer_cases import STORING, make_policy
 
 from expire_span_rl.envs import make_env
-from expire_span_rl.viewer.play import Episode, action_names, ends, look, outcome, play, tensors_of
+from expire_span_rl.viewer.play import Episode, action_names, end_steps, look, outcome, play, tensors_of
 
 
 def test_ends_equals_a_loop():
@@ -21,19 +21,19 @@ def test_ends_equals_a_loop():
                 end = t + 1
         expected.append(end)
     assert {0, 13} <= {*expected}
-    assert ends(visible).tolist() == expected
+    assert end_steps(visible).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", STORING)
 @pytest.mark.parametrize("chunk", [7, 45, 200])
 def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk):
     policy = make_policy(kind, settings={} if kind == "compressive" else None)  # nothing is compressed so early
-    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 45, False, chunk)
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 45, False, chunk=chunk)
     steps = len(episode.actions)
     assert steps == 45
     whole = tensors_of(policy, episode.observations)
-    fresh = torch.arange(steps)[:, None] == 0
-    *_, layers = policy.inspect(whole, policy.initial_memory(1), fresh)
+    episode_start = torch.arange(steps)[:, None] == 0
+    *_, layers = policy.inspect(whole, policy.initial_memory(1), episode_start)
     lives = look(policy, episode)
     assert len(lives) == len(layers) == 2
     for life, layer in zip(lives, layers):
@@ -62,12 +62,12 @@ def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk)
 
 
 def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attention():
-    """Loops over one inspection of the whole episode, in which all slots that were compressed are beside their members;
-    pieces of 7 steps give the same."""
+    """Loops over one inspection of the whole episode, in which all compressed slots are beside their members. Pieces of
+    7 steps must give the same."""
     policy = make_policy("compressive", settings={"window": 3, "compression_rate": 4, "compressed_window": 2})
-    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 30, False, 7)
-    whole, fresh = tensors_of(policy, episode.observations), torch.arange(30)[:, None] == 0
-    for life, layer in zip(look(policy, episode), policy.inspect(whole, policy.initial_memory(1), fresh)[2]):
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 30, False, chunk=7)
+    whole, episode_start = tensors_of(policy, episode.observations), torch.arange(30)[:, None] == 0
+    for life, layer in zip(look(policy, episode), policy.inspect(whole, policy.initial_memory(1), episode_start)[2]):
         end, peak, decision, live = [0] * 30, [0.0] * 30, np.zeros((4, 30)), [0] * 30
         for c in range(layer.visible.shape[2]):
             if not torch.isfinite(layer.coordinate[0, c]):
@@ -91,11 +91,11 @@ def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attentio
 
 def test_play_is_what_predict_does_and_live_is_what_acting_counts():
     policy, kwargs = make_policy(), {"max_length": 12}
-    episode = play(policy, make_env("Corridor-v0", **kwargs), 5, 10_000, True, 16)
+    episode = play(policy, make_env("Corridor-v0", **kwargs), 5, 10_000, True, chunk=16)
     env, state, live = make_env("Corridor-v0", **kwargs), None, []
     observation, _ = env.reset(seed=5)
-    for action, seen in zip(episode.actions, episode.observations):
-        np.testing.assert_array_equal(seen["image"], observation["image"])
+    for action, observation_seen in zip(episode.actions, episode.observations):
+        np.testing.assert_array_equal(observation_seen["image"], observation["image"])
         predicted, state = policy.predict(observation, state, None, deterministic=True)
         assert predicted == action
         live.append(state.acting.live[0].tolist())
@@ -114,7 +114,7 @@ def test_a_seed_gives_the_same_drawn_actions_and_another_seed_others():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "ended", "info", "told"),
+    ("rewards", "ended", "info", "text"),
     [
         ([0, 1], "terminated", {"is_success": True}, "success, return 1 in 2 steps"),
         ([0], "truncated", {"is_success": False}, "failure, return 0 in 1 step, time limit reached"),
@@ -122,8 +122,8 @@ def test_a_seed_gives_the_same_drawn_actions_and_another_seed_others():
         ([0, 0], "stopped", {"is_success": False}, "return 0 in 2 steps, stopped before its end"),
     ],
 )
-def test_outcome(rewards, ended, info, told):
-    assert outcome(Episode([], np.zeros(len(rewards), int), np.array(rewards), {}, ended, info)) == told
+def test_outcome(rewards, ended, info, text):
+    assert outcome(Episode([], np.zeros(len(rewards), int), np.array(rewards), {}, ended, info)) == text
 
 
 def test_action_names_are_the_environments():

@@ -1,4 +1,4 @@
-"""The numbers of the page against plain loops, and what its pictures keep."""
+"""The numbers of the page against plain loops, and its packed pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-from viewer_cases import STORING, make_policy, played
+from viewer_cases import STORING, make_policy, play_steps
 
 from expire_span_rl.envs import make_env, render_observation
 from expire_span_rl.policies import KINDS
@@ -21,11 +21,11 @@ from expire_span_rl.viewer.film import (
     TILE,
     Atlas,
     Film,
-    cut,
-    joined,
+    agent_place,
+    cut_tiles,
+    join_tiles,
     observation_pictures,
     pack_observations,
-    place,
 )
 from expire_span_rl.viewer.play import look
 from expire_span_rl.viewer.record import record
@@ -34,44 +34,44 @@ from expire_span_rl.viewer.video import WIDE, scenes, video
 
 def numbers(kind: str, steps: int = 40) -> dict:
     policy = make_policy(kind)
-    episode = played(policy, steps)
+    episode = play_steps(policy, steps)
     lives = look(policy, episode)
     return record(policy, episode, lives, ["n", "e", "s", "w"], {"env": "x"}, audit(policy, episode, lives, 1, None))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_record_of_any_kind_is_json_and_its_sums_are_right(kind):
-    told = json.loads(json.dumps(numbers(kind), allow_nan=False))
-    assert len(told["probabilities"]) == len(told["values"]) == len(told["audit"]["influence"]) == told["steps"] == 40
-    assert all(sum(row) == pytest.approx(1, abs=3e-4) for row in told["probabilities"])
-    assert told["return"] == pytest.approx(sum(told["rewards"]))
-    assert len(told["layers"]) == (2 if KINDS[kind].stores else 0)
+    data = json.loads(json.dumps(numbers(kind), allow_nan=False))
+    assert len(data["probabilities"]) == len(data["values"]) == len(data["audit"]["influence"]) == data["steps"] == 40
+    assert all(sum(row) == pytest.approx(1, abs=3e-4) for row in data["probabilities"])
+    assert data["return"] == pytest.approx(sum(data["rewards"]))
+    assert len(data["layers"]) == (2 if KINDS[kind].stores else 0)
     oldest = 0
-    for layer in told["layers"]:
+    for layer in data["layers"]:
         for t in range(40):
-            remembered = [w for w in range(t + 1) if layer["end"][w] > t]
-            oldest = max([oldest, *(t - w for w in remembered)])
-            assert layer["remembered"][t] == len(remembered)
+            live_steps = [w for w in range(t + 1) if layer["end"][w] > t]
+            oldest = max([oldest, *(t - w for w in live_steps)])
+            assert layer["remembered"][t] == len(live_steps)
             slots = {
                 w if layer["merged"] is None or layer["merged"][w] > t else -1 - w // layer["merge_size"]
-                for w in remembered
+                for w in live_steps
             }
             assert layer["live"][t] == len(slots)
             now = layer["attention"][t]
-            assert set(now["to"]) <= {*remembered} and now["to"] == sorted(now["to"])
+            assert set(now["to"]) <= {*live_steps} and now["to"] == sorted(now["to"])
             for head in now["weights"]:
                 assert sum(head) <= 1.001 + 0.001 * len(head)
-            if kind != "adaptive_span" and len(now["to"]) == len(remembered):
+            if kind != "adaptive_span" and len(now["to"]) == len(live_steps):
                 assert all(sum(head) == pytest.approx(1, abs=0.001 * len(head)) for head in now["weights"])
     if KINDS[kind].stores:
-        assert told["transformer_xl"] == {"window": oldest, "live": [min(t, oldest) + 1 for t in range(40)]}
+        assert data["transformer_xl"] == {"window": oldest, "live": [min(t, oldest) + 1 for t in range(40)]}
     else:
-        assert told["transformer_xl"] is None
+        assert data["transformer_xl"] is None
 
 
 @pytest.mark.parametrize("kind", STORING)
 def test_expiry_is_the_end_that_a_longer_episode_shows(kind):
-    """What is predicted beyond the end of a short episode is what happens in a longer one."""
+    """The prediction beyond the end of a short episode agrees with a longer one."""
     short, long = numbers(kind, 20), numbers(kind, 60)
     for now, later in zip(short["layers"], long["layers"]):
         beyond = 0
@@ -120,19 +120,19 @@ def test_the_film_gives_back_what_was_rendered(env_id):
         if any(env.step(t % env.action_space.n)[2:4]):
             break
     packed = json.loads(json.dumps(film.packed()))
-    for kept, again, frame in zip(film.frames(), frames_of(packed), rendered, strict=True):
-        np.testing.assert_array_equal(kept, frame)
+    for packed_frame, again, frame in zip(film.frames(), frames_of(packed), rendered, strict=True):
+        np.testing.assert_array_equal(packed_frame, frame)
         np.testing.assert_array_equal(again, frame)
     assert (packed["places"] is None) == (env_id == "CartPole-v1")
 
 
 @pytest.mark.parametrize("env_id", ["Corridor-v0", "Portal-v0", "Switch-v0", "MiniGrid-MemoryS7-v0"])
 def test_the_agent_stands_where_the_place_says(env_id):
-    """Its tile alone has MiniGrid's red triangle."""
+    """Only the agent's tile has MiniGrid's red triangle."""
     env = make_env(env_id, render_mode="rgb_array")
     env.reset(seed=4)
     for t in range(40):
-        where, frame = place(env), env.render()
+        where, frame = agent_place(env), env.render()
         x, y = where.columns.index(where.agent[0]) * TILE, where.agent[1] * TILE
         tile = frame[y : y + TILE, x : x + TILE]
         assert tile.shape == (TILE, TILE, 3)
@@ -145,11 +145,11 @@ def test_the_agent_stands_where_the_place_says(env_id):
 def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():
     env = make_env("Corridor-v0", wraps=["stretch=2"], min_length=3, max_length=3)
     env.reset(seed=0)
-    core, told = env.unwrapped.core, []
+    core, data = env.unwrapped.core, []
     for _ in range(9):
-        told.append((int(core.facts()[0]), bool(core.decisions()[0])))
+        data.append((int(core.facts()[0]), bool(core.decisions()[0])))
         env.step(1)
-    assert told == [(0, False), (-1, False), (-1, False)] + [(-1, False)] * 3 + [(-1, True), (-1, False), (-1, False)]
+    assert data == [(0, False), (-1, False), (-1, False)] + [(-1, False)] * 3 + [(-1, True), (-1, False), (-1, False)]
     fresh = make_env("Corridor-v0", wraps=["fresh_episodes=2"], min_length=3, max_length=3)
     fresh.reset(seed=0)
     core, facts = fresh.unwrapped.core, []
@@ -161,7 +161,7 @@ def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():
 
 
 def test_a_film_of_too_many_tiles_gets_coarser_and_stays_a_film(monkeypatch):
-    monkeypatch.setattr(film_module, "MOST_TILES", 60)
+    monkeypatch.setattr(film_module, "MAX_TILES", 60)
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (256, 320, 3), dtype=np.uint8) for _ in range(40)]
 
@@ -174,18 +174,18 @@ def test_a_film_of_too_many_tiles_gets_coarser_and_stays_a_film(monkeypatch):
     env, film = Noise(), Film()
     for env.t in range(40):
         film(env)
-    kept = list(film.frames())
-    assert len(kept) == 40 and len(film._atlas) <= 60
-    assert kept[0].shape == (64, 80, 3)  # a quarter, and fewer frames beyond that
-    np.testing.assert_array_equal(kept[0], frames[0][::4, ::4])
-    assert sum((a != b).any() for a, b in pairwise(kept)) < 20
+    packed_frames = list(film.frames())
+    assert len(packed_frames) == 40 and len(film._atlas) <= 60
+    assert packed_frames[0].shape == (64, 80, 3)  # a quarter, and fewer frames beyond that
+    np.testing.assert_array_equal(packed_frames[0], frames[0][::4, ::4])
+    assert sum((a != b).any() for a, b in pairwise(packed_frames)) < 20
 
 
 def test_tiles_are_cut_and_joined():
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    tiles = cut(picture, 32)
+    tiles = cut_tiles(picture, 32)
     assert tiles.shape == (6, 32, 32, 3)
-    np.testing.assert_array_equal(joined(tiles, 3)[:50, :70], picture)
+    np.testing.assert_array_equal(join_tiles(tiles, 3)[:50, :70], picture)
     atlas = Atlas(32)
     assert [atlas.add(tile) for tile in (*tiles, tiles[2])] == [0, 1, 2, 3, 4, 5, 2]
     np.testing.assert_array_equal(atlas.tiles(), tiles)
@@ -193,14 +193,14 @@ def test_tiles_are_cut_and_joined():
 
 def test_observations_are_minigrids_tiles_or_heat_maps():
     policy = make_policy()
-    episode = played(policy, 30)
+    episode = play_steps(policy, 30)
     packed = pack_observations(episode.observations, policy.config.observation)
     looks = {o["image"].tobytes() for o in episode.observations}
     assert len(packed["looks"]) == len(looks) and (packed["wide"], packed["tall"]) == (3, 3)
     for t, picture in enumerate(observation_pictures(episode.observations, policy.config.observation)):
         np.testing.assert_array_equal(picture, render_observation(episode.observations[t]["image"], SEEN_TILE))
     policy = make_policy(env_id="CartPole-v1")
-    poles = played(policy, 10, "CartPole-v1").observations
+    poles = play_steps(policy, 10, "CartPole-v1").observations
     values = np.stack([o["observation"] for o in poles])
     pictures = np.stack(observation_pictures(poles, policy.config.observation))[
         :, SEEN_TILE // 2 :: SEEN_TILE, SEEN_TILE // 2 :: SEEN_TILE
@@ -213,11 +213,11 @@ def test_observations_are_minigrids_tiles_or_heat_maps():
 
 @pytest.mark.parametrize(("kind", "has_frames"), [("expire_span", True), ("gru", False)])
 def test_the_video_has_a_frame_per_step(tmp_path, kind, has_frames):
-    told = numbers(kind, 12)
+    data = numbers(kind, 12)
     policy = make_policy(kind)
-    seen = observation_pictures(played(policy, 12).observations, policy.config.observation)
+    views = observation_pictures(play_steps(policy, 12).observations, policy.config.observation)
     frames = [np.full((96, 800, 3), 20 * t, np.uint8) for t in range(12)] if has_frames else None
-    pictures = list(scenes(told, frames, seen))
+    pictures = list(scenes(data, frames, views))
     assert len(pictures) == 12 and len({p.shape for p in pictures}) == 1 and pictures[0].shape[1] == WIDE
     (tmp_path / "x.mp4").write_bytes(video(iter(pictures), 10))
     reader = imageio.get_reader(tmp_path / "x.mp4")

@@ -1,4 +1,4 @@
-"""Every kind of action and observation: what is played, told, audited and shown of it."""
+"""Every kind of action and observation: playing, numbers, audit and pictures."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.viewer import film as film_module
 from expire_span_rl.viewer.audit import EFFECTS, audit, table
 from expire_span_rl.viewer.entries import labels_of
-from expire_span_rl.viewer.film import Film, pack_observations, place
-from expire_span_rl.viewer.panels import LARGEST, as_rgb, observation_pictures
+from expire_span_rl.viewer.film import Film, agent_place, pack_observations
+from expire_span_rl.viewer.panels import MAX_SIDE, as_rgb, observation_pictures
 from expire_span_rl.viewer.play import action_names, action_text, core_of, look, outcome, play, tensors_of
 from expire_span_rl.viewer.record import record
 from expire_span_rl.viewer.video import check_video, scenes
@@ -38,59 +38,61 @@ SUM_OF = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}
 
 def world(observation: spaces.Space, action: spaces.Space, memory: str = "expire_span", **kwargs):
     """(policy with random weights, wrapped environment, the environment itself)."""
-    own = Sampled(observation, action, **kwargs)
-    policy = make_policy(memory, env_id=lambda: own)
-    return policy, make_env(lambda: own), own
+    base_env = Sampled(observation, action, **kwargs)
+    policy = make_policy(memory, env_id=lambda: base_env)
+    return policy, make_env(lambda: base_env), base_env
 
 
-def shown(
+def show_sampled(
     observation: spaces.Space, action: spaces.Space, deterministic: bool = False, **kwargs
 ) -> tuple[Showing, Sampled]:
-    policy, env, own = world(observation, action, **kwargs)
-    return show_in(policy, env, "Sampled-v0", "p.safetensors", seed=3, deterministic=deterministic), own
+    policy, env, base_env = world(observation, action, **kwargs)
+    return show_in(policy, env, "Sampled-v0", "p.safetensors", seed=3, deterministic=deterministic), base_env
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
 def test_every_action_is_told_as_the_environment_got_it(kind):
-    told, own = shown(OBSERVATIONS["vector"], ACTIONS[kind])
-    (played,) = told.episodes
+    showing, base_env = show_sampled(OBSERVATIONS["vector"], ACTIONS[kind])
+    (played,) = showing.episodes
     numbers = json.loads(json.dumps(played.record, allow_nan=False))
-    given = np.stack([np.ravel(action) for action in (own.taken_before if played.without else own.taken)])  # [T,N]
-    assert numbers["steps"] == len(given) == 12
+    taken_actions = np.stack(
+        [np.ravel(action) for action in (base_env.taken_before if played.without else base_env.taken)]
+    )  # [T,N]
+    assert numbers["steps"] == len(taken_actions) == 12
     if kind.startswith("box"):
-        np.testing.assert_array_equal(np.array(numbers["actions"]).astype(given.dtype), given)
+        np.testing.assert_array_equal(np.array(numbers["actions"]).astype(taken_actions.dtype), taken_actions)
         assert numbers["continuous"] and "probabilities" not in numbers and "taken" not in numbers
-        assert np.shape(numbers["means"]) == given.shape
-        wanted = [[-2, 2], [0, 5]] if kind == "box" else [[None, None]] * 4
-        assert numbers["action_bounds"] == wanted
-        assert [len(text.split()) for text in numbers["action_texts"]] == [given.shape[1]] * 12
-        for text, row in zip(numbers["action_texts"], given):
+        assert np.shape(numbers["means"]) == taken_actions.shape
+        expected_bounds = [[-2, 2], [0, 5]] if kind == "box" else [[None, None]] * 4
+        assert numbers["action_bounds"] == expected_bounds
+        assert [len(text.split()) for text in numbers["action_texts"]] == [taken_actions.shape[1]] * 12
+        for text, row in zip(numbers["action_texts"], taken_actions):
             np.testing.assert_allclose([float(word) for word in text.split()], row, atol=6e-3)
         return
     start = {"discrete": [-1], "multi_discrete": [0, 1]}.get(kind, [0] * 3)
-    canonical = given - start
-    np.testing.assert_array_equal(np.reshape(numbers["actions"], given.shape), canonical)
-    chances, first = np.array(numbers["probabilities"]), 0
+    canonical = taken_actions - start
+    np.testing.assert_array_equal(np.reshape(numbers["actions"], taken_actions.shape), canonical)
+    chances, offset = np.array(numbers["probabilities"]), 0
     for size in SUM_OF[kind]:
-        np.testing.assert_allclose(chances[:, first : first + size].sum(1), 1, atol=3e-4)
-        first += size
-    assert first == chances.shape[1] == len(numbers["action_names"])
+        np.testing.assert_allclose(chances[:, offset : offset + size].sum(1), 1, atol=3e-4)
+        offset += size
+    assert offset == chances.shape[1] == len(numbers["action_names"])
     if kind == "discrete":
         assert numbers["action_names"] == ["action -1", "action 0", "action 1"]
         assert not {"action_texts", "taken", "continuous"} & numbers.keys()
         return
-    for text, marked, row in zip(numbers["action_texts"], numbers["taken"], given):
+    for text, places, row in zip(numbers["action_texts"], numbers["taken"], taken_actions):
         assert text == ", ".join(f"{i}: {number}" for i, number in enumerate(row))
-        assert [numbers["action_names"][a] for a in marked] == text.split(", ")
+        assert [numbers["action_names"][a] for a in places] == text.split(", ")
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
 def test_audits_shifts_are_distances_and_their_actions_can_be_read(kind):
-    told, _ = shown(OBSERVATIONS["nested"], ACTIONS[kind], deterministic=True)
-    numbers = told.episodes[0].record
+    showing, _ = show_sampled(OBSERVATIONS["nested"], ACTIONS[kind], deterministic=True)
+    numbers = showing.episodes[0].record
     assert len(numbers["audit"]["influence"]) == 12
     assert all(0 <= influence <= 1 for influence in numbers["audit"]["influence"])
-    assert numbers["audit"]["influence"][0] == 0  # nothing is remembered yet
+    assert numbers["audit"]["influence"][0] == 0  # the memory is still empty
     rows = numbers["audit"]["memories"]
     assert rows and max(row["total_removed"]["shift"] for row in rows) > 0.001
     for row in rows:
@@ -113,7 +115,7 @@ def test_audits_shifts_are_distances_and_their_actions_can_be_read(kind):
 def test_the_shift_of_real_numbers_is_that_of_their_normal_distributions():
     """Direct and total removal of a memory against acting with its slots cleared by hand."""
     policy, env, _ = world(OBSERVATIONS["vector"], ACTIONS["box"])
-    episode = replace(play(policy, env, 3, 12, True, 16), decisions=np.arange(12) == 11)
+    episode = replace(play(policy, env, 3, 12, True, chunk=16), decisions=np.arange(12) == 11)
     rows = audit(policy, episode, look(policy, episode), 4, None)["memories"]
     middle, half, bounds = np.array([0, 2.5]), np.array([2, 2.5]), ([-2, 0], [2, 5])
     std = np.exp(policy.actions.log_std.detach().numpy())
@@ -147,41 +149,41 @@ def test_real_actions_that_hardly_change_are_not_said_to_be_others():
 
 @pytest.mark.parametrize("kind", ["discrete", "multi_discrete"])
 def test_what_a_mask_forbids_has_no_chance_and_is_told(kind):
-    told, own = shown(OBSERVATIONS["vector"], ACTIONS[kind], masks=True)
-    numbers = told.episodes[0].record
-    chances, first = np.array(numbers["probabilities"]), np.cumsum([0, *SUM_OF[kind][:-1]])
-    assert (chances[1::2][:, first] == 0).all() and (chances[::2][:, first] > 0).all()
-    least = np.ravel([-1] if kind == "discrete" else [0, 1])
-    assert all((np.ravel(action) > least).all() for action in own.taken[1::2])
+    showing, base_env = show_sampled(OBSERVATIONS["vector"], ACTIONS[kind], masks=True)
+    numbers = showing.episodes[0].record
+    chances, offset = np.array(numbers["probabilities"]), np.cumsum([0, *SUM_OF[kind][:-1]])
+    assert (chances[1::2][:, offset] == 0).all() and (chances[::2][:, offset] > 0).all()
+    minimum = np.ravel([-1] if kind == "discrete" else [0, 1])
+    assert all((np.ravel(action) > minimum).all() for action in base_env.taken[1::2])
     mask = next(entry for entry in numbers["entries"] if entry["kind"] == "mask")
     assert mask["labels"] == numbers["action_names"]
-    assert np.array(mask["values"])[:, first].tolist() == [[1 - t % 2] * len(first) for t in range(12)]
+    assert np.array(mask["values"])[:, offset].tolist() == [[1 - t % 2] * len(offset) for t in range(12)]
     for row in numbers["audit"]["memories"]:
         for name in ("base", "direct_removed", "total_removed"):
             if row["step"] % 2:
-                assert all(row[name]["probabilities"][a] == 0 for a in first)
+                assert all(row[name]["probabilities"][a] == 0 for a in offset)
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_every_observation_has_a_page_a_figure_and_its_entries(tmp_path, name):
-    told, _ = shown(OBSERVATIONS[name], ACTIONS["multi_discrete"])
+    showing, _ = show_sampled(OBSERVATIONS[name], ACTIONS["multi_discrete"])
     for ending in (".html", ".png", ".json"):
-        told.save(tmp_path / f"x{ending}")
+        showing.save(tmp_path / f"x{ending}")
     assert b"</html>" in (tmp_path / "x.html").read_bytes()
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     (numbers,) = json.loads((tmp_path / "x.json").read_text())["episodes"]
     assert numbers["info"] == {"note": "text"}
     entries = {entry["name"]: entry for entry in numbers.get("entries", [])}
     expected = {
-        "vector": ["observation"], "discrete": ["observation"], "multi_discrete": ["observation"], "many": ["observation"],
-        "multi_binary": ["observation"], "integers": ["observation"], "text": ["observation"],
+        **{key: ["observation"] for key in ("vector", "discrete", "multi_discrete", "many")},
+        **{key: ["observation"] for key in ("multi_binary", "integers", "text")},
         "nested": ["cards/0", "cards/1/left", "said"],
-    }  # fmt: skip
+    }
     assert list(entries) == expected.get(name, [])
     if name == "nested":
         assert entries["cards/1/left"]["labels"] == ["cards/1/left[0]", "cards/1/left[1]"]
         assert entries["said"] == {"name": "said", "kind": "words", "texts": [WORDS], "which": [0] * 12}
-        seen = told.episodes[0].episode.observations
+        seen = showing.episodes[0].episode.observations
         assert entries["cards/0"]["values"] == [[int(o["cards/0"])] for o in seen]
         assert entries["cards/1/left"]["values"] == [o["cards/1/left"].tolist() for o in seen]
     if name == "multi_discrete":
@@ -191,7 +193,7 @@ def test_every_observation_has_a_page_a_figure_and_its_entries(tmp_path, name):
     if name == "text":
         assert len(entries["observation"]["which"]) == 12 and len(entries["observation"]["texts"]) == 12
     if name == "vector":
-        values = np.stack([o["observation"] for o in told.episodes[0].episode.observations])
+        values = np.stack([o["observation"] for o in showing.episodes[0].episode.observations])
         np.testing.assert_allclose(entries["observation"]["values"], values, rtol=6e-4)
 
 
@@ -250,7 +252,7 @@ def test_pictures_are_shown_as_they_are():
         ("picture", (60, 50)),  # 5 pixels for each
         ("channels_first", (60, 50)),
         ("gray", (60, 50)),
-        ("large", (LARGEST, round(160 * LARGEST / 200))),
+        ("large", (MAX_SIDE, round(160 * MAX_SIDE / 200))),
         ("matrix", (80, 96)),  # 16 pixels for each
         ("many", (26 * 4, 27 * 4)),  # with the previous action and reward 702 numbers
         ("nested", (60, 50)),
@@ -284,7 +286,7 @@ def test_two_pictures_stand_side_by_side():
 
 @pytest.mark.parametrize("most", [24_000, 20])
 def test_packed_pictures_are_what_the_page_puts_together(monkeypatch, most):
-    monkeypatch.setattr(film_module, "MOST_SEEN", most)
+    monkeypatch.setattr(film_module, "MAX_SEEN_TILES", most)
     policy, env, _ = world(PICTURE, ACTIONS["discrete"])
     episode = play(policy, env, 3, 12, True)
     packed = json.loads(json.dumps(pack_observations(episode.observations, policy.config.observation)))
@@ -315,12 +317,12 @@ def test_packed_pictures_are_what_the_page_puts_together(monkeypatch, most):
     ],
 )
 def test_what_cannot_be_drawn_is_shown_without_its_film(tmp_path, drawn, trouble):
-    told, _ = shown(OBSERVATIONS["vector"], ACTIONS["discrete"], drawn=drawn)
-    film = told.episodes[0].film
-    assert film.trouble == trouble == told.episodes[0].record.get("not_drawn")
+    showing, _ = show_sampled(OBSERVATIONS["vector"], ACTIONS["discrete"], drawn=drawn)
+    film = showing.episodes[0].film
+    assert film.trouble == trouble == showing.episodes[0].record.get("not_drawn")
     assert len(list(film.frames())) == (12 if trouble is None else 0)
     assert (film.packed() is None) == (trouble is not None)
-    told.save(tmp_path / "x.html")
+    showing.save(tmp_path / "x.html")
     assert b"</html>" in (tmp_path / "x.html").read_bytes()
 
 
@@ -333,24 +335,24 @@ def test_a_frame_that_fails_half_way_leaves_no_film():
     assert film.packed() is None and list(film.frames()) == []
 
 
-# What others' environments may hold
+# Third-party environments
 
 
 def test_a_strangers_attributes_are_not_taken_for_ours():
-    own = Sampled(OBSERVATIONS["vector"], ACTIONS["discrete"])
-    own.core, own.agent_pos, own.grid = SimpleNamespace(), (1, 2), np.zeros((3, 3))
-    own.actions = np.arange(3)
-    policy, env = make_policy(env_id=lambda: own), make_env(lambda: own)
-    assert core_of(env) is None and place(env) is None
+    base_env = Sampled(OBSERVATIONS["vector"], ACTIONS["discrete"])
+    base_env.core, base_env.agent_pos, base_env.grid = SimpleNamespace(), (1, 2), np.zeros((3, 3))
+    base_env.actions = np.arange(3)
+    policy, env = make_policy(env_id=lambda: base_env), make_env(lambda: base_env)
+    assert core_of(env) is None and agent_place(env) is None
     assert action_names(env, policy) == ["action -1", "action 0", "action 1"]
     assert play(policy, env, 0, 3, True).decisions is None
 
 
 def test_names_of_the_environment_are_taken_if_there_are_as_many():
-    policy, env, own = world(OBSERVATIONS["vector"], ACTIONS["box"])
-    own.metadata = {"action_names": ["steer", "gas"]}
+    policy, env, base_env = world(OBSERVATIONS["vector"], ACTIONS["box"])
+    base_env.metadata = {"action_names": ["steer", "gas"]}
     assert action_names(env, policy) == ["steer", "gas"]
-    own.metadata = {"action_names": ["steer"]}
+    base_env.metadata = {"action_names": ["steer"]}
     assert action_names(env, policy) == ["number 0", "number 1"]
     assert action_text(policy, np.array([0.5, -1], np.float32), ["steer", "gas"]) == "1.00 0.00"
 
@@ -368,8 +370,8 @@ def test_a_success_that_is_none_is_not_told(success):
 
 @pytest.mark.parametrize("kind", ["multi_discrete", "box"])
 def test_the_videos_scenes_have_one_size(kind):
-    told, _ = shown(OBSERVATIONS["nested"], ACTIONS[kind])
-    played, policy = told.episodes[0], told.policy
+    showing, _ = show_sampled(OBSERVATIONS["nested"], ACTIONS[kind])
+    played, policy = showing.episodes[0], showing.policy
     seen = observation_pictures(played.episode.observations, policy.config.observation)
     pictures = list(scenes(played.record, None, seen))
     assert len(pictures) == 12 and len({picture.shape for picture in pictures}) == 1
@@ -391,4 +393,4 @@ def test_without_imageio_a_video_says_what_to_install(monkeypatch):
 def test_a_missing_package_for_drawing_is_told(monkeypatch):
     missing = gym.error.DependencyNotInstalled("no pygame")
     with pytest.raises(ValueError, match="no pygame"):
-        shown(OBSERVATIONS["vector"], ACTIONS["discrete"], drawn=missing)
+        show_sampled(OBSERVATIONS["vector"], ACTIONS["discrete"], drawn=missing)

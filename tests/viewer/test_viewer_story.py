@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from viewer_cases import SHIPPED, make_policy, played
+from viewer_cases import SHIPPED, make_policy, play_steps
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import load_policy
@@ -43,47 +43,47 @@ def record(rows=(), *, decisions=(9,), ends=(10, 3, 4, *[10] * 7), span=None, **
     }  # fmt: skip
 
 
-def headline(told: dict[str, Any]) -> str:
-    return story(told)["headline"]
+def headline(data: dict[str, Any]) -> str:
+    return story(data)["headline"]
 
 
 def test_one_fact_that_mattered():
-    told = story(record([row(9, 0, (0, 0.9)), row(9, 8, (2, 0.01))]))
-    assert told["headline"] == "Kept the blue ball of step 0 for 9 steps; without it the agent would have gone north."
-    assert told["detail"] == "By step 9 it had forgotten 2 of 10 observations. It never held more than 8 at a time."
-    assert (told["step"], told["written"], told["matters"]) == (9, 0, [0])
+    data = story(record([row(9, 0, (0, 0.9)), row(9, 8, (2, 0.01))]))
+    assert data["headline"] == "Kept the blue ball of step 0 for 9 steps; without it the agent would have gone north."
+    assert data["detail"] == "By step 9 it had forgotten 2 of 10 observations. It never held more than 8 at a time."
+    assert (data["step"], data["written"], data["matters"]) == (9, 0, [0])
 
 
 def test_layers_that_forget_differently():
-    told = record([row(9, 0, (0, 0.9))], ends=(10,) * 10)
-    assert story(told)["detail"] == "By step 9 it had forgotten nothing: all 10 observations were still in memory."
-    told["layers"].append({**told["layers"][0], "end": [10, 3, 4, *[10] * 7]})
-    assert first_forgetting(told) == 3
-    assert story(told)["detail"] == (
+    data = record([row(9, 0, (0, 0.9))], ends=(10,) * 10)
+    assert story(data)["detail"] == "By step 9 it had forgotten nothing: all 10 observations were still in memory."
+    data["layers"].append({**data["layers"][0], "end": [10, 3, 4, *[10] * 7]})
+    assert first_forgetting(data) == 3
+    assert story(data)["detail"] == (
         "By step 9 it had forgotten, of 10 observations, 0 in layer 1 and 2 in layer 2. "
         "It never held more than 8 at a time in a layer."
     )
 
 
 def test_kept_for_good_drawn_actions_and_what_has_no_name():
-    told = record([row(9, 0, (0, 0.9))], span=[None, *[5.0] * 9])
-    assert headline(told) == (
+    data = record([row(9, 0, (0, 0.9))], span=[None, *[5.0] * 9])
+    assert headline(data) == (
         "Kept the blue ball of step 0 for good. 9 steps later, without it, the agent would have gone north."
     )
-    told = record([row(9, 8, (1, 0.9))], deterministic=False, action_names=["0: 1", "1: 0", "2: 2", "3: 1"])
-    assert headline(told) == (
+    data = record([row(9, 8, (1, 0.9))], deterministic=False, action_names=["0: 1", "1: 0", "2: 2", "3: 1"])
+    assert headline(data) == (
         "Kept the observation of step 8 for 1 step; without it the agent would have most likely chosen “1: 0”."
     )
 
 
 def test_several_facts_that_mattered():
     rows = [row(5, 4, (1, 0.8)), row(9, 0, (0, 0.9)), row(9, 8, (1, 0.91)), row(9, 7, (2, 0.2))]
-    told = story(record(rows, decisions=(5, 7, 9)))
-    assert told["headline"] == (
+    data = story(record(rows, decisions=(5, 7, 9)))
+    assert data["headline"] == (
         "Needed 3 earlier observations, at 2 of 3 decisions. It kept the blue ball of step 0 for 9 steps; "
         "without it the agent would have gone north at step 9."
     )
-    assert (told["step"], told["written"], told["matters"]) == (9, 0, [0, 4, 8])
+    assert (data["step"], data["written"], data["matters"]) == (9, 0, [0, 4, 8])
     one = headline(record(rows[1:]))
     assert one.startswith("Needed 2 earlier observations, at its only decision.")
 
@@ -98,37 +98,37 @@ def test_nothing_that_mattered():
     assert headline(record(rows)) == f"{stays} (largest shift 0.01)."
     assert headline(record(rows[:1])).startswith("No memory decided: without the only one measured, every action stays")
     rows[1] = row(9, 7, (2, 0.004), (0, 0.98))  # a fact that was copied, or seen twice
-    told = story(record(rows))
-    assert told["headline"] == (
+    data = story(record(rows))
+    assert data["headline"] == (
         f"{stays}. But had it seen the opposite of the blue ball of step 0, the agent would have gone north at step 9."
     )
-    assert (told["step"], told["written"], told["matters"]) == (9, 7, [])
+    assert (data["step"], data["written"], data["matters"]) == (9, 7, [])
 
 
 def test_nothing_that_was_measured():
-    told = record()
-    told["audit"]["measured_per_decision"] = 0
-    assert headline(told) == "Whether a memory mattered was not measured in this episode (--audit 0)."
+    data = record()
+    data["audit"]["measured_per_decision"] = 0
+    assert headline(data) == "Whether a memory mattered was not measured in this episode (--audit 0)."
     assert headline(record()).startswith("No decision of this episode had an earlier observation to attend to")
     assert headline(record(decisions=())).startswith("This episode came to no decision that depends on the past")
-    told = record(decisions=())
-    told["audit"] |= {"decisions_named": False, "influence": [0.0] * 9 + [0.07]}
-    assert headline(told) == (
+    data = record(decisions=())
+    data["audit"] |= {"decisions_named": False, "influence": [0.0] * 9 + [0.07]}
+    assert headline(data) == (
         "Memory decided nothing in this episode: without any, the action probabilities shift by 0.07 at most."
     )
-    assert story(told)["step"] == 9
+    assert story(data)["step"] == 9
 
 
 def test_memories_without_slots():
-    told = record(layers=[], decisions=(2,), state_bytes=256)
-    told["audit"]["influence"] = [0.0, 0.0, 0.4, *[0.1] * 7]
-    assert story(told)["step"] == 2 and story(told)["detail"] == "" and story(told)["written"] is None
-    assert headline(told) == (
+    data = record(layers=[], decisions=(2,), state_bytes=256)
+    data["audit"]["influence"] = [0.0, 0.0, 0.4, *[0.1] * 7]
+    assert story(data)["step"] == 2 and story(data)["detail"] == "" and story(data)["written"] is None
+    assert headline(data) == (
         "Remembers in one state of 256 bytes, in which observations cannot be told apart. "
         "It matters most at step 2: emptied, it shifts the action probabilities by 0.40."
     )
-    told["audit"]["influence"] = [0.0] * 10
-    assert headline(told).endswith("Emptied, it would change no action noticeably.")
+    data["audit"]["influence"] = [0.0] * 10
+    assert headline(data).endswith("Emptied, it would change no action noticeably.")
     none = story(record(layers=[], decisions=()))
     assert none["headline"] == "Has no memory: every action follows from what the agent sees at that step."
     assert none["step"] == 9
@@ -150,21 +150,21 @@ def test_cells_whole_numbers_and_texts_have_names_and_floats_have_none():
     observation, _ = env.reset(seed=0)
     assert describe_cells(observation["image"]) == f"{'blue' if env.unwrapped.core.ball[0] else 'red'} ball"
     policy = make_policy(env_id="Portal-v0")
-    episode = played(policy, 30, "Portal-v0")
-    told = describe_observations(policy, episode)
-    assert len(told["which"]) == 30 and told["texts"][told["which"][0]] == "green goal"
-    assert any("door" in text for text in told["texts"])
+    episode = play_steps(policy, 30, "Portal-v0")
+    data = describe_observations(policy, episode)
+    assert len(data["which"]) == 30 and data["texts"][data["which"][0]] == "green goal"
+    assert any("door" in text for text in data["texts"])
     grid = make_policy(env_id="MiniGrid-MemoryS7-v0")  # its direction and its mission, always the same, name nothing
-    texts = describe_observations(grid, played(grid, 10, "MiniGrid-MemoryS7-v0"))["texts"]
+    texts = describe_observations(grid, play_steps(grid, 10, "MiniGrid-MemoryS7-v0"))["texts"]
     assert texts and not any("direction" in text or "“" in text for text in texts)
     pole = make_policy(env_id="CartPole-v1")
-    assert describe_observations(pole, played(pole, 5, "CartPole-v1"))["texts"] == [""]
+    assert describe_observations(pole, play_steps(pole, 5, "CartPole-v1"))["texts"] == [""]
 
 
 def test_the_shipped_policys_story():
     policy, _ = load_policy(SHIPPED)
     episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
-    told = describe_observations(policy, episode)
-    names = [told["texts"][i] for i in told["which"]]
+    data = describe_observations(policy, episode)
+    names = [data["texts"][i] for i in data["which"]]
     assert names[0] == "blue ball" and set(names[1:-2]) == {""} and "door" in names[-1]
     assert np.flatnonzero(np.array(names) != "").tolist() == [0, 138, 139]

@@ -1,4 +1,4 @@
-"""Which kinds of observation are kept, over many episodes, against sums by hand."""
+"""Which kinds of observation are kept over many episodes, against sums by hand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from viewer_browser import CONTRAST, NARROW, WIDE, made
+from viewer_browser import CONTRAST, NARROW, WIDE, make_page
 from viewer_cases import SHIPPED, make_policy
 
 import visualize
 from expire_span_rl import visualization
 from expire_span_rl.envs import make_env
 from expire_span_rl.viewer.naming import describe_cells
-from expire_span_rl.viewer.summary import agreement_of, agreement_text, ends_of, kinds_of, summary
+from expire_span_rl.viewer.summary import agreement_of, agreement_text, extreme_kinds, kinds_of, summary
 
 KWARGS = json.dumps({"min_length": 12, "max_length": 14})
 
@@ -30,7 +30,7 @@ def row(step: int, written: int, removed: int, swapped: int | None = None, layer
 
 
 def record(rows=(), decisions=(), facts=(0, -1, -1, -1), numbers=(0.0, 1.0, 2.0, 3.0)) -> dict[str, Any]:
-    """Four steps and two layers: the ball is kept for good by the second."""
+    """Four steps and two layers. The second layer keeps the ball for good."""
     layers = [
         {"end": [2, 2, 4, 4], "expires": [2, 2, 5, 9]},
         {"end": [4, 3, 3, 4], "expires": [None, 3, 3, 6]},
@@ -45,9 +45,9 @@ def record(rows=(), decisions=(), facts=(0, -1, -1, -1), numbers=(0.0, 1.0, 2.0,
 
 def test_spans_lives_and_what_mattered_of_each_kind():
     rows = [row(3, 0, 1), row(3, 0, 1, layer=1), row(3, 2, 0)]
-    told = summary([record(rows, [3]), record()])
-    assert (told["episodes"], told["observations"]) == (2, 8)
-    kinds = {kind["shows"]: kind for kind in told["kinds"]}
+    data = summary([record(rows, [3]), record()])
+    assert (data["episodes"], data["observations"]) == (2, 8)
+    kinds = {kind["shows"]: kind for kind in data["kinds"]}
     assert list(kinds) == ["ball, x 0", "x 3", "x 2", "x 1"]  # the most kept first
     assert kinds["ball, x 0"] == {
         "shows": "ball, x 0", "count": 2, "kept_for_good": 1.0, "mean_span": None, "mean_steps_live": 4.0,
@@ -71,12 +71,12 @@ def test_many_real_numbers_are_low_middle_or_high_and_what_has_no_name_is_said_t
 
 def test_the_audit_and_the_facts():
     rows = [row(3, 0, 1, 2), row(3, 1, 1, 0), row(3, 2, 0, 0)]  # matters and shows a fact, matters only, neither
-    told = agreement_of([record(rows, [0, 3]), record([row(3, 0, 0, 0)], [3]), record(rows, facts=None)])
-    assert told == {
+    data = agreement_of([record(rows, [0, 3]), record([row(3, 0, 0, 0)], [3]), record(rows, facts=None)])
+    assert data == {
         "measured": 4, "both": 1, "audit_only": 1, "fact_only": 1, "neither": 1, "agree": 0.5,
         "decisions": 2, "fact_in_memory": 2, "swaps_measured": 2, "follows_fact": 1,
     }  # fmt: skip
-    text = agreement_text(told)
+    text = agreement_text(data)
     assert text.startswith("The audit and the environment's facts agree on 50.0% of 4 measured memories")
     assert "At 2 of 2 decisions" in text and "At 1 of 2 the agent would" in text
     forgotten = agreement_of([record([row(3, 2, 0)], [3], facts=(-1, 0, -1, -1))])
@@ -85,15 +85,15 @@ def test_the_audit_and_the_facts():
 
 
 def test_a_memory_without_slots_has_no_kinds():
-    told = summary([{**record(), "layers": []}])
-    assert told["kinds"] == [] and told["agreement"] is None
+    data = summary([{**record(), "layers": []}])
+    assert data["kinds"] == [] and data["agreement"] is None
 
 
 def test_of_many_kinds_the_ends_are_shown():
     kinds = [{"shows": str(i)} for i in range(25)]
-    most, least = ends_of(kinds)
+    most, least = extreme_kinds(kinds)
     assert [kind["shows"] for kind in (*most, *least)] == [str(i) for i in (*range(10), *range(15, 25))]
-    assert ends_of(kinds[:20]) == (kinds[:20], [])
+    assert extreme_kinds(kinds[:20]) == (kinds[:20], [])
 
 
 def test_many_things_are_counted():
@@ -102,30 +102,30 @@ def test_many_things_are_counted():
 
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280-light", "390-dark"])
-def test_the_page_has_the_table_over_all_episodes(opened, tmp_path, monkeypatch, viewport, scheme):
+def test_the_page_has_the_table_over_all_episodes(open_page, tmp_path, monkeypatch, viewport, scheme):
     monkeypatch.setattr(visualization, "PAGED", 2)
-    path, records = made(tmp_path, SHIPPED, "--seed", "3", "--episodes", "4", "--env-kwargs", KWARGS)
+    path, records = make_page(tmp_path, SHIPPED, "--seed", "3", "--episodes", "4", "--env-kwargs", KWARGS)
     assert len(records) == 4 and all(len(one["layers"][0]["attention"]) == one["steps"] for one in records)
-    told = json.loads((tmp_path / "memory.json").read_text())["summary"]
-    one = opened(path, "", viewport, scheme)
+    data = json.loads((tmp_path / "memory.json").read_text())["summary"]
+    one = open_page(path, "", viewport, scheme)
     assert one.page.locator("#episode option").count() == 2
     assert one.page.inner_text("#summary-title") == "What is kept, over 4 episodes"
     assert "The first 2 episodes are on this page." in one.page.inner_text("#summary-note")
     rows = one.page.locator("#summary-table tr:has(td)")
-    assert rows.count() == len(told["kinds"])
-    for kind, cells in zip(told["kinds"], rows.all(), strict=True):
+    assert rows.count() == len(data["kinds"])
+    for kind, cells in zip(data["kinds"], rows.all(), strict=True):
         shown = cells.locator("td").all_inner_texts()
         assert shown[:2] == [kind["shows"], f"{kind['count']}"]
         assert float(shown[2].rstrip("%")) == pytest.approx(100 * kind["kept_for_good"], abs=0.06)
         assert float(shown[4]) == pytest.approx(kind["mean_steps_live"], abs=0.06)
-    assert told["kinds"][0]["shows"] in ("red ball", "blue ball") and told["kinds"][0]["kept_for_good"] == 1
-    assert one.page.inner_text("#agreement") == agreement_text(told["agreement"])
+    assert data["kinds"][0]["shows"] in ("red ball", "blue ball") and data["kinds"][0]["kept_for_good"] == 1
+    assert one.page.inner_text("#agreement") == agreement_text(data["agreement"])
     assert one.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     assert one.page.evaluate(CONTRAST) == [] and one.troubles == []
 
 
-def test_one_episode_has_no_table(opened, tmp_path):
-    one = opened(made(tmp_path, SHIPPED, "--env-kwargs", KWARGS)[0])
+def test_one_episode_has_no_table(open_page, tmp_path):
+    one = open_page(make_page(tmp_path, SHIPPED, "--env-kwargs", KWARGS)[0])
     assert not one.page.is_visible("#summary") and one.troubles == []
 
 
@@ -135,9 +135,9 @@ def test_the_terminal_has_one_table_for_many_episodes(tmp_path, monkeypatch, cap
         sys, "argv", ["visualize.py", SHIPPED, "--episodes", "11", "--env-kwargs", KWARGS, "--out", out]
     )
     visualize.main()
-    said = capsys.readouterr().out
-    assert "what is kept, over 11 episodes" in said and "Did it matter?" not in said
-    assert "only floor and walls" in said and "facts agree on" in " ".join(said.split())
+    output = capsys.readouterr().out
+    assert "what is kept, over 11 episodes" in output and "Did it matter?" not in output
+    assert "only floor and walls" in output and "facts agree on" in " ".join(output.split())
 
 
 def test_what_is_beyond_the_page_keeps_its_numbers_only(monkeypatch):

@@ -43,6 +43,6 @@ def saved(path: Path, kind: str = "expire_span", env_id: str = "Corridor-v0", **
     return str(path)
 
 
-def played(policy: ActorCritic, steps: int, env_id: str = "Corridor-v0", seed: int = 3, **kwargs) -> Episode:
-    """The first steps of an episode, actions drawn."""
+def play_steps(policy: ActorCritic, steps: int, env_id: str = "Corridor-v0", seed: int = 3, **kwargs) -> Episode:
+    """The first steps of an episode, with sampled actions."""
     return play(policy, make_env(env_id, **kwargs), seed, steps, False, chunk=kwargs.pop("chunk", 16))

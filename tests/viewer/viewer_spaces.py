@@ -41,19 +41,24 @@ WORDS = "go to the blue door, then wait"
 
 
 class Sampled(gym.Env):
-    """Episodes of 12 steps whose observations are drawn from their space. It keeps the actions that it was given,
-    renders what `drawn` holds, and its infos hold whatever one may find in infos."""
+    """Episodes of 12 steps with random observations of their space. `render` returns or raises `drawn`. The infos have
+    all kinds of values that occur in infos."""
 
     def __init__(self, observation: spaces.Space, action: spaces.Space, masks: bool = False, drawn: Any = None):
-        self.observation_space, self.action_space = observation, action
-        self.masks, self.drawn, self.taken, self.taken_before = masks, drawn, [], []
+        self.observation_space = observation
+        self.action_space = action
+        self.masks = masks
+        self.drawn = drawn
+        self.taken = []  # actions of this episode
+        self.taken_before = []  # actions of the episode before
         self.metadata = {"render_modes": [] if drawn is None else ["rgb_array"]}
         self.render_mode = None if drawn is None else "rgb_array"
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        self.taken, self.taken_before = [], self.taken  # `taken_before`: in the episode before
+        self.taken_before = self.taken
+        self.taken = []
         return self._observation(), self._info()
 
     def step(self, action):

@@ -1,19 +1,19 @@
 "use strict";
-// The lives of hundreds of memories at once: observations that were written at about the same step share a row, whose
-// shade is the part of them that is live. On it, in colour, the attention that they receive at every step.
+// The lives of hundreds of memories at once. Observations that were written one after the other share a row. Its shade
+// is the share of them that is live. On it, in colour, is the attention that they receive at every step.
 
-const MOST_LANES = 80; // live memories up to which each has a bar of its own
+const MAX_LANES = 80; // live memories; with more, they share rows
 const DENSITY_ROWS = 64;
 const ROW_HEIGHT = 4; // pixels
-const LEAST_LINE = 0.05; // attention that is drawn
+const MIN_LINE = 0.05; // attention that is drawn
 
 class Density extends Timeline {
-  constructor(...given) {
-    super(...given);
+  constructor(...args) {
+    super(...args);
     this.last = this.steps; // spans beyond the end are not drawn
     this.size = Math.max(1, Math.ceil(this.steps / DENSITY_ROWS)); // observations of a row
     this.lane = ROW_HEIGHT;
-    this.rows = this.counted();
+    this.rows = this.countLive();
   }
 
   get dense() { return true; }
@@ -21,15 +21,15 @@ class Density extends Timeline {
   measure() { this.bottom = this.top + ROW_HEIGHT * this.rows.length; }
   y(written) { return this.top + ROW_HEIGHT * this.rowOf(written); }
 
-  /** Per row and step: how many of its observations are live. */
-  counted() {
+  /** For each row and step, how many of its observations are live. */
+  countLive() {
     const rows = Array.from({ length: Math.ceil(this.steps / this.size) }, () => new Int32Array(this.steps + 1));
     this.layer.end.forEach((end, w) => { rows[this.rowOf(w)][w]++; rows[this.rowOf(w)][Math.max(end, w + 1)]--; });
     for (const row of rows) for (let t = 1; t <= this.steps; t++) row[t] += row[t - 1];
     return rows;
   }
 
-  /** The part of a row's observations that is live at a step, 0 to 1. */
+  /** The share of a row's observations that is live at a step, 0 to 1. */
   share(row, step) {
     return this.rows[row][step] / Math.min(this.size, this.steps - row * this.size);
   }
@@ -55,33 +55,33 @@ class Density extends Timeline {
     }
   }
 
-  /** The attention of every step, the largest of any head: of the strongest in a row. */
+  /** The attention of every step: in each row the largest weight of any head and observation. */
   paintAttention(context) {
-    const wide = Math.max(1.5, this.scale);
+    const width = Math.max(1.5, this.scale);
     this.layer.attention.forEach(({ to, weights }, t) => {
       const best = new Map();
       to.forEach((w, i) => {
         const weight = Math.max(...weights.map((row) => row[i])), row = this.rowOf(w);
-        if (w < t && weight >= Math.max(LEAST_LINE, best.get(row) ?? 0)) best.set(row, weight);
+        if (w < t && weight >= Math.max(MIN_LINE, best.get(row) ?? 0)) best.set(row, weight);
       });
       for (const [row, weight] of best) {
         context.fillStyle = heat(weight);
-        context.fillRect(this.toX(t), this.top + ROW_HEIGHT * row, wide, ROW_HEIGHT);
+        context.fillRect(this.toX(t), this.top + ROW_HEIGHT * row, width, ROW_HEIGHT);
       }
     });
   }
 
-  /** A thin line from the writing of each memory that is attended to now. */
+  /** A thin line to each memory that is attended to now, from the step at which it was written. */
   paintLive(context, t, weights) {
     for (let w = 0; w <= t; w++) {
       const weight = weights.get(w) ?? 0;
-      if (this.layer.end[w] <= t || weight < LEAST_LINE) continue;
+      if (this.layer.end[w] <= t || weight < MIN_LINE) continue;
       context.fillStyle = heat(weight);
       context.fillRect(this.toX(w), this.y(w) + 1, Math.max(3, (t + 1 - w) * this.scale), ROW_HEIGHT - 2);
     }
   }
 
-  /** Of the observations under the pointer the one that is attended to most. */
+  /** The observation under the pointer that is attended to most. null for none. */
   at(event) {
     const step = this.toStep(event.offsetX), row = Math.floor((event.offsetY - this.top) / ROW_HEIGHT);
     const weights = this.page.weights[this.index];
@@ -94,8 +94,8 @@ class Density extends Timeline {
   }
 }
 
-/** A layer's timeline: bars, or shades where there are too many. */
+/** A layer's timeline: bars, or shades if there are too many live memories. */
 function timelineOf(canvas, layer, ...rest) {
-  const most = layer.remembered.reduce((a, b) => Math.max(a, b), 0);
-  return most > MOST_LANES ? new Density(canvas, layer, ...rest) : new Timeline(canvas, layer, ...rest);
+  const maxLive = layer.remembered.reduce((a, b) => Math.max(a, b), 0);
+  return maxLive > MAX_LANES ? new Density(canvas, layer, ...rest) : new Timeline(canvas, layer, ...rest);
 }

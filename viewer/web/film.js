@@ -1,5 +1,5 @@
 "use strict";
-// Pictures out of atlases: the frames of the world and what the agent saw. T steps.
+// Pictures from atlases of tiles: the frames of the world, and what the agent saw.
 
 const byId = (id) => document.getElementById(id);
 
@@ -24,20 +24,20 @@ function drawTile(context, atlas, tile, x, y) {
   context.drawImage(image, (tile % columns) * size, Math.floor(tile / columns) * size, size, size, x, y, size, size);
 }
 
-/** The frames of the world: what is on each place of the picture at each step. */
+/** The frames of the world: the tile at each place of the picture at each step. */
 class Film {
   static async of(packed) {
-    return Object.assign(new Film(), packed, { image: await imageOf(packed.png) })._prepared();
+    return Object.assign(new Film(), packed, { image: await imageOf(packed.png) })._unpack();
   }
 
-  _prepared() {
+  _unpack() {
     this.wide = Math.ceil(this.width / this.size);
     const places = this.wide * Math.ceil(this.height / this.size);
     this.tiles = new Uint16Array(places * this.changes.length); // of every step
-    const now = new Uint16Array(places);
-    this.changes.forEach((changed, t) => {
-      for (let i = 0; i < changed.length; i += 2) now[changed[i]] = changed[i + 1];
-      this.tiles.set(now, t * places);
+    const tiles = new Uint16Array(places); // of the latest step
+    this.changes.forEach((changes, t) => {
+      for (let i = 0; i < changes.length; i += 2) tiles[changes[i]] = changes[i + 1];
+      this.tiles.set(tiles, t * places);
     });
     this.count = places;
     if (this.shown) this.shown.forEach((columns, t) => { if (columns === -1) this.shown[t] = this.shown[t - 1]; });
@@ -51,11 +51,15 @@ class Film {
     }
     const context = canvas.getContext("2d");
     for (let i = 0; i < this.count; i++) {
-      drawTile(context, this, this.tiles[t * this.count + i], (i % this.wide) * this.size, Math.floor(i / this.wide) * this.size);
+      const x = (i % this.wide) * this.size, y = Math.floor(i / this.wide) * this.size;
+      drawTile(context, this, this.tiles[t * this.count + i], x, y);
     }
   }
 
-  /** Where in the picture of step t the agent stood at step s: pixels, null if that is not shown, undefined if not known. */
+  /**
+   * Where the agent stood at step s, in pixels of the picture of step t. null if the picture does not show that place,
+   * undefined if it is not known.
+   */
   spot(s, t) {
     if (!this.places) return undefined;
     const [column, line] = this.places[s];
@@ -86,6 +90,8 @@ class Seen {
     canvas.width = this.width;
     canvas.height = this.height;
     const context = canvas.getContext("2d");
-    this.looks[look].forEach((tile, i) => drawTile(context, this, tile, (i % this.wide) * this.size, Math.floor(i / this.wide) * this.size));
+    this.looks[look].forEach((tile, i) => {
+      drawTile(context, this, tile, (i % this.wide) * this.size, Math.floor(i / this.wide) * this.size);
+    });
   }
 }

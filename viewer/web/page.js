@@ -1,41 +1,48 @@
 "use strict";
-// The page: one moment of one episode, shown everywhere at once. Everything is drawn from `page`.
+// The page: one step of one episode, in all parts of the page at once. Everything is drawn from `page`.
 
 const page = {
   record: null, film: null, seen: null, timelines: [], charts: null, episode: 0,
   t: 0, layer: "all", head: "max", sort: "attention",
   slots: false, // whether the effects of single slots are unfolded
   chosen: null, marked: null, // observations, by the step at which they were written
-  weights: [], // per layer: a map from observations to the attention that they receive now
+  weights: [], // for each layer a map from observations to the attention that they receive now
   until: 0, // the step at which the timelines end
-  timer: null, addressing: null, due: false,
+  timer: null, addressTimer: null, due: false,
 
   compare: null, // the episode without the memory, if there is one
   beyond: 0, // steps beyond the episode's end, while the other one goes on
 
   /** Shows step t. */
   go(t) {
-    const wanted = Math.max(0, Math.min(this.last(), t));
-    this.t = Math.min(this.record.steps - 1, wanted);
-    this.beyond = wanted - this.t;
+    this.setStep(t);
     this.draw();
   },
 
-  /** The step that is shown; beyond the episode's end only the other one moves. */
+  setStep(t) {
+    const step = Math.max(0, Math.min(this.last(), t));
+    this.t = Math.min(this.record.steps - 1, step);
+    this.beyond = step - this.t;
+  },
+
+  /** The step that is shown. Beyond the episode's end only the other episode moves. */
   now() { return this.t + this.beyond; },
-  last() { return (this.compare?.on ? Math.max(this.record.steps, this.compare.record.steps) : this.record.steps) - 1; },
+  last() {
+    const { steps } = this.record;
+    return (this.compare?.on ? Math.max(steps, this.compare.record.steps) : steps) - 1;
+  },
 
   choose(written) {
     this.chosen = written;
     this.draw();
   },
 
-  /** The observation that the pointer or the focus is on; null for none. */
+  /** Marks the observation that the pointer or the focus is on. null for none. */
   point(written, event) {
     const tip = byId("tip");
     tip.hidden = written === null || !event;
     if (!tip.hidden) {
-      tip.textContent = told(this, written);
+      tip.textContent = tipText(this, written);
       tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px`;
       tip.style.top = `${event.clientY + 16}px`;
     }
@@ -54,8 +61,9 @@ const page = {
     const { record, t } = this;
     this.weights = record.layers.map((layer) => {
       const { to, weights } = layer.attention[t];
-      const of = this.head === "max" ? to.map((_, i) => Math.max(...weights.map((row) => row[i]))) : weights[this.head] ?? [];
-      return new Map(to.map((written, i) => [written, of[i]]));
+      const largest = () => to.map((_, i) => Math.max(...weights.map((row) => row[i])));
+      const headWeights = this.head === "max" ? largest() : weights[this.head] ?? [];
+      return new Map(to.map((written, i) => [written, headWeights[i]]));
     });
     drawComparison(this);
     byId("slider").value = this.now();
@@ -71,36 +79,47 @@ const page = {
     this.timelines.forEach((timeline) => timeline.draw());
     this.charts.move();
     document.documentElement.dataset.t = t;
-    clearTimeout(this.addressing);
-    this.addressing = setTimeout(() => this.address(), this.timer ? 1000 : 120);
+    clearTimeout(this.addressTimer);
+    this.addressTimer = setTimeout(() => this.updateAddress(), this.timer ? 1000 : 120);
   },
 
   drawFilm() {
-    const { record, t, film, seen } = this;
-    const subject = this.marked ?? this.chosen;
-    if (film) {
-      film.draw(byId("world"), t);
-      const spot = subject === null ? undefined : film.spot(subject, t);
-      if (spot) film.mark(byId("world"), spot, HEAT.light[1]);
-      const words = spot === undefined ? "" : spot ? "marked in the picture" : "outside of what the picture shows now";
-      byId("place").textContent = subject === null || spot === undefined ? "" : `Where the observation of step ${subject} was made: ${words}.`;
-      byId("world").setAttribute("aria-label", `The world at step ${t}`);
-    }
-    seen.draw(byId("view"), t);
-    const facts = byId("facts");
-    let gained = 0;
-    for (let i = 0; i <= t; i++) gained += record.rewards[i];
-    const rows = { step: t, action: actionText(record, t), reward: trimmed(record.rewards[t]), "return so far": trimmed(gained), value: record.values[t]?.toFixed(3) ?? "–" };
-    facts.replaceChildren(...Object.entries(rows).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]));
+    const { record, t } = this;
+    if (this.film) this.drawWorld();
+    this.seen.draw(byId("view"), t);
+    let returnSoFar = 0;
+    for (let i = 0; i <= t; i++) returnSoFar += record.rewards[i];
+    const facts = {
+      step: t,
+      action: actionText(record, t),
+      reward: trimmed(record.rewards[t]),
+      "return so far": trimmed(returnSoFar),
+      value: record.values[t]?.toFixed(3) ?? "–",
+    };
+    const nodes = Object.entries(facts).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]);
+    byId("facts").replaceChildren(...nodes);
     drawChances(record, t);
     drawEntries(record, t);
   },
 
-  /** The moment into the address, so that it can be sent to somebody. A frame in a notebook has no address. */
-  address() {
+  /** The world, with a mark where the pointed or chosen observation was made. */
+  drawWorld() {
+    const { t, film } = this;
+    const subject = this.marked ?? this.chosen;
+    film.draw(byId("world"), t);
+    const spot = subject === null ? undefined : film.spot(subject, t);
+    if (spot) film.mark(byId("world"), spot, HEAT.light[1]);
+    const place = spot ? "marked in the picture" : "outside of what the picture shows now";
+    const text = `Where the observation of step ${subject} was made: ${place}.`;
+    byId("place").textContent = spot === undefined ? "" : text;
+    byId("world").setAttribute("aria-label", `The world at step ${t}`);
+  },
+
+  /** Writes the step into the address, so that it can be sent to somebody. A frame in a notebook has no address. */
+  updateAddress() {
     if (location.protocol === "about:") return;
-    const wanted = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.now()}`;
-    if (location.hash !== wanted) history.replaceState(null, "", wanted);
+    const hash = `#${this.episode ? `e=${this.episode}&` : ""}t=${this.now()}`;
+    if (location.hash !== hash) history.replaceState(null, "", hash);
   },
 
   play(on) {
@@ -110,19 +129,21 @@ const page = {
     byId("play").setAttribute("aria-label", on ? "Pause" : "Play");
     if (!on) return;
     if (this.now() >= this.last()) this.go(0);
-    this.timer = setInterval(() => (this.now() >= this.last() ? this.play(false) : this.go(this.now() + 1)), 1000 / Number(byId("speed").value));
+    const step = () => (this.now() >= this.last() ? this.play(false) : this.go(this.now() + 1));
+    this.timer = setInterval(step, 1000 / Number(byId("speed").value));
   },
 
   nextDecision(back) {
     const { decisions } = this.record.audit;
-    const next = back ? decisions.findLast((step) => step < this.t) : decisions.find((step) => step > this.t) ?? decisions[0];
+    const later = () => decisions.find((step) => step > this.t) ?? decisions[0];
+    const next = back ? decisions.findLast((step) => step < this.t) : later();
     if (next !== undefined) this.go(next);
   },
 
   /** Lays out what depends on the width and the colours. */
   layOut() {
     this.timelines.forEach((timeline) => timeline.layOut());
-    const colours = HEAT_AT.map((at, i) => `${heat(at)} ${Math.round((100 * i) / 3)}%`);
+    const colours = HEAT_WEIGHTS.map((weight, i) => `${heat(weight)} ${Math.round((100 * i) / 3)}%`);
     const bar = element("i");
     bar.style.background = `linear-gradient(to right, ${colours})`;
     byId("scale").replaceChildren("live, attention 0", bar, "1");
@@ -132,7 +153,7 @@ const page = {
 
   async open(index, t) {
     this.play(false);
-    const data = await unpacked(byId(`episode-${index}`).textContent);
+    const data = await unpack(byId(`episode-${index}`).textContent);
     const { record } = data;
     Object.assign(this, { episode: index, record, chosen: null, marked: null, layer: "all", head: "max" });
     this.film = data.film && (await Film.of(data.film));
@@ -140,97 +161,130 @@ const page = {
     this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
     this.beyond = 0;
     byId("thumbs").replaceChildren();
-    delete byId("effect").dataset.shown;
-    const box = byId("timelines");
-    box.replaceChildren();
-    this.timelines = record.layers.map((layer, i) => {
-      const holder = element("div"), canvas = element("canvas");
-      holder.append(element("h3", "", `Layer ${i + 1} of ${record.layers.length}`), canvas);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Lives of the memories of layer ${i + 1}`);
-      box.append(holder);
-      return timelineOf(canvas, layer, i, record.steps, this);
-    });
+    delete byId("effect").dataset.state;
+    this.buildTimelines();
     describe(this);
-    // Room for what was still to come when the episode ended, but no more than a fifth of it.
+    // Room for the spans beyond the end of the episode, but no more than a fifth of it.
     const last = Math.max(...this.timelines.map((timeline) => timeline.last));
     this.until = Math.max(record.steps + 1, Math.min(last, record.steps * 1.2));
     this.charts ??= new Charts(byId("charts"), this);
     buildAudit(this);
-    this.chosen = record.story.written; // what is shown first
-    const wanted = Math.max(0, Math.min(this.last(), t ?? record.story.step));
-    this.t = Math.min(record.steps - 1, wanted);
-    this.beyond = wanted - this.t;
+    this.chosen = record.story.written; // the story's memory
+    this.setStep(t ?? record.story.step);
     this.layOut();
     document.documentElement.dataset.ready = index;
     document.documentElement.dataset.milliseconds = Math.round(performance.now()); // to the first picture
+  },
+
+  buildTimelines() {
+    const { layers, steps } = this.record, box = byId("timelines");
+    box.replaceChildren();
+    this.timelines = layers.map((layer, i) => {
+      const holder = element("div"), canvas = element("canvas");
+      holder.append(element("h3", "", `Layer ${i + 1} of ${layers.length}`), canvas);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", `Lives of the memories of layer ${i + 1}`);
+      box.append(holder);
+      return timelineOf(canvas, layer, i, steps, this);
+    });
   },
 };
 
 const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
 
-function told(page, written) {
-  const lives = page.record.layers.map((layer, i) => `layer ${i + 1}: ${spanText(layer, written)}${Math.max(1, layer.end[written] - written)} steps live, at most ${two(layer.peak[written])} attention`);
+/** What is known of an observation, for the tip at the pointer. */
+function tipText(page, written) {
+  const lives = page.record.layers.map((layer, i) => {
+    const steps = Math.max(1, layer.end[written] - written);
+    const attention = two(layer.peak[written]);
+    return `layer ${i + 1}: ${spanText(layer, written)}${steps} steps live, at most ${attention} attention`;
+  });
   return [`observation of step ${written}${showsText(page.record, written)}`, ...lives].join("\n");
 }
 
-async function unpacked(text) {
+/** The data of an episode: JSON, compressed, in base64. */
+async function unpack(text) {
   const bytes = Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).json();
 }
 
-/** What does not change while an episode is shown. */
+/** The texts that do not change while an episode is shown. */
 function describe(page) {
   const { record } = page, title = byId("title"), success = record.info.is_success;
-  const [first, ...rest] = record.outcome.split(", ");
+  const [result, ...details] = record.outcome.split(", ");
   byId("headline").textContent = record.story.headline;
   byId("detail").textContent = record.story.detail;
   title.className = success === true ? "good" : success === false ? "bad" : "";
-  title.replaceChildren(`${record.env}: `, element("b", "", first), rest.length ? `, ${rest.join(", ")}` : "");
-  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`);
-  const how = `seed ${record.seed}, ${record.deterministic ? "the most likely actions" : "actions drawn from the policy"}`;
-  const undrawn = record.not_drawn ? [`the world could not be drawn (${record.not_drawn})`] : [];
-  byId("about").textContent = [record.policy, `memory ${record.memory}`, how, ...info, ...undrawn].join(" · ");
-  const has = record.layers.length > 0;
-  for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !has;
+  title.replaceChildren(`${record.env}: `, element("b", "", result), details.length ? `, ${details.join(", ")}` : "");
+  byId("about").textContent = aboutTexts(record).join(" · ");
+  const hasSlots = record.layers.length > 0;
+  for (const id of ["memory", "lives", "audit"]) byId(id).hidden = !hasSlots;
   byId("frame").hidden = !page.film;
-  byId("place").hidden = !page.film || !has;
+  byId("place").hidden = !page.film || !hasSlots;
   byId("decision").hidden = !record.audit.decisions.length;
   describeActions(record);
   buildEntries(record);
-  if (!has) return;
+  if (!hasSlots) return;
   byId("layer").replaceChildren(new Option("all", "all"), ...record.layers.map((_, i) => new Option(i + 1, i)));
-  byId("head").replaceChildren(new Option("all heads, the largest", "max"), ...Array.from({ length: record.layers[0].heads }, (_, h) => new Option(`head ${h + 1}`, h)));
-  byId("lives-note").textContent = page.timelines.some((timeline) => timeline.dense) ? densityNote(page.timelines) : lifeNote(record.layers);
+  const heads = Array.from({ length: record.layers[0].heads }, (_, h) => new Option(`head ${h + 1}`, h));
+  byId("head").replaceChildren(new Option("all heads, the largest", "max"), ...heads);
+  const isDense = page.timelines.some((timeline) => timeline.dense);
+  byId("lives-note").textContent = isDense ? densityNote(page.timelines) : lifeNote(record.layers);
 }
 
+/** How the episode was played, and the last step's info. */
+function aboutTexts(record) {
+  const info = Object.entries(record.info).filter(([key]) => key !== "is_success").slice(0, 6);
+  const infoTexts = info.map(([key, value]) => {
+    return `${key.replaceAll("_", " ")}: ${typeof value === "number" ? trimmed(value) : value}`;
+  });
+  const actions = record.deterministic ? "the most likely actions" : "actions drawn from the policy";
+  const texts = [record.policy, `memory ${record.memory}`, `seed ${record.seed}, ${actions}`, ...infoTexts];
+  if (record.not_drawn) texts.push(`the world could not be drawn (${record.not_drawn})`);
+  return texts;
+}
+
+/** How to read the shades. */
 function densityNote(timelines) {
   const { size } = timelines.find((timeline) => timeline.dense);
-  const rows = size > 1 ? `Each row is ${size} observations, written one after the other` : "Each row is an observation";
-  return `${rows}, the earliest on top (numbers on the left: the step of writing). The greyer, the more of them are live at that step; in colour, the attention that they receive there, from ${LEAST_LINE} on. Lines lead to what is attended to at this moment. Ticks below are decisions.`;
+  const row = size > 1 ? `${size} observations, written one after the other` : "an observation";
+  return [
+    `Each row is ${row}, the earliest on top (numbers on the left: the step of writing).`,
+    "The greyer a row, the more of its observations are live at that step.",
+    `Colours are the attention that they receive there, from ${MIN_LINE} on.`,
+    "Lines lead to what is attended to at this moment. Ticks below are decisions.",
+  ].join(" ");
 }
 
-/** How to read the bars, by what the memory kind does. */
+/** How to read the bars of a memory kind. */
 function lifeNote(layers) {
-  const one = layers[0], begin = "One bar per observation, from the step it is written to the step it is forgotten";
+  const layer = layers[0], begin = "One bar per observation, from the step it is written to the step it is forgotten";
   const end = "Live ones are coloured by the attention that they receive at this moment. Ticks below are decisions.";
-  if (one.merged) return `${begin}. It thins where ${one.merge_size} of them are compressed into one memory. ${end}`;
-  if (one.span) return `${begin}; the bluish part behind it is the span that was predicted, the rest the ramp over which it fades. ${end}`;
-  if (one.head_spans) {
-    const spans = layers.map((layer, i) => `layer ${i + 1}: ${layer.head_spans.map(Math.round).join(", ")}`).join("; ");
+  if (layer.merged) {
+    return `${begin}. It thins where ${layer.merge_size} of them are compressed into one memory. ${end}`;
+  }
+  if (layer.span) {
+    return `${begin}. The bluish part behind it is the predicted span, the rest the ramp over which it fades. ${end}`;
+  }
+  if (layer.head_spans) {
+    const headSpans = layers.map(({ head_spans }, i) => `layer ${i + 1}: ${head_spans.map(Math.round).join(", ")}`);
+    const spans = headSpans.join("; ");
     return `${begin}: what the head with the longest span reaches (spans of the heads, ${spans}). ${end}`;
   }
-  return `${begin}${one.window ? `: a window of ${one.window} steps that slides along` : ""}. ${end}`;
+  return `${begin}${layer.window ? `: a window of ${layer.window} steps that slides along` : ""}. ${end}`;
 }
 
-function asked() {
-  const wanted = new URLSearchParams(location.hash.slice(1)), number = (key) => (/^\d+$/.test(wanted.get(key) ?? "") ? Number(wanted.get(key)) : undefined);
+/** Episode and step of the address; undefined for what it does not name. */
+function parseAddress() {
+  const values = new URLSearchParams(location.hash.slice(1));
+  const number = (key) => (/^\d+$/.test(values.get(key) ?? "") ? Number(values.get(key)) : undefined);
   return { e: number("e"), t: number("t") };
 }
 
 function listen() {
-  const on = (id, event, act) => byId(id).addEventListener(event, act);
+  const on = (id, event, action) => byId(id).addEventListener(event, action);
+  const optionValue = (value) => (["all", "max"].includes(value) ? value : Number(value));
   on("slider", "input", (event) => page.go(Number(event.target.value)));
   on("back", "click", () => page.go(page.now() - 1));
   on("forth", "click", () => page.go(page.now() + 1));
@@ -240,31 +294,18 @@ function listen() {
   on("save", "click", () => savePicture(page));
   on("speed", "change", () => page.timer && page.play(true));
   on("sort", "change", (event) => { page.sort = event.target.value; page.draw(); });
-  on("layer", "change", (event) => { page.layer = event.target.value === "all" ? "all" : Number(event.target.value); page.draw(); });
-  on("head", "change", (event) => { page.head = event.target.value === "max" ? "max" : Number(event.target.value); page.draw(); });
+  on("layer", "change", (event) => { page.layer = optionValue(event.target.value); page.draw(); });
+  on("head", "change", (event) => { page.head = optionValue(event.target.value); page.draw(); });
   on("episode", "change", (event) => page.open(Number(event.target.value)));
   addEventListener("hashchange", () => {
-    const { e, t } = asked();
+    const { e, t } = parseAddress();
     if (e !== undefined && e !== page.episode && byId(`episode-${e}`)) page.open(e, t);
     else if (t !== undefined && t !== page.now()) page.go(t);
   });
-  addEventListener("keydown", (event) => {
-    if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
-    const far = event.shiftKey ? 10 : 1;
-    const acts = {
-      ArrowLeft: () => page.go(page.now() - far), ArrowRight: () => page.go(page.now() + far),
-      Home: () => page.go(0), End: () => page.go(page.last()),
-      d: () => page.nextDecision(false), D: () => page.nextDecision(true),
-      s: () => savePicture(page),
-    };
-    if (event.target.tagName !== "BUTTON") acts[" "] = () => page.play(!page.timer);
-    if (!(event.key in acts)) return;
-    event.preventDefault();
-    acts[event.key]();
-  });
+  addEventListener("keydown", pressKey);
   let wait = null, width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth === width) return; // on a phone the address bar comes and goes
+    if (innerWidth === width) return; // on a phone the address bar changes the height only
     width = innerWidth;
     clearTimeout(wait);
     wait = setTimeout(() => page.layOut(), 80);
@@ -272,16 +313,38 @@ function listen() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.layOut());
 }
 
+function pressKey(event) {
+  if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
+  const steps = event.shiftKey ? 10 : 1;
+  const actions = {
+    ArrowLeft: () => page.go(page.now() - steps),
+    ArrowRight: () => page.go(page.now() + steps),
+    Home: () => page.go(0),
+    End: () => page.go(page.last()),
+    d: () => page.nextDecision(false),
+    D: () => page.nextDecision(true),
+    s: () => savePicture(page),
+  };
+  if (event.target.tagName !== "BUTTON") actions[" "] = () => page.play(!page.timer);
+  if (!(event.key in actions)) return;
+  event.preventDefault();
+  actions[event.key]();
+}
+
 function begin() {
   const list = JSON.parse(byId("list").textContent);
   byId("episodes").hidden = list.length < 2;
-  byId("episode").replaceChildren(...list.map((one, i) => new Option(`${i + 1}. seed ${one.seed}: ${one.outcome}`, i)));
+  const options = list.map(({ seed, outcome }, i) => new Option(`${i + 1}. seed ${seed}: ${outcome}`, i));
+  byId("episode").replaceChildren(...options);
   buildSummary(JSON.parse(byId("summary-data").textContent), list.length);
   byId("address-note").hidden = location.protocol === "about:";
   listen();
-  const { e, t } = asked(), first = e !== undefined && e < list.length ? e : 0;
-  byId("episode").value = first;
-  page.open(first, t).catch((error) => { byId("title").textContent = `The page could not be read: ${error.message}`; throw error; });
+  const { e, t } = parseAddress(), index = e !== undefined && e < list.length ? e : 0;
+  byId("episode").value = index;
+  page.open(index, t).catch((error) => {
+    byId("title").textContent = `The page could not be read: ${error.message}`;
+    throw error;
+  });
 }
 
 begin();

@@ -1,20 +1,22 @@
 "use strict";
-// The lives of a layer's memories: a bar per observation from its writing to its end, in the first lane that is free.
+// The lives of a layer's memories: a bar for each observation from its writing to its end, in the first free lane.
 
 const HEAT = {
   light: ["#9db2c9", "#f0c24b", "#ea7a2b", "#a10d1a"],
   dark: ["#50687f", "#b0611b", "#ff9d33", "#fff2b0"],
 };
-const HEAT_AT = [0, 0.05, 0.25, 1]; // attention weights of those colours
+const HEAT_WEIGHTS = [0, 0.05, 0.25, 1]; // attention weights of those colours
 
 const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+/** The colour of an attention weight. */
 function heat(weight) {
   const colours = HEAT[isDark() ? "dark" : "light"];
   let i = 1;
-  while (i < 3 && weight > HEAT_AT[i]) i++;
-  const part = Math.min(1, Math.max(0, (weight - HEAT_AT[i - 1]) / (HEAT_AT[i] - HEAT_AT[i - 1])));
+  while (i < 3 && weight > HEAT_WEIGHTS[i]) i++;
+  const [low, high] = [HEAT_WEIGHTS[i - 1], HEAT_WEIGHTS[i]];
+  const part = Math.min(1, Math.max(0, (weight - low) / (high - low)));
   const mixed = [1, 3, 5].map((at) => {
     const [a, b] = [colours[i - 1], colours[i]].map((colour) => parseInt(colour.slice(at, at + 2), 16));
     return Math.round(a + (b - a) * part);
@@ -22,23 +24,22 @@ function heat(weight) {
   return `rgb(${mixed})`;
 }
 
-/** Lanes: each observation gets the first one that is free when it is written. */
+/** The lane of each observation, `of`, and their `count`. It is the first lane that is free when it is written. */
 function lanesOf(layer) {
-  const lanes = [], free = [];
+  const ends = []; // of each lane, the step at which it is free again
   const of = layer.end.map((end, written) => {
-    let lane = free.findIndex((until) => until <= written);
-    if (lane < 0) lane = free.length;
-    free[lane] = Math.max(end, written + 1);
+    let lane = ends.findIndex((laneEnd) => laneEnd <= written);
+    if (lane < 0) lane = ends.length;
+    ends[lane] = Math.max(end, written + 1);
     return lane;
   });
-  lanes.push(...of);
-  return { of: lanes, count: free.length };
+  return { of, count: ends.length };
 }
 
 class Timeline {
   constructor(canvas, layer, index, steps, page) {
     Object.assign(this, { canvas, layer, index, steps, page, lanes: lanesOf(layer) });
-    this.last = layer.end.reduce((most, _, w) => Math.max(most, this.predicted(w)), 0);
+    this.last = layer.end.reduce((last, _, w) => Math.max(last, this.predictedEnd(w)), 0);
     canvas.addEventListener("pointermove", (event) => page.point(this.at(event), event));
     canvas.addEventListener("pointerleave", () => page.point(null));
     canvas.addEventListener("click", (event) => {
@@ -48,8 +49,8 @@ class Timeline {
     });
   }
 
-  /** Up to which step the memory was meant to last when it was written. */
-  predicted(written) {
+  /** The step up to which the memory was predicted to last when it was written. */
+  predictedEnd(written) {
     const span = this.layer.span ? this.layer.span[written] : null; // null: kept for good
     return span === null ? this.layer.expires[written] ?? this.steps : written + span;
   }
@@ -59,7 +60,7 @@ class Timeline {
   toX(step) { return this.left + step * this.scale; }
   toStep(x) { return (x - this.left) / this.scale; }
 
-  /** Lays the canvas out and paints what does not change: all lives, in the colour of the dead. */
+  /** Lays out the canvas and paints what does not change: all lives, in the colour of expired memories. */
   layOut() {
     const ratio = window.devicePixelRatio || 1;
     this.left = 34;
@@ -80,7 +81,7 @@ class Timeline {
     this.axis(context);
   }
 
-  /** How high all of it is. */
+  /** Computes the height of a lane and of all of them. */
   measure() {
     this.lane = Math.max(1.5, Math.min(11, 260 / this.lanes.count));
     this.bottom = this.top + Math.max(24, this.lane * this.lanes.count);
@@ -90,7 +91,9 @@ class Timeline {
 
   paintStill(context) {
     const span = css("--span"), dead = css("--dead");
-    for (let w = 0; w < this.steps; w++) if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.page.until, this.predicted(w)), span, 1);
+    for (let w = 0; w < this.steps; w++) {
+      if (this.layer.end[w] > w + 1) this.bar(context, w, w, Math.min(this.page.until, this.predictedEnd(w)), span, 1);
+    }
     for (let w = 0; w < this.steps; w++) this.life(context, w, dead);
   }
 
@@ -99,20 +102,20 @@ class Timeline {
     for (let w = 0; w <= t; w++) if (this.layer.end[w] > t) this.life(context, w, heat(weights.get(w) ?? 0));
   }
 
-  bar(context, written, from, until, colour, share) {
-    const y = this.y(written);
-    const tall = Math.max(1, this.lane * share - (this.lane > 3 ? 1 : 0));
+  bar(context, written, begin, end, colour, share) {
+    const height = Math.max(1, this.lane * share - (this.lane > 3 ? 1 : 0));
+    const width = Math.max(1, (end - begin) * this.scale - (this.scale > 3 ? 0.5 : 0));
     context.fillStyle = colour;
-    context.fillRect(this.toX(from), y + (this.lane - tall) / 2, Math.max(1, (until - from) * this.scale - (this.scale > 3 ? 0.5 : 0)), tall);
+    context.fillRect(this.toX(begin), this.y(written) + (this.lane - height) / 2, width, height);
   }
 
-  /** The life of an observation; once it is only a part of a slot its bar is as thin as its part. */
+  /** The life of an observation. When it becomes a part of a merged slot, its bar becomes as thin as that part. */
   life(context, written, colour) {
-    const { end, merged, merge_size: size } = this.layer;
-    const share = this.lane >= 5 ? 0.66 : 1, until = Math.max(end[written], written + 1);
-    const turn = merged ? Math.min(merged[written], until) : until;
-    this.bar(context, written, written, turn, colour, share);
-    if (turn < until) this.bar(context, written, turn, until, colour, Math.max(0.3, share / size));
+    const { merged, merge_size: size } = this.layer;
+    const share = this.lane >= 5 ? 0.66 : 1, end = Math.max(this.layer.end[written], written + 1);
+    const mergeStep = merged ? Math.min(merged[written], end) : end;
+    this.bar(context, written, written, mergeStep, colour, share);
+    if (mergeStep < end) this.bar(context, written, mergeStep, end, colour, Math.max(0.3, share / size));
   }
 
   axis(context) {
@@ -120,8 +123,13 @@ class Timeline {
     context.font = `12px ${css("--font")}`;
     context.textAlign = "center";
     let gap = 1;
-    for (const step of [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]) { gap = step; if (step * this.scale > 56) break; }
-    for (let t = 0; t <= this.page.until && this.toX(t + 0.5) < this.width - 12; t += gap) context.fillText(t, this.toX(t + 0.5), this.height - 5);
+    for (const step of [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]) {
+      gap = step;
+      if (step * this.scale > 56) break;
+    }
+    for (let t = 0; t <= this.page.until && this.toX(t + 0.5) < this.width - 12; t += gap) {
+      context.fillText(t, this.toX(t + 0.5), this.height - 5);
+    }
     context.fillStyle = css("--cursor"); // decisions
     for (const t of this.page.record.audit.decisions) context.fillRect(this.toX(t + 0.5) - 1, this.bottom, 2, 5);
     context.strokeStyle = css("--soft");
@@ -141,7 +149,7 @@ class Timeline {
     context.drawImage(this.still, 0, 0);
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     context.fillStyle = css("--card");
-    context.globalAlpha = 0.55; // what is still to come
+    context.globalAlpha = 0.55; // the future is paler
     context.fillRect(this.toX(t + 1), 0, this.width, this.bottom);
     context.globalAlpha = 1;
     this.liveNow = this.layer.end.reduce((live, end, w) => live + (w <= t && end > t), 0);
@@ -151,22 +159,22 @@ class Timeline {
       const y = this.y(w);
       context.strokeStyle = colour;
       context.lineWidth = 2;
-      const until = Math.max(this.layer.end[w], w + 1);
-      context.strokeRect(this.toX(w) - 1.5, y - 1, Math.max(4, (until - w) * this.scale + 3), this.lane + 2);
+      const end = Math.max(this.layer.end[w], w + 1);
+      context.strokeRect(this.toX(w) - 1.5, y - 1, Math.max(4, (end - w) * this.scale + 3), this.lane + 2);
     }
     context.fillStyle = css("--cursor");
     context.fillRect(this.toX(t + 0.5) - 1, 0, 2, this.bottom);
   }
 
-  /** The observation under the pointer: its bar, or in narrow lanes the nearest one of that moment; null for none. */
+  /** The observation whose bar is under the pointer, or in narrow lanes the nearest one at that step. null for none. */
   at(event) {
     const step = this.toStep(event.offsetX), lane = (event.offsetY - this.top) / this.lane;
-    let best = null, near = this.lane < 5 ? 4 / this.lane : 0.5;
+    let nearest = null, minDistance = this.lane < 5 ? 4 / this.lane : 0.5;
     for (let w = 0; w < this.steps; w++) {
       if (w > step || Math.max(this.layer.end[w], w + 1) <= step) continue;
-      const away = Math.abs(this.lanes.of[w] + 0.5 - lane);
-      if (away <= near) { best = w; near = away; }
+      const distance = Math.abs(this.lanes.of[w] + 0.5 - lane);
+      if (distance <= minDistance) { nearest = w; minDistance = distance; }
     }
-    return best;
+    return nearest;
   }
 }
