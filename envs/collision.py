@@ -216,8 +216,8 @@ class Collision(EnvCore):
         self.velocity[row, particle] = ((self.grid - 1) / 2 - self.location[row, particle]) / self.grid
 
     def _leaves(self, location: np.ndarray) -> np.ndarray:
-        """bool [...]: is the location [...,2] on the border or beyond it?"""
-        return ((location <= 0) | (location >= self.grid - 1)).any(-1)
+        """bool [...]: whether the location [...,2] is on the border or beyond it."""
+        return np.any((location <= 0) | (location >= self.grid - 1), axis=-1)
 
     def _meet(self, rows: np.ndarray) -> None:
         """Notes the meetings of this step in `rows` [R]."""

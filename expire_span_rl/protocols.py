@@ -262,6 +262,7 @@ class LearningPolicy(Policy, Protocol):
         episode_start: Tensor,
         final_observation: Mapping[str, Tensor] | None = None,
         final_at: tuple[Tensor, Tensor] | None = None,
+        *,
         pressure: float = 0.0,
         keep: bool = False,
     ) -> Unroll:
@@ -296,6 +297,6 @@ class LearningPolicy(Policy, Protocol):
         """Called between two rollouts once the task was learned."""
         ...
 
-    def memory_figures(self, rollout: Any) -> dict[str, float]:
+    def memory_metrics(self, rollout: Any) -> dict[str, float]:
         """What the memory kind reports of the memories that began `rollout`, by name, for the log."""
         ...

@@ -217,8 +217,11 @@ def _answer_direct(
     is_changed = []
     for row, (layer, birth) in enumerate(slots):
         merging = policy.core.layers[layer].kind.merging
-        is_merged = merging is not None and bool(clock >= merging.clock(torch.tensor(birth)))
-        slot_birth = (birth // merging.size + 1) * merging.size - 1 if is_merged else birth
+        is_merged = False
+        slot_birth = birth
+        if merging is not None and bool(clock >= merging.clock(torch.tensor(birth))):
+            is_merged = True
+            slot_birth = (birth // merging.size + 1) * merging.size - 1
         mask = memory.layers[layer].alive & (memory.layers[layer].birth == slot_birth)
         mask &= torch.arange(count, device=policy.device)[:, None] == row
         has_vector = vectors is None or (not is_merged and (layer, birth) in vectors)

@@ -62,8 +62,15 @@ def thumbnails(
 
 def write_heading(ax: Axes, text: str, points: float = 5) -> None:
     """A heading above the axes, `points` higher."""
-    coordinates = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    ax.annotate(text, (0, 1), (0, points), **coordinates, weight="bold", fontsize=10)
+    ax.annotate(
+        text,
+        xy=(0, 1),
+        xytext=(0, points),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        weight="bold",
+        fontsize=10,
+    )
 
 
 def place_picture(ax: Axes, picture: np.ndarray, box: tuple[float, float]) -> None:
@@ -155,8 +162,14 @@ def reward_strip(rewards: np.ndarray, ax: Axes) -> None:
     if len(steps) <= 8:
         ax.scatter(steps, rewards[steps], s=18, c=colours, clip_on=False)
         for step in steps:
-            label = {"text": f"{rewards[step]:+.3g}", "ha": "right", "va": "center"}
-            ax.annotate(**label, xy=(step, rewards[step]), xytext=(-6, 0), xycoords="data", textcoords="offset points")
+            ax.annotate(
+                f"{rewards[step]:+.3g}",
+                xy=(step, rewards[step]),
+                xytext=(-6, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+            )
     if not len(steps):
         ax.text(0.5, 0.6, "no reward at any step", transform=ax.transAxes, ha="center", color=FAINT)
         ax.set_yticks([0])
