@@ -29,7 +29,8 @@ class LossConstraint:
     its best.
 
     The task counts as learned when the average is below `LEARNED_FRACTION` of the first one and has fallen by less than
-    `loss_tolerance` in the last `COMPARED_BLOCKS` blocks. The constraint is that it stays within that fraction of its best.
+    `loss_tolerance` in the last `COMPARED_BLOCKS` blocks. The constraint is that the average stays within
+    `loss_tolerance` of its best.
     """
 
     def __init__(self, tolerance: float):
@@ -63,7 +64,8 @@ class LossConstraint:
 
     @property
     def violation(self) -> float:
-        """How far the average exceeds its limit, as a fraction of the tolerance; at most 0 while the constraint holds."""
+        """How far the average exceeds its limit, as a fraction of the tolerance. At most 0 while the constraint
+        holds."""
         if self.bits is None or self.best is None:
             return 0.0
         return (self.bits / max(self.best, 1e-12) - 1 - self.tolerance) / self.tolerance

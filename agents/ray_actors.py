@@ -60,6 +60,7 @@ class ActorPool:
         make_env: Callable[[], VectorEnv],
         policy: LearningPolicy,
         num_steps: int,
+        *,
         seed: int,
         num_actors: int,
         address: str = "",

@@ -46,6 +46,7 @@ class Trainer:
         policy: LearningPolicy,
         agent: Learner,
         forgetting: ForgettingConfig,
+        *,
         total: int,
         seed: int,
         source: RolloutSource | None = None,

@@ -134,7 +134,7 @@ class Collision(EnvCore):
         numbers = self._numbers(rows)
         self._bounce()
         self.location += self.velocity
-        changes = numbers[:2].T < self.colour_change  # [B,P]
+        changes = self.colour_change > numbers[:2].T  # [B,P]
         self.colour[changes] = (numbers[2:4].T[changes] * self.colours).astype(np.int64)
         self._meet(rows)
         self._ask(rows, numbers)

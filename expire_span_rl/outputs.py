@@ -61,13 +61,17 @@ def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
             raise OutputError(f"{flag}: expected a file, a pipe or a terminal, {name} is {name_of_mode(mode)}")
         return
     if mode is not None:
-        for read_path in inputs:
-            if os.path.exists(read_path) and os.path.samefile(read_path, path):
-                raise OutputError(f"{flag}: expected another file than what is read, got {name}")
+        if _is_input(path, inputs):
+            raise OutputError(f"{flag}: expected another file than what is read, got {name}")
         if _belongs_to_a_run(target):
             raise OutputError(f"{flag}: expected a new file or an earlier result, {name} is a run's or a policy")
     if not os.access(path if mode is not None else target.parent, os.W_OK) or not os.access(target.parent, os.W_OK):
         raise OutputError(f"{flag}: expected a file that can be written, got {name}")
+
+
+def _is_input(path: Path, inputs: list[str]) -> bool:
+    """Whether the file at `path` is one of those that are read."""
+    return any(os.path.exists(read_path) and os.path.samefile(read_path, path) for read_path in inputs)
 
 
 def _belongs_to_a_run(path: Path) -> bool:

@@ -201,7 +201,15 @@ class _Player:
         audit = audit_memories(policy, episode, lives, self.audited, swap=swap, names=names)
         if film.trouble is not None:
             metadata = {**metadata, "not_drawn": film.trouble}
-        numbers = record(policy, episode, lives, names, metadata, audit=audit, labels=observation_names(env, policy))
+        numbers = record(
+            policy,
+            episode,
+            lives,
+            names=names,
+            about=metadata,
+            audit=audit,
+            labels=observation_names(env, policy),
+        )
         numbers["without"] = None
         without = self._play_without(episode, numbers) if with_pictures else None
         return PlayedEpisode(episode, lives, numbers, film, without)

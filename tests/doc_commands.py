@@ -32,7 +32,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a `sh` block: continued lines are joined, and of a loop only the first round is left, and no comment."""
+    """The commands of a `sh` block, without comments. Continued lines are joined. Of a loop only the first round is
+    left."""
     text = text.replace("\\\n", " ")
 
     def first_round(loop: re.Match[str]) -> str:

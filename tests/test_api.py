@@ -50,7 +50,10 @@ def model():
 
 def test_the_package_is_imported_at_once():
     """Torch comes with what needs it."""
-    code = "import sys, expire_span_rl as es; print(es.__version__, sorted({'torch', 'numpy', 'gymnasium'} & set(sys.modules)))"
+    code = (
+        "import sys, expire_span_rl as es; "
+        "print(es.__version__, sorted({'torch', 'numpy', 'gymnasium'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{es.__version__} []\n"
     assert {"PPO", "IMPALA", "evaluate", "load", "show", "make_env", "make_vec_env"} <= set(dir(es))
@@ -375,7 +378,8 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
 
 
 def test_evaluations_on_the_way_need_an_id(tmp_path, monkeypatch):
-    """Before anything is trained: an environment of which there is but the class cannot be made again by an evaluation."""
+    """An evaluation cannot make an environment again of which only the class is known. This is said before anything is
+    trained."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="^--eval-every: expected an environment id, from which evaluations can make"):
         es.PPO("expire_span", Recall, num_envs=4, eval_every=64)

@@ -82,7 +82,8 @@ for folder in sys.stdin:
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs the steps in each folder whose path it reads, in a copy of itself: processes of their own would mostly import."""
+"""Runs the steps in each folder whose path it reads, in a copy of itself. Processes of their own would mostly spend
+their time on imports."""
 
 
 def parsed_only(command: str) -> bool:

@@ -52,12 +52,23 @@ class OddBase(BaseException):
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
-    "KeyError": lambda: KeyError("gone"), "ValueError": lambda: ValueError("gone"), "AssertionError": AssertionError,
-    "ZeroDivisionError": lambda: ZeroDivisionError("gone"), "RuntimeError": lambda: RuntimeError("gone\nand more"),
-    "OSError": lambda: OSError(5, "gone"), "MemoryError": MemoryError, "StopIteration": StopIteration, "Odd": Odd,
-    "SystemExit": lambda: SystemExit(0), "GeneratorExit": GeneratorExit, "OddBase": OddBase, "EnvError": lambda: EnvError("gone"),
-    "TypeError": lambda: TypeError("gone"), "TimeoutError": TimeoutError, "BrokenPipeError": BrokenPipeError,
-}  # fmt: skip
+    "KeyError": lambda: KeyError("gone"),
+    "ValueError": lambda: ValueError("gone"),
+    "AssertionError": AssertionError,
+    "ZeroDivisionError": lambda: ZeroDivisionError("gone"),
+    "RuntimeError": lambda: RuntimeError("gone\nand more"),
+    "OSError": lambda: OSError(5, "gone"),
+    "MemoryError": MemoryError,
+    "StopIteration": StopIteration,
+    "Odd": Odd,
+    "SystemExit": lambda: SystemExit(0),
+    "GeneratorExit": GeneratorExit,
+    "OddBase": OddBase,
+    "EnvError": lambda: EnvError("gone"),
+    "TypeError": lambda: TypeError("gone"),
+    "TimeoutError": TimeoutError,
+    "BrokenPipeError": BrokenPipeError,
+}
 VALUES: dict[str, tuple[Any, str]] = {
     "nan": (np.array([0, np.nan], np.float32), "observation 'seen': expected finite numbers, got nan"),
     "inf": (np.array([0, np.inf], np.float32), "observation 'seen': expected finite numbers, got inf"),

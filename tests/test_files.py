@@ -220,16 +220,40 @@ def test_a_whole_file_is_taken(tmp_path):
 HOSTILE = {
     "width": (("config", "core", "width"), 20_000, "width: expected a size of some tensor"),
     "layers": (("config", "core", "num_layers"), 10**6, "num_layers: expected at most"),
-    "positions": (("config", "core", "num_positions"), 10**8, "--num-positions: expected at most 1,000,000, got 100000000"),
+    "positions": (
+        ("config", "core", "num_positions"),
+        10**8,
+        "--num-positions: expected at most 1,000,000, got 100000000",
+    ),
     "heads": (("config", "core", "num_heads"), 64, "tensor 'core.layers.0.positions'"),
     "cells": (("config", "observation", "image", "shape"), [20_000, 20_000, 3], "expected at most 195 values"),
-    "picture": (("config", "observation", "image"), {"kind": "picture", "shape": [8, 10**6, 1], "channels": "last"}, "asks for"),
-    "large picture": (("config", "observation", "image"), {"kind": "picture", "shape": [8, 10**9], "channels": "last"}, "a shape"),
-    "no picture": (("config", "observation", "image"), {"kind": "picture", "shape": [0, 9], "channels": "last"}, "asks for"),
-    "words": (("config", "observation", "image"), {"kind": "words", "shape": [10**7]}, "expected at most 100,000 values"),
+    "picture": (
+        ("config", "observation", "image"),
+        {"kind": "picture", "shape": [8, 10**6, 1], "channels": "last"},
+        "asks for",
+    ),
+    "large picture": (
+        ("config", "observation", "image"),
+        {"kind": "picture", "shape": [8, 10**9], "channels": "last"},
+        "a shape",
+    ),
+    "no picture": (
+        ("config", "observation", "image"),
+        {"kind": "picture", "shape": [0, 9], "channels": "last"},
+        "asks for",
+    ),
+    "words": (
+        ("config", "observation", "image"),
+        {"kind": "words", "shape": [10**7]},
+        "expected at most 100,000 values",
+    ),
     "negative": (("config", "observation", "image", "shape"), [-3, 3, 3], "a shape of whole numbers"),
     "actions": (("config", "actions"), {"kind": "discrete", "n": 10**12}, "asks for [1000000000000], the file has [4]"),
-    "binary": (("config", "actions"), {"kind": "multi_binary", "shape": [10**6, 10], "dtype": "int8"}, "actions: expected at most"),
+    "binary": (
+        ("config", "actions"),
+        {"kind": "multi_binary", "shape": [10**6, 10], "dtype": "int8"},
+        "actions: expected at most",
+    ),
     "baseline": (
         ("config",),
         {"observation": {"x": {"kind": "words", "shape": [10**9]}}, "actions": 4, "memory": "sb3-mlp", "width": 64},
@@ -241,11 +265,15 @@ HOSTILE = {
     "switch": (("config", "core", "gating"), "yes", "'gating': expected true or false, got yes"),
     "kind": (("config", "memory"), "\x1b]0;x\x07" * 10_000, "memory kind: expected one of"),
     "setting": (("config", "core", "a\nb\x1b" * 10_000), 1, "unexpected keyword argument"),
-    "entry": (("config", "observation", "\x1b" * 10_000), {"kind": "vector", "shape": []}, "tensor 'encoder.project.weight'"),
+    "entry": (
+        ("config", "observation", "\x1b" * 10_000),
+        {"kind": "vector", "shape": []},
+        "tensor 'encoder.project.weight'",
+    ),
     "version": (("version",), ["\x1b"] * 10_000, "expected format version 2 or older"),
     "info": (("info",), [["env", 3]], "expected what the policy was trained in"),
     "format": (("format",), {}, "got another safetensors file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -282,7 +310,8 @@ def test_weights_of_another_type_are_refused_by_name(tmp_path):
 
 
 def one(name: str = "a", dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> bytes:
-    return f'{{"{name}":{{"dtype":"{dtype}","shape":{json.dumps(list(shape))},"data_offsets":{json.dumps(list(offsets))}}}}}'.encode()
+    tensor = f'{{"dtype":"{dtype}","shape":{json.dumps(list(shape))},"data_offsets":{json.dumps(list(offsets))}}}'
+    return f'{{"{name}":{tensor}}}'.encode()
 
 
 MALFORMED = {
@@ -296,7 +325,8 @@ MALFORMED = {
     "a shape that overflows": (with_header(one(shape=(2**62, 2**62)), b"0000"), "could not read it"),
     "a hole": (with_header(one(offsets=(4, 8)), b"00000000"), "could not read it"),
     "overlapping": (
-        with_header(one("a")[:-1] + b"," + one("b", offsets=(2, 6))[1:], b"000000"), "could not read it",
+        with_header(one("a")[:-1] + b"," + one("b", offsets=(2, 6))[1:], b"000000"),
+        "could not read it",
     ),
     "an unknown type": (with_header(one(dtype="X9"), b"0000"), "could not read it"),
     "nested": (with_header(b"[" * 100_000), "could not read it"),
@@ -304,9 +334,12 @@ MALFORMED = {
     "no text": (with_header(b"\xff\xfe{}"), "could not read it"),
     "a name of escapes": (with_header(one("\\u001b[31m" * 5000, shape=(3,)), b"0000"), "could not read it"),
     "another's": (with_header(one(), b"0000"), "got another safetensors file"),
-    "nested JSON": (with_header(b'{"__metadata__":{"policy":"' + b"[" * 100_000 + b'"}}'), "got another safetensors file"),
+    "nested JSON": (
+        with_header(b'{"__metadata__":{"policy":"' + b"[" * 100_000 + b'"}}'),
+        "got another safetensors file",
+    ),
     "a number of 10,000 digits": (with_header(b'{"__metadata__":{"policy":"' + b"9" * 10_000 + b'"}}'), "got another"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -359,19 +392,39 @@ def test_a_file_with_any_bytes_is_taken_or_refused_in_one_line(tmp_path, changes
 # Environments that a file names
 
 NAMED = {
-    "a large room": ("MiniGrid-Empty-5x5-v0", {"size": 20_000}, "expected numbers up to 128, got size=20000; to ask for more"),
-    "many rooms": ("MiniGrid-KeyCorridorS3R1-v0", {"room_size": 100, "num_rows": 100}, "product is at most 4,096, got 10,000"),
-    "endless": ("Corridor-v0", {"max_steps": 10**18}, "expected numbers up to 1,000,000, got max_steps=1000000000000000000"),
+    "a large room": (
+        "MiniGrid-Empty-5x5-v0",
+        {"size": 20_000},
+        "expected numbers up to 128, got size=20000; to ask for more",
+    ),
+    "many rooms": (
+        "MiniGrid-KeyCorridorS3R1-v0",
+        {"room_size": 100, "num_rows": 100},
+        "product is at most 4,096, got 10,000",
+    ),
+    "endless": (
+        "Corridor-v0",
+        {"max_steps": 10**18},
+        "expected numbers up to 1,000,000, got max_steps=1000000000000000000",
+    ),
     "infinite": ("Corridor-v0", {"max_length": float("inf")}, "expected numbers up to 1,000,000, got max_length=inf"),
     "stretched": ("Corridor-v0", {"wraps": ["stretch=1000000"] * 3}, "expected episodes of at most 1,000,001 times"),
     "wrapped": ("Corridor-v0", {"wraps": ["occlude=1"] * 500}, "wraps: expected at most 8, got 500"),
-    "a large map": ("FrozenLake-v1", {"desc": ["S" + "F" * 2000 + "G"] * 20}, "expected at most 10,000 characters of JSON"),
-    "no place left": ("MiniGrid-GoToObject-6x6-N2-v0", {"numObjs": 100}, "expected an environment that begins within 2 seconds"),
+    "a large map": (
+        "FrozenLake-v1",
+        {"desc": ["S" + "F" * 2000 + "G"] * 20},
+        "expected at most 10,000 characters of JSON",
+    ),
+    "no place left": (
+        "MiniGrid-GoToObject-6x6-N2-v0",
+        {"numObjs": 100},
+        "expected an environment that begins within 2 seconds",
+    ),
     "escapes": ("Corridor-v0", {"\x1b[31m" * 500: 1}, "unknown Corridor-v0 keyword '\\x1b[31m"),
     "a view": ("Corridor-v0", {"view_size": 33}, "view_size: expected a whole number from 3 to 31, got 33"),
     "no such": ("\x1b[31mX-v0" * 500, {}, "unknown environment '\\x1b[31mX-v0"),
     "a module": ("os:" + "X" * 5000, {}, "which a policy file cannot ask for"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", NAMED)

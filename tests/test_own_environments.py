@@ -120,8 +120,8 @@ def test_what_a_policy_file_names_is_imported_only_if_the_user_names_it(
         assert call(script, arguments, monkeypatch) == 2
         error = capsys.readouterr().err
         assert error == (
-            "error: x: expected its environment OwnRecall-v0 to be imported, which a policy file cannot ask for; where you trust "
-            f"it, name it yourself: {hint}\n"
+            "error: x: expected its environment OwnRecall-v0 to be imported, which a policy file cannot ask for; where "
+            f"you trust it, name it yourself: {hint}\n"
         )
         assert "own_envs" not in sys.modules
         assert call(script, [*arguments, *named], monkeypatch) == 0
@@ -185,8 +185,8 @@ def test_an_evaluation_that_does_not_end_is_stopped(forget, monkeypatch, capsys)
     capsys.readouterr()
     assert call(evaluate, [*PLAYED, "--max-steps", "50"], monkeypatch) == 1
     assert capsys.readouterr().err == (
-        "error: OwnEndless-v0, environment 0: expected an episode of at most 50 steps, it goes on; --max-steps allows longer ones, "
-        "and many environments take a time limit: --env-kwargs '{\"max_episode_steps\": 1000}'\n"
+        "error: OwnEndless-v0, environment 0: expected an episode of at most 50 steps, it goes on; --max-steps allows "
+        "longer ones, and many environments take a time limit: --env-kwargs '{\"max_episode_steps\": 1000}'\n"
     )
     arguments = [*PLAYED, "--max-steps", "30", "--env-kwargs", '{"max_episode_steps": 30}']
     assert call(evaluate, arguments, monkeypatch) == 0

@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -270,10 +269,14 @@ def test_the_last_three_checkpoints_are_there(trained):
 @pytest.fixture(scope="module")
 def small_checkpoint() -> bytes:
     tensors = {
-        "policy/weight": torch.arange(24, dtype=torch.float32).reshape(4, 6), "agent/flags": torch.tensor([True, False]),
-        "agent/step": torch.tensor(3.0), "collector/generator": torch.arange(16, dtype=torch.uint8), "empty": torch.zeros(0, 3),
-        "half": torch.ones(3, dtype=torch.bfloat16), "time": torch.tensor([2**40, -1]),
-    }  # fmt: skip
+        "policy/weight": torch.arange(24, dtype=torch.float32).reshape(4, 6),
+        "agent/flags": torch.tensor([True, False]),
+        "agent/step": torch.tensor(3.0),
+        "collector/generator": torch.arange(16, dtype=torch.uint8),
+        "empty": torch.zeros(0, 3),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "time": torch.tensor([2**40, -1]),
+    }
     return checkpoint_bytes(
         tensors, {"counters": {"timesteps": 1280}, "note": "größer", "nothing": None, "score": math.nan}
     )
@@ -527,15 +530,14 @@ def test_a_damaged_config_is_read_or_refused_in_one_line(data, trained, tmp_path
 
 
 FIRST_SETTINGS = set(
-    re.findall(
-        r"\w+",
-        """env env_kwargs memory agent total_timesteps num_envs seed run_dir overwrite resume checkpoint_every torch_threads device
-    progress_bar num_steps num_minibatches learning_rate final_learning_rate adam_eps gamma ent_coef final_ent_coef vf_coef
-    max_grad_norm advantage_std_floor update_epochs gae_lambda clip_coef target_kl forgetting memory_budget success_target
-    success_slack pressure_rise min_hard_episodes max_span ramp initial_span span_dropout span_lr_scale use_margin use_coef
-    span_coef width num_layers num_heads num_positions window rho_clip c_clip compression_rate compressed_window batch_size
-    n_epochs clip_range""",
-    )
+    """
+    env env_kwargs memory agent total_timesteps num_envs seed run_dir overwrite resume checkpoint_every
+    torch_threads device progress_bar num_steps num_minibatches learning_rate final_learning_rate adam_eps gamma
+    ent_coef final_ent_coef vf_coef max_grad_norm advantage_std_floor update_epochs gae_lambda clip_coef target_kl
+    forgetting memory_budget success_target success_slack pressure_rise min_hard_episodes max_span ramp
+    initial_span span_dropout span_lr_scale use_margin use_coef span_coef width num_layers num_heads num_positions
+    window rho_clip c_clip compression_rate compressed_window batch_size n_epochs clip_range
+    """.split()  # noqa: SIM905, one word a setting
 )
 """Those that every run has had. What is added since must be in LATER, or older runs could not be resumed."""
 
@@ -1013,7 +1015,8 @@ def test_a_disk_that_fails_ends_the_training_in_one_line_and_the_last_checkpoint
 def test_a_file_that_may_not_grow_ends_the_training_in_one_line(most, run):
     """The kernel's own refusal, at any size: in the middle of the log, of a policy or of a checkpoint."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
-    code += f"sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train_rl.py'\nimport runpy\nrunpy.run_path({str(ROOT / 'train_rl.py')!r}, run_name='__main__')"
+    code += f"sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train_rl.py'\nimport runpy\n"
+    code += f"runpy.run_path({str(ROOT / 'train_rl.py')!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, *map(str, resume(run))]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -1075,10 +1078,8 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     births = run.policy.initial_memory(1).layers[0].birth.element_size()
     per_slot = 2 * (4 * 64 + births + 1)
     assert f"policy   {number:,} parameters ({size(4 * number)}), on cpu, 1 thread" in said
-    assert (
-        f"memory   at most 32 memories in 2 layers, {size(32 * per_slot)} per environment, {size(8 * 32 * per_slot)} for 8"
-        in said
-    )
+    sizes = f"{size(32 * per_slot)} per environment, {size(8 * 32 * per_slot)} for 8"
+    assert f"memory   at most 32 memories in 2 layers, {sizes}" in said
     assert "rollout  16 steps of 8 environments" in said and "3 checkpoints of about" in said and " free" in said
     assert len(said.splitlines()) < 15
     assert call(train_rl, [*flags, "--overwrite", "--quiet"], monkeypatch) == 0

@@ -31,7 +31,7 @@ def test_evaluate_policy_carries_the_memory_through():
         policy, env, n_eval_episodes=100, deterministic=True, return_episode_rewards=True
     )
     assert np.mean(returns) >= 0.98
-    assert 20 <= min(lengths) and max(lengths) <= 62
+    assert min(lengths) >= 20 and max(lengths) <= 62
     ours = evaluate(policy, "Corridor-v0", {"min_length": 20, "max_length": 60}, 100)
     assert np.mean(returns) == pytest.approx(ours["success_rate"], abs=0.03)
     control, _ = load_policy(PRETRAINED / "corridor-none.safetensors")

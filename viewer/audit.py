@@ -119,6 +119,7 @@ def audit(
     episode: Episode,
     lives: Sequence[LayerLives],
     count: int,
+    *,
     swap: Swap | None,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def draw(
     policy: ActorCritic,
     episode: Episode,
     lives: Sequence[LayerLives],
+    *,
     title: str,
     how: str,
     names: Sequence[str],

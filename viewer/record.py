@@ -38,6 +38,7 @@ def record(
     policy: ActorCritic,
     episode: Episode,
     lives: Sequence[LayerLives],
+    *,
     names: Sequence[str],
     about: Mapping[str, Any],
     audit: Mapping[str, Any],

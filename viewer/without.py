@@ -37,6 +37,7 @@ def play_without(
     env: gym.Env,
     episode: Episode,
     forgetting: Forgetting,
+    *,
     seed: int,
     max_steps: int,
     deterministic: bool,

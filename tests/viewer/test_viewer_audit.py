@@ -106,7 +106,7 @@ def test_every_effect_equals_acting_with_the_slots_changed_by_hand(kind):
     episode = play_steps(policy, 30)
     episode = replace(episode, decisions=np.isin(np.arange(30), [7, 20, 29]), facts=np.where(np.arange(30) % 11, -1, 5))
     images, swap = swapped_world(policy, episode)
-    rows = audit(policy, episode, look(policy, episode), 3, swap)["memories"]
+    rows = audit(policy, episode, look(policy, episode), 3, swap=swap)["memories"]
     assert len(rows) == 9 and {row["step"] for row in rows} == {7, 20, 29}
     hidden = {}  # (layer, step) -> the slot's vector in the swapped episode
 
@@ -172,7 +172,7 @@ def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
 def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
     policy = make_policy("compressive")  # at step 23 the slots of steps 12 to 15 and 16 to 19 are one each
     episode = replace(play_steps(policy, 24), decisions=np.arange(24) == 23, facts=np.where(np.arange(24) < 1, 0, -1))
-    rows = audit(policy, episode, look(policy, episode), 24, Corridor.swap_observation)["memories"]
+    rows = audit(policy, episode, look(policy, episode), 24, swap=Corridor.swap_observation)["memories"]
     assert {row["written"] for row in rows} == set(range(12, 23))
     for row in rows:
         layer, written = row["layer"], row["written"]
@@ -207,7 +207,7 @@ def test_in_switch_a_swap_changes_one_signal_only():
     logits, values = logits_by_hand(policy, episode, lambda t, acting: None)
     episode = replace(episode, params=logits.double(), marginals=chances(logits), values=values)
     assert len({*episode.facts.tolist()} - {-1}) > 2
-    told = audit(policy, episode, look(policy, episode), 1, Switch.swap_observation)
+    told = audit(policy, episode, look(policy, episode), 1, swap=Switch.swap_observation)
     assert told["decisions"] == np.flatnonzero(episode.decisions).tolist()
     real = tensors_of(policy, episode.observations)["image"]
     for row in told["memories"][::5]:
@@ -229,7 +229,7 @@ def test_what_is_attended_to_need_not_matter_and_the_fact_does():
     the ball the agent takes the other door; without the other memory it does not."""
     policy, _ = load_policy(SHIPPED)
     episode = play(policy, make_env("Corridor-v0", min_length=100), 3, 1000, True)
-    told = audit(policy, episode, look(policy, episode), 3, Corridor.swap_observation)
+    told = audit(policy, episode, look(policy, episode), 3, swap=Corridor.swap_observation)
     assert told["decisions"] == [len(episode.actions) - 1]
     balls = [row for row in told["memories"] if row["written"] == 0]
     others = [row for row in told["memories"] if row["written"] != 0]

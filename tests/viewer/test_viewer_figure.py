@@ -25,7 +25,15 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 def draw_episode(policy: ActorCritic, episode: Episode, form: str = "png") -> bytes:
     names = policy.actions.labels()
-    return draw(policy, episode, look(policy, episode), "Corridor-v0: success", "seed 0", names, form)
+    return draw(
+        policy,
+        episode,
+        look(policy, episode),
+        title="Corridor-v0: success",
+        how="seed 0",
+        names=names,
+        form=form,
+    )
 
 
 def test_chosen_are_those_with_most_attention_and_the_longest_lives_no_two_alike():

@@ -36,7 +36,14 @@ def numbers(kind: str, steps: int = 40) -> dict:
     policy = make_policy(kind)
     episode = play_steps(policy, steps)
     lives = look(policy, episode)
-    return record(policy, episode, lives, ["n", "e", "s", "w"], {"env": "x"}, audit(policy, episode, lives, 1, None))
+    return record(
+        policy,
+        episode,
+        lives,
+        names=["n", "e", "s", "w"],
+        about={"env": "x"},
+        audit=audit(policy, episode, lives, 1, swap=None),
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

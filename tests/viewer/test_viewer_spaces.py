@@ -116,7 +116,7 @@ def test_the_shift_of_real_numbers_is_that_of_their_normal_distributions():
     """Direct and total removal of a memory against acting with its slots cleared by hand."""
     policy, env, _ = world(OBSERVATIONS["vector"], ACTIONS["box"])
     episode = replace(play(policy, env, 3, 12, True, chunk=16), decisions=np.arange(12) == 11)
-    rows = audit(policy, episode, look(policy, episode), 4, None)["memories"]
+    rows = audit(policy, episode, look(policy, episode), 4, swap=None)["memories"]
     middle, half, bounds = np.array([0, 2.5]), np.array([2, 2.5]), ([-2, 0], [2, 5])
     std = np.exp(policy.actions.log_std.detach().numpy())
     observations = tensors_of(policy, episode.observations)
@@ -210,7 +210,7 @@ def test_every_memory_kind_is_looked_at_with_real_actions(memory):
 def test_words_that_the_environment_cannot_be_asked_for_are_counted():
     policy, env, _ = world(OBSERVATIONS["nested"], ACTIONS["discrete"])
     episode = replace(play(policy, env, 3, 12, True), texts=[])
-    numbers = record(policy, episode, [], policy.actions.labels(), {"env": "x"}, {})
+    numbers = record(policy, episode, [], names=policy.actions.labels(), about={"env": "x"}, audit={})
     assert numbers["entries"][-1]["texts"] == ["8 words"]  # and a comma, which is read as one
 
 
@@ -219,7 +219,7 @@ def test_a_mission_of_minigrid_is_shown_as_text():
     env = make_env("BabyAI-GoToObj-v0")
     episode = play(policy, env, 3, 5, True)
     assert episode.texts == [{"mission": env.unwrapped.mission}] * 5
-    names = [entry["name"] for entry in record(policy, episode, [], [], {"env": "x"}, {})["entries"]]
+    names = [entry["name"] for entry in record(policy, episode, [], names=[], about={"env": "x"}, audit={})["entries"]]
     assert names == ["direction", "mission"]
 
 
@@ -364,7 +364,7 @@ def test_a_success_that_is_none_is_not_told(success):
         play(policy, env, 3, 12, True), info={"is_success": success, "bad": [[1], [2, 3]], 3: np.float32(2)}
     )
     assert outcome(episode).startswith("return ")
-    numbers = record(policy, episode, [], policy.actions.labels(), {"env": "x"}, {})
+    numbers = record(policy, episode, [], names=policy.actions.labels(), about={"env": "x"}, audit={})
     assert numbers["info"] == {**({"is_success": success} if isinstance(success, str) else {}), "3": 2.0}
 
 
