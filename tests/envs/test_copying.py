@@ -36,10 +36,12 @@ class PlainCopying:
     delay=st.integers(1, 6),
     vocabulary=st.integers(2, 4),
     seed=st.integers(0, 10**6),
+    place=st.booleans(),
     data=st.data(),
 )
-def test_the_core_is_the_plain_task(length, delay, vocabulary, seed, data):
-    core, rows = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary), np.arange(3)
+def test_the_core_is_the_plain_task(length, delay, vocabulary, seed, place, data):
+    core = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary, place=place)
+    rows = np.arange(3)
     core.reset(rows, seed + rows)
 
     def fresh(row: int) -> PlainCopying:
@@ -54,7 +56,7 @@ def test_the_core_is_the_plain_task(length, delay, vocabulary, seed, data):
         assert core.facts().tolist() == [one.t if one.t < length else -1 for one in plain]
         for row, one in enumerate(plain):
             assert core.single_observation_space.contains(seen[row])
-            assert seen[row, 1] == one.places[one.t]
+            assert seen[row, 1:].tolist() == ([one.places[one.t]] if place else [])
             symbol = one.symbols[one.t]
             assert seen[row, 0] == symbol if symbol is not None else 0 <= seen[row, 0] < vocabulary
         actions = np.array(data.draw(st.lists(st.integers(0, vocabulary), min_size=3, max_size=3)))
@@ -101,6 +103,7 @@ def test_a_fixed_delay_is_the_default_and_training_draws_delays():
         ({"vocabulary": 1}, "^vocabulary: expected a whole number from 2 to 64, got 1$"),
         ({"length": 0}, "^length: expected a whole number from 1 to 1000, got 0$"),
         ({"delay_distribution": "log"}, "^delay_distribution: expected one of 'uniform', 'log_uniform', got 'log'$"),
+        ({"place": 2}, "^place: expected one of True, False, got 2$"),
     ],
 )
 def test_values_out_of_range_are_told_in_one_line(kwargs, message):
