@@ -113,10 +113,13 @@ def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "env": whole(config["env"]), "imports": [whole(name) for name in config.get("imports", [])]}
 
 
-def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
-    """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError,
-    one line."""
-    allowed = [name for field in RESUMABLE for name in _names(field)]
+def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -> dict[str, Any]:
+    """All settings of the run in the folder `resume`, with what the command line changes of them. in_blocks: the caller
+    has read --total-blocks, which stands in the place of --total-timesteps, out of the arguments. Raises ValueError, one
+    line."""
+    fields = tuple(field for field in RESUMABLE if not (in_blocks and field == "total_timesteps"))
+    allowed = [name for field in fields for name in _names(field)]
+    allowed += ["--total-blocks"] if in_blocks else []
     own = ["--resume", "--help", "--version", "--print-completion"]
     for argument in arguments:
         if argument.startswith("--") and cli.flag_of(argument) not in (*allowed, *own):
@@ -134,8 +137,9 @@ def resumed_config(resume: str, arguments: list[str]) -> dict[str, Any]:
     cli.choice("--memory", config["memory"], [*KINDS, *(filter(None, (AGENTS.describe(a).network for a in AGENTS)))])
     config = complete(config, file)
     flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
-    offered = [flag for flag in flags_of(flags) if flag.field in (*RESUMABLE, "resume")]
+    offered = [flag for flag in flags_of(flags) if flag.field in (*fields, "resume")]
     description = f"Continues the run in {resume}. Its settings are its own, but for these."
+    description += " --total-blocks NUMBER trains on, up to so many blocks in all." if in_blocks else ""
     given = cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",))
     return {**config, **dataclasses.asdict(given), "resume": resume, "run_dir": resume, "overwrite": False}
 

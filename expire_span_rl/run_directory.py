@@ -48,6 +48,7 @@ from expire_span_rl.run_files import (
 )
 from expire_span_rl.run_log import RunLog
 from expire_span_rl.saying import listening, say
+from expire_span_rl.settings import length_flag
 
 IMAGE_SEED, IMAGE_STEPS = 3, 500  # of the episode whose memories are drawn: its seed, and steps at most
 
@@ -374,9 +375,11 @@ def _check_total(run: Run) -> None:
     """Raises ValueError, one line, if the run has been trained for longer than it should be."""
     trainer = run.trainer
     if trainer.total_timesteps < trainer.timesteps:
+        name, size = length_flag(run.config)
+        unit = "steps" if size == 1 else "blocks"
         raise ValueError(
-            f"--total-timesteps: expected more than the {trainer.timesteps:,} steps of the run so far, got "
-            f"{run.config['total_timesteps']:,}"
+            f"{name}: expected more than the {trainer.timesteps // size:,} {unit} of the run so far, got "
+            f"{run.config['total_timesteps'] // size:,}"
         )
 
 

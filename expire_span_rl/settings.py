@@ -150,6 +150,13 @@ def run_parts(memory: str, agent: str) -> tuple[type, ...]:
     return (RunConfig, algorithm.Config, *pressure, kind.Config, core_config(memory))
 
 
+def length_flag(config: Mapping[str, Any]) -> tuple[str, int]:
+    """The flag that says how long a run trains, and the environment steps of one of its units."""
+    if AGENTS.describe(config["agent"]).supervised:
+        return "--total-blocks", config["num_steps"] * config["num_envs"]
+    return "--total-timesteps", 1
+
+
 def part(config: type, settings: Mapping[str, Any]) -> Any:
     """A component's own config out of flat settings. Its checks raise ValueError, one line."""
     return config(**{f.name: settings[f.name] for f in dataclasses.fields(config) if f.name in settings})

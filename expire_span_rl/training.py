@@ -21,6 +21,7 @@ from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
 from expire_span_rl.saying import listening, say
+from expire_span_rl.settings import length_flag
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -70,7 +71,8 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
             for line in preflight(run, path):
                 say(line)
         if trainer.done:
-            say(f"{path} is trained for all its {trainer.timesteps:,} steps: --total-timesteps MORE trains on")
+            name, _ = length_flag(config)
+            say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on")
         learn(run, directory, None if quiet else speed(say, run), config["progress_bar"])
         _say_result(run, path, time.time() - began)
 
