@@ -65,8 +65,10 @@ class Core(ABC):
     metadata: Mapping[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
     """A task adds `difficulty_key`: which entry of `final_info` says how hard an episode is for memory. It may add
     `ratios`: figures of many episodes, {name: (numerator, denominator)}, two entries of `final_info` whose sums over
-    the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values; and
-    `old_facts_mislead`: that a memory older than `memory_horizon` is out of date and like one that is not."""
+    the episodes are divided, or {name: {label: (numerator, denominator)}} for a figure with several values;
+    `old_facts_mislead`: that a memory older than `memory_horizon` is out of date and like one that is not; and
+    `hides_previous_action`: that the previous action is no part of the observation, since learning from what is right
+    (`target`) would show right answers there that an evaluation does not have."""
     state_fields: ClassVar[tuple[str, ...]] = ()
 
     single_observation_space: spaces.Space

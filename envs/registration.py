@@ -59,6 +59,11 @@ TASKS: dict[str, Task] = {
         "expire_span_rl.envs.copying:CopyingVectorEnv",
         {"min_delay": 1, "delay_distribution": "log_uniform"},
     ),
+    "Collision-v0": Task(
+        "expire_span_rl.envs.collision:CollisionEnv",
+        "expire_span_rl.envs.collision:CollisionVectorEnv",
+        {"min_stream_length": 1},
+    ),
 }
 
 for _id, _task in TASKS.items():

@@ -4,7 +4,8 @@ Names: B environments, N numbers of an action. The wrapped observation is a flat
 
     entries            of the observation itself (`spaces.Flattener`): "image" or "observation" if it has no parts
     "previous_action"  `spaces.previous_action_space`: actions counted from 0, one more than the last for none at the
-                       start of an episode; of a Box, its numbers scaled to [-1, 1], and zeros for none
+                       start of an episode; of a Box, its numbers scaled to [-1, 1], and zeros for none. Always none
+                       where `metadata["hides_previous_action"]` is True
     "previous_reward"  float32; 0 at the start of an episode; without `shaping`, the part of the reward that one of our
                        tasks says is for the learner alone
     "action_mask"      where the environment says which actions are allowed (`envs.masks`)
@@ -46,7 +47,7 @@ _PLAIN_WRAPPERS = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, 
 class _Entries:
     """An observation as a Dict of entries, with those that this module adds."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, hides_action: bool = False) -> None:
         """observation_space: flat already, of one of our tasks or adapted. Raises EnvError if a name is taken."""
         if isinstance(observation_space, spaces.Dict):
             self.name, own = None, observation_space.spaces
@@ -57,6 +58,7 @@ class _Entries:
             raise EnvError(f"observation space: expected none of {sorted(ADDED[:2])} in it, got {taken}")
         self.inner = spaces.Dict(own)
         self.no_action = no_action(action_space)
+        self.hides_action = hides_action
         added = {
             PREVIOUS_ACTION: previous_action_space(action_space),
             PREVIOUS_REWARD: spaces.Box(-np.inf, np.inf, (), np.float32),
@@ -76,6 +78,12 @@ def shaping_of(infos: Mapping[str, Any]) -> np.ndarray | float:
     As everything in the infos of Gymnasium's vectors, that of an episode's last step is in `final_info`."""
     going, ended = infos.get("shaping", 0.0), infos.get("final_info", {})
     return np.where(ended["_shaping"], ended["shaping"], going) if "shaping" in ended else going
+
+
+def _hides_action(env: Any) -> bool:
+    """Whether its metadata say that the previous action is no part of the observation."""
+    metadata = env.metadata
+    return isinstance(metadata, Mapping) and metadata.get("hides_previous_action") is True
 
 
 def is_own(env: gym.Env) -> bool:
@@ -98,7 +106,7 @@ class PreviousActionReward(gym.Wrapper):
         self.left_out: dict[str, str] = (
             env.left_out if isinstance(env, AdaptedEnv) else cast(Any, env.unwrapped).left_out
         )
-        self._entries = _Entries(env.observation_space, env.action_space)
+        self._entries = _Entries(env.observation_space, env.action_space, _hides_action(env))
         self.observation_space = self._entries.space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
@@ -108,7 +116,8 @@ class PreviousActionReward(gym.Wrapper):
         ), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict[str, Any]]:
-        previous = previous_action(self.env.action_space, action)
+        hides_action = self._entries.hides_action
+        previous = self._entries.no_action.copy() if hides_action else previous_action(self.env.action_space, action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = np.array(float(reward) - float(info.get("shaping", 0.0)), np.float32)
         return (
@@ -136,7 +145,7 @@ class VectorPreviousActionReward(VectorWrapper):
             env = AdaptedVectorEnv(env, encoder=encoder, timeout=timeout)
         super().__init__(env)
         self.left_out: dict[str, str] = getattr(env, "left_out", {})
-        self._entries = _Entries(env.single_observation_space, env.single_action_space)
+        self._entries = _Entries(env.single_observation_space, env.single_action_space, _hides_action(env))
         self.single_observation_space = self._entries.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._no_action = np.stack([self._entries.no_action] * self.num_envs)  # [B] or [B,N]
@@ -154,7 +163,8 @@ class VectorPreviousActionReward(VectorWrapper):
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        action = previous_action(self._acts_in, actions)  # [B] or [B,N]
+        hides_action = self._entries.hides_action
+        action = self._no_action.copy() if hides_action else previous_action(self._acts_in, actions)  # [B] or [B,N]
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         previous_reward = (reward - shaping_of(infos)).astype(np.float32)  # [B]
         ended = terminated | truncated

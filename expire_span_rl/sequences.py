@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_at_least, choice, flag
+from expire_span_rl.checks import check_at_least, check_fractions, choice, flag
 from expire_span_rl.settings import resolve, tuned
 
 AGENT = "supervised"
@@ -22,7 +22,8 @@ PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_p
 @dataclass(frozen=True)
 class SequenceConfig:
     task: str = "copy"
-    """What is learned: copy, a string is to be given back after a delay."""
+    """What is learned: copy, a string is to be given back after a delay; collision, in which quadrant two colours of
+    moving particles met last."""
     total_blocks: int = 0
     """Updates of the training: blocks of --num-steps steps of all --num-envs streams. 0: what the task needs."""
 
@@ -60,7 +61,27 @@ class CopyConfig:
         check_at_least(self, delay=1, length=1, vocabulary=2)
 
 
-TASKS: dict[str, type] = {"copy": CopyConfig}
+@dataclass(frozen=True)
+class CollisionConfig:
+    env: ClassVar[str] = "Collision-v0"
+
+    stream_length: int = 1024
+    """Steps of the longest stream. Training draws lengths from 1 on, evenly; in an evaluation all have this length."""
+    grid: int = 16
+    """Cells of a side of the grid, an even number."""
+    colours: int = 5
+    """Different colours of the particles."""
+    question_share: float = 1.0
+    """Probability of a question at each step."""
+    present_share: float = 0.4
+    """Probability that a question is about the particles' present colours; else it is about any two."""
+
+    def __post_init__(self):
+        check_at_least(self, stream_length=1, grid=4, colours=1)
+        check_fractions(self, "question_share", "present_share")
+
+
+TASKS: dict[str, type] = {"copy": CopyConfig, "collision": CollisionConfig}
 """The flags of each task; `env` is its environment."""
 
 

@@ -45,12 +45,14 @@ _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
 }  # fmt: skip
 _COPY = {"sharpness": 2.0, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
+_COLLISION = {"sharpness": 2.0, "num_envs": 64, "total_timesteps": 4_000_000}
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
     ("TMaze-v0", "ppo"): {"gating": True},
     ("TMaze-v0", "impala"): {"gating": True},
     ("Copy-v0", "supervised"): _COPY,
+    ("Collision-v0", "supervised"): _COLLISION,
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
@@ -68,8 +70,8 @@ def tuned(env: str, agent: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0 or any that Gymnasium knows. package:Id and path/to/file.py:Id
-    import that package or file first."""
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0 or any that Gymnasium knows.
+    package:Id and path/to/file.py:Id import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
     """Python module, or path of a file, to import first since it registers environments."""
     env_kwargs: str = "{}"

@@ -33,7 +33,7 @@ SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
 PARSED = {
     r"python -m benchmarks\.": "minutes to days of both cores; their own tests run them small",
     r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_agent_actors.py do",
-    r"python evaluate.py .*128000": "128,000 steps of a policy that was hardly trained",
+    r"python evaluate.py .*1(28|00)000": "100,000 steps and more of a policy that was hardly trained",
     r"\.venv/bin/ray start\b": "starts a cluster that outlives the test",
     r"make (demo|test|setup|docs|lint|typecheck)$": "set up the machine, or run this test",
     r"pip install\b": "changes the machine; tests/test_packaging.py installs the package",

@@ -98,7 +98,12 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task", "cpoy"], "--task: expected one of copy, got 'cpoy'; did you mean 'copy'?"),
+        (["--task", "cpoy"], "--task: expected one of copy, collision, got 'cpoy'; did you mean 'copy'?"),
+        (["--task", "colision"], "got 'colision'; did you mean 'collision'?"),
+        (["--task", "collision", "--delay", "5"], "--delay: expected only with --task copy, got --task collision"),
+        (["--stream-length", "5"], "--stream-length: expected only with --task collision, got --task copy"),
+        (["--task", "collision", "--grid", "5"], "grid: expected an even number"),
+        (["--task", "collision", "--present-share", "2"], "--present-share: expected 0 to 1, got 2"),
         (["--memory", "gur"], "--memory: expected one of expire_span"),
         (["--delay", "0"], "--delay: expected at least 1, got 0"),
         (["--delay", "2000", "--max-span", "1024"], "--max-span 2,020 reaches it"),

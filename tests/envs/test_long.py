@@ -25,6 +25,7 @@ SETTINGS = {  # so that episodes end soon
     "Switch-v0": {"passage_length": 2, "max_steps": 20},
     "TMaze-v0": {"length": 4},
     "Copy-v0": {"delay": 2, "length": 2},
+    "Collision-v0": {"grid": 4, "stream_length": 9},
     "MiniGrid-MemoryS7-v0": {"max_episode_steps": 12},
     "CartPole-v1": {},
 }
@@ -37,7 +38,7 @@ WRAPS = [
     ["episodes=2", "occlude=1-2/4", "stretch=1"],
     ["stretch=1", "stretch=2"],
 ]
-SHOWN = {"TMaze-v0": "observation", "Copy-v0": "observation"}
+SHOWN = {"TMaze-v0": "observation", "Copy-v0": "observation", "Collision-v0": "observation"}
 """The entry that a task shows, if it is not an image."""
 OWN = sorted(SETTINGS.keys() & set(envs.env_ids()))
 every_wrap = pytest.mark.parametrize("wraps", WRAPS, ids="+".join)
