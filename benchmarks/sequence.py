@@ -43,8 +43,6 @@ OURS = ("--memory", "--seed", "--run-dir", "--resume", "--overwrite", "--total-b
 """Flags of train_sequence.py that the benchmark itself sets."""
 IMMATERIAL = {"run_dir", "torch_threads", "progress_bar", "total_timesteps", "quiet", "checkpoint_every"}
 OTHERS = ("expire_span", "transformer_xl", "adaptive_span", "compressive")
-TEXT_STEPS = 4096
-"""Steps of each stream in an evaluation of a task without a delay."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,10 @@ class SequenceBenchmark:
     """Delays of the evaluations, of tasks that have a delay."""
     streams: int = 100
     """Streams of an evaluation."""
+    eval_steps: int = 4096
+    """Steps of each stream in an evaluation, of tasks that have no delay."""
+    eval_kwargs: str = "{}"
+    """What an evaluation sets of the environment, a JSON object over the training's."""
     search: int = 0
     """Trials of each kind before the seeds, each with other settings. 0: none."""
     search_seconds: float = 60.0
@@ -81,7 +83,7 @@ class SequenceBenchmark:
         cli.choice("--task", self.task, TASKS)
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
-        cli.check_at_least(self, seeds=0, streams=1, search=0, speed_at=0)
+        cli.check_at_least(self, seeds=0, streams=1, eval_steps=1, search=0, speed_at=0)
         check_above_zero(self, "seconds", "search_seconds")
         if not self.kinds:
             raise ValueError(f"--kinds: expected some of {', '.join(KINDS)}, got none")
@@ -176,11 +178,12 @@ class Bench:
     def evaluations(self, settings: Mapping[str, Any], is_trial: bool) -> list[dict[str, Any]]:
         """What a cell is evaluated on; a trial where it was trained."""
         kwargs, streams = json.loads(settings["env_kwargs"]), self.config.streams
+        own = cli.json_object("--eval-kwargs", self.config.eval_kwargs)
         if "delay" not in kwargs:
-            return [{"env_kwargs": {}, "streams": streams, "steps": TEXT_STEPS}]
+            return [{"env_kwargs": own, "streams": streams, "steps": self.config.eval_steps}]
         delays = [kwargs["delay"]] if is_trial else self.config.delays
         return [
-            {"env_kwargs": {"delay": delay}, "streams": streams, "steps": 2 * kwargs["length"] + delay}
+            {"env_kwargs": {**own, "delay": delay}, "streams": streams, "steps": 2 * kwargs["length"] + delay}
             for delay in delays
         ]
 
