@@ -187,12 +187,15 @@ class ForgettingConfig:
     proportion: with long episodes, the effect of forgetting shows later."""
     fixed_pressure: float = 0.0
     """Pressure at every update, whatever success is. 0: the pressure follows success."""
+    loss_tolerance: float = 0.0
+    """Above 0, in supervised training: the constraint is the loss instead of success. The moving average of the bits
+    per answer may exceed its best by at most this fraction. 0: the success target."""
     min_hard_episodes: int = 100
     """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have
     ended."""
 
     def __post_init__(self):
-        check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0)
+        check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0, loss_tolerance=0)
         check_above_zero(self, "success_slack", "pressure_rise")
         check_fractions(self, "fixed_pressure")
         if not 0 < self.success_target <= 1:

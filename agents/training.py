@@ -112,6 +112,8 @@ class Trainer:
         mean_live = self._mean_live
         score, count = self.window.hard_score()
         is_success = self.window.tells_success
+        if self.controller.loss is not None and self.controller.loss.bits is not None:
+            score = -self.controller.loss.bits
         self._drop_best(is_success)
         if not self.keeps_evaluated:
             self._keep_best(score, count, is_success, mean_live)
@@ -122,6 +124,7 @@ class Trainer:
             figures["train/acting_learning_difference"] = self._check(rollout)
         checked = time.perf_counter()
         figures.update(self._learned(rollout, pressure, backup))
+        self.controller.observe_bits(figures.get("train/bits"))
         if self.controller.learned:
             self.policy.release_spans()
         ended = time.perf_counter()

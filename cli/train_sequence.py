@@ -98,8 +98,8 @@ def resumed_sequence(resume: str, arguments: Sequence[str]) -> dict[str, Any]:
 def _check_task_flags(task: str, arguments: Sequence[str]) -> None:
     """Raises UsageError for a flag that another task has and this one has not."""
     own = {name for name in cli.flag_names(TASKS[task])}
-    for other, config in TASKS.items():
-        for argument in arguments:
-            name = cli.flag_of(argument) if argument.startswith("--") else ""
-            if name in cli.flag_names(config) and name not in own:
-                raise cli.UsageError(f"{name}: expected only with --task {other}, got --task {task}")
+    for argument in arguments:
+        name = cli.flag_of(argument) if argument.startswith("--") else ""
+        having = [other for other, config in TASKS.items() if name in cli.flag_names(config)]
+        if having and name not in own:
+            raise cli.UsageError(f"{name}: expected only with --task {' or '.join(having)}, got --task {task}")

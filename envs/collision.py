@@ -12,8 +12,8 @@ The rules and their numbers are those of the generator that the authors publishe
 transformer-sequential), except that one step shows what there are eight tokens, and that a stream ends after
 `stream_length` steps. Velocities are normal, with a standard deviation of `speed` cells per step and axis.
 
-Names: B environments, R rows, P = 2 particles, C colours. Observation: int64 [8], for each particle its line, column and
-colour, then the two colours of the question (C where none is asked). Actions: the four quadrants (upper left, upper
+Names: B environments, R rows, P = 2 particles, C colours. Observation: int64 [8], for each particle its line, column
+and colour, then the two colours of the question (C where none is asked). Actions: the four quadrants (upper left, upper
 right, lower left, lower right), and silence. The reward, the share of right answers, comes with the last step.
 """
 

@@ -39,6 +39,9 @@ class Task:
     """The vector face, "module:class"."""
     training_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """What training sets differently from the environment's defaults, which are what evaluation uses."""
+    private_kwargs: tuple[str, ...] = ()
+    """Keyword arguments that name something on this machine, such as a path: no policy file carries them, and none that
+    does is obeyed."""
 
 
 TASKS: dict[str, Task] = {
@@ -64,6 +67,12 @@ TASKS: dict[str, Task] = {
         "expire_span_rl.envs.collision:CollisionVectorEnv",
         {"min_stream_length": 1},
     ),
+    "Text-v0": Task(
+        "expire_span_rl.envs.text:TextEnv",
+        "expire_span_rl.envs.text:TextVectorEnv",
+        {"part": "train", "min_stream_length": 1},
+        private_kwargs=("file",),
+    ),
 }
 
 for _id, _task in TASKS.items():
@@ -83,6 +92,11 @@ def check_id(id: str) -> None:
 def training_kwargs(id: str) -> dict[str, Any]:
     """The keyword arguments that training sets unless the user does: {} for another package's environment."""
     return dict(TASKS[id].training_kwargs) if id in TASKS else {}
+
+
+def private_kwargs(id: str) -> tuple[str, ...]:
+    """The keyword arguments that no policy file carries (`Task.private_kwargs`)."""
+    return TASKS[id].private_kwargs if id in TASKS else ()
 
 
 def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "auto", **kwargs: Any) -> gym.Env:

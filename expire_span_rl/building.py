@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from expire_span_rl.checks import json_object, quoted
 from expire_span_rl.environments import named_environment
-from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
+from expire_span_rl.envs import make_env, private_kwargs, training_kwargs, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
 from expire_span_rl.saying import hear
 from expire_span_rl.settings import check, part
@@ -33,6 +33,8 @@ class Run:
     policy: Any
     info: dict[str, Any]
     """What the policy's file says of it beside its config."""
+    env_kwargs: Mapping[str, Any]
+    """Of the environments of evaluations in this run. The policy's file lacks those that are private."""
     make_env: Callable[[], gym.Env] | None = None
     """Makes one environment as evaluation does; None where only those exist that are trained in."""
 
@@ -74,10 +76,15 @@ def build(
     kwargs = {**training, **own, "vectorization": config.get("vectorization", "auto")}
     kwargs["env_timeout"] = config.get("env_timeout", 0.0)
     # What training sets differently stays in training, also where the user has set it.
-    info["env_kwargs"] = {key: value for key, value in own.items() if key not in training_kwargs(name)}
+    evaluation_kwargs = {key: value for key, value in own.items() if key not in training_kwargs(name)}
+    private = [key for key in private_kwargs(name) if evaluation_kwargs.get(key)]
+    info["env_kwargs"] = {key: value for key, value in evaluation_kwargs.items() if key not in private_kwargs(name)}
+    if private:
+        info["private_kwargs"] = private
     maker = vec_env_maker(name, config["num_envs"], **kwargs)
     run = _built(config, maker(), info, features_extractor, maker, say)
-    run.make_env = lambda: make_env(name, **info["env_kwargs"])
+    run.env_kwargs = evaluation_kwargs
+    run.make_env = lambda: make_env(name, **evaluation_kwargs)
     return run
 
 
@@ -97,7 +104,7 @@ def _built(
     if AGENTS.describe(config["agent"]).network is not None:
         if features_extractor is not None:
             raise ValueError(f"features_extractor_class: expected none, since {config['agent']} brings its own policy")
-        return Run(config, *_baseline(config, env), info)
+        return Run(config, *_baseline(config, env), info, info["env_kwargs"])
     kind = KINDS.describe(config["memory"])
     settings, target = dict(config), device(config["device"])
     if "max_span" in settings:
@@ -131,7 +138,7 @@ def _built(
             )
         source = _actors(config, maker, policy, seed, say)
     trainer = Trainer(env, policy, agent, part(ForgettingConfig, config), config["total_timesteps"], seed, source)
-    return Run(config, trainer, policy, info)
+    return Run(config, trainer, policy, info, info["env_kwargs"])
 
 
 def _normalizes(config: Mapping[str, Any]) -> bool:

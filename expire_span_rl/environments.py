@@ -72,8 +72,23 @@ def environment_of(
         return id, given
     own_kwargs = {key: value for key, value in kwargs.items() if key not in given}
     own_kwargs = {key: value for key, value in own_kwargs.items() if key not in NOT_FROM_FILES or value is None}
+    private = envs.private_kwargs(id)
+    own_kwargs = {key: value for key, value in own_kwargs.items() if key not in private}
+    _check_private(private, info, given, path)
     _check_kwargs(id, own_kwargs, path)
     return id, {**own_kwargs, **given}
+
+
+def _check_private(private: Sequence[str], info: Mapping[str, Any], given: Mapping[str, Any], path: object) -> None:
+    """Raises ValueError, one line, where the policy was trained with a private keyword argument that the user does not
+    name: a file must not choose what is read here."""
+    wanted = info.get("private_kwargs")
+    missing = [key for key in private if isinstance(wanted, list) and key in wanted and key not in given]
+    if missing:
+        raise ValueError(
+            f"{shown(path)}: expected {missing[0]!r} to be named, which a policy file cannot do: "
+            f"""--env-kwargs '{{"{missing[0]}": ...}}'"""
+        )
 
 
 def _check_kwargs(id: str, kwargs: Mapping[str, Any], path: object) -> None:

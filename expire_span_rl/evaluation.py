@@ -174,6 +174,21 @@ class _Session:
     """and the time that it took to choose them."""
     memory: Any = None
     """At the end."""
+    asked: np.ndarray | None = None
+    """[B] right actions that the environment asked for in the episode under way; None where it does not say them."""
+    surprise: Any = 0.0
+    """[B] -log p of these, in nats."""
+
+    def count_answers(self, policy: Any, params: torch.Tensor, env: Any) -> None:
+        """Counts how probable the policy finds the actions that are right now, where the environment says them. params:
+        of the actions' distribution [B,P]."""
+        right = getattr(env.unwrapped, "target", lambda: None)()
+        if right is None or not hasattr(policy.actions, "log_prob"):
+            return
+        asked = env.unwrapped.decisions()
+        log_prob = policy.actions.log_prob(params, torch.as_tensor(right, device=params.device))
+        self.surprise = self.surprise - np.where(asked, log_prob.double().cpu().numpy(), 0.0)
+        self.asked = asked.astype(np.int64) if self.asked is None else self.asked + asked
 
     def count(self, live: torch.Tensor | None, active: np.ndarray) -> None:
         """Counts the memories of a step. live: int64 [B,L]; active: bool [B], the environments whose episodes count."""
@@ -217,6 +232,7 @@ def _play(
         session.acted += batch
         active = quota > 0
         session.count(acting.live, active)
+        session.count_answers(policy, params, env)
         observation, reward, terminated, truncated, infos = env.step(actions)
         returns, lengths = returns + reward, lengths + 1
         start = terminated | truncated
@@ -225,10 +241,14 @@ def _play(
             if session.live is not None:
                 episode["live"] = session.episode_live[row] / lengths[row]
                 episode["live_last"] = session.live[row].mean()
+            if session.asked is not None:
+                episode["asked"], episode["surprise"] = int(session.asked[row]), float(session.surprise[row])
             session.episodes.append(episode)
             progress(1)
         quota[start & active] -= 1
         returns[start], lengths[start], session.episode_live[start] = 0, 0, 0
+        if session.asked is not None:
+            session.asked[start], session.surprise[start] = 0, 0
         endless = np.flatnonzero((quota > 0) & (lengths >= protocol.max_steps))
         if len(endless):
             raise EndlessEpisode(
@@ -279,6 +299,9 @@ def _figures(played: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[
     out["mean_return"] = float(np.mean([e["return"] for e in played]))
     out["mean_episode_length"] = float(np.mean([e["steps"] for e in played]))
     out |= quotients([e["ratio_parts"] for e in played], ratios)
+    if "asked" in played[0]:
+        asked = sum(e["asked"] for e in played)
+        out["bits"] = sum(e["surprise"] for e in played) / asked / math.log(2) if asked else None
     if stores:
         out["live_memories_per_episode"] = float(np.mean([e["live"] for e in played]))
         out["live_memories_at_end"] = float(np.mean([e["live_last"] for e in played]))

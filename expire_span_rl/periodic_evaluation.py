@@ -43,7 +43,7 @@ class PeriodicEvaluation:
             found = evaluate(
                 run.policy,
                 run.info["env"],
-                run.info["env_kwargs"],
+                run.env_kwargs,
                 episodes,
                 min(NUM_ENVS, episodes),
                 max_steps=MAX_STEPS,

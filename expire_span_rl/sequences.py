@@ -6,6 +6,7 @@ Nothing here imports torch, so that a command line answers at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_p
 class SequenceConfig:
     task: str = "copy"
     """What is learned: copy, a string is to be given back after a delay; collision, in which quadrant two colours of
-    moving particles met last."""
+    moving particles met last; text, which character comes next."""
     total_blocks: int = 0
     """Updates of the training: blocks of --num-steps steps of all --num-envs streams. 0: what the task needs."""
 
@@ -81,7 +82,21 @@ class CollisionConfig:
         check_fractions(self, "question_share", "present_share")
 
 
-TASKS: dict[str, type] = {"copy": CopyConfig, "collision": CollisionConfig}
+@dataclass(frozen=True)
+class TextConfig:
+    env: ClassVar[str] = "Text-v0"
+
+    file: str = ""
+    """Path of a text file in UTF-8, or of a folder of them. Default: Python's standard library."""
+    stream_length: int = 8192
+    """Characters of the longest piece that is read. Training draws lengths from 1 on, evenly; in an evaluation all have
+    this length."""
+
+    def __post_init__(self):
+        check_at_least(self, stream_length=1)
+
+
+TASKS: dict[str, type] = {"copy": CopyConfig, "collision": CollisionConfig, "text": TextConfig}
 """The flags of each task; `env` is its environment."""
 
 
@@ -97,6 +112,9 @@ def sequence_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if given.pop("span_loss", SPAN_LOSSES[0]) == "paper":
         given |= PAPER_LOSS
     _check_reach(given, own)
+    if "file" in own:
+        own["file"] = os.path.abspath(own["file"]) if own["file"] else ""  # a run may go on from another folder
+        _check_text(own["file"], given["num_steps"])
     total = blocks * given["num_steps"] * given["num_envs"]
     total = total or tuned(flags.env, AGENT)["total_timesteps"]
     return resolve(memory, flags.env, AGENT, env_kwargs=own, total_timesteps=total, **given)
@@ -113,3 +131,17 @@ def _check_reach(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
                 f"--delay: expected at most {given[name] - own['length']:,} with {flag(name)} {given[name]:,}, got "
                 f"{own['delay']:,}; {flag(name)} {needed:,} reaches it"
             )
+
+
+def _check_text(path: str, num_steps: int) -> None:
+    """Raises ValueError, one line, for a text that cannot be read, or is shorter than a block."""
+    from expire_span_rl.envs.characters import read_characters, standard_library  # a misspelled flag needs no NumPy
+
+    try:
+        characters = read_characters(path or standard_library(), "train")
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+    if len(characters) <= num_steps:
+        raise ValueError(
+            f"--file: expected more than {num_steps} characters for training (--num-steps), got {len(characters)}"
+        )

@@ -46,6 +46,10 @@ _PORTAL = {
 }  # fmt: skip
 _COPY = {"sharpness": 2.0, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
 _COLLISION = {"sharpness": 2.0, "num_envs": 64, "total_timesteps": 4_000_000}
+_TEXT = {
+    "num_layers": 4, "width": 128, "num_envs": 16, "num_steps": 128, "num_minibatches": 2, "learning_rate": 2e-3,
+    "sharpness": 2.0, "initial_limit": 128, "max_span": 512, "loss_tolerance": 0.01, "total_timesteps": 4_000_000,
+}  # fmt: skip
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
@@ -53,6 +57,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("TMaze-v0", "impala"): {"gating": True},
     ("Copy-v0", "supervised"): _COPY,
     ("Collision-v0", "supervised"): _COLLISION,
+    ("Text-v0", "supervised"): _TEXT,
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
@@ -70,7 +75,7 @@ def tuned(env: str, agent: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class RunConfig:
     env: str = "Corridor-v0"
-    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0 or any that Gymnasium knows.
+    """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0, Text-v0 or any that Gymnasium knows.
     package:Id and path/to/file.py:Id import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
     """Python module, or path of a file, to import first since it registers environments."""
@@ -217,7 +222,7 @@ LATER: dict[str, Any] = {
     "num_actors": None, "ray_address": None, "refresh_memory": None, "trace_lambda": None, "env_timeout": None,
     "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
     "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
-    "fixed_pressure": None, "min_radius": None, "max_radius": None, "max_phase": None,
+    "fixed_pressure": None, "loss_tolerance": None, "min_radius": None, "max_radius": None, "max_phase": None,
 }  # fmt: skip
 """Settings that there were not from the first run on, with what runs without them did; None: as their default says."""
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from script_cases import ROOT, SHORT, SMALL, call, log
 
 import evaluate
 import train_rl
 from expire_span_rl import envs, evaluation
 from expire_span_rl.building import environment_seed
-from expire_span_rl.policies import load_policy, save_policy
+from expire_span_rl.policies import ActorCritic, load_policy, save_policy
 
 
 def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):
@@ -239,3 +240,25 @@ def test_bad_evaluation_input_is_told_in_one_line(case, run_dir, in_folder, monk
     assert call(evaluate, arguments, monkeypatch) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("task, choices", [("Copy-v0", 11), ("Text-v0", 256), ("Collision-v0", 5)])
+def test_bits_are_those_of_the_right_actions(task, choices):
+    """Of a policy that finds all actions alike, and of one that prefers one action: whatever it does, the right ones
+    count, and only where they matter."""
+    lengths = {"Copy-v0": {"delay": 5}, "Text-v0": {"stream_length": 60}, "Collision-v0": {"grid": 4, "colours": 2}}
+    settings = lengths[task]
+    env = envs.make_vec_env(task, 3, **settings)
+    policy = ActorCritic.for_spaces(env.single_observation_space, env.single_action_space, memory="none")
+    with torch.no_grad():
+        policy.policy_head.weight.zero_()
+        policy.policy_head.bias.zero_()
+    alike = evaluation.evaluate(policy, task, settings, 6, num_envs=4)
+    assert alike["bits"] == pytest.approx(math.log2(choices)) == alike["buckets"][-1]["bits"]
+    preferred = 32 if task == "Text-v0" else 2
+    with torch.no_grad():
+        policy.policy_head.bias[preferred] = 1.0
+    found = evaluation.evaluate(policy, task, settings, 6, num_envs=4)
+    total = math.log2(choices - 1 + math.e)
+    expected = total - found["accuracy"] * math.log2(math.e)  # the preferred action is taken, so that it is right
+    assert found["bits"] == pytest.approx(expected) and 0 < found["accuracy"] < 0.6

@@ -16,6 +16,7 @@ import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.sequences import TASKS
 
 TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16", "--no-progress-bar"]
@@ -68,6 +69,75 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(in_folder, monkeypatch):
     assert json.dumps(ours[1]) == json.dumps(theirs[1])
 
 
+def write_text(path: Path) -> list[str]:
+    """A text of 2,000 characters, and the flags of a small training on it."""
+    path.write_text("".join(f"{i} and {i + 1} make {2 * i + 1}. " for i in range(200))[:2000])
+    flags = ["--task", "text", "--file", str(path), "--stream-length", "40", "--width", "16", "--num-layers", "2"]
+    flags += ["--num-envs", "4", "--num-steps", "16", "--checkpoint-every", "512", "--memory-image-every", "0"]
+    return [*flags, "--num-minibatches", "2", "--no-progress-bar"]
+
+
+def test_a_text_is_learned_continued_evaluated_and_shown(in_folder, monkeypatch, capsys):
+    """A policy file names no path: who evaluates names the text."""
+    flags = [*write_text(Path("a.txt")), "--run-dir", "x", "--min-hard-episodes", "10"]
+    assert call(train_sequence, [*flags, "--total-blocks", "8"], monkeypatch) == 0
+    assert call(train_sequence, ["--resume", "x", "--total-blocks", "12", "--no-progress-bar"], monkeypatch) == 0
+    rows = log(Path("x"))
+    assert len(rows) == 12 and all(float(row["train/bits"]) > 0 for row in rows)
+    _, info = load_policy("x")
+    assert info["env_kwargs"] == {"stream_length": 40} and info["private_kwargs"] == ["file"]
+    assert str(in_folder).encode() not in Path("x/policy.safetensors").read_bytes()
+    named = ["--env-kwargs", json.dumps({"file": "a.txt", "part": "test"})]
+    for script in (evaluate, visualize):
+        capsys.readouterr()
+        assert call(script, ["x"], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert "'file' to be named, which a policy file cannot do: --env-kwargs" in error and error.count("\n") == 1
+    found = []
+    for number in ("1", "4"):
+        arguments = ["x", "--episodes", "8", "--num-envs", number, "--json", "out.json", *named]
+        assert call(evaluate, arguments, monkeypatch) == 0
+        found.append(json.loads(Path("out.json").read_text())["policies"][0])
+    assert "bits:  all: " in capsys.readouterr().out
+    assert all(f["success_rate"] is None and f["mean_episode_length"] == 40 and f["bits"] > 2 for f in found)
+    assert call(visualize, ["x", *named, "--out", "memory.html"], monkeypatch) == 0
+    assert Path("memory.html").stat().st_size > 10_000
+
+
+def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
+    """Whoever made the policy must not choose what is read here."""
+    Path("secret.txt").write_text("nothing to see here")
+    run = build(parse_sequence([*write_text(Path("a.txt")), "--run-dir", "x"]))
+    info = {**run.info, "env_kwargs": {"file": "secret.txt", "stream_length": 40}}
+    save_policy(run.policy, "asking.safetensors", info)
+    save_policy(run.policy, "silent.safetensors", {**info, "private_kwargs": None})
+    run.trainer.close()
+    assert call(evaluate, ["asking.safetensors"], monkeypatch) == 2
+    assert "expected 'file' to be named" in capsys.readouterr().err
+    assert call(evaluate, ["silent.safetensors", "--episodes", "2", "--json", "out.json"], monkeypatch) == 0
+    assert json.loads(Path("out.json").read_text())["env_kwargs"] == {"stream_length": 40}  # the standard library
+
+
+@pytest.mark.parametrize("task", ["text", "collision"])
+def test_other_tasks_go_on_bit_by_bit(task, in_folder):
+    flags = write_text(Path("a.txt"))
+    if task == "collision":
+        flags = ["--task", "collision", "--grid", "4", "--stream-length", "40", *flags[6:]]
+    config = parse_sequence([*flags, "--total-blocks", "12"])
+    whole, first, second = (build(config).trainer for _ in range(3))
+    while not whole.done:
+        whole.update()
+    for _ in range(8):
+        first.update()
+    Path("state").write_bytes(checkpoint_bytes(*first.state()))
+    second.load_state(*load_checkpoint("state"))
+    while not second.done:
+        second.update()
+    ours, theirs = second.state(), whole.state()
+    assert [name for name in theirs[0] if not torch.equal(ours[0][name], theirs[0][name])] == []
+    assert json.dumps(ours[1]) == json.dumps(theirs[1])
+
+
 def test_copying_over_64_steps_is_learned():
     """20 symbols of 10 after up to 64 steps of noise, with the defaults. Three seeds took 0.25M to 0.35M steps."""
     trainer = build(parse_sequence(["--delay", "64"])).trainer
@@ -89,7 +159,8 @@ def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_an_environment_that_says_what_is_right(task):
-    trainer = build(parse_sequence(["--task", task, "--num-envs", "8", "--width", "16"])).trainer
+    arguments = ["--task", task, "--num-envs", "8", "--num-steps", "64", "--width", "16"]
+    trainer = build(parse_sequence(arguments)).trainer
     block, _ = trainer.collector.collect()
     assert block.actions.shape == block.asked.shape == (64, 8) and block.asked.dtype == torch.bool
     trainer.close()
@@ -98,10 +169,10 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task", "cpoy"], "--task: expected one of copy, collision, got 'cpoy'; did you mean 'copy'?"),
+        (["--task", "cpoy"], "--task: expected one of copy, collision, text, got 'cpoy'; did you mean 'copy'?"),
         (["--task", "colision"], "got 'colision'; did you mean 'collision'?"),
         (["--task", "collision", "--delay", "5"], "--delay: expected only with --task copy, got --task collision"),
-        (["--stream-length", "5"], "--stream-length: expected only with --task collision, got --task copy"),
+        (["--stream-length", "5"], "--stream-length: expected only with --task collision or text, got --task copy"),
         (["--task", "collision", "--grid", "5"], "grid: expected an even number"),
         (["--task", "collision", "--present-share", "2"], "--present-share: expected 0 to 1, got 2"),
         (["--memory", "gur"], "--memory: expected one of expire_span"),
@@ -109,6 +180,20 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--delay", "2000", "--max-span", "1024"], "--max-span 2,020 reaches it"),
         (["--delay", "2000", "--initial-limit", "1024"], "--delay: expected at most 1,004 with --initial-limit 1,024"),
         (["--vocabulary", "65"], "vocabulary: expected a whole number from 2 to 64, got 65"),
+        (["--task", "texxt"], "got 'texxt'; did you mean 'text'?"),
+        (["--file", "x"], "--file: expected only with --task text, got --task copy"),
+        (["--task", "text", "--grid", "8"], "--grid: expected only with --task collision, got --task text"),
+        (["--task", "text", "--file", "missing"], "--file: expected a text file or a folder of them, "),
+        (
+            ["--task", "text", "--file", "/dev/null"],
+            "--file: expected a regular file or a folder, /dev/null is neither",
+        ),
+        (["--task", "text", "--file", "."], "--file: expected text files (.c, "),
+        (
+            ["--task", "text", "--num-steps", "100000000"],
+            "--file: expected more than 100000000 characters for training",
+        ),
+        (["--task", "text", "--loss-tolerance", "-1"], "--loss-tolerance: expected at least 0, got -1"),
         (["--total-blocks", "-1"], "--total-blocks: expected at least 0, got -1"),
         (["--env", "Corridor-v0"], "unknown flag --env"),
         (["--memory", "gru", "--window", "3"], "unknown flag --window"),

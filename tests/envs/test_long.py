@@ -26,6 +26,7 @@ SETTINGS = {  # so that episodes end soon
     "TMaze-v0": {"length": 4},
     "Copy-v0": {"delay": 2, "length": 2},
     "Collision-v0": {"grid": 4, "stream_length": 9},
+    "Text-v0": {"stream_length": 5},
     "MiniGrid-MemoryS7-v0": {"max_episode_steps": 12},
     "CartPole-v1": {},
 }
@@ -38,7 +39,7 @@ WRAPS = [
     ["episodes=2", "occlude=1-2/4", "stretch=1"],
     ["stretch=1", "stretch=2"],
 ]
-SHOWN = {"TMaze-v0": "observation", "Copy-v0": "observation", "Collision-v0": "observation"}
+SHOWN = {"TMaze-v0": "observation", "Copy-v0": "observation", "Collision-v0": "observation", "Text-v0": "observation"}
 """The entry that a task shows, if it is not an image."""
 OWN = sorted(SETTINGS.keys() & set(envs.env_ids()))
 every_wrap = pytest.mark.parametrize("wraps", WRAPS, ids="+".join)
