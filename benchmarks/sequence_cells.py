@@ -107,7 +107,7 @@ def finish_cell(work: Work) -> dict[str, Any]:
     path = folder / "runs" / f"{cell}-policy.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_policy(policy, path, {**run.info, "timesteps": run.trainer.timesteps})
-    kwargs = run.info["env_kwargs"]
+    kwargs = run.env_kwargs
     result = {
         **cell._asdict(),
         **more,

@@ -44,7 +44,7 @@ def is_trial(cell: Mapping[str, Any]) -> bool:
 def evaluated(evaluation: Mapping[str, Any]) -> str:
     """What an evaluation was of, in a word: its delay, or its part of the text."""
     kwargs = evaluation["env_kwargs"]
-    return str(kwargs.get("delay", kwargs.get("split", "all")))
+    return str(kwargs.get("delay", kwargs.get("part", "all")))
 
 
 def csv_text(cells: Sequence[Mapping[str, Any]]) -> str:
