@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
 
 SILENCE = 4
-LARGEST_GRID, MOST_COLOURS = 64, 6
+LARGEST_GRID = 64
 MOST_ATTEMPTS = 64
 """To draw a velocity that stays on the grid. After them a particle heads for the middle."""
+COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 _BEGIN = 11  # numbers that `begin` draws, the stream's length first
 _STEP = 8 + 2 * 2 * MOST_ATTEMPTS  # numbers that a step may draw: see `_numbers` and `_bounce`
 _TILE = 16  # pixels of a cell in the picture
@@ -89,7 +90,7 @@ class Collision(Core):
         self.grid = expect_int("grid", grid, 4, LARGEST_GRID)
         if grid % 2:
             raise EnvError(f"grid: expected an even number, so that there are quadrants, got {grid}")
-        self.colours = expect_int("colours", colours, 1, MOST_COLOURS)
+        self.colours = expect_int("colours", colours, 1, len(COLOURS))
         self.longest = expect_int("stream_length", stream_length, 1, MOST_STEPS)
         self.shortest = expect_int("min_stream_length", min_stream_length, 0, stream_length) or self.longest
         self.speed = expect_number("speed", speed, 0)
@@ -168,6 +169,14 @@ class Collision(Core):
         """Each meeting is a fact of its own."""
         return np.where(self.met, self.meetings - 1, -1)
 
+    def describe(self, row: int) -> str:
+        """Of a meeting the colours and the quadrant."""
+        if not self.met[row]:
+            return "two particles apart"
+        first, second = self.colour[row]
+        quadrant = self.metadata["action_names"][self.last[row, first, second]]
+        return f"meeting of {COLOURS[first]} and {COLOURS[second]}, {quadrant}"
+
     def render(self, row: int) -> np.ndarray:
         """The grid with both particles, and below it the two colours of the question."""
         from expire_span_rl.envs.rendering import render_tiles
@@ -175,10 +184,10 @@ class Collision(Core):
         codes = np.zeros((self.grid, self.grid + 1, 3), np.uint8)
         codes[:, : self.grid] = EMPTY
         for (line, column), colour in zip(self._cells()[row], self.colour[row], strict=True):
-            codes[column, line] = OBJECT_TO_IDX["ball"], _COLOURS[colour], 0
+            codes[column, line] = OBJECT_TO_IDX["ball"], COLOR_TO_IDX[COLOURS[colour]], 0
         for place, colour in enumerate(self.question[row]):
             if colour < self.colours:
-                codes[place, self.grid] = OBJECT_TO_IDX["box"], _COLOURS[colour], 0
+                codes[place, self.grid] = OBJECT_TO_IDX["box"], COLOR_TO_IDX[COLOURS[colour]], 0
         return render_tiles(codes, _TILE)
 
     def place(self, row: int) -> Place | None:
@@ -224,9 +233,6 @@ class Collision(Core):
         """Draws the question of this step in `rows` [R] from `_numbers`."""
         pair = np.where(numbers[5] < self.present_share, self.colour[rows].T, numbers[6:8] * self.colours)  # [2,R]
         self.question[rows] = np.where(numbers[4] < self.question_share, pair, self.colours).T
-
-
-_COLOURS = [COLOR_TO_IDX[name] for name in ("red", "green", "blue", "purple", "yellow", "grey")]
 
 
 def _normal(draws: np.ndarray) -> np.ndarray:

@@ -140,6 +140,10 @@ class Core(ABC):
         with the same number show the same fact."""
         return None
 
+    def describe(self, row: int) -> str | None:
+        """What the observation of environment `row` shows, in a few words."""
+        return None
+
     @staticmethod
     def swap_observation(observation: Any) -> Any | None:
         """A copy of observations [..., ...] in which the fact that they show is the other way round: its

@@ -81,6 +81,10 @@ class Wrap(MaskedCore):
     def facts(self) -> np.ndarray | None:
         return self._where_real(self.inner.facts(), -1)
 
+    def describe(self, row: int) -> str | None:
+        text = self.inner.describe(row)
+        return text if text is None or not self.hidden()[row] else ""
+
     def _where_real(self, told: np.ndarray | None, otherwise: Any) -> np.ndarray | None:
         """What is told [B] of those whose observation is the inner one, `otherwise` of the others."""
         return None if told is None else np.where(self.hidden(), otherwise, told)

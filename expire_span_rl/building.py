@@ -14,8 +14,8 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl.agents import AGENTS, ForgettingConfig, SB3Trainer, Trainer
 from expire_span_rl.checks import json_object, quoted
-from expire_span_rl.environments import named_environment
-from expire_span_rl.envs import make_env, private_kwargs, training_kwargs, vec_env_maker
+from expire_span_rl.environments import named_environment, public_kwargs
+from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic, core_config, observation_spec
 from expire_span_rl.saying import hear
 from expire_span_rl.settings import check, part
@@ -77,10 +77,7 @@ def build(
     kwargs["env_timeout"] = config.get("env_timeout", 0.0)
     # What training sets differently stays in training, also where the user has set it.
     evaluation_kwargs = {key: value for key, value in own.items() if key not in training_kwargs(name)}
-    private = [key for key in private_kwargs(name) if evaluation_kwargs.get(key)]
-    info["env_kwargs"] = {key: value for key, value in evaluation_kwargs.items() if key not in private_kwargs(name)}
-    if private:
-        info["private_kwargs"] = private
+    info |= public_kwargs(name, evaluation_kwargs)
     maker = vec_env_maker(name, config["num_envs"], **kwargs)
     run = _built(config, maker(), info, features_extractor, maker, say)
     run.env_kwargs = evaluation_kwargs

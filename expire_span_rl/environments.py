@@ -79,6 +79,15 @@ def environment_of(
     return id, {**own_kwargs, **given}
 
 
+def public_kwargs(id: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy file says of the keyword arguments of its environment: `env_kwargs`, without those that name
+    something on this machine, and `private_kwargs`, the names of those, if there are any."""
+    private = envs.private_kwargs(id)
+    named = [key for key in private if kwargs.get(key)]
+    info: dict[str, Any] = {"env_kwargs": {key: value for key, value in kwargs.items() if key not in private}}
+    return {**info, "private_kwargs": named} if named else info
+
+
 def _check_private(private: Sequence[str], info: Mapping[str, Any], given: Mapping[str, Any], path: object) -> None:
     """Raises ValueError, one line, where the policy was trained with a private keyword argument that the user does not
     name: a file must not choose what is read here."""

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from expire_span_rl.environments import public_kwargs
 from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
 from expire_span_rl.envs.adapter import AdaptedEnv
 from expire_span_rl.envs.wrappers import PreviousActionReward
@@ -49,7 +50,7 @@ def reference(env: Any) -> dict[str, Any]:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
         spec = None
-    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, "env_kwargs": kwargs}
+    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, **public_kwargs(spec.id, kwargs)}
 
 
 def maker_of(env: gym.Env) -> str:

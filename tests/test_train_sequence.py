@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from script_cases import call, log
@@ -16,6 +17,7 @@ import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.given import reference
 from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.sequences import TASKS
 
@@ -100,8 +102,12 @@ def test_a_text_is_learned_continued_evaluated_and_shown(in_folder, monkeypatch,
         found.append(json.loads(Path("out.json").read_text())["policies"][0])
     assert "bits:  all: " in capsys.readouterr().out
     assert all(f["success_rate"] is None and f["mean_episode_length"] == 40 and f["bits"] > 2 for f in found)
-    assert call(visualize, ["x", *named, "--out", "memory.html"], monkeypatch) == 0
+    assert call(visualize, ["x", *named, "--out", "memory.html", "--json", "memory.json"], monkeypatch) == 0
     assert Path("memory.html").stat().st_size > 10_000
+    (episode,) = json.loads(Path("memory.json").read_text())["episodes"]
+    shown = [episode["shows"]["texts"][i] for i in episode["shows"]["which"]]
+    said = "".join({"space": " "}.get(name, name) for name in shown)
+    assert len(said) == 40 and said in Path("a.txt").read_text()[1900:]
 
 
 def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
@@ -116,6 +122,12 @@ def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
     assert "expected 'file' to be named" in capsys.readouterr().err
     assert call(evaluate, ["silent.safetensors", "--episodes", "2", "--json", "out.json"], monkeypatch) == 0
     assert json.loads(Path("out.json").read_text())["env_kwargs"] == {"stream_length": 40}  # the standard library
+
+
+def test_a_text_that_python_gives_as_an_environment_is_not_named_either(in_folder):
+    write_text(Path("a.txt"))
+    env = gym.make_vec("Text-v0", 4, vectorization_mode="vector_entry_point", file="a.txt", stream_length=40)
+    assert reference(env) == {"env": "Text-v0", "env_kwargs": {"stream_length": 40}, "private_kwargs": ["file"]}
 
 
 @pytest.mark.parametrize("task", ["text", "collision"])
@@ -147,8 +159,10 @@ def test_copying_over_64_steps_is_learned():
     assert trainer.window.hard_score()[0] > 0.99
 
 
-def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans():
-    config = parse_sequence([*TINY, "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans(task, in_folder):
+    flags = {"copy": TINY, "text": write_text(Path("a.txt")), "collision": ["--task", "collision", "--width", "16"]}
+    config = parse_sequence([*flags[task], "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
     assert (config["span_model"], config["fixed_pressure"], config["use_coef"]) == ("sigmoid", 1.0, 0.0)
     trainer = build(config).trainer
     spans = [layer.kind.span for layer in trainer.policy.core.layers]

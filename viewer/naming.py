@@ -61,8 +61,10 @@ def describe_observations(policy: ActorCritic, episode: Episode, names: Names | 
 
 
 def _describe(policy: ActorCritic, episode: Episode, names: Names) -> list[str]:
-    """A text per step. Texts that never change, such as a mission, are left out; whole numbers name an observation only
+    """A text per step: the environment's own description, if it has one. Texts that never change, such as a mission, are left out; whole numbers name an observation only
     if it has neither cells nor texts that do."""
+    if episode.descriptions:
+        return episode.descriptions
     things: list[list[str]] = []  # per entry, a text per step
     numbers: list[list[str]] = []
     for name, entry in policy.config.observation.items():

@@ -46,6 +46,7 @@ class Episode:
     decisions: np.ndarray | None = None  # bool [T]: the action must be chosen by remembered facts; None: not known
     facts: np.ndarray | None = None  # int64 [T]: the number of the fact that the observation shows, -1 for none
     texts: list[dict[str, str]] = field(default_factory=list)  # T: what the entries of words say, where that is known
+    descriptions: list[str] = field(default_factory=list)  # T: what each observation shows, where the environment says
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def play(
     core = core_of(env)
     observations, actions, rewards, values, given = [], [], [], [], []
     decisions, facts, texts = [], [], []
+    descriptions: list[str] = []
     memories = {0: policy.initial_memory(1)}
     observation, info = env.reset(seed=seed)
     acting, ended = policy.begin(memories[0], chunk), "stopped"
@@ -100,6 +102,8 @@ def play(
         watch(env)
         decisions.append(None if core is None else core.decisions())
         facts.append(None if core is None else core.facts())
+        description = None if core is None else core.describe(0)
+        descriptions += [] if description is None else [description]
         now = {key: value[0] for key, value in tensors_of(policy, observations[-1:]).items()}
         params, value = policy.step(now, acting, torch.tensor([t == 0 or emptied], device=policy.device))
         action = policy.actions.mode(params) if deterministic else policy.actions.sample(params, generator)
@@ -115,6 +119,7 @@ def play(
     return Episode(
         observations, np.stack(actions), np.array(rewards), memories, ended, dict(info), np.array(values), params,
         policy.actions.marginals(params).cpu().numpy(), _told(decisions), _told(facts), texts,
+        descriptions if len(descriptions) == len(actions) else [],
     )  # fmt: skip
 
 

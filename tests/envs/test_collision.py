@@ -58,6 +58,13 @@ class PlainCollision:
         matches = [quadrant for *pair, quadrant in self.history if pair == self.question]
         self.target = matches[-1] if matches else 4
 
+    def described(self) -> str:
+        if not self.met:
+            return "two particles apart"
+        first, second = (("red", "green", "blue")[colour] for colour in self.particle_colours)
+        quadrant = ("upper left", "upper right", "lower left", "lower right")[self.history[-1][2]]
+        return f"meeting of {first} and {second}, {quadrant}"
+
     def step(self, action: int) -> tuple[float, bool]:
         self.asked += self.target != 4
         self.right += self.target != 4 and action == self.target
@@ -102,6 +109,7 @@ def test_the_core_is_the_plain_task(grid, colours, colour_change, question_share
         for row, one in enumerate(plain):
             cells = [[*one.cells[p], one.particle_colours[p]] for p in (0, 1)]
             assert seen[row].tolist() == [*cells[0], *cells[1], *one.question]
+            assert core.describe(row) == one.described()
         actions = generator.integers(5, size=3)
         reward, terminated, truncated = core.step(actions)
         outcome = [one.step(int(action)) for one, action in zip(plain, actions, strict=True)]
