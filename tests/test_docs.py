@@ -177,6 +177,7 @@ STAGES = {
     "learning": "in_processes",
     "prediction": "learn",
     "scaling": "alone",
+    "sequence": "Bench.run",
     "tasks": "run",
     "throughput": "current_commit",
     "training": "trainer_of",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_cases import ROOT, call
+from script_cases import call
 
-from benchmarks import sequence
+from benchmarks import sequence, sequence_speed
 from benchmarks.sequence_cells import Cell, evaluate_blocks, finished, train_for
 from benchmarks.sequence_report import csv_text, read_csv, summary
 from benchmarks.sequence_search import best_trial, trial_settings
@@ -26,7 +26,10 @@ TWO = ["--kinds", "expire_span", "transformer_xl", "--set", "transformer_xl.wind
 @pytest.fixture
 def in_benchmark(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for module in (sequence, sequence_speed):  # tests/test_workers.py has processes; here they would only cost time
+        monkeypatch.setattr(module, "in_processes", lambda function, work, jobs: map(function, work))
+    monkeypatch.setattr(sequence_speed, "WARM_UP", 1)
+    monkeypatch.setattr(sequence_speed, "BLOCKS", 2)
     return tmp_path
 
 
