@@ -66,7 +66,7 @@ class CopyConfig:
 class CollisionConfig:
     env: ClassVar[str] = "Collision-v0"
 
-    stream_length: int = 1024
+    stream_length: int = 512
     """Steps of the longest stream. Training draws lengths from 1 on, evenly; in an evaluation all have this length."""
     grid: int = 16
     """Cells of a side of the grid, an even number."""
