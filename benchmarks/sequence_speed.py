@@ -31,11 +31,13 @@ SHORT = 20_000  # steps: longer evaluations are not repeated here
 def compare_speed(
     folder: Path, cells: Mapping[Cell, Mapping[str, Any]], kinds: Sequence[str], variant: str, delay: int
 ) -> None:
-    """Measures the first seed's policies of the variant, and writes speed.csv (rows of other delays and variants stay)
-    and prints it. Raises UsageError, one line, for a policy that is not there."""
+    """Measures the first seed's policies of the variant, of "default" where a kind has no such cell, and writes
+    speed.csv (rows of other delays and variants stay) and prints it. Raises UsageError, one line, for a policy that is
+    not there."""
     chosen = []
     for kind in kinds:
-        found = sorted(cell for cell in cells if (cell.kind, cell.variant) == (kind, variant))
+        having = [cell for cell in sorted(cells) if cell.kind == kind]
+        found = [cell for name in (variant, "default") for cell in having if cell.variant == name]
         path = folder / "runs" / f"{found[0]}-policy.safetensors" if found else None
         if path is None or not path.is_file():
             raise cli.UsageError(f"--speed-at: expected a trained policy of {kind}, {variant}, {folder} has none")
@@ -55,7 +57,7 @@ def compare_speed(
     rows = [
         {
             "kind": cell["kind"],
-            "variant": variant,
+            "variant": cell["variant"],
             "delay": delay,
             "accuracy": accuracy_at(path, cell, delay),
             "ms_per_block": float(np.median(times)),
