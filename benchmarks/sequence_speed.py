@@ -31,13 +31,13 @@ SHORT = 20_000  # steps: longer evaluations are not repeated here
 def compare_speed(
     folder: Path, cells: Mapping[Cell, Mapping[str, Any]], kinds: Sequence[str], variant: str, delay: int
 ) -> None:
-    """Measures the first seed's policies of the variant, of "default" where a kind has no such cell, and writes
-    speed.csv (rows of other delays and variants stay) and prints it. Raises UsageError, one line, for a policy that is
-    not there."""
+    """Measures the first seed's policies of the variant, of "default" or else any where a kind has no such cell, and
+    writes speed.csv (rows of other delays and variants stay) and prints it. Raises UsageError, one line, for a policy
+    that is not there."""
     chosen = []
     for kind in kinds:
         having = [cell for cell in sorted(cells) if cell.kind == kind]
-        found = [cell for name in (variant, "default") for cell in having if cell.variant == name]
+        found = [cell for name in (variant, "default") for cell in having if cell.variant == name] or having
         path = folder / "runs" / f"{found[0]}-policy.safetensors" if found else None
         if path is None or not path.is_file():
             raise cli.UsageError(f"--speed-at: expected a trained policy of {kind}, {variant}, {folder} has none")
