@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,10 +182,12 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Bytes: the most that was allocated on a GPU, or that this process had resident."""
+    """Bytes: the most that was allocated on a GPU, or that this process had resident. `getrusage` would count what its
+    parent had when it began, too."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def evaluate_blocks(
