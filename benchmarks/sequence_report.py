@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -145,6 +146,7 @@ def plot(title: str, rows: Sequence[Mapping[str, Any]], bits: bool, path: Path) 
 
     shown = [row for row in rows if row["live"] is not None]
     figure, axes = plt.subplots(figsize=(8, 4.8), constrained_layout=True)
+    places: dict[tuple[float, float], tuple[float, float, list[str]]] = {}  # what lies near together
     kinds = list(dict.fromkeys(row["kind"] for row in shown))
     names = list(dict.fromkeys((row["kind"], row["variant"]) for row in shown))
     for number, (kind, variant) in enumerate(names):
@@ -156,7 +158,11 @@ def plot(title: str, rows: Sequence[Mapping[str, Any]], bits: bool, path: Path) 
             axes.errorbar(
                 x, y, [[y - low], [high - y]], [[x - ends[0]], [ends[1] - x]], fmt=marker, color=colour, label=label
             )
-            axes.annotate(row["evaluated"], (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
+            near = round(math.log2(x)), round(y, 1)
+            places.setdefault(near, (x, y, []))[2].append(row["evaluated"])
+    for x, y, words in places.values():
+        text = ", ".join(dict.fromkeys(words))
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(5, 6), fontsize=7)
     axes.set(xscale="log", xlabel="live memories per layer", ylabel="bits per answer" if bits else "accuracy")
     if not bits:
         axes.set_ylim(-0.02, 1.06)
