@@ -107,7 +107,8 @@ def summary(cells: Sequence[Mapping[str, Any]], bits: bool) -> list[dict[str, An
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    return float(np.mean(values)), min(values), max(values)
+    low, high = min(values), max(values)
+    return min(max(float(np.mean(values)), low), high), low, high  # rounding may carry a mean of equal values outside
 
 
 def markdown(title: str, rows: Sequence[Mapping[str, Any]], bits: bool) -> str:

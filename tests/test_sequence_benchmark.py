@@ -135,6 +135,8 @@ def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
     cells = [cell(1, 0.5), cell(2, 1.0)]
     (row,) = summary(cells, bits=False)
     assert row["score"] == (0.75, 0.5, 1.0) and row["layers"] == [10.0, 20.0] and row["live"] == (15.0, 15.0, 15.0)
+    (same,) = summary([cell(1, 0.1), cell(2, 0.1), cell(3, 0.1)], bits=False)
+    assert same["score"] == (0.1, 0.1, 0.1)  # their mean is 0.10000000000000002, which is no place within a range
     assert row["ms_per_block"] == (3.0, 2.0, 4.0) and row["seeds"] == 2 and row["evaluated"] == "64"
     (tmp_path / "x.csv").write_text(csv_text(cells))
     rows = read_csv(tmp_path / "x.csv")
