@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,14 @@ def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "env": whole(config["env"]), "imports": [whole(name) for name in config.get("imports", [])]}
 
 
-def resumed_config(resume: str, arguments: list[str]) -> Settings:
-    """All settings of the run in the folder `resume`, with what the command line changes of them. Raises ValueError,
-    one line."""
-    _check_resumable(arguments)
+def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -> Settings:
+    """All settings of the run in the folder `resume`, with what the command line changes of them.
+
+    in_blocks: the run takes --total-blocks instead of --total-timesteps, which the caller has read from the arguments.
+    Raises ValueError, one line.
+    """
+    fields = tuple(field for field in RESUMABLE if not (in_blocks and field == "total_timesteps"))
+    _check_resumable(arguments, fields, ["--total-blocks"] if in_blocks else [])
     folder = Path(resume)
     config = _with_whole_paths(saved_config(folder))
     from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
@@ -134,15 +138,17 @@ def resumed_config(resume: str, arguments: list[str]) -> Settings:
     cli.choice("--memory", config["memory"], [*KINDS, *NETWORKS])
     config = complete(config, str(folder / "config.json"))
     flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
-    offered = [flag for flag in flags_of(flags) if flag.field in (*RESUMABLE, "resume")]
+    offered = [flag for flag in flags_of(flags) if flag.field in (*fields, "resume")]
     description = f"Continues the run in {resume}. Its settings are its own, but for these."
+    description += " --total-blocks NUMBER trains on, up to this number of blocks in all." if in_blocks else ""
     changes = dataclasses.asdict(cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",)))
     return Settings.from_flat({**config, **changes, "resume": resume, "run_dir": resume, "overwrite": False})
 
 
-def _check_resumable(arguments: list[str]) -> None:
-    """Raises UsageError, one line, for a flag that a resumed run does not take."""
-    allowed = [name for field in RESUMABLE for name in _names(field)]
+def _check_resumable(arguments: list[str], fields: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises UsageError, one line, for a flag that a resumed run does not take. fields: the settings that it takes;
+    flags: flags that it takes besides."""
+    allowed = [*(name for field in fields for name in _names(field)), *flags]
     always = ["--resume", "--help", "--version", "--print-completion"]
     for argument in arguments:
         if argument.startswith("--") and cli.flag_of(argument) not in (*allowed, *always):

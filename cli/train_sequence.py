@@ -15,7 +15,7 @@ from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.cli.settings import resumed_config, saved_config
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.sequences import AGENT, SPAN_LOSSES, TASKS, SequenceConfig, SpanLossConfig, sequence_settings
-from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, run_parts, tuned
+from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, length_flag, run_parts, tuned
 
 _HIDDEN = (
     "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "normalize_observations",
@@ -51,8 +51,7 @@ def parse_sequence(arguments: list[str]) -> Settings:
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     _check_task_flags(task, arguments)
     env = TASKS[task].env
-    spans = [SpanLossConfig] if hasattr(KINDS[memory].Config, "span_model") else []
-    parts = (SequenceConfig, TASKS[task], *run_parts(memory, AGENT), *spans)
+    parts = sequence_parts(task, memory)
     groups = {
         SupervisedConfig: "learning",
         ForgettingConfig: "forgetting",
@@ -68,6 +67,12 @@ def parse_sequence(arguments: list[str]) -> Settings:
     return sequence_settings(dataclasses.asdict(cli.parse(offered, arguments, description, _EXAMPLES)))
 
 
+def sequence_parts(task: str, memory: str) -> tuple[type, ...]:
+    """The dataclasses whose fields are the flags of train_sequence.py for a task and a memory kind."""
+    spans = [SpanLossConfig] if hasattr(KINDS[memory].Config, "span_model") else []
+    return (SequenceConfig, TASKS[task], *run_parts(memory, AGENT), *spans)
+
+
 def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
     """All settings of the run in the folder `resume`, with what the command line changes of them: --total-blocks, and
     what train_rl.py --resume takes. Raises ValueError, one line."""
@@ -79,13 +84,14 @@ def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
         )
     blocks = cli.value_of("total-blocks", arguments)
     if blocks is None:
-        return resumed_config(resume, list(arguments))
+        return resumed_config(resume, list(arguments), in_blocks=True)
     rest = list(arguments)
     place = next(i for i, argument in enumerate(rest) if cli.flag_of(argument) == "--total-blocks")
     del rest[place : place + (1 if "=" in rest[place] else 2)]
     given = cli.parse(SequenceConfig, ["--total-blocks", blocks], "")
-    size = saved.get("num_steps", 0) * saved.get("num_envs", 0)
-    return resumed_config(resume, [*rest, "--total-timesteps", str(given.total_blocks * size)])
+    settings = resumed_config(resume, rest, in_blocks=True)
+    _, block_size = length_flag(settings)
+    return settings.replace(total_timesteps=given.total_blocks * block_size)
 
 
 def _check_task_flags(task: str, arguments: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ shows the place in the string, both when the string is shown and when it is quer
 only, so a symbol must be found by the place that is remembered with it. The reward is the share of right answers. It is
 paid at the last step, so that no reward reveals earlier whether an answer was right. Names: B environments, R rows.
 
-Observation: int64 [2], the symbol (the number of symbols for a query) and the place (N in the noise).
+Observation: int64 [2], the symbol (the number of symbols for a query) and the place (N in the noise). With
+`place=False` it is the symbol alone, int64 [1], as in the paper.
 Actions: the symbols, and the number of symbols for silence.
 """
 
@@ -41,6 +42,7 @@ class Copying(EnvCore):
         delay_distribution: "uniform" or "log_uniform", P(D) ~ log((D + 1) / D).
         length: symbols of the string.
         vocabulary: the number of different symbols.
+        place: show the place beside the symbol.
 
     Raises EnvError for a value out of range.
     """
@@ -61,13 +63,16 @@ class Copying(EnvCore):
         delay_distribution: str = "uniform",
         length: int = 20,
         vocabulary: int = 10,
+        place: bool = True,
     ) -> None:
         self.longest = expect_int("delay", delay, 1, MOST_STEPS)
         self.shortest = expect_int("min_delay", min_delay, 0, delay) or self.longest
         self.distribution = expect_choice("delay_distribution", delay_distribution, DISTRIBUTIONS)
         self.length = expect_int("length", length, 1, LONGEST_STRING)
         self.vocabulary = expect_int("vocabulary", vocabulary, 2, LARGEST_VOCABULARY)
-        self.single_observation_space = spaces.MultiDiscrete([self.vocabulary + 1, self.length + 1])
+        self.shows_place = expect_choice("place", place, (True, False))
+        sizes = [self.vocabulary + 1, self.length + 1]
+        self.single_observation_space = spaces.MultiDiscrete(sizes if self.shows_place else sizes[:1])
         self.single_action_space = spaces.Discrete(self.vocabulary + 1)
         self.memory_horizon = self.longest + self.length
         super().__init__(num_envs)
@@ -91,7 +96,8 @@ class Copying(EnvCore):
     def observe(self) -> np.ndarray:
         place = self._place()
         symbol = np.where(self.steps < self.length, self._symbol_at(place), self._noise())
-        return np.stack([np.where(self.decisions(), self.vocabulary, symbol), place], 1)  # [B,2]
+        symbol = np.where(self.decisions(), self.vocabulary, symbol)
+        return np.stack([symbol, place] if self.shows_place else [symbol], 1)  # [B,2] or [B,1]
 
     def final_info(self) -> dict[str, np.ndarray]:
         """`is_success` (every answer is right), `right` (right answers), `asked` (queries) and `delay`."""

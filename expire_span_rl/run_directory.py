@@ -48,6 +48,7 @@ from expire_span_rl.run_files import (
     thin,
 )
 from expire_span_rl.run_log import RunLog
+from expire_span_rl.settings import length_flag
 
 IMAGE_SEED = 3  # of the episode whose memories are drawn
 IMAGE_STEPS = 500  # the most steps of it
@@ -380,9 +381,11 @@ def _check_total(run: Run) -> None:
     """Raises ValueError, one line, if the run has been trained for more steps than its settings say."""
     trainer = run.trainer
     if trainer.total_timesteps < trainer.timesteps:
+        name, size = length_flag(run.settings)
+        unit = "steps" if size == 1 else "blocks"
         raise ValueError(
-            f"--total-timesteps: expected more than the {trainer.timesteps:,} steps of the run so far, got "
-            f"{run.settings.run.total_timesteps:,}"
+            f"{name}: expected more than the {trainer.timesteps // size:,} {unit} of the run so far, got "
+            f"{run.settings.run.total_timesteps // size:,}"
         )
 
 

@@ -54,6 +54,9 @@ class CopyConfig:
     """Symbols of the string."""
     vocabulary: int = 10
     """Different symbols."""
+    place: bool = True
+    """Show the place in the string beside the symbol. --no-place: as in the paper, where a policy has to count; it
+    needs more --num-positions than --length."""
 
     def __post_init__(self):
         check_at_least(self, delay=1, length=1, vocabulary=2)

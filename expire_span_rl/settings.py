@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
-from expire_span_rl.agents import AGENTS, ForgettingConfig
+from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_seed, choice, nearest, quoted
 from expire_span_rl.policies import KINDS
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
@@ -213,6 +213,13 @@ class Settings:
         for name in unknown:
             raise _unknown_setting(name, settings.flat(), self.run.memory, self.run.agent)
         return settings
+
+
+def length_flag(settings: Settings) -> tuple[str, int]:
+    """The flag that sets how long a run trains, and the environment steps of one of its units."""
+    if AGENTS[settings.run.agent].learns_from == TARGETS:
+        return "--total-blocks", settings.agent.num_steps * settings.run.num_envs
+    return "--total-timesteps", 1
 
 
 def memory_name(memory: str, agent: str) -> str:

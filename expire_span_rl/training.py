@@ -21,7 +21,7 @@ from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
-from expire_span_rl.settings import Settings
+from expire_span_rl.settings import Settings, length_flag
 
 
 def train(settings: Settings) -> Path:
@@ -72,7 +72,8 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
             for line in preflight(run, path):
                 say(line)
         if trainer.done:
-            say(f"{path} is trained for all its {trainer.timesteps:,} steps: --total-timesteps MORE trains on")
+            name, _ = length_flag(settings)
+            say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on")
         learn(run, directory, None if settings.quiet else speed(say, run), settings.progress_bar)
         _say_result(run, path, time.time() - began)
 

@@ -178,6 +178,7 @@ STAGES = {
     "learning": "in_processes",
     "prediction": "learn",
     "scaling": "measure_local",
+    "sequence": "Bench.run",
     "tasks": "run",
     "throughput": "current_commit",
     "training": "trainer_of",

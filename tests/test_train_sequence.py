@@ -31,16 +31,23 @@ def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, 
     assert call(train_sequence, [*TINY, "--total-blocks", "12"], monkeypatch) == 0
     config = json.loads(Path("x/config.json").read_text())
     assert (config["env"], config["agent"], config["total_timesteps"]) == ("Copy-v0", "supervised", 12 * 8 * 16)
-    assert json.loads(config["env_kwargs"]) == {"delay": 6, "length": 3, "vocabulary": 3}
+    assert json.loads(config["env_kwargs"]) == {"delay": 6, "length": 3, "vocabulary": 3, "place": True}
     rows = log(Path("x"))
     assert len(rows) == 12 and all(float(row["train/bits"]) > 0 for row in rows)
     (ours, _), (theirs, _) = (load_checkpoint(f"{name}/checkpoint.safetensors") for name in ("x", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert call(train_sequence, ["--resume", "x", "--total-blocks", "14", "--no-progress-bar"], monkeypatch) == 0
     assert len(log(Path("x"))) == 14
+    for arguments, message in (
+        (["--total-blocks", "3"], "--total-blocks: expected more than the 14 blocks of the run so far, got 3"),
+        (["--total-timesteps", "9"], "--quiet, --no-quiet, --learning-rate, --total-blocks, since the run's own"),
+    ):
+        capsys.readouterr()
+        assert call(train_sequence, ["--resume", "x", *arguments], monkeypatch) == 2
+        assert message in capsys.readouterr().err
     assert call(evaluate, ["x", "--episodes", "8", "--num-envs", "4", "--json", "out.json"], monkeypatch) == 0
     report = json.loads(Path("out.json").read_text())
-    assert report["env_kwargs"] == {"delay": 6, "length": 3, "vocabulary": 3}
+    assert report["env_kwargs"] == {"delay": 6, "length": 3, "vocabulary": 3, "place": True}
     (figures,) = report["policies"]
     assert 0 <= figures["accuracy"] <= 1 and figures["mean_episode_length"] == 12 and figures["agent"] == "supervised"
     assert call(visualize, ["x", "--out", "memory.html", "--json", "memory.json"], monkeypatch) == 0

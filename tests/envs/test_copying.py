@@ -38,10 +38,11 @@ class PlainCopying:
     delay=st.integers(1, 6),
     vocabulary=st.integers(2, 4),
     seed=st.integers(0, 10**6),
+    place=st.booleans(),
     data=st.data(),
 )
-def test_the_core_agrees_with_the_reference(length, delay, vocabulary, seed, data):
-    core = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary)
+def test_the_core_agrees_with_the_reference(length, delay, vocabulary, seed, place, data):
+    core = Copying(3, delay=delay, min_delay=1, length=length, vocabulary=vocabulary, place=place)
     rows = np.arange(3)
     core.reset(rows, seed + rows)
 
@@ -57,8 +58,8 @@ def test_the_core_agrees_with_the_reference(length, delay, vocabulary, seed, dat
         assert core.facts().tolist() == [reference.t if reference.t < length else -1 for reference in references]
         for row, reference in enumerate(references):
             assert core.single_observation_space.contains(observation[row])
-            symbol, place = observation[row]
-            assert place == reference.places[reference.t]
+            assert observation[row, 1:].tolist() == ([reference.places[reference.t]] if place else [])
+            symbol = observation[row, 0]
             expected = reference.symbols[reference.t]
             assert symbol == expected if expected is not None else 0 <= symbol < vocabulary
         actions = np.array(data.draw(st.lists(st.integers(0, vocabulary), min_size=3, max_size=3)))
@@ -109,6 +110,7 @@ def test_the_delay_is_fixed_by_default_and_drawn_in_training():
         ({"vocabulary": 1}, "^vocabulary: expected a whole number from 2 to 64, got 1$"),
         ({"length": 0}, "^length: expected a whole number from 1 to 1000, got 0$"),
         ({"delay_distribution": "log"}, "^delay_distribution: expected one of 'uniform', 'log_uniform', got 'log'$"),
+        ({"place": 2}, "^place: expected one of True, False, got 2$"),
     ],
 )
 def test_values_out_of_range_give_an_error_of_one_line(kwargs, message):

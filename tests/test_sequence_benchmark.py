@@ -1,0 +1,185 @@
+"""benchmarks.sequence as a user calls it, in small: what it writes, that it goes on where it was, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from script_cases import call
+
+from benchmarks import sequence, sequence_speed
+from benchmarks.sequence_cells import Cell, evaluate_blocks, finished, train_for
+from benchmarks.sequence_report import csv_text, read_csv, summary
+from benchmarks.sequence_search import best_trial, trial_settings
+from expire_span_rl.building import build
+from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.evaluation import evaluate
+
+SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16"]
+SMALL += ["--delay", "6", "--length", "3", "--vocabulary", "3"]
+TINY = [*SMALL, "--seconds", "0.2", "--search-seconds", "0.1", "--streams", "4", "--delays", "5", "40", "--out", "x"]
+TWO = ["--kinds", "expire_span", "transformer_xl", "--set", "transformer_xl.window=30"]
+
+
+@pytest.fixture
+def in_benchmark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for module in (sequence, sequence_speed):  # tests/test_workers.py has processes; here they would only cost time
+        monkeypatch.setattr(module, "in_processes", lambda function, work, jobs: map(function, work))
+    monkeypatch.setattr(sequence_speed, "WARM_UP", 1)
+    monkeypatch.setattr(sequence_speed, "BLOCKS", 2)
+    return tmp_path
+
+
+def test_cells_are_written_once_and_the_table_grows(in_benchmark, monkeypatch, capsys):
+    assert call(sequence, [*TINY, *TWO, "--seeds", "1", "--search", "2"], monkeypatch) == 0
+    cells = finished(Path("x"))
+    trials = [Cell(kind, f"trial-default-{i}", 1001) for i in (1, 2) for kind in ("expire_span", "transformer_xl")]
+    seeds = [Cell(kind, "default", 1) for kind in ("expire_span", "transformer_xl")]
+    assert set(cells) == {*trials, *seeds}
+    xl = cells[seeds[1]]
+    assert xl["config"]["window"] == 30 and xl["given"]["window"] == "30" and xl["given"]["delay"] == "6"
+    assert [e["env_kwargs"]["delay"] for e in xl["evaluations"]] == [5, 40]
+    assert [e["steps"] for e in xl["evaluations"]] == [11, 46] and [e["asked"] for e in xl["evaluations"]] == [12, 12]
+    assert xl["seconds"] >= 0.2 and xl["timesteps"] == 128 * xl["blocks"] and xl["ms_per_block"] > 0
+    assert xl["peak_memory"] > 10**8
+    chosen = best_trial([cells[trial] for trial in trials[1::2]], lower_is_better=False)["chosen"]
+    assert xl["chosen"] == chosen and xl["config"]["learning_rate"] == chosen.get("learning_rate", 1e-3)
+    rows = read_csv(Path("x/results.csv"))
+    assert len(rows) == 4 + 2 * 2 and {row["evaluated"] for row in rows} == {"5", "6", "40"}
+    row = next(r for r in rows if (r["kind"], r["variant"], r["evaluated"]) == ("transformer_xl", "default", "40"))
+    assert row["accuracy"] == pytest.approx(xl["evaluations"][1]["accuracy"], rel=1e-5)
+    assert row["live_by_layer"] == pytest.approx(xl["evaluations"][1]["live_mean"], rel=1e-4)
+    assert row["settings"]["window"] == "30"
+    table = Path("x/table.md").read_text()
+    assert table.count("\n| transformer_xl | default |") == 2 and "trial" not in table
+    assert Path("x/memory.png").stat().st_size > 5_000
+    before = Path("x/cells/expire_span-default-1.json").stat().st_mtime_ns
+    assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2"], monkeypatch) == 0
+    assert len(finished(Path("x"))) == 8 and Path("x/cells/expire_span-default-1.json").stat().st_mtime_ns == before
+    assert call(sequence, ["--report", "--out", "x"], monkeypatch) == 0
+    assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2", "--width", "32"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "x: expected --width 16 as in its cell" in error and "name another --variant or --out" in error
+    assert call(sequence, ["--speed-at", "5", *TWO[:3], "--out", "x"], monkeypatch) == 0
+    speed = Path("x/speed.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in speed[1:]] == [
+        ["expire_span", "default", "5"],
+        ["transformer_xl", "default", "5"],
+    ]
+
+
+def test_a_training_that_was_stopped_goes_on_with_its_time(tmp_path):
+    """What is in the file is the whole state: a second call trains for what is left, with the schedule's end there."""
+    config = parse_sequence(SMALL)
+    first = build(config).trainer
+    half = train_for(first, 0.3, tmp_path / "state")
+    second = build(config).trainer
+    whole = train_for(second, 0.6, tmp_path / "state")
+    assert whole["blocks"] > half["blocks"] and whole["seconds"] >= 0.6
+    assert whole["curve"][-1][1] == whole["timesteps"] and second.agent.schedules.progress(0, 1) == 1.0
+    third = build(config).trainer
+    again = train_for(third, 0.6, tmp_path / "state")
+    assert again["blocks"] == whole["blocks"] and again["ms_per_block"] == whole["ms_per_block"]
+    ours, theirs = third.policy.state_dict(), second.policy.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_blocks_are_answered_as_an_evaluation_answers():
+    """Where every action is right the policy's own actions are the right ones, so both see the same streams."""
+    trainer = build(parse_sequence(["--delay", "4", "--length", "2", "--vocabulary", "2", "--num-steps", "32"])).trainer
+    for _ in range(300):
+        trainer.update()
+        if trainer.window.hard_score() == (1.0, 100):
+            break
+    kwargs = {"delay": 4, "length": 2, "vocabulary": 2}
+    blocks = evaluate_blocks(trainer.policy, "Copy-v0", kwargs, streams=20, steps=8, num_steps=3)
+    steps = evaluate(trainer.policy, "Copy-v0", kwargs, episodes=20, num_envs=20)
+    assert blocks["asked"] == 40 and blocks["flawless"] == blocks["accuracy"] == steps["accuracy"] == 1.0
+    assert blocks["bits"] < 0.5 and blocks["live_max"] == [7, 7]
+
+
+def test_a_policy_that_knows_nothing_is_at_chance():
+    policy = build(parse_sequence(["--vocabulary", "4", "--width", "16"])).policy
+    result = evaluate_blocks(policy, "Copy-v0", {"delay": 50, "vocabulary": 4}, streams=50, steps=90)
+    assert result["asked"] == 1000 and result["flawless"] == 0.0
+    assert result["bits"] == pytest.approx(2.32, abs=0.2)  # log2 of 5 actions
+
+
+def test_trials_are_the_same_for_all_kinds_and_the_best_one_is_chosen():
+    kinds = ("expire_span", "transformer_xl", "adaptive_span", "compressive")
+    assert all(trial_settings(kind, 1) == {} for kind in kinds)
+    for number in range(2, 6):
+        shared = [{k: trial_settings(kind, number)[k] for k in ("learning_rate", "sharpness")} for kind in kinds]
+        assert shared[0] == shared[1] == shared[2] == shared[3]
+    assert set(trial_settings("adaptive_span", 3)) == {"learning_rate", "sharpness", "span_coef", "initial_span"}
+
+    def trial(accuracy: float, live: float) -> dict:
+        return {"evaluations": [{"accuracy": 0.0}, {"accuracy": accuracy, "bits": accuracy, "live_mean": [live]}]}
+
+    trials = [trial(0.9, 3), trial(0.99, 9), trial(0.9901, 5)]
+    assert best_trial(trials, lower_is_better=False) is trials[2]
+    assert best_trial(trials, lower_is_better=True) is trials[0]
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
+    def cell(seed: int, accuracy: float) -> dict:
+        evaluation = {"env_kwargs": {"delay": 64}, "streams": 2, "asked": 40, "accuracy": accuracy, "bits": 1.0}
+        evaluation |= {"flawless": 0.5, "live_mean": [10.0, 20.0], "live_max": [11, 21], "memory_bytes": 100.0}
+        made = {"kind": "expire_span", "variant": "default", "seed": seed, "evaluations": [evaluation], "given": {}}
+        made |= {"ms_per_block": 2.0 * seed, "peak_memory": 3_000_000, "seconds": 1.5, "blocks": 7, "timesteps": 900}
+        return {**made, "parameters": 5, "commit": "abc"}
+
+    cells = [cell(1, 0.5), cell(2, 1.0)]
+    (row,) = summary(cells, bits=False)
+    assert row["score"] == (0.75, 0.5, 1.0) and row["layers"] == [10.0, 20.0] and row["live"] == (15.0, 15.0, 15.0)
+    (same,) = summary([cell(1, 0.1), cell(2, 0.1), cell(3, 0.1)], bits=False)
+    assert same["score"] == (0.1, 0.1, 0.1)  # their mean is 0.10000000000000002, which is no place within a range
+    assert row["ms_per_block"] == (3.0, 2.0, 4.0) and row["seeds"] == 2 and row["evaluated"] == "64"
+    (tmp_path / "x.csv").write_text(csv_text(cells))
+    rows = read_csv(tmp_path / "x.csv")
+    assert [r["accuracy"] for r in rows] == [0.5, 1.0] and rows[0]["live_max_by_layer"] == [11, 21]
+    assert rows[1]["peak_memory_mb"] == 3.0 and rows[1]["seed"] == 2 and rows[0]["settings"] == {}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "cpoy"], "--task: expected one of"),
+        (["--kinds", "gur"], "--kinds: expected one of"),
+        (["--seconds", "0"], "--seconds: expected more than 0, got 0"),
+        (["--delays", "0"], "--delays: expected some of at least 1, got [0]"),
+        (["--seed", "2"], "--seed: expected only flags that the benchmark leaves open"),
+        (["--widht", "2"], "unknown flag --widht"),
+        (["--set", "transformer_xl.window"], "--set: expected KIND.SETTING=VALUE"),
+        (
+            ["--kinds", "gru", "--set", "transformer_xl.window=9"],
+            "--set: expected KIND.SETTING=VALUE with one of --kinds",
+        ),
+        (["--set", "transformer_xl.windo=9"], "unknown flag --windo"),
+        (["--variant", "a/b"], "--variant: expected a name"),
+        (["--report"], "--report: expected a directory with finished cells"),
+        (["--speed-at", "64"], "--speed-at: expected a directory with finished cells"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
+    arguments, message, in_benchmark, monkeypatch, capsys
+):
+    assert call(sequence, arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(in_benchmark.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_refused(in_benchmark, monkeypatch, capsys):
+    Path("x").mkdir()
+    Path("x/mine.txt").write_text("mine")
+    assert call(sequence, TINY, monkeypatch) == 2
+    assert "--out: expected a new directory or one of this benchmark" in capsys.readouterr().err
+    Path("x/mine.txt").unlink()
+    Path("x/cells").mkdir()
+    Path("x/cells/a.json").write_text(json.dumps({"kind": "gru"}))
+    assert call(sequence, TINY, monkeypatch) == 2
+    assert "x/cells/a.json: expected a cell of benchmarks.sequence" in capsys.readouterr().err
