@@ -126,7 +126,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     neither has."""
     task = cli.choice("--task", cli.value_of("task", list(arguments)) or SequenceConfig.task, TASKS)
     names = cli.flag_names(SequenceBenchmark)
-    known = [*names, *_flags(task, KINDS)]
+    known = [*names, *_flags(task, list(KINDS))]
     own: list[str] = []
     rest: list[str] = []
     take = own

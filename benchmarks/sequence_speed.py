@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from benchmarks.coverage import current_commit
 from benchmarks.sequence_cells import Cell, Stopwatch, evaluate_blocks, peak_memory
 from benchmarks.workers import in_processes
 from expire_span_rl import cli
+from expire_span_rl.agents import Trainer
 from expire_span_rl.building import build
 from expire_span_rl.policies import load_policy
 from expire_span_rl.policies.io import write_atomically
@@ -91,9 +92,9 @@ def trainer_at(path: Path, config: Mapping[str, Any], delay: int) -> Any:
             settings[name] = value
     if "fixed_pressure" in settings:
         settings["fixed_pressure"] = 1.0  # the loss of spans is computed, as in a training that forgets
-    trainer = build(Settings.from_flat(settings), say=lambda line: None).trainer
+    trainer = cast(Trainer, build(Settings.from_flat(settings), say=lambda line: None).trainer)
     trainer.policy.load_state_dict(policy.state_dict())
-    trainer.agent.update = Stopwatch(trainer.agent.update, trainer.policy.device)
+    trainer.agent.update = Stopwatch(trainer.agent.update, trainer.policy.device)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer
 
 

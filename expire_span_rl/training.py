@@ -72,7 +72,7 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
             for line in preflight(run, path):
                 say(line)
         if trainer.done:
-            name, _ = length_flag(settings)
+            name, _ = length_flag(run.settings)
             say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on")
         learn(run, directory, None if settings.quiet else speed(say, run), settings.progress_bar)
         _say_result(run, path, time.time() - began)
