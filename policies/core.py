@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from expire_span_rl import protocols
+
 if TYPE_CHECKING:
     from expire_span_rl.policies.memory.state import Memory
 
@@ -38,23 +40,8 @@ class CoreOutput:
     memory: Memory | None = None  # after the last step, without gradient, as in acting; None unless asked for
 
 
-class Acting(Protocol):
-    """A memory to act on. The caller owns it; `step` writes into it."""
-
-    @property
-    def time(self) -> Tensor:
-        """[B] clock of the observation that comes next."""
-        ...
-
-    @property
-    def live(self) -> Tensor | None:
-        """[B,L] memories that the last step saw, itself included; None for a kind without slots."""
-        ...
-
-    @property
-    def full(self) -> bool:
-        """No room for another step: call `begin(acting.memory(), horizon)`."""
-        ...
+class Acting(protocols.Acting, Protocol):
+    """A memory to act on. The caller owns it, and `step` writes into it."""
 
     def memory(self) -> Memory:
         """The memory after the last step."""
