@@ -1,9 +1,11 @@
 """Blocks of long streams, for agents that learn from right actions instead of from rewards.
 
-T time steps, B streams. A stream is an environment whose observations do not depend on the actions. At every step it
-says which action is right (`target`) and where that matters (`decisions`). It is stepped with the right actions, so
-that the previous action in its observations is right too (teacher forcing). An evaluation steps it with the policy's
-own actions. Nothing acts here: the policy's memory goes from block to block through its unrolls.
+A stream is an environment whose observations do not depend on the actions. At every step it gives the right action
+(`target`), and says whether that action is an answer that counts (`decisions`). Streams are stepped with the right
+actions, so that the previous action in their observations is right too (teacher forcing). An evaluation steps them with
+the policy's own actions. The policy does not act here. Its memory passes from block to block through `unroll`.
+
+T time steps, B streams, b of them in a minibatch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Answers:
     """The policy's answers in a block, and its memory afterwards."""
 
     memory: Memory  # after the block's last step
-    right: Tensor  # [T,B] bool: whether the most likely action is the right one
+    is_right: Tensor  # [T,B] bool: whether the most likely action is the right one
     surprise: Tensor  # [T,B] -log p of the right action, in nats
 
 
@@ -41,13 +43,12 @@ class Block:
     observation: dict[str, Tensor]  # entries [T,B, ...]
     episode_start: Tensor  # [T,B] bool
     actions: Tensor  # [T,B] the right actions
-    asked: Tensor  # [T,B] bool: whether the right action matters
-    memory: Memory
-    episode_ends: Sequence[
-        tuple[int, int, Mapping[str, Any]]
-    ]  # (t, b, the environment's entries) of episodes that ended
+    is_query: Tensor  # [T,B] bool: whether the action is an answer that counts
+    memory: Memory  # before the block's first step
+    episode_ends: Sequence[tuple[int, int, Mapping[str, Any]]]
+    """(t, b, info of the episode) for each episode that ended."""
     answers: Answers | None = None
-    """The learner sets it. The next block begins with the memory in it."""
+    """The learner sets them. The next block begins with their memory."""
 
     def rows(self, indices: Tensor) -> Block:
         """A minibatch: the streams `indices`, int64 [b]. Its `episode_ends` are empty."""
@@ -55,7 +56,7 @@ class Block:
             observation={key: value[:, indices] for key, value in self.observation.items()},
             episode_start=self.episode_start[:, indices],
             actions=self.actions[:, indices],
-            asked=self.asked[:, indices],
+            is_query=self.is_query[:, indices],
             memory=self.memory.rows(indices),
             episode_ends=(),
         )
@@ -64,11 +65,11 @@ class Block:
 class BlockSource:
     """Blocks of the streams of a vector environment (SAME_STEP autoreset). It is a `RolloutSource`.
 
-    An episode is reported once its answers are counted, which is with the block after the one in which it ended.
-    Raises ValueError, one line, for environments that do not say which action is right.
+    An episode is reported when its answers have been counted: with the block after the one in which it ended. Raises
+    ValueError, one line, for environments that do not give the right actions.
     """
 
-    on_policy: ClassVar[bool] = False  # nothing acts, so that there is nothing to compare with learning
+    on_policy: ClassVar[bool] = False  # the policy does not act, so acting cannot be compared with learning
     _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
     """Attributes that `collect` changes."""
 
@@ -86,7 +87,7 @@ class BlockSource:
         self._streams: Any = env.unwrapped
         if getattr(self._streams, "target", lambda: None)() is None:
             raise ValueError(
-                f"--env: expected streams that say what is right, such as Copy-v0, got {type(env.unwrapped).__name__}"
+                f"--env: expected streams that give right actions, such as Copy-v0, got {type(env.unwrapped).__name__}"
             )
         self.memory = policy.initial_memory(batch)
         self.episode_start = np.ones(batch, bool)
@@ -94,13 +95,13 @@ class BlockSource:
         self.counts = np.zeros((3, batch))
         """For each stream's episode so far: the numbers of answers and of right answers, and the sum of nats."""
         self.block: Block | None = None
-        """The last block, until its answers are counted."""
+        """The last block. None once its answers are counted."""
         self.episodes: list[dict[str, Any]] = []
-        """Episodes that ended and were not reported yet."""
+        """Episodes that ended and are not reported yet."""
 
     def collect(self) -> tuple[Block, list[dict[str, Any]]]:
-        """Returns the next block, and the episodes that ended in the one before. Raises TrainingEnded some seconds
-        after `stop` was set, and what the environments raise."""
+        """Returns the next block, and the episodes that ended in the block before it. Raises TrainingEnded some seconds
+        after `stop` was set, and whatever the environments raise."""
         self._count_answers()
         episodes = self.episodes
         self.episodes = []
@@ -138,7 +139,7 @@ class BlockSource:
             observation={key: self._stack(entries) for key, entries in observations.items()},
             episode_start=self._stack(starts),
             actions=self._stack(targets),
-            asked=self._stack(decisions),
+            is_query=self._stack(decisions),
             memory=memory,
             episode_ends=episode_ends,
         )
@@ -148,8 +149,8 @@ class BlockSource:
         return torch.as_tensor(np.stack(arrays), device=self.policy.device)
 
     def _live(self, memory: Memory) -> dict[str, list[float]]:
-        """Mean and maximum, over streams, of the memories visible to a block's first step. Its own memory counts. Empty
-        for a memory without slots."""
+        """Mean and maximum, over streams, of the memories visible to a block's first step, per layer. The step's own
+        memory counts. Empty for a memory without slots."""
         counts = memory.live()
         if counts is None:
             return {}
@@ -163,20 +164,21 @@ class BlockSource:
         if block is None:
             return
         answers = block.answers
-        if answers is None:  # the update was taken back
+        if answers is None:  # the learner's update was undone
             with torch.no_grad():
                 out = self.policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
                 answers = answers_of(self.policy, out, block)
         self.memory = answers.memory
-        asked = block.asked
-        counts = torch.stack([asked, answers.right & asked, answers.surprise.masked_fill(~asked, 0)]).double()
+        is_query = block.is_query
+        nats = answers.surprise.masked_fill(~is_query, 0)
+        counts = torch.stack([is_query, answers.is_right & is_query, nats]).double()  # [3,T,B]
         batch = counts.shape[2]
         sums = np.concatenate([np.zeros((3, 1, batch)), counts.cumsum(1).cpu().numpy()], 1)  # [3,T+1,B]
         starts = np.zeros(batch, np.int64)  # the first step of each stream's episode in this block
         for t, row, info in block.episode_ends:
-            num_asked, num_right, nats = self.counts[:, row] + sums[:, t + 1, row] - sums[:, starts[row], row]
-            self.episodes.append(_episode(info, num_asked, num_right, nats))
-            self.counts = self.counts.copy()
+            episode_counts = self.counts[:, row] + sums[:, t + 1, row] - sums[:, starts[row], row]  # [3]
+            self.episodes.append(_episode(info, episode_counts))
+            self.counts = self.counts.copy()  # a snapshot may share the array
             self.counts[:, row] = 0
             starts[row] = t + 1
         self.counts = self.counts + sums[:, -1] - sums[:, starts, np.arange(batch)]
@@ -200,8 +202,8 @@ class BlockSource:
         return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that lives between blocks, as tensors and JSON-able metadata. The answers of the last block are
-        counted before."""
+        """Everything that outlives a block, as tensors and JSON-able metadata. First counts the answers of the last
+        block, so that no block has to be saved."""
         self._count_answers()
         tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
         tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in cast(Any, self.env).state_dict().items()}
@@ -235,18 +237,26 @@ class BlockSource:
 
 
 def answers_of(policy: LearningPolicy, out: Unroll, block: Block) -> Answers:
-    """The answers of a block's unroll `out`. The surprise has a gradient."""
+    """The policy's answers in a block. out: the block's unroll with `keep`. The surprise has a gradient. Raises
+    ValueError for an unroll without the memory after it."""
     if out.memory is None:
         raise ValueError("out: expected an unroll that kept its memory")
-    right = policy.actions.mode(out.logits) == block.actions
-    return Answers(out.memory, right, -policy.actions.log_prob(out.logits, block.actions))
+    return Answers(
+        memory=out.memory,
+        is_right=policy.actions.mode(out.logits) == block.actions,
+        surprise=-policy.actions.log_prob(out.logits, block.actions),
+    )
 
 
-def _episode(info: Mapping[str, Any], num_asked: float, num_right: float, nats: float) -> dict[str, Any]:
-    """An episode: the environment's entries, and the accuracy and bits of the policy's answers. If the environment
-    reports success, the accuracy replaces it and is the return. Otherwise the return is minus the bits."""
-    accuracy = num_right / num_asked if num_asked else 0.0
-    bits = nats / num_asked / math.log(2) if num_asked else 0.0
+def _episode(info: Mapping[str, Any], counts: np.ndarray) -> dict[str, Any]:
+    """An episode for the log: the environment's info, and the bits of the policy's answers.
+
+    counts [3]: the numbers of answers and of right answers, and the sum of nats. If the environment reports success,
+    the accuracy replaces it and is the return. Otherwise the return is minus the bits.
+    """
+    num_answers, num_right, nats = counts
+    accuracy = num_right / num_answers if num_answers else 0.0
+    bits = nats / num_answers / math.log(2) if num_answers else 0.0
     score = {"is_success": accuracy, "return": accuracy} if "is_success" in info else {"return": -bits}
     entries = {name: value for name, value in info.items() if name not in ("right", "asked")}
     return {**entries, **score, "bits": bits}

@@ -1,9 +1,9 @@
 """Learn first, forget afterwards: the controller of the pressure on spans.
 
 Success on the hard episodes is the constraint, and live memories are the cost. The controller gives one number per
-update, the pressure in [-1, 1]. Above 0 the memory kind's loss shortens memories, below 0 it lengthens them. The
-pressure's size sets how fast the kind's own parameters learn (`agents.learner`). docs/forgetting.md explains it with a
-plot.
+update, the pressure in [-1, 1]. A positive pressure makes the memory kind's loss shorten spans, a negative one lengthen
+them. The absolute value sets how fast the span parameters learn (`agents.learner`). docs/forgetting.md explains it with
+a plot.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.checks import number_or_none
 
 AVERAGED_BLOCKS = 50
-"""Blocks over which the loss is averaged."""
+"""Number of blocks over which the moving average of the loss goes."""
 COMPARED_BLOCKS = 100
-"""Blocks between two comparisons of the average with its former value."""
+"""Number of blocks between two comparisons of the average with its earlier value."""
 LEARNED_FRACTION = 0.9
-"""The average must fall below this fraction of the first one before the task counts as learned."""
+"""The task counts as learned only when the average is below this fraction of the first average."""
 BEST_DRIFT = 1e-5
-"""Relative rise of the best loss per block. It lets go of a best value that cannot be reached again."""
+"""Relative increase of the best loss per block. With it, a best value that cannot be reached again is forgotten in
+time."""
 
 
 class LossConstraint:
@@ -35,26 +36,26 @@ class LossConstraint:
 
     def __init__(self, tolerance: float):
         self.tolerance = tolerance
-        self.blocks = 0
-        self.bits: float | None = None  # the average
+        self.blocks = 0  # blocks so far
+        self.bits: float | None = None  # the moving average
         self.first: float | None = None  # the average over the first `AVERAGED_BLOCKS` blocks
         self.earlier: float | None = None  # the average at the last comparison
         self.best: float | None = None  # the smallest average
         self.learned = False
 
     def observe(self, bits: float) -> None:
-        """Takes in the mean bits per answer of a block."""
+        """Updates the average and the constraint. bits: mean bits per answer of a block."""
         self.blocks += 1
-        before = bits if self.bits is None else self.bits
-        self.bits = before + (bits - before) / min(self.blocks, AVERAGED_BLOCKS)
+        previous = bits if self.bits is None else self.bits
+        self.bits = previous + (bits - previous) / min(self.blocks, AVERAGED_BLOCKS)
         if self.blocks < AVERAGED_BLOCKS:
             return
         if self.first is None or self.earlier is None or self.best is None:
             self.first = self.earlier = self.best = self.bits
         self.best = min(self.best * (1 + BEST_DRIFT), self.bits)
         if self.blocks % COMPARED_BLOCKS == 0:
-            slow = self.bits > (1 - self.tolerance) * self.earlier
-            self.learned |= slow and self.bits < LEARNED_FRACTION * self.first
+            is_slow = self.bits > (1 - self.tolerance) * self.earlier
+            self.learned |= is_slow and self.bits < LEARNED_FRACTION * self.first
             self.earlier = self.bits
 
     @property
@@ -85,13 +86,15 @@ class ForgettingController:
     """Computes the pressure from success on hard episodes and from live memories. With `loss_tolerance` the constraint
     is the loss instead of success (`LossConstraint`); the trainer passes it to `observe_bits`.
 
-    There is no pressure until the target was met once. Afterwards:
+    The pressure is 0 until the target has been met once. Afterwards:
 
-    - At each update that meets the target, the pressure rises by a little.
-    - Below the target it falls in proportion to the violation, down to -1. Spans then become longer again.
-    - Within the memory budget it is 0.
+    - An update below the target sets it to a negative value in proportion to the violation, down to -1. Spans then
+      become longer again.
+    - At the target and within the memory budget it is 0.
+    - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
-    The controller counts hard episodes, not updates. An update with few new hard episodes moves the pressure little.
+    With success or the return as the constraint, the rise and the negative value are smaller for an update with few new
+    hard episodes. With `fixed_pressure` the pressure is that number.
     """
 
     def __init__(self, config: ForgettingConfig):
@@ -104,7 +107,8 @@ class ForgettingController:
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
 
     def observe_bits(self, bits: float | None) -> None:
-        """Takes in the bits per answer of a block. None: the block asked for no answer."""
+        """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
+        Does nothing without such a constraint."""
         if self.loss is not None and bits is not None:
             self.loss.observe(bits)
 
@@ -117,15 +121,16 @@ class ForgettingController:
             return self.config.success_target
         return self.first_score + self.config.success_target * (self.best_score - self.first_score)
 
-    def update(self, score: float, episodes: int, is_success: bool, live: float | None, fresh: int) -> float:
-        """Returns the pressure for the next update. score: mean over `episodes` hard episodes; live: mean live memories
-        per layer, None for a memory without slots; fresh: hard episodes that ended in this update."""
+    def update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> float:
+        """Returns the pressure for the next update. score: mean over `episodes` hard episodes; is_success: the score is
+        a success rate, not a return; live: mean live memories per layer, None for a memory without slots; new_episodes:
+        hard episodes that ended in this update."""
         config = self.config
         if config.fixed_pressure and config.forgetting:
             self.pressure = config.fixed_pressure
             return self.pressure
         if self.loss is not None:
-            return self._from_loss(self.loss, live)
+            return self._update_from_loss(self.loss, live)
         if not config.forgetting or episodes < config.min_hard_episodes:
             return self.pressure
         if self.first_score is None or self.best_score is None:
@@ -133,7 +138,7 @@ class ForgettingController:
             self.best_score = score
         self.best_score = max(self.best_score, score)
         gain = self.best_score - self.first_score
-        evidence = min(1.0, fresh / config.full_evidence)
+        evidence = min(1.0, new_episodes / config.full_evidence)
         shortfall = self.target(is_success) - score
         self.learned |= shortfall <= 0 and (is_success or gain > 0)
         if not self.learned:
@@ -147,8 +152,8 @@ class ForgettingController:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise * evidence)
         return self.pressure
 
-    def _from_loss(self, loss: LossConstraint, live: float | None) -> float:
-        """The pressure where the loss is the constraint."""
+    def _update_from_loss(self, loss: LossConstraint, live: float | None) -> float:
+        """`update` with the loss as the constraint."""
         config = self.config
         self.learned |= loss.learned and config.forgetting
         if not self.learned:
@@ -162,8 +167,8 @@ class ForgettingController:
         return self.pressure
 
     def holds(self, score: float, episodes: int, is_success: bool) -> bool:
-        """Whether the constraint holds. Without success the target is relative, so that it does not hold before the
-        return has risen."""
+        """Whether the constraint holds. Arguments: as of `update`. The target of a return or a loss is relative, so
+        that it cannot hold before the task counts as learned."""
         if self.loss is not None:
             return self.learned and self.loss.violation <= 0
         if not is_success and not self.learned:

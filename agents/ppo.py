@@ -1,4 +1,4 @@
-"""PPO (Schulman et al., 2017, arXiv 1707.06347) over whole sequences: a minibatch is a set of environments.
+"""PPO (Schulman et al., 2017, arXiv 1707.06347) over whole sequences: a minibatch has all steps of some environments.
 
 T time steps, B environments, b of them in a minibatch.
 """
@@ -20,6 +20,8 @@ class PPO(Learner):
     Config = PPOConfig
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
+        """Learns in up to `update_epochs` epochs over a rollout. Ends after an epoch whose mean KL divergence exceeds
+        `target_kl`. Returns metrics, most of them means over the optimiser steps."""
         config = self.config
         advantages, returns = gae(
             rollout.rewards,
@@ -37,12 +39,12 @@ class PPO(Learner):
         for _ in range(config.update_epochs):
             steps_before = len(steps)
             for rows in self._minibatches(rollout):
-                part = rollout.rows(rows, finals=False)
-                step = self._step(part, advantages[:, rows], returns[:, rows], old_log_probs[:, rows], weights)
+                minibatch = rollout.rows(rows, finals=False)
+                step = self._step(minibatch, advantages[:, rows], returns[:, rows], old_log_probs[:, rows], weights)
                 steps.append(step)
             epochs += 1
-            kl = torch.stack([step["train/approx_kl"] for step in steps[steps_before:]]).mean()
-            if float(kl) > config.target_kl:
+            epoch_kl = torch.stack([step["train/approx_kl"] for step in steps[steps_before:]]).mean()
+            if float(epoch_kl) > config.target_kl:
                 break
         rollout_metrics = {
             "train/advantage_std": scale,
@@ -51,16 +53,18 @@ class PPO(Learner):
         return {**means([*steps, rollout_metrics]), "train/epochs": epochs}
 
     def _step(
-        self, part: Rollout, advantages: Tensor, returns: Tensor, old_log_probs: Tensor, weights: LossWeights
+        self, minibatch: Rollout, advantages: Tensor, returns: Tensor, old_log_probs: Tensor, weights: LossWeights
     ) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch. old_log_probs: [T,b] log-probabilities of the actions under the policy
-        that acted. Returns metrics, scalars each."""
+        """One optimiser step on a minibatch. advantages, returns: [T,b]; old_log_probs: [T,b] log-probabilities of the
+        actions under the policy that acted. Returns metrics, scalars each."""
         clip = self.config.clip_coef
-        out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=weights.pressure)
-        log_ratio = self.policy.actions.log_prob(out.logits, part.actions) - old_log_probs  # [T,b]
+        out = self.policy.unroll(
+            minibatch.observation, minibatch.memory, minibatch.episode_start, pressure=weights.pressure
+        )
+        log_ratio = self.policy.actions.log_prob(out.logits, minibatch.actions) - old_log_probs  # [T,b]
         ratio = log_ratio.exp()
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
-        metrics = self._descend(part, out, policy_loss, returns, weights)
+        metrics = self._descend(minibatch, out, policy_loss, returns, weights)
         with torch.no_grad():
             metrics["train/approx_kl"] = (ratio - 1 - log_ratio).mean()
             metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()

@@ -17,15 +17,15 @@ from expire_span_rl.agents.rollout import Rollout, select_prefix
 
 
 class Storage:
-    """Tensors of T steps by name, on their device. Each is allocated at the first step that has it."""
+    """Tensors of T steps by name, on the device of what is stored. Each is allocated when its name is first stored."""
 
     def __init__(self, steps: int):
         self._steps = steps
         self.tensors: dict[str, Tensor] = {}
-        """[T, ...] each."""
+        """By name: [T, ...]. Steps that are not stored yet have arbitrary values."""
 
     def put(self, t: int, prefix: str, parts: Mapping[str, Tensor]) -> None:
-        """Copies the parts of step t to the tensors of their names, which begin with `prefix`."""
+        """Stores copies of the tensors `parts` as step t. The name of each is `prefix` plus its key."""
         for name, part in parts.items():
             tensor = self.tensors.get(prefix + name)
             if tensor is None:
@@ -34,7 +34,7 @@ class Storage:
 
 
 class RolloutBuffer:
-    """Everything that becomes a `Rollout`: the steps, and the final observations with their values."""
+    """The steps and the final observations of a rollout while it is collected. `rollout` makes a `Rollout` of them."""
 
     def __init__(self, steps: int, batch: int, device: torch.device):
         self.storage = Storage(steps)
@@ -48,7 +48,8 @@ class RolloutBuffer:
         self._final_b: list[int] = []
 
     def add_finals(self, t: int, rows: np.ndarray, observation: dict[str, Tensor], values: Tensor) -> None:
-        """Adds the final observations that step t led to in the environments `rows`, and their values."""
+        """Adds the final observations to which step t led in the environments `rows`, int64 [R]: entries [R, ...], and
+        their values [R]."""
         self._final_observations.append(observation)
         self._final_values.append(values)
         self._final_t.extend([t] * len(rows))
@@ -68,12 +69,13 @@ class RolloutBuffer:
         return {"mean": counts.float().mean((0, 1)).tolist(), "max": counts.amax((0, 1)).tolist()}
 
     def rollout(self, memory: Any) -> Rollout:
-        """The rollout. memory: the one before the first step."""
+        """The rollout, whose tensors share the storage. memory: the one before the first step."""
         tensors = self.storage.tensors
         observations = self.observations
         final_at = (self._indices(self._final_t), self._indices(self._final_b))
         values = tensors["values"]
         next_values = torch.cat([values[1:], torch.zeros_like(values[:1])])
+        # After a truncation, and at the rollout's end, the next value is the final observation's.
         if self._final_values:
             next_values[final_at] = torch.cat(self._final_values)
         empty = {key: entry[0, :0] for key, entry in observations.items()}
@@ -104,15 +106,16 @@ def observation_tensors(observation: Mapping[str, Any], device: torch.device) ->
 
 
 def check_outputs(observation: Mapping[str, Tensor], logits: Tensor, values: Tensor) -> None:
-    """Raises TrainingEnded if outputs of the policy are not finite. logits: [...,B,P], values: [...,B]. The message
-    names the environment and the largest entry of its observation, whose entries are [...,B, ...]."""
-    if not torch.isnan(logits).any() | ~torch.isfinite(values).all():  # one wait for a GPU instead of two
+    """Raises TrainingEnded if a logit is NaN or a value is not finite. logits: [...,B,P], values: [...,B]. The message
+    names the environment and the entry of its observation with the largest number. Entries are [...,B, ...]."""
+    # The logits of masked actions are minus infinity. The two conditions are read in one wait for a GPU.
+    is_bad = torch.isnan(logits).any(-1) | ~torch.isfinite(values)  # [...,B]
+    if not is_bad.any():
         return
-    is_bad = torch.isnan(logits).any(-1) | ~torch.isfinite(values)
     index = tuple(is_bad.nonzero()[0].tolist())
-    sizes = {name: float(entry[index].abs().max()) for name, entry in observation.items() if entry[index].numel()}
-    name = max(sizes, key=lambda name: sizes[name])
+    largest = {name: float(entry[index].abs().max()) for name, entry in observation.items() if entry[index].numel()}
+    name = max(largest, key=lambda key: largest[key])
     raise TrainingEnded(
         f"the policy's outputs are not finite in environment {index[-1]}: its observation {name!r} has numbers up to "
-        f"{sizes[name]:.3g}"
+        f"{largest[name]:.3g}"
     )

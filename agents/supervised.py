@@ -42,22 +42,22 @@ class Supervised(Learner):
             metrics.append(self._step(block.rows(rows), pressure, answers))
         # Put the streams back in the block's order.
         order = torch.argsort(torch.cat(minibatches))
-        right = torch.cat([part.right for part in answers], 1)[:, order]
+        is_right = torch.cat([part.is_right for part in answers], 1)[:, order]
         surprise = torch.cat([part.surprise for part in answers], 1)[:, order]
         memory = self.policy.join_memories([part.memory for part in answers], minibatches)
-        block.answers = Answers(memory, right, surprise)
+        block.answers = Answers(memory, is_right, surprise)
         answer_metrics = {}
-        if block.asked.any():
-            answer_metrics["train/accuracy"] = float(right[block.asked].float().mean())
-            answer_metrics["train/bits"] = float(surprise[block.asked].mean()) / math.log(2)
+        if block.is_query.any():
+            answer_metrics["train/accuracy"] = float(is_right[block.is_query].float().mean())
+            answer_metrics["train/bits"] = float(surprise[block.is_query].mean()) / math.log(2)
         return {**means(metrics), **answer_metrics, "train/learning_rate": rate}
 
     def _step(self, part: Block, pressure: float, answers: list[Answers]) -> dict[str, Tensor]:
         """One optimiser step on a minibatch. Appends its answers to `answers`. Returns metrics, scalars each."""
         out = self.policy.unroll(part.observation, part.memory, part.episode_start, pressure=pressure, keep=True)
         part_answers = answers_of(self.policy, out, part)
-        answer_loss = _mean(part_answers.surprise, part.asked)
-        rest_loss = _mean(part_answers.surprise, ~part.asked)
+        answer_loss = _mean(part_answers.surprise, part.is_query)
+        rest_loss = _mean(part_answers.surprise, ~part.is_query)
         loss = answer_loss + self.config.rest_coef * rest_loss + out.memory_loss
         norm = self._optimize(loss, part.observation, {"logits": out.logits, "memory loss": out.memory_loss})
         answers.append(replace(part_answers, surprise=part_answers.surprise.detach()))

@@ -5,21 +5,22 @@
     python -m benchmarks.chaos --report                                    # the results so far
 
 part       what is tried                                          what must hold
-kills      SIGKILL at random moments, three times in each         resumed, it ends with the weights and the log of
-           training of every kind, agent and task                 an undisturbed training, bit by bit
-terms      the same with SIGTERM                                  also: it ends within 10 s with exit code 143
+kills      SIGKILL at random moments, three times in each         after --resume, the training ends with the weights
+           training of every kind, agent and task                 and the log of an undisturbed one, bit by bit
+terms      the same with SIGTERM                                  as for kills; it ends within 10 s with exit code 143
 writes     SIGKILL while a checkpoint is written                  as for kills
-disks      disks of many sizes that fill up while training        one line; with room it goes on, as for kills
-files      policies, checkpoints, config.json and progress.csv,   accepted or refused: no traceback, no line of more
-           changed at random, for evaluate.py and --resume        than 300 characters, refused within 2 s and
-                                                                  300 MB, nothing written elsewhere
+disks      disks of many sizes that fill up while training        the error is one line; with more room, --resume
+                                                                  continues, as for kills
+files      policies, checkpoints, config.json and progress.csv,   a file is accepted or refused without a traceback or
+           changed at random, for evaluate.py and --resume        a line of more than 300 characters; a refusal takes
+                                                                  at most 2 s and 300 MB, and nothing else is written
 commands   command lines of the three scripts, changed at random  as for files
-soak       a training of many minutes                             memory and open files constant within 2%
-ray        an actor or the learner of a training on Ray is        it reaches its target and leaves no process and
-           killed                                                 no file
+soak       a training of many minutes                             memory and open files stay constant within 2%
+ray        an actor or the learner of a training on Ray is        the training reaches its target, and no process and
+           killed                                                 no file remain
 
-The random numbers of a trial come from --seed, the part and the trial's number, so that it can be repeated. Rows are
-added to the CSV one by one. The same command continues with the trials that have no row yet, and --redo repeats others.
+The random numbers of a row depend on --seed, the part and the row's number, so that it can be repeated. Rows are added
+to the CSV one by one. The same command continues with the trials that have no row yet, and --redo repeats others.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ PARTS: dict[str, tuple[int, Callable[[Trial], Outcome]]] = {
     "soak": (1, chaos_long.try_soak),
     "ray": (1, chaos_long.try_ray),
 }
-"""By part: how many trials a row has, and the function that tries them."""
+"""By part: the number of trials in a row of the table, and the function that tries them."""
 Part = Literal["kills", "terms", "writes", "disks", "files", "commands", "soak", "ray"]
 
 
@@ -86,13 +87,13 @@ class ChaosConfig:
     soak_minutes: float = 120
     """Minutes of each long training."""
     ray: int = 20
-    """Kills of actors and learners on Ray."""
+    """Kills of an actor or a learner on Ray."""
     seed: int = 0
     """Seed of all random numbers."""
     workers: int = 1
-    """Trials at a time, one thread each."""
+    """Rows that are tried at the same time, one thread each."""
     redo: Literal["none", "failed", "all"] = "none"
-    """Repeat trials that have a row: those that failed, or all."""
+    """Repeat rows that exist: those that failed, or all."""
     out: str = "benchmarks/results/chaos"
     """Folder of the results."""
     report: bool = False
@@ -104,16 +105,18 @@ class ChaosConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of some trials of a part."""
+    """The result of some trials of a part."""
 
     part: str
     number: int
     """Number of the row in its part."""
     trials: int
     case: str
+    """The name of what was tried, such as a training or a range of files."""
     held: bool
+    """Whether everything that must hold did."""
     why_not: str
-    """What failed, in one line."""
+    """What failed, in one line. Empty if nothing failed."""
     seconds: float
     seed: int
     commit: str
@@ -136,10 +139,10 @@ def main() -> None:
 def missing_rows(config: ChaosConfig, rows: dict[tuple[str, int], Row]) -> Iterator[tuple[str, int, int]]:
     """(part, number, trials) of the rows to try."""
     for part in config.parts:
-        size = PARTS[part][0]
+        row_size, _ = PARTS[part]
         total = getattr(config, part)
-        for number in range(math.ceil(total / size)):
-            trials = min(size, total - number * size)
+        for number in range(math.ceil(total / row_size)):
+            trials = min(row_size, total - number * row_size)
             row = rows.get((part, number))
             repeat = config.redo == "all" or (config.redo == "failed" and row is not None and not row.held)
             if row is None or row.trials < trials or repeat:
@@ -147,7 +150,7 @@ def missing_rows(config: ChaosConfig, rows: dict[tuple[str, int], Row]) -> Itera
 
 
 def try_rows(work: Sequence[tuple[str, int, int]], config: ChaosConfig) -> Iterator[Row]:
-    """A row for each (part, number, trials), in the order in which they end."""
+    """Yields a row for each (part, number, trials), as soon as it is tried."""
     os.environ["OMP_NUM_THREADS"] = "1"
     commit = current_commit()
     with (
@@ -164,7 +167,8 @@ def try_rows(work: Sequence[tuple[str, int, int]], config: ChaosConfig) -> Itera
 
 
 def try_row(part: str, number: int, trials: int, *, config: ChaosConfig, shared: Path, commit: str) -> Row:
-    """Tries one row, in a folder of its own. shared: a folder for what several rows need."""
+    """Tries one row, in a temporary folder. shared: a folder for files that several rows need."""
+    _, try_trials = PARTS[part]
     start_time = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=f"chaos-{part}-") as name:
         trial = Trial(
@@ -175,11 +179,11 @@ def try_row(part: str, number: int, trials: int, *, config: ChaosConfig, shared:
             random=random.Random(f"{config.seed}-{part}-{number}"),
             soak_minutes=config.soak_minutes,
             out=Path(config.out),
-            total=getattr(config, part) if part in PARTS else 0,
+            total=getattr(config, part),
         )
         try:
-            outcome = PARTS[part][1](trial)
-        except Exception as error:  # noqa: BLE001, one trial must not end the others
+            outcome = try_trials(trial)
+        except Exception as error:  # noqa: BLE001, a trial that fails must not end the others
             outcome = Outcome("", f"the trial itself failed: {type(error).__name__}: {error}", trials)
         why_not = shown(outcome.why_not.replace(name, ""), 300)
     return Row(

@@ -5,11 +5,12 @@
     python -m benchmarks.coverage --ids CartPole-v1 popgym:popgym-AutoencodeEasy-v0
 
 Each id is trained by train_rl.py for --timesteps steps, and its policy is evaluated by evaluate.py. Each command runs
-in a process of its own with a time limit. An id runs if both exit with 0, the training's log ends with that many steps,
-and the report has the right number of episodes. Otherwise the table has the last line that the command printed.
+in a process of its own with a time limit. An id passes if both commands exit with 0, the training's log has at least
+that many steps, and the report has the right number of episodes. For any other id, the table has the last line that the
+command printed.
 
-Rows are added to the CSV one by one, each with the commit that it was measured at. The same command again continues
-with the ids that have no row yet; --redo measures others again. Packages of environments must be installed first: pip
+Rows are added to the CSV one by one, each with the commit at which it was measured. The same command continues with the
+ids that have no row yet, and --redo measures others again. Packages of environments must be installed first: pip
 install popgym mazelib box2d mujoco gives all of POPGym and most of Gymnasium.
 """
 
@@ -31,7 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -41,23 +42,26 @@ from rich.table import Table
 from tqdm import tqdm
 
 from expire_span_rl import cli
-from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.files import write_atomically
 
 FAMILIES = ("gymnasium", "minigrid", "babyai", "popgym")
 PREFIXES = {"minigrid": ("minigrid", "MiniGrid-"), "babyai": ("minigrid", "BabyAI-"), "popgym": ("popgym", "popgym-")}
-"""By family: the package whose import registers its ids, and the prefix of these."""
+"""By family: the package whose import registers the family's ids, and the prefix of these ids."""
 OTHER = "other"  # the family of any other id
 TRAINING = ["--num-envs", "8", "--num-steps", "64", "--torch-threads", "1", "--no-progress-bar", "--run-dir", "run"]
+"""Flags of train_rl.py."""
 EPISODES = 4
+"""Episodes of an evaluation."""
 EVALUATION = ["run", "--episodes", str(EPISODES), "--num-envs", "4", "--torch-threads", "1"]
-TIME_LIMIT = 1000
-"""Steps of an episode in Gymnasium's environments without a time limit. A policy after little training may never end
-them."""
+"""Arguments of evaluate.py."""
+MAX_EPISODE_STEPS = 1000
+"""Steps after which episodes are truncated in Gymnasium's environments without a time limit. After little training, a
+policy may never end them."""
 REPORT = "evaluation.json"
 SITE_PACKAGES = re.compile(r"/[^\s'\"]*/site-packages/")
 """The folder of installed packages, which differs between machines."""
 PRELOAD = ["torch", "stable_baselines3", "minigrid", "expire_span_rl.training", "expire_span_rl.evaluation"]
-"""Modules that are imported once instead of in every process."""
+"""Modules that are imported once, instead of once in every process."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,15 @@ class CoverageConfig:
     families: tuple[Literal["gymnasium", "minigrid", "babyai", "popgym"], ...] = FAMILIES
     """Families of environments."""
     ids: tuple[str, ...] = ()
-    """Only these ids, whether they have a row or not. `package:Id-v0` for one that a package registers on import."""
+    """Only these ids, whether they have a row or not. An id that a package registers on import is `package:Id-v0`."""
     timesteps: int = 4096
     """Environment steps of each training."""
     workers: int = 2
-    """Ids at a time, one thread each."""
+    """Ids that are measured at the same time, one thread each."""
     time_limit: float = 300
     """Seconds that each of the two commands may take."""
     redo: Literal["none", "failed", "all"] = "none"
-    """Measure ids again that have a row: those that did not run, or all."""
+    """Measure ids that have a row again: those that failed, or all."""
     out: str = "benchmarks/results/coverage.csv"
     """File of the rows."""
     report: bool = False
@@ -85,17 +89,18 @@ class CoverageConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one id."""
+    """The result of one id."""
 
     family: str
     id: str
     runs: bool
+    """Whether the id passes."""
     why_not: str
-    """One line: the command that failed and what it printed."""
+    """One line: the command that failed and what it printed. Empty if the id passes."""
     seconds: float
     timesteps: int
     commit: str
-    """With a + if tracked files differed from it."""
+    """The commit at which it was measured, with a + if tracked files differed from it."""
 
 
 def main() -> None:
@@ -127,7 +132,8 @@ def environments(family: str) -> list[str]:
 
 
 def _is_gymnasium(spec: EnvSpec) -> bool:
-    """Whether Gymnasium itself registers it. That includes ids that only say what to install."""
+    """Whether Gymnasium itself registers `spec`. Some of its ids only raise an error that names the package to
+    install."""
     entry = spec.entry_point
     return (entry if isinstance(entry, str) else entry.__module__).startswith("gymnasium.")
 
@@ -150,7 +156,7 @@ def _is_selected(row: Row, config: CoverageConfig) -> bool:
 
 
 def measure_all(work: Sequence[tuple[str, str]], config: CoverageConfig) -> Iterator[Row]:
-    """A row for each (family, id), in the order in which they end."""
+    """Yields a row for each (family, id), as soon as it is measured."""
     commit = current_commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
@@ -173,12 +179,13 @@ def measure(family: str, id_: str, config: CoverageConfig, commit: str) -> Row:
         evaluation = [*EVALUATION, "--env", id_, "--json", REPORT]
         spec = gym.registry.get(id_.rpartition(":")[2])
         if spec is not None and spec.max_episode_steps is None and family == "gymnasium":
-            evaluation += ["--env-kwargs", json.dumps({"max_episode_steps": TIME_LIMIT})]
+            evaluation += ["--env-kwargs", json.dumps({"max_episode_steps": MAX_EPISODE_STEPS})]
+        # Each of these returns a message if it fails, and the next one is run only if it does not.
         why_not = (
-            _failure("train_rl", training, folder, config.time_limit)
-            or _short_training(folder, config.timesteps)
-            or _failure("evaluate", evaluation, folder, config.time_limit)
-            or _short_evaluation(folder)
+            _run_script("train_rl", training, folder, config.time_limit)
+            or _check_training(folder, config.timesteps)
+            or _run_script("evaluate", evaluation, folder, config.time_limit)
+            or _check_evaluation(folder)
         )
         why_not = SITE_PACKAGES.sub("site-packages/", why_not)
     return Row(
@@ -192,17 +199,18 @@ def measure(family: str, id_: str, config: CoverageConfig, commit: str) -> Row:
     )
 
 
-def _failure(script: str, arguments: list[str], folder: Path, time_limit: float) -> str:
-    """Runs a script in `folder`. Empty if it exits with 0, else one line of what it printed."""
+def _run_script(script: str, arguments: list[str], folder: Path, time_limit: float) -> str:
+    """Runs a script in `folder`, in a process of its own. Returns "" if it exits with 0, otherwise one line about the
+    failure, with the last line that it printed. time_limit: seconds after which the process is killed."""
     log = folder / f"{script}.log"
     process = multiprocessing.get_context("forkserver").Process(
-        target=_run, args=(script, arguments, str(folder), str(log))
+        target=_run_in_process, args=(script, arguments, str(folder), str(log))
     )
     process.start()
     process.join(time_limit)
     if process.exitcode is None:
         try:
-            os.killpg(process.pid or 0, signal.SIGKILL)  # with the processes of its environments
+            os.killpg(cast(int, process.pid), signal.SIGKILL)  # also kills the processes of its environments
         except ProcessLookupError:  # it does not have its own process group yet
             process.kill()
         process.join()
@@ -210,16 +218,16 @@ def _failure(script: str, arguments: list[str], folder: Path, time_limit: float)
     if process.exitcode == 0:
         return ""
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")
+    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
     if process.exitcode < 0:
         return f"{script}: ended by {signal.Signals(-process.exitcode).name}: {last_line}"
     if last_line.startswith("error: "):
         return f"{script}: {last_line.removeprefix('error: ')}"
-    return f"{script}: traceback: {last_line}"  # which is a bug
+    return f"{script}: traceback: {last_line}"  # a traceback is a bug
 
 
-def _run(script: str, arguments: list[str], folder: str, log: str) -> None:
-    """Calls the script's command line in a process of its own. What it prints goes to `log`. Never returns."""
+def _run_in_process(script: str, arguments: list[str], folder: str, log: str) -> None:
+    """Runs a script's command line in this process, whose standard output and error go to `log`, and exits."""
     os.setsid()
     os.chdir(folder)
     with open(log, "wb") as file:
@@ -229,15 +237,15 @@ def _run(script: str, arguments: list[str], folder: str, log: str) -> None:
     cli.run(importlib.import_module(script).main)
 
 
-def _short_training(folder: Path, timesteps: int) -> str:
-    """Empty if the log ends with `timesteps` or more, else one line."""
+def _check_training(folder: Path, timesteps: int) -> str:
+    """Returns "" if the training's log has at least `timesteps` steps, otherwise one line."""
     with (folder / "run" / "progress.csv").open(newline="") as file:
         steps = max((int(float(row["time/total_timesteps"])) for row in csv.DictReader(file)), default=0)
     return "" if steps >= timesteps else f"train_rl: {steps} steps were trained instead of {timesteps}"
 
 
-def _short_evaluation(folder: Path) -> str:
-    """Empty if the report has EPISODES episodes, else one line."""
+def _check_evaluation(folder: Path) -> str:
+    """Returns "" if the report has EPISODES episodes, otherwise one line."""
     (result,) = json.loads((folder / REPORT).read_text())["policies"]
     episodes = result["episodes"]
     return "" if episodes == EPISODES else f"evaluate: {episodes} episodes were played instead of {EPISODES}"
@@ -285,9 +293,9 @@ def print_table(rows: Sequence[Row]) -> None:
         table.add_row(row.id, "yes" if row.runs else escape(row.why_not))
     summary = Table("family", "run", "of")
     for family in (*FAMILIES, OTHER):
-        answers = [row.runs for row in rows if row.family == family]
-        if answers:
-            summary.add_row(family, str(sum(answers)), str(len(answers)))
+        passes = [row.runs for row in rows if row.family == family]
+        if passes:
+            summary.add_row(family, str(sum(passes)), str(len(passes)))
     console = Console()
     console.print(table)
     console.print(summary)

@@ -209,11 +209,11 @@ def evaluate_blocks(
             block, _ = source.collect()
             out = policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
             block.answers = answers_of(policy, out, block)
-            counts = (begun + torch.arange(num_steps, device=block.asked.device) < steps)[:, None]
-            asked = block.asked & counts
-            right = block.answers.right
-            sums += [float(part.sum()) for part in (asked, right & asked, block.answers.surprise * asked)]
-            flawless &= (right | ~counts).all(0).cpu()
+            counts = (begun + torch.arange(num_steps, device=block.is_query.device) < steps)[:, None]
+            is_query = block.is_query & counts
+            is_right = block.answers.is_right
+            sums += [float(part.sum()) for part in (is_query, is_right & is_query, block.answers.surprise * is_query)]
+            flawless &= (is_right | ~counts).all(0).cpu()
             if source.live:
                 means.append(source.live["mean"])
                 largest.append(source.live["max"])

@@ -13,9 +13,10 @@ from typing import Any
 from benchmarks.comparison_report import Estimate, estimate_text
 from benchmarks.statistics import iqm_interval, probability_of_improvement
 from benchmarks.task_list import SUCCESS, TASKS
-from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.files import write_atomically
 
-Cells = Mapping[str, Sequence[Mapping[str, Any]]]  # by task
+Cells = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By task: its cells, each the content of a JSON file."""
 
 COLUMNS = (
     "task", "kind", "seed", "measure", "final", "best", "target", "steps_to_target", "score", "live_mean", "live_peak",
@@ -33,7 +34,8 @@ LEGEND = (
 
 
 def write_report(folder: Path, cells: Cells, command: str) -> None:
-    """Writes the three files. cells: by task, sorted by kind and seed. command: the last command line that trained."""
+    """Writes the three files to `folder`. cells: of each task, sorted by kind and seed. command: the last command line
+    that trained."""
     rows = rows_of(cells)
     write_atomically(folder / "results.csv", _csv(rows).encode())
     write_atomically(folder / "table.md", _markdown(rows, command).encode())
@@ -41,18 +43,19 @@ def write_report(folder: Path, cells: Cells, command: str) -> None:
 
 
 def rows_of(cells: Cells) -> list[dict[str, Any]]:
-    """A row for each cell, with the COLUMNS."""
+    """A row for each cell, with the keys COLUMNS."""
     return [_row(name, cell) for name, task_cells in cells.items() for cell in task_cells]
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     task = TASKS[name]
     metrics = cell["figures"]
-    # A missing rate means that no episode succeeded: environments may report success only where there is one.
+    # A missing rate means that no episode succeeded: some environments report success only if there is one.
     final = (metrics["success"] or 0.0) if task.measure == SUCCESS else metrics["return"]
-    points = [(point[0], point[1 if task.measure == SUCCESS else 2]) for point in cell.get("curve", [])]
-    points = [(steps, value) for steps, value in points if value is not None]
-    hits = [steps for steps, value in points if task.target is not None and value >= task.target]
+    # A point of the curve is [environment steps, success, return].
+    column = 1 if task.measure == SUCCESS else 2
+    points = [(point[0], point[column]) for point in cell.get("curve", []) if point[column] is not None]
+    steps_at_target = [steps for steps, value in points if task.target is not None and value >= task.target]
     return {
         "task": name,
         "kind": cell["kind"],
@@ -61,7 +64,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "final": final,
         "best": max((value for _, value in points), default=None),
         "target": task.target,
-        "steps_to_target": hits[0] if hits else None,
+        "steps_to_target": steps_at_target[0] if steps_at_target else None,
         "score": task.score(final),
         **{name: metrics[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
         "training_steps_per_second": metrics["training_steps_per_second"],
@@ -89,20 +92,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for (task, kind), group in groupby(rows, lambda row: (row["task"], row["kind"])):
         runs = list(group)
-        hits = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
+        steps_to_target = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
         estimates = {}
         for name in ("final", "best", "live_mean", "score", "training_minutes"):
             values = [run[name] for run in runs if run[name] is not None]
             estimates[name] = iqm_interval([values]) if values else None
-        steps = statistics.median(hits) if hits else None
         task_values = {name: runs[0][name] for name in ("measure", "target", "timesteps")}
         out.append(
             {
                 "task": task,
                 "kind": kind,
                 "seeds": len(runs),
-                "reached": len(hits),
-                "steps_to_target": steps,
+                "reached": len(steps_to_target),
+                "steps_to_target": statistics.median(steps_to_target) if steps_to_target else None,
                 **task_values,
                 **estimates,
             }
@@ -114,7 +116,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str
     """(names of the tasks that all kinds were trained on, a row for each kind over these tasks).
 
     A row has the interquartile mean of the kind's scores, `score`, and the `probability` that a run of the first kind
-    beats one of this kind, None for the first kind. Both are Estimates.
+    scores higher than one of this kind (None for the first kind). Both are Estimates.
     """
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     scores: dict[str, dict[str, list[float]]] = {}
@@ -142,13 +144,13 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in summary(rows):
-        form = "{:.1%}" if row["measure"] == SUCCESS else "{:.4g}"
-        target = "-" if row["target"] is None else f"{row['measure']} {form.format(row['target'])}"
+        number_format = "{:.1%}" if row["measure"] == SUCCESS else "{:.4g}"
+        target = "-" if row["target"] is None else f"{row['measure']} {number_format.format(row['target'])}"
         steps = f"{row['steps_to_target'] / 1e6:.2f}M, " if row["reached"] else ""
         reached = "-" if row["target"] is None else f"{steps}{row['reached']} of {row['seeds']}"
         cells = [
-            estimate_text(row["final"], form),
-            estimate_text(row["best"], form),
+            estimate_text(row["final"], number_format),
+            estimate_text(row["best"], number_format),
             reached,
             estimate_text(row["live_mean"], "{:.1f}"),
             estimate_text(row["training_minutes"], "{:.1f}"),
@@ -159,7 +161,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     if len(kinds) > 1:
         heading = f"Over the tasks that all kinds were trained on ({', '.join(tasks)}), each scored from 0 to 1:"
         lines += ["", heading, ""]
-        lines += [f"| memory | score | a run of {kinds[0]['kind']} beats its own |", "|---|--:|--:|"]
+        lines += [f"| memory | score | probability that {kinds[0]['kind']} scores higher |", "|---|--:|--:|"]
         for row in kinds:
             score = estimate_text(row["score"], "{:.2f}")
             probability = estimate_text(row["probability"], "{:.0%}")
@@ -170,8 +172,8 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the figure. Left: the score of every kind on every task, a dot with its interval, small dots for the seeds.
-    Right: the scores over all tasks that all kinds have."""
+    """Draws the figure. Left: the score of every kind on every task, as a dot with its interval, and small dots for the
+    seeds. Right: the score of every kind over the tasks that all kinds were trained on."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,16 +187,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 1.6 + 0.55 * len(tasks)), width_ratios=[3, 1], constrained_layout=True
     )
-    places = {
+    # The kinds of task i lie between -i + 0.3 and -i - 0.3.
+    heights = {
         (task, kind): -i + 0.3 - 0.6 * (j + 0.5) / len(kinds)
         for i, task in enumerate(tasks)
         for j, kind in enumerate(kinds)
     }
     for row in rows:
-        place = places[row["task"], row["kind"]]
-        left.plot(row["score"], place, ".", color=colours[row["kind"]], alpha=0.4, markersize=4)
+        height = heights[row["task"], row["kind"]]
+        left.plot(row["score"], height, ".", color=colours[row["kind"]], alpha=0.4, markersize=4)
     for row in summary(rows):
-        _plot_estimate(left, row["score"], places[row["task"], row["kind"]], colours[row["kind"]])
+        _plot_estimate(left, row["score"], heights[row["task"], row["kind"]], colours[row["kind"]])
     left.set_yticks([-i for i in range(len(tasks))], tasks)
     left.set_title("score by task: 0 achieves nothing, 1 is the target", fontsize=9)
     for i, row in enumerate(kind_rows):

@@ -4,11 +4,11 @@
         pretrained/corridor-transformer_xl.safetensors
     python -m benchmarks.training pretrained/corridor-expire_span.safetensors --agents ppo impala --learning-rate 0
 
-Each of the agents trains each policy in its own environment, with the defaults of train_rl.py (any of its flags may
-follow). With a learning rate of 0 the policies stay the same. Updates alternate between the contenders, so that a busy
-moment of the machine affects all of them. The first updates, until episodes of all lengths have begun, do not count.
-Metrics are medians over updates. Memory is the resident memory of the whole process, for which each policy is also
-trained alone, in a process of its own.
+Each agent trains each policy, in the policy's own environment and with the defaults of train_rl.py. Any flags of
+train_rl.py may follow. With a learning rate of 0 the policies stay the same. A contender is one policy with one agent.
+Updates alternate between the contenders, so that a busy moment of the machine affects all of them. The first updates do
+not count (--warm-up), so that episodes of all lengths have begun. The table has medians over updates. Its memory is the
+resident memory of a whole process, for which each contender is also trained alone, in a process of its own.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class BenchmarkConfig:
     agents: tuple[str, ...] = ("ppo",)
     """Learning algorithms. Each of them trains each policy."""
     updates: int = 30
-    """Updates that are timed, for each policy."""
+    """Updates of each contender that are timed."""
     warm_up: int = 20
-    """Updates before that."""
+    """Updates of each contender before those."""
 
     def __post_init__(self):
         if not self.policies:
@@ -62,7 +62,7 @@ def main() -> None:
                 trainer_metrics.append(update_metrics)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         jobs = [(path, flags, total_updates) for path, flags in contenders]
-        resident = pool.map(measure_resident, jobs, 1)
+        resident = pool.starmap(measure_resident, jobs, 1)
     table = Table(
         title=f"Training with {' '.join(training_flags) or 'the defaults'}, medians of {config.updates} updates"
     )
@@ -70,22 +70,25 @@ def main() -> None:
     table.add_column("agent")
     for name in ("steps/s", "slowest-fastest", "rollout s", "update s", "live memories", "resident GB", "at half time"):
         table.add_column(name, justify="right")
-    for (path, flags), updates, (half_time_gb, gb) in zip(contenders, metrics, resident, strict=True):
-        speeds = [update["time/fps"] for update in updates]
-        rollout_seconds = np.median([update["time/rollout_seconds"] for update in updates])
-        update_seconds = np.median([update["time/update_seconds"] for update in updates])
-        live = np.median([update.get("memory/live_mean", 1.0) for update in updates])
-        cells = [path, flags[-1], f"{np.median(speeds):,.0f}", f"{min(speeds):,.0f}-{max(speeds):,.0f}"]
-        cells += [f"{rollout_seconds:.2f}", f"{update_seconds:.2f}", f"{live:.1f}", f"{gb:.2f}", f"{half_time_gb:.2f}"]
-        table.add_row(*cells)
+    for (path, flags), trainer_metrics, (half_time_gb, max_gb) in zip(contenders, metrics, resident, strict=True):
+        agent = flags[-1]
+        speeds = [update["time/fps"] for update in trainer_metrics]
+        rollout_seconds = np.median([update["time/rollout_seconds"] for update in trainer_metrics])
+        update_seconds = np.median([update["time/update_seconds"] for update in trainer_metrics])
+        # A memory without slots counts as one live memory.
+        live = np.median([update.get("memory/live_mean", 1.0) for update in trainer_metrics])
+        cells = [path, agent, f"{np.median(speeds):,.0f}", f"{min(speeds):,.0f}-{max(speeds):,.0f}"]
+        cells += [f"{rollout_seconds:.2f}", f"{update_seconds:.2f}", f"{live:.1f}"]
+        table.add_row(*cells, f"{max_gb:.2f}", f"{half_time_gb:.2f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def trainer_of(path: str, flags: list[str]) -> Any:
-    """A trainer that continues from the policy at `path`, in its environment."""
+    """A trainer that continues from the policy at `path`, in the policy's environment. flags: of train_rl.py."""
     policy, info = load_policy(path)
     policy_settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
     policy_flags = ["--env", info["env"], "--memory", policy.config.memory]
+    # With so many steps in all, the schedules hardly move.
     settings = parse_config([*policy_flags, "--total-timesteps", "1000000000", *flags])
     names = settings.flat().keys()
     changes = {name: value for name, value in policy_settings.items() if name in names}
@@ -94,15 +97,15 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     return run.trainer
 
 
-def measure_resident(job: tuple[str, list[str], int]) -> tuple[float, float]:
-    """Resident GB at half time of a training, and the maximum over it. job: path, flags, updates."""
-    path, flags, updates = job
+def measure_resident(path: str, flags: list[str], updates: int) -> tuple[float, float]:
+    """Trains the policy at `path`. Returns the resident memory in GB at half time, and its maximum. flags: of
+    train_rl.py; updates: the length of the training."""
     trainer = trainer_of(path, flags)
-    resident = []
+    measurements = []
     for _ in range(updates):
         trainer.update()
-        resident.append(resident_gb())
-    return resident[len(resident) // 2], max(resident)
+        measurements.append(resident_gb())
+    return measurements[len(measurements) // 2], max(measurements)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 from expire_span_rl.checks import shown
 from expire_span_rl.interrupts import ending
 
-WHOLE_MESSAGE = 290  # characters of a message
-LAST_PART = 90  # characters that stay of its end, which often says what would be right
-OTHERS_MESSAGE = 280  # characters of another package's message
+MAX_MESSAGE = 290
+"""Characters of the longest message."""
+MESSAGE_END = 90
+"""Characters that a shortened message keeps of its end, which often says what would be right."""
+MAX_PACKAGE_MESSAGE = 280
+"""Characters of the longest message of another package."""
 
 
 class UsageError(ValueError):
@@ -21,21 +24,22 @@ class UsageError(ValueError):
 
 
 def one_line(text: Any) -> str:
-    """`text` on one line of at most WHOLE_MESSAGE characters, the middle left out if it is longer, with every character
-    that a terminal would not print escaped."""
+    """`text` on one line of at most MAX_MESSAGE characters. A longer text loses its middle. Characters that a terminal
+    would not print are escaped."""
     text = str(text)
-    if len(text) > 8 * WHOLE_MESSAGE:  # to keep the cost of very long texts small
-        text = f"{text[: 4 * WHOLE_MESSAGE]} {text[-4 * WHOLE_MESSAGE :]}"
+    if len(text) > 8 * MAX_MESSAGE:  # so that a very long text costs little time
+        text = f"{text[: 4 * MAX_MESSAGE]} {text[-4 * MAX_MESSAGE :]}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
-    if len(line) <= WHOLE_MESSAGE:
+    if len(line) <= MAX_MESSAGE:
         return line
-    return f"{line[: WHOLE_MESSAGE - LAST_PART - 5]} ... {line[-LAST_PART:]}"
+    return f"{line[: MAX_MESSAGE - MESSAGE_END - 5]} ... {line[-MESSAGE_END:]}"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main`, turns its errors into one line on stderr, and exits.
+    """Runs a script's `main`, turns its errors into one line on stderr, and exits. Other exceptions are bugs: they are
+    raised, with a traceback.
 
-    Exit codes: 0 success; 2 bad usage (ValueError, a missing package, what Gymnasium refuses); 1 a failure of the
+    Exit codes: 0 success; 2 bad usage (ValueError, a missing package, an error of Gymnasium); 1 a failure of the
     system, of an environment or of the training; 130, 143 and 129 for Ctrl-C, SIGTERM and SIGHUP."""
     try:
         with ending():
@@ -43,15 +47,15 @@ def run(main: Callable[[], None]) -> NoReturn:
             sys.stdout.flush()
     except KeyboardInterrupt as error:
         _stop(str(error) or "interrupted", getattr(error, "exit_code", 130))
-    except BrokenPipeError:  # `--help | head`: the interpreter would complain when it flushes stdout at its end
+    except BrokenPipeError:  # as in `--help | head`. Without this, the interpreter's last flush prints an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ValueError as error:  # every module of this project reports bad input as a ValueError of one line
+    except ValueError as error:  # bad input: all modules of this project report it so, in one line
         _stop(error, 2)
     except ImportError as error:
-        if (error.name or "").startswith("expire_span_rl"):  # no package is missing, this one is broken
+        if (error.name or "").startswith("expire_span_rl"):  # a bug in this package, not a missing one
             raise
-        _stop(f"cannot import what this needs: {error}", 2)
+        _stop(f"cannot import a package that this command needs: {error}", 2)
     except (OSError, RuntimeError, MemoryError) as error:
         _stop(_with_type(error), 1)
     except Exception as error:
@@ -62,17 +66,21 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _with_type(error: Exception) -> str:
-    """The message of an error. One of another package does not make sense without its type; ours say everything."""
-    ours = type(error).__module__.startswith("expire_span_rl.")
-    return str(error) if ours else shown(f"{type(error).__name__}: {error}", OTHERS_MESSAGE)
+    """The message of an error. If the error's class is not of this project, the name of the class comes first, since
+    such messages are often unclear without it."""
+    if type(error).__module__.startswith("expire_span_rl."):
+        return str(error)
+    return shown(f"{type(error).__name__}: {error}", MAX_PACKAGE_MESSAGE)
 
 
 def _is_from_gymnasium(error: Exception) -> bool:
-    """Whether Gymnasium raised it: DependencyNotInstalled and its like. Gymnasium is not imported to find out."""
-    gymnasium = sys.modules.get("gymnasium.error")
-    return gymnasium is not None and isinstance(error, gymnasium.Error)
+    """Whether it is an error of Gymnasium, such as DependencyNotInstalled. If Gymnasium is not imported, it cannot be
+    one. Importing it here would take time."""
+    gymnasium_errors = sys.modules.get("gymnasium.error")
+    return gymnasium_errors is not None and isinstance(error, gymnasium_errors.Error)
 
 
 def _stop(message: Any, code: int) -> NoReturn:
+    """Prints the message on stderr and exits with `code`."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -1,20 +1,27 @@
-"""Object collision (Sukhbaatar et al., 2021, the Expire-Span paper): in which quadrant did two colours meet last?
+"""Object collision (Sukhbaatar et al., 2021, the Expire-Span paper): in which quadrant did two colours last meet?
 
-Two particles move on a grid and change their colours now and then. They meet when they are in the same cell. At every
-step a pair of colours is asked for: the quadrant of the last meeting of a first particle of the one colour with a
-second particle of the other. Where the pair has not met yet, nothing is asked and silence is right.
+Two particles move on a grid and sometimes change their colours. They meet when they are in the same cell. A step may
+ask about a pair of colours. The answer is the quadrant of the last meeting at which the first particle had the first
+colour and the second particle had the second colour. If the pair has not met yet, or if there is no question, silence
+is right. Such a step does not count as a question.
 
-    a step       velocities that would leave the grid are drawn anew; the particles move; each changes its colour with
-                 probability `colour_change`; a meeting is noted; the next question is drawn
-    a question   with probability `present_share` the colours that the particles have now, else any two
+    a step       1. Velocities that would leave the grid are drawn again.
+                 2. The particles move.
+                 3. Each particle changes its colour with probability `colour_change`.
+                 4. A meeting is recorded.
+                 5. The next question is drawn.
+    a question   asks about the particles' present colours with probability `present_share`, otherwise about any two
 
 The rules and their numbers are those of the generator that the authors published (facebookresearch/
-transformer-sequential), except that one step shows what there are eight tokens, and that a stream ends after
+transformer-sequential), with two differences. One step shows what takes eight tokens there. A stream ends after
 `stream_length` steps. Velocities are normal, with a standard deviation of `speed` cells per step and axis.
 
-Names: B environments, R rows, P = 2 particles, C colours. Observation: int64 [8], for each particle its line, column
-and colour, then the two colours of the question (C where none is asked). Actions: the four quadrants (upper left, upper
-right, lower left, lower right), and silence. The reward, the share of right answers, comes with the last step.
+Names: B environments, R rows, P = 2 particles, C colours, N velocities that are drawn again.
+
+Observation: int64 [8], the line, column and colour of each particle, then the two colours of the question (C and C if
+there is no question).
+Actions: the four quadrants (upper left, upper right, lower left, lower right), and silence.
+Reward: the share of right answers, at the last step.
 """
 
 from __future__ import annotations
@@ -35,12 +42,16 @@ if TYPE_CHECKING:
 
 SILENCE = 4
 LARGEST_GRID = 64
-MOST_ATTEMPTS = 64
-"""To draw a velocity that stays on the grid. After them a particle heads for the middle."""
+MAX_ATTEMPTS = 64
+"""Attempts to draw a velocity that stays on the grid. If all fail, the particle moves towards the middle."""
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
-_BEGIN = 11  # numbers that `begin` draws, the stream's length first
-_STEP = 8 + 2 * 2 * MOST_ATTEMPTS  # numbers that a step may draw: see `_numbers` and `_bounce`
-_TILE = 16  # pixels of a cell in the picture
+_BEGIN_DRAWS = 11
+"""Random numbers of `begin`: the stream's length, two locations, two velocities and two colours."""
+_EVENT_DRAWS = 8
+"""Random numbers of a step's colour changes and question (`_draw_events`)."""
+_STEP_DRAWS = _EVENT_DRAWS + 2 * 2 * MAX_ATTEMPTS
+"""Random numbers that a step may use: those of the events, then two per particle and attempt (`_redraw_velocities`)."""
+_TILE = 16  # pixels of a cell's side in the picture
 
 
 class Collision(EnvCore):
@@ -48,12 +59,13 @@ class Collision(EnvCore):
 
     Args:
         grid: cells of a side, an even number.
-        colours: different colours; a particle may have the other's.
+        colours: the number of different colours. Both particles may have the same colour.
         stream_length: steps of the longest stream.
-        min_stream_length: of the shortest; 0: as `stream_length`, so that all are alike. Lengths are uniform.
+        min_stream_length: steps of the shortest stream; 0: `stream_length`, so that all lengths are equal. Lengths are
+            uniform.
         speed: standard deviation of velocities, in cells per step and axis.
-        colour_change: probability with which a particle's colour is drawn anew, per step.
-        question_share: probability of a question, per step.
+        colour_change: probability per step that a particle's colour is drawn again.
+        question_share: probability of a question per step.
         present_share: probability that a question is about the present colours of the particles.
 
     Raises EnvError for a value out of range.
@@ -97,47 +109,51 @@ class Collision(EnvCore):
         self.colour_change = _expect_share("colour_change", colour_change)
         self.question_share = _expect_share("question_share", question_share)
         self.present_share = _expect_share("present_share", present_share)
-        of_particle = [self.grid, self.grid, self.colours]
-        self.single_observation_space = spaces.MultiDiscrete([*of_particle, *of_particle, *[self.colours + 1] * 2])
+        particle_sizes = [self.grid, self.grid, self.colours]
+        question_sizes = [self.colours + 1, self.colours + 1]
+        self.single_observation_space = spaces.MultiDiscrete([*particle_sizes, *particle_sizes, *question_sizes])
         self.single_action_space = spaces.Discrete(SILENCE + 1)
-        # A pair meets about once in so many steps.
+        # A pair of colours meets about once in colours^2 * grid^2 steps.
         self.memory_horizon = min(self.longest, self.colours**2 * self.grid**2)
         super().__init__(num_envs)
         self.length = np.full(num_envs, self.longest)
         self.location = np.zeros((num_envs, 2, 2))  # [B,P,2] line and column, from 0 to grid - 1
         self.velocity = np.zeros((num_envs, 2, 2))
         self.colour = np.zeros((num_envs, 2), np.int64)
-        self.last = np.zeros((num_envs, self.colours, self.colours), np.int64)  # quadrant, SILENCE before any meeting
+        self.last = np.zeros((num_envs, self.colours, self.colours), np.int64)
+        """The quadrant of each pair's last meeting. SILENCE before the first one."""
         self.question = np.zeros((num_envs, 2), np.int64)
         self.meetings = np.zeros(num_envs, np.int64)
-        self.met = np.zeros(num_envs, bool)  # now
+        self.met = np.zeros(num_envs, bool)  # whether the particles meet at this step
         self.right = np.zeros(num_envs, np.int64)
         self.asked = np.zeros(num_envs, np.int64)
 
     def begin(self, rows: np.ndarray) -> None:
-        draws = self.uniform(rows, _BEGIN).T  # [R,11]
+        draws = self.uniform(rows, _BEGIN_DRAWS).T  # [R,11]
         self.length[rows] = draw_integers(draws[:, 0], self.shortest, self.longest, "uniform")
-        self.location[rows] = _exact(draws[:, 1:5].reshape(-1, 2, 2) * (self.grid - 1))
+        self.location[rows] = _round(draws[:, 1:5].reshape(-1, 2, 2) * (self.grid - 1))
         self.velocity[rows] = self.speed * _normal(draws[:, 5:9].reshape(-1, 2, 2))
-        self.colour[rows] = draws[:, 9:11] * self.colours
+        self.colour[rows] = (draws[:, 9:11] * self.colours).astype(np.int64)
         self.last[rows] = SILENCE
-        for name in ("meetings", "right", "asked"):
-            getattr(self, name)[rows] = 0
-        self._meet(rows)
-        self._ask(rows, self._numbers(rows))
+        self.meetings[rows] = 0
+        self.right[rows] = 0
+        self.asked[rows] = 0
+        self._record_meetings(rows)
+        self._set_questions(rows, self._draw_events(rows))
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        asked = self.decisions()
-        self.asked += asked
-        self.right += asked & (actions == self.target())
+        is_decision = self.decisions()
+        self.asked += is_decision
+        self.right += is_decision & (actions == self.target())
         rows = np.arange(self.num_envs)
-        numbers = self._numbers(rows)
-        self._bounce()
+        draws = self._draw_events(rows)
+        self._redraw_velocities()
         self.location += self.velocity
-        changes = self.colour_change > numbers[:2].T  # [B,P]
-        self.colour[changes] = (numbers[2:4].T[changes] * self.colours).astype(np.int64)
-        self._meet(rows)
-        self._ask(rows, numbers)
+        change_draws = draws[:2].T  # [B,P]
+        changes = change_draws < self.colour_change
+        self.colour[changes] = (draws[2:4].T[changes] * self.colours).astype(np.int64)
+        self._record_meetings(rows)
+        self._set_questions(rows, draws)
         terminated = self.steps >= self.length
         reward = np.where(terminated & (self.asked > 0), self.right / self.asked.clip(min=1), 0.0)
         return reward, terminated, np.zeros_like(terminated)
@@ -147,7 +163,8 @@ class Collision(EnvCore):
         return np.concatenate([particles.reshape(self.num_envs, 6), self.question], 1)  # [B,8]
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`is_success` (every answer was right), `right` of `asked` answers, and the stream's `length`."""
+        """`is_success` (every answer is right), `right` (right answers), `asked` (questions that count), and `length`
+        (steps of the stream)."""
         return {
             "is_success": self.right == self.asked,
             "right": self.right.copy(),
@@ -156,26 +173,26 @@ class Collision(EnvCore):
         }
 
     def target(self) -> np.ndarray:
-        """The quadrant that is asked for, or silence."""
-        first, second = self.question.clip(max=self.colours - 1).T
-        answer = self.last[np.arange(self.num_envs), first, second]
+        """The quadrant of the last meeting of the question's pair, or silence."""
+        first_colour, second_colour = self.question.clip(max=self.colours - 1).T
+        answer = self.last[np.arange(self.num_envs), first_colour, second_colour]
         return np.where(self.question[:, 0] < self.colours, answer, SILENCE)
 
     def decisions(self) -> np.ndarray:
-        """Where a pair is asked for that has met."""
+        """Whether the question's pair has met."""
         return self.target() != SILENCE
 
     def facts(self) -> np.ndarray:
-        """Each meeting is a fact of its own."""
+        """Each meeting is a separate fact."""
         return np.where(self.met, self.meetings - 1, -1)
 
     def describe(self, row: int) -> str:
-        """Of a meeting the colours and the quadrant."""
+        """The colours and the quadrant of a meeting."""
         if not self.met[row]:
             return "two particles apart"
-        first, second = self.colour[row]
-        quadrant = self.metadata["action_names"][self.last[row, first, second]]
-        return f"meeting of {COLOURS[first]} and {COLOURS[second]}, {quadrant}"
+        first_colour, second_colour = self.colour[row]
+        quadrant = self.metadata["action_names"][self.last[row, first_colour, second_colour]]
+        return f"meeting of {COLOURS[first_colour]} and {COLOURS[second_colour]}, {quadrant}"
 
     def render(self, row: int) -> np.ndarray:
         """The grid with both particles, and below it the two colours of the question."""
@@ -185,9 +202,9 @@ class Collision(EnvCore):
         codes[:, : self.grid] = EMPTY
         for (line, column), colour in zip(self._cells()[row], self.colour[row], strict=True):
             codes[column, line] = OBJECT_TO_IDX["ball"], COLOR_TO_IDX[COLOURS[colour]], 0
-        for place, colour in enumerate(self.question[row]):
+        for column, colour in enumerate(self.question[row]):
             if colour < self.colours:
-                codes[place, self.grid] = OBJECT_TO_IDX["box"], COLOR_TO_IDX[COLOURS[colour]], 0
+                codes[column, self.grid] = OBJECT_TO_IDX["box"], COLOR_TO_IDX[COLOURS[colour]], 0
         return render_tiles(codes, _TILE)
 
     def place(self, row: int) -> Place | None:
@@ -197,52 +214,60 @@ class Collision(EnvCore):
         """[B,P,2]: the line and column of the cells that the particles are in."""
         return np.floor(self.location + 0.5).astype(np.int64)
 
-    def _numbers(self, rows: np.ndarray) -> np.ndarray:
-        """The draws [8,R] of a step: whether and into what each particle changes its colour, whether there is a
-        question, whether it is an easy one, and its colours."""
-        return self.uniform(rows, 8, _BEGIN + self.steps[rows] * _STEP)
+    def _draw_events(self, rows: np.ndarray) -> np.ndarray:
+        """Random numbers of the present step in `rows` [R]: float64 [8,R] in [0, 1).
 
-    def _bounce(self) -> None:
-        """Draws the velocities anew that would leave the grid, until they do not."""
-        row, particle = np.nonzero(self._leaves(self.location + self.velocity))
-        for attempt in range(MOST_ATTEMPTS):
-            if not len(row):
+        By index: 0 and 1 decide whether each particle changes its colour, 2 and 3 are the new colours, 4 decides
+        whether there is a question, 5 whether it is about the present colours, and 6 and 7 are its colours otherwise.
+        """
+        return self.uniform(rows, _EVENT_DRAWS, _BEGIN_DRAWS + self.steps[rows] * _STEP_DRAWS)
+
+    def _redraw_velocities(self) -> None:
+        """Draws each velocity that would leave the grid again, until it stays on the grid."""
+        rows, particles = np.nonzero(self._leaves_grid(self.location + self.velocity))  # [N] each
+        for attempt in range(MAX_ATTEMPTS):
+            if not len(rows):
                 return
-            first = _BEGIN + self.steps[row] * _STEP + 8 + 2 * (MOST_ATTEMPTS * particle + attempt)
-            draws = counter_uniform(self.seed[row], self.episode[row], first + np.arange(2)[:, None])  # [2,N]
-            self.velocity[row, particle] = self.speed * _normal(draws.T)
-            leaves = self._leaves(self.location[row, particle] + self.velocity[row, particle])
-            row, particle = row[leaves], particle[leaves]
-        self.velocity[row, particle] = ((self.grid - 1) / 2 - self.location[row, particle]) / self.grid
+            first_draw = _BEGIN_DRAWS + self.steps[rows] * _STEP_DRAWS + _EVENT_DRAWS
+            first_draw = first_draw + 2 * (MAX_ATTEMPTS * particles + attempt)
+            draws = counter_uniform(self.seed[rows], self.episode[rows], first_draw + np.arange(2)[:, None])  # [2,N]
+            self.velocity[rows, particles] = self.speed * _normal(draws.T)
+            leaves = self._leaves_grid(self.location[rows, particles] + self.velocity[rows, particles])
+            rows = rows[leaves]
+            particles = particles[leaves]
+        # A small step towards the middle never leaves the grid.
+        self.velocity[rows, particles] = ((self.grid - 1) / 2 - self.location[rows, particles]) / self.grid
 
-    def _leaves(self, location: np.ndarray) -> np.ndarray:
-        """bool [...]: whether the location [...,2] is on the border or beyond it."""
+    def _leaves_grid(self, location: np.ndarray) -> np.ndarray:
+        """Whether locations [...,2] are on the grid's border or beyond it: bool [...]."""
         return np.any((location <= 0) | (location >= self.grid - 1), axis=-1)
 
-    def _meet(self, rows: np.ndarray) -> None:
-        """Notes the meetings of this step in `rows` [R]."""
+    def _record_meetings(self, rows: np.ndarray) -> None:
+        """Records the meetings of the present step in `rows` [R]."""
         cells = self._cells()[rows]  # [R,P,2]
-        met = (cells[:, 0] == cells[:, 1]).all(-1)
-        self.met[rows] = met
-        self.meetings[rows] += met
-        quadrant = (cells[met, 0] * 2 // self.grid) @ np.array([2, 1])
-        first, second = self.colour[rows[met]].T
-        self.last[rows[met], first, second] = quadrant
+        meets = (cells[:, 0] == cells[:, 1]).all(-1)
+        self.met[rows] = meets
+        self.meetings[rows] += meets
+        quadrant = (cells[meets, 0] * 2 // self.grid) @ np.array([2, 1])
+        first_colour, second_colour = self.colour[rows[meets]].T
+        self.last[rows[meets], first_colour, second_colour] = quadrant
 
-    def _ask(self, rows: np.ndarray, numbers: np.ndarray) -> None:
-        """Draws the question of this step in `rows` [R] from `_numbers`."""
-        pair = np.where(numbers[5] < self.present_share, self.colour[rows].T, numbers[6:8] * self.colours)  # [2,R]
-        self.question[rows] = np.where(numbers[4] < self.question_share, pair, self.colours).T
+    def _set_questions(self, rows: np.ndarray, draws: np.ndarray) -> None:
+        """Sets the questions of the present step in `rows` [R] from the draws of `_draw_events` [8,R]."""
+        pair = np.where(draws[5] < self.present_share, self.colour[rows].T, draws[6:8] * self.colours)  # [2,R]
+        self.question[rows] = np.where(draws[4] < self.question_share, pair, self.colours).T
 
 
 def _normal(draws: np.ndarray) -> np.ndarray:
     """Two normal numbers [...,2] from two uniform ones in [0, 1) (Box and Muller, 1958)."""
-    radius, angle = np.sqrt(-2 * np.log1p(-draws[..., 0])), 2 * np.pi * draws[..., 1]
-    return _exact(np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1))
+    radius = np.sqrt(-2 * np.log1p(-draws[..., 0]))
+    angle = 2 * np.pi * draws[..., 1]
+    return _round(np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1))
 
 
-def _exact(numbers: np.ndarray) -> np.ndarray:
-    """Rounded to multiples of 2^-20: their sums are exact, and the last bits of a machine's logarithm do not matter."""
+def _round(numbers: np.ndarray) -> np.ndarray:
+    """Numbers rounded to multiples of 2^-20. Sums of these are exact. Machines whose logarithms differ in the last bits
+    give the same results."""
     return np.round(numbers * 2**20) / 2**20
 
 

@@ -1,11 +1,11 @@
-"""Characters of a text: say which one comes next.
+"""Characters of a text: the task is to predict the next one.
 
-An episode is a piece of `stream_length` characters of one part of a text (`envs.characters`); it begins at a place that
-is drawn evenly. The observation is the present character, the action the next one, at every step. Characters are bytes,
-so that there are 256 for every text. Names: B environments, R rows, N characters of the part.
+An episode is a piece of up to `stream_length` characters of one part of a text (`envs.characters`). Its beginning is
+drawn uniformly. At every step, the observation is the present character and the right action is the next one.
+Characters are bytes, so that every text has the same 256. Names: B environments, R rows, N characters of the part.
 
-Nothing says success. The score is bits per character, -log2 of the probability of the right action, which an evaluation
-counts (`bits`). The reward, the share of right actions, comes with the last step.
+The task does not define success. The score is bits per character, -log2 of the probability of the right action. An
+evaluation measures it (`bits`). The reward, the share of right actions, comes with the last step.
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
 
 CHARACTERS = 256
-LONGEST_NAME = 1000  # characters of a path
-_HORIZON = 256  # steps: nothing says how long a character is of use
-_COLUMNS, _LINES = 48, 4  # of the picture
-_SPELLED = {9: "tab", 10: "line break", 32: "space"}
-NAMES = tuple(_SPELLED.get(i, chr(i) if 32 < i < 127 else f"byte {i}") for i in range(CHARACTERS))
-"""Of the 256 characters, for those who look at a policy."""
+MAX_PATH = 1000  # characters of a path
+_HORIZON = 256  # steps; an assumption, since the task does not say how long a character is useful
+_COLUMNS = 48  # characters of a line in the picture
+_LINES = 4  # lines of the picture
+_CHARACTER_WIDTH = 6  # pixels
+_LINE_HEIGHT = 12  # pixels
+_MARGIN = 4  # pixels on each side
+_BLANK_NAMES = {9: "tab", 10: "line break", 32: "space"}
+NAMES = tuple(_BLANK_NAMES.get(i, chr(i) if 32 < i < 127 else f"byte {i}") for i in range(CHARACTERS))
+"""Names of the 256 characters, for the viewer."""
 
 
 class Text(EnvCore):
     """B pieces of a text at once.
 
     Args:
-        file: path of a text file, or of a folder of them; "": Python's standard library.
-        part: which part of the text, "train", "validation" or "test".
-        stream_length: characters of the longest piece; a shorter part is one piece.
-        min_stream_length: of the shortest; 0: as `stream_length`, so that all are alike. Lengths are uniform.
+        file: path of a text file, or of a folder of text files; "": Python's standard library.
+        part: the part of the text: "train", "validation" or "test".
+        stream_length: characters of the longest piece. A shorter part of the text is one piece.
+        min_stream_length: characters of the shortest piece; 0: `stream_length`, so that all lengths are equal. Lengths
+            are uniform.
 
     Raises EnvError for a text that cannot be read, and for a value out of range.
     """
@@ -63,10 +68,8 @@ class Text(EnvCore):
         stream_length: int = 500,
         min_stream_length: int = 0,
     ) -> None:
-        if not isinstance(file, str) or len(file) > LONGEST_NAME or "\0" in file:
-            raise EnvError(
-                f"file: expected the path of a text, of at most {LONGEST_NAME} characters, got another value"
-            )
+        if not isinstance(file, str) or len(file) > MAX_PATH or "\0" in file:
+            raise EnvError(f"file: expected the path of a text, of at most {MAX_PATH} characters, got another value")
         self.part = expect_choice("part", part, PARTS)
         expect_int("stream_length", stream_length, 1, MOST_STEPS)
         expect_int("min_stream_length", min_stream_length, 0, stream_length)
@@ -86,50 +89,53 @@ class Text(EnvCore):
     def begin(self, rows: np.ndarray) -> None:
         draws = self.uniform(rows, 2)  # [2,R]
         self.length[rows] = draw_integers(draws[0], self.shortest, self.longest, "uniform")
-        places = len(self.characters) - self.length[rows]  # where a piece, and the character after it, may begin
-        self.offset[rows] = (draws[1] * places).astype(np.int64)
+        # The part must also have the character after the piece, which is the last one to predict.
+        num_offsets = len(self.characters) - self.length[rows]
+        self.offset[rows] = (draws[1] * num_offsets).astype(np.int64)
         self.right[rows] = 0
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        self.right += actions == self._at(self.steps)
+        self.right += actions == self._characters_at(self.steps)
         terminated = self.steps >= self.length
         return np.where(terminated, self.right / self.length, 0.0), terminated, np.zeros_like(terminated)
 
     def observe(self) -> np.ndarray:
-        return self._at(self.steps)
+        return self._characters_at(self.steps)
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`right` of `asked` characters, and the piece's `length`."""
+        """`right` (right actions), `asked` (all actions), and `length` (characters of the piece)."""
         return {"right": self.right.copy(), "asked": self.length.copy(), "length": self.length.copy()}
 
     def target(self) -> np.ndarray:
         """The next character."""
-        return self._at(self.steps + 1)
+        return self._characters_at(self.steps + 1)
 
     def decisions(self) -> np.ndarray:
-        """Every step."""
+        """True at every step."""
         return np.ones(self.num_envs, bool)
 
     def render(self, row: int) -> np.ndarray:
-        """The last characters, the present one in front of a bar."""
+        """The present character, which a bar follows, and the characters before it."""
         from PIL import Image, ImageDraw, ImageFont
 
-        shown = _COLUMNS * _LINES
-        now = int(self.offset[row] + self.steps[row])
-        seen = self.characters[max(int(self.offset[row]), now - shown + 1) : now + 1]
-        text = "".join(chr(c) if 32 <= c < 127 else "." for c in seen.tolist()) + "|"
+        offset = int(self.offset[row])
+        position = offset + int(self.steps[row])
+        characters = self.characters[max(offset, position - _COLUMNS * _LINES + 1) : position + 1]
+        text = "".join(chr(c) if 32 <= c < 127 else "." for c in characters.tolist()) + "|"
         font = ImageFont.load_default_imagefont()
         lines = [text[i : i + _COLUMNS] for i in range(0, len(text), _COLUMNS)][-_LINES:]
-        picture = Image.new("RGB", (_COLUMNS * 6 + 8, _LINES * 12 + 8))
-        ImageDraw.Draw(picture).multiline_text((4, 4), "\n".join(lines), "white", font, spacing=1)
+        size = (_COLUMNS * _CHARACTER_WIDTH + 2 * _MARGIN, _LINES * _LINE_HEIGHT + 2 * _MARGIN)
+        picture = Image.new("RGB", size)
+        draw = ImageDraw.Draw(picture)
+        draw.multiline_text((_MARGIN, _MARGIN), "\n".join(lines), fill="white", font=font, spacing=1)
         return np.asarray(picture).copy()
 
     def place(self, row: int) -> Place | None:
         return None
 
-    def _at(self, place: np.ndarray) -> np.ndarray:
-        """int64 [B]: the characters at places [B] of the pieces."""
-        return self.characters[self.offset + place].astype(np.int64)
+    def _characters_at(self, position: np.ndarray) -> np.ndarray:
+        """The character at each position [B] of the pieces: int64 [B]."""
+        return self.characters[self.offset + position].astype(np.int64)
 
 
 class TextEnv(SingleEnv, core=Text):

@@ -1,4 +1,4 @@
-"""The tasks of train_sequence.py: which environment each is, its flags, and what they make of a run's settings.
+"""The tasks of train_sequence.py: the environment and the flags of each, and a run's settings from these flags.
 
 Nothing here imports torch, so that a command line answers at once.
 """
@@ -17,16 +17,20 @@ from expire_span_rl.settings import Settings, resolve, tuned
 AGENT = "supervised"
 SPAN_LOSSES = ("learned", "paper")
 PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
-"""What `--span-loss paper` sets: bounded spans, charged from the first update on, which only the task defends."""
+"""The settings of `--span-loss paper`: bounded spans, with a fixed span penalty from the first update on. Only the
+task's gradient acts against the penalty."""
 
 
 @dataclass(frozen=True)
 class SequenceConfig:
+    """Flags of every task."""
+
     task: str = "copy"
-    """What is learned: copy, a string is to be given back after a delay; collision, in which quadrant two colours of
-    moving particles met last; text, which character comes next."""
+    """The task. copy: repeat a string after a delay. collision: in which quadrant did moving particles of two colours
+    last meet? text: predict the next character."""
     total_blocks: int = 0
-    """Updates of the training: blocks of --num-steps steps of all --num-envs streams. 0: what the task needs."""
+    """Updates of the training. Each learns from one block: --num-steps steps of all --num-envs streams. 0: as many as
+    the task needs."""
 
     def __post_init__(self):
         check_at_least(self, total_blocks=0)
@@ -34,11 +38,11 @@ class SequenceConfig:
 
 @dataclass(frozen=True)
 class SpanLossConfig:
-    """Of memory kinds whose spans are predicted."""
+    """Flags of memory kinds that predict spans."""
 
     span_loss: str = "learned"
-    """What teaches spans. learned: the ages of last use, while the answers stay right. paper: a fixed charge,
-    --span-coef, from the first update on, against the gradients of the task."""
+    """The loss that spans learn from. learned: the ages at which memories were last used, as long as the answers stay
+    right. paper: a fixed span penalty, --span-coef, from the first update on, against the gradient of the task."""
 
     def __post_init__(self):
         choice("--span-loss", self.span_loss, SPAN_LOSSES)
@@ -46,17 +50,19 @@ class SpanLossConfig:
 
 @dataclass(frozen=True)
 class CopyConfig:
+    """Flags of --task copy."""
+
     env: ClassVar[str] = "Copy-v0"
 
     delay: int = 128
-    """Longest delay in training, where delays are log-uniform from 1 on; an evaluation has this delay."""
+    """Longest delay in training, which draws delays log-uniformly from 1 on. An evaluation always has this delay."""
     length: int = 20
     """Symbols of the string."""
     vocabulary: int = 10
-    """Different symbols."""
+    """Number of different symbols."""
     place: bool = True
-    """Show the place in the string beside the symbol. --no-place: as in the paper, where a policy has to count; it
-    needs more --num-positions than --length."""
+    """Show the place in the string beside the symbol. --no-place: hide it, as in the paper, so that a policy has to
+    count. It then needs more --num-positions than --length."""
 
     def __post_init__(self):
         check_at_least(self, delay=1, length=1, vocabulary=2)
@@ -64,18 +70,20 @@ class CopyConfig:
 
 @dataclass(frozen=True)
 class CollisionConfig:
+    """Flags of --task collision."""
+
     env: ClassVar[str] = "Collision-v0"
 
     stream_length: int = 512
-    """Steps of the longest stream. Training draws lengths from 1 on, evenly; in an evaluation all have this length."""
+    """Steps of the longest stream. Training draws lengths uniformly from 1 on. An evaluation always has this length."""
     grid: int = 16
     """Cells of a side of the grid, an even number."""
     colours: int = 5
-    """Different colours of the particles."""
+    """Number of different colours of the particles."""
     question_share: float = 1.0
     """Probability of a question at each step."""
     present_share: float = 0.4
-    """Probability that a question is about the particles' present colours; else it is about any two."""
+    """Probability that a question is about the particles' present colours. Otherwise it is about any two."""
 
     def __post_init__(self):
         check_at_least(self, stream_length=1, grid=4, colours=1)
@@ -84,12 +92,14 @@ class CollisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
+    """Flags of --task text."""
+
     env: ClassVar[str] = "Text-v0"
 
     file: str = ""
-    """Path of a text file in UTF-8, or of a folder of them. Default: Python's standard library."""
+    """Path of a text file in UTF-8, or of a folder of text files. Default: Python's standard library."""
     stream_length: int = 8192
-    """Characters of the longest piece that is read. Training draws lengths from 1 on, evenly; in an evaluation all have
+    """Characters of the longest piece of the text. Training draws lengths uniformly from 1 on. An evaluation always has
     this length."""
 
     def __post_init__(self):
@@ -97,45 +107,52 @@ class TextConfig:
 
 
 TASKS: dict[str, type] = {"copy": CopyConfig, "collision": CollisionConfig, "text": TextConfig}
-"""The flags of each task; `env` is its environment."""
+"""The config of each task. Its fields are the flags, and `env` is the environment."""
 
 
 def sequence_settings(settings: Mapping[str, Any]) -> Settings:
     """All settings of a run (`settings.resolve`) from those of the command line: `task`, the task's own flags,
     `memory`, `total_blocks`, and settings of the run by name. Raises ValueError, one line."""
-    given = dict(settings)
-    SequenceConfig(given["task"], given["total_blocks"])
-    task, memory, blocks = (given.pop(name) for name in ("task", "memory", "total_blocks"))
-    flags = TASKS[choice("--task", task, TASKS)]
-    own = {field.name: given.pop(field.name) for field in dataclasses.fields(flags)}
-    flags(**own)
-    if given.pop("span_loss", SPAN_LOSSES[0]) == "paper":
-        given |= PAPER_LOSS
-    _check_reach(given, own)
-    if "file" in own:
-        own["file"] = os.path.abspath(own["file"]) if own["file"] else ""  # a run may go on from another folder
-        _check_text(own["file"], given["num_steps"])
-    total = blocks * given["num_steps"] * given["num_envs"]
-    total = total or tuned(flags.env, AGENT)["total_timesteps"]
-    return resolve(memory, flags.env, AGENT, env_kwargs=own, total_timesteps=total, **given)
+    run_settings = dict(settings)
+    task = run_settings.pop("task")
+    memory = run_settings.pop("memory")
+    total_blocks = run_settings.pop("total_blocks")
+    SequenceConfig(task, total_blocks)  # checks the values
+    config_class = TASKS[choice("--task", task, TASKS)]
+    env_kwargs = {field.name: run_settings.pop(field.name) for field in dataclasses.fields(config_class)}
+    config_class(**env_kwargs)  # checks the values
+    if run_settings.pop("span_loss", SPAN_LOSSES[0]) == "paper":
+        run_settings |= PAPER_LOSS
+    _check_span_limits(run_settings, env_kwargs)
+    if "file" in env_kwargs:
+        # An absolute path, since the run may be resumed from another folder.
+        env_kwargs["file"] = os.path.abspath(env_kwargs["file"]) if env_kwargs["file"] else ""
+        _check_text(env_kwargs["file"], run_settings["num_steps"])
+    total_timesteps = total_blocks * run_settings["num_steps"] * run_settings["num_envs"]
+    total_timesteps = total_timesteps or tuned(config_class.env, AGENT)["total_timesteps"]
+    return resolve(
+        memory, config_class.env, AGENT, env_kwargs=env_kwargs, total_timesteps=total_timesteps, **run_settings
+    )
 
 
-def _check_reach(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises ValueError, one line, for a delay that no memory can last for."""
-    if "delay" not in own:
+def _check_span_limits(run_settings: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError, one line, if a limit of the memory kind's spans is too short for the delay and the string."""
+    if "delay" not in env_kwargs:
         return
-    needed = own["delay"] + own["length"]
+    needed_span = env_kwargs["delay"] + env_kwargs["length"]
     for name in ("max_span", "initial_limit"):
-        if 0 < given.get(name, 0) < needed:
+        limit = run_settings.get(name, 0)
+        if 0 < limit < needed_span:
             raise ValueError(
-                f"--delay: expected at most {given[name] - own['length']:,} with {flag(name)} {given[name]:,}, got "
-                f"{own['delay']:,}; {flag(name)} {needed:,} reaches it"
+                f"--delay: expected at most {limit - env_kwargs['length']:,} with {flag(name)} {limit:,}, got "
+                f"{env_kwargs['delay']:,}; {flag(name)} {needed_span:,} would be long enough"
             )
 
 
 def _check_text(path: str, num_steps: int) -> None:
-    """Raises ValueError, one line, for a text that cannot be read, or is shorter than a block."""
-    from expire_span_rl.envs.characters import read_characters, standard_library  # a misspelled flag needs no NumPy
+    """Raises ValueError, one line, for a text that cannot be read, or whose training part is shorter than a block."""
+    # Imported here, so that the message for a misspelled flag need not wait for NumPy.
+    from expire_span_rl.envs.characters import read_characters, standard_library
 
     try:
         characters = read_characters(path or standard_library(), "train")

@@ -19,6 +19,7 @@ from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.policies import ActorCritic, check_spaces
 from expire_span_rl.settings import MAX_STEPS
 from expire_span_rl.viewer.audit import audit as audit_memories
+from expire_span_rl.viewer.counterfactual import counterfactual_record, forgetting_of, play_counterfactual
 from expire_span_rl.viewer.figure import draw
 from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
 from expire_span_rl.viewer.naming import observation_names
@@ -27,7 +28,6 @@ from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_o
 from expire_span_rl.viewer.record import record, shared
 from expire_span_rl.viewer.summary import summary
 from expire_span_rl.viewer.video import scenes, video
-from expire_span_rl.viewer.without import forgetting_of, play_without, without_record
 
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", *PICTURES, ".mp4", ".json")
@@ -211,17 +211,17 @@ class _Player:
             labels=observation_names(env, policy),
         )
         numbers["without"] = None
-        without = self._play_without(episode, numbers) if with_pictures else None
-        return PlayedEpisode(episode, lives, numbers, film, without)
+        counterfactual = self._play_counterfactual(episode, numbers) if with_pictures else None
+        return PlayedEpisode(episode, lives, numbers, film, counterfactual)
 
-    def _play_without(self, episode: Episode, numbers: dict[str, Any]) -> OtherEpisode | None:
-        """Plays the episode without the memory that its story says mattered, and adds what came of it to its record
+    def _play_counterfactual(self, episode: Episode, numbers: dict[str, Any]) -> OtherEpisode | None:
+        """Plays the episode without the memory that mattered according to its story. Adds the result to its record
         `numbers`, under `without`."""
         forgetting = forgetting_of(numbers)
         if forgetting is None:
             return None
         film = Film()
-        episode_without = play_without(
+        counterfactual = play_counterfactual(
             self.policy,
             self.env,
             episode,
@@ -231,10 +231,10 @@ class _Player:
             deterministic=numbers["deterministic"],
             watch=film,
         )
-        if episode_without is None:
+        if counterfactual is None:
             return None
-        numbers["without"] = without_record(self.policy, episode_without, self.names, numbers, forgetting)
-        return OtherEpisode(episode_without, film)
+        numbers["without"] = counterfactual_record(self.policy, counterfactual, self.names, numbers, forgetting)
+        return OtherEpisode(counterfactual, film)
 
 
 def environment_for(

@@ -514,7 +514,7 @@ def ended(error: BaseException, capsys) -> tuple[int, str]:
         (
             ModuleNotFoundError("No module named 'pygame'", name="pygame"),
             2,
-            "cannot import what this needs: No module named 'pygame'",
+            "cannot import a package that this command needs: No module named 'pygame'",
         ),
         (gym.error.DependencyNotInstalled("MuJoCo is not installed"), 2, "MuJoCo is not installed"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -69,7 +69,7 @@ def test_it_trains_evaluates_and_continues(tmp_path: Path, monkeypatch: pytest.M
     ("script", "failure"),
     [
         ("import time; time.sleep(60)", "broken: no end within 2 seconds"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "broken: ended by SIGKILL: nothing was said"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "broken: ended by SIGKILL: nothing was printed"),
         ("def main(): raise ValueError('--env: no')", "broken: --env: no"),
         ("def main(): raise KeyError('x')", "broken: traceback: KeyError: 'x'"),
         ("def main(): print('done')", ""),
@@ -78,4 +78,4 @@ def test_it_trains_evaluates_and_continues(tmp_path: Path, monkeypatch: pytest.M
 def test_the_failure_of_a_command_is_one_line(script, failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken.py").write_text(script)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert coverage._failure("broken", [], tmp_path, 2 if "no end" in failure else 60) == failure
+    assert coverage._run_script("broken", [], tmp_path, 2 if "no end" in failure else 60) == failure

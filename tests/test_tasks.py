@@ -42,7 +42,7 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
     order = [(env, kind, 1) for env in ("CartPole-v1", "Corridor-v0") for kind in ("lstm", "none")]
     assert trainings == [*order[:3], *order[2:]]
     out = capsys.readouterr().out
-    assert "| CartPole-v1 | 0.00M | return 475 | lstm | 1 |" in out and "a run of lstm beats its own" in out
+    assert "| CartPole-v1 | 0.00M | return 475 | lstm | 1 |" in out and "probability that lstm scores higher" in out
     before = Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes()
     larger = ["--tasks", "CartPole-v1", "TMaze-50", "--kinds", "lru", "lstm", "--seeds", "2", *TINY[8:]]
     assert table([*larger, "--jobs", "2"], monkeypatch) == 0

@@ -94,7 +94,8 @@ def test_a_text_is_learned_continued_evaluated_and_shown(in_folder, monkeypatch,
         capsys.readouterr()
         assert call(script, ["x"], monkeypatch) == 2
         error = capsys.readouterr().err
-        assert "'file' to be named, which a policy file cannot do: --env-kwargs" in error and error.count("\n") == 1
+        assert "expected 'file' from you, since a policy file cannot name it: --env-kwargs" in error
+        assert error.count("\n") == 1
     found = []
     for number in ("1", "4"):
         arguments = ["x", "--episodes", "8", "--num-envs", number, "--json", "out.json", *named]
@@ -119,7 +120,7 @@ def test_a_file_that_a_policy_names_is_not_read(in_folder, monkeypatch, capsys):
     save_policy(run.policy, "silent.safetensors", {**info, "private_kwargs": None})
     run.trainer.close()
     assert call(evaluate, ["asking.safetensors"], monkeypatch) == 2
-    assert "expected 'file' to be named" in capsys.readouterr().err
+    assert "expected 'file' from you, since a policy file cannot name it" in capsys.readouterr().err
     assert call(evaluate, ["silent.safetensors", "--episodes", "2", "--json", "out.json"], monkeypatch) == 0
     assert json.loads(Path("out.json").read_text())["env_kwargs"] == {"stream_length": 40}  # the standard library
 
@@ -177,7 +178,7 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
     arguments = ["--task", task, "--num-envs", "8", "--num-steps", "64", "--width", "16"]
     trainer = build(parse_sequence(arguments)).trainer
     block, _ = trainer.collector.collect()
-    assert block.actions.shape == block.asked.shape == (64, 8) and block.asked.dtype == torch.bool
+    assert block.actions.shape == block.is_query.shape == (64, 8) and block.is_query.dtype == torch.bool
     trainer.close()
 
 
@@ -192,16 +193,16 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--task", "collision", "--present-share", "2"], "--present-share: expected 0 to 1, got 2"),
         (["--memory", "gur"], "--memory: expected one of expire_span"),
         (["--delay", "0"], "--delay: expected at least 1, got 0"),
-        (["--delay", "2000", "--max-span", "1024"], "--max-span 2,020 reaches it"),
+        (["--delay", "2000", "--max-span", "1024"], "--max-span 2,020 would be long enough"),
         (["--delay", "2000", "--initial-limit", "1024"], "--delay: expected at most 1,004 with --initial-limit 1,024"),
         (["--vocabulary", "65"], "vocabulary: expected a whole number from 2 to 64, got 65"),
         (["--task", "texxt"], "got 'texxt'; did you mean 'text'?"),
         (["--file", "x"], "--file: expected only with --task text, got --task copy"),
         (["--task", "text", "--grid", "8"], "--grid: expected only with --task collision, got --task text"),
-        (["--task", "text", "--file", "missing"], "--file: expected a text file or a folder of them, "),
+        (["--task", "text", "--file", "missing"], "--file: expected a text file or a folder of text files, but "),
         (
             ["--task", "text", "--file", "/dev/null"],
-            "--file: expected a regular file or a folder, /dev/null is neither",
+            "--file: expected a regular file or a folder, but /dev/null is neither",
         ),
         (["--task", "text", "--file", "."], "--file: expected text files (.c, "),
         (
@@ -228,11 +229,11 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
 
 def test_supervision_needs_a_task_that_says_what_is_right(in_folder, monkeypatch, capsys):
     assert call(train_rl, ["--agent", "supervised", "--num-envs", "8", "--no-progress-bar"], monkeypatch) == 2
-    assert "expected streams that say what is right, such as Copy-v0" in capsys.readouterr().err
+    assert "expected streams that give right actions, such as Copy-v0" in capsys.readouterr().err
     assert list(in_folder.iterdir()) == []
 
 
 def test_a_run_of_train_rl_is_continued_there(run_dir, monkeypatch, capsys):
     assert call(train_sequence, ["--resume", run_dir], monkeypatch) == 2
     error = capsys.readouterr().err
-    assert "which goes on with train_rl.py --resume" in error and error.count("\n") == 1
+    assert "which train_rl.py --resume continues" in error and error.count("\n") == 1

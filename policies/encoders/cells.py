@@ -1,4 +1,7 @@
-"""MiniGrid's cells: the object, colour and state of each cell, one-hot."""
+"""The encoder of grids in MiniGrid's encoding: the object, colour and state of each cell, one-hot.
+
+N observations.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from expire_span_rl.policies.encoders.base import Integers
 from expire_span_rl.spaces import CELL_BOUNDS
 
 CELL_VALUES = tuple(bound + 1 for bound in CELL_BOUNDS)
-"""Number of objects, colours and states that a cell can have. Agent directions are states 0 to 3."""
+"""The numbers of different objects, colours and states of a cell. An agent's directions are states 0 to 3."""
 
 
 class CellsEncoder(Integers):
-    """uint8 [columns, lines, 3] with the bounds of MiniGrid's encoding. Larger values count as the largest."""
+    """Encodes uint8 [columns, lines, 3] with the bounds of MiniGrid's encoding. A larger value counts as the largest
+    one."""
 
     def __init__(self, entry: Mapping[str, Any]):
         columns, lines, _ = entry["shape"]
@@ -30,10 +34,12 @@ class CellsEncoder(Integers):
         return None
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
-        """The cross entropy of `Integers`, for all cells at once: one for objects, one for colours, one for states."""
+        """The same as `Integers.surprise`, but in three cross entropies over all cells: objects, colours, states."""
         cells = self._indices(value).unflatten(1, (-1, len(CELL_VALUES)))  # [N, cells, 3]
-        by_part = outputs.unflatten(1, (cells.shape[1], -1)).split(CELL_VALUES, 2)  # 3 of [N, cells, values]
+        num_cells = cells.shape[1]
+        split_logits = outputs.unflatten(1, (num_cells, -1)).split(CELL_VALUES, 2)  # 3 times [N, cells, values]
         total = outputs.new_zeros(())
-        for i, logits in enumerate(by_part):
-            total = total + F.cross_entropy(logits.flatten(0, 1), cells[..., i].flatten()) * cells.shape[1]
+        for i, logits in enumerate(split_logits):
+            # `cross_entropy` is a mean over N and cells. The surprise is a sum over cells.
+            total = total + F.cross_entropy(logits.flatten(0, 1), cells[..., i].flatten()) * num_cells
         return total

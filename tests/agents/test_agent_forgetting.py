@@ -28,10 +28,10 @@ def pressures(
     scores: list[float],
     is_success: bool = True,
     live: float | None = 50.0,
-    fresh: int = MANY,
+    new_episodes: int = MANY,
 ) -> list[float]:
     """The controller's pressure after each score."""
-    return [controller.update(score, MANY, is_success, live, fresh) for score in scores]
+    return [controller.update(score, MANY, is_success, live, new_episodes) for score in scores]
 
 
 def controller_at_full_pressure(**settings) -> ForgettingController:
@@ -81,11 +81,13 @@ def test_the_clock_is_evidence():
     """An update with a tenth of the new hard episodes moves the pressure a tenth as far. One with none does not move
     it."""
     settings = {"full_evidence": 20, "pressure_rise": 0.25}
-    assert pressures(make_controller(**settings), [1.0, 1.0], fresh=2) == pytest.approx([0.025, 0.05])
-    assert pressures(make_controller(**settings), [1.0, 1.0], fresh=20) == pytest.approx([0.25, 0.5])
-    assert pressures(controller_at_full_pressure(**settings), [0.85, 0.85], fresh=2) == pytest.approx([-0.05, -0.05])
-    assert pressures(controller_at_full_pressure(**settings), [0.85], fresh=0) == [0]
-    assert pressures(make_controller(**settings), [1.0], fresh=0) == [0]
+    assert pressures(make_controller(**settings), [1.0, 1.0], new_episodes=2) == pytest.approx([0.025, 0.05])
+    assert pressures(make_controller(**settings), [1.0, 1.0], new_episodes=20) == pytest.approx([0.25, 0.5])
+    assert pressures(controller_at_full_pressure(**settings), [0.85, 0.85], new_episodes=2) == pytest.approx(
+        [-0.05, -0.05]
+    )
+    assert pressures(controller_at_full_pressure(**settings), [0.85], new_episodes=0) == [0]
+    assert pressures(make_controller(**settings), [1.0], new_episodes=0) == [0]
 
 
 def test_few_hard_episodes_change_nothing():

@@ -100,7 +100,7 @@ def test_a_block_is_the_stream_stepped_with_the_right_actions():
                 np.testing.assert_array_equal(block.observation[key][t], entry)
             np.testing.assert_array_equal(block.episode_start[t], start)
             np.testing.assert_array_equal(block.actions[t], core.target())
-            np.testing.assert_array_equal(block.asked[t], core.decisions())
+            np.testing.assert_array_equal(block.is_query[t], core.decisions())
             right = core.target()
             observation, _, terminated, truncated, _ = stepped.step(right)
             start = terminated | truncated
@@ -132,7 +132,7 @@ def test_answers_are_counted_across_blocks():
     by_steps = [sorted((e["delay"], e["is_success"], round(e["bits"], 4), e["steps"]) for e in run) for run in runs]
     assert by_steps[0] == by_steps[1] and len(by_steps[0]) > 20
     joined = {
-        name: torch.cat([getattr(block, name) for block in blocks]) for name in ("actions", "asked", "episode_start")
+        name: torch.cat([getattr(block, name) for block in blocks]) for name in ("actions", "is_query", "episode_start")
     }
     scores = torch.log_softmax(torch.cat(logits), -1).gather(2, joined["actions"][..., None])[..., 0]
     right = torch.cat(logits).argmax(-1) == joined["actions"]
@@ -140,10 +140,10 @@ def test_answers_are_counted_across_blocks():
     for row in range(4):
         starts = [*torch.nonzero(joined["episode_start"][:, row]).flatten().tolist()]
         for begin, end in zip(starts, [*starts[1:], 112], strict=True):
-            asked = joined["asked"][begin:end, row]
-            if asked.sum() == 4:  # the episode is whole
-                bits = float(-scores[begin:end, row][asked].mean()) / math.log(2)
-                expected.append((end - begin, float(right[begin:end, row][asked].float().mean()), round(bits, 4)))
+            is_query = joined["is_query"][begin:end, row]
+            if is_query.sum() == 4:  # the episode is whole
+                bits = float(-scores[begin:end, row][is_query].mean()) / math.log(2)
+                expected.append((end - begin, float(right[begin:end, row][is_query].float().mean()), round(bits, 4)))
     assert sorted(expected) == sorted((e["steps"], e["is_success"], round(e["bits"], 4)) for e in runs[1])
 
 
@@ -156,18 +156,18 @@ def test_memorised_blocks_are_answered_without_a_mistake(task, tmp_path, monkeyp
     monkeypatch.setitem(STREAMS, "Text-v0", text)
     trainer = make_trainer("transformer_xl", streams=4, task=task, num_minibatches=1, learning_rate=3e-3)
     blocks = [trainer.collector.collect()[0] for _ in range(64)]
-    starts, asked = (torch.cat([getattr(block, name) for block in blocks]) for name in ("episode_start", "asked"))
+    starts, is_query = (torch.cat([getattr(block, name) for block in blocks]) for name in ("episode_start", "is_query"))
     if task == "Text-v0":  # the first characters of a piece do not say which piece it is
         recent = torch.stack([starts.roll(t, 0) for t in range(4)]).any(0)
-        asked = asked & ~recent
+        is_query = is_query & ~recent
     epochs = 60
     for epoch in range(epochs):
         for block in blocks:
             trainer.agent.update(block, epoch / epochs, 0.0)
-        right = torch.cat([block.answers.right for block in blocks])
-        if bool(right[asked].all()):
+        right = torch.cat([block.answers.is_right for block in blocks])
+        if bool(right[is_query].all()):
             break
-    assert right[asked].all() and asked.sum() > 500
+    assert right[is_query].all() and is_query.sum() > 500
 
 
 @pytest.mark.parametrize("kind", ["expire_span", "transformer_xl"])
@@ -249,5 +249,5 @@ def set_deadline(trainer: Trainer, check: Callable[[], None]) -> None:
 
 def test_a_task_of_rewards_is_refused():
     env = envs.make_vec_env("Corridor-v0", 2)
-    with pytest.raises(ValueError, match="^--env: expected streams that say what is right, such as Copy-v0, got Corr"):
+    with pytest.raises(ValueError, match="^--env: expected streams that give right actions, such as Copy-v0, got Corr"):
         BlockSource(env, make_policy("none", env), 4, 0)

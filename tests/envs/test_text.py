@@ -1,4 +1,4 @@
-"""Characters of texts: what is read of files and folders, and the batched task against a plain transcription."""
+"""Reading the characters of files and folders, and the batched Text-v0 against a plain transcription of its rules."""
 
 from __future__ import annotations
 
@@ -22,52 +22,59 @@ def parts_of(path: Path) -> list[bytes]:
 
 
 @settings(deadline=None, max_examples=30)
-@given(longest=st.integers(1, 8), drawn=st.booleans(), seed=st.integers(0, 10**6))
-def test_the_core_is_the_plain_task(tmp_path_factory, longest, drawn, seed):
+@given(longest=st.integers(1, 8), has_random_lengths=st.booleans(), seed=st.integers(0, 10**6))
+def test_the_core_follows_the_plain_rules(tmp_path_factory, longest, has_random_lengths, seed):
     folder = tmp_path_factory.mktemp("text")
     (folder / "a.txt").write_bytes(bytes(range(1, 101)))
-    content, shortest = bytes(range(1, 91)), 1 if drawn else longest  # 90% of it
-    lengths = {"stream_length": longest, "min_stream_length": 1 if drawn else 0}
-    core, rows = Text(3, file=str(folder / "a.txt"), part="train", **lengths), np.arange(3)
+    content = bytes(range(1, 91))  # the training part: 90% of the file
+    shortest = 1 if has_random_lengths else longest
+    lengths = {"stream_length": longest, "min_stream_length": 1 if has_random_lengths else 0}
+    core = Text(3, file=str(folder / "a.txt"), part="train", **lengths)
+    rows = np.arange(3)
     core.reset(rows, seed + rows)
 
-    def piece(row: int, episode: int) -> bytes:
-        numbers = (np.array([number]) for number in (seed + row, episode, [0, 1]))
-        first, second = (float(u) for u in counter_uniform(*(np.ravel(n) for n in numbers)))
-        length = shortest + int(first * (longest - shortest + 1))
-        offset = int(second * (len(content) - length))
+    def draw_piece(row: int, episode: int) -> bytes:
+        """The characters of an episode, and the one after them."""
+        u = counter_uniform(np.array([seed + row]), np.array([episode]), np.array([0, 1]))
+        length = shortest + int(float(u[0]) * (longest - shortest + 1))
+        offset = int(float(u[1]) * (len(content) - length))
         return content[offset : offset + length + 1]
 
-    pieces, places, right = [piece(row, 0) for row in rows], [0] * 3, [0] * 3
+    pieces = [draw_piece(row, 0) for row in rows]
+    positions = [0] * 3
+    num_right = [0] * 3
     generator = np.random.default_rng(seed)
     for _ in range(40):
-        assert core.observe().tolist() == [text[place] for text, place in zip(pieces, places, strict=True)]
-        assert core.target().tolist() == [text[place + 1] for text, place in zip(pieces, places, strict=True)]
+        targets = core.target()
+        assert core.observe().tolist() == [piece[i] for piece, i in zip(pieces, positions, strict=True)]
+        assert targets.tolist() == [piece[i + 1] for piece, i in zip(pieces, positions, strict=True)]
         assert core.decisions().all() and core.facts() is None
-        actions = np.where(generator.random(3) < 0.5, core.target(), generator.integers(256, size=3))
-        right = [n + int(action == t) for n, action, t in zip(right, actions, core.target(), strict=True)]
+        actions = np.where(generator.random(3) < 0.5, targets, generator.integers(256, size=3))
+        num_right = [n + int(action == t) for n, action, t in zip(num_right, actions, targets, strict=True)]
         reward, terminated, truncated = core.step(actions)
-        places = [place + 1 for place in places]
-        assert terminated.tolist() == [place == len(text) - 1 for text, place in zip(pieces, places, strict=True)]
+        positions = [i + 1 for i in positions]
+        assert terminated.tolist() == [i == len(piece) - 1 for piece, i in zip(pieces, positions, strict=True)]
         assert not truncated.any()
-        said = core.final_info()
+        info = core.final_info()
         for row in np.flatnonzero(terminated):
-            length = places[row]
-            assert [said[name][row] for name in ("right", "asked", "length")] == [right[row], length, length]
-            assert reward[row] == right[row] / length
-            pieces[row], places[row], right[row] = piece(row, int(core.episode[row]) + 1), 0, 0
+            length = positions[row]
+            assert [info[name][row] for name in ("right", "asked", "length")] == [num_right[row], length, length]
+            assert reward[row] == num_right[row] / length
+            pieces[row] = draw_piece(row, int(core.episode[row]) + 1)
+            positions[row] = 0
+            num_right[row] = 0
         core.reset(np.flatnonzero(terminated))
 
 
-def test_a_file_is_split_by_position_and_enwik8_as_usual(tmp_path, monkeypatch):
+def test_a_file_is_split_by_position_and_enwik8_into_its_usual_parts(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(97 + i % 26 for i in range(1000)))
     content = path.read_bytes()
     assert parts_of(path) == [content[:900], content[900:950], content[950:]]
-    monkeypatch.setattr(characters, "ENWIK8", (700, 200, 101))  # of another size
+    monkeypatch.setattr(characters, "ENWIK8_SIZES", (700, 200, 101))
     path.write_bytes(content + b"z")
     assert [len(part) for part in parts_of(path)] == [700, 200, 101]
-    assert b"".join(parts_of(path)) == content + b"z"  # the file that is there now
+    assert b"".join(parts_of(path)) == content + b"z"  # the changed file was read again
 
 
 def test_a_folder_is_split_by_file(tmp_path):
@@ -77,13 +84,13 @@ def test_a_folder_is_split_by_file(tmp_path):
     assert parts_of(tmp_path)[1:] == [b"file 18\nfile 38\n", b"file 19\nfile 39\n"]
 
 
-def test_only_text_files_of_a_folder_count_and_few_are_split_by_position(tmp_path):
+def test_only_text_files_of_a_folder_are_read_and_fewer_than_20_are_split_by_position(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a.md").write_text("second ")
     (tmp_path / "a.txt").write_text("first ")
     (tmp_path / "c.rst").write_text("äö")
-    for left_out in ("d.png", ".hidden.txt"):
-        (tmp_path / left_out).write_text("no")
+    for name in ("d.png", ".hidden.txt"):
+        (tmp_path / name).write_text("no")
     (tmp_path / "binary.txt").write_bytes(b"no\0")
     (tmp_path / "latin.txt").write_bytes("äh".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
@@ -110,12 +117,12 @@ def test_a_short_part_is_one_piece_and_actions_are_hidden(tmp_path):
     observation, _ = env.reset(seed=3)
     text = "abcdefghijklmnopqrstuvwxyz"[-4:]
     assert (env.unwrapped.core.longest, env.unwrapped.memory_horizon) == (3, 3)
-    shown = [int(observation["observation"])]
+    observations = [int(observation["observation"])]
     for _ in range(3):
         observation, *_, info = env.step(ord("b"))
-        shown.append(int(observation["observation"]))
+        observations.append(int(observation["observation"]))
         assert observation["previous_action"] == 256
-    assert shown == [ord(c) for c in text] and info == {"right": 0, "asked": 3, "length": 3}
+    assert observations == [ord(c) for c in text] and info == {"right": 0, "asked": 3, "length": 3}
 
 
 def test_characters_have_names():
@@ -125,7 +132,7 @@ def test_characters_have_names():
     ]  # fmt: skip
 
 
-def test_what_is_no_text_is_told_in_one_line(tmp_path):
+def test_the_error_for_a_bad_text_or_setting_is_one_line(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"a\0b")
     (tmp_path / "latin.txt").write_bytes("ähnlich".encode("latin-1"))
@@ -133,12 +140,12 @@ def test_what_is_no_text_is_told_in_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name, message in {
-        "missing.txt": "expected a text file or a folder of them, .*missing.txt does not exist$",
-        "empty.txt": "expected text, .*empty.txt is empty$",
-        "binary.txt": "expected text in UTF-8, .*binary.txt is binary or in another encoding$",
-        "latin.txt": "expected text in UTF-8, .*latin.txt is binary or in another encoding$",
-        "folder": r"expected text files \(.c, .*\) in the folder .*folder, it has none$",
-        "pipe": "expected a regular file or a folder, .*pipe is neither$",
+        "missing.txt": "expected a text file or a folder of text files, but .*missing.txt does not exist$",
+        "empty.txt": "expected text, but .*empty.txt is empty$",
+        "binary.txt": "expected text in UTF-8, but .*binary.txt is binary or in another encoding$",
+        "latin.txt": "expected text in UTF-8, but .*latin.txt is binary or in another encoding$",
+        "folder": r"expected text files \(.c, .*\) in the folder .*folder, got none$",
+        "pipe": "expected a regular file or a folder, but .*pipe is neither$",
         "short.txt": "expected at least 2 characters for validation, got 0$",
     }.items():
         with pytest.raises(envs.EnvError, match=f"^file: {message}"):
@@ -154,6 +161,6 @@ def test_what_is_no_text_is_told_in_one_line(tmp_path):
             envs.make_env("Text-v0", **kwargs)
 
 
-def test_a_text_cut_within_a_character_is_text(tmp_path):
+def test_a_text_with_an_incomplete_last_character_is_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("aaaaé".encode()[:-1])
     assert b"".join(parts_of(tmp_path / "a.txt")) == "aaaaé".encode()[:-1]

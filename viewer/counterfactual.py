@@ -1,7 +1,8 @@
-"""The episode as it would have gone without a memory: the audit's counterfactual, played on to its end.
+"""The counterfactual of an episode: the same episode without a memory, played to its end.
 
-Seed and actions are the same up to a decision. From there on the policy acts for itself. In a memory of slots, one
-observation leaves none in any layer (`total_removed` of the audit). Any other memory is emptied at the decision.
+Seed and actions are those of the episode up to a decision. From there on the policy chooses the actions. If the memory
+has slots, those of one observation are removed from all layers (`total_removed` of the audit). Any other memory is
+emptied at the decision.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from expire_span_rl.viewer.play import Episode, Forgetting, outcome, play
 from expire_span_rl.viewer.record import numbers_of
 from expire_span_rl.viewer.story import observation_name
 
-# It is stopped after STEPS_FACTOR times the steps of the episode as it was, and EXTRA_STEPS more.
 STEPS_FACTOR = 3
+"""A counterfactual has at most this many times the steps of the episode, plus EXTRA_STEPS."""
 EXTRA_STEPS = 100
 
 
 def forgetting_of(record: Mapping[str, Any]) -> Forgetting | None:
-    """How to forget what the story says mattered. None if nothing mattered."""
+    """What the policy is made to forget: the memory that mattered according to the record's story. None if no memory
+    mattered."""
     story = record["story"]
     if record["layers"]:
         return Forgetting(story["step"], story["written"]) if story["written"] in story["matters"] else None
+    # A memory without slots. At step 0 it is empty.
     matters = record["state_bytes"] and (record["audit"]["influence"][story["step"]] or 0) >= MIN_SHIFT
     return Forgetting(story["step"], None) if matters and story["step"] else None
 
 
-def play_without(
+def play_counterfactual(
     policy: ActorCritic,
     env: gym.Env,
     episode: Episode,
@@ -43,8 +46,8 @@ def play_without(
     deterministic: bool,
     watch: Callable[[gym.Env], None],
 ) -> Episode | None:
-    """Plays `episode`, which is that of `seed`, again without the memory. None if the environment does not repeat the
-    observations up to the decision."""
+    """Plays `episode`, the episode of `seed`, again without the memory. watch: called with `env` before each action.
+    Returns None if the environment does not repeat the observations up to the decision."""
     step = forgetting.step
     max_steps = min(max_steps, STEPS_FACTOR * len(episode.actions) + EXTRA_STEPS)
     script = episode.actions[:step]
@@ -62,21 +65,24 @@ def play_without(
     return counterfactual if repeats else None
 
 
-def without_record(
+def counterfactual_record(
     policy: ActorCritic,
     counterfactual: Episode,
     names: Sequence[str],
     record: Mapping[str, Any],
     forgetting: Forgetting,
 ) -> dict[str, Any]:
-    """JSON-able: what was forgotten (`written`, None for all of the memory), the decision from which on the policy acts
-    for itself (`step`), a `label`, and what was played, under the keys of the record."""
-    name = "its memory" if forgetting.birth is None else observation_name(record, forgetting.birth)
-    emptied = f"with its memory emptied at step {forgetting.step}"
+    """The counterfactual as a JSON-able dict. `written` is the step of the forgotten observation, None if the whole
+    memory was forgotten. `step` is the decision, from which on the policy chooses the actions. `label` says in words
+    what was forgotten. All other keys are those of the episode's record."""
+    if forgetting.birth is None:
+        label = f"with its memory emptied at step {forgetting.step}"
+    else:
+        label = f"without {observation_name(record, forgetting.birth)}"
     return {
         "written": forgetting.birth,
         "step": forgetting.step,
-        "label": emptied if forgetting.birth is None else f"without {name}",
+        "label": label,
         "outcome": outcome(counterfactual),
         "ended": counterfactual.ended,
         "steps": len(counterfactual.actions),

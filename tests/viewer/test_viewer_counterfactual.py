@@ -1,4 +1,4 @@
-"""The episode as it would have gone without a memory, beside the one that was played."""
+"""The counterfactual of an episode without a memory, and the page that shows both."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from viewer_cases import ROOT, SHIPPED, STORING, make_policy, play_steps
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies.transformer.slots import GONE
+from expire_span_rl.viewer.counterfactual import play_counterfactual
 from expire_span_rl.viewer.play import Forgetting, play, tensors_of
-from expire_span_rl.viewer.without import play_without
 from expire_span_rl.visualization import show_in
 
 PORTAL = str(ROOT / "pretrained" / "portal-expire_span.safetensors")
@@ -73,12 +73,12 @@ class Unrepeatable(gym.Env):
         return self.count % 1000
 
 
-def test_an_environment_that_does_not_repeat_itself_has_no_other_episode():
+def test_an_environment_that_does_not_repeat_itself_has_no_counterfactual():
     env = make_env(Unrepeatable)
     policy = make_policy(env_id=Unrepeatable)
     episode = play(policy, env, 0, 10, True)
-    how = {"seed": 0, "max_steps": 10, "deterministic": True, "watch": lambda env: None}
-    assert play_without(policy, env, episode, Forgetting(5, 2), **how) is None
+    settings = {"seed": 0, "max_steps": 10, "deterministic": True, "watch": lambda env: None}
+    assert play_counterfactual(policy, env, episode, Forgetting(5, 2), **settings) is None
 
 
 def test_the_shipped_policy_takes_the_other_door_without_the_ball(tmp_path):
