@@ -105,10 +105,7 @@ def play(
         # What is seen before the action.
         log.see(policy, env, observation)
         watch(env)
-        log.decisions.append(None if core is None else core.decisions())
-        log.facts.append(None if core is None else core.facts())
-        description = None if core is None else core.describe(0)
-        log.descriptions += [] if description is None else [description]
+        log.ask(core)
         # The action.
         inputs = {key: value[0] for key, value in tensors_of(policy, log.observations[-1:]).items()}
         params, value = policy.step(inputs, acting, torch.tensor([is_empty], device=policy.device))
@@ -140,6 +137,13 @@ class _Log:
         """Notes a copy of the observation, and its texts."""
         self.observations.append({key: np.array(observation[key]) for key in policy.config.observation})
         self.texts.append(_texts(policy, env, self.observations[-1]))
+
+    def ask(self, core: EnvCore | None) -> None:
+        """Notes what the environment says of the observation. core: None if it can say nothing."""
+        self.decisions.append(None if core is None else core.decisions())
+        self.facts.append(None if core is None else core.facts())
+        description = None if core is None else core.describe(0)
+        self.descriptions += [] if description is None else [description]
 
     def act(self, params: Tensor, value: Tensor, action: Tensor) -> None:
         """Notes what the policy computed [1,P], [1] and the action that is taken [1] or [1,N]."""
