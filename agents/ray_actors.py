@@ -84,12 +84,9 @@ class ActorPool:
         self.notes: list[str] = []
         self.stop = threading.Event()
         self.deadline = Deadline(self.stop)
-        self.version = 0
-        """Number of rollouts that were given to the learner."""
-        self.restarts = 0
-        """Number of times that an actor's process died or an actor was lost."""
-        self.num_started = 0
-        """Number of actors that were ever started."""
+        self.version = 0  # rollouts that were given to the learner
+        self.restarts = 0  # times that an actor's process died or an actor was lost
+        self.num_started = 0  # actors that were ever started
         self.failures: Counter[str] = Counter()
         self.deaths: Counter[int] = Counter()  # by the actor's index: processes that died since its last rollout
         self.pending: dict[Any, int] = {}  # the index of each request's actor, oldest request first

@@ -158,13 +158,19 @@ def audit(
                 "attention": round_nested(candidate.attention),
                 "fact": _fact(episode, candidate.birth),
                 "base": base_answer.compare(base_answer, policy, names),
-                **{
-                    name: None if answer is None else answer.compare(base_answer, policy, names)
-                    for name, answer in effects.items()
-                },
+                **_compare_effects(effects, base_answer, policy, names),
             }
         )
     return report
+
+
+def _compare_effects(
+    effects: Mapping[str, Answer | None], base_answer: Answer, policy: ActorCritic, names: Sequence[str]
+) -> dict[str, Any]:
+    """What each effect changes of the decision, by name. None for an effect that was not measured."""
+    return {
+        name: None if answer is None else answer.compare(base_answer, policy, names) for name, answer in effects.items()
+    }
 
 
 def _measure(
