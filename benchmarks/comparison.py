@@ -22,7 +22,6 @@ layers is within the budget. The table therefore has mean and peak, and the mean
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import shlex
@@ -33,6 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import check_settings, lock_directory
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, read_cells, read_plan, write_plan
 from benchmarks.comparison_report import write_report
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
@@ -255,21 +255,9 @@ class Sweep:
         """The settings of a cell's evaluation."""
         return {name: getattr(self.config, name) for name in EVALUATION}
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Creates the directory if needed, and locks it for this process."""
-        if self.out.exists() and (
-            not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / "cells").is_dir())
-        ):
-            raise cli.UsageError(f"--out: expected a new directory or one of a sweep, {self.out} is another")
-        for folder in ("cells", "runs"):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
-        with (self.out / "runs" / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise cli.UsageError(f"--out: expected a directory of its own, a sweep runs in {self.out}") from None
-            yield
+        return lock_directory(self.out, contents="a sweep", process="a sweep")
 
     def check(self, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
         """Raises UsageError unless all cells of the directory, finished or not, have the settings of this sweep."""
@@ -286,12 +274,9 @@ class Sweep:
         # A flag that did not exist when the cell was trained had the effect of its default.
         saved = _comparable({**_defaults(cell.kind, saved["env"], saved["agent"]), **self.evaluation(), **saved})
         names = sorted((saved.keys() | current.keys()) - IMMATERIAL - {"env", "agent"})
-        for name in ("env", "agent", *names):  # these two first, since the defaults of others depend on them
-            if saved.get(name) != current.get(name):
-                raise cli.UsageError(
-                    f"{self.out}: expected --{name.replace('_', '-')} {saved.get(name)} as in its cell {cell}, got "
-                    f"{current.get(name)}: name another --out for other settings"
-                )
+        # These two first, since the defaults of others depend on them.
+        names = ["env", "agent", *names]
+        check_settings(self.out, cell, saved, current, names=names, other="--out")
 
     def run(self, cells: dict[Cell, dict[str, Any]]) -> None:
         """Trains and evaluates the cells that are missing, and adds them to `cells`. Table and figure are written after

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.cells import read_cell_files
 from benchmarks.coverage import current_commit
 from expire_span_rl import cli, evaluation, training
 from expire_span_rl.policies import KINDS, load_policy
@@ -42,19 +43,12 @@ class Cell(NamedTuple):
 
 def read_cells(out: Path) -> dict[Cell, dict[str, Any]]:
     """The finished cells in a sweep's directory. Raises UsageError, one line, for a file that is no cell."""
-    cells = {}
-    for file in sorted((out / "cells").glob("*.json")):
-        try:
-            data = json.loads(file.read_text())
-            cell = Cell(**{name: data[name] for name in Cell._fields})
-            data = {"eval_stochastic": False, **data}  # old cells do not have this setting
-            is_cell = cell.kind in KINDS and data["config"]["env"] and data["eval_episodes"] and data["figures"].keys()
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-            is_cell = False
-        if not is_cell:
-            raise cli.UsageError(f"{file}: expected a cell of a sweep, could not read it")
-        cells[cell] = data
-    return cells
+
+    def is_complete(data: dict[str, Any]) -> Any:
+        return data["config"]["env"] and data["eval_episodes"] and data["figures"].keys()
+
+    found = read_cell_files(out, Cell, owner="a sweep", is_complete=is_complete)
+    return {cell: {"eval_stochastic": False, **data} for cell, data in found.items()}  # old cells lack this setting
 
 
 def read_plan(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,14 @@ def _seeds(config: BenchmarkConfig) -> range:
     return range(config.first_seed, config.first_seed + config.seeds)
 
 
-def split_arguments(config: type, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits arguments into those of a benchmark and those of train_rl.py. The first ones are the flags that `config`
-    has and what comes before any flag. Raises UsageError, one line, for a flag that neither has."""
+def split_arguments(
+    config: type, arguments: list[str], training_names: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Splits arguments into those of a benchmark and those of a training script. The first ones are the flags that
+    `config` has and what comes before any flag. training_names: the script's flags, by default those of train_rl.py.
+    Raises UsageError, one line, for a flag that neither has."""
     names = cli.flag_names(config)
-    all_names = [*names, *flag_names()]
+    all_names = [*names, *(flag_names() if training_names is None else training_names)]
     benchmark_arguments: list[str] = []
     training_arguments: list[str] = []
     receiver = benchmark_arguments

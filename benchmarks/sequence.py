@@ -17,17 +17,17 @@ results.csv (every cell and evaluation, trials too), table.md and memory.png (ac
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sequence_cells import Cell, finish_cell, finished
+from benchmarks.cells import check_settings, lock_directory
+from benchmarks.learning import split_arguments
+from benchmarks.sequence_cells import Cell, finish_cell, read_cells
 from benchmarks.sequence_report import is_trial, write_report
 from benchmarks.sequence_search import SEARCH_SEED, best_trial, trial_settings
 from benchmarks.sequence_speed import compare_speed
@@ -40,7 +40,7 @@ from expire_span_rl.policies import KINDS
 from expire_span_rl.sequences import TASKS, SequenceConfig
 from expire_span_rl.settings import Settings
 
-OURS = ("--memory", "--seed", "--run-dir", "--resume", "--overwrite", "--total-blocks", "--progress-bar")
+SET_FLAGS = ("--memory", "--seed", "--run-dir", "--resume", "--overwrite", "--total-blocks", "--progress-bar")
 """Flags of train_sequence.py that the benchmark itself sets."""
 IMMATERIAL = {"run_dir", "torch_threads", "progress_bar", "total_timesteps", "quiet", "checkpoint_every"}
 OTHERS = ("expire_span", "transformer_xl", "adaptive_span", "compressive")
@@ -109,37 +109,26 @@ def main() -> None:
         compare_speed(config.folder, cells, config.kinds, config.variant, config.speed_at)
     else:
         bench = Bench(config, rest)
-        with claimed(config.folder):
+        with lock_directory(config.folder, contents="this benchmark", process="a benchmark"):
             bench.run()
 
 
 def required(folder: Path, flag: str) -> dict[Cell, dict[str, Any]]:
     """The cells of a directory. Raises UsageError if there are none."""
-    cells = finished(folder)
+    cells = read_cells(folder)
     if not cells:
         raise cli.UsageError(f"{flag}: expected a directory with finished cells, {folder} has none")
     return cells
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The benchmark's own arguments, and those of train_sequence.py. Raises UsageError, one line, for a flag that
-    neither has."""
-    task = cli.choice("--task", cli.value_of("task", list(arguments)) or SequenceConfig.task, TASKS)
-    names = cli.flag_names(SequenceBenchmark)
-    known = [*names, *_flags(task, list(KINDS))]
-    own: list[str] = []
-    rest: list[str] = []
-    take = own
+    """The benchmark's arguments, and those of train_sequence.py. Raises UsageError, one line, for a flag that neither
+    has, or that the benchmark sets."""
     for argument in arguments:
-        if argument.startswith("--"):
-            if cli.flag_of(argument).replace("--no-", "--") in OURS:
-                raise cli.UsageError(
-                    f"{argument}: expected only flags that the benchmark leaves open, it sets it itself"
-                )
-            cli.check_flag(argument, known)
-            take = own if cli.flag_of(argument) in names else rest
-        take.append(argument)
-    return own, rest
+        if argument.startswith("--") and cli.flag_of(argument).replace("--no-", "--") in SET_FLAGS:
+            raise cli.UsageError(f"{argument}: expected only flags that the benchmark leaves open, it sets it itself")
+    task = cli.choice("--task", cli.value_of("task", list(arguments)) or SequenceConfig.task, TASKS)
+    return split_arguments(SequenceBenchmark, list(arguments), _flags(task, list(KINDS)))
 
 
 def _flags(task: str, kinds: Sequence[str]) -> list[str]:
@@ -155,14 +144,13 @@ class Bench:
         for item in config.set:
             if item.split(".")[0] not in config.kinds:
                 raise cli.UsageError(f"--set: expected KIND.SETTING=VALUE with one of --kinds, got {item!r}")
-        known = finished(config.folder)
+        known = read_cells(config.folder)
         for kind in config.kinds:
-            settings = Settings.from_flat(self.settings(kind, 1, {}))
-            build(settings, say=lambda line: None).trainer.close()
+            build(self.settings(kind, 1, {}), say=lambda line: None).trainer.close()
         for cell, settings in self.planned(known):
             self._check_same(cell, settings, known)
 
-    def settings(self, kind: str, seed: int, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, kind: str, seed: int, chosen: Mapping[str, Any]) -> Settings:
         """What train_sequence.py trains for a cell, with the settings that a search has chosen over those of flags;
         --set has the last word."""
         names = _flags(self.config.task, [kind])
@@ -175,11 +163,12 @@ class Bench:
         for name, value in {**chosen, **self.own[kind]}.items():
             arguments += [f"--{name.replace('_', '-')}", str(value)]
         settings = parse_sequence([*arguments, "--no-progress-bar", "--memory-image-every", "0"])
-        return settings.replace(torch_threads=1).flat()
+        return settings.replace(torch_threads=1)
 
-    def evaluations(self, settings: Mapping[str, Any], is_trial: bool) -> list[dict[str, Any]]:
+    def evaluations(self, settings: Settings, is_trial: bool) -> list[dict[str, Any]]:
         """What a cell is evaluated on; a trial where it was trained."""
-        kwargs, streams = json.loads(settings["env_kwargs"]), self.config.streams
+        kwargs = json.loads(settings.run.env_kwargs)
+        streams = self.config.streams
         own = cli.json_object("--eval-kwargs", self.config.eval_kwargs)
         if "delay" not in kwargs:
             return [{"env_kwargs": own, "streams": streams, "steps": self.config.eval_steps}]
@@ -210,7 +199,7 @@ class Bench:
 
     def run(self) -> None:
         """Trains and evaluates what is missing. CSV, table and figure are written after every cell."""
-        known = finished(self.out)
+        known = read_cells(self.out)
         while missing := [(cell, chosen) for cell, chosen in self.planned(known) if cell not in known]:
             cell, chosen = missing[0]
             _say(f"{len(missing)} to go: {cell} {json.dumps(chosen)}")
@@ -249,13 +238,10 @@ class Bench:
         """Raises UsageError if the cell that is there was made with other settings."""
         if cell not in known:
             return
-        then, now = known[cell]["config"], json.loads(json.dumps(self.settings(cell.kind, cell.seed, chosen)))
-        for name in sorted((then.keys() | now.keys()) - IMMATERIAL):
-            if then.get(name) != now.get(name):
-                raise cli.UsageError(
-                    f"{self.out}: expected --{name.replace('_', '-')} {then.get(name)} as in its cell {cell}, got "
-                    f"{now.get(name)}: name another --variant or --out for other settings"
-                )
+        saved = known[cell]["config"]
+        current = json.loads(json.dumps(self.settings(cell.kind, cell.seed, chosen).flat()))
+        names = sorted((saved.keys() | current.keys()) - IMMATERIAL)
+        check_settings(self.out, cell, saved, current, names=names, other="--variant or --out")
 
 
 def _own_settings(items: Sequence[str], kind: str) -> dict[str, str]:
@@ -271,21 +257,6 @@ def _own_settings(items: Sequence[str], kind: str) -> dict[str, str]:
         if owner == kind:
             found[setting] = value
     return found
-
-
-@contextlib.contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """The directory, made where it is not there, for this process alone."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "cells").is_dir())):
-        raise cli.UsageError(f"--out: expected a new directory or one of this benchmark, {out} is another")
-    for folder in ("cells", "runs"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    with (out / "runs" / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise cli.UsageError(f"--out: expected a directory of its own, a benchmark runs in {out}") from None
-        yield
 
 
 def _write(config: SequenceBenchmark, cells: Mapping[Cell, Mapping[str, Any]]) -> None:

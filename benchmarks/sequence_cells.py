@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.cells import read_cell_files
 from benchmarks.coverage import current_commit
-from expire_span_rl import cli
 from expire_span_rl.agents.blocks import BlockSource, answers_of
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.building import build
 from expire_span_rl.envs import make_vec_env
 from expire_span_rl.evaluation import FIRST_SEED
-from expire_span_rl.policies import KINDS, save_policy
+from expire_span_rl.policies import save_policy
 from expire_span_rl.policies.io import write_atomically
 from expire_span_rl.settings import Settings
 
@@ -74,32 +74,25 @@ class TimedSchedules(Schedules):
         return min(1.0, self.clock.seconds() / self.limit)
 
 
-def finished(out: Path) -> dict[Cell, dict[str, Any]]:
-    """The cells in a directory. Raises UsageError, one line, for a file that is none."""
-    found = {}
-    for file in sorted((out / "cells").glob("*.json")):
-        try:
-            result = json.loads(file.read_text())
-            cell = Cell(*(result[name] for name in Cell._fields))
-            whole = cell.kind in KINDS and result["config"]["env"] and result["evaluations"] and result["seconds"]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-            whole = False
-        if not whole:
-            raise cli.UsageError(f"{file}: expected a cell of benchmarks.sequence, could not read it")
-        found[cell] = result
-    return found
+def read_cells(out: Path) -> dict[Cell, dict[str, Any]]:
+    """The finished cells in a directory. Raises UsageError, one line, for a file that is no cell."""
+
+    def is_complete(data: dict[str, Any]) -> Any:
+        return data["config"]["env"] and data["evaluations"] and data["seconds"]
+
+    return read_cell_files(out, Cell, owner="benchmarks.sequence", is_complete=is_complete)
 
 
-Work = tuple[Cell, dict[str, Any], str, float, Sequence[Mapping[str, Any]], Mapping[str, Any]]
+Work = tuple[Cell, Settings, str, float, Sequence[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def finish_cell(work: Work) -> dict[str, Any]:
     """Trains a cell for its seconds, from its checkpoint if there is one, evaluates it and writes it. work: the cell,
     the settings of its run, the benchmark's directory, the seconds, the evaluations (`evaluate_blocks`), and what else
     is written into its file."""
-    cell, config, out, limit, evaluations, more = work
+    cell, settings, out, limit, evaluations, more = work
     folder = Path(out)
-    run = build(Settings.from_flat(config), say=lambda line: None)
+    run = build(settings, say=lambda line: None)
     trained = train_for(run.trainer, limit, folder / "runs" / f"{cell}.safetensors")
     policy = run.policy
     if run.trainer.best is not None:
@@ -115,11 +108,11 @@ def finish_cell(work: Work) -> dict[str, Any]:
         "policy_timesteps": run.trainer.best["timesteps"] if run.trainer.best else run.trainer.timesteps,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "evaluations": [
-            evaluate_blocks(policy, config["env"], {**kwargs, **what["env_kwargs"]}, what["streams"], what["steps"])
+            evaluate_blocks(policy, settings.run.env, {**kwargs, **what["env_kwargs"]}, what["streams"], what["steps"])
             for what in evaluations
         ],
         "commit": current_commit(),
-        "config": config,
+        "config": settings.flat(),
     }
     write_atomically(folder / "cells" / f"{cell}.json", (json.dumps(result, indent=1) + "\n").encode())
     return result

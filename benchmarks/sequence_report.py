@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cells import csv_text
 from expire_span_rl.policies.io import write_atomically
 
 COLUMNS = (
@@ -31,7 +31,7 @@ GPU: allocated)."""
 def write_report(folder: Path, title: str, cells: Sequence[Mapping[str, Any]], bits: bool) -> None:
     """Writes the three files. cells: in order, with the trials of a search, which only the CSV shows; bits: whether the
     score is bits per character instead of accuracy."""
-    write_atomically(folder / "results.csv", csv_text(cells).encode())
+    write_atomically(folder / "results.csv", results_csv(cells).encode())
     rows = summary([cell for cell in cells if not is_trial(cell)], bits)
     if rows:
         write_atomically(folder / "table.md", markdown(title, rows, bits).encode())
@@ -48,24 +48,25 @@ def evaluated(evaluation: Mapping[str, Any]) -> str:
     return str(kwargs.get("delay", kwargs.get("part", "all")))
 
 
-def csv_text(cells: Sequence[Mapping[str, Any]]) -> str:
+def results_csv(cells: Sequence[Mapping[str, Any]]) -> str:
     """A row per cell and evaluation."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for cell in cells:
-        for evaluation in cell["evaluations"]:
-            row = {**cell, **evaluation, "evaluated": evaluated(evaluation)}
-            row["live_by_layer"] = " ".join(f"{value:.5g}" for value in evaluation["live_mean"])
-            row["live_max_by_layer"] = " ".join(f"{value:g}" for value in evaluation["live_max"])
-            row["peak_memory_mb"] = cell["peak_memory"] / 1e6
-            row["settings"] = json.dumps(cell["given"])
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return out.getvalue()
+    return csv_text(COLUMNS, [_csv_row(cell, evaluation) for cell in cells for evaluation in cell["evaluations"]])
+
+
+def _csv_row(cell: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **cell,
+        **evaluation,
+        "evaluated": evaluated(evaluation),
+        "live_by_layer": " ".join(f"{value:.5g}" for value in evaluation["live_mean"]),
+        "live_max_by_layer": " ".join(f"{value:g}" for value in evaluation["live_max"]),
+        "peak_memory_mb": cell["peak_memory"] / 1e6,
+        "settings": json.dumps(cell["given"]),
+    }
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of `csv_text`, with numbers where they are numbers."""
+    """The rows of `results_csv`, with numbers where they are numbers."""
     with path.open(newline="") as file:
         return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 

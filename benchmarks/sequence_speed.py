@@ -4,7 +4,6 @@ so that a busy moment of the machine hits all. They keep their weights: the lear
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.cells import csv_text
 from benchmarks.coverage import current_commit
 from benchmarks.sequence_cells import Cell, Stopwatch, evaluate_blocks, peak_memory
 from benchmarks.workers import in_processes
@@ -75,7 +75,7 @@ def compare_speed(
     file = folder / "speed.csv"
     others = _read(file) if file.is_file() else []
     made = {(row["kind"], row["variant"], str(row["delay"])) for row in rows}
-    text = csv_text([row for row in others if (row["kind"], row["variant"], row["delay"]) not in made] + rows)
+    text = csv_text(COLUMNS, [row for row in others if (row["kind"], row["variant"], row["delay"]) not in made] + rows)
     write_atomically(file, text.encode())
     print(text)
 
@@ -116,16 +116,6 @@ def accuracy_at(path: Path, cell: Mapping[str, Any], delay: int) -> float | None
     if steps > SHORT:
         return None
     return evaluate_blocks(load_policy(path)[0], cell["config"]["env"], kwargs, 100, steps)["accuracy"]
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{v:.6g}" if isinstance(v := row[name], float) else v for name in COLUMNS})
-    return out.getvalue()
 
 
 def _read(file: Path) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ import torch
 from script_cases import call
 
 from benchmarks import sequence, sequence_speed
-from benchmarks.sequence_cells import Cell, evaluate_blocks, finished, train_for
-from benchmarks.sequence_report import csv_text, read_csv, summary
+from benchmarks.sequence_cells import Cell, evaluate_blocks, read_cells, train_for
+from benchmarks.sequence_report import read_csv, results_csv, summary
 from benchmarks.sequence_search import best_trial, trial_settings
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
@@ -35,7 +35,7 @@ def in_benchmark(tmp_path, monkeypatch):
 
 def test_cells_are_written_once_and_the_table_grows(in_benchmark, monkeypatch, capsys):
     assert call(sequence, [*TINY, *TWO, "--seeds", "1", "--search", "2"], monkeypatch) == 0
-    cells = finished(Path("x"))
+    cells = read_cells(Path("x"))
     trials = [Cell(kind, f"trial-default-{i}", 1001) for i in (1, 2) for kind in ("expire_span", "transformer_xl")]
     seeds = [Cell(kind, "default", 1) for kind in ("expire_span", "transformer_xl")]
     assert set(cells) == {*trials, *seeds}
@@ -58,7 +58,7 @@ def test_cells_are_written_once_and_the_table_grows(in_benchmark, monkeypatch, c
     assert Path("x/memory.png").stat().st_size > 5_000
     before = Path("x/cells/expire_span-default-1.json").stat().st_mtime_ns
     assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2"], monkeypatch) == 0
-    assert len(finished(Path("x"))) == 8 and Path("x/cells/expire_span-default-1.json").stat().st_mtime_ns == before
+    assert len(read_cells(Path("x"))) == 8 and Path("x/cells/expire_span-default-1.json").stat().st_mtime_ns == before
     assert call(sequence, ["--report", "--out", "x"], monkeypatch) == 0
     assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2", "--width", "32"], monkeypatch) == 2
     error = capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
     (same,) = summary([cell(1, 0.1), cell(2, 0.1), cell(3, 0.1)], bits=False)
     assert same["score"] == (0.1, 0.1, 0.1)  # their mean is 0.10000000000000002, which is no place within a range
     assert row["ms_per_block"] == (3.0, 2.0, 4.0) and row["seeds"] == 2 and row["evaluated"] == "64"
-    (tmp_path / "x.csv").write_text(csv_text(cells))
+    (tmp_path / "x.csv").write_text(results_csv(cells))
     rows = read_csv(tmp_path / "x.csv")
     assert [r["accuracy"] for r in rows] == [0.5, 1.0] and rows[0]["live_max_by_layer"] == [11, 21]
     assert rows[1]["peak_memory_mb"] == 3.0 and rows[1]["seed"] == 2 and rows[0]["settings"] == {}
