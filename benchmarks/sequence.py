@@ -153,13 +153,8 @@ class Bench:
     def settings(self, kind: str, seed: int, chosen: Mapping[str, Any]) -> Settings:
         """What train_sequence.py trains for a cell, with the settings that a search has chosen over those of flags;
         --set has the last word."""
-        names = _flags(self.config.task, [kind])
-        own, take = [], False
-        for argument in self.flags:
-            if argument.startswith("--"):
-                take = cli.flag_of(argument) in names
-            own += [argument] if take else []
-        arguments = ["--task", self.config.task, "--memory", kind, "--seed", str(seed), *own, "--quiet"]
+        arguments = ["--task", self.config.task, "--memory", kind, "--seed", str(seed)]
+        arguments += [*self.arguments_of(kind), "--quiet"]
         for name, value in {**chosen, **self.own[kind]}.items():
             arguments += [f"--{name.replace('_', '-')}", str(value)]
         settings = parse_sequence([*arguments, "--no-progress-bar", "--memory-image-every", "0"])
@@ -221,18 +216,29 @@ class Bench:
         _say(f"{cell}: {scores}, {result['timesteps'] / 1e6:.2f}M steps in {result['seconds']:.0f} s")
         return result
 
-    def _given(self, kind: str) -> dict[str, Any]:
-        """The flags that a kind's cells were given, and their values."""
-        names, given, name = _flags(self.config.task, [kind]), {}, None
+    def arguments_of(self, kind: str) -> list[str]:
+        """The arguments for train_sequence.py that are flags of a kind, with their values."""
+        names = _flags(self.config.task, [kind])
+        arguments: list[str] = []
+        is_taken = False
         for argument in self.flags:
             if argument.startswith("--"):
+                is_taken = cli.flag_of(argument) in names
+            arguments += [argument] if is_taken else []
+        return arguments
+
+    def _given(self, kind: str) -> dict[str, Any]:
+        """The flags that a kind's cells were given, and their values."""
+        values: dict[str, Any] = {}
+        name = ""
+        for argument in self.arguments_of(kind):
+            if argument.startswith("--"):
                 flag, _, value = argument.partition("=")
-                name = flag[2:].replace("-", "_") if flag in names else None
-                if name is not None:
-                    given[name] = value or True
-            elif name is not None:
-                given[name] = argument
-        return given
+                name = flag[2:].replace("-", "_")
+                values[name] = value or True
+            else:
+                values[name] = argument
+        return values
 
     def _check_same(self, cell: Cell, chosen: Mapping[str, Any], known: Mapping[Cell, Mapping[str, Any]]) -> None:
         """Raises UsageError if the cell that is there was made with other settings."""
