@@ -25,6 +25,12 @@ BEST_DRIFT = 1e-5
 time."""
 
 
+OBSERVED_UPDATES = 50.0
+"""Updates at full pressure for which the needs of memories are observed before spans follow them."""
+MOST_BACKLOG = 10.0
+"""Evidence of hard episodes that ended together lasts for at most this many updates."""
+
+
 class LossConstraint:
     """A constraint for supervised learning without success: the moving average of the bits per answer stays close to
     its best.
@@ -94,7 +100,8 @@ class ForgettingController:
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
     With success or the return as the constraint, the rise and the negative value are smaller for an update with few new
-    hard episodes. With `fixed_pressure` the pressure is that number.
+    hard episodes. Where all episodes end at the same step, most updates have none: those of one step then count for up to
+    `MOST_BACKLOG` updates. With `fixed_pressure` the pressure is that number.
     """
 
     def __init__(self, config: ForgettingConfig):
@@ -104,7 +111,18 @@ class ForgettingController:
         self.first_score: float | None = None
         """The first score. Without success, the target lies between it and the best score."""
         self.best_score: float | None = None
+        self.backlog = 0.0
+        """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
+        `full_evidence`."""
+        self.observed = 0.0
+        """For how many updates needs have been observed: the sum of all pressures above 0. An update within the memory
+        budget counts as 1."""
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
+
+    @property
+    def needs_known(self) -> bool:
+        """Whether the needs of memories were observed for so long that spans can follow them."""
+        return self.observed >= OBSERVED_UPDATES
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
@@ -129,16 +147,29 @@ class ForgettingController:
         if config.fixed_pressure and config.forgetting:
             self.pressure = config.fixed_pressure
             return self.pressure
+        self._update(score, episodes, is_success, live, new_episodes)
+        if self.learned:
+            within_budget = live is not None and live <= config.memory_budget
+            self.observed += 1.0 if within_budget else max(self.pressure, 0.0)
+        return self.pressure
+
+    def _update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> None:
+        """Sets the pressure. Arguments: as of `update`."""
+        config = self.config
         if self.loss is not None:
-            return self._update_from_loss(self.loss, live)
+            self._update_from_loss(self.loss, live)
+            return
         if not config.forgetting or episodes < config.min_hard_episodes:
-            return self.pressure
+            return
         if self.first_score is None or self.best_score is None:
             self.first_score = score
             self.best_score = score
         self.best_score = max(self.best_score, score)
         gain = self.best_score - self.first_score
-        evidence = min(1.0, new_episodes / config.full_evidence)
+        if new_episodes:
+            self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
+        evidence = min(1.0, self.backlog)
+        self.backlog -= evidence
         shortfall = self.target(is_success) - score
         self.learned |= shortfall <= 0 and (is_success or gain > 0)
         if not self.learned:
@@ -150,9 +181,8 @@ class ForgettingController:
             self.pressure = 0.0
         else:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise * evidence)
-        return self.pressure
 
-    def _update_from_loss(self, loss: LossConstraint, live: float | None) -> float:
+    def _update_from_loss(self, loss: LossConstraint, live: float | None) -> None:
         """`update` with the loss as the constraint."""
         config = self.config
         self.learned |= loss.learned and config.forgetting
@@ -164,7 +194,6 @@ class ForgettingController:
             self.pressure = 0.0
         else:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)
-        return self.pressure
 
     def holds(self, score: float, episodes: int, is_success: bool) -> bool:
         """Whether the constraint holds. Arguments: as of `update`. The target of a return or a loss is relative, so
@@ -182,6 +211,8 @@ class ForgettingController:
             "learned": self.learned,
             "first": self.first_score,
             "best": self.best_score,
+            "backlog": self.backlog,
+            "observed": self.observed,
         }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
@@ -191,5 +222,7 @@ class ForgettingController:
         self.learned = state["learned"]
         self.first_score = number_or_none("first", state["first"])
         self.best_score = number_or_none("best", state["best"])
+        for name in ("backlog", "observed"):  # older checkpoints have neither
+            setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

@@ -149,6 +149,8 @@ class Trainer:
         metrics.update(self._learn(rollout, pressure, backup))
         self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.learned:
+            self.policy.observe_needs()
+        if self.controller.needs_known:
             self.policy.release_spans()
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size

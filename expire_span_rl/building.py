@@ -193,25 +193,23 @@ def memory_config_for(env: Any, config: Any) -> Any:
     says that its facts last. Configs without `max_span` stay as they are."""
     if not hasattr(config, "max_span"):
         return config
-    longest = longest_span(env, config.ramp)
-    is_survival = getattr(config, "span_model", "") == "survival"
-    changes = {}
-    if is_survival and not config.initial_limit:
-        changes["initial_limit"] = max(env.memory_horizon or 0, round(config.initial_span * longest))
-    if not config.max_span and (not is_survival or env.metadata.get("old_facts_mislead")):
-        changes["max_span"] = longest
-    return replace_fields(config, **changes)
+    if getattr(config, "span_model", "") == "survival":
+        limit = max(env.memory_horizon or 0, round(config.initial_span * twice_the_horizon(env)))
+        return replace_fields(config, initial_limit=config.initial_limit or limit)
+    return replace_fields(config, max_span=config.max_span or longest_span(env, config.ramp))
+
+
+def twice_the_horizon(env: Any) -> int:
+    """The power of two that is at least twice as many steps as the environment's facts last, since an untrained policy
+    takes longer to reach the place of recall."""
+    return 1 << (2 * (env.memory_horizon or UNKNOWN_HORIZON) - 1).bit_length()
 
 
 def longest_span(env: Any, ramp: int) -> int:
-    """L_max where no setting gives it, in steps.
-
-    It is the power of two that is at least twice as long as the environment's facts last, since an untrained policy
-    takes longer to reach the place of recall. Where older facts mislead, it is as long as facts last, plus the ramp."""
+    """L_max of a kind with bounded spans where no setting gives it, in steps: `twice_the_horizon`. Where older facts
+    mislead, it is as long as facts last, plus the ramp."""
     horizon = env.memory_horizon or UNKNOWN_HORIZON
-    if env.metadata.get("old_facts_mislead"):
-        return horizon + ramp
-    return 1 << (2 * horizon - 1).bit_length()
+    return horizon + ramp if env.metadata.get("old_facts_mislead") else twice_the_horizon(env)
 
 
 def environment_seed(seed: int) -> int:

@@ -293,8 +293,13 @@ class LearningPolicy(Policy, Protocol):
         """Groups of weights for an optimiser."""
         ...
 
+    def observe_needs(self) -> None:
+        """Called between two rollouts once the task was learned. From then on the memory kind learns how long memories
+        are needed."""
+        ...
+
     def release_spans(self) -> None:
-        """Called between two rollouts once the task was learned."""
+        """Called between two rollouts once it is known how long memories are needed."""
         ...
 
     def memory_metrics(self, rollout: Any) -> dict[str, float]:

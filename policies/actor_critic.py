@@ -160,8 +160,14 @@ class ActorCritic(Predictor, nn.Module):
         """Whether pressure lowers the number of this policy's live memories."""
         return KINDS[self.config.memory].supports_forgetting
 
+    def observe_needs(self) -> None:
+        """Called between two rollouts once the task was learned. From then on spans learn how long memories are
+        needed."""
+        for layer in self.core.layers:
+            layer.kind.observe_needs()
+
     def release_spans(self) -> None:
-        """Called between two rollouts once the task was learned. Spans are then as long as memories are needed."""
+        """Called between two rollouts once that is known. Spans are then as long as memories are needed."""
         for layer in self.core.layers:
             layer.kind.release()
 

@@ -49,6 +49,10 @@ class TransformerConfig(EncoderConfig):
     sharpness: float = 5.0
     """Gain of the initial query and key weights. With 5 some head looks at the one odd memory from the start. With 2,
     where attention begins more evenly, a memory that must be looked up by its content is found sooner."""
+    newest_first: float = 0.0
+    """What every newer memory that matches a query equally well takes from a memory's score. With 4, the newest of
+    equal memories gets 98% of their attention, so that a fact replaces earlier ones of its kind. With 0 all get the
+    same."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -56,6 +60,7 @@ class TransformerConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
+        check_at_least(self, newest_first=0)
         check_above_zero(self, "sharpness")
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
@@ -103,9 +108,9 @@ class ExpireSpanConfig:
     """How spans are predicted. survival: from the chance that a memory is still needed, without a longest span.
     sigmoid: as a fraction of a longest span, as in the Expire-Span paper."""
     max_span: int = 0
-    """Longest span L_max, in steps. 0 with --span-model survival: no limit, unless the environment says that older
-    facts mislead; then as long as facts last there, plus the ramp. 0 with sigmoid: a power of two, at least twice as
-    long as the environment says that something must be remembered."""
+    """Longest span L_max, in steps. 0 with --span-model survival: no limit. 0 with sigmoid: a power of two, at least
+    twice as long as the environment says that something must be remembered. Where it says that older facts mislead:
+    just that long, plus the ramp."""
     initial_limit: int = 0
     """With --span-model survival: spans of all memories, in steps, until the success target was met once. It must
     exceed the recall delay of an untrained policy. 0: --initial-span of twice the time that the environment says

@@ -44,13 +44,14 @@ def test_defaults_are_those_that_the_environment_needs(memory, agent):
         (["--initial-limit", "77"], 0, 77),
         (["--span-model", "sigmoid"], 512, None),
         (["--memory", "adaptive_span"], 512, None),
-        (["--env", "Switch-v0"], 48, 46),  # 8 junctions of 5 steps, and the ramp
+        (["--env", "Switch-v0"], 0, 122),  # 8 junctions of 5 steps
+        (["--env", "Switch-v0", "--span-model", "sigmoid"], 48, None),  # that, and the ramp: older signals mislead
         (["--env", "Switch-v0", "--ramp", "4", "--memory", "adaptive_span"], 44, None),
-        (["--env", "Switch-v0", "--wrap", "stretch=1"], 88, 84),
-        (["--env", "Switch-v0", "--max-span", "128"], 128, 46),
+        (["--env", "Switch-v0", "--wrap", "stretch=1", "--memory", "adaptive_span"], 88, None),
+        (["--env", "Switch-v0", "--max-span", "128"], 128, 122),
         (["--max-span", "64"], 64, 64),
         (["--max-span", "5000", "--env-kwargs", '{"max_length": 2000}'], 5000, 3891),
-        (["--env", "Switch-v0", "--env-kwargs", '{"max_hold": 50}'], 258, 250),
+        (["--env", "Switch-v0", "--env-kwargs", '{"max_hold": 50}'], 0, 486),
         (["--env", "CartPole-v1"], 0, 486),
     ],
 )

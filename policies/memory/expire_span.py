@@ -71,6 +71,9 @@ class ExpireSpan(MemoryKind):
         scale = self.config.span_bias_lr_scale if name.endswith("bias") else self.config.span_lr_scale
         return scale * self.span.rate
 
+    def observe_needs(self) -> None:
+        self.span.observe_needs()
+
     def release(self) -> None:
         self.span.release()
 

@@ -41,6 +41,7 @@ class Lives:
 
     use_in_rollout: Tensor  # the largest age at which attention used the slot in this rollout; -1: never
     last_use: Tensor  # the largest age at which attention ever used it; 0: never
+    first_age: Tensor  # its age at the first query of the rollout; 0 if it was written in the rollout
     final_age: Tensor  # its age at the first query after the rollout, or after the slot's episode
     ended: Tensor  # bool: the slot's episode ended in this rollout
     exists: Tensor  # bool; also False if it is unknown whether the slot was used before the rollout
@@ -150,9 +151,13 @@ class MemoryKind(nn.Module):
         """Whether memories carry the clock of their last use in the next training rollout."""
         return False
 
+    def observe_needs(self) -> None:
+        """Called between two rollouts once the task was learned. From then on `loss` learns how long memories are
+        needed."""
+
     def release(self) -> None:
-        """Called between two rollouts once the task was learned. From then on memories may be kept for as long as they
-        are needed."""
+        """Called between two rollouts once that is known. From then on memories may be kept for as long as they are
+        needed."""
 
     def is_used(self, weights: Tensor, num_visible: Tensor) -> Tensor:
         """Whether attention used the slots, bool [B,...,C]. weights: [B,H,...,C]; num_visible: [B,...,1], the number of

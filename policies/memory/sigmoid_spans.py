@@ -34,6 +34,9 @@ class SigmoidSpans(nn.Linear):
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]."""
         return self.max_span * torch.sigmoid(super().forward(normed).squeeze(-1))
 
+    def observe_needs(self) -> None:
+        """Changes nothing: needs are always observed."""
+
     def release(self) -> None:
         """Changes nothing: L_max always bounds spans."""
 

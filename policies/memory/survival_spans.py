@@ -25,6 +25,7 @@ from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
 
 INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to become useless
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
+OBSERVING = 0.5  # value of `released` while needs are observed and spans do not follow them yet
 PATIENCE = 2.0
 """A use counts as the last one if the memory was then watched, without another use, until it was this many times as
 old. Otherwise more uses may have followed: the need is right-censored."""
@@ -49,10 +50,14 @@ class SurvivalSpans(nn.Module):
         self.max_span = config.max_span or math.inf
         self.initial_limit = float(min(config.initial_limit or UNKNOWN_MAX_SPAN, self.max_span))
         self.register_buffer("edges", bin_edges(), persistent=False)
-        self.register_buffer("released", torch.tensor(0.0))  # 1 from `release` on
+        self.register_buffer("released", torch.tensor(0.0))  # OBSERVING from `observe_needs` on, 1 from `release` on
         bins = len(self.edges) - 1
         self.weight = nn.Parameter(torch.zeros(bins, width))
         self.bias = nn.Parameter(torch.full((bins,), INITIAL_LOGIT))
+
+    def observe_needs(self) -> None:
+        """From now on survival curves are learned. Spans stay `initial_limit` steps long until `release`."""
+        self.released.clamp_(min=OBSERVING)
 
     def release(self) -> None:
         """From now on spans are as long as their memories are needed, up to --max-span if that is set."""
@@ -60,13 +65,13 @@ class SurvivalSpans(nn.Module):
 
     @property
     def tracks_use(self) -> bool:
-        """Whether the ages of last use are needed. Nothing is learned before `release`."""
+        """Whether the ages of last use are needed. Nothing is learned before `observe_needs`."""
         return bool(self.released)
 
     def is_known_unreleased(self) -> bool:
         """Whether all spans are certainly `initial_limit`. A GPU is not asked, since that would mean waiting for
         it."""
-        return self.released.device.type == "cpu" and not self.released
+        return self.released.device.type == "cpu" and float(self.released) < 1
 
     @torch.no_grad()
     def forward(self, normed: Tensor) -> Tensor:
@@ -86,20 +91,21 @@ class SurvivalSpans(nn.Module):
         fraction = (threshold - hazard.gather(-1, in_range) + bin_hazard) / bin_hazard  # of the bin, at the span
         lower, upper = self.edges[in_range], self.edges[in_range + 1]
         spans = torch.where(k == in_range, lower + fraction * (upper - lower), math.inf).squeeze(-1)
-        return torch.where(self.released > 0, spans.clamp(max=self.max_span), self.initial_limit)
+        return torch.where(self.released >= 1, spans.clamp(max=self.max_span), self.initial_limit)
 
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, pressure: float) -> Tensor:
         """A sum over memories, divided by the number of new memories of the rollout. Arguments are `MemoryKind.loss`'s,
         `normed` detached.
 
-        Under positive pressure it is a negative log-likelihood. Each memory counts whose life ended in this rollout:
-        its episode ended, or it expired. Let u be the age of its last use, and k the bin of u. If it was then watched
-        until it was PATIENCE times as old, it contributes -log h_k - sum_{i<k} log(1 - h_i). Otherwise its need is
+        Under positive pressure it is a negative log-likelihood. Each memory counts once: in the rollout in which its
+        life ends (its episode ends, or it expires), or in which it has gone unused for so long that its last use is
+        taken as known (`_needs`). Let u be the age of its last use, and k the bin of u. If it was then watched until it
+        was PATIENCE times as old, it contributes -log h_k - sum_{i<k} log(1 - h_i). Otherwise its need is
         right-censored: at least u. It then contributes the sum alone. Uses within the ramp do not count, since every
         memory lives that long.
 
         Under negative pressure, when success was lost, it is the cumulative hazard of the new memories, so that all
-        spans grow.
+        spans grow. Before `release` it is 0, since spans have no part in the loss of success.
 
         The gradient of the weights comes from what distinguishes a memory from the average new memory of its row. The
         gradient of the bias comes from what all memories share (docs/forgetting.md).
@@ -114,9 +120,9 @@ class SurvivalSpans(nn.Module):
         if pressure < 0:
             row, slot, counts = _select(is_new)
             hazard = F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum(-1)
-            return (hazard * counts).sum() / num_new
-        need, ended, is_last = self._needs(lives)
-        row, slot, counts = _select(ended)
+            return (hazard * counts).sum() / num_new * (self.released >= 1)
+        need, is_counted, is_last = self._needs(lives)
+        row, slot, counts = _select(is_counted)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
         loss = self._negative_log_likelihood(logits, need[row, slot], is_last[row, slot])
         return (loss * counts).sum() / num_new
@@ -129,16 +135,24 @@ class SurvivalSpans(nn.Module):
     def _needs(self, lives: Lives) -> tuple[Tensor, Tensor, Tensor]:
         """How long the memories were needed, [B,C] each.
 
-        Returns (need: the age of the last use plus the margin, 0 if it was within the ramp; ended: bool, the memory's
-        life ended in this rollout; is_last: bool, that use counts as the last one).
+        Returns (need: the age of the last use plus the margin, 0 if it was within the ramp; is_counted: bool, the
+        memory counts in this rollout; is_last: bool, that use counts as the last one).
+
+        A memory that lives on counts as soon as it was watched until it was PATIENCE times as old as at its last use,
+        and at least `initial_limit` old, for which time facts may be needed. Otherwise what is kept for good would
+        count at the end of its episode only, much later than what expires.
         """
         assert lives.slot_features is not None
         reach = lives.slot_features + self.config.ramp
-        ended = lives.exists & (lives.ended | (lives.final_age >= reach))
+        ended = lives.ended | (lives.final_age >= reach)
         watched = torch.minimum(lives.final_age - 1, reach)
         beyond_ramp = lives.last_use > self.config.ramp
         need = torch.where(beyond_ramp, lives.last_use * (1 + self.config.use_margin), 0)
-        return need, ended, ended & (watched >= PATIENCE * need + 1)
+        patience = PATIENCE * need + 1
+        known_at = patience.clamp(min=self.initial_limit)  # the age until which it must have been watched
+        has_counted = lives.first_age - 1 >= known_at
+        is_counted = lives.exists & ~has_counted & (ended | (watched >= known_at))
+        return need, is_counted, is_counted & (watched >= patience)
 
     def _negative_log_likelihood(self, logits: Tensor, need: Tensor, is_last: Tensor) -> Tensor:
         """[N] nats, of logits [N,K]."""

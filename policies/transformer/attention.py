@@ -4,11 +4,14 @@ B environments, H heads, N queries, T time steps, S memory slots, E merged slots
 + S + T slots, d head width, P relative positions.
 
 A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
+With `newest_first` a slot's score falls with the number of newer slots that match the query equally well, so that the
+newest of equal memories counts (`_count_matches`).
 The backward pass is written out: this saves the copies that autograd makes of the largest tensors, [B,H,T,C].
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,12 +30,16 @@ def attend(
     bias: Tensor,
     recent: int | None = None,
     age_bias: Tensor | None = None,
+    newest_first: float = 0.0,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query per row, each with slots of its own: acting, and final observations.
 
     q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C] for all heads or [B,H,C], minus
     infinity hides. recent: slots younger than P are among the last so many; None: the last P. age_bias: [H,P], what
-    each head adds to the scores of an age; None for nothing.
+    each head adds to the scores of an age; None for nothing. newest_first: what each newer slot that matches equally well
+    takes from a score; order: int64 [B,C], the slots from the oldest to the newest for `newest_first`, None if they are
+    in this order.
 
     Returns (output [B,H,d], weights [B,H,C]).
     """
@@ -42,7 +49,11 @@ def attend(
     index = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
     by_age = F.pad(_by_age(q, positions, age_bias), (0, 1))  # [B,H,P+1], 0 beyond P
     scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, index)], 2)
-    weights = torch.softmax(scores + _by_head(bias, 2), -1)
+    scores = scores + _by_head(bias, 2)
+    if newest_first:
+        others = scores.detach().masked_fill(age[:, None] == 0, -math.inf)
+        scores.add_(_count_matches(others, None if order is None else order[:, None]), alpha=newest_first)
+    weights = torch.softmax(scores, -1)
     return torch.matmul(weights[:, :, None], v).squeeze(2), weights
 
 
@@ -56,13 +67,15 @@ def attend_rollout(
     bias: Tensor,
     extension_age: Tensor | None = None,
     age_bias: Tensor | None = None,
+    newest_first: float = 0.0,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
     positions: [P,d]; memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries;
     bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
-    E = 0; age_bias: [H,P] as in `attend`.
+    E = 0; age_bias: [H,P], newest_first and order as in `attend`.
 
     Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
     """
@@ -76,7 +89,7 @@ def attend_rollout(
     if extension_age is not None:
         index = extension_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)
         extension_scores = by_age.gather(3, index)  # [B,H,T,E]
-    return _RolloutAttention.apply(q, k, v, band, corner, extension_scores, bias)
+    return _RolloutAttention.apply(q, k, v, band, corner, extension_scores, bias, newest_first, order)
 
 
 class _RolloutAttention(torch.autograd.Function):
@@ -88,14 +101,28 @@ class _RolloutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, corner: Tensor, extension_scores: Tensor, bias: Tensor
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        band: Tensor,
+        corner: Tensor,
+        extension_scores: Tensor,
+        bias: Tensor,
+        newest_first: float,
+        order: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))  # [B,H,T,C]
         inside = _inside(band)
         _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
         _corner(scores, corner).add_(corner)
         scores[..., : extension_scores.shape[3]].add_(extension_scores)
-        weights = torch.softmax(scores.add_(_by_head(bias, 3)), -1)
+        scores.add_(_by_head(bias, 3))
+        if newest_first:
+            others = scores.clone()
+            others.diagonal(scores.shape[3] - scores.shape[2], 2, 3).fill_(-math.inf)
+            scores.add_(_count_matches(others, None if order is None else order[:, None, None]), alpha=newest_first)
+        weights = torch.softmax(scores, -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
         ctx.save_for_backward(q, k, v, weights, inside)
         ctx.corner_shape = corner.shape
@@ -120,7 +147,26 @@ class _RolloutAttention(torch.autograd.Function):
         grad_bias = None
         if ctx.needs_input_grad[6]:
             grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
-        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_scores[..., : ctx.extension_size], grad_bias
+        grad_extension = grad_scores[..., : ctx.extension_size]
+        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_extension, grad_bias, None, None
+
+
+def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:
+    """For each slot, the number of slots that match the query and are at most as new: [..., C]. Changes `scores`.
+
+    scores: [..., C], minus infinity for the query's own slot and for slots that it does not see; order: as in `attend`,
+    with axes of size 1.
+
+    The best match counts as 1. A slot with half of its weight, or less, counts as 0. What is irrelevant therefore adds
+    nothing, however much of it there is. Softmax ignores what all scores share, so adding these counts to the scores is
+    the same as taking the number of newer matches from them. No gradient flows through the counts.
+    """
+    best = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)  # finite, where nothing is seen
+    matches = scores.sub_(best).exp_().mul_(2).sub_(1).clamp_(min=0)
+    if order is None:
+        return matches.cumsum(-1)
+    order = order.expand(matches.shape)
+    return torch.empty_like(matches).scatter_(-1, order, matches.gather(-1, order).cumsum(-1))
 
 
 def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:

@@ -61,6 +61,7 @@ class Layer(nn.Module):
         self.heads = config.num_heads
         self.kind = kind
         self.shifted = shifted
+        self.newest_first = config.newest_first
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -125,6 +126,7 @@ class Layer(nn.Module):
     def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C]."""
         keys, values = slots.keys, slots.values
+        order = slots.position.argsort(1) if self.newest_first and self.kind.merging is not None else None
         if queries.shape[2] == 1:
             attended, weights = attend(
                 queries[:, :, 0],
@@ -135,6 +137,8 @@ class Layer(nn.Module):
                 bias=bias[..., 0, :],
                 recent=keys.shape[2] if slots.num_unordered else None,
                 age_bias=self.head_age_bias(),
+                newest_first=self.newest_first,
+                order=order,
             )
             return attended[:, :, None], weights[:, :, None]
         recent = len(self.positions) - 1  # memory slots right before the rollout that the first queries know the age of
@@ -148,6 +152,8 @@ class Layer(nn.Module):
             bias=bias,
             extension_age=age[..., : slots.num_unordered] if slots.num_unordered else None,
             age_bias=self.head_age_bias(),
+            newest_first=self.newest_first,
+            order=order,
         )
 
     def _split_heads(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:

@@ -224,6 +224,7 @@ class _LayerPass:
         return Lives(
             use_in_rollout=use_in_rollout,
             last_use=last_use,
+            first_age=(-position).clamp(min=0),
             final_age=final_age,
             ended=ended,
             exists=exists,

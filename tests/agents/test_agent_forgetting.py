@@ -86,8 +86,42 @@ def test_the_clock_is_evidence():
     assert pressures(controller_at_full_pressure(**settings), [0.85, 0.85], new_episodes=2) == pytest.approx(
         [-0.05, -0.05]
     )
-    assert pressures(controller_at_full_pressure(**settings), [0.85], new_episodes=0) == [0]
     assert pressures(make_controller(**settings), [1.0], new_episodes=0) == [0]
+
+
+def test_episodes_that_end_together_count_for_several_updates():
+    """Of 50 hard episodes, 20 count in the update in which they end, 20 in the next and 10 in the one after. Newer
+    episodes take their place. No number of episodes counts for more than ten updates."""
+    settings = {"full_evidence": 20, "pressure_rise": 0.04}
+    controller = make_controller(**settings)
+    assert pressures(controller, [1.0], new_episodes=50) == pytest.approx([0.04])
+    assert pressures(controller, [1.0] * 3, new_episodes=0) == pytest.approx([0.08, 0.1, 0.1])
+    controller = make_controller(**settings)
+    pressures(controller, [1.0], new_episodes=MANY)
+    loaded = make_controller(**settings)
+    loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    for resumed in (controller, loaded):
+        assert pressures(resumed, [1.0], new_episodes=2) == pytest.approx([0.044])
+    controller = make_controller(**settings)
+    pressures(controller, [1.0], new_episodes=MANY)
+    assert pressures(controller, [1.0] * 12, new_episodes=0)[8:] == pytest.approx([0.4] * 4)
+
+
+def test_needs_are_known_after_enough_pressure():
+    """After 50 updates at full pressure; sooner or later pressure of any size adds up. An update within the memory
+    budget counts like one at full pressure, one below the target does not count."""
+    controller = make_controller()
+    rising = pressures(controller, [1.0] * 51)
+    assert sum(rising) == pytest.approx(49.5) and not controller.needs_known
+    assert pressures(controller, [0.5], new_episodes=MANY)[0] < 0 and not controller.needs_known
+    pressures(controller, [1.0] * 3)
+    assert controller.needs_known
+    controller = make_controller(memory_budget=20.0)
+    pressures(controller, [1.0] * 49, live=3.0)
+    assert not controller.needs_known
+    pressures(controller, [1.0], live=3.0)
+    assert controller.needs_known
+    assert not make_controller(forgetting=False).needs_known
 
 
 def test_few_hard_episodes_change_nothing():

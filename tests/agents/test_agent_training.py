@@ -9,8 +9,9 @@ import pytest
 import torch
 from agent_cases import make_trainer, through_a_file
 
-from expire_span_rl.agents import ForgettingConfig, Trainer
+from expire_span_rl.agents import ForgettingConfig, Trainer, forgetting
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.policies.memory.survival_spans import OBSERVING
 
 STEPS = 4
 ENVS = 3
@@ -165,13 +166,20 @@ def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_
     assert trainer.controller.pressure == 0
 
 
-def test_spans_are_released_when_the_task_was_learned_once(monkeypatch):
+def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(monkeypatch):
     """They are not released before. The run then goes on with finite numbers, and its state is saved and loaded."""
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     trainer, loaded = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     monkeypatch.undo()
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    run_scripted(trainer, [0.95], [5], monkeypatch)
+    monkeypatch.undo()
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    assert {float(span.released) for span in spans} == {OBSERVING}
+    assert {float(span(torch.zeros(1, 1, 64))) for span in spans} == {spans[0].initial_limit}
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {1} and trainer.skipped == 0
     loaded.load_state(*trainer.state())

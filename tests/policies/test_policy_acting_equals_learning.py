@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_cases import CASES, SMALL, act, experience, make_policy, observations, poison_dead_slots
+from policy_cases import CASES, CORE, CORES, SMALL, act, experience, make_policy, observations, poison_dead_slots
 
 from expire_span_rl.policies import KINDS
 from expire_span_rl.policies.transformer import grouping
@@ -22,8 +22,20 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 def test_steps_equal_one_unroll(kind, settings, batch, dtype):
     """Random weights, resets and final observations anywhere, memory carried through rollouts of uneven lengths with
     NaN in its dead slots; 26 rows are unrolled in groups of like memory size, 3 are not. Gradients stay finite."""
+    check_steps(kind, settings, batch, dtype)
+
+
+@pytest.mark.parametrize("batch", [3, 26])
+@pytest.mark.parametrize("kind, settings", [case for case in CASES if CORES[case.values[0]] is CORE])
+def test_steps_equal_one_unroll_where_the_newest_counts(kind, settings, batch):
+    """The same with --newest-first, for which the order of the slots matters, also of merged ones."""
+    check_steps(kind, settings, batch, torch.float64, replace(CORE, newest_first=3.0))
+
+
+def check_steps(kind, settings, batch, dtype, core=None):
+    """Compares steps with unrolls (see `test_steps_equal_one_unroll`)."""
     generator = torch.Generator().manual_seed(batch)
-    policy = make_policy(kind, settings, dtype)
+    policy = make_policy(kind, settings, dtype, core=core)
     memory = policy.initial_memory(batch)
     carried = 0
     for steps in (7, 1, 23, 12):

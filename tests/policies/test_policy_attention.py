@@ -16,7 +16,9 @@ from expire_span_rl.policies.transformer.attention import attend, attend_rollout
 B, H, D = 2, 2, 3
 
 
-def one_query(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, ages: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def one_query(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, ages: Tensor, bias: Tensor, newest_first: float = 0
+) -> tuple[Tensor, Tensor]:
     """One head's query [d] over slots [C,d] of `ages` [C], one score at a time."""
     scores = []
     for c in range(len(k)):
@@ -24,11 +26,16 @@ def one_query(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, ages: Tensor, 
         if ages[c] < len(positions):
             score = score + q @ positions[int(ages[c])]
         scores.append(score / math.sqrt(D) + bias[c])
+    others = [score.item() for score, age in zip(scores, ages, strict=True) if age > 0 and score > -math.inf]
+    for c in range(len(k)):  # every newer slot takes from the score in so far as it matches like the best
+        newer = [scores[i].item() for i in range(len(k)) if 0 < ages[i] < ages[c]]
+        matches = sum(max(0.0, 2 * math.exp(score - max(others)) - 1) for score in newer if others)
+        scores[c] = scores[c] - newest_first * matches
     weights = torch.softmax(torch.stack(scores), 0)
     return weights @ v, weights
 
 
-def naive_rollout(q, k, v, positions, age, bias) -> tuple[Tensor, Tensor]:
+def naive_rollout(q, k, v, positions, age, bias, newest_first: float = 0) -> tuple[Tensor, Tensor]:
     """As `attend_rollout`, with the age [B,T,C] of every slot at every query; slots of the future are hidden by
     bias."""
     outputs, weights = torch.zeros_like(q), torch.zeros(*q.shape[:3], k.shape[2], dtype=q.dtype)
@@ -36,7 +43,7 @@ def naive_rollout(q, k, v, positions, age, bias) -> tuple[Tensor, Tensor]:
         for h in range(q.shape[1]):
             for t in range(q.shape[2]):
                 ages = torch.where(age[b, t] < 0, 10**6, age[b, t])
-                output, weight = one_query(q[b, h, t], k[b, h], v[b, h], positions, ages, bias[b, t])
+                output, weight = one_query(q[b, h, t], k[b, h], v[b, h], positions, ages, bias[b, t], newest_first)
                 outputs = outputs.index_put(tuple(map(torch.tensor, (b, h, t))), output)
                 weights = weights.index_put(tuple(map(torch.tensor, (b, h, t))), weight)
     return outputs, weights
@@ -69,18 +76,20 @@ CASES = [(6, 5, 4), (2, 5, 5), (3, 4, 5), (1, 3, 4), (5, 0, 1), (4, 3, 1), (3, 8
 """(T, S, P): with T < P - 1, S = P - 1, a single query, P = 1 with and without memory, and more memory than reach."""
 
 
+@pytest.mark.parametrize("newest_first", [0, 3.0])
 @pytest.mark.parametrize("steps, memory, reach", CASES)
-def test_attend_rollout_and_its_gradient(steps, memory, reach):
+def test_attend_rollout_and_its_gradient(steps, memory, reach, newest_first):
     """Output and weights against the loops; the gradient of every argument against autograd's through the loops, and
-    against finite differences."""
+    against finite differences, unless newer slots count, which has no gradient."""
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach)
     corner = age[:, : min(steps, reach - 1), memory - (reach - 1) : memory]
 
     def actual(q, k, v, positions, bias):
-        return attend_rollout(q, k, v, positions=positions, memory_age=corner, bias=bias.masked_fill(hidden, -math.inf))
+        bias = bias.masked_fill(hidden, -math.inf)
+        return attend_rollout(q, k, v, positions=positions, memory_age=corner, bias=bias, newest_first=newest_first)
 
     def naive(q, k, v, positions, bias):
-        return naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
+        return naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf), newest_first)
 
     inputs = [x.clone().requires_grad_() for x in (q, k, v, positions, bias)]
     (output, weights), (expected, expected_weights) = actual(*inputs), naive(*inputs)
@@ -92,7 +101,8 @@ def test_attend_rollout_and_its_gradient(steps, memory, reach):
         torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(gradient, autograd, rtol=0, atol=1e-11)
-    assert torch.autograd.gradcheck(lambda *x: actual(*x)[0], inputs, fast_mode=True)
+    if not newest_first:
+        assert torch.autograd.gradcheck(lambda *x: actual(*x)[0], inputs, fast_mode=True)
 
 
 def test_a_bias_per_head_is_each_heads_own():
@@ -172,12 +182,46 @@ def test_attend_rollout_by_finite_differences_in_every_direction():
     )
 
 
+@pytest.mark.parametrize("newest_first", [0, 3.0])
 @pytest.mark.parametrize("steps, memory, reach", CASES)
-def test_attend_is_one_query_of_the_rollout(steps, memory, reach):
+def test_attend_is_one_query_of_the_rollout(steps, memory, reach, newest_first):
     """A query with slots of its own, as in acting: output and weights against the loops."""
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach, seed=1)
     last_bias = bias.masked_fill(hidden, -math.inf)[:, -1]
-    output, weights = attend(q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last_bias)
-    expected, expected_weights = naive_rollout(q, k, v, positions, age, bias.masked_fill(hidden, -math.inf))
+    output, weights = attend(
+        q[:, :, -1], k, v, positions=positions, age=age[:, -1], bias=last_bias, newest_first=newest_first
+    )
+    bias = bias.masked_fill(hidden, -math.inf)
+    expected, expected_weights = naive_rollout(q, k, v, positions, age, bias, newest_first)
     torch.testing.assert_close(output, expected[:, :, -1], rtol=0, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights[:, :, -1], rtol=0, atol=1e-12)
+
+
+def weights_of(scores: list[float], newest_first: float) -> list[float]:
+    """Attention of one query to memories with these scores, oldest first, and to its own slot, with score 0."""
+    keys = torch.tensor([*scores, 0.0], dtype=torch.float64)[None, None, :, None]
+    age = torch.arange(len(scores), -1, -1)[None]
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    nothing = torch.zeros(1, len(scores) + 1, dtype=torch.float64)
+    weights = attend(one, keys, keys, positions=one[0] * 0, age=age, bias=nothing, newest_first=newest_first)[1]
+    return weights[0, 0].tolist()
+
+
+def test_the_newest_of_equal_memories_counts():
+    """Of three equal matches the newest gets 98% of what they get; what does not match changes nothing, however much
+    there is of it; without the setting they get the same."""
+    irrelevant = [1.0] * 200
+    weights = weights_of([9.0, *irrelevant, 9.0, *irrelevant, 9.0, *irrelevant], 4.0)
+    shares = torch.tensor([weights[0], weights[201], weights[402]])
+    expected = torch.softmax(torch.tensor([-8.0, -4.0, 0.0]), 0)
+    torch.testing.assert_close(shares / shares.sum(), expected, rtol=0, atol=1e-6)
+    assert shares[2] / shares.sum() > 0.98
+    equal = weights_of([9.0, 1.0, 9.0, 1.0], 0.0)
+    assert equal[0] == equal[2] and equal[1] == equal[3]
+
+
+def test_a_worse_match_replaces_nothing():
+    """A newer memory with half of the best one's weight, or less, takes nothing from it."""
+    half = 9.0 - math.log(2)
+    assert weights_of([9.0, half], 4.0) == pytest.approx(weights_of([9.0, half], 0.0))
+    assert weights_of([9.0, half + 0.1], 4.0)[0] < weights_of([9.0, half + 0.1], 0.0)[0]

@@ -98,7 +98,7 @@ def test_spans_turn_round_and_do_not_run_away():
         for _ in range(500):
             optimizer.zero_grad()
             use_ages = torch.full((1, 4), last_use, dtype=torch.float64)
-            lives = Lives(use_ages, use_ages, use_ages, is_new, is_new, None)
+            lives = Lives(use_ages, use_ages, use_ages * 0, use_ages, is_new, is_new, None)
             kind.loss(normed, is_new, lives, torch.zeros(1, 0), pressure).backward()
             optimizer.step()
         return float(kind.span.bias.detach())

@@ -119,6 +119,7 @@ def test_what_became_of_every_memory(monkeypatch):
                     ages[key] = max([earlier_age, *ages_in_rollout])
                     assert int(lives.use_in_rollout[b, c]) == max(ages_in_rollout, default=-1)
                     assert int(lives.last_use[b, c]) == ages[key]
+                    assert int(lives.first_age[b, c]) == max(0, -coordinate)
                     assert int(lives.final_age[b, c]) == until - coordinate and bool(lives.ended[b, c]) == bool(ends)
                     carried += earlier_age > max(ages_in_rollout, default=-1)
                     ended_between += until == 0
@@ -151,21 +152,23 @@ def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
 
 @pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
 def test_the_loss_in_plain_loops(pressure):
-    """Under pressure of any size: the negative log-likelihood of the lives that ended. Under negative pressure: the
-    cumulative hazards of the new memories. Both per new memory."""
+    """Under pressure of any size: the negative log-likelihood of the lives that ended, and of memories that live on but
+    went unused for long. Under negative pressure: the cumulative hazards of the new memories. Both per new memory."""
     kind = make_policy("expire_span", SETTINGS, seed=3).core.layers[0].kind
     kind.release()
     generator = torch.Generator().manual_seed(1)
-    shape = (4, 40)
+    shape = (8, 80)
     normed = torch.randn(*shape, 16, dtype=torch.float64, generator=generator)
     new_slots = torch.rand(shape, generator=generator) < 0.3
-    age = torch.randint(1, 40, shape, generator=generator).double()
-    last_use = (age * torch.rand(shape, dtype=torch.float64, generator=generator)).floor()
+    age = torch.randint(1, 90, shape, generator=generator).double()
+    last_use = (age * torch.rand(shape, dtype=torch.float64, generator=generator) ** 3).floor()
     flags = [torch.rand(shape, generator=generator) < chance for chance in (0.4, 0.9)]
     spans = kind.span(normed)
-    lives = Lives(last_use, last_use, age, *flags, spans)
+    spans[:, ::2] = math.inf
+    first_age = (age - 20).clamp(min=0)
+    lives = Lives(last_use, last_use, first_age, age, *flags, spans)
     logits = normed @ kind.span.weight.T + kind.span.bias
-    expected, counts = 0.0, {"last": 0, "censored": 0, "living": 0}
+    expected, counts = 0.0, {"last": 0, "censored": 0, "living": 0, "unused": 0, "counted before": 0}
     for b in range(shape[0]):
         for c in range(shape[1]):
             hazards = torch.sigmoid(logits[b, c]).tolist()
@@ -173,17 +176,24 @@ def test_the_loss_in_plain_loops(pressure):
                 expected -= sum(math.log(1 - h) for h in hazards) * bool(new_slots[b, c])
                 continue
             reach = float(spans[b, c]) + 3
-            if not lives.exists[b, c] or not (lives.ended[b, c] or age[b, c] >= reach):
+            need = 1.25 * float(last_use[b, c]) if last_use[b, c] > 3 else 0.0
+            watched = min(float(age[b, c]) - 1, reach)
+            ended = bool(lives.ended[b, c]) or age[b, c] >= reach
+            known_at = max(PATIENCE * need + 1, 20)  # the initial limit
+            if not lives.exists[b, c] or not (ended or watched >= known_at):
                 counts["living"] += 1
                 continue
-            need = 1.25 * float(last_use[b, c]) if last_use[b, c] > 3 else 0.0
+            if first_age[b, c] - 1 >= known_at:
+                counts["counted before"] += 1
+                continue
             k = 0 if need < 1 else int(math.log2(need)) + 1
             expected -= sum(math.log(1 - h) for h in hazards[:k])
-            is_last = min(float(age[b, c]) - 1, reach) >= PATIENCE * need + 1
+            is_last = watched >= PATIENCE * need + 1
             expected -= math.log(hazards[k]) if is_last else 0.0
             counts["last" if is_last else "censored"] += 1
-    assert pressure < 0 or min(counts.values()) >= 8
-    loss = kind.loss(normed, new_slots, lives, torch.zeros(4, 0), pressure)
+            counts["unused"] += not ended
+    assert pressure < 0 or min(counts.values()) >= 3
+    loss = kind.loss(normed, new_slots, lives, torch.zeros(8, 0), pressure)
     assert float(loss.detach()) == pytest.approx(0.6 * expected / int(new_slots.sum()), rel=1e-6)
 
 
@@ -204,7 +214,7 @@ def learn_spans(needs: dict[int, tuple[list[float], list[float]]], steps: int = 
     )
     for _ in range(steps):
         optimizer.zero_grad()
-        lives = Lives(need, need, age, all_set, all_set, spans(normed))
+        lives = Lives(need, need, age * 0, age, all_set, all_set, spans(normed))
         spans.loss(normed, all_set, lives, 1.0).backward()
         optimizer.step()
     return spans(torch.eye(3)[None] * 3)[0].tolist()
