@@ -101,7 +101,7 @@ def check_spans(config: Any) -> None:
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
-    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid"}
+    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     span_model: str = "survival"
@@ -130,7 +130,11 @@ class ExpireSpanConfig:
     """Learning rate of the span predictor's bias, as a multiple of --learning-rate; twice that with --span-model
     survival. The bias shifts all spans together. The rate holds at full pressure."""
     use_lift: float = 8.0
-    """A memory counts as used when some head gives it at least this many times the average attention of the others."""
+    """A memory counts as used when some head gives it at least this many times the average attention of the others,
+    and at least --use-share of all its attention."""
+    use_share: float = 0.1
+    """The least share of a head's attention that counts as use. Among hundreds of memories eight times the average is
+    little, and what gets so little changes nothing."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
@@ -152,6 +156,8 @@ class ExpireSpanConfig:
             )
         if not self.use_lift > 0:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
+        if not 0 <= self.use_share < 1:
+            raise ValueError(f"--use-share: expected at least 0 and less than 1, got {self.use_share}")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ class ExpireSpan(MemoryKind):
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None
 
+    def use_share(self) -> float:
+        return self.config.use_share
+
     def tracks_use(self) -> bool:
         return self.span.tracks_use
 

@@ -147,6 +147,10 @@ class MemoryKind(nn.Module):
         None if `loss` does not need to know."""
         return None
 
+    def use_share(self) -> float:
+        """The least share of a head's attention that counts as use."""
+        return 0.0
+
     def tracks_use(self) -> bool:
         """Whether memories carry the clock of their last use in the next training rollout."""
         return False
@@ -163,7 +167,8 @@ class MemoryKind(nn.Module):
         """Whether attention used the slots, bool [B,...,C]. weights: [B,H,...,C]; num_visible: [B,...,1], the number of
         slots that the query sees."""
         lift = self.use_lift() or math.inf
-        return weights.amax(1) > lift / (lift + num_visible - 1)  # w / (1 - w) * others > lift, solved for w
+        least = lift / (lift + num_visible - 1)  # w / (1 - w) * others > lift, solved for w
+        return weights.amax(1) > least.clamp(min=self.use_share())
 
     def loss(
         self, normed: Tensor, is_new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float

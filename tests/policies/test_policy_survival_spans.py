@@ -17,7 +17,8 @@ from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.memory.survival_spans import PATIENCE, SurvivalSpans
 from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
 
-SETTINGS = {"initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+SETTINGS = {"initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_share": 0.08}
+SETTINGS |= {"use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
 
 
 def spans_of(logits: list[float], **settings) -> SurvivalSpans:
@@ -66,12 +67,12 @@ def test_spans_are_limited_until_the_task_was_learned():
 
 def used_ages(layer, b: int, coordinate: int, column: int, until: int) -> list[int]:
     """The ages at which a query of some head, at a step before `until`, gave the slot 1.5 times the average attention
-    of the others that it saw."""
+    of the others that it saw, and 8% of all."""
     ages = []
     for t in range(max(coordinate, 0), until):
         num_others = int(layer.visible[b, t].sum()) - 1
         weights = [float(weight) for weight in layer.attention[b, :, t, column]]
-        if any(num_others and weight / (1 - weight) * num_others > 1.5 for weight in weights):
+        if any(num_others and weight / (1 - weight) * num_others > 1.5 and weight > 0.08 for weight in weights):
             ages.append(t - coordinate)
     return ages
 
