@@ -8,6 +8,7 @@ Its difficulty is the entry that the environment names (`metadata["difficulty_ke
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
 MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
+MOST_ROLLOUTS = 256
+"""Rollouts over which live memories are averaged, at most."""
 HARD_FRACTION = 0.75
 """Episodes are hard from this fraction of the largest difficulty so far: the longest quarter."""
 QUARTERS = 4
@@ -84,6 +87,8 @@ class EpisodeWindow:
         self.hardest = 0.0
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
+        self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS)
+        """Live memories per layer in the latest rollouts."""
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
         """Adds episodes, and returns how many of them are hard. A harder episode than any before raises the limit.
@@ -114,6 +119,18 @@ class EpisodeWindow:
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""
         return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
+
+    def mean_live(self, num_steps: int) -> float | None:
+        """Live memories per layer over as many of the latest rollouts as the mean episode is long. None for a memory
+        without slots. num_steps: of a rollout.
+
+        Where all episodes end at the same step, a rollout at their start has few memories whatever is forgotten.
+        """
+        if not self.live:
+            return None
+        latest = [episode["steps"] for episode in itertools.islice(reversed(self.recent), MEAN_EPISODES)]
+        rollouts = math.ceil(np.mean(latest) / num_steps) if latest else 1
+        return float(np.mean(list(self.live)[-rollouts:]))
 
     def summary(self) -> dict[str, float]:
         """Metrics for the log, under Stable-Baselines3's names where it has one. They include success by the episodes'
@@ -170,11 +187,21 @@ class EpisodeWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """The window's state, JSON-able."""
-        return {"hardest": self.hardest, "recent": list(self.recent), "hard": list(self.hard)}
+        return {
+            "hardest": self.hardest,
+            "recent": list(self.recent),
+            "hard": list(self.hard),
+            "live": list(self.live),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`. Raises ValueError, one line, for an episode without the entries that the
-        statistics need."""
+        statistics need, or live memories that are no numbers."""
+        live = state.get("live", [])  # older checkpoints have none
+        if not isinstance(live, list) or not all(is_number(number) for number in live):
+            raise ValueError(f"live: expected numbers, got {shown(repr(live), 60)}")
+        self.live.clear()
+        self.live.extend(live)
         for episode in itertools.chain(state["recent"], state["hard"]):
             self._check(episode)
         self.hardest = state["hardest"]

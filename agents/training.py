@@ -127,14 +127,20 @@ class Trainer:
         # Keep the best policy, and set the pressure on spans.
         new_hard_episodes = self.window.add(episodes)
         self.episodes += len(episodes)
+        live_now = self._live_now
+        if live_now is not None:
+            self.window.live.append(live_now)
         mean_live = self._mean_live
         score, count = self.window.hard_score()
         is_success = self.window.reports_success
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
         self._drop_best(is_success)
+        if new_hard_episodes:
+            self._test_best(score, count, is_success)
         if not self.keeps_evaluated:
-            self._keep_best(score, count, is_success, mean_live)
+            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
+            self._keep_best(score, count, is_success, mean_live, is_tested=is_tested)
         pressure = 0.0
         if self.policy.can_forget:
             pressure = self.controller.update(score, count, is_success, mean_live, new_hard_episodes)
@@ -168,13 +174,13 @@ class Trainer:
     def _memory_metrics(self, rollout: Rollout, pressure: float) -> dict[str, float]:
         """Metrics of live memories and of forgetting."""
         live = self.collector.live
-        mean_live = self._mean_live
+        live_now = self._live_now
         metrics: dict[str, float] = {}
         for layer, value in enumerate(live.get("mean", ())):
             metrics[f"memory/live_mean/layer_{layer}"] = value
             metrics[f"memory/live_max/layer_{layer}"] = live["max"][layer]
-        if mean_live is not None:
-            metrics["memory/live_mean"] = mean_live
+        if live_now is not None:
+            metrics["memory/live_mean"] = live_now
             metrics["memory/live_max"] = float(max(live["max"]))
         metrics.update({f"memory/{name}": value for name, value in self.policy.memory_metrics(rollout).items()})
         if self.policy.can_forget:
@@ -187,7 +193,7 @@ class Trainer:
         training_score, count = self.window.hard_score()
         is_success = self.window.reports_success
         if score >= self.controller.target(is_success):
-            self._keep_best(training_score, count, is_success, self._mean_live)
+            self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""
@@ -277,10 +283,15 @@ class Trainer:
         return difference
 
     @property
-    def _mean_live(self) -> float | None:
+    def _live_now(self) -> float | None:
         """Live memories per layer in the last rollout. None for a memory without slots."""
         live = self.collector.live
         return float(np.mean(live["mean"])) if live else None
+
+    @property
+    def _mean_live(self) -> float | None:
+        """Live memories per layer over about one episode. None for a memory without slots."""
+        return self.window.mean_live(self.agent.config.num_steps)
 
     def _drop_best(self, is_success: bool) -> None:
         """Drops the kept policy if it no longer meets the target. Without success the target rises with the best
@@ -288,9 +299,20 @@ class Trainer:
         if self.best is not None and self.best["score"] < self.controller.target(is_success):
             self.best = None
 
-    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None) -> None:
+    def _test_best(self, score: float, count: int, is_success: bool) -> None:
+        """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
+        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago, which
+        had longer spans."""
+        if self.best is not None and not self.best["tested"]:
+            if self.controller.holds(score, count, is_success):
+                self.best["tested"] = True
+            else:
+                self.best = None
+
+    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
-        fewest. Without forgetting, keeps them whenever the constraint holds."""
+        fewest. Without forgetting, keeps them whenever the constraint holds. is_tested: the score is of new episodes, or
+        of an evaluation."""
         if not self.controller.holds(score, count, is_success):
             return
         cost = 0.0
@@ -300,13 +322,14 @@ class Trainer:
         fewest = cost if self.best is None else min(cost, self.best["fewest"])
         if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-            metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps}
+            metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps, "tested": is_tested}
             self.best = {**metrics, "weights": weights}
 
 
 def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The kept policy from a training's state. Raises TypeError, one line, for metrics that are no numbers."""
-    best = {"fewest": metadata.get("cost"), **metadata}  # until 24 November 2026 the fewest were saved as the cost
+    # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
+    best = {"fewest": metadata.get("cost"), "tested": True, **metadata}
     numbers = [best[name] for name in ("fewest", "score", "timesteps")]
     if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
         raise TypeError(f"best: expected numbers, got {numbers}")

@@ -112,9 +112,9 @@ class ExpireSpanConfig:
     twice as long as the environment says that something must be remembered. Where it says that older facts mislead:
     just that long, plus the ramp."""
     initial_limit: int = 0
-    """With --span-model survival: spans of all memories, in steps, until the success target was met once. It must
-    exceed the recall delay of an untrained policy. 0: --initial-span of twice the time that the environment says
-    something must be remembered."""
+    """With --span-model survival: spans of all memories, in steps, until the success target was met once and the needs
+    of memories were observed. It must exceed the recall delay of an untrained policy. 0: --initial-span of twice the
+    time that the environment says something must be remembered."""
     ramp: int = 8
     """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
     initial_span: float = 0.95

