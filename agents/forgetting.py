@@ -100,8 +100,8 @@ class ForgettingController:
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
     With success or the return as the constraint, the rise and the negative value are smaller for an update with few new
-    hard episodes. Where all episodes end at the same step, most updates have none: those of one step then count for up to
-    `MOST_BACKLOG` updates. With `fixed_pressure` the pressure is that number.
+    hard episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for up
+    to `MOST_BACKLOG` updates. With `fixed_pressure` the pressure is that number.
     """
 
     def __init__(self, config: ForgettingConfig):

@@ -130,20 +130,14 @@ class Trainer:
         live_now = self._live_now
         if live_now is not None:
             self.window.live.append(live_now)
-        mean_live = self._mean_live
         score, count = self.window.hard_score()
         is_success = self.window.reports_success
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
-        self._drop_best(is_success)
-        if new_hard_episodes:
-            self._test_best(score, count, is_success)
-        if not self.keeps_evaluated:
-            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
-            self._keep_best(score, count, is_success, mean_live, is_tested=is_tested)
+        self._choose_best(score, count, is_success, new_hard_episodes)
         pressure = 0.0
         if self.policy.can_forget:
-            pressure = self.controller.update(score, count, is_success, mean_live, new_hard_episodes)
+            pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())
@@ -293,6 +287,15 @@ class Trainer:
         """Live memories per layer over about one episode. None for a memory without slots."""
         return self.window.mean_live(self.agent.config.num_steps)
 
+    def _choose_best(self, score: float, count: int, is_success: bool, new_hard_episodes: int) -> None:
+        """Drops the kept policy, or keeps the present one, by the success of an update."""
+        self._drop_best(is_success)
+        if new_hard_episodes:
+            self._test_best(score, count, is_success)
+        if not self.keeps_evaluated:
+            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
+            self._keep_best(score, count, is_success, self._mean_live, is_tested=is_tested)
+
     def _drop_best(self, is_success: bool) -> None:
         """Drops the kept policy if it no longer meets the target. Without success the target rises with the best
         return."""
@@ -301,8 +304,8 @@ class Trainer:
 
     def _test_best(self, score: float, count: int, is_success: bool) -> None:
         """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
-        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago, which
-        had longer spans."""
+        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
+        which had longer spans."""
         if self.best is not None and not self.best["tested"]:
             if self.controller.holds(score, count, is_success):
                 self.best["tested"] = True
@@ -311,8 +314,8 @@ class Trainer:
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
-        fewest. Without forgetting, keeps them whenever the constraint holds. is_tested: the score is of new episodes, or
-        of an evaluation."""
+        fewest. Without forgetting, keeps them whenever the constraint holds. is_tested: the score is of new episodes,
+        or of an evaluation."""
         if not self.controller.holds(score, count, is_success):
             return
         cost = 0.0

@@ -37,9 +37,9 @@ def attend(
 
     q: [B,H,d]; k, v: [B,H,C,d], oldest first; positions: [P,d]; age: [B,C]; bias: [B,C] for all heads or [B,H,C], minus
     infinity hides. recent: slots younger than P are among the last so many; None: the last P. age_bias: [H,P], what
-    each head adds to the scores of an age; None for nothing. newest_first: what each newer slot that matches equally well
-    takes from a score; order: int64 [B,C], the slots from the oldest to the newest for `newest_first`, None if they are
-    in this order.
+    each head adds to the scores of an age; None for nothing. newest_first: what each newer slot that matches equally
+    well takes from a score; order: int64 [B,C], the slots from the oldest to the newest for `newest_first`, None if
+    they are in this order.
 
     Returns (output [B,H,d], weights [B,H,C]).
     """

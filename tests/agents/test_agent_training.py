@@ -168,8 +168,8 @@ def run_together(trainer: Trainer, scores: dict[int, float], live: list[float], 
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
         acting_weights.append(weights(trainer))
-        steps = 4 * trainer.agent.config.num_steps
-        return rollout, [{"return": 1.0, "steps": steps, "length": 10, "is_success": scores[i]}] * 200 if i in scores else []
+        episode = {"return": 1.0, "steps": 4 * trainer.agent.config.num_steps, "length": 10}
+        return rollout, [{**episode, "is_success": scores[i]}] * 200 if i in scores else []
 
     monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
     for _ in live:

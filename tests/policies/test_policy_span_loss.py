@@ -70,7 +70,9 @@ def test_span_penalty_and_retention_hinge(pressure):
 
 def test_without_pressure_there_is_no_loss():
     """An untrained policy uses memories of all ages: the hinge alone would lengthen all spans."""
-    policy = make_policy("expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.0})
+    policy = make_policy(
+        "expire_span", {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.0}
+    )
     rollout = experience(torch.Generator().manual_seed(0), 9, 3)
     out = policy.unroll(rollout.observation, policy.initial_memory(3), rollout.start, pressure=0.0)
     assert float(out.memory_loss) == 0
