@@ -152,7 +152,8 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
     for score in (1.0, 0.4, 1.0, 0.97):
         trainer.update()
         monkeypatch.setattr(type(trainer.window), "reports_success", True)
-        trainer.collector.live = {"mean": [5.0], "max": [5]}
+        trainer.window.live.clear()
+        trainer.window.live.append(5.0)
         trainer.keep_evaluated(score)
         kept.append(trainer.best["timesteps"])
     assert kept == [128, 128, 384, 384]
@@ -165,7 +166,7 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     trainer = run.trainer
     PeriodicEvaluation(run, print)
     trainer.update()
-    trainer.best = {"score": 0.5, "fewest": 1.0, "live": 1.0, "timesteps": 128, "weights": {}}
+    trainer.best = {"score": 0.5, "fewest": 1.0, "live": 1.0, "timesteps": 128, "tested": True, "weights": {}}
     monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
     trainer.update()
     assert trainer.best is not None
