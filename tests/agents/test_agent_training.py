@@ -101,11 +101,9 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
     assert is_same(before, weights(trainer))
 
 
-def run_scripted(
-    trainer: Trainer, scores: list[float], live: list[float], monkeypatch, is_success: bool = True
-) -> list[dict[str, torch.Tensor]]:
-    """One update for each score and number of live memories, which replace the measured ones. Returns the weights that
-    acted in each update."""
+def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch) -> list[dict]:
+    """One update for each list of episodes that end in it, and number of live memories, which replace the measured
+    ones. Returns the weights that acted in each update."""
     collect = trainer.collector.collect
     updates = itertools.count()
     acting_weights = []
@@ -115,13 +113,22 @@ def run_scripted(
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
         acting_weights.append(weights(trainer))
-        episode = {"return": scores[i], "steps": trainer.agent.config.num_steps, "length": 10}
-        return rollout, [{**episode, "is_success": scores[i]} if is_success else episode] * 200
+        return rollout, episodes[i]
 
     monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
-    for _ in scores:
+    for _ in live:
         trainer.update()
     return acting_weights
+
+
+def run_scripted(
+    trainer: Trainer, scores: list[float], live: list[float], monkeypatch, is_success: bool = True
+) -> list[dict[str, torch.Tensor]]:
+    """`run_updates` with 200 short episodes of each score."""
+    episode = {"steps": trainer.agent.config.num_steps, "length": 10}
+    success = [{"is_success": score} if is_success else {} for score in scores]
+    episodes = [[{**episode, "return": score, **entry}] * 200 for score, entry in zip(scores, success, strict=True)]
+    return run_updates(trainer, episodes, live, monkeypatch)
 
 
 def test_the_best_policy_is_the_latest_successful_one_with_about_the_fewest_memories(monkeypatch):
@@ -158,23 +165,10 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
 
 
 def run_together(trainer: Trainer, scores: dict[int, float], live: list[float], monkeypatch) -> list[dict]:
-    """`run_scripted`, but episodes end in the updates of `scores` only, all together, after four rollouts each."""
-    collect = trainer.collector.collect
-    updates = itertools.count()
-    acting_weights = []
-
-    def scripted_collect():
-        rollout, _ = collect()
-        i = next(updates)
-        trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
-        acting_weights.append(weights(trainer))
-        episode = {"return": 1.0, "steps": 4 * trainer.agent.config.num_steps, "length": 10}
-        return rollout, [{**episode, "is_success": scores[i]}] * 200 if i in scores else []
-
-    monkeypatch.setattr(trainer.collector, "collect", scripted_collect)
-    for _ in live:
-        trainer.update()
-    return acting_weights
+    """`run_updates` with 200 episodes of four rollouts each, which end in the updates of `scores` only, all at once."""
+    episode = {"return": 1.0, "steps": 4 * trainer.agent.config.num_steps, "length": 10}
+    episodes = [[{**episode, "is_success": scores[i]}] * 200 if i in scores else [] for i in range(len(live))]
+    return run_updates(trainer, episodes, live, monkeypatch)
 
 
 def test_where_episodes_end_together_memories_are_counted_over_whole_episodes(monkeypatch):
