@@ -39,6 +39,8 @@ FAILURES = 5
 """Training stops after so many failures of the same kind."""
 CHECK_EVERY = 50
 """Updates between two checks of the memories' drift, and of acting against learning."""
+SIGNAL_WITHIN = 1.0
+"""Seconds for a signal to arrive that may have ended Ray."""
 PATIENCE = 60.0
 """Seconds without a rollout after which a message says so."""
 SEED_STEP = 100_003
@@ -108,9 +110,15 @@ class ActorPool:
         """Returns the oldest rollout that is ready, or waits for the next. Raises RolloutsEnded when `stop` was set or
         the environments failed too often."""
         start_time = time.perf_counter()
-        self._send_requests()
-        ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
-        delivery = self._receive()
+        try:
+            self._send_requests()
+            ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
+            delivery = self._receive()
+        except Exception as error:
+            # A signal to all processes of a job may end Ray's before this one has handled it.
+            if not isinstance(error, RolloutsEnded) and self.stop.wait(SIGNAL_WITHIN):
+                raise RolloutsEnded("interrupted") from error
+            raise
         self.version += 1
         self.live = delivery.live
         rollout = unpack(delivery.rollout, self.policy)

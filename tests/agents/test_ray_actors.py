@@ -29,8 +29,9 @@ from script_cases import ROOT, call
 
 pytest.importorskip("ray")
 import train_rl
-from expire_span_rl.agents import ForgettingConfig, Impala, ImpalaConfig, Trainer
+from expire_span_rl.agents import ForgettingConfig, Impala, ImpalaConfig, Trainer, ray_actors
 from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.agents.rollout import RolloutsEnded
 from expire_span_rl.envs import make_vec_env, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic
 
@@ -179,7 +180,8 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
         _, output = process.communicate(timeout=60)
         others = os.getloadavg()[0] / (os.cpu_count() or 1)  # where more runs than there are cores, all take longer
         assert time.monotonic() - signal_time < 10 * max(1.0, others)
-        assert process.returncode == code and output.strip().splitlines()[-1] == f"error: {message}"
+        assert process.returncode == code, output
+        assert output.strip().splitlines()[-1] == f"error: {message}"
         time.sleep(0.5)
         assert processes_with(temporary) == [] and list(Path(temporary).iterdir()) == []
         _, metadata = load_checkpoint(run_dir / "checkpoint.safetensors")
@@ -188,6 +190,25 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
     finally:
         process.kill()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_ray_that_is_ended_by_the_same_signal_is_an_interruption(monkeypatch):
+    """An error of Ray is raised as it is, unless the training was asked to stop meanwhile."""
+    monkeypatch.setattr(ray_actors, "SIGNAL_WITHIN", 0.2)
+    pool = object.__new__(ray_actors.ActorPool)
+    pool.stop = threading.Event()
+
+    def fail() -> None:
+        raise ConnectionError("Ray is gone")
+
+    monkeypatch.setattr(pool, "_send_requests", fail)
+    with pytest.raises(ConnectionError, match="^Ray is gone$"):
+        pool.collect()
+    timer = threading.Timer(0.05, pool.stop.set)
+    timer.start()
+    with pytest.raises(RolloutsEnded, match="^interrupted$"):
+        pool.collect()
+    timer.join()
 
 
 def refused(arguments: list[str], monkeypatch, capsys, folder: Path) -> str:
