@@ -23,8 +23,6 @@ LEARNED_FRACTION = 0.9
 BEST_DRIFT = 1e-5
 """Relative increase of the best loss per block. With it, a best value that cannot be reached again is forgotten in
 time."""
-
-
 OBSERVED_UPDATES = 50.0
 """Updates at full pressure for which the needs of memories are observed before spans follow them."""
 MOST_BACKLOG = 10.0
@@ -149,9 +147,11 @@ class ForgettingController:
             return self.pressure
         self._update(score, episodes, is_success, live, new_episodes)
         if self.learned:
-            within_budget = live is not None and live <= config.memory_budget
-            self.observed += 1.0 if within_budget else max(self.pressure, 0.0)
+            self.observed += 1.0 if self._is_within_budget(live) else max(self.pressure, 0.0)
         return self.pressure
+
+    def _is_within_budget(self, live: float | None) -> bool:
+        return live is not None and live <= self.config.memory_budget
 
     def _update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> None:
         """Sets the pressure. Arguments: as of `update`."""
@@ -177,7 +177,7 @@ class ForgettingController:
         elif shortfall > 0:
             slack = config.success_slack if is_success else config.success_slack * max(gain, 1e-8)
             self.pressure = -min(1.0, shortfall / slack) * evidence
-        elif live is not None and live <= config.memory_budget:
+        elif self._is_within_budget(live):
             self.pressure = 0.0
         else:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise * evidence)
@@ -190,7 +190,7 @@ class ForgettingController:
             self.pressure = 0.0
         elif loss.violation > 0:
             self.pressure = -min(1.0, loss.violation)
-        elif live is not None and live <= config.memory_budget:
+        elif self._is_within_budget(live):
             self.pressure = 0.0
         else:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)

@@ -59,8 +59,7 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1)
-        check_at_least(self, newest_first=0)
+        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, newest_first=0)
         check_above_zero(self, "sharpness")
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:

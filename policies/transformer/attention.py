@@ -52,7 +52,7 @@ def attend(
     scores = scores + _by_head(bias, 2)
     if newest_first:
         others = scores.detach().masked_fill(age[:, None] == 0, -math.inf)
-        scores.add_(_count_matches(others, None if order is None else order[:, None]), alpha=newest_first)
+        scores.add_(_count_matches(others, order), alpha=newest_first)
     weights = torch.softmax(scores, -1)
     return torch.matmul(weights[:, :, None], v).squeeze(2), weights
 
@@ -121,7 +121,7 @@ class _RolloutAttention(torch.autograd.Function):
         if newest_first:
             others = scores.clone()
             others.diagonal(scores.shape[3] - scores.shape[2], 2, 3).fill_(-math.inf)
-            scores.add_(_count_matches(others, None if order is None else order[:, None, None]), alpha=newest_first)
+            scores.add_(_count_matches(others, order), alpha=newest_first)
         weights = torch.softmax(scores, -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
         ctx.save_for_backward(q, k, v, weights, inside)
@@ -154,8 +154,8 @@ class _RolloutAttention(torch.autograd.Function):
 def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:
     """For each slot, the number of slots that match the query and are at most as new: [..., C]. Changes `scores`.
 
-    scores: [..., C], minus infinity for the query's own slot and for slots that it does not see; order: as in `attend`,
-    with axes of size 1.
+    scores: [B,...,C], minus infinity for the query's own slot and for slots that it does not see; order: as in
+    `attend`.
 
     The best match counts as 1. A slot with half of its weight, or less, counts as 0. What is irrelevant therefore adds
     nothing, however much of it there is. Softmax ignores what all scores share, so adding these counts to the scores is
@@ -165,7 +165,7 @@ def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:
     matches = scores.sub_(best).exp_().mul_(2).sub_(1).clamp_(min=0)
     if order is None:
         return matches.cumsum(-1)
-    order = order.expand(matches.shape)
+    order = order.unflatten(0, (-1, *(1,) * (matches.ndim - 2))).expand(matches.shape)
     return torch.empty_like(matches).scatter_(-1, order, matches.gather(-1, order).cumsum(-1))
 
 

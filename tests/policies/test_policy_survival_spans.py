@@ -17,8 +17,10 @@ from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.memory.survival_spans import PATIENCE, SurvivalSpans
 from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
 
-SETTINGS = {"initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_share": 0.08}
-SETTINGS |= {"use_margin": 0.25, "use_coef": 9.0, "span_coef": 0.6}
+SETTINGS = {
+    "initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_share": 0.08, "use_margin": 0.25, "use_coef": 9.0,
+    "span_coef": 0.6,
+}  # fmt: skip
 
 
 def spans_of(logits: list[float], **settings) -> SurvivalSpans:
