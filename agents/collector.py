@@ -174,7 +174,7 @@ class Collector:
         """Prepares `memory` for acting, in the buffers used before where they fit."""
         on_cpu = self.policy.device.type == "cpu"
         horizon = _compaction_interval(memory) if on_cpu else self.num_steps
-        self._acting = self.policy.begin(memory, horizon, self._acting)
+        self._acting = self.policy.begin(memory, horizon, self._acting, in_rollout=True)
         return self._acting
 
     def _env_state(self) -> dict[str, np.ndarray]:

@@ -185,9 +185,9 @@ class Policy(StatefulModule, Protocol):
         """The memory of `batch_size` environments before anything happened."""
         ...
 
-    def begin(self, memory: Any, horizon: int, into: Any = None) -> Acting:
+    def begin(self, memory: Any, horizon: int, into: Any = None, *, in_rollout: bool = False) -> Acting:
         """A memory to act on, with room for `horizon` steps. into: what was acted on before, whose buffers may be used
-        again."""
+        again; in_rollout: for a rollout that `LearningPolicy.unroll` will compute again."""
         ...
 
     def step(self, observation: Mapping[str, Tensor], acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:

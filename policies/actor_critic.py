@@ -220,17 +220,26 @@ class ActorCritic(Predictor, nn.Module):
         return Memory.join(parts, rows)
 
     def draw(self, memory: Memory, generator: torch.Generator | None = None) -> Memory:
-        """`memory` with the random numbers of its kind, drawn once per training rollout (Expire-Span: span limits)."""
+        """`memory` for the start of a training rollout: with the random numbers of its kind (Expire-Span: span
+        limits), and with spans renewed."""
         return self.core.draw(memory, generator)
 
     @torch.no_grad()
-    def begin(self, memory: Memory, horizon: int, into: Acting | None = None) -> Acting:
+    def begin(self, memory: Memory, horizon: int, into: Acting | None = None, *, in_rollout: bool = False) -> Acting:
         """Everything derived from `memory` under today's weights, with room for `horizon` steps.
 
         into: what was acted on before and is no longer needed. On a GPU its buffers and its captured step are used
-        again.
+        again; in_rollout: for a rollout to learn from, which began with `draw`. `unroll` then computes the same.
+        Otherwise spans are renewed on the way, every `renew_every` steps of each environment's clock.
         """
-        return self.core.begin(memory, horizon, into)
+        return self.core.begin(memory, horizon, into, in_rollout=in_rollout)
+
+    @property
+    def renew_every(self) -> int:
+        """Steps of an environment's clock between two renewals of spans while acting; 0 for none. An unroll equals
+        acting between two of them, and not across one."""
+        kinds = [layer.kind for layer in self.core.layers]
+        return kinds[0].renew_every() if kinds else 0
 
     @torch.no_grad()
     def step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:

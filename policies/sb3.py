@@ -240,7 +240,7 @@ class SB3Policy(nn.Module):
         time = torch.zeros(batch_size, dtype=torch.int32, device=weight.device)
         return SB3Acting(state, time).memory()
 
-    def begin(self, memory: Memory, horizon: int, into: Any = None) -> SB3Acting:
+    def begin(self, memory: Memory, horizon: int, into: Any = None, *, in_rollout: bool = False) -> SB3Acting:
         """Ready to act, for as many steps as one likes."""
         return SB3Acting(hidden_state(memory), memory.time.clone())
 

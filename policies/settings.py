@@ -100,7 +100,7 @@ def check_spans(config: Any) -> None:
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
-    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0}
+    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0, "renew_every": 0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     span_model: str = "survival"
@@ -134,6 +134,10 @@ class ExpireSpanConfig:
     use_share: float = 0.1
     """The least share of a head's attention that counts as use. Among hundreds of memories eight times the average is
     little, and what gets so little changes nothing."""
+    renew_every: int = 64
+    """With --span-model survival: steps of the environment's clock after which spans are computed again, from the age
+    at which each memory was last used. In training it happens at the start of each rollout instead. 0: never, a span
+    then counts from the step that the memory was written at."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
@@ -145,7 +149,7 @@ class ExpireSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
-        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0)
+        check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
             raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")

@@ -94,8 +94,8 @@ def play(
     ended = "stopped"
     while ended == "stopped" and len(log.actions) < max_steps:
         t = len(log.actions)
-        # The memory, compacted when its buffers are full.
-        if acting.full:
+        # The memory, compacted. An unroll is inspected from here on, so spans must not be renewed before the next time.
+        if t and (t % chunk == 0 or (policy.renew_every and t % policy.renew_every == 0)):
             memories[t] = acting.memory()
             acting = policy.begin(memories[t], chunk)
         is_empty = t == 0

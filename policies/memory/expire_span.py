@@ -30,7 +30,14 @@ class ExpireSpan(MemoryKind):
 
     def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
-        spans = self.span(normed)
+        return self._limited(self.span(normed), span_limit)
+
+    def describe_renewed(self, normed: Tensor, span_limit: Tensor, known_need: Tensor) -> Tensor:
+        """Spans [B,C] of memories that were needed at the ages `known_need` [B,C]."""
+        assert isinstance(self.span, SurvivalSpans)
+        return self._limited(self.span(normed, known_need), span_limit)
+
+    def _limited(self, spans: Tensor, span_limit: Tensor) -> Tensor:
         if span_limit.shape[1]:
             spans = torch.minimum(spans, span_limit[:, :1] * self.span.max_span)
         return spans
@@ -73,6 +80,9 @@ class ExpireSpan(MemoryKind):
     def learning_rate_scale(self, name: str) -> float:
         scale = self.config.span_bias_lr_scale if name.endswith("bias") else self.config.span_lr_scale
         return scale * self.span.rate
+
+    def renew_every(self) -> int:
+        return self.config.renew_every if self.tracks_use() else 0
 
     def observe_needs(self) -> None:
         self.span.observe_needs()

@@ -77,6 +77,11 @@ class MemoryKind(nn.Module):
         span_limit: [B,K]."""
         return None
 
+    def describe_renewed(self, normed: Tensor, span_limit: Tensor, known_need: Tensor) -> Tensor | None:
+        """`describe` of slots that are known to have been needed at the ages `known_need` [B,C], 0 if never. Asked
+        only of a kind with `renew_every`."""
+        return self.describe(normed, span_limit)
+
     def visibility(
         self, age: Tensor, slot_features: Tensor | None, exists: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -154,6 +159,12 @@ class MemoryKind(nn.Module):
     def tracks_use(self) -> bool:
         """Whether memories carry the clock of their last use in the next training rollout."""
         return False
+
+    def renew_every(self) -> int:
+        """Steps of the environment's clock between two times at which the slot features are computed again, from what
+        was used until then (`describe_renewed`). In training it happens at the start of each rollout instead. 0:
+        never."""
+        return 0
 
     def observe_needs(self) -> None:
         """Called between two rollouts once the task was learned. From then on `loss` learns how long memories are

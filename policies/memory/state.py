@@ -14,6 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+USES = ("last_use", "known_need")
+"""Fields of a layer's memory that are None unless uses are tracked."""
+
+
+def known_need(last_use: Tensor, birth: Tensor) -> Tensor:
+    """[B,C] age of each slot at its last use, 0 if that is unknown. last_use, birth: [B,C] clocks."""
+    return torch.where(last_use >= 0, (last_use - birth).clamp(min=0), 0)
+
 
 @dataclass(frozen=True)
 class LayerMemory:
@@ -24,6 +32,9 @@ class LayerMemory:
     alive: Tensor  # [B,S] bool
     last_use: Tensor | None = None
     """[B,S] clock at which attention last used the slot, -1 if unknown; None if it is not tracked."""
+    known_need: Tensor | None = None
+    """[B,S] age at which the slot was last used before its span was renewed, 0 if it never was; None if spans are not
+    renewed."""
 
     def rows(self, indices: Tensor) -> LayerMemory:
         """The chosen environments, trimmed to the oldest live slot among them. Dead slots may lie between live ones.
@@ -40,8 +51,22 @@ class LayerMemory:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> LayerMemory:
         """A layer memory with every tensor changed."""
-        last_use = None if self.last_use is None else change(self.last_use)
-        return LayerMemory(change(self.hidden), change(self.birth), change(self.alive), last_use)
+        uses = {name: change(tensor) for name, tensor in self.uses().items()}
+        return LayerMemory(change(self.hidden), change(self.birth), change(self.alive), **uses)
+
+    def uses(self) -> dict[str, Tensor]:
+        """What is tracked of the slots' uses, [B,S] each, by name."""
+        tensors = {name: getattr(self, name) for name in USES}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def tracked(self) -> LayerMemory:
+        """The same slots. Uses are tracked from now on if they were not before."""
+        return self if self.last_use is not None else replace(self, last_use=torch.full_like(self.birth, -1))
+
+    def renewed(self) -> LayerMemory:
+        """The same slots, whose spans count from their last use. Uses must be tracked."""
+        assert self.last_use is not None
+        return replace(self, known_need=known_need(self.last_use, self.birth))
 
     def padded(self, size: int) -> LayerMemory:
         """The same memories in `size` slots. Dead slots are zeroed, since 0 * NaN would be NaN."""
@@ -51,7 +76,7 @@ class LayerMemory:
             F.pad(hidden, (0, 0, missing, 0)),
             F.pad(self.birth, (missing, 0)),
             F.pad(self.alive, (missing, 0)),
-            None if self.last_use is None else F.pad(self.last_use, (missing, 0)),
+            **{name: F.pad(tensor, (missing, 0)) for name, tensor in self.uses().items()},
         )
 
 
@@ -90,12 +115,12 @@ class Memory:
         return total
 
     def slot_bytes(self) -> list[int]:
-        """By layer: bytes of one memory. It has a hidden vector, a birth, a last use if that is tracked, and one byte
-        for `alive`."""
+        """By layer: bytes of one memory. It has a hidden vector, a birth, what is tracked of its uses, and one byte for
+        `alive`."""
         return [
             layer.hidden.shape[2] * layer.hidden.element_size()
             + layer.birth.element_size()
-            + (0 if layer.last_use is None else layer.last_use.element_size())
+            + sum(tensor.element_size() for tensor in layer.uses().values())
             + 1
             for layer in self.layers
         ]
@@ -124,13 +149,13 @@ class Memory:
         for layer_parts in zip(*(part.layers for part in parts), strict=True):
             size = max(layer.hidden.shape[1] for layer in layer_parts)
             padded = [layer.padded(size) for layer in layer_parts]
-            last_uses = [layer.last_use for layer in padded if layer.last_use is not None]
+            uses = [layer.uses() for layer in padded]
             layers.append(
                 LayerMemory(
                     hidden=concatenate([layer.hidden for layer in padded]),
                     birth=concatenate([layer.birth for layer in padded]),
                     alive=concatenate([layer.alive for layer in padded]),
-                    last_use=concatenate(last_uses) if last_uses else None,
+                    **{name: concatenate([layer_uses[name] for layer_uses in uses]) for name in uses[0]},
                 )
             )
         states = [part.state for part in parts if part.state is not None]
@@ -172,8 +197,7 @@ class Memory:
                 f"{i}/birth": layer.birth[layer.alive],
                 f"{i}/count": layer.alive.sum(1),
             }
-            if layer.last_use is not None:
-                out[f"{i}/last_use"] = layer.last_use[layer.alive]
+            out |= {f"{i}/{name}": tensor[layer.alive] for name, tensor in layer.uses().items()}
         return out
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -183,8 +207,7 @@ class Memory:
             out["state"] = self.state
         for i, layer in enumerate(self.layers):
             out |= {f"{i}/hidden": layer.hidden, f"{i}/birth": layer.birth, f"{i}/alive": layer.alive}
-            if layer.last_use is not None:
-                out[f"{i}/last_use"] = layer.last_use
+            out |= {f"{i}/{name}": tensor for name, tensor in layer.uses().items()}
         return out
 
     @classmethod
@@ -193,11 +216,12 @@ class Memory:
         layers = []
         for i in range(sum(name.endswith("/hidden") for name in tensors)):
             hidden, birth = tensors[f"{i}/hidden"], tensors[f"{i}/birth"]
-            last_use, count = tensors.get(f"{i}/last_use"), tensors.get(f"{i}/count")
+            count = tensors.get(f"{i}/count")
+            uses = {name: tensors[f"{i}/{name}"] for name in USES if f"{i}/{name}" in tensors}
             if count is None:
-                layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"], last_use))
+                layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"], **uses))
             else:
-                layers.append(_unpack(hidden, birth, count, last_use))
+                layers.append(_unpack(hidden, birth, count, uses))
         return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
 
     def remove_slots(self, layer: int, slots: Tensor) -> Memory:
@@ -214,20 +238,19 @@ class Memory:
         return replace(self, layers=tuple(layers))
 
 
-def _unpack(hidden: Tensor, birth: Tensor, count: Tensor, last_use: Tensor | None) -> LayerMemory:
-    """Slots [B,S] of live memories [N,D], [N] and [N]. count: [B], each environment's number of them; S is the
-    largest."""
+def _unpack(hidden: Tensor, birth: Tensor, count: Tensor, uses: Mapping[str, Tensor]) -> LayerMemory:
+    """Slots [B,S] of live memories [N,D], [N], and what is tracked of their uses, [N] each. count: [B], each
+    environment's number of them; S is the largest."""
     size = int(count.max())
     alive = torch.arange(size, device=count.device) >= size - count[:, None]  # [B,S], padding on the left
     slots = hidden.new_zeros(*alive.shape, hidden.shape[1])
     births = birth.new_zeros(alive.shape)
     slots[alive] = hidden
     births[alive] = birth
-    last_uses = None
-    if last_use is not None:
-        last_uses = last_use.new_zeros(alive.shape)
-        last_uses[alive] = last_use
-    return LayerMemory(slots, births, alive, last_uses)
+    columns = {name: tensor.new_zeros(alive.shape) for name, tensor in uses.items()}
+    for name, tensor in uses.items():
+        columns[name][alive] = tensor
+    return LayerMemory(slots, births, alive, **columns)
 
 
 def _recent_memories(layer: LayerMemory, time: Tensor, within: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ memory is still needed at age a with probability S(a): the product of 1 - h_k ov
 the bin that holds a.
 
 The span is the age at which S falls to 1 / use_coef. It is infinite if S never does: the memory is then kept for good.
+A memory that was used at age u is known to be needed until then. Its need has the survival curve S(a) / S(u), and its
+span is the age at which that falls to 1 / use_coef.
 docs/forgetting.md derives the loss.
 """
 
@@ -74,24 +76,34 @@ class SurvivalSpans(nn.Module):
         return self.released.device.type == "cpu" and float(self.released) < 1
 
     @torch.no_grad()
-    def forward(self, normed: Tensor) -> Tensor:
+    def forward(self, normed: Tensor, known_need: Tensor | None = None) -> Tensor:
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]; infinity for those kept for good.
 
-        Spans get no gradient from the task through the ramp. They learn from `loss` only: from how long memories are
-        needed.
+        known_need: [B,C] age at which each memory is known to have been needed, None for 0. Uses within the ramp do not
+        count. Spans get no gradient from the task through the ramp. They learn from `loss` only, that is from how long
+        memories are needed.
         """
         if self.is_known_unreleased():
             return normed.new_full(normed.shape[:-1], self.initial_limit)
         bin_hazard = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
         hazard = bin_hazard.cumsum(-1)  # -log S at the end of each bin
-        threshold = math.log(self.config.use_coef)
-        k = (hazard < threshold).sum(-1, keepdim=True)  # the bin in which S falls to 1 / use_coef; K if none
+        threshold = math.log(self.config.use_coef)  # -log S at the span
+        if known_need is not None:
+            threshold = threshold + self._hazard_until(known_need.to(normed.dtype), bin_hazard, hazard)
+        k = (hazard < threshold).sum(-1, keepdim=True)  # the bin in which S falls so far; K if none
         in_range = k.clamp(max=len(self.edges) - 2)
         bin_hazard = bin_hazard.gather(-1, in_range)
         fraction = (threshold - hazard.gather(-1, in_range) + bin_hazard) / bin_hazard  # of the bin, at the span
         lower, upper = self.edges[in_range], self.edges[in_range + 1]
         spans = torch.where(k == in_range, lower + fraction * (upper - lower), math.inf).squeeze(-1)
         return torch.where(self.released >= 1, spans.clamp(max=self.max_span), self.initial_limit)
+
+    def _hazard_until(self, age: Tensor, bin_hazard: Tensor, hazard: Tensor) -> Tensor:
+        """-log S at the ages [B,C]: [B,C,1]. bin_hazard, hazard: [B,C,K] of the bins, and at their ends."""
+        age = torch.where(age > self.config.ramp, age, 0)[..., None]
+        k = torch.bucketize(age, self.edges[1:-1], right=True)
+        fraction = (age - self.edges[k]) / (self.edges[k + 1] - self.edges[k])
+        return hazard.gather(-1, k) - (1 - fraction) * bin_hazard.gather(-1, k)
 
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, pressure: float) -> Tensor:
         """A sum over memories, divided by the number of new memories of the rollout. Arguments are `MemoryKind.loss`'s,

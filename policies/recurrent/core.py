@@ -99,7 +99,7 @@ class RecurrentCore(nn.Module):
         """`memory`: nothing is drawn."""
         return memory
 
-    def begin(self, memory: Memory, horizon: int, into: Any = None) -> RecurrentActing:
+    def begin(self, memory: Memory, horizon: int, into: Any = None, *, in_rollout: bool = False) -> RecurrentActing:
         """A hidden state to act on, for any number of steps."""
         return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.span_limit)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies.memory.kind import MemoryKind
-from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.memory.state import USES, LayerMemory, Memory, known_need
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.transformer.layer import Layer
 from expire_span_rl.policies.transformer.slots import GONE, Projection, Slots
@@ -26,14 +26,14 @@ class LayerBuffers:
 
     slots: Slots
     hidden: Tensor  # [B,C,D]
-    last_use: Tensor | None  # [B,C] clock at which attention last used the slot; None if it is not tracked
+    uses: dict[str, Tensor]  # what is tracked of the slots' uses, [B,C] each, as in `LayerMemory`
 
     @classmethod
     def begin(cls, layer: Layer, layer_memory: LayerMemory, memory: Memory, size: int, horizon: int) -> LayerBuffers:
         """Puts `layer_memory`, the layer's part of `memory`, into the last of `size` slots. `horizon` more follow."""
         layer_memory = layer_memory.padded(size)
-        hidden, last_use = layer_memory.hidden, layer_memory.last_use
-        projection = layer.write(hidden, memory.span_limit)
+        hidden = layer_memory.hidden
+        projection = layer.write(hidden, memory.span_limit, layer_memory.known_need)
         position = (layer_memory.birth - memory.time[:, None]).to(hidden.dtype)
         position = position.masked_fill(~layer_memory.alive, GONE)
 
@@ -48,7 +48,7 @@ class LayerBuffers:
             slot_features=None if projection.slot_features is None else extend(projection.slot_features),
             position=extend(position, value=GONE),
         )
-        return cls(slots, extend(hidden), None if last_use is None else extend(last_use))
+        return cls(slots, extend(hidden), {name: extend(tensor) for name, tensor in layer_memory.uses().items()})
 
     def put(self, projection: Projection, hidden: Tensor, column: slice | Tensor, position: Tensor) -> None:
         """Writes one slot of each environment: hidden vectors [B,1,D] and the layer's projection of them. column: the
@@ -64,8 +64,28 @@ class LayerBuffers:
     def tensors(self) -> list[Tensor]:
         """All buffers of the layer."""
         slots = self.slots
-        buffers = [slots.keys, slots.values, slots.slot_features, slots.position, self.hidden, self.last_use]
-        return [tensor for tensor in buffers if tensor is not None]
+        features = [] if slots.slot_features is None else [slots.slot_features]
+        return [slots.keys, slots.values, *features, slots.position, self.hidden, *self.uses.values()]
+
+    def renew(self, layer: Layer, acting: TransformerActing, is_due: Tensor) -> None:
+        """Computes the slot features of the environments where `is_due` [B] is set again, from what was used until now.
+        Slots that the next query cannot see stay as they are, so that they never come back."""
+        rows = slice(None) if acting.static else torch.nonzero(is_due).squeeze(1)
+        columns = slice(None) if acting.static else slice(acting.num_slots)
+        features, position = self.slots.slot_features, self.slots.position[rows, columns]
+        if features is None:
+            return
+        last_use, old_need = (self.uses[name][rows, columns] for name in USES)
+        old_features = features[rows, columns]
+        age = acting.query_position - position
+        survives = layer.kind.survives(age, old_features, position >= acting.episode_begin[rows, None])
+        changes = is_due[rows, None] & survives
+        birth = self.slots.birth(acting.time, acting.query_position)[rows, columns].to(last_use.dtype)
+        need = torch.where(changes, known_need(last_use, birth), old_need)
+        new_features = layer.describe(layer.norm(self.hidden[rows, columns]), acting.span_limit[rows], need)
+        assert new_features is not None
+        self.uses["known_need"][rows, columns] = need
+        features[rows, columns] = torch.where(changes, new_features, old_features)
 
 
 @dataclass
@@ -82,6 +102,7 @@ class TransformerActing:
     kinds: tuple[MemoryKind, ...]
     size: int  # slots of memory, before those of the steps
     horizon: int  # steps that there is room for
+    renew_every: int  # steps of the clock between two renewals of slot features; 0: none on the way
     episode_begin: Tensor  # [B] position at which the episode began; BEFORE_START if that was before `begin`
     query_position: Tensor  # [1] position of the observation that comes next
     steps_taken: int = 0  # the same as a number
@@ -120,7 +141,7 @@ class TransformerActing:
 
     def record_use(self, layer: int, is_used: Tensor) -> None:
         """Records which slots of a layer the present step used, bool [B,C]. Its own slot counts as used now."""
-        last_use = self.layers[layer].last_use
+        last_use = self.layers[layer].uses.get("last_use")
         time = self.time[:, None]
         if last_use is not None:
             column = slice(self.num_slots, self.num_slots + 1) if self.column is None else self.column
@@ -139,8 +160,11 @@ class TransformerActing:
     def step_state(self) -> list[Tensor]:
         """What a step changes of a static one. Slots of later steps are left out: those steps write them anew."""
         column = [] if self.column is None else [self.column]
-        last_uses = [layer.last_use for layer in self.layers if layer.last_use is not None]
-        return [self.time, self.episode_begin, self.query_position, *column, *last_uses]
+        changed = [tensor for layer in self.layers for tensor in layer.uses.values()]
+        if self.renew_every:
+            features = [layer.slots.slot_features for layer in self.layers]
+            changed += [tensor for tensor in features if tensor is not None]
+        return [self.time, self.episode_begin, self.query_position, *column, *changed]
 
     def _tensors(self) -> list[Tensor]:
         """All tensors that `refill` copies."""
@@ -149,8 +173,10 @@ class TransformerActing:
 
     def refill(self, source: TransformerActing) -> bool:
         """Takes the contents of `source`, which has just begun, so that the captured step stays valid. Returns False,
-        and changes nothing, if the shapes of `source` differ."""
+        and changes nothing, if the shapes of `source` differ, or when it renews slot features."""
         targets, sources = self._tensors(), source._tensors()
+        if self.renew_every != source.renew_every:
+            return False
         if [tensor.shape for tensor in targets] != [tensor.shape for tensor in sources]:
             return False
         for target, tensor in zip(targets, sources, strict=True):
@@ -170,7 +196,7 @@ class TransformerActing:
         return buffers.slots.columns(0, size).compact(
             kind,
             buffers.hidden[:, :size],
-            None if buffers.last_use is None else buffers.last_use[:, :size],
+            {name: tensor[:, :size] for name, tensor in buffers.uses.items()},
             episode_begin=self.episode_begin,
             time=self.time,
             query_position=self.steps_taken,

@@ -67,35 +67,46 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with the span limits that the kind draws for one training rollout, and with or without the clock of
-        last use, as the kind asks."""
+        """`memory` with the span limits that the kind draws for one training rollout. Uses are tracked, and spans
+        renewed, if the kind asks for it."""
         kind = self._kinds[0]
         span_limit = kind.draw(len(memory.time), generator)
         memory = replace(memory, span_limit=span_limit.to(memory.time.device, self.norm.weight.dtype))
+        layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
-            return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in memory.layers))
-        layers = [
-            layer if layer.last_use is not None else replace(layer, last_use=torch.full_like(layer.birth, -1))
-            for layer in memory.layers
-        ]
+            return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))
+        layers = [layer.tracked() for layer in layers]
+        if kind.renew_every():
+            layers = [layer.renewed() for layer in layers]
         return replace(memory, layers=tuple(layers))
 
     # Acting
 
     def begin(
-        self, memory: Memory, horizon: int, into: TransformerActing | GroupedActing | None = None
+        self,
+        memory: Memory,
+        horizon: int,
+        into: TransformerActing | GroupedActing | None = None,
+        *,
+        in_rollout: bool = False,
     ) -> TransformerActing | GroupedActing:
         """Projects `memory` once, into buffers with room for `horizon` more steps.
 
-        into: what was acted on before. Its buffers, and what was captured of its steps, are used again if they fit.
+        into: what was acted on before. Its buffers, and what was captured of its steps, are used again if they fit;
+        in_rollout: for a training rollout, in which spans are renewed by `draw` and not on the way.
         """
+        renew_every = 0 if in_rollout else self._kinds[0].renew_every()
+        if renew_every:
+            layers = [layer if layer.known_need is not None else layer.tracked().renewed() for layer in memory.layers]
+            memory = replace(memory, layers=tuple(layers))
+        begin = partial(self._begin, horizon=horizon, renew_every=renew_every)
         if self._is_static(memory):
-            return self._begin_static(memory, horizon, into if isinstance(into, TransformerActing) else None)
+            return self._begin_static(memory, begin, into if isinstance(into, TransformerActing) else None)
         live = memory.live()
         groups = None if live is None else acting_groups(live.amax(1))
         if groups is not None:
-            return GroupedActing.begin(partial(self._begin, horizon=horizon), memory, groups)
-        return self._begin(memory, horizon)
+            return GroupedActing.begin(begin, memory, groups)
+        return begin(memory)
 
     def _is_static(self, memory: Memory) -> bool:
         """Whether steps are captured: on a GPU, unless the kind merges slots. Which slots merge depends on numbers that
@@ -104,18 +115,20 @@ class Transformer(nn.Module):
             return False
         return memory.time.is_cuda if self.static is None else self.static
 
-    def _begin_static(self, memory: Memory, horizon: int, into: TransformerActing | None) -> TransformerActing:
+    def _begin_static(
+        self, memory: Memory, begin: Callable[..., TransformerActing], into: TransformerActing | None
+    ) -> TransformerActing:
         size = ladder(_num_slots(memory))
         if into is not None and into.static and size <= into.size <= MAX_REUSE * size:
             size = into.size
-        acting = self._begin(memory, horizon, size)
+        acting = begin(memory, size=size)
         acting.column = torch.full((1,), size, device=memory.time.device)
         acting.span_limit = memory.span_limit.clone()
         if into is not None and into.refill(acting):
             return into
         return acting
 
-    def _begin(self, memory: Memory, horizon: int, size: int | None = None) -> TransformerActing:
+    def _begin(self, memory: Memory, *, horizon: int, renew_every: int, size: int | None = None) -> TransformerActing:
         size = _num_slots(memory) if size is None else size
         buffers = [
             LayerBuffers.begin(layer, layer_memory, memory, size, horizon)
@@ -129,6 +142,7 @@ class Transformer(nn.Module):
             kinds=self._kinds,
             size=size,
             horizon=horizon,
+            renew_every=renew_every,
             episode_begin=episode_begin,
             query_position=episode_begin.new_zeros(1),
         )
@@ -151,13 +165,23 @@ class Transformer(nn.Module):
             slots = acting.write_slots(i, projection, x)
             reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
             live.append(reading.visible.sum(2))  # [B,1]
-            if acting.layers[i].last_use is not None:
+            if acting.layers[i].uses:
                 acting.record_use(i, layer.kind.is_used(reading.weights, live[-1][..., None])[:, 0])
             x = reading.x
         acting.live = torch.cat(live, 1) if live else None
         acting.advance()
         self._merge_due(acting)
+        self._renew_due(acting)
         return self.norm(x[:, 0])
+
+    def _renew_due(self, acting: TransformerActing) -> None:
+        """Renews the slot features of the environments whose clock says so."""
+        if not acting.renew_every:
+            return
+        is_due = (acting.time % acting.renew_every == 0) & (acting.time > 0)
+        if acting.static or bool(is_due.any()):  # a captured step cannot ask
+            for layer, buffers in zip(self.layers, acting.layers, strict=True):
+                buffers.renew(layer, acting, is_due)
 
     def _merge_due(self, acting: TransformerActing) -> None:
         """Merges the blocks whose merged slots the next query is the first to see."""

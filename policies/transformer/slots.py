@@ -9,7 +9,7 @@ query is the difference of their positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,7 +112,7 @@ class Slots:
             num_unordered=self.num_unordered,
         )
 
-    def birth(self, time: Tensor, query_position: int) -> Tensor:
+    def birth(self, time: Tensor, query_position: int | Tensor) -> Tensor:
         """[B,C] the clock at which each slot of the present episodes was written. time: [B] the clock at
         `query_position`."""
         return self.position.to(time.dtype) + (time - query_position)[:, None]
@@ -121,7 +121,7 @@ class Slots:
         self,
         kind: MemoryKind,
         hidden: Tensor,
-        last_use: Tensor | None,
+        uses: Mapping[str, Tensor],
         *,
         episode_begin: Tensor,
         time: Tensor,
@@ -129,8 +129,8 @@ class Slots:
     ) -> LayerMemory:
         """The slots that a query at `query_position` or later may see, oldest first. The rest is removed for good.
 
-        hidden: [B,C,D]; last_use: [B,C] or None; episode_begin: [B] where the present episodes began; time: [B] the
-        clock at `query_position`.
+        hidden: [B,C,D]; uses: what is tracked of the slots' uses, [B,C] each; episode_begin: [B] where the present
+        episodes began; time: [B] the clock at `query_position`.
         """
         alive = self.position >= episode_begin[:, None]
         if self.visible_until is not None:
@@ -142,7 +142,7 @@ class Slots:
             hidden=hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[2])),
             birth=self.birth(time, query_position).gather(1, order),
             alive=keep.gather(1, order),
-            last_use=None if last_use is None else last_use.gather(1, order),
+            **{name: tensor.gather(1, order) for name, tensor in uses.items()},
         )
 
     def _map_columns(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:

@@ -112,7 +112,10 @@ def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -
     if extension is not None:
         parts.insert(0, extension.hidden)
     hidden = torch.cat(parts, 1)  # [B,C,D]
-    projection = layer.write(hidden, axis.span_limit)
+    known_need = layer_memory.known_need
+    if known_need is not None:
+        known_need = F.pad(known_need, (0, x.shape[1]))
+    projection = layer.write(hidden, axis.span_limit, known_need)
     slots = _build_slots(projection, layer_memory, axis, extension)
     queries = projection.normed[:, -x.shape[1] :]
     reading = layer.read(x, queries, slots, axis.query_positions, axis.episode_begin)
@@ -254,17 +257,19 @@ class _LayerPass:
         slots = self.slots
         steps = self.axis.num_steps
         time = self.axis.time_after()
-        last_use = None
+        uses: dict[str, Tensor] = {}
         if self.layer_memory.last_use is not None:
             birth = slots.birth(time, steps)
             earlier_use = birth.clone()
             earlier_use[:, slots.num_unordered : -steps] = self.layer_memory.last_use
             use_in_rollout = self._latest_use().to(birth.dtype)
-            last_use = torch.where(use_in_rollout > 0, birth + use_in_rollout, earlier_use)
+            uses["last_use"] = torch.where(use_in_rollout > 0, birth + use_in_rollout, earlier_use)
+        if self.layer_memory.known_need is not None:
+            uses["known_need"] = F.pad(self.layer_memory.known_need, (slots.num_unordered, steps))
         return slots.compact(
             self.layer.kind,
             self.hidden.detach(),
-            last_use,
+            uses,
             episode_begin=self.axis.episode_begin[:, -1],
             time=time,
             query_position=steps,

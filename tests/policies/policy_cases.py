@@ -29,7 +29,7 @@ SMALL = {
     "expire_span": (
         {"span_model": "sigmoid", "max_span": 24, "ramp": 5},
         {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "span_dropout": True},
-        {"initial_limit": 24, "ramp": 5},
+        {"initial_limit": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.05, "renew_every": 7},
         {"max_span": 12, "ramp": 1},
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),
@@ -127,16 +127,18 @@ class ActingOutput:
     memory: Memory
 
 
-def act(policy: ActorCritic, memory: Memory, rollout: Experience, horizon: int | None = None) -> ActingOutput:
+def act(
+    policy: ActorCritic, memory: Memory, rollout: Experience, horizon: int | None = None, in_rollout: bool = True
+) -> ActingOutput:
     """`begin` and one `step` per observation; `begin` again every `horizon` steps."""
     steps = len(rollout.start)
     horizon = horizon or steps
     logits, values, live = [], [], []
     final_values = torch.full((len(rollout.final_at[0]),), float("nan"), dtype=policy.value_head.weight.dtype)
-    acting = policy.begin(memory, horizon)
+    acting = policy.begin(memory, horizon, in_rollout=in_rollout)
     for t in range(steps):
         if acting.full:
-            acting = policy.begin(acting.memory(), horizon)
+            acting = policy.begin(acting.memory(), horizon, in_rollout=in_rollout)
         step_observation = {key: value[t] for key, value in rollout.observation.items()}
         for outputs, output in zip(
             (logits, values), policy.step(step_observation, acting, rollout.start[t]), strict=True

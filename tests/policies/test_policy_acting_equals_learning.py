@@ -60,15 +60,16 @@ def check_steps(kind, settings, batch, dtype, core=None):
     assert carried > 0 or not KINDS[kind].stores
 
 
+@pytest.mark.parametrize("in_rollout", [True, False])
 @pytest.mark.parametrize("kind, settings", CASES)
-def test_results_do_not_depend_on_the_horizon(kind, settings):
+def test_results_do_not_depend_on_the_horizon(kind, settings, in_rollout):
     """`begin` every 5 steps removes expired memories; 50 steps at once mask them. Both give the same outputs, live
     counts and memory."""
     generator = torch.Generator().manual_seed(1)
     policy = make_policy(kind, settings)
     memory = policy.draw(policy.initial_memory(5), generator)
     rollout = experience(generator, 50, 5, start_probability=0.03)
-    whole_horizon, short_horizon = act(policy, memory, rollout, 50), act(policy, memory, rollout, 5)
+    whole_horizon, short_horizon = (act(policy, memory, rollout, horizon, in_rollout) for horizon in (50, 5))
     for name in ("logits", "values", "final_values"):
         torch.testing.assert_close(getattr(short_horizon, name), getattr(whole_horizon, name), rtol=0, atol=1e-9)
     assert len(whole_horizon.live) == len(short_horizon.live)
@@ -112,7 +113,7 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
             torch.testing.assert_close(learning_memory.state, acting_memory.state, rtol=0, atol=1e-9)
         for left, right in zip(learning_memory.layers, acting_memory.layers, strict=True):
             assert torch.equal(left.alive, right.alive)
-            for name in ("birth", "last_use"):
+            for name in ("birth", "last_use", "known_need"):
                 actual, expected_gradient = getattr(left, name), getattr(right, name)
                 assert (actual is None) == (expected_gradient is None)
                 if actual is not None:
@@ -215,7 +216,7 @@ def test_acting_in_groups_changes_nothing_but_the_speed(kind, settings, monkeypa
     rollout = experience(generator, 12, 26)
     actings = []
     begin = policy.core.begin
-    monkeypatch.setattr(policy.core, "begin", lambda *args: actings.append(begin(*args)) or actings[-1])
+    monkeypatch.setattr(policy.core, "begin", lambda *args, **kw: actings.append(begin(*args, **kw)) or actings[-1])
     single_output = act(policy, memory, rollout, 5)
     monkeypatch.setattr(grouping, "ACTING_GROUP", 0)
     grouped_output = act(policy, memory, rollout, 5)

@@ -246,16 +246,19 @@ def test_only_the_span_predictor_learns_from_it():
 
 
 def test_the_last_use_travels_with_the_memory():
-    """Rows, padding, and both forms in which memories are sent and saved keep it."""
+    """Rows, padding, and both forms in which memories are sent and saved keep it, and the need that is known."""
     policy = make_policy("expire_span", SETTINGS)
     memory = policy.draw(policy.initial_memory(4), None)
     memory = act(policy, memory, experience(torch.Generator().manual_seed(5), 15, 4)).memory
+    memory = policy.draw(memory)
+    assert any((layer.known_need > 0).any() for layer in memory.layers)
     read_back = [type(memory).from_tensors(tensors) for tensors in (memory.to_tensors(), memory.packed())]
     for layer, *copies in zip(memory.layers, *(copy.layers for copy in read_back), strict=True):
         assert layer.last_use is not None and (layer.last_use >= layer.birth)[layer.alive].all()
         for copy in copies:
             assert copy.last_use is not None
             assert torch.equal(copy.last_use[copy.alive], layer.last_use[layer.alive])
+            assert torch.equal(copy.known_need[copy.alive], layer.known_need[layer.alive])
         chosen = layer.rows(torch.tensor([2, 0]))
         assert chosen.last_use is not None and torch.equal(chosen.last_use[chosen.alive], torch.cat([
             layer.last_use[row][layer.alive[row]] for row in (2, 0)
