@@ -78,6 +78,9 @@ class Portal(EnvCore):
         room_length: tiles of a room, and the steps through it.
         progress_reward: paid on the first visit to each room after the first. Only the learner may see it
             (`EnvCore.shaping`), since it would tell the agent which door is right.
+        landmark_objects: how many different objects there are at each place of a landmark in an episode. With fewer than
+            18, landmarks are different triples drawn at random. Two of them may then share two objects, so that all
+            three must be compared.
         view_size: V, odd. With V = 3 the landmark is visible only from the tile between the doors.
         max_steps: the step limit, after which the episode is truncated; None for 4 times the oracle's expectation.
 
@@ -113,6 +116,7 @@ class Portal(EnvCore):
         rooms_distribution: str = "uniform",
         room_length: int = 3,
         progress_reward: float = 0.0,
+        landmark_objects: int = len(THINGS),
         view_size: int = 3,
         max_steps: int | None = None,
     ) -> None:
@@ -123,6 +127,10 @@ class Portal(EnvCore):
         self.rooms_distribution = expect_choice("rooms_distribution", rooms_distribution, DISTRIBUTIONS)
         self.room_length = expect_int("room_length", room_length, 2, LARGEST_LENGTH)
         self.progress_reward = expect_number("progress_reward", progress_reward, 0.0)
+        self.landmark_objects = expect_int("landmark_objects", landmark_objects, 2, len(THINGS))
+        if max_rooms > self.landmark_objects**3:
+            most = self.landmark_objects**3
+            raise EnvError(f"landmark_objects: expected enough for max_rooms ({max_rooms}) landmarks, got {most}")
         self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 
@@ -156,14 +164,20 @@ class Portal(EnvCore):
         self.repeated_mistakes = np.zeros(num_envs, np.int64)
 
     def begin(self, rows: np.ndarray) -> None:
-        draws = self.uniform(rows, _DOORS + self.max_rooms)  # [draws, R]
+        count = self.landmark_objects
+        triples = 0 if count == len(THINGS) else count**3
+        draws = self.uniform(rows, _DOORS + self.max_rooms + triples)  # [draws, R]
         self.rooms[rows] = draw_integers(draws[_ROOMS], self.min_rooms, self.max_rooms, self.rooms_distribution)
         # Each place has its own order of the objects. Room k shows number k + turn * place of it. Among up to 18 rooms,
         # no object therefore appears twice in the same place. Among up to 50, no two rooms share more than one.
         order = draws[_ORDER:_DOORS].reshape(3, len(THINGS), -1).argsort(1)  # [3, 18, R]
-        things = np.take_along_axis(order, self._order_index[:, :, None], 1)  # [3, max_rooms, R]
+        order_index = self._order_index[:, :, None]
+        if triples:
+            triple = draws[_DOORS + self.max_rooms :].argsort(0)[: self.max_rooms]  # [max_rooms, R]
+            order_index = triple // count ** np.arange(3)[:, None, None] % count
+        things = np.take_along_axis(order, order_index, 1)  # [3, max_rooms, R]
         self.landmark[rows] = things.transpose(2, 0, 1)
-        doors = (draws[_DOORS:].T * 4).astype(np.int8)  # [R, max_rooms], two fair bits each
+        doors = (draws[_DOORS : _DOORS + self.max_rooms].T * 4).astype(np.int8)  # [R, max_rooms], two fair bits each
         self.north[rows] = doors // 2
         self.right[rows] = doors % 2 * 2 - 1
         for state in (self.room, self.x, self.y, self.furthest, self.known, self.wrong_doors, self.repeated_mistakes):

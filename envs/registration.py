@@ -59,7 +59,7 @@ TASKS: dict[str, Task] = {
     "Portal-v0": Task(
         "expire_span_rl.envs.portal:PortalEnv",
         "expire_span_rl.envs.portal:PortalVectorEnv",
-        {"progress_reward": 0.1},
+        {"progress_reward": 0.1, "landmark_objects": 3},
     ),
     "Switch-v0": Task("expire_span_rl.envs.switch:SwitchEnv", "expire_span_rl.envs.switch:SwitchVectorEnv"),
     "TMaze-v0": Task("expire_span_rl.envs.tmaze:TMazeEnv", "expire_span_rl.envs.tmaze:TMazeVectorEnv"),

@@ -53,6 +53,10 @@ class TransformerConfig(EncoderConfig):
     """What every newer memory that matches a query equally well takes from a memory's score. With 4, the newest of
     equal memories gets 98% of their attention, so that a fact replaces earlier ones of its kind. With 0 all get the
     same."""
+    sharpen_beyond: int = 0
+    """Number of memories N beyond which attention gets sharper: a query that sees n > N memories has its scores
+    multiplied by log(n) / log(N). Otherwise thousands of memories that do not match outweigh the one that does, which a
+    policy trained on hundreds was never shown. 0: never."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -61,6 +65,8 @@ class TransformerConfig(EncoderConfig):
         super().__post_init__()
         check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, newest_first=0)
         check_above_zero(self, "sharpness")
+        if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
+            raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")

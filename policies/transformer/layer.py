@@ -6,6 +6,7 @@ read from the normalised memory. Everything that uses a layer calls `write` and 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ class Layer(nn.Module):
         self.kind = kind
         self.shifted = shifted
         self.newest_first = config.newest_first
+        self.sharpen_beyond = config.sharpen_beyond
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -128,8 +130,18 @@ class Layer(nn.Module):
         """
         age, visible, bias = slots.visibility(self.kind, query_positions, episode_begin)
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
+        if self.sharpen_beyond:
+            queries = queries * self._sharpening(visible)[:, None, :, None]
         attended, weights = self._attend(queries, slots, age, bias)
         return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, weights)
+
+    def _sharpening(self, visible: Tensor) -> Tensor:
+        """Factor [B,N] on the scores of queries, at least 1, by the number of slots that they see; visible: [B,N,C].
+
+        A softmax over n slots that match equally badly gives the one that matches well a share that falls with n. With
+        scores in proportion to log(n) it does not fall (scalable softmax: Nakanishi, 2025, arXiv 2501.19399)."""
+        count = visible.sum(2).clamp(min=self.sharpen_beyond)
+        return count.log() / math.log(self.sharpen_beyond)
 
     def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,20 @@ def test_steps_equal_one_unroll(kind, settings, batch, dtype):
 def test_steps_equal_one_unroll_where_the_newest_counts(kind, settings, batch):
     """The same with --newest-first, for which the order of the slots matters, also of merged ones."""
     check_steps(kind, settings, batch, torch.float64, replace(CORE, newest_first=3.0))
+
+
+@pytest.mark.parametrize("kind, settings", [case for case in CASES if CORES[case.values[0]] is CORE])
+def test_steps_equal_one_unroll_where_attention_sharpens(kind, settings):
+    """The same with --sharpen-beyond, for which it matters how many slots each query sees."""
+    check_steps(kind, settings, 5, torch.float64, replace(CORE, sharpen_beyond=3))
+
+
+@pytest.mark.parametrize("seen, factor", [(1, 1.0), (4, 1.0), (5, math.log(5) / math.log(4)), (16, 2.0), (64, 3.0)])
+def test_scores_grow_with_the_logarithm_of_the_number_of_slots(seen, factor):
+    policy = make_policy("transformer_xl", {"window": 200}, core=replace(CORE, sharpen_beyond=4))
+    visible = torch.zeros(1, 1, 100, dtype=torch.bool)
+    visible[..., :seen] = True
+    assert policy.core.layers[0]._sharpening(visible).item() == pytest.approx(factor)
 
 
 def check_steps(kind, settings, batch, dtype, core=None):
