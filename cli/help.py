@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_steps", "audit",
     ),
     "environment": (
-        "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "vectorization",
+        "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "normalize_cells", "vectorization",
         "env_timeout",
     ),
     "memory": (),

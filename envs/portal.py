@@ -78,9 +78,9 @@ class Portal(EnvCore):
         room_length: tiles of a room, and the steps through it.
         progress_reward: paid on the first visit to each room after the first. Only the learner may see it
             (`EnvCore.shaping`), since it would tell the agent which door is right.
-        landmark_objects: how many different objects there are at each place of a landmark in an episode. With fewer than
-            18, landmarks are different triples drawn at random. Two of them may then share two objects, so that all
-            three must be compared.
+        landmark_objects: how many different objects an episode has at each place of a landmark. With fewer than 18,
+            landmarks are different triples drawn at random. Two of them may then share two objects, so that all three
+            must be compared.
         view_size: V, odd. With V = 3 the landmark is visible only from the tile between the doors.
         max_steps: the step limit, after which the episode is truncated; None for 4 times the oracle's expectation.
 

@@ -137,6 +137,7 @@ class _Builder:
             self.env.single_action_space,
             run.normalize_observations,
             getattr(settings.agent, "normalize_rewards", False),
+            run.normalize_cells,
             memory=run.memory,
             memory_config=memory_config_for(self.env, settings.memory),
             core=settings.network,
@@ -177,7 +178,8 @@ class _Builder:
         from expire_span_rl.policies.actions import action_spec
         from expire_span_rl.policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig
 
-        spec = observation_spec(self.env.single_observation_space, run.normalize_observations)
+        space = self.env.single_observation_space
+        spec = observation_spec(space, run.normalize_observations, normalize_cells=run.normalize_cells)
         actions = action_spec(self.env.single_action_space)
         config = SB3PolicyConfig(spec, actions, name, self.settings.agent.width)
         return Network(

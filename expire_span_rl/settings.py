@@ -51,7 +51,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
 worth)."""
 UNSCALED = ("Corridor-v0", "Portal-v0", "Switch-v0")
 """Tasks of ours that were measured without the defaults of all others (docs/results.md)."""
-OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False}
+OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False, "normalize_cells": True}
 """Defaults where rewards may have any scale."""
 
 
@@ -95,6 +95,10 @@ class RunConfig:
     environment says so, else as pictures."""
     normalize_observations: bool = True
     """Subtract from float observations their running mean, and divide by their running standard deviation."""
+    normalize_cells: bool = False
+    """Take from each possible content of a MiniGrid cell how often it was seen there, and divide by its standard
+    deviation. What is always the same then counts for nothing, and the one rare object among a hundred walls for
+    much."""
     vectorization: str = "auto"
     """How environments are stepped. auto: as a batch where the environment can be, else one after the other. sync: one
     after the other. async: each in a process of its own."""

@@ -129,16 +129,17 @@ class ActorCritic(Predictor, nn.Module):
         action: spaces.Space,
         normalize: bool = True,
         normalize_reward: bool = False,
+        normalize_cells: bool = False,
         features_extractor: tuple[type[nn.Module], Mapping[str, Any]] | None = None,
         **config: Any,
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
         normalize: normalise numbers by their running mean and standard deviation; normalize_reward: the previous
-        reward, too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads
+        reward, too; normalize_cells: the contents of MiniGrid's cells, too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads
         the environment's own observation.
         """
-        spec = observation_spec(observation, normalize, normalize_reward)
+        spec = observation_spec(observation, normalize, normalize_reward, normalize_cells)
         extractor = None
         name = ""
         if features_extractor is not None:

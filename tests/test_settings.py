@@ -124,5 +124,6 @@ def test_rewards_are_scaled_in_all_tasks_but_those_that_were_measured_without():
 
     own = {id: tuned(id, "ppo").get("normalize_rewards", False) for id in env_ids()}
     assert [id for id, scaled in own.items() if not scaled] == list(UNSCALED) == env_ids()[:3]
-    assert tuned("CartPole-v1", "ppo") == {"normalize_rewards": True, "amsgrad": False}
-    assert tuned("TMaze-v0", "ppo") == {"normalize_rewards": True, "amsgrad": False, "gating": True}
+    usual = {"normalize_rewards": True, "amsgrad": False, "normalize_cells": True}
+    assert tuned("CartPole-v1", "ppo") == usual
+    assert tuned("TMaze-v0", "ppo") == {**usual, "gating": True}

@@ -47,16 +47,19 @@ __all__ = [
 
 
 def observation_spec(
-    space: spaces.Dict, normalize: bool = True, normalize_reward: bool = False
+    space: spaces.Dict, normalize: bool = True, normalize_reward: bool = False, normalize_cells: bool = False
 ) -> dict[str, dict[str, Any]]:
     """The spec of an observation space.
 
     normalize: normalise floats by their running mean and standard deviation, except the previous action and reward;
-    normalize_reward: the previous reward, too. Raises ValueError, one line, for a space that no policy can read.
+    normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too. Raises ValueError, one line, for a space that no policy can read.
     """
     spec = {key: _entry(key, sub, normalize) for key, sub in space.items()}
     if normalize_reward and PREVIOUS_REWARD in spec:
         spec[PREVIOUS_REWARD]["normalize"] = True
+    for entry in spec.values():
+        if normalize_cells and entry["kind"] == "cells":
+            entry["normalize"] = True
     return spec
 
 

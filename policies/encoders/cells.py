@@ -6,8 +6,9 @@ N observations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
@@ -19,19 +20,57 @@ CELL_VALUES = tuple(bound + 1 for bound in CELL_BOUNDS)
 """The numbers of different objects, colours and states of a cell. An agent's directions are states 0 to 3."""
 
 
+MIN_VARIANCE = 0.01
+"""What is rarer than about one observation in a hundred is not scaled up further."""
+MAX_NORMALIZED = 5.0  # normalised columns are clipped here
+
+
 class CellsEncoder(Integers):
     """Encodes uint8 [columns, lines, 3] with the bounds of MiniGrid's encoding. A larger value counts as the largest
-    one."""
+    one.
+
+    With `normalize`, the frequency of each value at each place is taken from its column, which is divided by its
+    standard deviation: both of all observations of training so far. What is always the same then counts for nothing,
+    and the one rare object among a hundred walls for much. What was never seen reads as 0. The statistics are part of
+    the policy's weights and change only when `observe` is called.
+    """
+
+    learns_statistics: ClassVar[bool] = True
+    frequency: Tensor
+    scale: Tensor
+    count: Tensor
 
     def __init__(self, entry: Mapping[str, Any]):
         columns, lines, _ = entry["shape"]
         super().__init__(entry, [*CELL_VALUES] * (columns * lines))
+        self.normalize = bool(entry.get("normalize", False))
+        if self.normalize:
+            self.register_buffer("frequency", torch.zeros(self.size))
+            self.register_buffer("scale", torch.ones(self.size))
+            self.register_buffer("count", torch.zeros(()))
 
     @classmethod
     def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
         if getattr(space, "encoder", None) == "cells" and isinstance(space, spaces.Box):
             return {"shape": list(space.shape)}
         return None
+
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        columns = super().forward(value, dtype)
+        if not self.normalize:
+            return columns
+        return columns.sub_(self.frequency).mul_(self.scale).clamp_(-MAX_NORMALIZED, MAX_NORMALIZED)
+
+    @torch.no_grad()
+    def observe(self, value: Tensor) -> None:
+        """Updates the frequencies with the values [N, ...]."""
+        if not self.normalize or not len(value):
+            return
+        self.count.add_(len(value))
+        frequency = super().forward(value, torch.float32).mean(0)
+        self.frequency.lerp_(frequency.to(self.frequency.dtype), len(value) / self.count)
+        variance = self.frequency * (1 - self.frequency)
+        self.scale.copy_(torch.rsqrt(variance + MIN_VARIANCE) * (self.frequency > 0))
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         """The same as `Integers.surprise`, but in three cross entropies over all cells: objects, colours, states."""

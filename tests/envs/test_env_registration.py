@@ -77,7 +77,7 @@ def test_settings_reach_the_core():
 
 def test_training_kwargs_are_those_of_the_registry():
     assert envs.training_kwargs("Corridor-v0") == {"length_distribution": "log_uniform"}
-    assert envs.training_kwargs("Portal-v0") == {"progress_reward": 0.1}
+    assert envs.training_kwargs("Portal-v0") == {"progress_reward": 0.1, "landmark_objects": 3}
     assert envs.training_kwargs("CartPole-v1") == {}
     envs.training_kwargs("Corridor-v0")["length_distribution"] = "changed"
     assert envs.training_kwargs("Corridor-v0") == {"length_distribution": "log_uniform"}

@@ -12,6 +12,7 @@ from torch import nn
 
 from expire_span_rl.policies import ActorCritic, check_spaces, observation_spec
 from expire_span_rl.policies.encoders import ENCODERS, make_entry
+from expire_span_rl.policies.encoders.cells import CELL_VALUES, CellsEncoder
 from expire_span_rl.policies.encoders.vector import VectorEncoder
 from expire_span_rl.policies.encoders.words import WordsEncoder
 from expire_span_rl.spaces import Cells, Mask, Words, word_numbers
@@ -116,6 +117,52 @@ def test_running_statistics_equal_those_of_all_that_was_seen():
     columns = encoder(read_values.float(), torch.float32)
     assert columns.mean(0).abs().max() < 1e-2 and (columns.std(0) - 1).abs().max() < 1e-2
     assert encoder(torch.tensor([[1e9, 0, 0]]), torch.float32).abs().max() == 10
+
+
+def cells_of(generator: torch.Generator, count: int) -> torch.Tensor:
+    """[count,2,1,3]: a wall, mostly, and any object of any colour and state."""
+    wall = torch.tensor([2, 5, 0]).expand(count, 3).clone()
+    wall[torch.rand(count, generator=generator) < 0.1] = torch.tensor([5, 1, 0])
+    anything = torch.stack([torch.randint(0, n - 1, (count,), generator=generator) for n in CELL_VALUES], 1)
+    return torch.stack([wall, anything], 1)[:, :, None].to(torch.uint8)
+
+
+def test_normalized_cells_have_the_mean_0_and_the_variance_1():
+    """Of all that was seen, in parts of any size. What is always the same gives 0, and so does what was never seen."""
+    encoder = CellsEncoder({"shape": [2, 1, 3], "normalize": True})
+    generator = torch.Generator().manual_seed(0)
+    parts = [cells_of(generator, count) for count in (1, 700, 40, 2000)]
+    plain = CellsEncoder({"shape": [2, 1, 3]})
+    assert torch.equal(encoder(parts[1], torch.float32), plain(parts[1], torch.float32))  # before any statistics
+    for part in parts:
+        encoder.observe(part)
+    everything = torch.cat(parts)
+    one_hot = plain(everything, torch.float64)
+    torch.testing.assert_close(encoder.frequency.double(), one_hot.mean(0), rtol=1e-4, atol=1e-6)
+    columns = encoder(everything, torch.float64)
+    frequent = (one_hot.mean(0) > 0.05) & (one_hot.mean(0) < 0.95)
+    assert columns.mean(0).abs().max() < 1e-3 and 5 < frequent.sum() < 30
+    expected = one_hot.var(0, correction=0) / (one_hot.var(0, correction=0) + 0.01)
+    torch.testing.assert_close(columns.var(0, correction=0)[frequent], expected[frequent], rtol=1e-3, atol=0)
+    constant = one_hot.var(0) == 0
+    assert constant.sum() > 10 and not columns[:, constant].any()
+    unseen = torch.tensor([[[[10, 0, 3]], [[2, 5, 0]]]], dtype=torch.uint8)
+    seen = torch.tensor([[[[2, 5, 0]], [[2, 5, 0]]]], dtype=torch.uint8)
+    difference = encoder(unseen, torch.float64) != encoder(seen, torch.float64)
+    assert set(torch.nonzero(difference)[:, 1].tolist()) <= {2, 11 + 5, 11 + 6}  # that the wall is missing
+
+
+def test_statistics_of_cells_travel_with_the_policy_if_they_are_asked_for():
+    space = spaces.Dict({"image": Cells(2, 1)})
+    image = {"image": cells_of(torch.Generator().manual_seed(1), 12).unflatten(0, (3, 4))}
+    for normalize_cells in (False, True):
+        policy = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize_cells=normalize_cells)
+        policy.observe(image)
+        names = [name for name in policy.state_dict() if name.startswith("encoder.parts")]
+        expected = ["frequency", "scale", "count"] if normalize_cells else []
+        assert names == [f"encoder.parts.0.{name}" for name in expected]
+        assert policy.config.observation["image"].get("normalize", False) == normalize_cells
+    assert policy.state_dict()["encoder.parts.0.count"] == 12
 
 
 def test_without_normalization_numbers_are_read_as_they_are_and_nothing_is_learned():
