@@ -14,7 +14,8 @@ from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 from expire_span_rl.settings import run_parts
 
 LATER: dict[str, Any] = {
-    "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "normalize_cells": False, "vectorization": "auto",
+    "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "normalize_cells": False,
+    "vectorization": "auto",
     "checkpoint_minutes": 5.0, "keep_snapshots": "all", "memory_image_every": 0, "quiet": False,
     "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,

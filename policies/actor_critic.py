@@ -136,8 +136,8 @@ class ActorCritic(Predictor, nn.Module):
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
         normalize: normalise numbers by their running mean and standard deviation; normalize_reward: the previous
-        reward, too; normalize_cells: the contents of MiniGrid's cells, too; features_extractor: (class, keyword arguments) of a Stable-Baselines3 features extractor that reads
-        the environment's own observation.
+        reward, too; normalize_cells: the contents of MiniGrid's cells, too; features_extractor: (class, keyword
+        arguments) of a Stable-Baselines3 features extractor that reads the environment's own observation.
         """
         spec = observation_spec(observation, normalize, normalize_reward, normalize_cells)
         extractor = None

@@ -52,7 +52,8 @@ def observation_spec(
     """The spec of an observation space.
 
     normalize: normalise floats by their running mean and standard deviation, except the previous action and reward;
-    normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too. Raises ValueError, one line, for a space that no policy can read.
+    normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too. Raises
+    ValueError, one line, for a space that no policy can read.
     """
     spec = {key: _entry(key, sub, normalize) for key, sub in space.items()}
     if normalize_reward and PREVIOUS_REWARD in spec:
