@@ -140,7 +140,7 @@ class ExpireSpanConfig:
     use_share: float = 0.1
     """The least share of a head's attention that counts as use. Among hundreds of memories eight times the average is
     little, and what gets so little changes nothing."""
-    renew_every: int = 64
+    renew_every: int = 16
     """With --span-model survival: steps of the environment's clock after which spans are computed again, from the age
     at which each memory was last used. In training it happens at the start of each rollout instead. 0: never, a span
     then counts from the step that the memory was written at."""
