@@ -276,7 +276,7 @@ class LayerLives:
     peak: np.ndarray  # float64 [T]: largest attention weight, of any head, that a later step gave it (see `look`)
     decision: np.ndarray  # float64 [H,T]: attention weights of the last step
     live: np.ndarray  # int64 [T]: memories that were live at each step
-    span: np.ndarray | None  # float64 [T]: the span it was written with, in steps; None for kinds without spans
+    span: np.ndarray | None  # float64 [T]: its span in steps, as last renewed; None for kinds without spans
     attention: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """For each step the observations it attended to most, int64 [n], and their weights, float64 [H,n] (see `look`)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,31 @@ def test_lives_equal_loops_over_one_inspection_of_the_whole_episode(kind, chunk)
         assert lives[0].end.tolist() == [min(written + 10, steps) for written in range(steps)]
     if kind == "expire_span":
         assert (lives[0].end < steps).any() and len({*(lives[0].end - np.arange(steps))}) > 2
+
+
+@pytest.mark.parametrize("chunk", [7, 200])
+def test_lives_with_renewed_spans_are_those_of_acting(chunk):
+    """The memories that are live at each step, with spans that are renewed every 5 steps, against the same steps played
+    again. Memories that were used outlive the spans that they were written with."""
+    settings = {"initial_limit": 24, "ramp": 3, "use_lift": 0.8, "use_share": 0.0, "use_coef": 3.0, "renew_every": 5}
+    policy = make_policy(settings=settings)
+    policy.release_spans()
+    for layer in policy.core.layers:
+        torch.nn.init.normal_(layer.kind.span.bias, -1.0)
+    episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 60, False, chunk=chunk)
+    assert [t for t in range(60) if t % 5 == 0 or t % chunk == 0] == list(episode.memories)
+    acting = policy.begin(policy.initial_memory(1), 60)
+    live = []
+    for t in range(60):
+        observation = {key: value[t] for key, value in tensors_of(policy, episode.observations).items()}
+        policy.step(observation, acting, torch.tensor([t == 0]))
+        live.append(acting.live[0])
+    lives = look(policy, episode)
+    assert torch.equal(torch.stack(live, 1), torch.as_tensor(np.stack([life.live for life in lives])))
+    for layer in policy.core.layers:
+        layer.kind.config = replace(layer.kind.config, renew_every=0)
+    unrenewed = look(policy, replace(episode, memories={0: episode.memories[0]}))
+    assert any((life.end > other.end).any() for life, other in zip(lives, unrenewed))
 
 
 def test_the_members_of_a_compressed_memory_live_on_in_it_and_share_its_attention():
