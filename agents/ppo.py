@@ -5,6 +5,9 @@ T time steps, B environments, b of them in a minibatch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,41 @@ from expire_span_rl.agents.learner import Learner, LossWeights, explained_varian
 from expire_span_rl.agents.returns import gae
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import PPOConfig
+
+MOST_KL = 4.0
+"""A step is taken back if it brings the approximate KL divergence above this multiple of `target_kl`."""
+
+
+class KLLimit:
+    """Takes optimiser steps back that lead too far from the policy that acted.
+
+    Once a task is solved, gradients are small and mostly noise, which Adam scales up to full steps. A policy that is
+    almost deterministic can then be lost in a single one.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, limit: float):
+        """limit: the largest approximate KL divergence that is accepted."""
+        self.undone = 0
+        """How many times steps were taken back."""
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._limit = limit
+        self._accepted: list[Tensor] = []
+
+    @torch.no_grad()
+    def accepts(self, kl: Tensor) -> bool:
+        """Whether the parameters are near enough; kl: scalar. If not, those that were accepted last are put back, and
+        the learning rates are halved for the rest of the update. The first ones are always accepted. On a GPU this is
+        a wait."""
+        if not self._accepted or not float(kl) > self._limit:  # NaN is left to the check of the loss
+            self._accepted = [parameter.clone() for parameter in self._parameters]
+            return True
+        for parameter, value in zip(self._parameters, self._accepted, strict=True):
+            parameter.copy_(value)
+        for group in self._optimizer.param_groups:
+            group["lr"] /= 2
+        self.undone += 1
+        return False
 
 
 class PPO(Learner):
@@ -21,7 +59,8 @@ class PPO(Learner):
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Learns in up to `update_epochs` epochs over a rollout. Ends after an epoch whose mean KL divergence exceeds
-        `target_kl`. Returns metrics, most of them means over the optimiser steps."""
+        `target_kl`. Steps that lead much further are taken back: on a CPU each is checked, on a GPU those of an epoch
+        together. Returns metrics, most of them means over the optimiser steps."""
         config = self.config
         advantages, returns = gae(
             rollout.rewards,
@@ -34,38 +73,70 @@ class PPO(Learner):
         )
         advantages, scale = self._normalize_advantages(advantages)
         old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
+        kl_limit = KLLimit(list(self.policy.parameters()), self.optimizer, MOST_KL * config.target_kl)
         steps: list[dict[str, Tensor]] = []
+        checked_rows = torch.empty(0, dtype=torch.int64)
         epochs = 0
         for _ in range(config.update_epochs):
             steps_before = len(steps)
-            for rows in self._minibatches(rollout):
+            for number, rows in enumerate(self._minibatches(rollout)):
                 minibatch = rollout.rows(rows, finals=False)
-                step = self._step(minibatch, advantages[:, rows], returns[:, rows], old_log_probs[:, rows], weights)
-                steps.append(step)
+                out, log_ratio = self._unroll(minibatch, old_log_probs[:, rows], weights)
+                checked_rows = rows if number == 0 else checked_rows
+                is_checked = number == 0 or rows.device.type == "cpu"
+                if is_checked and not kl_limit.accepts(_approx_kl(log_ratio)):
+                    continue
+                steps.append(self._step(minibatch, out, log_ratio, advantages[:, rows], returns[:, rows], weights))
             epochs += 1
-            epoch_kl = torch.stack([step["train/approx_kl"] for step in steps[steps_before:]]).mean()
-            if float(epoch_kl) > config.target_kl:
+            epoch_kls = [step["train/approx_kl"] for step in steps[steps_before:]]
+            if not epoch_kls or float(torch.stack(epoch_kls).mean()) > config.target_kl:
                 break
+        self._check_last_step(
+            kl_limit, rollout.rows(checked_rows, finals=False), old_log_probs[:, checked_rows], weights
+        )
         rollout_metrics = {
             "train/advantage_std": scale,
             "train/explained_variance": explained_variance(rollout.values, returns),
         }
-        return {**means([*steps, rollout_metrics]), "train/epochs": epochs}
+        return {**means([*steps, rollout_metrics]), "train/epochs": epochs, "train/undone_steps": kl_limit.undone}
 
-    def _step(
-        self, minibatch: Rollout, advantages: Tensor, returns: Tensor, old_log_probs: Tensor, weights: LossWeights
-    ) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch. advantages, returns: [T,b]; old_log_probs: [T,b] log-probabilities of the
-        actions under the policy that acted. Returns metrics, scalars each."""
-        clip = self.config.clip_coef
+    def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
+        """The unroll of a minibatch, and log(new / old probability) of its actions, [T,b]. old_log_probs: [T,b] of the
+        policy that acted."""
         out = self.policy.unroll(
             minibatch.observation, minibatch.memory, minibatch.episode_start, pressure=weights.pressure
         )
-        log_ratio = self.policy.actions.log_prob(out.logits, minibatch.actions) - old_log_probs  # [T,b]
+        return out, self.policy.actions.log_prob(out.logits, minibatch.actions) - old_log_probs
+
+    @torch.no_grad()
+    def _check_last_step(
+        self, kl_limit: KLLimit, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights
+    ) -> None:
+        """Takes the last step back if it led too far, measured on one minibatch; old_log_probs: as for `_unroll`."""
+        kl_limit.accepts(_approx_kl(self._unroll(minibatch, old_log_probs, weights)[1]))
+
+    def _step(
+        self,
+        minibatch: Rollout,
+        out: Any,
+        log_ratio: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        weights: LossWeights,
+    ) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch. out, log_ratio: of `_unroll`; advantages, returns: [T,b]. Returns metrics,
+        scalars each."""
+        clip = self.config.clip_coef
         ratio = log_ratio.exp()
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         metrics = self._descend(minibatch, out, policy_loss, returns, weights)
         with torch.no_grad():
-            metrics["train/approx_kl"] = (ratio - 1 - log_ratio).mean()
+            metrics["train/approx_kl"] = _approx_kl(log_ratio)
             metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
         return metrics
+
+
+def _approx_kl(log_ratio: Tensor) -> Tensor:
+    """The KL divergence of the new policy from the old one, estimated from log(new / old probability) of actions that
+    the old one drew: a scalar (Schulman, 2020, joschu.net/blog/kl-approx.html)."""
+    return (log_ratio.exp() - 1 - log_ratio).mean()

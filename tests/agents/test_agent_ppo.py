@@ -6,6 +6,7 @@ T time steps, B environments, A actions.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from itertools import chain
 
@@ -15,6 +16,7 @@ from agent_cases import P, Q, Table, make_rollout, make_trainer, through_a_file
 
 from expire_span_rl.agents import PPO, PPOConfig
 from expire_span_rl.agents.learner import with_default_entropy
+from expire_span_rl.agents.ppo import MOST_KL, KLLimit
 from expire_span_rl.agents.rollout import Rollout
 
 
@@ -104,10 +106,12 @@ def experience(num_envs: int) -> Rollout:
 
 
 def test_minibatches_are_all_environments_once_per_epoch():
-    """Seven environments in three minibatches, each with its own memory. The order is new in every epoch."""
+    """Seven environments in three minibatches, each with its own memory. The order is new in every epoch. On the first
+    environments of the last epoch the last step is checked."""
     policy = Table()
     metrics = make_ppo(policy, 7, num_minibatches=3, update_epochs=4).update(experience(7), 0.0, 0.0)
-    assert metrics["train/epochs"] == 4 and [len(rows) for rows in policy.minibatches] == [3, 2, 2] * 4
+    assert metrics["train/epochs"] == 4 and [len(rows) for rows in policy.minibatches] == [3, 2, 2] * 4 + [3]
+    assert policy.minibatches[-1] == policy.minibatches[9]
     epochs = [list(chain(*policy.minibatches[i : i + 3])) for i in range(0, 12, 3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -121,12 +125,13 @@ def approximate_kl(drift: float) -> float:
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 4])
-def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
+def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs, monkeypatch):
     """An epoch has two minibatches. In one of them the policy has moved, further in each epoch, and in the other it has
     not. The limit is 0.75 of the larger KL of an epoch. The mean, 0.5 of that KL, is below the limit. The mean of the
     next epoch exceeds it, so that that epoch is the last."""
+    monkeypatch.setattr("expire_span_rl.agents.ppo.MOST_KL", 1e9)  # nothing is taken back
     drifts = [0.2, 0.5, 1.2, 3.0]
-    policy = Table(drift=[x for drift in drifts for x in (drift, 0.0)])
+    policy = Table(drift=[x for drift in drifts for x in (drift, 0.0)] + [0.0])
     limit = 0.75 * approximate_kl(drifts[epochs - 2])
     ppo = make_ppo(
         policy,
@@ -138,8 +143,50 @@ def test_an_update_ends_early_when_the_policy_has_moved_too_far(epochs):
         final_learning_rate=0.0,
     )
     metrics = ppo.update(experience(8), 0.0, 0.0)
-    assert metrics["train/epochs"] == epochs and len(policy.minibatches) == 2 * epochs
+    assert metrics["train/epochs"] == epochs and len(policy.minibatches) == 2 * epochs + 1
     assert metrics["train/approx_kl"] == pytest.approx(sum(map(approximate_kl, drifts[:epochs])) / (2 * epochs))
+
+
+@pytest.mark.parametrize("far_step", [0, 1, 2])
+def test_a_step_that_leads_too_far_is_taken_back(far_step):
+    """Three minibatches, one epoch, with a drift of logit 0 before one of them, or before the check after the last. The
+    step before the drift is taken back, that minibatch teaches nothing, and later steps are half as long."""
+    drifts = [0.0] * 4
+    drifts[far_step + 1] = 3.0
+    policy = Table(drift=drifts)
+    limit = approximate_kl(3.0) / MOST_KL * 0.99
+    ppo = make_ppo(policy, 9, num_minibatches=3, target_kl=limit, learning_rate=0.1, vf_coef=1.0)
+    values = [policy.value.item()]
+    accepts = KLLimit.accepts
+
+    def watch(self, kl):
+        result = accepts(self, kl)
+        values.append(policy.value.item())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KLLimit, "accepts", watch)
+        metrics = ppo.update(experience(9), 0.0, 0.0)
+    assert metrics["train/undone_steps"] == 1 and len(policy.minibatches) == 4
+    before_check = values[1:]  # at each of the four checks, after what it took back
+    assert before_check[far_step + 1] == before_check[far_step]
+    steps = [abs(b - a) for a, b in itertools.pairwise(before_check)]
+    assert steps[far_step] == 0 and all(step > 0 for i, step in enumerate(steps) if i not in (far_step, far_step + 1))
+    policy_rate, _ = (group["lr"] for group in ppo.optimizer.param_groups)
+    assert policy_rate == pytest.approx(0.05)
+
+
+def test_the_limit_accepts_what_it_cannot_judge():
+    """The first parameters, and a divergence that is not a number, which the check of the loss reports."""
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    optimizer = torch.optim.Adam([weight], lr=0.4)
+    limit = KLLimit([weight], optimizer, 0.1)
+    assert limit.accepts(torch.tensor(9.0))
+    weight.data.fill_(2.0)
+    assert limit.accepts(torch.tensor(math.nan)) and limit.undone == 0
+    weight.data.fill_(3.0)
+    assert not limit.accepts(torch.tensor(0.11)) and (limit.undone, weight.item()) == (1, 2.0)
+    assert limit.accepts(torch.tensor(0.09)) and optimizer.param_groups[0]["lr"] == 0.2
 
 
 @pytest.mark.parametrize(
