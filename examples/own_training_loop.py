@@ -133,7 +133,7 @@ def main(updates: int = 120) -> None:
     start = torch.ones(B, dtype=torch.bool)
     pressure = 0.0  # of forgetting, 0 to 1: none before the task is learned
     for update in range(1, updates + 1):
-        acting = agent.memory.begin(memory, horizon=T)
+        acting = agent.memory.begin(memory, horizon=T, in_rollout=True)  # so that `unroll` computes the same
         rollout, next_value, observation, start = collect(agent, envs, observation, start, acting)
         advantages = estimate_advantages(rollout, next_value)
         for _ in range(EPOCHS):
