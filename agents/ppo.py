@@ -5,7 +5,6 @@ T time steps, B environments, b of them in a minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,14 +23,15 @@ class KLLimit:
     """Takes optimiser steps back that lead too far from the policy that acted.
 
     Once a task is solved, gradients are small and mostly noise, which Adam scales up to full steps. A policy that is
-    almost deterministic can then be lost in a single one.
+    almost deterministic can then be lost in a single one. The optimiser's averages stay as they are: parameters move
+    on in the same direction, but less far.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, limit: float):
+    def __init__(self, optimizer: torch.optim.Optimizer, limit: float):
         """limit: the largest approximate KL divergence that is accepted."""
         self.undone = 0
-        """How many times steps were taken back."""
-        self._parameters = parameters
+        """How many times steps were taken back: single ones on a CPU, those of an epoch together on a GPU."""
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._optimizer = optimizer
         self._limit = limit
         self._accepted: list[Tensor] = []
@@ -39,13 +39,14 @@ class KLLimit:
     @torch.no_grad()
     def accepts(self, kl: Tensor) -> bool:
         """Whether the parameters are near enough; kl: scalar. If not, those that were accepted last are put back, and
-        the learning rates are halved for the rest of the update. The first ones are always accepted. On a GPU this is
-        a wait."""
+        the learning rates are halved for the rest of the update. The first parameters, and those that were put back,
+        are always accepted. On a GPU this is a wait."""
         if not self._accepted or not float(kl) > self._limit:  # NaN is left to the check of the loss
             self._accepted = [parameter.clone() for parameter in self._parameters]
             return True
         for parameter, value in zip(self._parameters, self._accepted, strict=True):
             parameter.copy_(value)
+        self._accepted = []
         for group in self._optimizer.param_groups:
             group["lr"] /= 2
         self.undone += 1
@@ -73,23 +74,24 @@ class PPO(Learner):
         )
         advantages, scale = self._normalize_advantages(advantages)
         old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
-        kl_limit = KLLimit(list(self.policy.parameters()), self.optimizer, MOST_KL * config.target_kl)
+        kl_limit = KLLimit(self.optimizer, MOST_KL * config.target_kl)
         steps: list[dict[str, Tensor]] = []
         checked_rows = torch.empty(0, dtype=torch.int64)
         epochs = 0
         for _ in range(config.update_epochs):
-            steps_before = len(steps)
+            epoch_kls: list[Tensor] = []
             for number, rows in enumerate(self._minibatches(rollout)):
                 minibatch = rollout.rows(rows, finals=False)
                 out, log_ratio = self._unroll(minibatch, old_log_probs[:, rows], weights)
+                epoch_kls.append(_approx_kl(log_ratio.detach()))
                 checked_rows = rows if number == 0 else checked_rows
                 is_checked = number == 0 or rows.device.type == "cpu"
-                if is_checked and not kl_limit.accepts(_approx_kl(log_ratio)):
+                if is_checked and not kl_limit.accepts(epoch_kls[-1]):
+                    del out, log_ratio  # with their graph, before the next one
                     continue
                 steps.append(self._step(minibatch, out, log_ratio, advantages[:, rows], returns[:, rows], weights))
             epochs += 1
-            epoch_kls = [step["train/approx_kl"] for step in steps[steps_before:]]
-            if not epoch_kls or float(torch.stack(epoch_kls).mean()) > config.target_kl:
+            if float(torch.stack(epoch_kls).mean()) > config.target_kl:
                 break
         self._check_last_step(
             kl_limit, rollout.rows(checked_rows, finals=False), old_log_probs[:, checked_rows], weights

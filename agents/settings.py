@@ -104,8 +104,8 @@ class PPOConfig(LearnerConfig):
     clip_coef: float = 0.2
     """PPO's clip range: how far the probability ratio may move from 1."""
     target_kl: float = 0.03
-    """An update ends early once the approximate KL divergence from the policy that collected the rollout exceeds
-    this."""
+    """An update ends early once the approximate KL divergence from the policy that collected the rollout exceeds this.
+    A step that leads to more than four times as much is taken back."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -71,20 +71,25 @@ class Context:
             for key in oldest.observation
         }
         tensors["episode_start"] = torch.cat([rollout.episode_start for rollout in self.rollouts])
+        tensors["lengths"] = torch.tensor([len(rollout.episode_start) for rollout in self.rollouts])
         tensors |= {f"memory/{name}": tensor for name, tensor in oldest.memory.packed().items()}
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def recompute_memory(policy: LearningPolicy, arrays: Mapping[str, np.ndarray]) -> Memory:
-    """The memory after the steps of a `Context`, computed with the policy's present weights. Only memories older than
-    these steps are as the actor cached them."""
+    """The memory after the steps of a `Context`, computed with the policy's present weights, as the next rollout begins
+    with it. Only memories older than these steps are as the actor cached them."""
     tensors = to_tensors(arrays, policy.device)
     observation = select_prefix("observation/", tensors)
-    episode_start = tensors["episode_start"]
-    acting = policy.begin(policy.memory_from(select_prefix("memory/", tensors)), len(episode_start))
-    for t in range(len(episode_start)):
-        policy.step({key: value[t] for key, value in observation.items()}, acting, episode_start[t])
-    return acting.memory()
+    memory = policy.memory_from(select_prefix("memory/", tensors))
+    t = 0
+    for length in arrays["lengths"].tolist():  # rollout by rollout, since spans are renewed between two
+        acting = policy.begin(memory, length, in_rollout=True)
+        for _ in range(length):
+            policy.step({key: value[t] for key, value in observation.items()}, acting, tensors["episode_start"][t])
+            t += 1
+        memory = acting.memory().renewed()
+    return memory
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:

@@ -78,9 +78,9 @@ class Portal(EnvCore):
         room_length: tiles of a room, and the steps through it.
         progress_reward: paid on the first visit to each room after the first. Only the learner may see it
             (`EnvCore.shaping`), since it would tell the agent which door is right.
-        landmark_objects: how many different objects an episode has at each place of a landmark. With fewer than 18,
-            landmarks are different triples drawn at random. Two of them may then share two objects, so that all three
-            must be compared.
+        landmark_objects: how many different objects an episode has at each place of a landmark, or more if `max_rooms`
+            needs more. With fewer than 18, landmarks are different triples drawn at random. Two of them may then share
+            two objects, so that all three must be compared.
         view_size: V, odd. With V = 3 the landmark is visible only from the tile between the doors.
         max_steps: the step limit, after which the episode is truncated; None for 4 times the oracle's expectation.
 
@@ -128,9 +128,8 @@ class Portal(EnvCore):
         self.room_length = expect_int("room_length", room_length, 2, LARGEST_LENGTH)
         self.progress_reward = expect_number("progress_reward", progress_reward, 0.0)
         self.landmark_objects = expect_int("landmark_objects", landmark_objects, 2, len(THINGS))
-        if max_rooms > self.landmark_objects**3:
-            most = self.landmark_objects**3
-            raise EnvError(f"landmark_objects: expected enough for max_rooms ({max_rooms}) landmarks, got {most}")
+        while self.landmark_objects**3 < max_rooms:
+            self.landmark_objects += 1
         self.view_size = expect_view_size(view_size)
         self.max_steps = None if max_steps is None else expect_int("max_steps", max_steps, 1, MOST_STEPS)
 

@@ -137,7 +137,7 @@ class _Builder:
             self.env.single_action_space,
             run.normalize_observations,
             getattr(settings.agent, "normalize_rewards", False),
-            run.normalize_cells,
+            normalize_cells=run.normalize_cells,
             memory=run.memory,
             memory_config=memory_config_for(self.env, settings.memory),
             core=settings.network,

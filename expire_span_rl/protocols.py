@@ -44,6 +44,10 @@ class Memory(Protocol):
         """How far another computation of the same memory lies from this one. NaN if nothing can be compared."""
         ...
 
+    def renewed(self) -> Memory:
+        """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
+        ...
+
     def with_span_limit_of(self, other: Any, /) -> Memory:
         """The same memory with what was drawn at random for `other`."""
         ...

@@ -129,8 +129,9 @@ class ActorCritic(Predictor, nn.Module):
         action: spaces.Space,
         normalize: bool = True,
         normalize_reward: bool = False,
-        normalize_cells: bool = False,
         features_extractor: tuple[type[nn.Module], Mapping[str, Any]] | None = None,
+        *,
+        normalize_cells: bool = False,
         **config: Any,
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.

@@ -14,6 +14,7 @@ from expire_span_rl.checks import check_above_zero, check_at_least, check_at_mos
 MAX_WIDTH = 2**16
 MAX_LAYERS = 1000
 MAX_POSITIONS = 10**6
+MOST_STEPS = 2**31 - 1
 SPAN_MODELS = ("survival", "sigmoid")
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
@@ -67,6 +68,7 @@ class TransformerConfig(EncoderConfig):
         check_above_zero(self, "sharpness")
         if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
             raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")
+        check_at_most(self, sharpen_beyond=MOST_STEPS)
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
@@ -156,6 +158,7 @@ class ExpireSpanConfig:
     def __post_init__(self):
         check_spans(self)
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
+        check_at_most(self, renew_every=MOST_STEPS)
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
             raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")

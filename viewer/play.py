@@ -91,13 +91,14 @@ def play(
     memories = {0: policy.initial_memory(1)}
     observation, info = env.reset(seed=seed)
     acting = policy.begin(memories[0], chunk)
+    renew_every = policy.renew_every or chunk
     ended = "stopped"
     while ended == "stopped" and len(log.actions) < max_steps:
         t = len(log.actions)
         # The memory, compacted. An unroll is inspected from here on, so spans must not be renewed before the next time.
-        if t and (t % chunk == 0 or (policy.renew_every and t % policy.renew_every == 0)):
+        if t and (t % chunk == 0 or t % renew_every == 0):
             memories[t] = acting.memory()
-            acting = policy.begin(memories[t], chunk)
+            acting = policy.begin(memories[t], chunk, acting)
         is_empty = t == 0
         if forgetting is not None:
             acting = forgetting.apply(t, policy, acting, chunk)

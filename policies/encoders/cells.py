@@ -20,9 +20,9 @@ CELL_VALUES = tuple(bound + 1 for bound in CELL_BOUNDS)
 """The numbers of different objects, colours and states of a cell. An agent's directions are states 0 to 3."""
 
 
-MIN_VARIANCE = 0.01
-"""What is rarer than about one observation in a hundred is not scaled up further."""
-MAX_NORMALIZED = 5.0  # normalised columns are clipped here
+MIN_VARIANCE = 0.01  # smaller variances are not scaled up much further
+MAX_NORMALIZED = 5.0
+"""Normalised columns are clipped here. What is rarer than about 3 observations in a hundred reads as this."""
 
 
 class CellsEncoder(Integers):
@@ -30,7 +30,7 @@ class CellsEncoder(Integers):
     one.
 
     With `normalize`, the frequency of each value at each place is taken from its column, which is divided by its
-    standard deviation: both of all observations of training so far. What is always the same then counts for nothing,
+    standard deviation: both of all observations of training so far. What was always the same then counts for nothing,
     and the one rare object among a hundred walls for much. What was never seen reads as 0. The statistics are part of
     the policy's weights and change only when `observe` is called.
     """
@@ -67,10 +67,11 @@ class CellsEncoder(Integers):
         if not self.normalize or not len(value):
             return
         self.count.add_(len(value))
-        frequency = super().forward(value, torch.float32).mean(0)
-        self.frequency.lerp_(frequency.to(self.frequency.dtype), len(value) / self.count)
+        columns = (self._indices(value) + self.offset).flatten()
+        frequency = torch.bincount(columns, minlength=self.size).to(self.frequency) / len(value)
+        self.frequency.lerp_(frequency, len(value) / self.count)
         variance = self.frequency * (1 - self.frequency)
-        self.scale.copy_(torch.rsqrt(variance + MIN_VARIANCE) * (self.frequency > 0))
+        self.scale.copy_(torch.rsqrt(variance + MIN_VARIANCE) * (variance > 0))
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         """The same as `Integers.surprise`, but in three cross entropies over all cells: objects, colours, states."""

@@ -187,6 +187,11 @@ class Memory:
         """The same memory with the span limits that were drawn for `source`."""
         return replace(self, span_limit=source.span_limit)
 
+    def renewed(self) -> Memory:
+        """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
+        layers = [layer if layer.known_need is None else layer.renewed() for layer in self.layers]
+        return replace(self, layers=tuple(layers))
+
     def packed(self) -> dict[str, Tensor]:
         """`to_tensors` without the padding: the live memories of each layer, [N,D] and [N], and each environment's
         number of them, [B]. `from_tensors` reads these too."""

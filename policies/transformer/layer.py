@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     """The output of a layer for its queries, and their attention."""
 
     x: Tensor  # [B,N,D] the layer's output
-    queries: Tensor  # [B,H,N,d]
+    queries: Tensor  # [B,H,N,d], sharpened
     age: Tensor  # [B,N,C]
     visible: Tensor  # [B,N,C] bool
     weights: Tensor  # [B,H,N,C], without gradient
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         age, visible, bias = slots.visibility(self.kind, query_positions, episode_begin)
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:
-            queries = queries * self._sharpening(visible)[:, None, :, None]
+            queries = queries * self._sharpening(visible).to(queries.dtype)[:, None, :, None]
         attended, weights = self._attend(queries, slots, age, bias)
         return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, weights)
 
@@ -141,7 +141,7 @@ class Layer(nn.Module):
         A softmax over n slots that match equally badly gives the one that matches well a share that falls with n. With
         scores in proportion to log(n) it does not fall (scalable softmax: Nakanishi, 2025, arXiv 2501.19399)."""
         count = visible.sum(2).clamp(min=self.sharpen_beyond)
-        return count.log() / math.log(self.sharpen_beyond)
+        return count.double().log() / math.log(self.sharpen_beyond)
 
     def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C]."""

@@ -114,7 +114,7 @@ def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -
     hidden = torch.cat(parts, 1)  # [B,C,D]
     known_need = layer_memory.known_need
     if known_need is not None:
-        known_need = F.pad(known_need, (0, x.shape[1]))
+        known_need = F.pad(known_need, (hidden.shape[1] - layer_memory.hidden.shape[1] - x.shape[1], x.shape[1]))
     projection = layer.write(hidden, axis.span_limit, known_need)
     slots = _build_slots(projection, layer_memory, axis, extension)
     queries = projection.normed[:, -x.shape[1] :]

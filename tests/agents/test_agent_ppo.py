@@ -180,13 +180,14 @@ def test_the_limit_accepts_what_it_cannot_judge():
     """The first parameters, and a divergence that is not a number, which the check of the loss reports."""
     weight = torch.nn.Parameter(torch.tensor(1.0))
     optimizer = torch.optim.Adam([weight], lr=0.4)
-    limit = KLLimit([weight], optimizer, 0.1)
+    limit = KLLimit(optimizer, 0.1)
     assert limit.accepts(torch.tensor(9.0))
     weight.data.fill_(2.0)
     assert limit.accepts(torch.tensor(math.nan)) and limit.undone == 0
     weight.data.fill_(3.0)
     assert not limit.accepts(torch.tensor(0.11)) and (limit.undone, weight.item()) == (1, 2.0)
-    assert limit.accepts(torch.tensor(0.09)) and optimizer.param_groups[0]["lr"] == 0.2
+    assert limit.accepts(torch.tensor(9.0))  # nothing is left to take back: no step was taken since
+    assert (limit.undone, weight.item(), optimizer.param_groups[0]["lr"]) == (1, 2.0, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ environments."""
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -87,6 +88,32 @@ def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
             parameter += 0.5 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     moved = recompute_memory(collector.policy, context.pack()).with_span_limit_of(cached)
     assert cached.drift(moved, 2 * T) > 0.05
+
+
+def test_a_recomputed_memory_has_its_spans_renewed_as_the_actor_did():
+    """With released spans of a few steps, and uses between rollouts."""
+    env = envs.make_vec_env("Corridor-v0", B, **LONG)
+    policy = make_policy(env, "expire_span", heads=0.1, layers=2)
+    policy.release_spans()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in policy.core.layers:
+            kind = layer.kind
+            kind.config = dataclasses.replace(kind.config, use_lift=1.2, use_share=0.0, ramp=2, renew_every=5)
+            kind.span.config = dataclasses.replace(kind.span.config, use_coef=6.0, ramp=2)
+            kind.span.bias.copy_(-2 + 0.5 * torch.randn(kind.span.bias.shape, generator=generator))
+    collector = Collector(env, policy, T, 5)
+    _, *context_rollouts, last_rollout = [collector.collect()[0] for _ in range(4)]
+    context = Context(2)
+    for rollout in context_rollouts:
+        context.add(rollout)
+    recomputed = recompute_memory(policy, context.pack())
+    assert torch.equal(last_rollout.memory.live(), recomputed.live())
+    for cached, layer in zip(last_rollout.memory.layers, recomputed.layers, strict=True):
+        assert (cached.known_need[cached.alive] > 0).any()
+        assert torch.equal(cached.known_need[cached.alive], layer.known_need[layer.alive])
+    refreshed = last_rollout.with_memory(recomputed)
+    assert acting_learning_difference(policy, refreshed) < 1e-5
 
 
 def test_an_actor_delivers_what_a_collector_collects():
