@@ -53,6 +53,8 @@ _ORDER = 1
 """The first draw for the orders of the landmarks' objects."""
 _DOORS = 1 + 3 * len(THINGS)
 """The first draw for the doors."""
+_TRIPLES = _DOORS + LARGEST_ROOMS
+"""The first draw for the order of triples, with `landmark_objects` below 18."""
 
 
 def tile(x: int, y: int, room_length: int, *, is_first_room: bool, north: int, landmark: Any) -> tuple[int, int, int]:
@@ -163,20 +165,19 @@ class Portal(EnvCore):
         self.repeated_mistakes = np.zeros(num_envs, np.int64)
 
     def begin(self, rows: np.ndarray) -> None:
-        count = self.landmark_objects
-        triples = 0 if count == len(THINGS) else count**3
-        draws = self.uniform(rows, _DOORS + self.max_rooms + triples)  # [draws, R]
+        draws = self.uniform(rows, _DOORS + self.max_rooms)  # [draws, R]
         self.rooms[rows] = draw_integers(draws[_ROOMS], self.min_rooms, self.max_rooms, self.rooms_distribution)
         # Each place has its own order of the objects. Room k shows number k + turn * place of it. Among up to 18 rooms,
         # no object therefore appears twice in the same place. Among up to 50, no two rooms share more than one.
         order = draws[_ORDER:_DOORS].reshape(3, len(THINGS), -1).argsort(1)  # [3, 18, R]
         order_index = self._order_index[:, :, None]
-        if triples:
-            triple = draws[_DOORS + self.max_rooms :].argsort(0)[: self.max_rooms]  # [max_rooms, R]
-            order_index = triple // count ** np.arange(3)[:, None, None] % count
+        count = self.landmark_objects
+        if count < len(THINGS):
+            triple = self.uniform(rows, count**3, _TRIPLES).argsort(0)[: self.max_rooms]  # [max_rooms, R]
+            order_index = triple // count ** np.arange(3)[:, None, None] % count  # [3, max_rooms, R]
         things = np.take_along_axis(order, order_index, 1)  # [3, max_rooms, R]
         self.landmark[rows] = things.transpose(2, 0, 1)
-        doors = (draws[_DOORS : _DOORS + self.max_rooms].T * 4).astype(np.int8)  # [R, max_rooms], two fair bits each
+        doors = (draws[_DOORS:].T * 4).astype(np.int8)  # [R, max_rooms], two fair bits each
         self.north[rows] = doors // 2
         self.right[rows] = doors % 2 * 2 - 1
         for state in (self.room, self.x, self.y, self.furthest, self.known, self.wrong_doors, self.repeated_mistakes):

@@ -98,6 +98,24 @@ def test_landmarks_are_unique_in_the_episode_and_visible_at_the_decision():
     assert counts.min() > 0.5 * counts.mean()
 
 
+@pytest.mark.parametrize("objects, max_rooms, used", [(3, 10, 3), (3, 27, 3), (3, 28, 4), (2, 50, 4), (17, 10, 17)])
+def test_landmarks_of_few_objects_differ_and_share_two(objects, max_rooms, used):
+    """As many objects as there must be for so many different triples. Every triple is as likely."""
+    core = start_core(500, min_rooms=max_rooms, max_rooms=max_rooms, landmark_objects=objects)
+    assert core.landmark_objects == used
+    for place in range(3):
+        assert max(len(set(row)) for row in core.landmark[:, place].tolist()) == min(used, max_rooms)
+    shared = (core.landmark[:, :, :, None] == core.landmark[:, :, None]).sum(1)  # [B, rooms, rooms]
+    pairs = shared[:, *np.triu_indices(max_rooms, 1)]
+    assert pairs.max() == 2
+    # Of the other triples, 3 (n - 1) share two objects with a given one.
+    expected = 3 * (used - 1) / (used**3 - 1)
+    assert abs((pairs == 2).mean() - expected) < 0.2 * expected + 0.002
+    smaller_core = start_core(500, max_rooms=max_rooms // 2, landmark_objects=used)
+    np.testing.assert_array_equal(smaller_core.landmark, core.landmark[:, :, : max_rooms // 2])
+    np.testing.assert_array_equal(smaller_core.right, core.right[:, : max_rooms // 2])
+
+
 def test_the_first_tile_of_a_room_identifies_the_first_room_only():
     core = start_core(50, min_rooms=10)
     for room in range(10):
@@ -216,6 +234,7 @@ def test_shaping_is_in_the_infos_as_in_gymnasiums_vectors():
             f"progress_reward: expected a finite number of at least 0, got {str(10**400)[:60]}...",
         ),
         ({"progress_reward": "much"}, "progress_reward: expected a finite number of at least 0, got 'much'"),
+        ({"landmark_objects": 19}, "landmark_objects: expected a whole number from 2 to 18, got 19"),
         ({"view_size": 4}, "view_size: expected an odd number, so that the agent is in the middle, got 4"),
         ({"max_steps": 0}, "max_steps: expected a whole number from 1 to 1000000000, got 0"),
     ],
