@@ -5,6 +5,8 @@ T time steps, B environments, b of them in a minibatch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,13 +29,15 @@ class KLLimit:
     on in the same direction, but less far.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, limit: float):
-        """limit: the largest approximate KL divergence that is accepted."""
+    def __init__(self, optimizer: torch.optim.Optimizer, limit: float, check: Callable[[], None]):
+        """limit: the largest approximate KL divergence that is accepted; check: raises an error for weights that
+        diverged, which must not be taken back in silence."""
         self.undone = 0
         """How many times steps were taken back: single ones on a CPU, those of an epoch together on a GPU."""
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._optimizer = optimizer
         self._limit = limit
+        self._check = check
         self._accepted: list[Tensor] = []
 
     @torch.no_grad()
@@ -41,9 +45,11 @@ class KLLimit:
         """Whether the parameters are near enough; kl: scalar. If not, those that were accepted last are put back, and
         the learning rates are halved for the rest of the update. The first parameters, and those that were put back,
         are always accepted. On a GPU this is a wait."""
-        if not self._accepted or not float(kl) > self._limit:  # NaN is left to the check of the loss
+        # What is not finite is left to the check of the loss, which names it.
+        if not self._accepted or not self._limit < float(kl) < math.inf:
             self._accepted = [parameter.clone() for parameter in self._parameters]
             return True
+        self._check()
         for parameter, value in zip(self._parameters, self._accepted, strict=True):
             parameter.copy_(value)
         self._accepted = []
@@ -74,7 +80,7 @@ class PPO(Learner):
         )
         advantages, scale = self._normalize_advantages(advantages)
         old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
-        kl_limit = KLLimit(self.optimizer, MOST_KL * config.target_kl)
+        kl_limit = KLLimit(self.optimizer, MOST_KL * config.target_kl, self.check_finite)
         steps: list[dict[str, Tensor]] = []
         checked_rows = torch.empty(0, dtype=torch.int64)
         epochs = 0

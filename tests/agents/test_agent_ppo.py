@@ -177,13 +177,13 @@ def test_a_step_that_leads_too_far_is_taken_back(far_step):
 
 
 def test_the_limit_accepts_what_it_cannot_judge():
-    """The first parameters, and a divergence that is not a number, which the check of the loss reports."""
+    """The first parameters, and a divergence that is not finite, which the check of the loss reports."""
     weight = torch.nn.Parameter(torch.tensor(1.0))
     optimizer = torch.optim.Adam([weight], lr=0.4)
-    limit = KLLimit(optimizer, 0.1)
+    limit = KLLimit(optimizer, 0.1, lambda: None)
     assert limit.accepts(torch.tensor(9.0))
     weight.data.fill_(2.0)
-    assert limit.accepts(torch.tensor(math.nan)) and limit.undone == 0
+    assert limit.accepts(torch.tensor(math.inf)) and limit.accepts(torch.tensor(math.nan)) and limit.undone == 0
     weight.data.fill_(3.0)
     assert not limit.accepts(torch.tensor(0.11)) and (limit.undone, weight.item()) == (1, 2.0)
     assert limit.accepts(torch.tensor(9.0))  # nothing is left to take back: no step was taken since
