@@ -95,7 +95,8 @@ class PPO(Learner):
                 if is_checked and not kl_limit.accepts(epoch_kls[-1]):
                     del out, log_ratio  # with their graph, before the next one
                     continue
-                steps.append(self._step(minibatch, out, log_ratio, advantages[:, rows], returns[:, rows], weights))
+                step = self._step(minibatch, out, log_ratio, advantages[:, rows], returns[:, rows], weights)
+                steps.append({**step, "train/approx_kl": epoch_kls[-1]})
             epochs += 1
             if float(torch.stack(epoch_kls).mean()) > config.target_kl:
                 break
@@ -139,7 +140,6 @@ class PPO(Learner):
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         metrics = self._descend(minibatch, out, policy_loss, returns, weights)
         with torch.no_grad():
-            metrics["train/approx_kl"] = _approx_kl(log_ratio)
             metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
         return metrics
 

@@ -48,6 +48,7 @@ class Reading(NamedTuple):
     queries: Tensor  # [B,H,N,d], sharpened
     age: Tensor  # [B,N,C]
     visible: Tensor  # [B,N,C] bool
+    num_visible: Tensor  # int64 [B,N]
     weights: Tensor  # [B,H,N,C], without gradient
 
 
@@ -129,18 +130,19 @@ class Layer(nn.Module):
         the queries are those of the last N slots, one for each step.
         """
         age, visible, bias = slots.visibility(self.kind, query_positions, episode_begin)
+        num_visible = visible.sum(2)
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:
-            queries = queries * self._sharpening(visible).to(queries.dtype)[:, None, :, None]
+            queries = queries * self._sharpening(num_visible).to(queries.dtype)[:, None, :, None]
         attended, weights = self._attend(queries, slots, age, bias)
-        return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, weights)
+        return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, num_visible, weights)
 
-    def _sharpening(self, visible: Tensor) -> Tensor:
-        """Factor [B,N] on the scores of queries, at least 1, by the number of slots that they see; visible: [B,N,C].
+    def _sharpening(self, num_visible: Tensor) -> Tensor:
+        """Factor [B,N] on the scores of queries, at least 1, by the number of slots that they see, int64 [B,N].
 
         A softmax over n slots that match equally badly gives the one that matches well a share that falls with n. With
         scores in proportion to log(n) it does not fall (scalable softmax: Nakanishi, 2025, arXiv 2501.19399)."""
-        count = visible.sum(2).clamp(min=self.sharpen_beyond)
+        count = num_visible.clamp(min=self.sharpen_beyond)
         return count.double().log() / math.log(self.sharpen_beyond)
 
     def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,9 +164,9 @@ class Transformer(nn.Module):
             projection = layer.write(x, acting.span_limit)
             slots = acting.write_slots(i, projection, x)
             reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
-            live.append(reading.visible.sum(2))  # [B,1]
+            live.append(reading.num_visible)  # [B,1]
             if acting.layers[i].uses:
-                acting.record_use(i, layer.kind.is_used(reading.weights, live[-1][..., None])[:, 0])
+                acting.record_use(i, layer.kind.is_used(reading.weights, reading.num_visible[..., None])[:, 0])
             x = reading.x
         acting.live = torch.cat(live, 1) if live else None
         acting.advance()

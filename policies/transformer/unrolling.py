@@ -200,7 +200,7 @@ class _LayerPass:
     def _latest_use(self) -> Tensor:
         """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
         reading = self.reading
-        is_used = self.layer.kind.is_used(reading.weights, reading.visible.sum(2, keepdim=True))  # [B,T,C]
+        is_used = self.layer.kind.is_used(reading.weights, reading.num_visible[..., None])  # [B,T,C]
         return reading.age.masked_fill(~is_used, -1).amax(1)
 
     def _lives(self) -> Lives:
