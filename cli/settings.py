@@ -67,7 +67,10 @@ def parse_config(arguments: list[str]) -> Settings:
     if takes_memory_kind:
         chosen = f"--memory {memory} {chosen}"
     settings = cli.parse(flags, arguments, _DESCRIPTION.format(chosen=chosen), _EXAMPLES)
-    return resolve(**dataclasses.asdict(settings))
+    given = dataclasses.asdict(settings)
+    if cli.value_of("num-envs", arguments) is None:
+        del given["num_envs"]  # its default depends on other settings
+    return resolve(**given)
 
 
 def _every_part(kinds: Iterable[str] = KINDS) -> list[type]:

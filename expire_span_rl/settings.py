@@ -55,9 +55,25 @@ OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False, "normaliz
 """Defaults where rewards may have any scale."""
 
 
+LEAST_UPDATES = 64
+"""A training without --num-envs has at least so many updates. CartPole-v1 with 150,000 steps, whole rollouts of 128
+environments: 19 updates, and a return of 475 on no seed. With 32 environments it is reached
+(docs/results/other_tasks.md)."""
+LEAST_ENVS = 16
+
+
 def tuned(env: str, agent: str) -> dict[str, Any]:
     """The defaults that differ from the settings' own in an environment, for an agent."""
     return {**({} if env in UNSCALED else OTHERS), **TUNED.get((env, agent), {})}
+
+
+def default_num_envs(total_timesteps: int, num_steps: int) -> int:
+    """The default of --num-envs: RunConfig's, halved until rollouts of `num_steps` make LEAST_UPDATES updates, but no
+    fewer than LEAST_ENVS."""
+    number = RunConfig.num_envs
+    while number > LEAST_ENVS and number * num_steps * LEAST_UPDATES > total_timesteps:
+        number //= 2
+    return number
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ class RunConfig:
     total_timesteps: int = 3_000_000
     """Environment steps of the training, rounded up to whole rollouts."""
     num_envs: int = 128
-    """Environments that are stepped together."""
+    """Environments that are stepped together. Default: 128. train_rl.py takes 64, 32 or 16 where --total-timesteps would
+    otherwise allow fewer than 64 updates."""
     seed: int = 1
     """Seed of everything random: weights, environments, actions and minibatches."""
     run_dir: str = ""
@@ -270,6 +287,9 @@ def resolve(
     types = {name: kind for config in run_parts(memory, agent) for name, kind in field_types(config).items()}
     changes = {name: converted(name, value, types[name]) for name, value in settings.items()}
     resolved = Settings.from_flat({**usual, **changes})
+    if "num_envs" not in changes and usual["num_envs"] == RunConfig.num_envs:
+        number = default_num_envs(resolved.run.total_timesteps, resolved.agent.num_steps)
+        resolved = resolved.replace(num_envs=number)
     from expire_span_rl.envs import training_kwargs  # Gymnasium takes a while, and a misspelled flag needs none
 
     return dataclasses.replace(resolved, training_kwargs=training_kwargs(env))

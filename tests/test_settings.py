@@ -44,6 +44,31 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     assert type(resolve(memory, agent=agent, **given).run.seed) is int
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], 128),
+        (["--total-timesteps", "1e6"], 128),  # 122 updates
+        (["--total-timesteps", "524288"], 128),  # 64 updates
+        (["--total-timesteps", "524287"], 64),
+        (["--total-timesteps", "150000"], 32),
+        (["--total-timesteps", "1000"], 16),
+        (["--total-timesteps", "524288", "--num-steps", "128"], 64),
+        (["--total-timesteps", "150000", "--num-envs", "128"], 128),
+        (["--total-timesteps", "150000", "--num-envs=200"], 200),
+    ],
+)
+def test_short_trainings_have_enough_updates(flags, expected):
+    """The default of --num-envs follows the length of the training, for every agent; a given number stays."""
+    given = {name[2:].replace("-", "_"): float(value) for name, value in zip(flags[::2], flags[1::2], strict=False)}
+    for agent in (*OURS, *BASELINES):
+        settings = parse_config([*flags, "--agent", agent])
+        assert settings.run.num_envs == expected
+        if not any("=" in flag for flag in flags):
+            assert resolve(agent=agent, **given) == settings
+        assert Settings.from_flat(settings.flat()) == settings, "a resumed run keeps its number"
+
+
 @pytest.mark.parametrize("agent", BASELINES)
 def test_a_baselines_network_stands_for_the_memory_kind(agent):
     (network,) = AGENTS[agent].memory_names(KINDS)
