@@ -1,5 +1,5 @@
-"""Ray itself: the version check, and joining a cluster or starting one. This file and `agents.ray_actors` are the only
-ones that import ray.
+"""Ray itself: the version check, joining a cluster or starting one, and calls of functions on it. This file and
+`agents.ray_actors` are the only ones that import ray.
 
 Importing this file raises ValueError, one line, if Ray is not installed or too old.
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ LOCK_NAME = "expire-span.lock"
 """A locked file in the directory of a Ray that we started. A directory whose lock nobody holds is removed."""
 ANSWER_WITHIN = 30.0
 """Seconds for a cluster to answer."""
+FINISH_WITHIN = 60.0
+"""Seconds for trainings to end with a checkpoint."""
 
 
 def _release(version: str) -> tuple[int, int]:
@@ -43,7 +46,8 @@ except importlib.metadata.PackageNotFoundError:
     _installed = "no ray"
 if _installed == "no ray" or _release(_installed) < _release(OLDEST_RAY):
     raise ValueError(
-        f"--num-actors: expected ray {OLDEST_RAY} or newer (pip install 'expire-span-rl[ray]'), got {_installed}"
+        f"--num-actors and --ray-address: expected ray {OLDEST_RAY} or newer (pip install 'expire-span-rl[ray]'), got "
+        f"{_installed}"
     )
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -83,6 +87,26 @@ class RayCluster:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
             ray.init(include_dashboard=False, _temp_dir=str(self._directory), **_init_arguments())
 
+    def results(self, function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[Any]:
+        """Calls `function` for each item of `work`, each call on a CPU of its own, as many at a time as are free in the
+        cluster. Yields the results in the order in which they end.
+
+        The calls run in the current folder, which all machines must share. A call whose machine is lost is made again.
+        Raises what `function` raised, ValueError where a machine does not have the folder, and RuntimeError for a call
+        that was ended more often than Ray repeats it. Calls that still run then are interrupted, as by Ctrl-C.
+        """
+        remote = ray.remote(num_cpus=1)(_call_in)
+        running = [remote.remote(str(Path.cwd()), function, item) for item in work]
+        try:
+            while running:
+                ended, running = ray.wait(running)
+                yield _result(ended[0])
+        finally:
+            for call in running:
+                ray.cancel(call)
+            if running:
+                ray.wait(running, num_returns=len(running), timeout=FINISH_WITHIN)
+
     def close(self, log_dir: Path | None) -> None:
         """Ends all actors, and Ray if this process has started it. Its logs are then copied to `log_dir`."""
         _kill_remaining_processes()
@@ -95,6 +119,28 @@ class RayCluster:
             self._directory = None
         if self._lock is not None:
             self._lock.release()
+
+
+def _call_in(folder: str, function: Callable[[Any], Any], item: Any) -> Any:
+    """Runs on a machine of the cluster. Raises as `RayCluster.results`."""
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"--ray-address: expected the folder {folder} on every machine of the cluster, "
+            f"{os.uname().nodename} has none"
+        )
+    os.chdir(folder)
+    return function(item)
+
+
+def _result(call: Any) -> Any:
+    """The result of a call that has ended. Raises as `RayCluster.results`."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise RuntimeError(f"a training on the cluster was ended from outside: {reason}") from None
 
 
 def _init_arguments() -> dict[str, Any]:

@@ -37,7 +37,7 @@ from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cel
 from benchmarks.comparison_report import write_report
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
-from benchmarks.workers import in_processes
+from benchmarks.workers import results_of
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, REWARDS
 from expire_span_rl.building import build
@@ -65,6 +65,9 @@ class ComparisonConfig:
     """Seeds 1, 2, ..., each a training of its own."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
+    ray_address: str = ""
+    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
+    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_episodes: int = 1000
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True
@@ -230,6 +233,8 @@ class Sweep:
             for kind, settings in self.settings.items():
                 steps = -(-settings.run.total_timesteps // CHECKPOINTS)
                 self.settings[kind] = settings.replace(checkpoint_every=steps)
+        if config.ray_address and any(getattr(s.agent, "num_actors", 0) for s in self.settings.values()):
+            raise cli.UsageError("--num-actors: expected 0 with --ray-address, where each training has one CPU")
         self.try_to_build()
 
     def try_to_build(self) -> None:
@@ -298,7 +303,9 @@ class Sweep:
 
     def _finish_cells(self, work: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """The cells, in the order in which they end. One job at a time needs no other process."""
-        return map(finish_cell, work) if self.config.jobs == 1 else in_processes(finish_cell, work, self.config.jobs)
+        jobs, ray_address = self.config.jobs, self.config.ray_address
+        here = jobs == 1 and not ray_address
+        return map(finish_cell, work) if here else results_of(finish_cell, work, jobs, ray_address)
 
     def file(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell}.json"

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.coverage import current_commit
 from benchmarks.learning import split_arguments
-from benchmarks.workers import in_processes
+from benchmarks.workers import results_of
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, choice
 from expire_span_rl.evaluation import evaluate
@@ -64,6 +64,9 @@ class GeneralisationConfig:
     """Folder of the results. Default: benchmarks/results/generalisation-<env>."""
     jobs: int = 1
     """Trainings or evaluations at a time, one thread each."""
+    ray_address: str = ""
+    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
+    time as are free, and --jobs does not count. All machines must share this folder."""
     report: bool = False
     """Train and play nothing, only print and draw the results that are there."""
 
@@ -108,7 +111,9 @@ def main() -> None:
         jobs = [
             (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, rows)) for kind, seed in cells
         ]
-        for new_rows in in_processes(train_and_play, [job for job in jobs if job[-1]], config.jobs):
+        for new_rows in results_of(
+            train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address
+        ):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "results.csv", rows.values())

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import in_processes
+from benchmarks.workers import results_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config
@@ -51,6 +51,9 @@ class BenchmarkConfig:
     """The first seed."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
+    ray_address: str = ""
+    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
+    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_every: int = 200_000
     """Environment steps between two evaluations."""
     eval_episodes: int = 1000
@@ -94,7 +97,7 @@ def main() -> None:
     results = report["seeds"]
     missing = [s for s in _seeds(config) if s not in {result["seed"] for result in results}]
     jobs = [(settings.replace(seed=seed, torch_threads=1), config, hard) for seed in missing]
-    for result in in_processes(train_and_evaluate, jobs, config.jobs):
+    for result in results_of(train_and_evaluate, jobs, config.jobs, config.ray_address):
         results.append(result)
         results.sort(key=lambda r: r["seed"])
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from benchmarks.comparison_cells import Cell, finish_cell, read_cells
 from benchmarks.learning import split_arguments
 from benchmarks.task_list import TASKS
 from benchmarks.tasks_report import rows_of, write_report
-from benchmarks.workers import in_processes
+from benchmarks.workers import results_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.policies import KINDS
@@ -51,6 +51,9 @@ class TasksConfig:
     """Seeds 1, 2, ..., each a training of its own."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
+    ray_address: str = ""
+    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
+    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_episodes: int = 200
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True
@@ -87,6 +90,7 @@ class TaskSweep(Sweep):
             kinds=config.kinds,
             seeds=config.seeds,
             jobs=config.jobs,
+            ray_address=config.ray_address,
             eval_episodes=config.eval_episodes,
             eval_stochastic=config.eval_stochastic,
         )
@@ -168,7 +172,8 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     total = sum(len(sweep.cells()) for sweep in sweeps)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "benchmarks.tasks", *sys.argv[1:]]) + "\n")
     _log(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
-    finish = map(finish_task, work) if config.jobs == 1 else in_processes(finish_task, work, config.jobs)
+    here = config.jobs == 1 and not config.ray_address
+    finish = map(finish_task, work) if here else results_of(finish_task, work, config.jobs, config.ray_address)
     for count, (name, cell) in enumerate(finish, total - len(work) + 1):
         _write(out, load_cells(out))
         row = rows_of({name: [cell]})[0]

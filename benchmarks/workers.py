@@ -1,4 +1,5 @@
-"""Worker processes in which benchmarks train. They leave the terminal's interrupt to the benchmark, and end with it."""
+"""Where benchmarks train: in worker processes of this machine, or on a Ray cluster. Worker processes leave the
+terminal's interrupt to the benchmark, and end with it."""
 
 from __future__ import annotations
 
@@ -39,6 +40,24 @@ def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int)
             process.terminate()
         for process in running.values():
             process.join()
+
+
+def on_ray(function: Callable[[Any], Any], work: Sequence[Any], address: str) -> Iterator[Any]:
+    """As `in_processes`, on the free CPUs of the Ray cluster at `address` (host:port, or auto). Raises as
+    `RayCluster.results`, and ValueError, one line, if Ray is not installed or no cluster answers."""
+    from expire_span_rl.agents.ray_cluster import RayCluster  # Ray need not be installed
+
+    cluster = RayCluster(address)
+    try:
+        yield from cluster.results(function, work)
+    finally:
+        cluster.close(None)
+
+
+def results_of(function: Callable[[Any], Any], work: Sequence[Any], jobs: int, ray_address: str) -> Iterator[Any]:
+    """The results of `function` for each item of `work`, in the order in which they end: on the Ray cluster if there is
+    an address, else in processes of this machine, `jobs` at a time."""
+    return on_ray(function, work, ray_address) if ray_address else in_processes(function, work, jobs)
 
 
 def _receive(result: Any, process: BaseProcess) -> Any:

@@ -273,7 +273,7 @@ def test_another_ray_or_none_is_refused(version, monkeypatch, capsys, tmp_path):
         monkeypatch.delitem(sys.modules, f"expire_span_rl.agents.{name}", raising=False)
     line = refused(["--num-actors", "1"], monkeypatch, capsys, tmp_path)
     assert line == (
-        "error: --num-actors: expected ray 2.60 or newer (pip install 'expire-span-rl[ray]'), got "
+        "error: --num-actors and --ray-address: expected ray 2.60 or newer (pip install 'expire-span-rl[ray]'), got "
         f"{version or 'no ray'}"
     )
 
