@@ -54,6 +54,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # by default every other process goes before the actors
 import ray
+import ray.exceptions
 
 
 class RayCluster:
