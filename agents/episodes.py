@@ -2,7 +2,9 @@
 reports.
 
 An episode is a dict. It has `return`, `steps`, and the entries of the environment's `final_info`, such as `is_success`.
-Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`), else its number of steps.
+Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`). Without one every episode counts
+as hard: how long an episode was says how well the agent did, not how hard it was. In one task it ends when the agent
+succeeds, in another when it fails.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ MAX_LABELS = 20
 MOST_ROLLOUTS = 256
 """Rollouts over which live memories are averaged, at most."""
 HARD_FRACTION = 0.75
-"""Episodes are hard from this fraction of the largest difficulty so far: the longest quarter."""
+"""Episodes are hard from this fraction of the largest difficulty so far: the hardest quarter."""
 QUARTERS = 4
 """Number of ranges of difficulty by which success is reported."""
 
@@ -83,6 +85,9 @@ class EpisodeWindow:
     in a mean."""
 
     def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
+        """difficulty_key: the entry that says how hard an episode is. None: all are hard, and the log's quarters are of
+        the number of steps."""
+        self.hard_fraction = 0.0 if difficulty_key is None else HARD_FRACTION
         self.difficulty_key = difficulty_key or "steps"
         self.hardest = 0.0
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
@@ -92,19 +97,25 @@ class EpisodeWindow:
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
         """Adds episodes, and returns how many of them are hard. A harder episode than any before raises the limit.
-        Episodes below the new limit are dropped from the hard ones."""
+        Episodes below the new limit are dropped from the hard ones. Raises ValueError, one line, for an episode that
+        does not say how hard it was."""
         episodes = list(episodes)
         for episode in episodes:
+            if not is_number(episode.get(self.difficulty_key)):
+                raise ValueError(
+                    f"the environment's metadata['difficulty_key']: expected a number as {self.difficulty_key!r} in "
+                    f"the info of an episode's last step, got {shown(repr(episode.get(self.difficulty_key)), 60)}"
+                )
             self.recent.append(episode)
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
-                still_hard = [e for e in self.hard if e[self.difficulty_key] >= HARD_FRACTION * difficulty]
+                still_hard = [e for e in self.hard if e[self.difficulty_key] >= self.hard_fraction * difficulty]
                 self.hard.clear()
                 self.hard.extend(still_hard)
-            if difficulty >= HARD_FRACTION * self.hardest:
+            if difficulty >= self.hard_fraction * self.hardest:
                 self.hard.append(episode)
-        return sum(episode[self.difficulty_key] >= HARD_FRACTION * self.hardest for episode in episodes)
+        return sum(episode[self.difficulty_key] >= self.hard_fraction * self.hardest for episode in episodes)
 
     @property
     def reports_success(self) -> bool:

@@ -191,8 +191,9 @@ class ForgettingConfig:
     """Target for the mean number of live memories per layer, approached while success holds. 0: as few as success
     allows."""
     success_target: float = 0.98
-    """Success rate on the hard episodes (the longest quarter) above which spans are penalised. In an environment that
-    reports no success: the return, as a fraction of the way from the first to the best."""
+    """Success rate on the hard episodes (the hardest quarter, or all where the environment names no difficulty_key)
+    above which spans are penalised. In an environment that reports no success: the return, as a fraction of the way
+    from the first to the best."""
     success_slack: float = 0.03
     """Shortfall below the success target at which spans are lengthened at full strength. Less shortfall lengthens them
     less."""

@@ -234,12 +234,30 @@ def test_windows_hold_the_latest():
     assert window.summary()["rollout/ep_len_mean"] == 10
 
 
-def test_without_a_difficulty_the_steps_are_it_and_without_success_the_return():
+def test_without_a_difficulty_all_episodes_count_and_without_success_the_return():
     window = EpisodeWindow(None)
-    window.add({"return": float(n), "steps": n} for n in (10, 80, 100))
-    assert window.hard_score() == (90, 2)
-    expected = {"rollout/ep_rew_mean": 190 / 3, "rollout/ep_len_mean": 190 / 3, "rollout/hard_score": 90}
+    assert window.add({"return": float(n), "steps": n} for n in (10, 80, 100)) == 3
+    assert window.hard_score() == (pytest.approx(190 / 3), 3)
+    expected = {"rollout/ep_rew_mean": 190 / 3, "rollout/ep_len_mean": 190 / 3, "rollout/hard_score": 190 / 3}
     assert window.summary() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("entries, got", [({}, "None"), ({"delay": "long"}, "'long'")])
+def test_an_episode_without_the_named_difficulty_is_refused(entries, got):
+    message = rf"^the environment's metadata\['difficulty_key'\]: expected a number as 'delay' in .*, got {got}$"
+    with pytest.raises(ValueError, match=message):
+        EpisodeWindow("delay").add([{"return": 1.0, "steps": 4, **entries}])
+
+
+def test_an_agent_that_gets_faster_is_judged_by_its_latest_episodes():
+    """As on Acrobot-v1, where an episode ends when the agent succeeds: the long ones at the start are the failures."""
+    window = EpisodeWindow(None, hard_size=10)
+    window.add([{"return": -500.0, "steps": 500}] * 50)
+    assert window.add([{"return": -90.0, "steps": 91}] * 10) == 10
+    assert window.hard_score() == (-90, 10)
+    loaded = EpisodeWindow(None, hard_size=10)
+    loaded.load_state_dict(window.state_dict())
+    assert loaded.hard_score() == (-90, 10)
 
 
 def test_a_summary_shows_a_lost_combination():
