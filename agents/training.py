@@ -326,13 +326,14 @@ class Trainer:
         if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
             metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps, "tested": is_tested}
+            metrics["is_success"] = is_success
             self.best = {**metrics, "weights": weights}
 
 
 def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The kept policy from a training's state. Raises TypeError, one line, for metrics that are no numbers."""
     # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
-    best = {"fewest": metadata.get("cost"), "tested": True, **metadata}
+    best = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, **metadata}
     numbers = [best[name] for name in ("fewest", "score", "timesteps")]
     if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
         raise TypeError(f"best: expected numbers, got {numbers}")

@@ -87,8 +87,7 @@ def _say_result(run: Run, path: Path, seconds: float) -> None:
         say(f"{file}: the last policy")
         return
     live = "" if best["live"] is None else f" with {best['live']:.1f} live memories per layer"
-    is_success = trainer.window.reports_success
-    score = f"{best['score']:.1%}" if is_success else f"a return of {best['score']:.4g}"
+    score = f"{best['score']:.1%}" if best["is_success"] else f"a return of {best['score']:.4g}"
     say(f"{file}: the policy of step {best['timesteps']:,}, {score} on the hard episodes{live}")
 
 

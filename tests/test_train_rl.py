@@ -4,6 +4,7 @@ lost."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
@@ -174,6 +176,16 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     trainer.update()
     assert trainer.best is None
     trainer.close()
+
+
+def test_what_is_said_of_a_kept_return_is_no_percentage(in_folder, monkeypatch, capsys):
+    """CartPole reports no success. Every update meets the target here."""
+    monkeypatch.setattr(ForgettingController, "holds", lambda *arguments: True)
+    monkeypatch.setattr(ForgettingController, "target", lambda *arguments: -1e9)
+    flags = ["--env", "CartPole-v1", "--num-envs", "8", "--num-steps", "64", "--run-dir", "run", "--memory", "none"]
+    assert call(train_rl, [*flags, "--total-timesteps", "2048"], monkeypatch) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"policy\.safetensors: the policy of step [\d,]+, a return of \d+\.\d+ on", said)
 
 
 def test_an_evaluation_on_the_way_ends_when_the_training_is_asked_to_stop(in_folder, monkeypatch):
