@@ -111,9 +111,7 @@ def main() -> None:
         jobs = [
             (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, rows)) for kind, seed in cells
         ]
-        for new_rows in results_of(
-            train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address
-        ):
+        for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "results.csv", rows.values())
