@@ -223,14 +223,17 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def plot(env: str, rows: Sequence[Row], path: Path) -> None:
     """Draws success, live memories and milliseconds per step against length, a line for each kind, a point for each
-    seed. Times are left out unless all lengths were played with the same number of episodes."""
+    seed. Live memories are left out where no kind has slots, and times unless all lengths were played with the same
+    number of episodes."""
     from matplotlib.figure import Figure
 
-    panels = {"success": "success", "live_mean": "live memories per layer"}
+    panels = {"success": "success"}
+    if not all(math.isnan(row.live_mean) for row in rows):  # a recurrent memory has no slots
+        panels["live_mean"] = "live memories per layer"
     if len({row.episodes for row in rows}) == 1:
         panels["ms_per_step"] = "ms per step of the batch"
     figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, kind in enumerate(sorted({row.kind for row in rows})):
         kind_rows = [row for row in rows if row.kind == kind]
         lengths = sorted({row.length for row in kind_rows})

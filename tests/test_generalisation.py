@@ -38,6 +38,13 @@ def test_each_kind_is_trained_once_and_played_at_every_length(tmp_path, monkeypa
     assert "12" in capsys.readouterr().out
 
 
+def test_a_memory_without_slots_is_drawn_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", *TINY[:6], "--kinds", "gru"]
+    assert call([*flags, "--lengths", "100"], monkeypatch) == 0
+    assert (tmp_path / "out" / "generalisation.png").stat().st_size > 5_000
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
