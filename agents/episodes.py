@@ -110,12 +110,15 @@ class EpisodeWindow:
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
-                still_hard = [e for e in self.hard if e[self.difficulty_key] >= self.hard_fraction * difficulty]
+                still_hard = [e for e in self.hard if self._is_hard(e)]
                 self.hard.clear()
                 self.hard.extend(still_hard)
-            if difficulty >= self.hard_fraction * self.hardest:
+            if self._is_hard(episode):
                 self.hard.append(episode)
-        return sum(episode[self.difficulty_key] >= self.hard_fraction * self.hardest for episode in episodes)
+        return sum(map(self._is_hard, episodes))
+
+    def _is_hard(self, episode: Mapping[str, Any]) -> bool:
+        return episode[self.difficulty_key] >= self.hard_fraction * self.hardest
 
     @property
     def reports_success(self) -> bool:

@@ -37,7 +37,7 @@ from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cel
 from benchmarks.comparison_report import write_report
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
-from benchmarks.workers import results_of
+from benchmarks.workers import check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, REWARDS
 from expire_span_rl.building import build
@@ -223,6 +223,7 @@ class Sweep:
         if agent is not None and agent in AGENTS and agent not in comparable:
             learn = ", ".join(comparable)
             raise cli.UsageError(f"--agent: expected one that learns with any memory kind ({learn}), got {agent!r}")
+        check_no_actors(config.ray_address, flags)
         self.config = config
         self.out = out
         # The kinds of all cells in the directory are checked, also those that this call does not train.
@@ -233,8 +234,6 @@ class Sweep:
             for kind, settings in self.settings.items():
                 steps = -(-settings.run.total_timesteps // CHECKPOINTS)
                 self.settings[kind] = settings.replace(checkpoint_every=steps)
-        if config.ray_address and any(getattr(s.agent, "num_actors", 0) for s in self.settings.values()):
-            raise cli.UsageError("--num-actors: expected 0 with --ray-address, where each training has one CPU")
         self.try_to_build()
 
     def try_to_build(self) -> None:
@@ -302,10 +301,8 @@ class Sweep:
         _report(self.out, cells)
 
     def _finish_cells(self, work: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """The cells, in the order in which they end. One job at a time needs no other process."""
-        jobs, ray_address = self.config.jobs, self.config.ray_address
-        here = jobs == 1 and not ray_address
-        return map(finish_cell, work) if here else results_of(finish_cell, work, jobs, ray_address)
+        """The cells, in the order in which they end."""
+        return results_of(finish_cell, work, self.config.jobs, self.config.ray_address, may_stay=True)
 
     def file(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell}.json"

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.coverage import current_commit
 from benchmarks.learning import split_arguments
-from benchmarks.workers import results_of
+from benchmarks.workers import check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, choice
 from expire_span_rl.evaluation import evaluate
@@ -105,6 +105,7 @@ def main() -> None:
     )
     folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
     rows = read_rows(folder / "results.csv")
+    check_no_actors(config.ray_address, training_flags)
     if not config.report:
         os.environ["OMP_NUM_THREADS"] = "1"
         cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import results_of
+from benchmarks.workers import check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config
@@ -77,6 +77,7 @@ def main() -> None:
     benchmark_flags, training_flags = split_arguments(BenchmarkConfig, sys.argv[1:])
     config = cli.parse(BenchmarkConfig, benchmark_flags, "Learning on several seeds. Flags of train_rl.py may follow.")
     settings = parse_config(training_flags)
+    check_no_actors(config.ray_address, training_flags)
     out = Path(config.out or f"benchmarks/results/learning-{settings.run.env}-{settings.run.memory}.json")
     if config.replot:
         _show(json.loads(out.read_text()), config.plot)

@@ -172,8 +172,7 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     total = sum(len(sweep.cells()) for sweep in sweeps)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "benchmarks.tasks", *sys.argv[1:]]) + "\n")
     _log(f"{total - len(work)} of {total} cells are there, {len(work)} to go -> {out}")
-    here = config.jobs == 1 and not config.ray_address
-    finish = map(finish_task, work) if here else results_of(finish_task, work, config.jobs, config.ray_address)
+    finish = results_of(finish_task, work, config.jobs, config.ray_address, may_stay=True)
     for count, (name, cell) in enumerate(finish, total - len(work) + 1):
         _write(out, load_cells(out))
         row = rows_of({name: [cell]})[0]

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from expire_span_rl import cli
+
 
 def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
     """Calls `function` for each item of `work` in a process of its own, `jobs` at a time. Yields the results in the
@@ -54,10 +56,21 @@ def on_ray(function: Callable[[Any], Any], work: Sequence[Any], address: str) ->
         cluster.close(None)
 
 
-def results_of(function: Callable[[Any], Any], work: Sequence[Any], jobs: int, ray_address: str) -> Iterator[Any]:
+def results_of(
+    function: Callable[[Any], Any], work: Sequence[Any], jobs: int, ray_address: str, *, may_stay: bool = False
+) -> Iterator[Any]:
     """The results of `function` for each item of `work`, in the order in which they end: on the Ray cluster if there is
-    an address, else in processes of this machine, `jobs` at a time."""
-    return on_ray(function, work, ray_address) if ray_address else in_processes(function, work, jobs)
+    an address, else in processes of this machine, `jobs` at a time. may_stay: one job at a time needs no other process
+    than this one."""
+    if ray_address:
+        return on_ray(function, work, ray_address)
+    return map(function, work) if may_stay and jobs == 1 else in_processes(function, work, jobs)
+
+
+def check_no_actors(ray_address: str, training_flags: Sequence[str]) -> None:
+    """Raises UsageError, one line, for trainings on a cluster that would start actors of their own."""
+    if ray_address and (cli.value_of("num-actors", training_flags) or "0") != "0":
+        raise cli.UsageError("--num-actors: expected 0 with --ray-address, where each training has one CPU")
 
 
 def _receive(result: Any, process: BaseProcess) -> Any:

@@ -58,7 +58,8 @@ class Model:
         features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads
         observations in place of our encoders, and its arguments.
         settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores,
-        such as `num_envs`, `learning_rate`, `memory_budget`, `seed`; `env_kwargs` may be a dict.
+        such as `num_envs`, `learning_rate`, `memory_budget`, `seed`; `env_kwargs` may be a dict. Without `num_envs`
+        there are 128 environments: how long the training is, by which train_rl.py chooses, only `learn` is told.
 
         Raises ValueError, one line, for settings or an environment that cannot be used.
         """

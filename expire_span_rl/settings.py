@@ -56,10 +56,11 @@ OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False, "normaliz
 
 
 LEAST_UPDATES = 64
-"""A training without --num-envs has at least so many updates. CartPole-v1 with 150,000 steps, whole rollouts of 128
-environments: 19 updates, and a return of 475 on no seed. With 32 environments it is reached
-(docs/results/other_tasks.md)."""
+"""A training without --num-envs has at least so many updates, if LEAST_ENVS environments are few enough for that. In
+128 environments CartPole-v1 had 19 updates within 150,000 steps, and no seed came to a return of 475. In 32 most seeds
+do (docs/results/other_tasks.md)."""
 LEAST_ENVS = 16
+"""The fewest environments that the default of --num-envs may be."""
 
 
 def tuned(env: str, agent: str) -> dict[str, Any]:

@@ -149,6 +149,10 @@ def test_a_sweep_refuses_other_settings(in_folder, trainings, monkeypatch, capsy
         (["--quick", "--env", "Switch-v0", "--eval-episodes", "0"], "--eval-episodes: expected at least 1"),
         (["--agent", "sb3-ppo"], "--agent: expected one that learns with any memory kind (ppo, impala), got 'sb3-ppo'"),
         (["--seeds", "0"], "--seeds: expected at least 1"),
+        (
+            ["--agent", "impala", "--num-actors", "2", "--ray-address", "auto"],
+            "--num-actors: expected 0 with --ray-address, where each training has one CPU",
+        ),
         (["--memory", "gru"], "--memory: expected only flags that the sweep leaves open"),
         (["--kinds", "transformer_xl", "--window", "9"], "it sets --window itself"),
         (["--env", "Coridor-v0"], "did you mean 'Corridor-v0'"),

@@ -51,6 +51,10 @@ def test_a_memory_without_slots_is_drawn_alone(tmp_path, monkeypatch):
         (["--env", "CartPole-v1"], "--env: expected one of"),
         (["--kinds", "expire_spam"], "--kinds: expected one of"),
         (["--lengths", "0"], "--lengths: expected at least one length of at least 1, got (0,)"),
+        (
+            ["--agent", "impala", "--num-actors", "2", "--ray-address", "auto"],
+            "--num-actors: expected 0 with --ray-address, where each training has one CPU",
+        ),
         (["--episodes", "0"], "--episodes: expected at least 1, got 0"),
     ],
 )
