@@ -48,7 +48,7 @@ class Memory(Protocol):
         """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
         ...
 
-    def with_span_limit_of(self, other: Any, /) -> Memory:
+    def with_drawn_of(self, other: Any, /) -> Memory:
         """The same memory with what was drawn at random for `other`."""
         ...
 

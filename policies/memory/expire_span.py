@@ -28,18 +28,18 @@ class ExpireSpan(MemoryKind):
         super().__init__(width, num_heads, config)
         self.span = PREDICTORS[config.span_model](width, config)
 
-    def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor:
+    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
-        return self._limited(self.span(normed), span_limit)
+        return self._limited(self.span(normed), drawn)
 
-    def describe_renewed(self, normed: Tensor, span_limit: Tensor, known_need: Tensor) -> Tensor:
+    def describe_renewed(self, normed: Tensor, drawn: Tensor, known_need: Tensor) -> Tensor:
         """Spans [B,C] of memories that were needed at the ages `known_need` [B,C]."""
         assert isinstance(self.span, SurvivalSpans)
-        return self._limited(self.span(normed, known_need), span_limit)
+        return self._limited(self.span(normed, known_need), drawn)
 
-    def _limited(self, spans: Tensor, span_limit: Tensor) -> Tensor:
-        if span_limit.shape[1]:
-            spans = torch.minimum(spans, span_limit[:, :1] * self.span.max_span)
+    def _limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
+        if drawn.shape[1]:
+            spans = torch.minimum(spans, drawn[:, :1] * self.span.max_span)
         return spans
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
@@ -90,6 +90,6 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
-    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float) -> Tensor:
+    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""
         return self.config.span_coef * self.span.loss(normed.detach(), is_new, lives, pressure)

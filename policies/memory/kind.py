@@ -1,7 +1,7 @@
 """The questions that a memory kind answers.
 
 B environments, T time steps, N query steps, C slots that a query may look at, D model width, H heads, d head width, K
-span limits of each environment, E merged slots, c members of a block. A slot holds the input of one layer at one step.
+random numbers of a rollout, E merged slots, c members of a block. A slot holds the input of one layer at one step.
 Its age at a query is the number of steps since then.
 """
 
@@ -72,15 +72,15 @@ class MemoryKind(nn.Module):
         supports_forgetting it holds at full pressure."""
         return 1.0
 
-    def describe(self, normed: Tensor, span_limit: Tensor) -> Tensor | None:
+    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
         """The slot features: a number per slot from its normalised hidden vector, [B,C,D] -> [B,C], or None.
-        span_limit: [B,K]."""
+        drawn: [B,K], of `draw`."""
         return None
 
-    def describe_renewed(self, normed: Tensor, span_limit: Tensor, known_need: Tensor) -> Tensor | None:
+    def describe_renewed(self, normed: Tensor, drawn: Tensor, known_need: Tensor) -> Tensor | None:
         """`describe` of slots that are known to have been needed at the ages `known_need` [B,C], 0 if never. Asked
         only of a kind with `renew_every`."""
-        return self.describe(normed, span_limit)
+        return self.describe(normed, drawn)
 
     def visibility(
         self, age: Tensor, slot_features: Tensor | None, exists: Tensor
@@ -143,8 +143,8 @@ class MemoryKind(nn.Module):
         return {}
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """The span limits [B,K]: random numbers that hold for one training rollout, the same for acting and
-        learning. K is 0 if there are none."""
+        """The random numbers [B,K] of one training rollout, the same for acting and learning. K is 0 if there are
+        none."""
         return torch.zeros(batch_size, 0)
 
     def use_lift(self) -> float | None:
@@ -182,11 +182,11 @@ class MemoryKind(nn.Module):
         return weights.amax(1) > least.clamp(min=self.use_share())
 
     def loss(
-        self, normed: Tensor, is_new: Tensor, lives: Lives | None, span_limit: Tensor, pressure: float
+        self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float
     ) -> Tensor | None:
         """The kind's loss, a scalar, or None.
 
         normed: [B,C,D]; is_new: bool [B,C], written in this rollout; lives: what became of the slots, None without
-        pressure or for a kind without `use_lift`; span_limit: [B,K]; pressure: the controller's, in [-1, 1].
+        pressure or for a kind without `use_lift`; drawn: [B,K]; pressure: the controller's, in [-1, 1].
         """
         return None

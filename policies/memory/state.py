@@ -1,6 +1,6 @@
 """What a memory is: the slots of a Transformer's layers, or the hidden state of a recurrent core.
 
-B environments, L layers, S slots of a layer, D model width, K span limits of each environment, N live memories. A slot
+B environments, L layers, S slots of a layer, D model width, K random numbers of a rollout, N live memories. A slot
 holds the input of one layer at one step. Its age at a query is the number of steps since then.
 """
 
@@ -92,14 +92,14 @@ class Memory:
 
     layers: tuple[LayerMemory, ...]
     time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
-    span_limit: Tensor  # [B,K] random numbers that the kind drew for this rollout; K is 0 for most kinds
+    drawn: Tensor  # [B,K] random numbers that the kind drew for this rollout; K is 0 for most kinds
     state: Tensor | None = None  # [B,L,D] hidden state of a recurrent core, which has no slots
 
     def rows(self, indices: Tensor) -> Memory:
         """The memories of the chosen environments. indices: [b] int64."""
         state = None if self.state is None else self.state[indices]
         layers = tuple(layer.rows(indices) for layer in self.layers)
-        return Memory(layers, self.time[indices], self.span_limit[indices], state)
+        return Memory(layers, self.time[indices], self.drawn[indices], state)
 
     def live(self) -> Tensor | None:
         """[B,L]: number of memories that the next query sees, itself not counted; None for a kind without slots."""
@@ -162,7 +162,7 @@ class Memory:
         return cls(
             layers=tuple(layers),
             time=concatenate([part.time for part in parts]),
-            span_limit=concatenate([part.span_limit for part in parts]),
+            drawn=concatenate([part.drawn for part in parts]),
             state=concatenate(states) if states else None,
         )
 
@@ -183,9 +183,9 @@ class Memory:
         drifts = [(after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-8) for before, after in pairs]
         return float(torch.cat(drifts).mean()) if drifts else math.nan
 
-    def with_span_limit_of(self, source: Memory) -> Memory:
-        """The same memory with the span limits that were drawn for `source`."""
-        return replace(self, span_limit=source.span_limit)
+    def with_drawn_of(self, source: Memory) -> Memory:
+        """The same memory with what was drawn for `source`."""
+        return replace(self, drawn=source.drawn)
 
     def renewed(self) -> Memory:
         """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
@@ -206,8 +206,8 @@ class Memory:
         return out
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Named tensors for a file; `from_tensors` reads them. Files call the span limits "drawn"."""
-        out = {"time": self.time, "drawn": self.span_limit}
+        """Named tensors for a file; `from_tensors` reads them."""
+        out = {"time": self.time, "drawn": self.drawn}
         if self.state is not None:
             out["state"] = self.state
         for i, layer in enumerate(self.layers):

@@ -22,13 +22,13 @@ class RecurrentActing:
 
     state: Tensor  # [B,S,D]
     time: Tensor  # [B] clock of the observation that comes next
-    span_limit: Tensor  # [B,0]
+    drawn: Tensor  # [B,0]
     live: None = None
     full: ClassVar[bool] = False
 
     def memory(self) -> Memory:
         """The hidden state after the last step."""
-        return Memory((), self.time, self.span_limit, self.state)
+        return Memory((), self.time, self.drawn, self.state)
 
 
 class RecurrentCore(nn.Module):
@@ -101,7 +101,7 @@ class RecurrentCore(nn.Module):
 
     def begin(self, memory: Memory, horizon: int, into: Any = None, *, in_rollout: bool = False) -> RecurrentActing:
         """A hidden state to act on, for any number of steps."""
-        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.span_limit)
+        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -146,7 +146,7 @@ def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory
     time = memory.time
     for start in episode_start:
         time = time.masked_fill(start, 0) + 1
-    return Memory((), time, memory.span_limit, state.detach())
+    return Memory((), time, memory.drawn, state.detach())
 
 
 class LayerNorms(nn.Module):

@@ -108,20 +108,20 @@ class Layer(nn.Module):
             query = key @ previous_step
             self.query.weight[rows] = query * (key.norm() / query.norm())
 
-    def write(self, hidden: Tensor, span_limit: Tensor, known_need: Tensor | None = None) -> Projection:
+    def write(self, hidden: Tensor, drawn: Tensor, known_need: Tensor | None = None) -> Projection:
         """The projection of hidden vectors [B,C,D] that queries look at.
 
-        span_limit: [B,K], as the kind drew it for this rollout; known_need: [B,C] as in `LayerMemory`, None for slots
+        drawn: [B,K], as the kind drew it for this rollout; known_need: [B,C] as in `LayerMemory`, None for slots
         that are new or not renewed."""
         normed = self.norm(hidden)
         keys, values = self._split_heads(self.key_value(normed))
-        return Projection(normed, keys, values, self.describe(normed, span_limit, known_need))
+        return Projection(normed, keys, values, self.describe(normed, drawn, known_need))
 
-    def describe(self, normed: Tensor, span_limit: Tensor, known_need: Tensor | None) -> Tensor | None:
+    def describe(self, normed: Tensor, drawn: Tensor, known_need: Tensor | None) -> Tensor | None:
         """The slot features [B,C] of normalised hidden vectors [B,C,D], or None. Arguments as for `write`."""
         if known_need is None:
-            return self.kind.describe(normed, span_limit)
-        return self.kind.describe_renewed(normed, span_limit, known_need)
+            return self.kind.describe(normed, drawn)
+        return self.kind.describe_renewed(normed, drawn, known_need)
 
     def read(self, x: Tensor, normed: Tensor, slots: Slots, query_positions: Tensor, episode_begin: Tensor) -> Reading:
         """The layer for queries x [B,N,D], normalised `normed`.

@@ -67,11 +67,11 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with the span limits that the kind draws for one training rollout. Uses are tracked, and spans
+        """`memory` with the random numbers that the kind draws for one training rollout. Uses are tracked, and spans
         renewed, if the kind asks for it."""
         kind = self._kinds[0]
-        span_limit = kind.draw(len(memory.time), generator)
-        memory = replace(memory, span_limit=span_limit.to(memory.time.device, self.norm.weight.dtype))
+        drawn = kind.draw(len(memory.time), generator)
+        memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
             size = into.size
         acting = begin(memory, size=size)
         acting.column = torch.full((1,), size, device=memory.time.device)
-        acting.span_limit = memory.span_limit.clone()
+        acting.drawn = memory.drawn.clone()
         if into is not None and into.refill(acting):
             return into
         return acting
@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         return TransformerActing(
             layers=buffers,
             time=memory.time.clone(),
-            span_limit=memory.span_limit,
+            drawn=memory.drawn,
             kinds=self._kinds,
             size=size,
             horizon=horizon,
@@ -161,7 +161,7 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.read_self(x, layer.norm(x))
                 continue
-            projection = layer.write(x, acting.span_limit)
+            projection = layer.write(x, acting.drawn)
             slots = acting.write_slots(i, projection, x)
             reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
             live.append(reading.num_visible)  # [B,1]
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.read_self(x, layer.norm(x))
                 continue
-            projection = layer.write(x, acting.span_limit[rows])
+            projection = layer.write(x, acting.drawn[rows])
             slots = acting.layers[i].slots.columns(0, acting.num_slots).rows(rows)
             slots = slots.append(projection, query_position[:, 0])
             x = layer.read(x, projection.normed, slots, query_position, episode_begin).x
@@ -281,7 +281,7 @@ class Transformer(nn.Module):
             final_features=self.norm(final_x),
             loss=loss,
             layers=tuple(inspections) if details else (),
-            memory=Memory(tuple(layer_memories), axis.time_after(), memory.span_limit) if keep else None,
+            memory=Memory(tuple(layer_memories), axis.time_after(), memory.drawn) if keep else None,
         )
 
 

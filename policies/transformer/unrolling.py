@@ -1,7 +1,7 @@
 """One Transformer layer over a whole rollout in parallel.
 
 B environments, T time steps, S memory slots, E slots merged in the rollout, C = E + S + T slots, D width, H heads, F
-final observations, K span limits of each environment.
+final observations, K random numbers of a rollout.
 
 Positions are as in `slots`: step t lies at t, a memory slot at minus its age at step 0.
 """
@@ -35,7 +35,7 @@ class Axis:
     episode_end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     time: Tensor  # [B] the clock at the first step
-    span_limit: Tensor  # [B,K]
+    drawn: Tensor  # [B,K]
 
     @classmethod
     def of(cls, episode_start: Tensor, dtype: torch.dtype, final_at: tuple[Tensor, Tensor], memory: Memory) -> Axis:
@@ -49,7 +49,7 @@ class Axis:
             episode_end=F.pad(end, (0, 1), value=math.inf),
             final_at=final_at,
             time=memory.time,
-            span_limit=memory.span_limit,
+            drawn=memory.drawn,
         )
 
     @property
@@ -115,7 +115,7 @@ def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -
     known_need = layer_memory.known_need
     if known_need is not None:
         known_need = F.pad(known_need, (hidden.shape[1] - layer_memory.hidden.shape[1] - x.shape[1], x.shape[1]))
-    projection = layer.write(hidden, axis.span_limit, known_need)
+    projection = layer.write(hidden, axis.drawn, known_need)
     slots = _build_slots(projection, layer_memory, axis, extension)
     queries = projection.normed[:, -x.shape[1] :]
     reading = layer.read(x, queries, slots, axis.query_positions, axis.episode_begin)
@@ -160,7 +160,7 @@ def _read_finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
         num_unordered = slots.position.shape[1] if slots.num_unordered else 0
         slots = replace(slots.gather(columns), num_unordered=num_unordered)
     query_position = t.to(x.dtype) + 1  # [F]
-    projection = layer.write(x, axis.span_limit[b])
+    projection = layer.write(x, axis.drawn[b])
     slots = slots.append(projection, query_position)
     episode_begin = axis.episode_begin[b, t][:, None]
     return layer.read(x, projection.normed, slots, query_position[:, None], episode_begin).x[:, 0]
@@ -189,7 +189,7 @@ class _LayerPass:
             lives = self._lives()
         is_new = torch.zeros_like(slots.position, dtype=torch.bool)
         is_new[:, -self.axis.num_steps :] = True
-        loss = kind.loss(self.projection.normed, is_new, lives, self.axis.span_limit, pressure)
+        loss = kind.loss(self.projection.normed, is_new, lives, self.axis.drawn, pressure)
         if extension is not None and slots.num_unordered:
             visible = self.reading.visible[:, :, : slots.num_unordered]
             queries = self.reading.queries.detach()

@@ -76,7 +76,7 @@ def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
     for rollout in context_rollouts:
         context.add(rollout)
     cached = last_rollout.memory
-    recomputed = recompute_memory(collector.policy, context.pack()).with_span_limit_of(cached)
+    recomputed = recompute_memory(collector.policy, context.pack()).with_drawn_of(cached)
     if kind == "none":
         assert np.isnan(cached.drift(recomputed, 2 * T))
         return
@@ -86,7 +86,7 @@ def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
     with torch.no_grad():
         for parameter in collector.policy.encoder.parameters():
             parameter += 0.5 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    moved = recompute_memory(collector.policy, context.pack()).with_span_limit_of(cached)
+    moved = recompute_memory(collector.policy, context.pack()).with_drawn_of(cached)
     assert cached.drift(moved, 2 * T) > 0.05
 
 

@@ -119,7 +119,7 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
             torch.equal(learning_memory.time, acting_memory.time)
             and learning_memory.time.dtype == acting_memory.time.dtype
         )
-        assert torch.equal(learning_memory.span_limit, acting_memory.span_limit)
+        assert torch.equal(learning_memory.drawn, acting_memory.drawn)
         assert (learning_memory.state is None) == (acting_memory.state is None)
         if acting_memory.state is not None:
             assert not learning_memory.state.requires_grad
@@ -257,7 +257,7 @@ def test_an_episode_start_empties_the_memory_of_its_row_only(kind, settings):
     rollout = experience(generator, 6, 4, 0)
     reset = replace(rollout, start=rollout.start.clone())
     reset.start[0, 1] = True
-    fresh = replace(policy.initial_memory(4), span_limit=memory.span_limit)
+    fresh = replace(policy.initial_memory(4), drawn=memory.drawn)
     for run in (act, _unroll):
         with_reset, no_reset, from_start = (
             run(policy, memory, reset),
