@@ -19,8 +19,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_steps", "audit",
     ),
     "environment": (
-        "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "normalize_cells", "vectorization",
-        "env_timeout",
+        "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "normalize_cells", "impute_cells",
+        "vectorization", "env_timeout",
     ),
     "memory": (),
     "forgetting": (),

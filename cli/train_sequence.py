@@ -18,8 +18,8 @@ from expire_span_rl.sequences import AGENT, SPAN_LOSSES, TASKS, SequenceConfig, 
 from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, length_flag, run_parts, tuned
 
 _HIDDEN = (
-    "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "normalize_cells",
-    "normalize_observations", "total_timesteps", "vectorization", "wrap",
+    "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "impute_cells",
+    "normalize_cells", "normalize_observations", "total_timesteps", "vectorization", "wrap",
 )  # fmt: skip
 """Settings without a flag: the task determines them, or they do not apply to supervised learning."""
 _CHOICES = {"memory": KINDS, "task": TASKS, "keep_snapshots": SNAPSHOTS, "span_loss": SPAN_LOSSES}

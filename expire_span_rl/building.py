@@ -138,6 +138,7 @@ class _Builder:
             run.normalize_observations,
             getattr(settings.agent, "normalize_rewards", False),
             normalize_cells=run.normalize_cells,
+            impute_cells=run.impute_cells,
             memory=run.memory,
             memory_config=memory_config_for(self.env, settings.memory),
             core=settings.network,
@@ -179,7 +180,9 @@ class _Builder:
         from expire_span_rl.policies.sb3 import FlatVecEnv, SB3Policy, SB3PolicyConfig
 
         space = self.env.single_observation_space
-        spec = observation_spec(space, run.normalize_observations, normalize_cells=run.normalize_cells)
+        spec = observation_spec(
+            space, run.normalize_observations, normalize_cells=run.normalize_cells, impute_cells=run.impute_cells
+        )
         actions = action_spec(self.env.single_action_space)
         config = SB3PolicyConfig(spec, actions, name, self.settings.agent.width)
         return Network(

@@ -15,7 +15,7 @@ from expire_span_rl.settings import run_parts
 
 LATER: dict[str, Any] = {
     "imports": (), "wrap": (), "encoder": "auto", "normalize_observations": False, "normalize_cells": False,
-    "vectorization": "auto",
+    "impute_cells": False, "vectorization": "auto",
     "checkpoint_minutes": 5.0, "keep_snapshots": "all", "memory_image_every": 0, "quiet": False,
     "adam_beta2": None, "reward_prediction_coef": None, "observation_prediction_coef": None, "full_evidence": None,
     "span_bias_lr_scale": None, "use_lift": None, "action_gain": None, "shifted_heads": None, "gating": None,
@@ -23,7 +23,7 @@ LATER: dict[str, Any] = {
     "normalize_rewards": False, "amsgrad": True, "span_model": "sigmoid", "initial_limit": None,
     "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
     "fixed_pressure": None, "loss_tolerance": None, "min_radius": None, "max_radius": None, "max_phase": None,
-    "newest_first": None, "use_share": 0.0, "renew_every": 0, "sharpen_beyond": None,
+    "newest_first": None, "use_share": 0.0, "renew_every": 0, "sharpen_beyond": None, "time_skips": 0.0,
 }  # fmt: skip
 """Settings that were added after the first version, with what runs without them did; None: the field's default."""
 

@@ -117,6 +117,9 @@ class RunConfig:
     """Take from each possible content of a MiniGrid cell how often it was seen there, and divide by its standard
     deviation. What is always the same then counts for nothing, and the one rare object among a hundred walls for
     much."""
+    impute_cells: bool = True
+    """Read a MiniGrid cell that shows what training never showed at its place as what is usual there. Otherwise it
+    reads as noise, since nothing was learned about it."""
     vectorization: str = "auto"
     """How environments are stepped. auto: as a batch where the environment can be, else one after the other. sync: one
     after the other. async: each in a process of its own."""

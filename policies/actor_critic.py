@@ -132,15 +132,17 @@ class ActorCritic(Predictor, nn.Module):
         features_extractor: tuple[type[nn.Module], Mapping[str, Any]] | None = None,
         *,
         normalize_cells: bool = False,
+        impute_cells: bool = False,
         **config: Any,
     ) -> ActorCritic:
         """A policy for a wrapped environment's spaces; `config` as in PolicyConfig. Raises ValueError, one line.
 
         normalize: normalise numbers by their running mean and standard deviation; normalize_reward: the previous
-        reward, too; normalize_cells: the contents of MiniGrid's cells, too; features_extractor: (class, keyword
-        arguments) of a Stable-Baselines3 features extractor that reads the environment's own observation.
+        reward, too; normalize_cells: the contents of MiniGrid's cells, too; impute_cells: read contents of cells that
+        training never showed as the usual ones; features_extractor: (class, keyword arguments) of a Stable-Baselines3
+        features extractor that reads the environment's own observation.
         """
-        spec = observation_spec(observation, normalize, normalize_reward, normalize_cells)
+        spec = observation_spec(observation, normalize, normalize_reward, normalize_cells, impute_cells)
         extractor = None
         name = ""
         if features_extractor is not None:

@@ -108,7 +108,7 @@ def check_spans(config: Any) -> None:
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
-    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0, "renew_every": 0}
+    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     span_model: str = "survival"
@@ -146,6 +146,10 @@ class ExpireSpanConfig:
     """With --span-model survival: steps of the environment's clock after which spans are computed again, from the age
     at which each memory was last used. In training it happens at the start of each rollout instead. 0: never, a span
     then counts from the step that the memory was written at."""
+    time_skips: float = 0.25
+    """With --span-model survival: chance that time is skipped before a rollout of an environment, in training, up to
+    four ramps of steps. What was only just seen then has expired, so that the policy learns to act by what it keeps and
+    what it sees. 0: never."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
@@ -166,6 +170,8 @@ class ExpireSpanConfig:
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
             )
+        if not 0 <= self.time_skips <= 1:
+            raise ValueError(f"--time-skips: expected a chance from 0 to 1, got {self.time_skips}")
         if not self.use_lift > 0:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
         if not 0 <= self.use_share < 1:

@@ -34,6 +34,8 @@ ENCODERS: dict[str, type[EntryEncoder]] = {
     "vector": VectorEncoder,
 }
 """By the name in a policy file. A space is read by the first encoder that can read it."""
+OPTIONS = ("normalize", "impute")
+"""What an entry of a spec says besides the space that it reads."""
 
 __all__ = [
     "CELL_VALUES",
@@ -47,20 +49,26 @@ __all__ = [
 
 
 def observation_spec(
-    space: spaces.Dict, normalize: bool = True, normalize_reward: bool = False, normalize_cells: bool = False
+    space: spaces.Dict,
+    normalize: bool = True,
+    normalize_reward: bool = False,
+    normalize_cells: bool = False,
+    impute_cells: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """The spec of an observation space.
 
     normalize: normalise floats by their running mean and standard deviation, except the previous action and reward;
-    normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too. Raises
-    ValueError, one line, for a space that no policy can read.
+    normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too; impute_cells:
+    read contents of cells that training never showed as the usual ones (`CellsEncoder`). Raises ValueError, one line,
+    for a space that no policy can read.
     """
     spec = {key: _entry(key, sub, normalize) for key, sub in space.items()}
     if normalize_reward and PREVIOUS_REWARD in spec:
         spec[PREVIOUS_REWARD]["normalize"] = True
     for entry in spec.values():
-        if normalize_cells and entry["kind"] == "cells":
-            entry["normalize"] = True
+        if entry["kind"] == "cells":
+            options = {"normalize": normalize_cells, "impute": impute_cells}
+            entry.update({name: True for name, value in options.items() if value})
     return spec
 
 
@@ -79,10 +87,10 @@ def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
 
 
 def same_observation(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries of a spec read the same space. They may differ in whether it is normalised."""
+    """Whether two entries of a spec read the same space. They may differ in what is done with statistics."""
 
     def space_of(entry: Mapping[str, Any]) -> str:
-        return json.dumps({name: value for name, value in entry.items() if name != "normalize"}, sort_keys=True)
+        return json.dumps({name: value for name, value in entry.items() if name not in OPTIONS}, sort_keys=True)
 
     return space_of(entry) == space_of(other)
 

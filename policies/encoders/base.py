@@ -80,8 +80,12 @@ class Integers(EntryEncoder):
         return torch.minimum((numbers.long() - self.start).clamp_(min=0), self.largest)
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        columns = self._indices(value) + self.offset  # [N, numbers]
-        return torch.zeros(len(value), self.size, dtype=dtype, device=value.device).scatter_(1, columns, 1)
+        return self._one_hot(self._indices(value), dtype)
+
+    def _one_hot(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        """int64 [N, numbers] -> [N,C]."""
+        columns = torch.zeros(len(indices), self.size, dtype=dtype, device=indices.device)
+        return columns.scatter_(1, indices + self.offset, 1)
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         """Cross entropy, summed over the numbers."""

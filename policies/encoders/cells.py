@@ -29,24 +29,32 @@ class CellsEncoder(Integers):
     """Encodes uint8 [columns, lines, 3] with the bounds of MiniGrid's encoding. A larger value counts as the largest
     one.
 
-    With `normalize`, the frequency of each value at each place is taken from its column, which is divided by its
-    standard deviation: both of all observations of training so far. What was always the same then counts for nothing,
-    and the one rare object among a hundred walls for much. What was never seen reads as 0. The statistics are part of
-    the policy's weights and change only when `observe` is called.
+    Both options need how often each value was seen at each place, in all observations of training so far. These
+    statistics are part of the policy's weights and change only when `observe` is called.
+
+    With `normalize`, the frequency of each value is taken from its column, which is divided by its standard deviation.
+    What was always the same then counts for nothing, and the one rare object among a hundred walls for much. What was
+    never seen reads as 0.
+
+    With `impute`, a cell that has an object, a colour or a state that was never seen at its place is read as the most
+    frequent object, colour and state there. The weights of what was never seen are those of the start: it would read as
+    noise, as loud as anything.
     """
 
     learns_statistics: ClassVar[bool] = True
-    frequency: Tensor
-    scale: Tensor
-    count: Tensor
+    frequency: Tensor  # [C]
+    scale: Tensor  # [C]
+    count: Tensor  # scalar
 
     def __init__(self, entry: Mapping[str, Any]):
         columns, lines, _ = entry["shape"]
         super().__init__(entry, [*CELL_VALUES] * (columns * lines))
         self.normalize = bool(entry.get("normalize", False))
-        if self.normalize:
+        self.impute = bool(entry.get("impute", False))
+        if self.normalize or self.impute:
             self.register_buffer("frequency", torch.zeros(self.size))
-            self.register_buffer("scale", torch.ones(self.size))
+            if self.normalize:
+                self.register_buffer("scale", torch.ones(self.size))
             self.register_buffer("count", torch.zeros(()))
 
     @classmethod
@@ -56,20 +64,37 @@ class CellsEncoder(Integers):
         return None
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        columns = super().forward(value, dtype)
+        indices = self._indices(value)
+        columns = self._one_hot(self._imputed(indices) if self.impute else indices, dtype)
         if not self.normalize:
             return columns
         return columns.sub_(self.frequency).mul_(self.scale).clamp_(-MAX_NORMALIZED, MAX_NORMALIZED)
 
+    def _imputed(self, indices: Tensor) -> Tensor:
+        """The same values, int64 [N, numbers]. Those of cells that show what was never seen there become the most
+        frequent ones. Nothing changes before the first observation."""
+        was_seen = (self.frequency > 0) | (self.count == 0)  # [C]
+        is_known = was_seen[indices + self.offset].unflatten(1, (-1, len(CELL_VALUES))).all(2, keepdim=True)
+        usual = [part.argmax(1) for part in self._by_cell(self.frequency).split(CELL_VALUES, 1)]
+        is_known = is_known.expand(-1, -1, len(CELL_VALUES)).flatten(1)
+        return torch.where(is_known, indices, torch.stack(usual, 1).flatten())
+
+    @staticmethod
+    def _by_cell(columns: Tensor) -> Tensor:
+        """[C] -> [cells, values]."""
+        return columns.unflatten(0, (-1, sum(CELL_VALUES)))
+
     @torch.no_grad()
     def observe(self, value: Tensor) -> None:
         """Updates the frequencies with the values [N, ...]."""
-        if not self.normalize or not len(value):
+        if not (self.normalize or self.impute) or not len(value):
             return
         self.count.add_(len(value))
         columns = (self._indices(value) + self.offset).flatten()
         frequency = torch.bincount(columns, minlength=self.size).to(self.frequency) / len(value)
         self.frequency.lerp_(frequency, len(value) / self.count)
+        if not self.normalize:
+            return
         variance = self.frequency * (1 - self.frequency)
         self.scale.copy_(torch.rsqrt(variance + MIN_VARIANCE) * (variance > 0))
 

@@ -30,17 +30,12 @@ class ExpireSpan(MemoryKind):
 
     def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
-        return self._limited(self.span(normed), drawn)
+        return self.span.limited(self.span(normed), drawn)
 
     def describe_renewed(self, normed: Tensor, drawn: Tensor, known_need: Tensor) -> Tensor:
         """Spans [B,C] of memories that were needed at the ages `known_need` [B,C]."""
         assert isinstance(self.span, SurvivalSpans)
-        return self._limited(self.span(normed, known_need), drawn)
-
-    def _limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
-        if drawn.shape[1]:
-            spans = torch.minimum(spans, drawn[:, :1] * self.span.max_span)
-        return spans
+        return self.span.limited(self.span(normed, known_need), drawn)
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
@@ -63,10 +58,10 @@ class ExpireSpan(MemoryKind):
         return {**mean, "kept_for_good": 1 - finite.numel() / spans.numel()}
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        if not self.config.span_dropout:
-            return super().draw(batch_size, generator)
-        device = None if generator is None else generator.device
-        return torch.rand(batch_size, 1, generator=generator, device=device)
+        return self.span.draw(batch_size, generator)
+
+    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+        return self.span.skipped_steps(drawn)
 
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None

@@ -41,7 +41,7 @@ class Lives:
 
     use_in_rollout: Tensor  # the largest age at which attention used the slot in this rollout; -1: never
     last_use: Tensor  # the largest age at which attention ever used it; 0: never
-    first_age: Tensor  # its age at the first query of the rollout; 0 if it was written in the rollout
+    first_age: Tensor  # its age after the rollout before; 0 if it was written in this one
     final_age: Tensor  # its age at the first query after the rollout, or after the slot's episode
     ended: Tensor  # bool: the slot's episode ended in this rollout
     exists: Tensor  # bool; also False if it is unknown whether the slot was used before the rollout
@@ -146,6 +146,11 @@ class MemoryKind(nn.Module):
         """The random numbers [B,K] of one training rollout, the same for acting and learning. K is 0 if there are
         none."""
         return torch.zeros(batch_size, 0)
+
+    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+        """Steps [B] of the environments' clocks that are skipped before the rollout for which `drawn` [B,K] was drawn.
+        None if time is never skipped."""
+        return None
 
     def use_lift(self) -> float | None:
         """How many times the average attention of the other slots some head must give a slot for it to count as used.

@@ -34,6 +34,21 @@ class SigmoidSpans(nn.Linear):
         """Spans [B,C] in steps of memories with normalised hidden vectors [B,C,D]."""
         return self.max_span * torch.sigmoid(super().forward(normed).squeeze(-1))
 
+    def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """[B,1]: with span dropout the fractions of L_max that limit spans; [B,0] without."""
+        if not self.config.span_dropout:
+            return torch.zeros(batch_size, 0)
+        device = None if generator is None else generator.device
+        return torch.rand(batch_size, 1, generator=generator, device=device)
+
+    def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
+        """The spans [B,C] within the limits that were drawn."""
+        return torch.minimum(spans, drawn * self.max_span) if drawn.shape[1] else spans
+
+    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+        """None: time is never skipped."""
+        return None
+
     def observe_needs(self) -> None:
         """Changes nothing: needs are always observed."""
 

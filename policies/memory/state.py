@@ -184,8 +184,9 @@ class Memory:
         return float(torch.cat(drifts).mean()) if drifts else math.nan
 
     def with_drawn_of(self, source: Memory) -> Memory:
-        """The same memory with what was drawn for `source`."""
-        return replace(self, drawn=source.drawn)
+        """The same memory with what was drawn for `source`, a memory of the same environments at the same step, and
+        with its clock, which may have been moved."""
+        return replace(self, drawn=source.drawn, time=source.time)
 
     def renewed(self) -> Memory:
         """The same memories at the start of a training rollout: spans that are renewed count from the last use."""

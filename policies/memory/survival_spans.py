@@ -28,6 +28,9 @@ from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
 INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to become useless
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
 OBSERVING = 0.5  # value of `released` while needs are observed and spans do not follow them yet
+SKIPPED_RAMPS = 4
+"""At most so many ramps of steps are skipped at a time. More would not teach more, since a ramp is enough for what was
+only just seen to expire. What is skipped counts as watched, and should be little of what a memory is watched for."""
 PATIENCE = 2.0
 """A use counts as the last one if the memory was then watched, without another use, until it was this many times as
 old. Otherwise more uses may have followed: the need is right-censored."""
@@ -64,6 +67,25 @@ class SurvivalSpans(nn.Module):
     def release(self) -> None:
         """From now on spans are as long as their memories are needed, up to --max-span if that is set."""
         self.released.fill_(1.0)
+
+    def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """[B,1] steps to skip before a training rollout, 0 in most rows and before `release`. [B,0] if there are never
+        any."""
+        if not self.config.time_skips:
+            return torch.zeros(batch_size, 0)
+        device = self.released.device if generator is None else generator.device
+        chance, size = torch.rand(2, batch_size, generator=generator, device=device)
+        steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
+        released = (self.released >= 1).to(device)
+        return torch.where((chance < self.config.time_skips) & released, steps, 0)[:, None]
+
+    def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
+        """The spans [B,C]: nothing that is drawn limits them."""
+        return spans
+
+    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+        """[B]; None if nothing was drawn."""
+        return drawn[:, 0] if drawn.shape[1] else None
 
     @property
     def tracks_use(self) -> bool:

@@ -67,11 +67,14 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with the random numbers that the kind draws for one training rollout. Uses are tracked, and spans
-        renewed, if the kind asks for it."""
+        """`memory` with the random numbers that the kind draws for one training rollout. If the kind asks for it, uses
+        are tracked, spans renewed, and steps of the clock skipped."""
         kind = self._kinds[0]
         drawn = kind.draw(len(memory.time), generator)
-        memory = replace(memory, drawn=drawn.to(memory.time.device, self.norm.weight.dtype))
+        drawn = drawn.to(memory.time.device, self.norm.weight.dtype)
+        skipped_steps = kind.skipped_steps(drawn)
+        time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
+        memory = replace(memory, drawn=drawn, time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))

@@ -224,10 +224,16 @@ class _LayerPass:
         end = self.axis.episode_end.gather(1, (position.long() + 1).clamp(0, steps))
         ended = (end < steps) & exists
         final_age = torch.where(ended, end, steps) - position
+        # Its age when the rollout before was over. Time that was skipped since is not part of an episode that ended.
+        earlier_age = -position
+        skipped_steps = self.layer.kind.skipped_steps(self.axis.drawn)
+        if skipped_steps is not None:
+            earlier_age = earlier_age - skipped_steps[:, None]
+            final_age = torch.where(end == 0, earlier_age, final_age)
         return Lives(
             use_in_rollout=use_in_rollout,
             last_use=last_use,
-            first_age=(-position).clamp(min=0),
+            first_age=earlier_age.clamp(min=0),
             final_age=final_age,
             ended=ended,
             exists=exists,

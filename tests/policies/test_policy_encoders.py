@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -155,14 +156,46 @@ def test_normalized_cells_have_the_mean_0_and_the_variance_1():
 def test_statistics_of_cells_travel_with_the_policy_if_they_are_asked_for():
     space = spaces.Dict({"image": Cells(2, 1)})
     image = {"image": cells_of(torch.Generator().manual_seed(1), 12).unflatten(0, (3, 4))}
-    for normalize_cells in (False, True):
-        policy = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize_cells=normalize_cells)
+    for normalize, impute in itertools.product((False, True), repeat=2):
+        policy = ActorCritic.for_spaces(space, spaces.Discrete(2), normalize_cells=normalize, impute_cells=impute)
         policy.observe(image)
-        names = [name for name in policy.state_dict() if name.startswith("encoder.parts")]
-        expected = ["frequency", "scale", "count"] if normalize_cells else []
-        assert names == [f"encoder.parts.0.{name}" for name in expected]
-        assert policy.config.observation["image"].get("normalize", False) == normalize_cells
-    assert policy.state_dict()["encoder.parts.0.count"] == 12
+        names = {name for name in policy.state_dict() if name.startswith("encoder.parts")}
+        expected = ({"frequency", "count"} if normalize or impute else set()) | ({"scale"} if normalize else set())
+        assert names == {f"encoder.parts.0.{name}" for name in expected}
+        entry = policy.config.observation["image"]
+        assert (entry.get("normalize", False), entry.get("impute", False)) == (normalize, impute)
+        if names:
+            assert policy.state_dict()["encoder.parts.0.count"] == 12
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_cell_that_shows_what_was_never_seen_there_reads_as_what_is_usual_there(normalize):
+    """In each of its parts: object, colour and state. The other cells read as they are."""
+    encoder = CellsEncoder({"shape": [2, 1, 3], "normalize": normalize, "impute": True})
+    plain = CellsEncoder({"shape": [2, 1, 3], "normalize": normalize})
+    wall, ball, door, floor = [2, 5, 0], [6, 1, 0], [4, 1, 2], [3, 5, 0]
+
+    def view(*cells: list[int]) -> torch.Tensor:
+        return torch.tensor([cells], dtype=torch.uint8)[:, :, None]
+
+    assert torch.equal(encoder(view(floor, ball), torch.float32), plain(view(floor, ball), torch.float32))
+    for part in (view(wall, ball), view(wall, door), view(ball, door)):  # the counts of parts, in any order
+        encoder.observe(part)
+        plain.observe(part)
+    expected_readings = {
+        (tuple(wall), tuple(door)): (wall, door),
+        (tuple(floor), tuple(ball)): (wall, ball),  # never such an object in the first cell
+        ((2, 4, 0), tuple(ball)): (wall, ball),  # nor such a colour
+        ((2, 5, 3), tuple(ball)): (wall, ball),  # nor such a state
+        (tuple(wall), tuple(wall)): (wall, [4, 1, 2]),  # walls were seen, but not in the second cell
+    }
+    for shown, read in expected_readings.items():
+        value = encoder(view(*map(list, shown)), torch.float64)
+        assert torch.equal(value, plain(view(*read), torch.float64))
+    both = torch.cat([view(floor, ball), view(wall, door)])
+    assert torch.equal(
+        encoder(both, torch.float64), plain(torch.cat([view(wall, ball), view(wall, door)]), torch.float64)
+    )
 
 
 def test_without_normalization_numbers_are_read_as_they_are_and_nothing_is_learned():
