@@ -37,9 +37,8 @@ class OptimizerConfig:
     """Adam's epsilon. Attention weights have gradients near 1e-7 here, which the usual 1e-5 would drown."""
     adam_beta2: float = 0.99
     """Adam's decay rate of squared gradients. The usual 0.999 takes too large a step when gradients grow suddenly."""
-    amsgrad: bool = True
-    """Divide by the largest squared gradient so far (AMSGrad). A solved task then stays learned. Learning is slower
-    after large gradients."""
+    amsgrad: bool = False
+    """Divide by the largest squared gradient so far (AMSGrad). Learning is slower after large gradients."""
     max_grad_norm: float = 0.5
     """Largest gradient norm of each parameter group. Longer gradients are scaled down to it."""
 
@@ -62,7 +61,7 @@ class LearnerConfig(OptimizerConfig):
     final_ent_coef: float | None = None
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
-    normalize_rewards: bool = False
+    normalize_rewards: bool = True
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
     vf_coef: float = 0.5
     """Weight of the value loss."""

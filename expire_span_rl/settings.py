@@ -49,10 +49,6 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Defaults that an environment and an agent need instead of the settings' own (docs/results.md says what they are
 worth)."""
-UNSCALED = ("Corridor-v0", "Portal-v0", "Switch-v0")
-"""Tasks of ours that were measured without the defaults of all others (docs/results.md)."""
-OTHERS: dict[str, Any] = {"normalize_rewards": True, "amsgrad": False, "normalize_cells": True}
-"""Defaults where rewards may have any scale."""
 
 
 LEAST_UPDATES = 64
@@ -65,7 +61,7 @@ LEAST_ENVS = 16
 
 def tuned(env: str, agent: str) -> dict[str, Any]:
     """The defaults that differ from the settings' own in an environment, for an agent."""
-    return {**({} if env in UNSCALED else OTHERS), **TUNED.get((env, agent), {})}
+    return TUNED.get((env, agent), {})
 
 
 def default_num_envs(total_timesteps: int, num_steps: int) -> int:
@@ -113,7 +109,7 @@ class RunConfig:
     environment says so, else as pictures."""
     normalize_observations: bool = True
     """Subtract from float observations their running mean, and divide by their running standard deviation."""
-    normalize_cells: bool = False
+    normalize_cells: bool = True
     """Take from each possible content of a MiniGrid cell how often it was seen there, and divide by its standard
     deviation. What is always the same then counts for nothing, and the one rare object among a hundred walls for
     much."""

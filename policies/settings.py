@@ -34,6 +34,9 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
+    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False}
+    """Values of settings that are missing in policy files from before these settings existed."""
+
     width: int = 64
     """Width D of the Transformer's hidden vectors."""
     num_layers: int = 2
@@ -50,6 +53,9 @@ class TransformerConfig(EncoderConfig):
     sharpness: float = 5.0
     """Gain of the initial query and key weights. With 5 some head looks at the one odd memory from the start. With 2,
     where attention begins more evenly, a memory that must be looked up by its content is found sooner."""
+    qk_norm: bool = True
+    """Give all queries and keys of a head the same norm (QKNorm). Scores then depend on the angle between them only,
+    and nothing matches a query better than what it looks for."""
     newest_first: float = 0.0
     """What every newer memory that matches a query equally well takes from a memory's score. With 4, the newest of
     equal memories gets 98% of their attention, so that a fact replaces earlier ones of its kind. With 0 all get the

@@ -16,7 +16,7 @@ from expire_span_rl.agents.settings import PPOConfig
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
 from expire_span_rl.saved_settings import complete
-from expire_span_rl.settings import UNSCALED, RunConfig, Settings, defaults, parts_of, resolve, run_parts, tuned
+from expire_span_rl.settings import TUNED, RunConfig, Settings, defaults, parts_of, resolve, run_parts, tuned
 
 OURS = [name for name, entry in AGENTS.items() if entry.takes_memory_kind and entry.learns_from == REWARDS]
 BASELINES = [name for name, entry in AGENTS.items() if not entry.takes_memory_kind]
@@ -34,7 +34,7 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
         assert {name: usual[name] for name in expected.keys() & usual.keys()} == {
             name: value for name, value in expected.items() if name in usual
         }
-        assert usual["normalize_rewards"] == (env == "CartPole-v1") != usual["amsgrad"]
+        assert usual["normalize_rewards"] and not usual["amsgrad"]
         assert json.loads(json.dumps(usual)).keys() == usual.keys()
     flags = ["--seed", "7", "--num-envs", "1e2", "--learning-rate", "0.5", "--wrap", "episodes=2", "--import", "os"]
     given = {"seed": np.int64(7), "num_envs": 100.0, "learning_rate": 0.5, "wrap": ["episodes=2"], "imports": ("os",)}
@@ -144,11 +144,16 @@ print(time.process_time(), sorted({"torch", "gymnasium", "minigrid", "stable_bas
     assert float(seconds) < 0.5 and packages == "[]\n"
 
 
-def test_rewards_are_scaled_in_all_tasks_but_those_that_were_measured_without():
-    from expire_span_rl.envs import env_ids
-
-    own = {id: tuned(id, "ppo").get("normalize_rewards", False) for id in env_ids()}
-    assert [id for id, scaled in own.items() if not scaled] == list(UNSCALED) == env_ids()[:3]
-    usual = {"normalize_rewards": True, "amsgrad": False, "normalize_cells": True}
-    assert tuned("CartPole-v1", "ppo") == usual
-    assert tuned("TMaze-v0", "ppo") == {**usual, "gating": True}
+def test_no_task_has_its_own_scale_of_rewards_and_observations_or_its_own_optimizer():
+    """One setting for all tasks: what a task of ours may set beside it says nothing of these."""
+    general = {
+        "normalize_rewards",
+        "normalize_observations",
+        "normalize_cells",
+        "impute_cells",
+        "amsgrad",
+        "adam_beta2",
+    }
+    assert not any(general & names.keys() for names in TUNED.values())
+    assert tuned("CartPole-v1", "ppo") == {}
+    assert tuned("TMaze-v0", "ppo") == {"gating": True}

@@ -66,6 +66,10 @@ class Layer(nn.Module):
         self.newest_first = config.newest_first
         self.sharpen_beyond = config.sharpen_beyond
         self.norm = nn.LayerNorm(width)
+        self.query_gain = None
+        if config.qk_norm:
+            self.vector_norm = config.sharpness * math.sqrt(size / 3)  # what it is on average without normalisation
+            self.query_gain = nn.Parameter(torch.ones(config.num_heads, 1))
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
@@ -114,7 +118,7 @@ class Layer(nn.Module):
         drawn: [B,K], as the kind drew it for this rollout; known_need: [B,C] as in `LayerMemory`, None for slots
         that are new or not renewed."""
         normed = self.norm(hidden)
-        keys, values = self._split_heads(self.key_value(normed))
+        keys, values = self._keys_values(self.key_value(normed))
         return Projection(normed, keys, values, self.describe(normed, drawn, known_need))
 
     def describe(self, normed: Tensor, drawn: Tensor, known_need: Tensor | None) -> Tensor | None:
@@ -178,20 +182,29 @@ class Layer(nn.Module):
             order=order,
         )
 
-    def _split_heads(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,C,2D] -> [B,H,C,d] twice."""
-        keys_values = keys_values.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return keys_values[0], keys_values[1]
+    def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,C,2D] -> keys and values, [B,H,C,d] each."""
+        keys, values = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self._normalized(keys), values
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        """Queries or keys [..., d], all of the same norm, with `qk_norm`.
+
+        A query then scores highest with the keys in its own direction (QKNorm: Henry et al., 2020, arXiv 2010.04245).
+        Without this, a long key of something else may score as high as the key that the query looks for."""
+        return vectors if self.query_gain is None else F.normalize(vectors, dim=-1) * self.vector_norm
 
     def frozen_keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of hidden vectors [B,C,D]. The layer's weights get no gradient."""
         norm = self.norm
         normed = F.layer_norm(hidden, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
-        return self._split_heads(F.linear(normed, self.key_value.weight.detach()))
+        return self._keys_values(F.linear(normed, self.key_value.weight.detach()))
 
     def queries(self, normed: Tensor) -> Tensor:
         """[..., D] -> [..., H, d]."""
-        queries = self.query(normed).unflatten(-1, (self.heads, -1))
+        queries = self._normalized(self.query(normed).unflatten(-1, (self.heads, -1)))
+        if self.query_gain is not None:
+            queries = queries * self.query_gain
         return _freeze(queries, -2, self.shifted) if self.shifted else queries
 
     def head_age_bias(self) -> Tensor | None:

@@ -21,9 +21,10 @@ from expire_span_rl.agents.rollout import Rollout
 
 
 def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
-    """A learner with one optimiser step per update, without early end and without clipping of gradients. settings: of
-    PPOConfig."""
+    """A learner with one optimiser step per update, from rewards as they are, without early end and without clipping of
+    gradients. settings: of PPOConfig."""
     defaults = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
+    defaults |= {"normalize_rewards": False}
     return PPO(policy, PPOConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
@@ -208,8 +209,8 @@ def test_schedules_are_linear(progress, rate, entropy):
 
 @pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])
 def test_span_parameters_learn_in_proportion_to_the_pressure(pressure, share):
-    """Without pressure they learn slowly. They learn by Adam, and everything else by AMSGrad at the scheduled rate."""
-    ppo = make_ppo(Table(), 7, learning_rate=0.1)
+    """Without pressure they learn slowly. They learn by Adam, and everything else at the scheduled rate, here by AMSGrad."""
+    ppo = make_ppo(Table(), 7, learning_rate=0.1, amsgrad=True)
     ppo.update(experience(7), 0.0, pressure)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([0.1, 0.01 * share])
     assert [group["amsgrad"] for group in ppo.optimizer.param_groups] == [True, False]
