@@ -28,8 +28,9 @@ SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}
 
 
 def make_impala(policy, num_envs: int, **settings) -> Impala:
-    """A learner with one optimiser step per update and no clipping of gradients. settings: of ImpalaConfig."""
-    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9}
+    """A learner with one optimiser step per update, from rewards as they are, without clipping of gradients. settings:
+    of ImpalaConfig."""
+    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9, "normalize_rewards": False}
     return Impala(policy, ImpalaConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 

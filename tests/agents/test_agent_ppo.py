@@ -209,7 +209,7 @@ def test_schedules_are_linear(progress, rate, entropy):
 
 @pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])
 def test_span_parameters_learn_in_proportion_to_the_pressure(pressure, share):
-    """Without pressure they learn slowly. They learn by Adam, and everything else at the scheduled rate, here by AMSGrad."""
+    """Without pressure they learn slowly. They learn by Adam, everything else here by AMSGrad at the scheduled rate."""
     ppo = make_ppo(Table(), 7, learning_rate=0.1, amsgrad=True)
     ppo.update(experience(7), 0.0, pressure)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([0.1, 0.01 * share])
