@@ -14,6 +14,9 @@ The sweep directory has cells/ (a JSON file of each finished cell with all measu
 sweep) and runs/ (the trainings). From the cells come results.csv (one row for each), table.md and success.png
 (interquartile means and 95% intervals over seeds).
 
+With `--search N` each kind first has N trials of random settings (`benchmarks/comparison_search.py`). Its cells have
+those of its best trial. trials.csv has all trials.
+
 A budget is the number of live memories that a kind may have in each layer, the query's own step included. For a window
 it is the peak, since a window is full for most of a long episode. Spans are penalised until their mean over steps and
 layers is within the budget. The table therefore has mean and peak, and the means of the layers.
@@ -24,17 +27,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import check_settings, lock_directory
-from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, read_cells, read_plan, write_plan
+from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, read_cells, write_plan
+from benchmarks.comparison_command import SWEEP_FLAGS, command, run_defaults
 from benchmarks.comparison_report import write_report
+from benchmarks.comparison_search import FOLDER, SEARCH_SEED, chosen_settings, score_of, trial_settings, write_trials
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
 from benchmarks.workers import check_no_actors, results_of
@@ -47,8 +50,6 @@ from expire_span_rl.settings import RunConfig, Settings
 
 CHECKPOINTS = 10  # of a cell, so that a killed sweep loses at most a tenth of a training
 
-SWEEP_FLAGS = {"memory", "seed", "run_dir", "resume", "overwrite", "torch_threads", "progress_bar"}
-"""Settings of train_rl.py that the sweep sets itself, beside those of SIZES."""
 STEPS = {"Corridor-v0": "1_000_000"}
 """Environment steps of a cell, for environments that need fewer than train_rl.py's default."""
 QUICK_KWARGS = {"Corridor-v0": '{"max_length": 24}', "Portal-v0": '{"max_rooms": 2}'}
@@ -63,6 +64,9 @@ class ComparisonConfig:
     """Live memories per layer. A kind without a size is trained once per seed."""
     seeds: int = 3
     """Seeds 1, 2, ..., each a training of its own."""
+    search: int = 0
+    """Trials of each kind from which the settings of its cells are chosen. All kinds get as many. 0: the settings as
+    they are."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
     ray_address: str = ""
@@ -83,7 +87,7 @@ class ComparisonConfig:
     def __post_init__(self):
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
-        cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
+        cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1, search=0)
         if not self.kinds:
             raise ValueError(f"--kinds: expected some of {', '.join(KINDS)}, got none")
         if not self.budgets or min(self.budgets) < MIN_BUDGET:
@@ -115,11 +119,14 @@ def main() -> None:
         cells = read_cells(out)
         if any(cli.flag_of(argument) != "--env" for argument in training_flags if argument.startswith("--")):
             # A report needs no settings, but if there are any, its cells must have them.
-            Sweep(config, flags, out).check(cells)
+            sweep = Sweep(config, flags, out)
+            sweep.use_best_trials()
+            sweep.check(cells)
         _report(out, cells)
         return
     sweep = Sweep(config, flags, out)
     with sweep.lock():
+        sweep.search()
         cells = read_cells(out)
         sweep.check(cells)
         sweep.run(cells)
@@ -158,53 +165,9 @@ def _report(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
 def _write(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
     order = list(KINDS)
     rows = sorted(cells.values(), key=lambda c: (order.index(c["kind"]), c["budget"] or 0, c["seed"]))
+    notes = write_trials(out)
     if rows:
-        write_report(out, rows[0]["config"]["env"], rows, command(rows, out))
-
-
-def command(cells: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """The command line that continues the sweep of these cells until none is missing."""
-    plan = read_plan(out, cells)
-    words = ["python", "-m", "benchmarks.comparison", "--kinds", *plan["kinds"]]
-    words += ["--budgets", *map(str, plan["budgets"])] if plan["budgets"] else []
-    words += ["--seeds", str(plan["seeds"]), "--eval-episodes", str(cells[0]["eval_episodes"])]
-    words += [] if cells[0]["eval_stochastic"] else ["--no-eval-stochastic"]
-    for flag, values in _changed_flags(cells).items():
-        words += [word for value in values for word in (flag, value)] if values else [flag]
-    config = cells[0]["config"]
-    for name in ("env", "agent"):
-        words += [] if config[name] == getattr(RunConfig, name) else [f"--{name}", config[name]]
-    path = out.absolute()
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else out
-    return shlex.join([*words, "--out", str(path)])
-
-
-def _changed_flags(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The flags of train_rl.py that these cells have beside the defaults, each with its values. A switch has none."""
-    flags = {}
-    for kind, config in {cell["kind"]: cell["config"] for cell in cells}.items():
-        defaults = _defaults(kind, config["env"], config["agent"])
-        names = config.keys() & defaults.keys() - SWEEP_FLAGS - SIZE_SETTINGS - IMMATERIAL - {"training_kwargs"}
-        for name in sorted(names):
-            flag = f"--{name.replace('_', '-')}"
-            value = config[name]
-            if _as_list(value) == _as_list(defaults[name]):
-                continue
-            if isinstance(value, bool):
-                flags[flag if value else flag.replace("--", "--no-", 1)] = []
-            else:
-                flags[flag] = [str(part) for part in _as_list(value)]
-    return flags
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-@cache
-def _defaults(kind: str, env: str, agent: str) -> Mapping[str, Any]:
-    """The settings of train_rl.py without further flags."""
-    return parse_config(["--memory", kind, "--env", env, "--agent", agent]).flat()
+        write_report(out, rows[0]["config"]["env"], rows, command(rows, out), notes)
 
 
 class Sweep:
@@ -251,9 +214,45 @@ class Sweep:
 
     def run_settings(self, cell: Cell) -> Settings:
         """The settings of train_rl.py for a cell."""
+        return self._run_settings(cell, self.settings[cell.kind], cell.seed, self.out)
+
+    def _run_settings(self, cell: Cell, settings: Settings, seed: int, out: Path) -> Settings:
         size = SIZES[cell.kind](cell.budget) if cell.budget else {}
-        run = {"seed": cell.seed, "run_dir": str(self.out / "runs" / str(cell)), "torch_threads": 1}
-        return self.settings[cell.kind].replace(**size, **run, progress_bar=False)
+        run = {"seed": seed, "run_dir": str(out / "runs" / str(cell)), "torch_threads": 1}
+        return settings.replace(**size, **run, progress_bar=False)
+
+    def search(self) -> None:
+        """Trains and evaluates the trials of --search that are missing, and takes the settings of the best ones."""
+        out = self.out / FOLDER
+        finished = read_cells(out)
+        work = []
+        for trial, settings in self._trials().items():
+            if trial in finished:
+                self._check_cell(trial, _saved_settings(finished[trial]), settings)
+            else:
+                work.append((trial, settings, str(out / "cells" / f"{trial}.json"), self.evaluation()))
+        if work:
+            (out / "cells").mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(self._finish_cells(work), 1):
+            _log(f"[trial {number}/{len(work)}] {data['kind']} {data['seed']}: {score_of(data):.4g}")
+        self.use_best_trials()
+
+    def use_best_trials(self) -> None:
+        """From now on each kind has the settings of the best of its finished trials, if it has any."""
+        trials = [data for cell, data in read_cells(self.out / FOLDER).items() if cell in self._trials()]
+        chosen = chosen_settings(trials, self.settings)
+        self.settings = {kind: settings.replace(**chosen.get(kind, {})) for kind, settings in self.settings.items()}
+
+    def _trials(self) -> dict[Cell, Settings]:
+        """The settings of all trials of --search, sorted by number. They have the largest budget."""
+        budgets = {cell.kind: max(self.config.budgets) if cell.budget else None for cell in self.cells()}
+        trials = {}
+        for number in range(1, self.config.search + 1):
+            for kind, budget in budgets.items():
+                cell = Cell(kind, budget, number)
+                settings = self.settings[kind].replace(**trial_settings(self.settings[kind], number))
+                trials[cell] = self._run_settings(cell, settings, SEARCH_SEED, self.out / FOLDER)
+        return trials
 
     def evaluation(self) -> dict[str, Any]:
         """The settings of a cell's evaluation."""
@@ -266,17 +265,18 @@ class Sweep:
     def check(self, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
         """Raises UsageError unless all cells of the directory, finished or not, have the settings of this sweep."""
         for cell, data in cells.items():
-            self._check_cell(cell, {**data["config"], **{name: data[name] for name in EVALUATION}})
+            self._check_cell(cell, _saved_settings(data), self.run_settings(cell))
         for cell in self.cells():
-            config_file = Path(self.run_settings(cell).run.run_dir) / "config.json"
+            settings = self.run_settings(cell)
+            config_file = Path(settings.run.run_dir) / "config.json"
             if config_file.is_file():
-                self._check_cell(cell, saved_config(config_file.parent))
+                self._check_cell(cell, saved_config(config_file.parent), settings)
 
-    def _check_cell(self, cell: Cell, saved: Mapping[str, Any]) -> None:
-        """Raises UsageError unless the saved settings of a cell are those of this sweep."""
-        current = _comparable({**self.run_settings(cell).flat(), **self.evaluation()})
+    def _check_cell(self, cell: Cell, saved: Mapping[str, Any], settings: Settings) -> None:
+        """Raises UsageError unless the saved settings of a cell are `settings` and those of this evaluation."""
+        current = _comparable({**settings.flat(), **self.evaluation()})
         # A flag that did not exist when the cell was trained had the effect of its default.
-        saved = _comparable({**_defaults(cell.kind, saved["env"], saved["agent"]), **self.evaluation(), **saved})
+        saved = _comparable({**run_defaults(cell.kind, saved["env"], saved["agent"]), **self.evaluation(), **saved})
         names = sorted((saved.keys() | current.keys()) - IMMATERIAL - {"env", "agent"})
         # These two first, since the defaults of others depend on them.
         names = ["env", "agent", *names]
@@ -306,6 +306,11 @@ class Sweep:
 
     def file(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell}.json"
+
+
+def _saved_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a finished cell and of its evaluation."""
+    return {**cell["config"], **{name: cell[name] for name in EVALUATION}}
 
 
 def _has_flag(flag: str, arguments: Sequence[str]) -> bool:

@@ -38,12 +38,12 @@ LEGEND = (
 )
 
 
-def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str) -> None:
+def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str, notes: str = "") -> None:
     """Writes the three files. cells: as in the JSON files of `benchmarks.comparison`, sorted by kind, budget and seed.
-    command: the command line that continues the sweep."""
+    command: the command line that continues the sweep; notes: a paragraph for the table, if any."""
     write_atomically(folder / "results.csv", _csv(cells).encode())
     rows = summary(cells)
-    write_atomically(folder / "table.md", _markdown(env, rows, command).encode())
+    write_atomically(folder / "table.md", _markdown(env, rows, command, notes).encode())
     plot(env, rows, folder / "success.png")
 
 
@@ -105,7 +105,7 @@ def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
+def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str, notes: str) -> str:
     names = [name for name in METRICS if any(row[name] for row in rows)]
     lines = [
         f"# {env}: memory kinds at the same budgets",
@@ -122,6 +122,7 @@ def _markdown(env: str, rows: Sequence[Mapping[str, Any]], command: str) -> str:
         lines.append(f"| {row['kind']} | {budget} | {row['seeds']} | " + " | ".join(cells) + " |")
     if any(row["budget"] for row in rows):
         lines += ["", f"Highest within its budget, and those whose intervals overlap with it: {_highest_text(rows)}."]
+    lines += ["", notes] if notes else []
     lines += ["", f"Continued by `{command}`.", ""]
     return "\n".join(lines)
 

@@ -20,6 +20,7 @@ from script_cases import call
 from benchmarks import comparison, comparison_cells
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary
+from benchmarks.comparison_search import SEARCH_SEED, SWITCHES, trial_settings
 from expire_span_rl import evaluation, training
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.settings import resolve
@@ -295,6 +296,70 @@ def test_a_flag_goes_to_the_kinds_that_have_it(in_folder, monkeypatch, capsys):
     assert sweep(command[3:], monkeypatch) == 0
     assert sweep(["--kinds", "transformer_xl", "gru", *TINY[4:], "--agent", "impala"], monkeypatch) == 2
     assert "expected --gating True as in its cell transformer_xl-8-1" in capsys.readouterr().err
+
+
+def test_every_kind_gets_the_same_search_and_the_settings_of_its_best_trial(in_folder, trainings, monkeypatch, capsys):
+    """Trials are trained once, all are in trials.csv, and the command in the table continues the sweep."""
+    search = ["--kinds", "transformer_xl", "gru", *TINY[4:], "--search", "3"]
+    assert sweep(search, monkeypatch) == 0
+    assert [kind for kind, _ in trainings] == ["transformer_xl", "gru"] * 4
+    with Path("sweep/trials.csv").open(newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert [(trial["kind"], trial["budget"], trial["trial"]) for trial in trials] == [
+        *(("gru", "", str(number)) for number in (1, 2, 3)),
+        *(("transformer_xl", "8", str(number)) for number in (1, 2, 3)),
+    ]
+    changes = {(trial["kind"], int(trial["trial"])): json.loads(trial["settings"]) for trial in trials}
+    assert changes["gru", 1] == changes["transformer_xl", 1] == {}
+    for number in (2, 3):
+        shared = [
+            {name: value for name, value in changes[kind, number].items() if name not in SWITCHES}
+            for kind in ("gru", "transformer_xl")
+        ]
+        assert shared[0] == shared[1] != {}
+    for kind, budget in (("gru", ""), ("transformer_xl", "8")):
+        (chosen,) = [trial for trial in trials if trial["kind"] == kind and trial["chosen"] == "True"]
+        best = max((float(trial["success"]), -int(trial["trial"])) for trial in trials if trial["kind"] == kind)
+        assert float(chosen["success"]) == best[0]
+        cell = json.loads(Path(f"sweep/cells/{kind}-{budget or 'any'}-1.json").read_text())["config"]
+        assert cell["seed"] == 1
+        assert changes[kind, int(chosen["trial"])].items() <= cell.items()
+        trial = json.loads(Path(f"sweep/search/cells/{kind}-{budget or 'any'}-{chosen['trial']}.json").read_text())
+        assert trial["config"] == {**cell, "seed": SEARCH_SEED}
+    assert "Search: 3 trials of each kind" in Path("sweep/table.md").read_text()
+    command = continuing_command()
+    assert command[command.index("--search") + 1] == "3" and "--learning-rate" not in command
+    monkeypatch.setattr(training, "train", None)  # nothing is to be trained
+    assert sweep(command[3:], monkeypatch) == 0
+    assert sweep([*search, "--report"], monkeypatch) == 0
+    assert sweep(["--report", "--out", "sweep"], monkeypatch) == 0
+    capsys.readouterr()
+    assert sweep([*search, "--gamma", "0.5"], monkeypatch) == 2
+    assert "expected --gamma 0.99 as in its cell" in capsys.readouterr().err
+
+
+def test_trials_keep_the_number_of_updates_and_whole_minibatches():
+    """All kinds get the same learning rate, entropy bonus and length of rollouts, and each a switch of its own."""
+    kinds = ("expire_span", "lstm", "lru", "none")
+    seen: dict[str, set] = {}
+    for number in range(1, 40):
+        shared = []
+        for kind in kinds:
+            settings = resolve(kind, "Switch-v0")
+            changed = settings.replace(**trial_settings(settings, number))
+            assert changed.agent.num_steps * changed.run.num_envs == 64 * 128
+            assert changed.run.num_envs % changed.agent.num_minibatches == 0
+            flat = changed.flat()
+            shared.append([flat[name] for name in ("learning_rate", "ent_coef", "final_ent_coef", "num_steps")])
+            for name in SWITCHES:
+                seen.setdefault(f"{kind} {name}", set()).add(flat.get(name))
+        assert shared == [shared[0]] * len(kinds)
+        seen.setdefault("rates", set()).add(shared[0][0])
+    assert seen["rates"] == {5e-4, 1e-3, 2e-3, 4e-3}
+    assert seen["expire_span gating"] == seen["lstm layer_norm"] == {False, True}
+    assert seen["lru layer_norm"] == {None}
+    few = resolve("gru", num_envs=4, num_minibatches=4)
+    assert all("num_envs" not in trial_settings(few, number) for number in range(1, 40))
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
