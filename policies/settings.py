@@ -64,6 +64,9 @@ class TransformerConfig(EncoderConfig):
     """Number of memories N beyond which attention gets sharper: a query that sees n > N memories has its scores
     multiplied by log(n) / log(N). Otherwise thousands of memories that do not match outweigh the one that does, which a
     policy trained on hundreds was never shown. 0: never."""
+    head_dropout: float = 0.0
+    """Chance that a head of a layer above the first is left out of a training rollout of an environment (DropHead).
+    Every head then learns to find all of what a query looks for, instead of a part of it."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -76,6 +79,8 @@ class TransformerConfig(EncoderConfig):
             raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")
         check_at_most(self, sharpen_beyond=MOST_STEPS)
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"--head-dropout: expected a chance from 0 to below 1, got {self.head_dropout}")
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:

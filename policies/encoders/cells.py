@@ -74,15 +74,11 @@ class CellsEncoder(Integers):
         """The same values, int64 [N, numbers]. Those of cells that show what was never seen there become the most
         frequent ones. Nothing changes before the first observation."""
         was_seen = (self.frequency > 0) | (self.count == 0)  # [C]
-        is_known = was_seen[indices + self.offset].unflatten(1, (-1, len(CELL_VALUES))).all(2, keepdim=True)
-        usual = [part.argmax(1) for part in self._by_cell(self.frequency).split(CELL_VALUES, 1)]
-        is_known = is_known.expand(-1, -1, len(CELL_VALUES)).flatten(1)
-        return torch.where(is_known, indices, torch.stack(usual, 1).flatten())
-
-    @staticmethod
-    def _by_cell(columns: Tensor) -> Tensor:
-        """[C] -> [cells, values]."""
-        return columns.unflatten(0, (-1, sum(CELL_VALUES)))
+        parts = was_seen.take(indices + self.offset).unflatten(1, (-1, len(CELL_VALUES)))  # [N, cells, 3]
+        is_known = parts[..., 0] & parts[..., 1] & parts[..., 2]  # twice as fast as `all`
+        by_cell = self.frequency.unflatten(0, (-1, sum(CELL_VALUES)))
+        usual = torch.stack([part.argmax(1) for part in by_cell.split(CELL_VALUES, 1)], 1)  # [cells, 3]
+        return torch.where(is_known[..., None], indices.unflatten(1, (-1, len(CELL_VALUES))), usual).flatten(1)
 
     @torch.no_grad()
     def observe(self, value: Tensor) -> None:

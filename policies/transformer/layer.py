@@ -55,9 +55,13 @@ class Reading(NamedTuple):
 class Layer(nn.Module):
     """Attention over memory, then a feed-forward layer, both residual."""
 
-    def __init__(self, config: TransformerConfig, kind: MemoryKind, shifted: int = 0):
-        """shifted: number of heads, the first ones, that attend to the previous step."""
+    def __init__(self, config: TransformerConfig, kind: MemoryKind, index: int = 0, shifted: int = 0):
+        """index: of the layer, from 0 on; shifted: number of heads, the first ones, that attend to the previous
+        step."""
         super().__init__()
+        # The first columns of what is drawn for a rollout are weights of heads, those of this layer among them.
+        self.num_drawn_weights = config.num_heads * (config.num_layers - 1) if config.head_dropout else 0
+        self.drawn_weights = slice(config.num_heads * (index - 1), config.num_heads * index) if index else None
         width = config.width
         size = width // config.num_heads
         self.heads = config.num_heads
@@ -115,7 +119,7 @@ class Layer(nn.Module):
     def write(self, hidden: Tensor, drawn: Tensor, known_need: Tensor | None = None) -> Projection:
         """The projection of hidden vectors [B,C,D] that queries look at.
 
-        drawn: [B,K], as the kind drew it for this rollout; known_need: [B,C] as in `LayerMemory`, None for slots
+        drawn: [B,K], for this rollout (`Transformer.draw`); known_need: [B,C] as in `LayerMemory`, None for slots
         that are new or not renewed."""
         normed = self.norm(hidden)
         keys, values = self._keys_values(self.key_value(normed))
@@ -124,14 +128,27 @@ class Layer(nn.Module):
     def describe(self, normed: Tensor, drawn: Tensor, known_need: Tensor | None) -> Tensor | None:
         """The slot features [B,C] of normalised hidden vectors [B,C,D], or None. Arguments as for `write`."""
         if known_need is None:
-            return self.kind.describe(normed, drawn)
-        return self.kind.describe_renewed(normed, drawn, known_need)
+            return self.kind.describe(normed, self.drawn_by_kind(drawn))
+        return self.kind.describe_renewed(normed, self.drawn_by_kind(drawn), known_need)
 
-    def read(self, x: Tensor, normed: Tensor, slots: Slots, query_positions: Tensor, episode_begin: Tensor) -> Reading:
+    def drawn_by_kind(self, drawn: Tensor) -> Tensor:
+        """The part of `drawn` [B,K] that the kind drew."""
+        return drawn[:, self.num_drawn_weights :]
+
+    def head_weights(self, drawn: Tensor) -> Tensor | None:
+        """[B,H,1,1] what the outputs of this layer's heads are multiplied by in the rollout for which `drawn` [B,K] was
+        drawn. None for 1."""
+        if self.drawn_weights is None or not self.num_drawn_weights or not drawn.shape[1]:
+            return None
+        return drawn[:, self.drawn_weights, None, None]
+
+    def read(
+        self, x: Tensor, normed: Tensor, slots: Slots, drawn: Tensor, query_positions: Tensor, episode_begin: Tensor
+    ) -> Reading:
         """The layer for queries x [B,N,D], normalised `normed`.
 
-        query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the queries' episodes began. N is 1, or
-        the queries are those of the last N slots, one for each step.
+        drawn: [B,K], for this rollout; query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the
+        queries' episodes began. N is 1, or the queries are those of the last N slots, one for each step.
         """
         age, visible, bias = slots.visibility(self.kind, query_positions, episode_begin)
         num_visible = visible.sum(2)
@@ -139,6 +156,9 @@ class Layer(nn.Module):
         if self.sharpen_beyond:
             queries = queries * self._sharpening(num_visible).to(queries.dtype)[:, None, :, None]
         attended, weights = self._attend(queries, slots, age, bias)
+        head_weights = self.head_weights(drawn)
+        if head_weights is not None:
+            attended = attended * head_weights
         return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, num_visible, weights)
 
     def _sharpening(self, num_visible: Tensor) -> Tensor:

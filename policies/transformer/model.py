@@ -37,7 +37,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         shifted = config.shifted_heads
-        layers = [Layer(config, make_kind(), 0 if i else shifted) for i in range(config.num_layers)]
+        layers = [Layer(config, make_kind(), i, 0 if i else shifted) for i in range(config.num_layers)]
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
         if shifted:
             for layer in self.layers[1:]:
@@ -67,14 +67,15 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with the random numbers that the kind draws for one training rollout. If the kind asks for it, uses
-        are tracked, spans renewed, and steps of the clock skipped."""
+        """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), then those
+        that the kind draws. If the kind asks for it, uses are tracked, spans renewed, and steps of the clock
+        skipped."""
         kind = self._kinds[0]
-        drawn = kind.draw(len(memory.time), generator)
-        drawn = drawn.to(memory.time.device, self.norm.weight.dtype)
+        drawn = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
         skipped_steps = kind.skipped_steps(drawn)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        memory = replace(memory, drawn=drawn, time=time)
+        weights = self._draw_head_weights(len(time), generator).to(drawn)
+        memory = replace(memory, drawn=torch.cat([weights, drawn], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))
@@ -82,6 +83,16 @@ class Transformer(nn.Module):
         if kind.renew_every():
             layers = [layer.renewed() for layer in layers]
         return replace(memory, layers=tuple(layers))
+
+    def _draw_head_weights(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """[B,(L-1)H]: 0 for the heads that are left out (DropHead: Zhou et al., 2020, arXiv 2004.13342), and for the
+        others a factor that keeps the mean. [B,0] without `head_dropout`. Heads of the first layer stay."""
+        dropout, config = self.config.head_dropout, self.config
+        if not dropout:
+            return torch.zeros(batch_size, 0)
+        device = None if generator is None else generator.device
+        shape = (batch_size, (config.num_layers - 1) * config.num_heads)
+        return (torch.rand(shape, generator=generator, device=device) >= dropout) / (1 - dropout)
 
     # Acting
 
@@ -166,7 +177,8 @@ class Transformer(nn.Module):
                 continue
             projection = layer.write(x, acting.drawn)
             slots = acting.write_slots(i, projection, x)
-            reading = layer.read(x, projection.normed, slots, acting.query_position, acting.episode_begin[:, None])
+            position, episode_begin = acting.query_position, acting.episode_begin[:, None]
+            reading = layer.read(x, projection.normed, slots, acting.drawn, position, episode_begin)
             live.append(reading.num_visible)  # [B,1]
             if acting.layers[i].uses:
                 acting.record_use(i, layer.kind.is_used(reading.weights, reading.num_visible[..., None])[:, 0])
@@ -208,10 +220,11 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.read_self(x, layer.norm(x))
                 continue
-            projection = layer.write(x, acting.drawn[rows])
+            drawn = acting.drawn[rows]
+            projection = layer.write(x, drawn)
             slots = acting.layers[i].slots.columns(0, acting.num_slots).rows(rows)
             slots = slots.append(projection, query_position[:, 0])
-            x = layer.read(x, projection.normed, slots, query_position, episode_begin).x
+            x = layer.read(x, projection.normed, slots, drawn, query_position, episode_begin).x
         return self.norm(x[:, 0])
 
     # Learning
