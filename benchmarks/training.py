@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import load_policy
+from expire_span_rl.spaces import PREVIOUS_REWARD
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     """A trainer that continues from the policy at `path`, in the policy's environment. flags: of train_rl.py."""
     policy, info = load_policy(path)
     policy_settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
+    policy_settings |= _reading(policy.config.observation)
     policy_flags = ["--env", info["env"], "--memory", policy.config.memory]
     # With so many steps in all, the schedules hardly move.
     settings = parse_config([*policy_flags, "--total-timesteps", "1000000000", *flags])
@@ -95,6 +98,16 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     run = build(settings.replace(**changes, env_kwargs=json.dumps(info.get("env_kwargs", {}))))
     run.policy.load_state_dict(policy.state_dict())
     return run.trainer
+
+
+def _reading(spec: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """The settings with which a policy of this spec reads its observations."""
+    cells = [entry for entry in spec.values() if entry["kind"] == "cells"]
+    return {
+        "normalize_cells": any(entry.get("normalize", False) for entry in cells),
+        "impute_cells": any(entry.get("impute", False) for entry in cells),
+        "normalize_rewards": bool(spec.get(PREVIOUS_REWARD, {}).get("normalize", False)),
+    }
 
 
 def measure_resident(path: str, flags: list[str], updates: int) -> tuple[float, float]:

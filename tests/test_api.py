@@ -239,9 +239,9 @@ def test_environments_that_are_no_ids(case, tmp_path):
 
 
 def test_environments_of_es_make_env_are_taken_as_they_are():
-    """Wrapped once already. (A function is not known to be one of our tasks, in which nothing is normalised.)"""
+    """Wrapped once already."""
     made, small = (lambda: es.make_env("Corridor-v0", **SHORT)), {"num_envs": 2, "num_steps": 16, "device": "cpu"}
-    model = es.PPO("gru", made, normalize_rewards=False, normalize_cells=False, **small).learn(32)
+    model = es.PPO("gru", made, **small).learn(32)
     plain = es.PPO("gru", "Corridor-v0", env_kwargs=SHORT, num_envs=2, num_steps=16, device="cpu")
     assert model.policy.config.observation == plain.policy.config.observation
     env = es.make_env("Corridor-v0", **SHORT)

@@ -244,10 +244,12 @@ def make_trainer(
     agent: str = "ppo",
     **settings,
 ) -> Trainer:
-    """A trainer with settings that learn quickly, without forgetting by default. settings: of the agent."""
+    """A trainer with settings that learn quickly, from rewards as they are and without forgetting by default. settings:
+    of the agent."""
     env = envs.make_vec_env(id, num_envs, **(env_kwargs or {}))
     policy = make_policy(env, kind, seed)
     quick = {"num_steps": 12, "learning_rate": 3e-3, "ent_coef": 0.01, "final_ent_coef": 0.0, "num_minibatches": 2}
+    quick |= {"normalize_rewards": False}
     quick |= {"clip_coef": 0.2, "update_epochs": 4} if agent == "ppo" else {}
     config = AGENTS[agent].Config(**{**quick, **settings})
     learner = AGENTS[agent].load()(policy, config, num_envs, seed)

@@ -166,13 +166,14 @@ def reconstruction(
 def read(reference: Reference, i: int, hidden: np.ndarray, slots: list[Slot]) -> np.ndarray:
     """softmax(q . k / sqrt(d)) v, head by head."""
     name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
-    to_key, to_value = np.split(reference.weights[f"{name}.key_value.weight"], 2)
-    query = reference.weights[f"{name}.query.weight"] @ reference._norm(f"{name}.norm", hidden)
+    to_value = np.split(reference.weights[f"{name}.key_value.weight"], 2)[1]
     normed = [reference._norm(f"{name}.norm", slot.hidden) for slot in slots]
     heads = []
     for head in range(CORE.num_heads):
         part = slice(head * width, (head + 1) * width)
-        weights = [math.exp(query[part] @ (to_key @ x)[part] / math.sqrt(width)) for x in normed]
+        query, _ = reference.query_and_key(i, head, hidden)
+        keys = [reference.query_and_key(i, head, slot.hidden)[1] for slot in slots]
+        weights = [math.exp(query @ key / math.sqrt(width)) for key in keys]
         heads.append(sum(w / sum(weights) * (to_value @ x)[part] for w, x in zip(weights, normed, strict=True)))
     return np.concatenate(heads)
 

@@ -81,24 +81,36 @@ class Reference:
             x = x + self._linear(f"core.layers.{i}.feed_forward.3", inner)
         return self._norm("core.norm", x), looks
 
+    def query_and_key(self, i: int, head: int, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One head's query and key of a hidden vector. Both have the norm sharpness * sqrt(d / 3), the query times its
+        head's gain."""
+        name, size = f"core.layers.{i}", CORE.width // CORE.num_heads
+        part = slice(head * size, (head + 1) * size)
+        normed = self._norm(f"{name}.norm", hidden)
+        query = self.weights[f"{name}.query.weight"][part] @ normed
+        key = self.weights[f"{name}.key_value.weight"][part] @ normed
+        length = CORE.sharpness * math.sqrt(size / 3)
+        gain = self.weights[f"{name}.query_gain"][head, 0]
+        return gain * length * query / np.linalg.norm(query), length * key / np.linalg.norm(key)
+
     def _attend(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Look]:
         """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, head by head."""
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
         positions, by_age = self.weights[f"{name}.positions"], self.weights[f"{name}.age_bias"]
-        to_key, to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)
-        query = self.weights[f"{name}.query.weight"] @ self._norm(f"{name}.norm", x)
+        to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)[1]
         look = Look({}, {})
         heads = []
         shares: list[list[float]] = [[] for _ in slots]
         for head in range(CORE.num_heads):
             part = slice(head * width, (head + 1) * width)
+            query, _ = self.query_and_key(i, head, x)
             weights, values = [], []
             for slot in slots:
                 normed = self._norm(f"{name}.norm", slot.hidden)
                 age = clock - slot.clock
-                score = query[part] @ (to_key @ normed)[part]
+                score = query @ self.query_and_key(i, head, slot.hidden)[1]
                 if age < len(positions):
-                    score += query[part] @ positions[age] + math.sqrt(width) * by_age[head, age]
+                    score += query @ positions[age] + math.sqrt(width) * by_age[head, age]
                 weights.append(self._mask(i, slot, clock, head) * math.exp(score / math.sqrt(width)))
                 values.append((to_value @ normed)[part])
             total = sum(weights)
