@@ -117,7 +117,8 @@ class Learner:
 
     def backup(self) -> Backup:
         """A copy of what `update` changes: weights, statistics, and the optimiser's state."""
-        return Backup(self._modules, self.optimizer)
+        scale = {} if self.reward_scale is None else {"reward_scale": self.reward_scale}
+        return Backup({**self._modules, **scale}, self.optimizer)
 
     def check_finite(self) -> None:
         """Raises NotFinite for weights that diverged and for statistics that are not finite."""
@@ -135,7 +136,7 @@ class Learner:
         if self.predictor is not None:
             tensors |= {f"predictor/{name}": tensor for name, tensor in self.predictor.state_dict().items()}
         if self.reward_scale is not None:
-            tensors |= {f"reward_scale/{name}": tensor for name, tensor in self.reward_scale.state().items()}
+            tensors |= {f"reward_scale/{name}": tensor for name, tensor in self.reward_scale.state_dict().items()}
         return tensors, {}
 
     def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -162,7 +163,7 @@ class Learner:
         if self.predictor is not None:
             self.predictor.load_state_dict(select_prefix("predictor/", tensors))
         if self.reward_scale is not None:
-            self.reward_scale.load_state(select_prefix("reward_scale/", tensors))
+            self.reward_scale.load_state_dict(select_prefix("reward_scale/", tensors))
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Takes the optimiser steps of one rollout. Returns metrics."""

@@ -51,11 +51,11 @@ class RewardScale:
             self.count += count
             self.mean_square += (float(squares[has_reward].mean()) - self.mean_square) * count / self.count
 
-    def state(self) -> dict[str, Tensor]:
-        """The scale's state, for `load_state`."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The scale's state, for `load_state_dict`."""
         return {"statistics": torch.tensor([self.count, self.mean_square], dtype=torch.float64)}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from `state`."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from `state_dict`."""
         count, self.mean_square = tensors["statistics"].tolist()
         self.count = int(count)

@@ -81,7 +81,7 @@ def test_a_reward_at_the_end_of_long_episodes_is_not_made_large():
 def test_it_goes_on_from_its_state():
     parts = steps(6), steps(7), steps(8)
     loaded = RewardScale(GAMMA)
-    loaded.load_state(make_scale(*parts[:2]).state())
+    loaded.load_state_dict(make_scale(*parts[:2]).state_dict())
     loaded.observe(parts[2])
     assert loaded.value == make_scale(*parts).value
 
