@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,10 +38,18 @@ class SkippedUpdate(UserWarning):
     """An update was taken back."""
 
 
-class Backup:
-    """Copies of the parameters and buffers of modules, and of an optimiser's state."""
+class HasState(Protocol):
+    """What a backup holds: a module, or statistics."""
 
-    def __init__(self, modules: Mapping[str, StatefulModule], optimizer: torch.optim.Optimizer):
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> Any: ...
+
+
+class Backup:
+    """Copies of the state of modules and statistics, and of an optimiser's state."""
+
+    def __init__(self, modules: Mapping[str, HasState], optimizer: torch.optim.Optimizer):
         self._modules = modules
         self._optimizer = optimizer
         self._tensors = {
