@@ -36,7 +36,7 @@ class Agent(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Linear(5 + 13 + 1, WIDTH)
-        core = TransformerConfig(width=WIDTH, num_heads=HEADS, num_layers=1)
+        core = TransformerConfig(width=WIDTH, num_heads=HEADS, num_layers=1, qk_norm=False)
         span = ExpireSpanConfig(span_model="sigmoid", max_span=64, ramp=4)  # the paper's spans, which have no state
         self.memory = Transformer(core, lambda: ExpireSpan(WIDTH, HEADS, span))
         self.policy = nn.Linear(WIDTH, 4)

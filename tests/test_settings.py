@@ -146,14 +146,8 @@ print(time.process_time(), sorted({"torch", "gymnasium", "minigrid", "stable_bas
 
 def test_no_task_has_its_own_scale_of_rewards_and_observations_or_its_own_optimizer():
     """One setting for all tasks: what a task of ours may set beside it says nothing of these."""
-    general = {
-        "normalize_rewards",
-        "normalize_observations",
-        "normalize_cells",
-        "impute_cells",
-        "amsgrad",
-        "adam_beta2",
-    }
+    general = {"normalize_rewards", "normalize_observations", "normalize_cells", "impute_cells"}
+    general |= {"amsgrad", "adam_beta2"}
     assert not any(general & names.keys() for names in TUNED.values())
     assert tuned("CartPole-v1", "ppo") == {}
     assert tuned("TMaze-v0", "ppo") == {"gating": True}
