@@ -9,12 +9,12 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from expire_span_rl.protocols import StatefulModule
+from expire_span_rl.protocols import HasState, StatefulModule
 
 LARGEST_WEIGHT = 1e9
 """Weights beyond it count as diverged. Products with them soon exceed the range of float32."""
@@ -36,14 +36,6 @@ class NotFinite(ArithmeticError):
 
 class SkippedUpdate(UserWarning):
     """An update was taken back."""
-
-
-class HasState(Protocol):
-    """What a backup holds: a module, or statistics."""
-
-    def state_dict(self) -> Mapping[str, Tensor]: ...
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> Any: ...
 
 
 class Backup:

@@ -142,7 +142,19 @@ class PolicySpec(Protocol):
 
 
 @runtime_checkable
-class StatefulModule(Protocol):
+class HasState(Protocol):
+    """What has a state of tensors: a module, or statistics."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Weights and statistics by name, as they are saved."""
+        ...
+
+    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> Any:
+        """Takes over weights and statistics. Raises RuntimeError for others than its own."""
+        ...
+
+
+class StatefulModule(HasState, Protocol):
     """What has weights and statistics: a torch module, among others."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -155,14 +167,6 @@ class StatefulModule(Protocol):
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Its statistics with their names, those that are not saved too."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """Weights and statistics by name, as they are saved."""
-        ...
-
-    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> Any:
-        """Takes over weights and statistics. Raises RuntimeError for others than its own."""
         ...
 
 

@@ -63,10 +63,8 @@ class PolicyConfig:
         """The config that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         if data["memory"] not in KINDS:
             raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
-        kind = KINDS[data["memory"]].Config
-        memory_config = settings_of(kind, {**getattr(kind, "EARLIER", {}), **data["memory_config"]})
-        core_class = core_config(data["memory"])
-        core = settings_of(core_class, {**getattr(core_class, "EARLIER", {}), **data["core"]})
+        memory_config = settings_of(KINDS[data["memory"]].Config, data["memory_config"])
+        core = settings_of(core_config(data["memory"]), data["core"])
         # Files from before November 2026 have Discrete actions only, and their number.
         actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
         extractor = str(data.get("features_extractor", ""))

@@ -84,13 +84,15 @@ def _check_count(name: str, shape: Any, limit: int) -> None:
 
 
 def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
-    """The settings, a dataclass `kind`, that a file has as JSON.
+    """The settings, a dataclass `kind`, that a file has as JSON. Settings that did not exist when the file was written
+    have the values of the dataclass's `EARLIER`, if it has any.
 
     Raises ValueError, one line, for a value of another type than the field's or a number that no setting has, and
     TypeError for an unknown or missing name.
     """
+    values = {**getattr(kind, "EARLIER", {}), **values}
     hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-    for name, value in dict(values).items():
+    for name, value in values.items():
         hint = hints.get(name)
         if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise ValueError(f"{quoted(name, 60)}: expected a number, got {shown(value, 60)}")
