@@ -239,8 +239,9 @@ class Sweep:
 
     def use_best_trials(self) -> None:
         """From now on each kind has the settings of the best of its finished trials, if it has any."""
-        trials = [data for cell, data in read_cells(self.out / FOLDER).items() if cell in self._trials()]
-        chosen = chosen_settings(trials, self.settings)
+        trials = self._trials()
+        finished = [data for cell, data in read_cells(self.out / FOLDER).items() if cell in trials]
+        chosen = chosen_settings(finished, self.settings)
         self.settings = {kind: settings.replace(**chosen.get(kind, {})) for kind, settings in self.settings.items()}
 
     def _trials(self) -> dict[Cell, Settings]:

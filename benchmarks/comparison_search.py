@@ -34,17 +34,8 @@ LENGTHS = (1, 2, 4)
 SWITCHES = ("gating", "layer_norm")
 """Settings that are tried both ways by the kinds that have them."""
 COLUMNS = (
-    "kind",
-    "budget",
-    "trial",
-    "chosen",
-    "settings",
-    "success",
-    "return",
-    "live_mean",
-    "training_minutes",
-    "commit",
-)
+    "kind", "budget", "trial", "chosen", "settings", "success", "return", "live_mean", "training_minutes", "commit",
+)  # fmt: skip
 
 
 def trial_settings(settings: Settings, number: int) -> dict[str, Any]:

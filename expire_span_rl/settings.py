@@ -61,7 +61,7 @@ LEAST_ENVS = 16
 
 def tuned(env: str, agent: str) -> dict[str, Any]:
     """The defaults that differ from the settings' own in an environment, for an agent."""
-    return TUNED.get((env, agent), {})
+    return dict(TUNED.get((env, agent), {}))
 
 
 def default_num_envs(total_timesteps: int, num_steps: int) -> int:
