@@ -28,7 +28,7 @@ MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the
 
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
-    "sharpen_beyond": 50, "head_dropout": 0.1,
+    "sharpen_beyond": 50,
 }  # fmt: skip
 _COPY = {"sharpness": 2.0, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
 _COLLISION = {"sharpness": 2.0, "num_envs": 64, "total_timesteps": 4_000_000}

@@ -34,7 +34,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False}
+    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     width: int = 64
@@ -64,7 +64,7 @@ class TransformerConfig(EncoderConfig):
     """Number of memories N beyond which attention gets sharper: a query that sees n > N memories has its scores
     multiplied by log(n) / log(N). Otherwise thousands of memories that do not match outweigh the one that does, which a
     policy trained on hundreds was never shown. 0: never."""
-    head_dropout: float = 0.0
+    head_dropout: float = 0.1
     """Chance that a head of a layer above the first is left out of a training rollout of an environment (DropHead).
     Every head then learns to find all of what a query looks for, instead of a part of it."""
     gating: bool = False

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_cases import act, experience, make_policy
+from policy_cases import CORE, act, experience, make_policy
 
 from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
 from expire_span_rl.policies.settings import ExpireSpanConfig
@@ -63,11 +63,12 @@ def test_the_span_is_where_the_chance_given_the_last_use_falls_below_one_in_use_
 def test_spans_are_renewed_by_the_clock_of_each_environment(horizon):
     """Acting against unrolls that end where a clock is a multiple of `renew_every`. After each of them spans count from
     the last uses. Each environment by itself, so that the others have no part in it."""
-    policy = make_policy("expire_span", SETTINGS)
+    core = replace(CORE, head_dropout=0.0)
+    policy = make_policy("expire_span", SETTINGS, core=core)
     rollout = experience(torch.Generator().manual_seed(3), 60, 4, start_probability=0.04, final_probability=0)
     rollout.start[0] = True
     out = act(policy, policy.initial_memory(4), rollout, horizon, in_rollout=False)
-    unrenewed = act(make_policy("expire_span", {**SETTINGS, "renew_every": 0}), policy.initial_memory(4), rollout)
+    unrenewed = act(make_policy("expire_span", {**SETTINGS, "renew_every": 0}, core=core), policy.initial_memory(4), rollout)
     assert not torch.allclose(out.logits, unrenewed.logits)
     for b in range(4):
         row = rollout.columns(torch.tensor([b]))
