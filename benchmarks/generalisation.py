@@ -6,7 +6,7 @@
 
 Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
-its most likely actions, and the batch of episodes is timed. A length that has a row is not played again.
+its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row is not played again.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ LENGTH: dict[str, tuple[str, ...]] = {
 }
 """Keyword arguments of the environment that make its episodes longer."""
 MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
+BATCH = 64
+"""Environments that play at a time. Times of batches of different sizes could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class GeneralisationConfig:
     lengths: tuple[int, ...] = (200, 1000, 10_000, 100_000)
     """Lengths of the episodes: tiles, rooms, junctions that a signal holds, or steps."""
     episodes: int = 64
-    """Episodes of each length, all at once."""
+    """Episodes of each length."""
     runs: str = "runs/generalisation"
     """Folder of the runs. Their names are <env>-<kind>-<seed>."""
     out: str = ""
@@ -94,7 +96,7 @@ class Row:
     live_largest_layer: float
     """The mean over steps of the layer that has most."""
     ms_per_step: float
-    """Milliseconds of acting, for all episodes at once, without the environments."""
+    """Milliseconds of acting for one step of the batch, without the environments."""
     commit: str
 
 
@@ -153,8 +155,8 @@ def play_lengths(
     policy, _ = load_policy(run)
     for length in lengths:
         kwargs = dict.fromkeys(LENGTH[config.env], length)
-        episodes = config.episodes
-        result = evaluate(policy, config.env, kwargs, episodes, num_envs=episodes, seed=1, max_steps=MAX_STEPS)
+        episodes, batch = config.episodes, min(config.episodes, BATCH)
+        result = evaluate(policy, config.env, kwargs, episodes, num_envs=batch, seed=1, max_steps=MAX_STEPS)
         live = result["live_memories_mean"]
         yield Row(
             kind=kind,
@@ -165,7 +167,7 @@ def play_lengths(
             mean_return=result["mean_return"],
             live_mean=sum(live) / len(live) if live else float("nan"),
             live_largest_layer=max(live, default=float("nan")),
-            ms_per_step=1000 * episodes / result["acting_steps_per_second"],
+            ms_per_step=1000 * batch / result["acting_steps_per_second"],
             commit=current_commit(),
         )
         print(f"{kind} {seed}: {result['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
@@ -224,14 +226,14 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def plot(env: str, rows: Sequence[Row], path: Path) -> None:
     """Draws success, live memories and milliseconds per step against length, a line for each kind, a point for each
-    seed. Live memories are left out where no kind has slots, and times unless all lengths were played with the same
-    number of episodes."""
+    seed. Live memories are left out where no kind has slots, and times unless all lengths were played in batches of
+    the same size."""
     from matplotlib.figure import Figure
 
     panels = {"success": "success"}
     if not all(math.isnan(row.live_mean) for row in rows):  # a recurrent memory has no slots
         panels["live_mean"] = "live memories per layer"
-    if len({row.episodes for row in rows}) == 1:
+    if len({min(row.episodes, BATCH) for row in rows}) == 1:
         panels["ms_per_step"] = "ms per step of the batch"
     figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
