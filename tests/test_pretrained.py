@@ -38,6 +38,8 @@ def test_a_shipped_policy_succeeds_as_told(name):
     if name == "corridor-expire_span":  # trained on up to 200
         far = evaluate(policy, info["env"], {"min_length": 1000, "max_length": 1000}, 20)
         assert far["success_rate"] == 1 and max(far["live_memories_mean"]) < 12
+        stretched = evaluate(policy, info["env"], {"max_length": 30, "wraps": ["stretch=10"]}, 20)
+        assert stretched["success_rate"] == 1 and max(stretched["live_memories_mean"]) < 12
     if name == "portal-gru":  # does not solve it
         assert result["success_rate"] <= 0.6
     elif name.startswith("portal"):
