@@ -5,6 +5,7 @@ N observations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -65,10 +66,22 @@ class CellsEncoder(Integers):
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         indices = self._indices(value)
-        columns = self._one_hot(self._imputed(indices) if self.impute else indices, dtype)
         if not self.normalize:
-            return columns
-        return columns.sub_(self.frequency).mul_(self.scale).clamp_(-MAX_NORMALIZED, MAX_NORMALIZED)
+            return self._one_hot(self._imputed(indices) if self.impute else indices, dtype)
+        absent, present = (self._normalized(frequency, dtype) for frequency in (0 - self.frequency, 1 - self.frequency))
+        if self.impute and indices.device.type == "cpu":  # a GPU would have to be asked whether anything is new
+            unseen_is_nan = present.masked_fill(self.frequency == 0, math.nan)
+            values = unseen_is_nan.take(indices + self.offset)
+            if not math.isnan(values.sum()):
+                return absent.repeat(len(indices), 1).scatter_(1, indices + self.offset, values)
+        if self.impute:
+            indices = self._imputed(indices)
+        indices = indices + self.offset
+        return absent.repeat(len(indices), 1).scatter_(1, indices, present.take(indices))
+
+    def _normalized(self, difference: Tensor, dtype: torch.dtype) -> Tensor:
+        """[C] the column's value for a difference [C] from its mean."""
+        return (difference * self.scale).clamp_(-MAX_NORMALIZED, MAX_NORMALIZED).to(dtype)
 
     def _imputed(self, indices: Tensor) -> Tensor:
         """The same values, int64 [N, numbers]. Those of cells that show what was never seen there become the most

@@ -183,7 +183,7 @@ class MemoryKind(nn.Module):
         """Whether attention used the slots, bool [B,...,C]. weights: [B,H,...,C]; num_visible: [B,...,1], the number of
         slots that the query sees."""
         lift = self.use_lift() or math.inf
-        least = lift / (lift + num_visible - 1)  # w / (1 - w) * others > lift, solved for w
+        least = lift / (num_visible + (lift - 1))  # w / (1 - w) * others > lift, solved for w
         return weights.amax(1) > least.clamp(min=self.use_share())
 
     def loss(

@@ -116,9 +116,14 @@ class SurvivalSpans(nn.Module):
         in_range = k.clamp(max=len(self.edges) - 2)
         bin_hazard = bin_hazard.gather(-1, in_range)
         fraction = (threshold - hazard.gather(-1, in_range) + bin_hazard) / bin_hazard  # of the bin, at the span
-        lower, upper = self.edges[in_range], self.edges[in_range + 1]
-        spans = torch.where(k == in_range, lower + fraction * (upper - lower), math.inf).squeeze(-1)
-        return torch.where(self.released >= 1, spans.clamp(max=self.max_span), self.initial_limit)
+        lower = self.edges.take(in_range)
+        width = lower.clamp(min=1)  # of a bin: 1, 1, 2, 4, ...
+        spans = torch.addcmul(lower, fraction, width).masked_fill(k != in_range, math.inf).squeeze(-1)
+        if math.isfinite(self.max_span):
+            spans = spans.clamp(max=self.max_span)
+        if self.released.device.type == "cpu":
+            return spans
+        return torch.where(self.released >= 1, spans, self.initial_limit)
 
     def _hazard_until(self, age: Tensor, bin_hazard: Tensor, hazard: Tensor) -> Tensor:
         """-log S at the ages [B,C]: [B,C,1]. bin_hazard, hazard: [B,C,K] of the bins, and at their ends."""

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+SMALLEST_NORM = 1e-12  # of a vector that is normalised
+
 
 def attend(
     q: Tensor,
@@ -149,6 +151,35 @@ class _RolloutAttention(torch.autograd.Function):
             grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
         grad_extension = grad_scores[..., : ctx.extension_size]
         return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_extension, grad_bias, None, None
+
+
+class _Normalize(torch.autograd.Function):
+    """`normalize` with its backward pass in four operators; autograd takes a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: float) -> Tensor:
+        scale = _norm_scale(x, norm)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        ctx.norm = norm
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        along = (grad * y).sum(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1 / ctx.norm**2).mul_(scale), None
+
+
+def normalize(x: Tensor, norm: float) -> Tensor:
+    """Vectors x [..., d], scaled to the given norm. A vector of zeros stays what it is."""
+    return _Normalize.apply(x, norm) if torch.is_grad_enabled() else x * _norm_scale(x, norm)
+
+
+def _norm_scale(x: Tensor, norm: float) -> Tensor:
+    """[..., 1]"""
+    return norm / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=SMALLEST_NORM)
 
 
 def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.memory.kind import MemoryKind
 from expire_span_rl.policies.settings import TransformerConfig
-from expire_span_rl.policies.transformer.attention import attend, attend_rollout
+from expire_span_rl.policies.transformer.attention import attend, attend_rollout, normalize
 from expire_span_rl.policies.transformer.gating import Gate
 from expire_span_rl.policies.transformer.slots import Projection, Slots
 
@@ -212,7 +212,7 @@ class Layer(nn.Module):
 
         A query then scores highest with the keys in its own direction (QKNorm: Henry et al., 2020, arXiv 2010.04245).
         Without this, a long key of something else may score as high as the key that the query looks for."""
-        return vectors if self.query_gain is None else F.normalize(vectors, dim=-1) * self.vector_norm
+        return vectors if self.query_gain is None else normalize(vectors, self.vector_norm)
 
     def frozen_keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of hidden vectors [B,C,D]. The layer's weights get no gradient."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expire_span_rl.policies.transformer.attention import attend, attend_rollout
+from expire_span_rl.policies.transformer.attention import attend, attend_rollout, normalize
 
 B, H, D = 2, 2, 3
 
@@ -225,3 +225,16 @@ def test_a_worse_match_replaces_nothing():
     half = 9.0 - math.log(2)
     assert weights_of([9.0, half], 4.0) == pytest.approx(weights_of([9.0, half], 0.0))
     assert weights_of([9.0, half + 0.1], 4.0)[0] < weights_of([9.0, half + 0.1], 0.0)[0]
+
+
+def test_normalised_vectors_have_the_norm_and_their_gradient_is_right():
+    x = torch.randn(3, 4, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    expected = 7 * x / x.square().sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(normalize(x, 7.0), expected)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(normalize(leaf, 7.0), expected)
+    assert torch.autograd.gradcheck(lambda vectors: normalize(vectors, 7.0), leaf)
+    zero = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(normalize(zero, 7.0), zero)
+    normalize(zero, 7.0).sum().backward()
+    assert zero.grad is not None and torch.isfinite(zero.grad).all()

@@ -68,7 +68,8 @@ def test_spans_are_renewed_by_the_clock_of_each_environment(horizon):
     rollout = experience(torch.Generator().manual_seed(3), 60, 4, start_probability=0.04, final_probability=0)
     rollout.start[0] = True
     out = act(policy, policy.initial_memory(4), rollout, horizon, in_rollout=False)
-    unrenewed = act(make_policy("expire_span", {**SETTINGS, "renew_every": 0}, core=core), policy.initial_memory(4), rollout)
+    never_renewed = make_policy("expire_span", {**SETTINGS, "renew_every": 0}, core=core)
+    unrenewed = act(never_renewed, policy.initial_memory(4), rollout)
     assert not torch.allclose(out.logits, unrenewed.logits)
     for b in range(4):
         row = rollout.columns(torch.tensor([b]))
