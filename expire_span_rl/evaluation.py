@@ -240,7 +240,7 @@ class _Player:
     """What messages call the environment."""
     protocol: Protocol
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def play(self, session: _Session, progress: Callable[[int], Any], check: Callable[[], None]) -> None:
         """Plays all episodes into the session. progress, check: as for `evaluate`."""
         policy, protocol, batch = self.policy, self.protocol, self.env.num_envs
