@@ -98,7 +98,7 @@ def test_bars_have_the_colour_of_the_attention_and_the_span_behind_them(open_pag
       return {
         live: live.map(w => [w, at(w, 59.5), flat(heat(page.weights[i].get(w) ?? 0))]),
         dead: [at(20, 21.5), flat(css("--dead"))],
-        beyond: [at(0, 150), flat(css("--card"))],
+        beyond: [at(0, page.record.steps + 0.5), flat(css("--card"))],
       };
     })""")
     for layer, text in zip(record["layers"], coloured):
