@@ -234,7 +234,7 @@ def plot(env: str, rows: Sequence[Row], path: Path) -> None:
     if not all(math.isnan(row.live_mean) for row in rows):  # a recurrent memory has no slots
         panels["live_mean"] = "live memories per layer"
     if len({min(row.episodes, BATCH) for row in rows}) == 1:
-        panels["ms_per_step"] = "ms per step of the batch"
+        panels["ms_per_step"] = f"ms per step of {min(rows[0].episodes, BATCH)} environments"
     figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, kind in enumerate(sorted({row.kind for row in rows})):
@@ -246,10 +246,11 @@ def plot(env: str, rows: Sequence[Row], path: Path) -> None:
             points = [(row.length, getattr(row, name)) for row in kind_rows]
             ax.scatter(*zip(*points, strict=True), s=12, c=f"C{number}", alpha=0.5)
             ax.set(xscale="log", xlabel=f"length of the episodes, {env}", title=title)
-            if name == "success":
-                ax.set_ylim(-0.03, 1.03)
-            else:
-                ax.set_ylim(bottom=0)
+    for ax, name in zip(axes, panels, strict=True):  # limits last: they end the scaling to what is drawn
+        if name == "success":
+            ax.set_ylim(-0.03, 1.03)
+        else:
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     axes[0].legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=130)
