@@ -122,6 +122,12 @@ class ForgettingController:
         """Whether the needs of memories were observed for so long that spans can follow them."""
         return self.observed >= OBSERVED_UPDATES
 
+    def missing(self) -> str:
+        """Why spans do not follow needs yet, for a message."""
+        if not self.learned:
+            return "the task was not learned"
+        return f"needs were observed for only {self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates since it was learned"
+
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
         Does nothing without such a constraint."""

@@ -58,6 +58,10 @@ class TrainingLoop(Protocol):
         """Keeps the policy as it is now if an evaluation with this score meets the target."""
         ...
 
+    def unfinished(self) -> str | None:
+        """What the training has been too short for, in a line; None for nothing."""
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""
         ...

@@ -172,6 +172,10 @@ class SB3Trainer:
         self._deadline.check()
         return True
 
+    def unfinished(self) -> str | None:
+        """None: there is nothing to forget."""
+        return None
+
     def keep_evaluated(self, score: float) -> None:
         """Nothing: see `best`."""
 

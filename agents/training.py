@@ -189,6 +189,14 @@ class Trainer:
         if score >= self.controller.target(is_success):
             self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
 
+    def unfinished(self) -> str | None:
+        """A line that says so if spans were never released, so that the policy cannot remember for longer; else
+        None."""
+        reach = self.policy.unreleased_reach()
+        if reach is None or not self.controller.config.forgetting:
+            return None
+        return f"nothing was forgotten, and no memory lasts longer than {reach:,.0f} steps: {self.controller.missing()}"
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""
         collector_tensors, collector_metadata = self.collector.state()

@@ -306,6 +306,11 @@ class LearningPolicy(Policy, Protocol):
         are needed."""
         ...
 
+    def unreleased_reach(self) -> float | None:
+        """Steps after which every memory is gone as long as `release_spans` was not called; None where that has no
+        part."""
+        ...
+
     def release_spans(self) -> None:
         """Called between two rollouts once it is known how long memories are needed."""
         ...

@@ -82,6 +82,9 @@ def _say_result(run: Run, path: Path, seconds: float) -> None:
     """Reports what was trained, and which policy the run has."""
     trainer = run.trainer
     say(f"trained {trainer.timesteps:,} steps in {seconds / 60:.1f} minutes")
+    unfinished = trainer.unfinished()
+    if unfinished is not None:
+        say(unfinished)
     best, file = trainer.best, path / "policy.safetensors"
     if best is None:
         say(f"{file}: the last policy")

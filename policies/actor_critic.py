@@ -174,6 +174,12 @@ class ActorCritic(Predictor, nn.Module):
         for layer in self.core.layers:
             layer.kind.release()
 
+    def unreleased_reach(self) -> float | None:
+        """Steps after which every memory is gone as long as `release_spans` was not called; None where that has no
+        part."""
+        layers = self.core.layers
+        return layers[0].kind.unreleased_reach() if len(layers) else None
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: the policy first, then the memory kind's own parameters, by learning rate.
 

@@ -85,6 +85,9 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
+    def unreleased_reach(self) -> float | None:
+        return self.span.unreleased_reach()
+
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""
         return self.config.span_coef * self.span.loss(normed.detach(), is_new, lives, pressure)

@@ -179,6 +179,11 @@ class MemoryKind(nn.Module):
         """Called between two rollouts once that is known. From then on memories may be kept for as long as they are
         needed."""
 
+    def unreleased_reach(self) -> float | None:
+        """Steps after which every memory is gone while `release` has not been called; None after it, and for a kind
+        that needs no release."""
+        return None
+
     def is_used(self, weights: Tensor, num_visible: Tensor) -> Tensor:
         """Whether attention used the slots, bool [B,...,C]. weights: [B,H,...,C]; num_visible: [B,...,1], the number of
         slots that the query sees."""

@@ -55,6 +55,10 @@ class SigmoidSpans(nn.Linear):
     def release(self) -> None:
         """Changes nothing: L_max always bounds spans."""
 
+    def unreleased_reach(self) -> float | None:
+        """None: there is nothing to release."""
+        return None
+
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, pressure: float) -> Tensor:
         """A quantile regression of the age of last use. Arguments are `MemoryKind.loss`'s, `normed` detached.
 

@@ -68,6 +68,10 @@ class SurvivalSpans(nn.Module):
         """From now on spans are as long as their memories are needed, up to --max-span if that is set."""
         self.released.fill_(1.0)
 
+    def unreleased_reach(self) -> float | None:
+        """Span and ramp of all memories before `release`; None after it."""
+        return self.initial_limit + self.config.ramp if float(self.released) < 1 else None
+
     def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         """[B,1] steps to skip before a training rollout, 0 in most rows and before `release`. [B,0] if there are never
         any."""

@@ -213,17 +213,28 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
+    reach = spans[0].initial_limit + spans[0].config.ramp
+    nothing = f"nothing was forgotten, and no memory lasts longer than {reach:,.0f} steps: "
+    assert trainer.unfinished() == f"{nothing}the task was not learned"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     run_scripted(trainer, [0.95], [5], monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     assert {float(span.released) for span in spans} == {OBSERVING}
+    assert trainer.unfinished() == f"{nothing}needs were observed for only 0 of 0 updates since it was learned"
     assert {float(span(torch.zeros(1, 1, 64))) for span in spans} == {spans[0].initial_limit}
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {1} and trainer.skipped == 0
+    assert trainer.unfinished() is None
     loaded.load_state(*trainer.state())
     assert {float(layer.kind.span.released) for layer in loaded.policy.core.layers} == {1}
+
+
+@pytest.mark.parametrize("kind", ["transformer_xl", "gru", "none"])
+def test_a_memory_without_spans_leaves_no_forgetting_unfinished(kind):
+    trainer = make_trainer("Corridor-v0", kind, 1, num_envs=2, forgetting=ForgettingConfig())
+    assert trainer.unfinished() is None
 
 
 def comparable(metrics: dict[str, float]) -> dict[str, float | None]:
