@@ -251,7 +251,7 @@ def plot(env: str, rows: Sequence[Row], path: Path) -> None:
             ax.set_ylim(-0.03, 1.03)
         else:
             ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize="small", loc="lower left", ncols=2)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=130)
     write_atomically(path, image.getvalue())
