@@ -126,7 +126,8 @@ class ForgettingController:
         """Why spans do not follow needs yet, for a message."""
         if not self.learned:
             return "the task was not learned"
-        return f"needs were observed for only {self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates since it was learned"
+        observed = f"{self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates"
+        return f"needs were observed for only {observed} since it was learned"
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.

@@ -31,7 +31,8 @@ STREAMS = {"Copy-v0": TASK, **OTHER_TASKS}
 
 
 def make_policy(kind: str, env, width: int = 32) -> ActorCritic:
-    core = {"core": TransformerConfig(width=width, sharpness=2.0, head_dropout=0.0)} if kind in SMALL or kind == "none" else {}
+    is_transformer = kind in SMALL or kind == "none"
+    core = {"core": TransformerConfig(width=width, sharpness=2.0, head_dropout=0.0)} if is_transformer else {}
     return ActorCritic.for_spaces(
         env.single_observation_space,
         env.single_action_space,
