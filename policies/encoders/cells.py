@@ -5,7 +5,6 @@ N observations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -66,18 +65,13 @@ class CellsEncoder(Integers):
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         indices = self._indices(value)
-        if not self.normalize:
-            return self._one_hot(self._imputed(indices) if self.impute else indices, dtype)
-        absent, present = (self._normalized(frequency, dtype) for frequency in (0 - self.frequency, 1 - self.frequency))
-        if self.impute and indices.device.type == "cpu":  # a GPU would have to be asked whether anything is new
-            unseen_is_nan = present.masked_fill(self.frequency == 0, math.nan)
-            values = unseen_is_nan.take(indices + self.offset)
-            if not math.isnan(values.sum()):
-                return absent.repeat(len(indices), 1).scatter_(1, indices + self.offset, values)
         if self.impute:
             indices = self._imputed(indices)
-        indices = indices + self.offset
-        return absent.repeat(len(indices), 1).scatter_(1, indices, present.take(indices))
+        if not self.normalize:
+            return self._one_hot(indices, dtype)
+        absent, present = (self._normalized(frequency, dtype) for frequency in (0 - self.frequency, 1 - self.frequency))
+        columns = indices + self.offset
+        return absent.repeat(len(columns), 1).scatter_(1, columns, present.take(columns))
 
     def _normalized(self, difference: Tensor, dtype: torch.dtype) -> Tensor:
         """[C] the column's value for a difference [C] from its mean."""
@@ -86,9 +80,11 @@ class CellsEncoder(Integers):
     def _imputed(self, indices: Tensor) -> Tensor:
         """The same values, int64 [N, numbers]. Those of cells that show what was never seen there become the most
         frequent ones. Nothing changes before the first observation."""
-        was_seen = (self.frequency > 0) | (self.count == 0)  # [C]
+        was_seen = ((self.frequency > 0) | (self.count == 0)).take(indices + self.offset)  # [N, numbers]
+        if was_seen.device.type == "cpu" and bool(was_seen.all()):  # a GPU would have to be asked
+            return indices
         by_cell = (-1, len(CELL_VALUES))
-        is_known = was_seen.take(indices + self.offset).unflatten(1, by_cell).all(2, keepdim=True)  # [N, cells, 1]
+        is_known = was_seen.unflatten(1, by_cell).all(2, keepdim=True)  # [N, cells, 1]
         frequencies = self.frequency.unflatten(0, (-1, sum(CELL_VALUES))).split(CELL_VALUES, 1)
         usual = torch.stack([part.argmax(1) for part in frequencies], 1)  # [cells, 3]
         return torch.where(is_known, indices.unflatten(1, by_cell), usual).flatten(1)

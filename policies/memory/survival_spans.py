@@ -125,7 +125,7 @@ class SurvivalSpans(nn.Module):
         spans = torch.addcmul(lower, fraction, width).masked_fill(k != in_range, math.inf).squeeze(-1)
         if math.isfinite(self.max_span):
             spans = spans.clamp(max=self.max_span)
-        if self.released.device.type == "cpu":
+        if self.released.device.type == "cpu":  # released: see above
             return spans
         return torch.where(self.released >= 1, spans, self.initial_limit)
 
