@@ -34,6 +34,7 @@ PARSED = {
     r"python -m benchmarks\.": "minutes to days of both cores; their own tests run them small",
     r"python train_rl.py .*--(num-actors|ray-address)\b": "starts Ray; tests/agents/test_ray_actors.py do",
     r"python evaluate.py .*1(28|00)000": "100,000 steps and more of a policy that was hardly trained",
+    r"python evaluate.py runs/generalisation/": "a policy of benchmarks.generalisation, hours of both cores",
     r"\.venv/bin/ray start\b": "starts a cluster that outlives the test",
     r"make (demo|test|setup|docs|lint|typecheck)$": "set up the machine, or run this test",
     r"pip install\b": "changes the machine; tests/test_packaging.py installs the package",
