@@ -6,7 +6,8 @@
 
 Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
-its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row is not played again.
+its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row is not played again. Each
+row is also kept in the run's directory as soon as it is known, so that a stop loses one length at most.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ LENGTH: dict[str, tuple[str, ...]] = {
 }
 """Keyword arguments of the environment that make its episodes longer."""
 MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
+ROWS_OF_RUN = "generalisation.csv"
 BATCH = 64
 """Environments that play at a time. Times of batches of different sizes could not be compared."""
 
@@ -112,7 +114,8 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
         jobs = [
-            (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, rows)) for kind, seed in cells
+            (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, config.lengths, rows))
+            for kind, seed in cells
         ]
         for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
@@ -124,9 +127,11 @@ def main() -> None:
         print(f"rows: {folder / 'results.csv'}")
 
 
-def _missing_lengths(config: GeneralisationConfig, kind: str, seed: int, rows: Mapping[tuple, Row]) -> list[int]:
+def _missing_lengths(
+    config: GeneralisationConfig, kind: str, seed: int, lengths: Sequence[int], rows: Mapping[tuple, Row]
+) -> list[int]:
     """The lengths that have no row with enough episodes."""
-    seed_rows = {length: rows.get((kind, seed, length)) for length in config.lengths}
+    seed_rows = {length: rows.get((kind, seed, length)) for length in lengths}
     return [length for length, row in seed_rows.items() if row is None or row.episodes < config.episodes]
 
 
@@ -145,7 +150,11 @@ def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[in
         result = subprocess.run(command, check=False)
         if result.returncode:
             raise RuntimeError(f"{run}: the training ended with exit code {result.returncode}")
-    return list(play_lengths(config, kind, seed, run, lengths))
+    rows = read_rows(run / ROWS_OF_RUN)
+    for row in play_lengths(config, kind, seed, run, _missing_lengths(config, kind, seed, lengths, rows)):
+        rows[kind, seed, row.length] = row
+        write_rows(run / ROWS_OF_RUN, rows.values())
+    return [rows[kind, seed, length] for length in lengths]
 
 
 def play_lengths(

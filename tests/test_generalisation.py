@@ -38,6 +38,27 @@ def test_each_kind_is_trained_once_and_played_at_every_length(tmp_path, monkeypa
     assert "12" in capsys.readouterr().out
 
 
+def test_a_stop_loses_the_length_at_hand_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", *TINY, "--lengths", "5", "9"]
+    config = generalisation.GeneralisationConfig(env="TMaze-v0", lengths=(5, 9), episodes=4)
+    played = generalisation.evaluate
+    monkeypatch.setattr(generalisation, "evaluate", lambda *a, **kw: {5: played, 9: _stop}[a[2]["length"]](*a, **kw))
+    with pytest.raises(KeyboardInterrupt):
+        generalisation.train_and_play((config, "expire_span", 1, TINY, [5, 9]))
+    run = tmp_path / "runs/generalisation/TMaze-v0-expire_span-1"
+    kept = generalisation.read_rows(run / generalisation.ROWS_OF_RUN)
+    assert list(kept) == [("expire_span", 1, 5)]
+    assert call(flags, monkeypatch) == 0
+    rows = generalisation.read_rows(tmp_path / "out" / "results.csv")
+    assert list(rows) == [("expire_span", 1, 5), ("expire_span", 1, 9)]
+    assert rows["expire_span", 1, 5] == kept["expire_span", 1, 5]
+
+
+def _stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
 def test_a_memory_without_slots_is_drawn_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", *TINY[:6], "--kinds", "gru"]
