@@ -119,7 +119,9 @@ def check_spans(config: Any) -> None:
 
 @dataclass(frozen=True)
 class ExpireSpanConfig:
-    EARLIER: ClassVar[dict[str, Any]] = {"span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0}
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0, "time_gaps": 0.0,
+    }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
     span_model: str = "survival"
@@ -161,6 +163,10 @@ class ExpireSpanConfig:
     """With --span-model survival: chance that time is skipped before a rollout of an environment, in training, up to
     four ramps of steps. What was only just seen then has expired, so that the policy learns to act by what it keeps and
     what it sees. 0: never."""
+    time_gaps: float = 0.03
+    """With --span-model survival: chance that in a training rollout of an environment every memory looks up to four
+    ramps older to all queries, as if time had been skipped before each step. What is not kept is then out of sight at
+    once, for the whole rollout. 0: never."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
@@ -181,8 +187,10 @@ class ExpireSpanConfig:
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
             )
-        if not 0 <= self.time_skips <= 1:
-            raise ValueError(f"--time-skips: expected a chance from 0 to 1, got {self.time_skips}")
+        for name in ("time_skips", "time_gaps"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag}: expected a chance from 0 to 1, got {getattr(self, name)}")
         if not self.use_lift > 0:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
         if not 0 <= self.use_share < 1:

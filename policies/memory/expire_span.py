@@ -63,6 +63,9 @@ class ExpireSpan(MemoryKind):
     def skipped_steps(self, drawn: Tensor) -> Tensor | None:
         return self.span.skipped_steps(drawn)
 
+    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+        return self.span.time_gaps(drawn)
+
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None
 

@@ -152,6 +152,11 @@ class MemoryKind(nn.Module):
         None if time is never skipped."""
         return None
 
+    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+        """Steps [B] by which all memories look older to the queries of the rollout for which `drawn` [B,K] was drawn,
+        as if time had been skipped before each of its steps. Clocks and ages of use stay what they are. None for 0."""
+        return None
+
     def use_lift(self) -> float | None:
         """How many times the average attention of the other slots some head must give a slot for it to count as used.
         None if `loss` does not need to know."""

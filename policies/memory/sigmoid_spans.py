@@ -49,6 +49,10 @@ class SigmoidSpans(nn.Linear):
         """None: time is never skipped."""
         return None
 
+    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+        """None: memories never look older."""
+        return None
+
     def observe_needs(self) -> None:
         """Changes nothing: needs are always observed."""
 

@@ -73,15 +73,16 @@ class SurvivalSpans(nn.Module):
         return self.initial_limit + self.config.ramp if float(self.released) < 1 else None
 
     def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        """[B,1] steps to skip before a training rollout, 0 in most rows and before `release`. [B,0] if there are never
-        any."""
-        if not self.config.time_skips:
+        """[B,2], 0 in most rows and before `release`: steps to skip before a training rollout, and by how many steps
+        memories look older in it. [B,0] if there are never any."""
+        chances = (self.config.time_skips, self.config.time_gaps)
+        if not any(chances):
             return torch.zeros(batch_size, 0)
         device = self.released.device if generator is None else generator.device
-        chance, size = torch.rand(2, batch_size, generator=generator, device=device)
+        chance, size = torch.rand(2, batch_size, len(chances), generator=generator, device=device)
         steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
         released = (self.released >= 1).to(device)
-        return torch.where((chance < self.config.time_skips) & released, steps, 0)[:, None]
+        return torch.where((chance < chance.new_tensor(chances)) & released, steps, 0)
 
     def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
         """The spans [B,C]: nothing that is drawn limits them."""
@@ -90,6 +91,10 @@ class SurvivalSpans(nn.Module):
     def skipped_steps(self, drawn: Tensor) -> Tensor | None:
         """[B]; None if nothing was drawn."""
         return drawn[:, 0] if drawn.shape[1] else None
+
+    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+        """[B]; None if nothing was drawn."""
+        return drawn[:, 1] if drawn.shape[1] else None
 
     @property
     def tracks_use(self) -> bool:

@@ -150,7 +150,9 @@ class Layer(nn.Module):
         drawn: [B,K], for this rollout; query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the
         queries' episodes began. N is 1, or the queries are those of the last N slots, one for each step.
         """
-        age, visible, bias = slots.visibility(self.kind, query_positions, episode_begin)
+        age, visible, bias = slots.visibility(
+            self.kind, query_positions, episode_begin, self.kind.time_gaps(self.drawn_by_kind(drawn))
+        )
         num_visible = visible.sum(2)
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:

@@ -45,11 +45,12 @@ class Slots:
     num_unordered: int = 0  # the first so many are not sorted by age, and may be younger than others
 
     def visibility(
-        self, kind: MemoryKind, query_positions: Tensor, episode_begin: Tensor
+        self, kind: MemoryKind, query_positions: Tensor, episode_begin: Tensor, gaps: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Age and visibility, [B,N,C] each, and the additive score term, [B,N,C] or [B,H,N,C].
 
-        query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the queries' episodes began.
+        query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the queries' episodes began; gaps: [B]
+        steps by which the kind sees all slots but the query's own as older, None for 0.
         """
         if query_positions.ndim == 1:
             query_positions = query_positions[None]
@@ -60,7 +61,8 @@ class Slots:
         if self.visible_until is not None:
             exists &= query_positions < self.visible_until[:, None]
         age = query_positions - position
-        return age, *kind.attention_bias(age, exists, self.slot_features)
+        age_for_kind = age if gaps is None else torch.where(age > 0, age + gaps[:, None, None], age)
+        return age, *kind.attention_bias(age_for_kind, exists, self.slot_features)
 
     def columns(self, start: int, stop: int) -> Slots:
         """Views of the slots from `start` on, before `stop`."""

@@ -27,7 +27,7 @@ def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_rele
     assert drawn.time.dtype == memory.time.dtype
     assert set(skipped.tolist()) == set(range(SKIPPED_RAMPS * RAMP + 1))
     assert 0.22 < (skipped > 0).double().mean() < 0.28
-    assert torch.equal(drawn.drawn[:, -1].to(skipped.dtype), skipped)
+    assert torch.equal(drawn.drawn[:, -2].to(skipped.dtype), skipped)
     for before, after in zip(memory.layers, drawn.layers, strict=True):
         assert torch.equal(before.birth, after.birth)
     again = policy.draw(memory, torch.Generator().manual_seed(2))
@@ -35,7 +35,7 @@ def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_rele
     for layer in policy.core.layers:
         layer.kind.span.released.fill_(0.5)
     assert torch.equal(policy.draw(memory).time, memory.time)
-    never = make_policy("expire_span", {**SETTINGS, "time_skips": 0.0})
+    never = make_policy("expire_span", {**SETTINGS, "time_skips": 0.0, "time_gaps": 1.0})
     assert torch.equal(never.draw(memory).time, memory.time)
 
 
@@ -81,5 +81,6 @@ def test_skipped_time_is_no_part_of_an_episode_that_ended_before_it():
 
 
 def test_a_chance_above_1_is_one_line():
-    with pytest.raises(ValueError, match=r"^--time-skips: expected a chance from 0 to 1, got 1.5$"):
-        ExpireSpanConfig(time_skips=1.5)
+    for name in ("time_skips", "time_gaps"):
+        with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')}: expected a chance from 0 to 1, got 1.5$"):
+            ExpireSpanConfig(**{name: 1.5})
