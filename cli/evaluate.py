@@ -80,7 +80,7 @@ def main() -> None:
     # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch
 
-    from expire_span_rl.building import device
+    from expire_span_rl.devices import choose_device
     from expire_span_rl.evaluation import Protocol, compare
     from expire_span_rl.reporting import plot, print_tables
 
@@ -94,7 +94,7 @@ def main() -> None:
             imports=config.imports,
             env_kwargs=kwargs,
             num_envs=config.num_envs,
-            device=device(config.device),
+            device=choose_device(config.device).name,
         )
     print_tables(report)
     with plain_warnings():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,18 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from expire_span_rl.agents import AGENTS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
-from expire_span_rl.checks import json_object, quoted
+from expire_span_rl.agents import (
+    AGENTS,
+    REWARDS,
+    AgentInputs,
+    ForgettingConfig,
+    LearnerEntry,
+    Network,
+    RolloutSource,
+    TrainingLoop,
+)
+from expire_span_rl.checks import json_object
+from expire_span_rl.devices import Device, Workload, check_device, choose_device, update_seconds
 from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
@@ -37,6 +48,8 @@ class Run:
     policy: Policy
     info: dict[str, Any]
     """What the policy's file says of it beside its config."""
+    device: Device
+    """Where the policy is trained, and why."""
     env_kwargs: Mapping[str, Any]
     """Of the environments of evaluations in this run. The policy's file lacks those that are private."""
     make_env: Callable[[], gym.Env] | None = None
@@ -56,7 +69,7 @@ def build(
     say: takes messages, in lines. Raises ValueError, one line, before anything is written.
     """
     run = settings.run
-    device(run.device)  # before anything large is made
+    check_device(run.device)  # before anything large is made
     torch.set_num_threads(run.torch_threads)
     torch.manual_seed(run.seed)
     env_kwargs = _env_kwargs(settings)
@@ -113,6 +126,7 @@ class _Builder:
         if left_out:
             parts = ", ".join(f"{name} ({why})" for name, why in left_out.items())
             self.say(f"{run.env}: not seen by the policy, since no encoder reads it: {parts}")
+        chosen = self.choose_device()
         inputs = AgentInputs(
             env=self.env,
             config=settings.agent,
@@ -120,16 +134,36 @@ class _Builder:
             total_timesteps=run.total_timesteps,
             seed=run.seed,
             env_seed=environment_seed(run.seed),
-            device=device(run.device),
-            make_policy=self.make_policy,
+            device=chosen.name,
+            make_policy=partial(self.make_policy, chosen.name),
             make_actors=self.start_actors,
             make_network=self.make_network,
         )
         trainer, policy = AGENTS[run.agent].build(inputs)
-        return Run(settings, trainer, policy, info, env_kwargs=info["env_kwargs"])
+        return Run(settings, trainer, policy, info, env_kwargs=info["env_kwargs"], device=chosen)
 
-    def make_policy(self) -> ActorCritic:
-        """A new policy with the memory kind of the settings, on their device."""
+    def choose_device(self) -> Device:
+        """The device of the settings. Which is the faster one is measured for our own agents."""
+        entry = AGENTS[self.settings.run.agent]
+        is_ours = isinstance(entry, LearnerEntry)
+        return choose_device(self.settings.run.device, self._update_seconds if is_ours else None)
+
+    def _update_seconds(self, device: str) -> float:
+        """About how many seconds an update takes on a device. Leaves random numbers as they are."""
+        config, agent = self.settings.agent, self.settings.run.agent
+        work = Workload(
+            num_envs=self.env.num_envs,
+            num_steps=config.num_steps,
+            num_minibatches=config.num_minibatches,
+            epochs=getattr(config, "update_epochs", 1),
+            acts=AGENTS[agent].learns_from == REWARDS and not getattr(config, "num_actors", 0),
+        )
+        with torch.random.fork_rng():
+            policy = self.make_policy(device)
+        return update_seconds(policy, self.env, work)
+
+    def make_policy(self, device: str) -> ActorCritic:
+        """A new policy with the memory kind of the settings, on a device."""
         settings, run = self.settings, self.settings.run
         extractor = {} if self.features_extractor is None else {"features_extractor": self.features_extractor}
         return ActorCritic.for_spaces(
@@ -143,7 +177,7 @@ class _Builder:
             memory_config=memory_config_for(self.env, settings.memory),
             core=settings.network,
             **extractor,
-        ).to(device(run.device))
+        ).to(device)
 
     def start_actors(self, policy: LearningPolicy) -> RolloutSource:
         """The rollouts of Ray actors that play with `policy`. Raises ValueError, one line, before any of them
@@ -228,14 +262,3 @@ def run_dir_of(settings: Settings) -> Path:
     run = settings.run
     name = re.sub(r"[^\w.-]+", "-", run.env)
     return Path(run.run_dir or f"runs/{name}-{run.memory}-{run.agent}-{run.seed}")
-
-
-def device(name: str) -> str:
-    """The device that --device names. Raises ValueError, one line, if it is not there."""
-    gpu = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if gpu else "cpu"
-    if name != "cpu" and not (gpu and re.fullmatch(r"cuda(:\d+)?", name)):
-        usable = "cpu, cuda or auto" if gpu else "cpu or auto (there is no GPU here)"
-        raise ValueError(f"--device: expected {usable}, got {quoted(name, 60)}")
-    return name

@@ -26,9 +26,10 @@ def preflight(run: Run, path: Path) -> list[str]:
     trainer, policy, settings = run.trainer, run.policy, run.settings.run
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     parameters = sum(p.numel() for p in policy.parameters())
-    device, threads = next(policy.parameters()).device, torch.get_num_threads()
+    threads = torch.get_num_threads()
     rows = {
-        "policy": f"{parameters:,} parameters ({size(weights)}), on {device}, {threads} thread{'s' * (threads > 1)}",
+        "policy": f"{parameters:,} parameters ({size(weights)})",
+        "device": f"{run.device}, {threads} thread{'s' * (threads > 1)}",
         "memory": memory_line(run),
         "rollout": rollout_line(run),
         "on disk": _disk_line(run, path),

@@ -137,7 +137,7 @@ class RunConfig:
     torch_threads: int = 1
     """CPU threads that PyTorch uses."""
     device: str = "auto"
-    """Where the policy runs: cpu, cuda, or auto (a GPU if there is one)."""
+    """Where the policy runs: cpu, cuda, or auto (the faster one, which is measured if there is a GPU)."""
     memory_image_every: int = 50
     """Updates between two pictures in TensorBoard of what the policy remembers in an episode. 0: none."""
     progress_bar: bool = True
