@@ -81,21 +81,25 @@ def attend_rollout(
 
     Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
     """
-    by_age = F.pad(_by_age(q * q.shape[-1] ** -0.5, positions, age_bias), (0, 1))  # [B,H,T,P+1], 0 beyond P
-    reach = len(positions)
-    heads = q.shape[1]
-    index = memory_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)  # [B,H,n,P-1]
-    corner = by_age[:, :, : index.shape[2]].gather(3, index)
-    band = by_age[..., :reach].flip(-1)  # [B,H,T,P], oldest first
-    extension_scores = by_age[..., :0]
+    q = (q * q.shape[-1] ** -0.5).contiguous()
+    # The scores of the ages P - 1 .. 0, [B,H,T,P], as they lie on the diagonals: the oldest first.
+    band = _by_age(q, positions.flip(0), None if age_bias is None else age_bias.flip(1))
+    corner = _gather_ages(band[:, :, : memory_age.shape[1]], memory_age)
+    extension_scores = band[..., :0]
     if extension_age is not None:
-        index = extension_age.clamp(0, reach).long()[:, None].expand(-1, heads, -1, -1)
-        extension_scores = by_age.gather(3, index)  # [B,H,T,E]
+        extension_scores = _gather_ages(band, extension_age)
     return _RolloutAttention.apply(q, k, v, band, corner, extension_scores, bias, newest_first, order)
 
 
+def _gather_ages(band: Tensor, age: Tensor) -> Tensor:
+    """The scores [B,H,N,C] of the ages [B,N,C], 0 from P on. band: [B,H,N,P], of the ages P - 1 .. 0."""
+    reach = band.shape[3]
+    index = (reach - age.clamp(0, reach)).long()  # 0: beyond P
+    return F.pad(band, (1, 0)).gather(3, index[:, None].expand(-1, band.shape[1], -1, -1))
+
+
 class _RolloutAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(d) + positions + bias) v.
+    """softmax(q k^T + positions + bias) v, for queries that are divided by sqrt(d).
 
     The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
     `corner` [B,H,n,P-1] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
@@ -114,7 +118,7 @@ class _RolloutAttention(torch.autograd.Function):
         newest_first: float,
         order: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))  # [B,H,T,C]
+        scores = torch.matmul(q, k.transpose(2, 3))  # [B,H,T,C]
         inside = _inside(band)
         _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
         _corner(scores, corner).add_(corner)
@@ -131,19 +135,22 @@ class _RolloutAttention(torch.autograd.Function):
         ctx.extension_size = extension_scores.shape[3]
         ctx.shared_bias = bias.ndim == 3
         ctx.mark_non_differentiable(weights)
+        ctx.set_materialize_grads(False)
         return output, weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 9
+        grad = grad.contiguous()
         q, k, v, weights, inside = ctx.saved_tensors
         grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
         grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
         softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
         grad_scores = softmax_backward(grad_weights, weights, -1, weights.dtype).contiguous()
-        scale = q.shape[-1] ** -0.5
-        grad_q = torch.matmul(grad_scores, k) * scale
-        grad_k = torch.matmul(grad_scores.transpose(2, 3), q) * scale
+        grad_q = torch.matmul(grad_scores, k)
+        grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
         grad_band = _diagonals(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
         grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
         grad_bias = None
@@ -201,7 +208,8 @@ def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:
-    """Scores of the ages 0 .. P - 1: q [B,H,(T,)d], divided by sqrt(d) -> [B,H,(T,)P]."""
+    """Scores of the ages that `positions` [P,d] and `age_bias` [H,P] stand for: q [B,H,(T,)d], divided by sqrt(d) ->
+    [B,H,(T,)P]."""
     scores = q @ positions.T
     if age_bias is None:
         return scores

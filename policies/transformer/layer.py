@@ -206,7 +206,7 @@ class Layer(nn.Module):
 
     def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,2D] -> keys and values, [B,H,C,d] each."""
-        keys, values = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return self._normalized(keys), values
 
     def _normalized(self, vectors: Tensor) -> Tensor:
