@@ -1,18 +1,16 @@
 """What a training step costs, against what it could cost: `python -m benchmarks.throughput`.
 
-    python -m benchmarks.throughput                            # every part; 1,000,000 steps of one episode take a
-    quarter of an hour python -m benchmarks.throughput --parts floor contenders python -m benchmarks.throughput --parts
-    flat --steps 100000
+    python -m benchmarks.throughput                     # every part; the million steps take a quarter of an hour
+    python -m benchmarks.throughput --parts floor contenders
+    python -m benchmarks.throughput --parts flat --steps 100000
 
-Parts:
-
-    floor       Training with the defaults after forgetting, beside the bare matrix products of its rollouts and
-    updates. contenders  The same beside Transformer-XL with a window of 512, and sb3-contrib's RecurrentPPO of equal
-    width,
-                environments, rollout, passes and minibatches.
-    flat        One episode: milliseconds per step early and late, and growth of resident memory.
-    ragged      An unroll, forward and backward, over a long past of which few memories live, against one over as many
-                memories without gaps; and where some rows keep four times as many.
+part         what is measured
+floor        training with the defaults after forgetting, beside the bare matrix products of its rollouts and updates
+contenders   the same beside Transformer-XL with a window of 512, and sb3-contrib's RecurrentPPO of equal width,
+             environments, rollout, passes and minibatches
+flat         one episode: milliseconds per step early and late, and growth of resident memory
+ragged       an unroll, forward and backward, over a long past of which few memories live, against one over as many
+             memories without gaps; and where some rows keep four times as many
 
 Times are CPU seconds of one thread, so that other work on the machine has little effect. What is compared alternates,
 and the results are medians.
