@@ -40,7 +40,7 @@ from benchmarks.comparison_report import write_report
 from benchmarks.comparison_search import FOLDER, SEARCH_SEED, chosen_settings, score_of, trial_settings, write_trials
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
-from benchmarks.workers import check_no_actors, results_of
+from benchmarks.workers import WorkersConfig, check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.agents import AGENTS, REWARDS
 from expire_span_rl.building import build
@@ -57,7 +57,7 @@ QUICK_STEPS = "196608"
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(WorkersConfig):
     kinds: tuple[str, ...] = tuple(KINDS)
     """Memory kinds."""
     budgets: tuple[int, ...] = (16, 32, 64, 128)
@@ -69,9 +69,6 @@ class ComparisonConfig:
     they are."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
-    ray_address: str = ""
-    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
-    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_episodes: int = 1000
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True

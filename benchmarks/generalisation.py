@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.coverage import current_commit
 from benchmarks.learning import split_arguments
-from benchmarks.workers import check_no_actors, results_of
+from benchmarks.workers import WorkersConfig, check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, choice
 from expire_span_rl.evaluation import evaluate
@@ -51,7 +51,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class GeneralisationConfig:
+class GeneralisationConfig(WorkersConfig):
     env: str = "Corridor-v0"
     """Task: Corridor-v0, Portal-v0, Switch-v0 or TMaze-v0."""
     kinds: tuple[str, ...] = ("expire_span",)
@@ -68,9 +68,6 @@ class GeneralisationConfig:
     """Folder of the results. Default: benchmarks/results/generalisation-<env>."""
     jobs: int = 1
     """Trainings or evaluations at a time, one thread each."""
-    ray_address: str = ""
-    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
-    time as are free, and --jobs does not count. All machines must share this folder."""
     report: bool = False
     """Train and play nothing, only print and draw the results that are there."""
 

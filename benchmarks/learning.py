@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import check_no_actors, results_of
+from benchmarks.workers import WorkersConfig, check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config
@@ -44,16 +44,13 @@ CURVE_STRIDE = 4  # updates between two points
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(WorkersConfig):
     seeds: int = 5
     """Seeds 1, 2, ..., each a training of its own."""
     first_seed: int = 1
     """The first seed."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
-    ray_address: str = ""
-    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
-    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_every: int = 200_000
     """Environment steps between two evaluations."""
     eval_episodes: int = 1000

@@ -30,7 +30,7 @@ from benchmarks.comparison_cells import Cell, finish_cell, read_cells
 from benchmarks.learning import split_arguments
 from benchmarks.task_list import TASKS
 from benchmarks.tasks_report import rows_of, write_report
-from benchmarks.workers import results_of
+from benchmarks.workers import WorkersConfig, results_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.policies import KINDS
@@ -42,7 +42,7 @@ QUICK_STEPS = "98304"
 
 
 @dataclass(frozen=True)
-class TasksConfig:
+class TasksConfig(WorkersConfig):
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks by name. Those of a package that is not installed are left out."""
     kinds: tuple[str, ...] = tuple(KINDS)
@@ -51,9 +51,6 @@ class TasksConfig:
     """Seeds 1, 2, ..., each a training of its own."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
-    ray_address: str = ""
-    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
-    time as are free, and --jobs does not count. All machines must share this folder."""
     eval_episodes: int = 200
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True

@@ -11,11 +11,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from expire_span_rl import cli
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """What the configs of benchmarks that train have in common."""
+
+    ray_address: str = ""
+    """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a
+    time as are free, and --jobs does not count. All machines must share this folder."""
 
 
 def in_processes(function: Callable[[Any], Any], work: Sequence[Any], jobs: int) -> Iterator[Any]:
