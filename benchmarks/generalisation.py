@@ -7,7 +7,8 @@
 Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
 its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row is not played again. Each
-row is also kept in the run's directory as soon as it is known, so that a stop loses one length at most.
+row is also kept beside the run's directory as soon as it is known, so that a stop loses one length at most. What was
+kept of a policy that has changed since is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ LENGTH: dict[str, tuple[str, ...]] = {
 }
 """Keyword arguments of the environment that make its episodes longer."""
 MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
-ROWS_OF_RUN = "generalisation.csv"
 BATCH = 64
 """Environments that play at a time. Times of batches of different sizes could not be compared."""
 
@@ -105,11 +105,15 @@ def main() -> None:
         GeneralisationConfig, benchmark_flags, "Success against length. Flags of train_rl.py may follow."
     )
     folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
-    rows = read_rows(folder / "results.csv")
+    cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
+    rows = {key: row for cell in cells for key, row in kept_rows(config, *cell).items()}
+    rows |= read_rows(folder / "results.csv")
     check_no_actors(config.ray_address, training_flags)
+    if rows and not config.report:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
     if not config.report:
         os.environ["OMP_NUM_THREADS"] = "1"
-        cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
         jobs = [
             (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, config.lengths, rows))
             for kind, seed in cells
@@ -136,22 +140,48 @@ def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[in
     """Trains one seed of a kind unless that is done, and plays each length. job: the config, kind, seed, flags of
     train_rl.py, and lengths."""
     config, kind, seed, flags, lengths = job
-    run = Path(config.runs) / f"{config.env}-{kind}-{seed}"
-    if not (run / "policy.safetensors").exists():
-        command = [sys.executable, str(ROOT / "train_rl.py"), "--no-progress-bar"]
-        if (run / "checkpoint.safetensors").exists():
-            command += ["--resume", str(run)]
-        else:
-            command += ["--env", config.env, "--memory", kind, "--seed", str(seed), "--run-dir", str(run)]
-            command += [*flags, *(["--overwrite"] if run.exists() else [])]
-        result = subprocess.run(command, check=False)
-        if result.returncode:
-            raise RuntimeError(f"{run}: the training ended with exit code {result.returncode}")
-    rows = read_rows(run / ROWS_OF_RUN)
+    run = run_of(config, kind, seed)
+    _train(config, kind, seed, flags)
+    rows = kept_rows(config, kind, seed)
     for row in play_lengths(config, kind, seed, run, _missing_lengths(config, kind, seed, lengths, rows)):
         rows[kind, seed, row.length] = row
-        write_rows(run / ROWS_OF_RUN, rows.values())
+        write_rows(kept_file(run), rows.values())
     return [rows[kind, seed, length] for length in lengths]
+
+
+def _train(config: GeneralisationConfig, kind: str, seed: int, flags: Sequence[str]) -> None:
+    """Trains a seed of a kind, or continues what was interrupted. A training that is over has nothing left to do."""
+    run = run_of(config, kind, seed)
+    if (run / "checkpoint.safetensors").exists():  # beside it lies a policy from the middle of the training
+        arguments = ["--resume", str(run)]
+    elif (run / "policy.safetensors").exists():
+        return
+    else:
+        arguments = ["--env", config.env, "--memory", kind, "--seed", str(seed), "--run-dir", str(run), *flags]
+        arguments += ["--overwrite"] if run.exists() else []
+    command = [sys.executable, str(ROOT / "train_rl.py"), "--no-progress-bar", *arguments]
+    result = subprocess.run(command, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{run}: the training ended with exit code {result.returncode}")
+
+
+def run_of(config: GeneralisationConfig, kind: str, seed: int) -> Path:
+    """The run directory of a training."""
+    return Path(config.runs) / f"{config.env}-{kind}-{seed}"
+
+
+def kept_file(run: Path) -> Path:
+    """Where the rows of a run's policy are kept."""
+    return run.with_name(f"{run.name}.csv")
+
+
+def kept_rows(config: GeneralisationConfig, kind: str, seed: int) -> dict[tuple[str, int, int], Row]:
+    """The rows that are kept of a run's policy, as `read_rows`. Empty if the policy is newer than they are."""
+    run = run_of(config, kind, seed)
+    policy, file = run / "policy.safetensors", kept_file(run)
+    if not (policy.exists() and file.exists()) or file.stat().st_mtime_ns < policy.stat().st_mtime_ns:
+        return {}
+    return read_rows(file)
 
 
 def play_lengths(

@@ -21,7 +21,7 @@ from expire_span_rl import cli
 
 @dataclass(frozen=True)
 class WorkersConfig:
-    """What the configs of benchmarks that train have in common."""
+    """Of benchmarks whose trainings may run on a Ray cluster. Their configs also have `jobs`."""
 
     ray_address: str = ""
     """Ray cluster that trains instead of this machine: host:port, or auto. Each training takes one CPU, as many at a

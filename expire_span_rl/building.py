@@ -19,13 +19,12 @@ from expire_span_rl.agents import (
     REWARDS,
     AgentInputs,
     ForgettingConfig,
-    LearnerEntry,
     Network,
     RolloutSource,
     TrainingLoop,
 )
 from expire_span_rl.checks import json_object
-from expire_span_rl.devices import Device, Workload, check_device, choose_device, update_seconds
+from expire_span_rl.devices import Device, Workload, check_device, choose_device, kept_random_numbers, update_seconds
 from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
@@ -143,24 +142,27 @@ class _Builder:
         return Run(settings, trainer, policy, info, env_kwargs=info["env_kwargs"], device=chosen)
 
     def choose_device(self) -> Device:
-        """The device of the settings. Which is the faster one is measured for our own agents."""
-        entry = AGENTS[self.settings.run.agent]
-        is_ours = isinstance(entry, LearnerEntry)
-        return choose_device(self.settings.run.device, self._update_seconds if is_ours else None)
+        """The device of the settings. Which is the faster one is measured where our own policies are trained."""
+        measures = AGENTS[self.settings.run.agent].takes_memory_kind
+        return choose_device(self.settings.run.device, self.update_seconds if measures else None)
 
-    def _update_seconds(self, device: str) -> float:
+    def update_seconds(self, device: str) -> float:
         """About how many seconds an update takes on a device. Leaves random numbers as they are."""
-        config, agent = self.settings.agent, self.settings.run.agent
-        work = Workload(
+        self.say(f"--device auto: an update is timed on {device}")
+        with kept_random_numbers(device):
+            policy = self.make_policy(device)
+        return update_seconds(policy, self.env, self.workload())
+
+    def workload(self) -> Workload:
+        """What an update of the settings' agent does."""
+        config = self.settings.agent
+        return Workload(
             num_envs=self.env.num_envs,
             num_steps=config.num_steps,
             num_minibatches=config.num_minibatches,
             epochs=getattr(config, "update_epochs", 1),
-            acts=AGENTS[agent].learns_from == REWARDS and not getattr(config, "num_actors", 0),
+            acts=AGENTS[self.settings.run.agent].learns_from == REWARDS and not getattr(config, "distributed", False),
         )
-        with torch.random.fork_rng():
-            policy = self.make_policy(device)
-        return update_seconds(policy, self.env, work)
 
     def make_policy(self, device: str) -> ActorCritic:
         """A new policy with the memory kind of the settings, on a device."""

@@ -5,26 +5,33 @@ B environments, T steps of a rollout.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor
+from gymnasium.vector.utils import batch_space
 
 from expire_span_rl.checks import quoted
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.policies.encoders import as_tensors
 from expire_span_rl.spaces import Mask
 
-MEASURED_ENVS = 64
-"""Environments with which a CPU is measured at most. Its time grows in proportion to them; a GPU's does not."""
+MEASURED_ENVS = (32, 64)
+"""Environments with which a CPU acts while it is measured, if the training has more. Its time for all of them follows
+from the two: a step costs something, and each environment adds to that."""
+MEASURED_ROWS = 64
+"""Environments of a minibatch with which a CPU is measured at most. Learning works in groups of fewer, so that its time
+grows in proportion."""
 ROUNDS = 2
-"""Times that the work is done. Only the last counts: the ones before it warm up, and fill the memory."""
+"""Times that a piece of work is done. The last counts: the ones before it warm up."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Workload:
     num_minibatches: int
     epochs: int
     acts: bool = True
-    """Whether this process acts. Actors of other processes act on their own CPUs."""
+    """Whether this process acts. Actors of other processes act on CPUs of their own."""
 
 
 def check_device(name: str) -> None:
@@ -60,11 +67,11 @@ def check_device(name: str) -> None:
     raise ValueError(f"--device: expected {usable}, got {quoted(name, 60)}")
 
 
-def choose_device(name: str, seconds_on: Callable[[str], float] | None = None, work: str = "an update") -> Device:
-    """The device that --device names; for `auto`, the one that takes fewer seconds.
+def choose_device(name: str, seconds_on: Callable[[str], float] | None = None) -> Device:
+    """The device that --device names; for `auto`, the one on which an update takes less time.
 
-    seconds_on: device -> seconds of the work at hand; None if it cannot be measured, a GPU is then taken if there is
-    one; work: what it is, for the reason. Raises as `check_device`.
+    seconds_on: device -> seconds of an update; None if they cannot be measured, a GPU is then taken if there is one.
+    Raises as `check_device`.
     """
     check_device(name)
     if name != "auto":
@@ -73,50 +80,85 @@ def choose_device(name: str, seconds_on: Callable[[str], float] | None = None, w
         return Device("cpu", "there is no GPU")
     if seconds_on is None:
         return Device("cuda", "there is a GPU; which is faster was not measured")
-    seconds = {device: seconds_on(device) for device in ("cpu", "cuda")}
-    faster = min(seconds, key=lambda device: seconds[device])
-    return Device(faster, f"{work} takes about {seconds['cpu']:.2g} s on the CPU, {seconds['cuda']:.2g} s on the GPU")
+    try:
+        on_gpu = seconds_on("cuda")
+    except RuntimeError as error:  # too little memory, for instance, or a card that PyTorch does not know
+        return Device("cpu", f"the GPU failed: {quoted(str(error), 100)}")
+    finally:
+        gc.collect()  # what was captured refers to itself
+        torch.cuda.empty_cache()
+    on_cpu = seconds_on("cpu")
+    faster = "cuda" if on_gpu < on_cpu else "cpu"
+    return Device(faster, f"an update takes about {on_cpu:.2g} s on the CPU, {on_gpu:.2g} s on the GPU")
 
 
 def update_seconds(policy: ActorCritic, env: VectorEnv, work: Workload) -> float:
-    """An estimate of the seconds that one update takes on the policy's device: a rollout with random observations, as
-    `env` might give them, and its passes of learning. The environments themselves and the optimiser are left out. The
-    memory is that of some rollouts without an end of an episode."""
-    device = policy.device
-    num_envs = work.num_envs if device.type == "cuda" else min(work.num_envs, MEASURED_ENVS)
-    observation = random_observation(env, num_envs, device)
-    start = torch.zeros(num_envs, dtype=torch.bool, device=device)
-    with torch.random.fork_rng():
-        memory, acting_seconds = _act(policy, observation, start, work.num_steps)
-        rows = max(1, num_envs // work.num_minibatches)
-        some = torch.arange(rows, device=device)
-        entries = {key: value[:rows].expand(work.num_steps, *value[:rows].shape) for key, value in observation.items()}
-        starts = start[:rows].expand(work.num_steps, -1)
+    """An estimate of the seconds that one update takes on the policy's device.
 
-        def learn() -> None:
-            output = policy.unroll(entries, memory.rows(some), starts)
-            (output.logits.sum() + output.values.sum()).backward()
-
-        learning_seconds = _last_seconds(learn, device)
-        policy.zero_grad()
-    passes = work.epochs * work.num_envs / rows
-    return work.acts * acting_seconds * work.num_envs / num_envs + passes * learning_seconds
+    It acts for a rollout on random observations, as `env` might give them, and learns from a minibatch, forward and
+    backward. Environments, losses and the optimiser are left out. The memory is that of one rollout, less than it has
+    before a policy forgets. Leaves the weights and random numbers as they are.
+    """
+    with kept_random_numbers(policy.device):
+        seconds = acting_seconds(policy, env, work) if work.acts else 0.0
+        return seconds + learning_seconds(policy, env, work)
 
 
-def _act(policy: ActorCritic, observation: Mapping[str, Tensor], start: Tensor, num_steps: int) -> tuple[Any, float]:
-    """The memory after `ROUNDS` rollouts, and the seconds of the last one."""
-    memory = policy.initial_memory(len(start))
+def acting_seconds(policy: ActorCritic, env: VectorEnv, work: Workload) -> float:
+    """Seconds of a rollout, as `update_seconds`."""
 
-    @torch.no_grad()
-    def rollout() -> None:
-        nonlocal memory
-        acting = policy.begin(policy.draw(memory), num_steps, in_rollout=True)
-        for _ in range(num_steps):
-            policy.step(observation, acting, start)
+    def measured(num_envs: int) -> float:
+        observation = random_observation(env, num_envs)
+        start = torch.zeros(num_envs, dtype=torch.bool, device=policy.device)
+        memory = policy.draw(policy.initial_memory(num_envs))
+        acting: Any = None
+
+        @torch.no_grad()
+        def rollout() -> None:
+            nonlocal acting
+            acting = policy.begin(memory, work.num_steps, acting, in_rollout=True)
+            for _ in range(work.num_steps):
+                params, _ = policy.step(as_tensors(observation, policy.device), acting, start)
+                policy.actions.to_env(policy.actions.sample(params))
+
+        rollout()
         memory = acting.memory()
+        return _last_seconds(rollout, policy.device)
 
-    seconds = _last_seconds(rollout, start.device)
-    return memory, seconds
+    few, many = MEASURED_ENVS
+    if policy.device.type == "cuda" or work.num_envs <= many:
+        return measured(work.num_envs)
+    of_few, of_many = measured(few), measured(many)
+    return of_many + max(0.0, of_many - of_few) * (work.num_envs - many) / (many - few)
+
+
+def learning_seconds(policy: ActorCritic, env: VectorEnv, work: Workload) -> float:
+    """Seconds of all passes over a rollout, as `update_seconds`."""
+    device = policy.device
+    rows = max(1, work.num_envs // work.num_minibatches)
+    measured = rows if device.type == "cuda" else min(rows, MEASURED_ROWS)
+    observation = as_tensors(random_observation(env, measured), device)
+    entries = {key: value.expand(work.num_steps, *value.shape) for key, value in observation.items()}
+    start = torch.zeros(work.num_steps, measured, dtype=torch.bool, device=device)
+    with torch.no_grad():
+        memory = policy.unroll(entries, policy.initial_memory(measured), start, keep=True).memory
+    assert memory is not None
+
+    def learn() -> None:
+        output = policy.unroll(entries, memory, start)
+        (output.logits.sum() + output.values.sum()).backward()
+
+    seconds = _last_seconds(learn, device)
+    policy.zero_grad()
+    return work.epochs * work.num_minibatches * seconds * rows / measured
+
+
+@contextlib.contextmanager
+def kept_random_numbers(device: torch.device | str) -> Iterator[None]:
+    """PyTorch's random numbers of the CPU and of a device are afterwards what they were before."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def _last_seconds(run: Callable[[], None], device: torch.device) -> float:
@@ -131,10 +173,9 @@ def _last_seconds(run: Callable[[], None], device: torch.device) -> float:
     return seconds
 
 
-def random_observation(env: VectorEnv, num_envs: int, device: torch.device) -> dict[str, Tensor]:
+def random_observation(env: VectorEnv, num_envs: int) -> dict[str, np.ndarray]:
     """Entries [B, ...] of observations that the space of `env` allows, in which all actions are allowed."""
-    space = copy.deepcopy(env.observation_space)  # whose random numbers nobody else gets
-    observation = as_tensors({key: value[:num_envs] for key, value in space.sample().items()}, device)
-    parts: Any = env.single_observation_space
-    masks = [key for key in observation if isinstance(parts[key], Mask)]
-    return {**observation, **{key: torch.ones_like(observation[key]) for key in masks}}
+    space: Any = copy.deepcopy(env.single_observation_space)  # whose random numbers nobody else gets
+    observation = batch_space(space, num_envs).sample()
+    masks = [key for key in observation if isinstance(space[key], Mask)]
+    return {**observation, **{key: np.ones_like(observation[key]) for key in masks}}

@@ -164,9 +164,9 @@ class ExpireSpanConfig:
     four ramps of steps. What was only just seen then has expired, so that the policy learns to act by what it keeps and
     what it sees. 0: never."""
     time_gaps: float = 0.03
-    """With --span-model survival: chance that in a training rollout of an environment every memory looks up to four
-    ramps older to all queries, as if time had been skipped before each step. What is not kept is then out of sight at
-    once, for the whole rollout. 0: never."""
+    """With --span-model survival: chance that in a training rollout of an environment every memory looks older to
+    every query, by up to four ramps, as if so much time had been skipped right before it. Where that is more than a
+    ramp, only what is kept for longer is in sight, for the whole rollout. 0: never."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,29 +59,64 @@ def test_an_update_is_measured_and_nothing_changes(kind):
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
+def test_a_gpu_that_fails_leaves_the_cpu(gpu):
+    def seconds_on(device):
+        if device == "cuda":
+            raise RuntimeError("CUDA out of memory. " + "x" * 300)
+        return 0.5
+
+    device = choose_device("auto", seconds_on)
+    assert device.name == "cpu" and device.reason.startswith("the GPU failed: ") and len(device.reason) < 130
+
+
 def test_an_estimate_goes_with_the_work(monkeypatch):
-    """Seconds of acting and of a minibatch are 1 here. More environments than are measured take longer in
-    proportion."""
+    """A rollout takes 1 s here and 0.01 s for each environment, a minibatch 1 s."""
     monkeypatch.setattr(devices, "_last_seconds", lambda run, device: (run(), 1.0)[1])
     env = make_vec_env("Corridor-v0", 6)
     policy = ActorCritic.for_spaces(env.single_observation_space, env.single_action_space)
     assert update_seconds(policy, env, WORK) == 1 + 2 * 2
-    assert update_seconds(policy, env, Workload(6, 5, 2, 2, acts=False)) == 2 * 2
-    monkeypatch.setattr(devices, "MEASURED_ENVS", 3)
-    assert update_seconds(policy, env, Workload(6, 5, 3, 1)) == 2 + 6  # minibatches of one environment
+    assert update_seconds(policy, env, replace(WORK, acts=False)) == 2 * 2
+    monkeypatch.setattr(devices, "MEASURED_ROWS", 4)
+    assert update_seconds(policy, env, replace(WORK, num_envs=16, acts=False)) == 2 * 2 * 2  # 4 of 8 rows
+    batches = []
+    begin = policy.begin
+    monkeypatch.setattr(
+        policy, "begin", lambda memory, *a, **kw: batches.append(len(memory.time)) or begin(memory, *a, **kw)
+    )
+    monkeypatch.setattr(devices, "_last_seconds", lambda run, device: (run(), 1 + batches[-1] / 100)[1])
+    monkeypatch.setattr(devices, "MEASURED_ENVS", (2, 4))
+    assert devices.acting_seconds(policy, env, replace(WORK, num_envs=100)) == pytest.approx(1 + 1.00)
+    assert set(batches) == {2, 4}
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({}, Workload(8, 64, 8, 2)),
+        ({"agent": "impala"}, Workload(8, 64, 8, 1)),
+        ({"agent": "impala", "num_actors": 2}, Workload(8, 64, 8, 1, acts=False)),
+        ({"agent": "impala", "ray_address": "auto"}, Workload(8, 64, 8, 1, acts=False)),
+        ({"agent": "supervised", "env": "Copy-v0"}, Workload(8, 64, 8, 1, acts=False)),
+    ],
+)
+def test_what_an_update_does(flags, expected):
+    settings = resolve(num_envs=8, **{"num_steps": 64, "num_minibatches": 8, **flags})
+    said = []
+    builder = _Builder(settings, make_vec_env(settings.run.env, 8), None, None, said.append)
+    assert builder.workload() == expected
+    assert 0 < builder.update_seconds("cpu") < 60 and "timed on cpu" in said[0]
 
 
 def test_all_actions_are_allowed_in_random_observations():
     class Env:
         single_observation_space = spaces.Dict({"x": spaces.Box(0, 1, (2,), np.float32), "mask": Mask(3)})
-        observation_space = spaces.Dict({"x": spaces.Box(0, 1, (4, 2), np.float32), "mask": spaces.MultiBinary([4, 3])})
 
-    observation = random_observation(Env, 2, torch.device("cpu"))
+    observation = random_observation(Env, 2)
     assert observation["x"].shape == (2, 2) and observation["mask"].tolist() == [[1, 1, 1]] * 2
 
 
 def test_a_training_says_which_device_it_took_and_why(gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(_Builder, "_update_seconds", lambda self, device: {"cpu": 0.25, "cuda": 0.5}[device])
+    monkeypatch.setattr(_Builder, "update_seconds", lambda self, device: {"cpu": 0.25, "cuda": 0.5}[device])
     settings = resolve(num_envs=8, num_steps=8, run_dir=str(tmp_path / "run"))
     run = build(settings)
     assert run.policy.device.type == "cpu"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -46,13 +50,32 @@ def test_a_stop_loses_the_length_at_hand_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(generalisation, "evaluate", lambda *a, **kw: {5: played, 9: _stop}[a[2]["length"]](*a, **kw))
     with pytest.raises(KeyboardInterrupt):
         generalisation.train_and_play((config, "expire_span", 1, TINY, [5, 9]))
-    run = tmp_path / "runs/generalisation/TMaze-v0-expire_span-1"
-    kept = generalisation.read_rows(run / generalisation.ROWS_OF_RUN)
+    kept = generalisation.kept_rows(config, "expire_span", 1)
     assert list(kept) == [("expire_span", 1, 5)]
     assert call(flags, monkeypatch) == 0
     rows = generalisation.read_rows(tmp_path / "out" / "results.csv")
     assert list(rows) == [("expire_span", 1, 5), ("expire_span", 1, 9)]
     assert rows["expire_span", 1, 5] == kept["expire_span", 1, 5]
+    os.utime(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors")  # a new policy
+    assert generalisation.kept_rows(config, "expire_span", 1) == {}
+
+
+def test_a_training_that_was_interrupted_goes_on_first(tmp_path, monkeypatch):
+    """Though its run has a policy, from the middle of the training. One that is over is left as it is."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/generalisation/TMaze-v0-expire_span-1"
+    script = str(generalisation.ROOT / "train_rl.py")
+    flags = ["--env", "TMaze-v0", "--seed", "1", "--run-dir", str(run), *TINY, "--total-timesteps", "64"]
+    subprocess.run([sys.executable, script, "--no-progress-bar", *flags], check=True)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "total_timesteps": 256}))
+    for _ in range(2):
+        job = (generalisation.GeneralisationConfig(env="TMaze-v0", episodes=4), "expire_span", 1, TINY, [5])
+        generalisation.train_and_play(job)
+        rows = list(csv.DictReader((run / "progress.csv").open()))
+        assert [int(row["time/total_timesteps"]) for row in rows] == [64, 128, 192, 256]
+        kept = generalisation.kept_rows(job[0], "expire_span", 1)
+        assert list(kept) == [("expire_span", 1, 5)]
 
 
 def _stop(*args, **kwargs):

@@ -87,8 +87,9 @@ class MemoryKind(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """What a query sees.
 
-        age: [B,N,C], at least 0 for slots that exist; slot_features: [B,C] or None; exists: bool [B,N,C], the slots of
-        the query's own episode that were written by then, its own among them, and not merged or removed.
+        age: [B,N,C], at least 0 for slots that exist, with `time_gaps` added; slot_features: [B,C] or None; exists:
+        bool [B,N,C], the slots of the query's own episode that were written by then, its own among them, and not merged
+        or removed.
 
         Returns (visible to any head, bool [B,N,C], or None for all; additive score term, or None for zero). The term is
         [B,N,C] if the heads share it, else [B,H,N,C]. Where a slot is not visible, the term does not matter.
@@ -153,8 +154,9 @@ class MemoryKind(nn.Module):
         return None
 
     def time_gaps(self, drawn: Tensor) -> Tensor | None:
-        """Steps [B] by which all memories look older to the queries of the rollout for which `drawn` [B,K] was drawn,
-        as if time had been skipped before each of its steps. Clocks and ages of use stay what they are. None for 0."""
+        """Steps [B] that `visibility` gets added to the ages of all slots but the query's own, in the rollout for which
+        `drawn` [B,K] was drawn, as if so much time had been skipped right before each query. Clocks, relative
+        positions, ages of use and `survives` have the true ages. None for 0."""
         return None
 
     def use_lift(self) -> float | None:

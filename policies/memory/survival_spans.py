@@ -29,8 +29,9 @@ INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to becom
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
 OBSERVING = 0.5  # value of `released` while needs are observed and spans do not follow them yet
 SKIPPED_RAMPS = 4
-"""At most so many ramps of steps are skipped at a time. More would not teach more, since a ramp is enough for what was
-only just seen to expire. What is skipped counts as watched, and should be little of what a memory is watched for."""
+"""At most so many ramps of steps are skipped at a time, and by so many memories look older at most. More would not
+teach more, since a ramp is enough for what was only just seen to expire. What is skipped counts as watched, as does
+what a gap hides. Both should be little of what a memory is watched for."""
 PATIENCE = 2.0
 """A use counts as the last one if the memory was then watched, without another use, until it was this many times as
 old. Otherwise more uses may have followed: the need is right-censored."""
@@ -93,8 +94,8 @@ class SurvivalSpans(nn.Module):
         return drawn[:, 0] if drawn.shape[1] else None
 
     def time_gaps(self, drawn: Tensor) -> Tensor | None:
-        """[B]; None if nothing was drawn."""
-        return drawn[:, 1] if drawn.shape[1] else None
+        """[B]; None if nothing was drawn, or certainly nothing but zeros."""
+        return drawn[:, 1] if drawn.shape[1] and not self.is_known_unreleased() else None
 
     @property
     def tracks_use(self) -> bool:

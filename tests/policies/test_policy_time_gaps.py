@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from policy_cases import act, experience, make_policy
+from policy_cases import act, experience, make_policy, observations
 
 from expire_span_rl.policies.memory.survival_spans import SKIPPED_RAMPS
 
@@ -28,7 +28,7 @@ def test_gaps_are_drawn_by_chance_up_to_some_ramps_and_only_once_spans_are_relea
     assert not memory.time.any()  # no clock is moved
     for layer in policy.core.layers:
         layer.kind.span.released.fill_(0.5)
-    assert not gaps_of(policy, policy.draw(memory)).any()
+    assert gaps_of(policy, policy.draw(memory)) is None
     assert gaps_of(policy, policy.initial_memory(3)) is None
     never = make_policy("expire_span", {**SETTINGS, "time_gaps": 0.0})
     assert gaps_of(never, never.draw(never.initial_memory(3))) is None
@@ -71,3 +71,21 @@ def test_only_what_outlives_the_gap_is_seen():
         seen = (age == 0) | ((age > 0) & (lengths + RAMP > age + gap))
         assert torch.equal(first.visible[row][:, slots], seen)
     assert first.visible[1].sum() < first.visible[0].sum()
+
+
+def test_static_buffers_act_the_same_with_gaps():
+    """As on a GPU, where a step looks at all slots of its buffers."""
+    settings = {**SETTINGS, "time_gaps": 0.7}
+    plain, static = (make_policy("expire_span", settings) for _ in range(2))
+    static.load_state_dict(plain.state_dict())
+    static.core.static = True
+    memory = plain.draw(plain.initial_memory(6), torch.Generator().manual_seed(5))
+    assert gaps_of(plain, memory).any()
+    left, right = (policy.begin(memory, 9, in_rollout=True) for policy in (plain, static))
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(9):
+        observation, start = observations(generator, 6), torch.rand(6, generator=generator) < 0.1
+        torch.testing.assert_close(
+            static.step(observation, right, start), plain.step(observation, left, start), rtol=0, atol=1e-9
+        )
+        assert torch.equal(left.live, right.live)
