@@ -29,7 +29,7 @@ SMALL = {
     "expire_span": (
         {"span_model": "sigmoid", "max_span": 24, "ramp": 5},
         {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "span_dropout": True},
-        {"initial_limit": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.05, "renew_every": 7},
+        {"initial_limit": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.05, "renew_every": 7, "time_gaps": 0.3},
         {"max_span": 12, "ramp": 1},
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),

@@ -16,7 +16,15 @@ from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
 from expire_span_rl.policies.settings import ExpireSpanConfig
 
 EVERY = 7
-SETTINGS = {"initial_limit": 24, "ramp": 3, "use_lift": 1.5, "use_share": 0.05, "use_coef": 5.0, "renew_every": EVERY}
+SETTINGS = {
+    "initial_limit": 24,
+    "ramp": 3,
+    "use_lift": 1.5,
+    "use_share": 0.05,
+    "use_coef": 5.0,
+    "renew_every": EVERY,
+    "time_gaps": 0.0,
+}
 
 
 def still_needed(hazards: list[float], edges: list[float], age: float) -> float:

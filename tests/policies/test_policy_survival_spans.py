@@ -19,7 +19,7 @@ from expire_span_rl.policies.settings import SPAN_MODELS, ExpireSpanConfig
 
 SETTINGS = {
     "initial_limit": 20, "ramp": 3, "use_lift": 1.5, "use_share": 0.08, "use_margin": 0.25, "use_coef": 9.0,
-    "span_coef": 0.6, "time_skips": 0.0,
+    "span_coef": 0.6, "time_skips": 0.0, "time_gaps": 0.0,
 }  # fmt: skip
 
 
