@@ -164,3 +164,19 @@ def poison_dead_slots(memory: Memory) -> Memory:
         for layer in memory.layers
     )
     return replace(memory, layers=layers)
+
+
+def act_as_learned(policy: ActorCritic, memory: Memory, rollout: Experience) -> ActingOutput:
+    """`act`, whose outputs and memory must be those of an unroll."""
+    out = act(policy, memory, rollout)
+    unrolled = policy.unroll(
+        rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at, keep=True
+    )
+    torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
+    assert unrolled.memory is not None
+    for learned, acted in zip(unrolled.memory.layers, out.memory.layers, strict=True):
+        assert torch.equal(learned.birth[learned.alive], acted.birth[acted.alive])
+        if learned.last_use is not None and acted.last_use is not None:
+            assert torch.equal(learned.last_use[learned.alive], acted.last_use[acted.alive])
+    return out

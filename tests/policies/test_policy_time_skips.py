@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_cases import act, experience, make_policy
+from policy_cases import act, act_as_learned, experience, make_policy
 
 from expire_span_rl.policies.memory.survival_spans import SKIPPED_RAMPS
 from expire_span_rl.policies.settings import ExpireSpanConfig
@@ -49,15 +49,8 @@ def test_acting_equals_learning_after_a_skip_and_what_was_just_seen_is_gone():
         rollout.start[0] = False
         without_skip = act(policy, replace(policy.draw(memory, generator), time=memory.time), rollout)
         memory = policy.draw(memory, generator)
-        out = act(policy, memory, rollout)
+        out = act_as_learned(policy, memory, rollout)
         expired += int((without_skip.live[0] - out.live[0]).sum())
-        unrolled = policy.unroll(
-            rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at, keep=True
-        )
-        torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
-        torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
-        for learned, acted in zip(unrolled.memory.layers, out.memory.layers, strict=True):
-            assert torch.equal(learned.birth[learned.alive], acted.birth[acted.alive])
         memory = out.memory
     assert expired > 20
 
