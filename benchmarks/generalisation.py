@@ -277,9 +277,10 @@ def plot(env: str, rows: Sequence[Row], path: Path) -> None:
         kind_rows = [row for row in rows if row.kind == kind]
         lengths = sorted({row.length for row in kind_rows})
         for ax, (name, title) in zip(axes, panels.items(), strict=True):
-            values = [[getattr(row, name) for row in kind_rows if row.length == length] for length in lengths]
-            ax.plot(lengths, [sum(v) / len(v) for v in values], color=f"C{number}", label=kind)
             points = [(row.length, getattr(row, name)) for row in kind_rows]
+            values = [[v for at, v in points if at == length and not math.isnan(v)] for length in lengths]
+            means = [sum(v) / len(v) if v else math.nan for v in values]
+            ax.plot(lengths, means, color=f"C{number}", label=kind)
             ax.scatter(*zip(*points, strict=True), s=12, c=f"C{number}", alpha=0.5)
             ax.set(xscale="log", xlabel=f"length of the episodes, {env}", title=title)
     for ax, name in zip(axes, panels, strict=True):  # limits last: they end the scaling to what is drawn
