@@ -23,7 +23,6 @@ from expire_span_rl.agents.blocks import BlockSource, answers_of
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.building import build
-from expire_span_rl.devices import choose_device
 from expire_span_rl.envs import make_vec_env
 from expire_span_rl.evaluation import FIRST_SEED
 from expire_span_rl.policies import save_policy
@@ -93,8 +92,7 @@ def finish_cell(work: Work) -> dict[str, Any]:
     is written into its file."""
     cell, settings, out, limit, evaluations, more = work
     folder = Path(out)
-    # Not measured for each cell: all kinds are timed on the same device.
-    run = build(settings.replace(device=choose_device(settings.run.device).name), say=lambda line: None)
+    run = build(settings, say=lambda line: None)
     trained = train_for(run.trainer, limit, folder / "runs" / f"{cell}.safetensors")
     policy = run.policy
     if run.trainer.best is not None:

@@ -79,10 +79,10 @@ class Model:
         if "num_minibatches" not in settings:  # each has an environment at least
             resolved = resolved.replace(num_minibatches=min(resolved.agent.num_minibatches, run.num_envs))
         if isinstance(env, str):
-            self._run = build(resolved, None, extractor, training.say)
+            self._run = build(resolved, None, extractor, training.say, times_devices=True)
         else:
             vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
-            self._run = build(resolved, vector, extractor, training.say)
+            self._run = build(resolved, vector, extractor, training.say, times_devices=True)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):
                 self._run.make_env = lambda: single_of(env, run.encoder)

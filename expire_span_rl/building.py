@@ -14,15 +14,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from expire_span_rl.agents import (
-    AGENTS,
-    REWARDS,
-    AgentInputs,
-    ForgettingConfig,
-    Network,
-    RolloutSource,
-    TrainingLoop,
-)
+from expire_span_rl.agents import AGENTS, REWARDS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
 from expire_span_rl.checks import json_object
 from expire_span_rl.devices import Device, Workload, check_device, choose_device, kept_random_numbers, update_seconds
 from expire_span_rl.environments import named_environment, public_kwargs
@@ -60,12 +52,15 @@ def build(
     env: VectorEnv | None = None,
     features_extractor: Extractor | None = None,
     say: Callable[[str], None] = print,
+    *,
+    times_devices: bool = False,
 ) -> Run:
     """Environments, policy, agent and trainer.
 
     env: trains in these, wrapped as `make_vec_env` does, instead of in those that the settings name. Settings without a
     name for them ("") cannot make them again. features_extractor: reads the observations in place of our encoders.
-    say: takes messages, in lines. Raises ValueError, one line, before anything is written.
+    say: takes messages, in lines; times_devices: `--device auto` measures which device is faster, before a training;
+    otherwise it takes a GPU if there is one. Raises ValueError, one line, before anything is written.
     """
     run = settings.run
     check_device(run.device)  # before anything large is made
@@ -80,7 +75,7 @@ def build(
             "--eval-every: expected an environment id, from which evaluations can make their own, got environments"
         )
     if env is not None:
-        return _Builder(settings, env, features_extractor, None, say).build(info)
+        return _Builder(settings, env, features_extractor, None, say, times_devices).build(info)
     name = named_environment(run.env, run.imports)
     # A run goes on as it began: its settings have what training set at its start (of runs since November 2026).
     usual = training_kwargs(name)
@@ -90,7 +85,7 @@ def build(
     evaluation_kwargs = {key: value for key, value in env_kwargs.items() if key not in usual}
     info |= public_kwargs(name, evaluation_kwargs)
     make_envs = vec_env_maker(name, run.num_envs, **kwargs)
-    built = _Builder(settings, make_envs(), features_extractor, make_envs, say).build(info)
+    built = _Builder(settings, make_envs(), features_extractor, make_envs, say, times_devices).build(info)
     built.env_kwargs = evaluation_kwargs
     built.make_env = lambda: make_env(name, **evaluation_kwargs)
     return built
@@ -117,6 +112,7 @@ class _Builder:
     make_envs: Callable[[], VectorEnv] | None
     """Makes such environments in another process; None if only these exist."""
     say: Callable[[str], None]
+    times_devices: bool = False
 
     def build(self, info: dict[str, Any]) -> Run:
         """Policy, agent and trainer. info: as `Run.info`."""
@@ -142,8 +138,8 @@ class _Builder:
         return Run(settings, trainer, policy, info, env_kwargs=info["env_kwargs"], device=chosen)
 
     def choose_device(self) -> Device:
-        """The device of the settings. Which is the faster one is measured where our own policies are trained."""
-        measures = AGENTS[self.settings.run.agent].takes_memory_kind
+        """The device of the settings. Which is the faster one can be measured where our own policies are trained."""
+        measures = self.times_devices and AGENTS[self.settings.run.agent].takes_memory_kind
         return choose_device(self.settings.run.device, self.update_seconds if measures else None)
 
     def update_seconds(self, device: str) -> float:

@@ -40,7 +40,7 @@ def train(settings: Settings) -> Path:
                 say(f"{path} is a link to {path.resolve()}, where the run goes on")
             if resuming and (names := [*settings.run.imports, *filter(None, [importable(settings.run.env)])]):
                 say(f"imports {', '.join(names)}, as when the run began")
-            run = build(settings, say=say)
+            run = build(settings, say=say, times_devices=True)
         try:
             _train(run, path, resuming, lock, lines)
         finally:

@@ -118,8 +118,15 @@ def test_all_actions_are_allowed_in_random_observations():
 def test_a_training_says_which_device_it_took_and_why(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(_Builder, "update_seconds", lambda self, device: {"cpu": 0.25, "cuda": 0.5}[device])
     settings = resolve(num_envs=8, num_steps=8, run_dir=str(tmp_path / "run"))
-    run = build(settings)
+    run = build(settings, times_devices=True)
     assert run.policy.device.type == "cpu"
     reason = "an update takes about 0.25 s on the CPU, 0.5 s on the GPU"
     assert f"  device   cpu ({reason}), 1 thread" in preflight(run, tmp_path)
     run.trainer.close()
+
+
+def test_what_is_built_without_being_asked_to_measures_nothing(gpu, monkeypatch):
+    monkeypatch.setattr(_Builder, "update_seconds", pytest.fail)
+    settings = resolve(num_envs=8, num_steps=8)
+    builder = _Builder(settings, make_vec_env("Corridor-v0", 8), None, None, print)
+    assert builder.choose_device().name == "cuda"
