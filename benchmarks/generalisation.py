@@ -109,10 +109,9 @@ def main() -> None:
     rows = {key: row for cell in cells for key, row in kept_rows(config, *cell).items()}
     rows |= read_rows(folder / "results.csv")
     check_no_actors(config.ray_address, training_flags)
-    if rows and not config.report:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
     if not config.report:
+        if rows:
+            write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
         os.environ["OMP_NUM_THREADS"] = "1"
         jobs = [
             (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, config.lengths, rows))
@@ -120,7 +119,6 @@ def main() -> None:
         ]
         for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
-            folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "results.csv", rows.values())
     print_table(rows.values())
     if rows:
@@ -140,12 +138,11 @@ def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[in
     """Trains one seed of a kind unless that is done, and plays each length. job: the config, kind, seed, flags of
     train_rl.py, and lengths."""
     config, kind, seed, flags, lengths = job
-    run = run_of(config, kind, seed)
     _train(config, kind, seed, flags)
     rows = kept_rows(config, kind, seed)
-    for row in play_lengths(config, kind, seed, run, _missing_lengths(config, kind, seed, lengths, rows)):
+    for row in play_lengths(config, kind, seed, _missing_lengths(config, kind, seed, lengths, rows)):
         rows[kind, seed, row.length] = row
-        write_rows(kept_file(run), rows.values())
+        write_rows(kept_file(run_of(config, kind, seed)), rows.values())
     return [rows[kind, seed, length] for length in lengths]
 
 
@@ -184,11 +181,9 @@ def kept_rows(config: GeneralisationConfig, kind: str, seed: int) -> dict[tuple[
     return read_rows(file)
 
 
-def play_lengths(
-    config: GeneralisationConfig, kind: str, seed: int, run: Path, lengths: Sequence[int]
-) -> Iterator[Row]:
+def play_lengths(config: GeneralisationConfig, kind: str, seed: int, lengths: Sequence[int]) -> Iterator[Row]:
     """A row for each length."""
-    policy, _ = load_policy(run)
+    policy, _ = load_policy(run_of(config, kind, seed))
     for length in lengths:
         kwargs = dict.fromkeys(LENGTH[config.env], length)
         episodes, batch = config.episodes, min(config.episodes, BATCH)
@@ -226,7 +221,8 @@ def _parse_row(text: Mapping[str, str]) -> Row:
 
 
 def write_rows(path: Path, rows: Any) -> None:
-    """Writes the rows, sorted."""
+    """Writes the rows, sorted, into a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     table.writeheader()

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice, flag
 
 MAX_WIDTH = 2**16
 MAX_LAYERS = 1000
@@ -189,8 +189,7 @@ class ExpireSpanConfig:
             )
         for name in ("time_skips", "time_gaps"):
             if not 0 <= getattr(self, name) <= 1:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag}: expected a chance from 0 to 1, got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)}: expected a chance from 0 to 1, got {getattr(self, name)}")
         if not self.use_lift > 0:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
         if not 0 <= self.use_share < 1:

@@ -1078,7 +1078,7 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     births = run.policy.initial_memory(1).layers[0].birth.element_size()
     per_slot = 2 * (4 * 64 + births + 1)
     assert f"policy   {number:,} parameters ({size(4 * number)})" in said
-    assert "device   cpu" in said and ", 1 thread" in said
+    assert f"device   {run.device}, 1 thread" in said
     sizes = f"{size(32 * per_slot)} per environment, {size(8 * 32 * per_slot)} for 8"
     assert f"memory   at most 32 memories in 2 layers, {sizes}" in said
     assert "rollout  16 steps of 8 environments" in said and "3 checkpoints of about" in said and " free" in said

@@ -177,6 +177,7 @@ def act_as_learned(policy: ActorCritic, memory: Memory, rollout: Experience) -> 
     assert unrolled.memory is not None
     for learned, acted in zip(unrolled.memory.layers, out.memory.layers, strict=True):
         assert torch.equal(learned.birth[learned.alive], acted.birth[acted.alive])
+        assert (learned.last_use is None) == (acted.last_use is None)
         if learned.last_use is not None and acted.last_use is not None:
             assert torch.equal(learned.last_use[learned.alive], acted.last_use[acted.alive])
     return out
