@@ -33,6 +33,7 @@ from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
+from expire_span_rl.envs.minigrid_view import speed_up
 from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
@@ -78,6 +79,7 @@ class AdaptedEnv(gym.Wrapper):
     def __init__(self, env: gym.Env, adaptation: Adaptation, index: int = 0) -> None:
         """index: the environment's number in a vector, for error messages."""
         super().__init__(env)
+        speed_up(env)
         self.adaptation = adaptation
         self.index = index
         # Observations.
