@@ -72,8 +72,9 @@ class Contender:
 
 
 def contenders(config: Config) -> list[Contender]:
-    """Every task of ours: the core alone, wrapped, and as long trajectories. Then MiniGrid's MemoryEnv, in Gymnasium's
-    vector environment and alone. The ratios are relative to the last one."""
+    """Every task of ours: the core alone, wrapped, and as long trajectories. Then MiniGrid's MemoryEnv: in Gymnasium's
+    vector environment, as training steps it (`envs.minigrid_view`), and alone. The ratios are relative to the last
+    one."""
     result = []
     for id in envs.env_ids():
         vector = {"num_envs": config.num_envs, "vectorization_mode": "vector_entry_point"}
@@ -85,6 +86,8 @@ def contenders(config: Config) -> list[Contender]:
     factories = [lambda: gym.make(MEMORY_ENV, disable_env_checker=True)] * config.minigrid_envs
     sync = SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
     result.append(Contender(f"{MEMORY_ENV}, SyncVectorEnv, {config.minigrid_envs} envs", sync))
+    adapted = envs.make_vec_env(MEMORY_ENV, config.minigrid_envs)
+    result.append(Contender(f"{MEMORY_ENV}, with wrapper, {config.minigrid_envs} envs", adapted))
     result.append(Contender(f"{MEMORY_ENV}, one env", gym.make(MEMORY_ENV, disable_env_checker=True)))
     return result
 
