@@ -17,6 +17,7 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
+from expire_span_rl.agents.stagger import Stagger
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 from expire_span_rl.protocols import Acting, LearningPolicy, Memory
 
@@ -46,6 +47,9 @@ class Collector:
         """The last acting state. The next one uses its buffers again."""
         self._needs_reset = False
         """True if a rollout was given up and the environments cannot go back to the state before it."""
+        self._begin_next = getattr(env, "begin_next", None)
+        """Begins the next episodes of some environments; None if they cannot do that."""
+        self.stagger = Stagger(env.num_envs)
         self._reset(seed)
 
     def _reset(self, seed: int) -> None:
@@ -71,6 +75,7 @@ class Collector:
         not copied."""
         names = ("memory", "observation", "episode_start", "live", "_needs_reset")
         return {
+            "cut_after": self.stagger.cut_after,
             **{name: getattr(self, name) for name in names},
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
@@ -82,8 +87,9 @@ class Collector:
         """Goes back to a snapshot. Environments that cannot save their state begin new episodes at the next
         `collect`."""
         self.generator.set_state(snapshot["generator"])
+        self.stagger.cut_after = snapshot["cut_after"]
         for name, value in snapshot.items():
-            if name not in ("generator", "env_state"):
+            if name not in ("generator", "env_state", "cut_after"):
                 setattr(self, name, value)
         if snapshot["env_state"]:
             cast(Any, self.env).load_state_dict(snapshot["env_state"])
@@ -148,6 +154,9 @@ class Collector:
         self.lengths += 1
         is_over = buffer.terminated[t] | buffer.truncated[t]
         self.episode_start = is_over
+        rows = self.stagger.rows_to_cut(self.lengths, is_over)
+        if len(rows) and self._begin_next is not None:
+            self._cut_episodes(t, rows, acting, buffer)
         if not is_over.any():
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
@@ -157,6 +166,21 @@ class Collector:
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
         return episodes
+
+    def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:
+        """Cuts the episodes of the environments `rows` after step t, as a time limit would. They do not count as
+        episodes."""
+        assert self._begin_next is not None
+        buffer.truncated[t, rows] = True
+        self._add_finals(t, rows, self.observation, acting, buffer)
+        first = self._begin_next(rows)
+        self.observation = {name: entry.copy() for name, entry in self.observation.items()}
+        for name, entry in first.items():
+            self.observation[name][rows] = entry
+        self.episode_start = self.episode_start.copy()
+        self.episode_start[rows] = True
+        self.returns[rows] = 0
+        self.lengths[rows] = 0
 
     def _add_finals(
         self, t: int, rows: np.ndarray, observation: Mapping[str, np.ndarray], acting: Any, buffer: RolloutBuffer
@@ -190,6 +214,7 @@ class Collector:
             "episode_start": torch.as_tensor(self.episode_start),
             "returns": torch.as_tensor(self.returns),
             "lengths": torch.as_tensor(self.lengths),
+            "cut_after": torch.as_tensor(self.stagger.cut_after),
             "generator": self.generator.get_state(),
         }
         return tensors, {"live": self.live}
@@ -213,6 +238,8 @@ class Collector:
         self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
         for name in ("episode_start", "returns", "lengths"):
             setattr(self, name, tensors[name].numpy().copy())
+        if "cut_after" in tensors:  # older checkpoints have none
+            self.stagger.cut_after = tensors["cut_after"].numpy().copy()
         return True
 
 

@@ -63,6 +63,9 @@ class LearnerConfig(OptimizerConfig):
     from 0.003."""
     normalize_rewards: bool = True
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
+    time_aware_value: bool = True
+    """Let the value function know how many steps ago the episode began. The policy does not: it acts in long episodes
+    as in short ones."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     reward_prediction_coef: float = 0.5
@@ -172,6 +175,7 @@ class SupervisedConfig(OptimizerConfig):
     ent_coef: ClassVar[float] = 0.0
     final_ent_coef: ClassVar[float] = 0.0
     normalize_rewards: ClassVar[bool] = False
+    time_aware_value: ClassVar[bool] = False
     observation_prediction_coef: ClassVar[float] = 0.0
 
     def __post_init__(self):

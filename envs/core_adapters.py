@@ -178,6 +178,15 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
         self.core.reset(rows, None if seeds is None else seeds[rows])
         return self.core.observe(), {}
 
+    def begin_next(self, rows: np.ndarray) -> Any:
+        """Begins the next episodes of the environments `rows` [R], whatever became of the current ones. Returns their
+        observations [R, ...]."""
+        self.core.reset(rows)
+        observation = self.core.observe()
+        if isinstance(observation, dict):
+            return {name: entry[rows] for name, entry in observation.items()}
+        return observation[rows]
+
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """actions [B] or [B,N] -> observations, reward float64 [B], terminated [B], truncated [B], infos (see the
         class)."""

@@ -16,7 +16,7 @@ an episode's start. The wrappers have no state: each step provides everything th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium as gym
@@ -178,6 +178,16 @@ class VectorPreviousActionReward(VectorWrapper):
             reward_entry = np.where(done, np.float32(0), reward_entry)
         entries = self._entries.add(observation, action_entry, reward_entry)
         return entries, reward, terminated, truncated, infos
+
+    @property
+    def begin_next(self) -> Callable[[np.ndarray], dict[str, np.ndarray]] | None:
+        """A function that begins the next episodes of the environments `rows` [R], and returns their observations,
+        entries [R, ...]. None if the inner environments cannot do that."""
+        return None if getattr(self.env, "begin_next", None) is None else self._begin_next
+
+    def _begin_next(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        observation = cast(Any, self.env).begin_next(rows)
+        return self._entries.add(observation, self._no_action[rows], np.zeros(len(rows), np.float32))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The state of the inner environments; empty if they cannot save it."""

@@ -112,6 +112,13 @@ class SyncEnvs(_Infos, SyncVectorEnv):
                 infos = self._add_info(infos, info, i)
         return observations, rewards, terminated, truncated, infos
 
+    def begin_next(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Begins the next episodes of the environments `rows` [R]. Returns their observations [R, ...]."""
+        observations = _empty_batch(self.single_observation_space, len(rows))
+        for i, row in enumerate(rows):
+            _write(observations, i, self.envs[row].reset()[0])
+        return observations
+
 
 def _empty_batch(space: spaces.Space, num_envs: int) -> dict[str, np.ndarray]:
     """Uninitialised arrays for a batch of flat observations."""
@@ -183,6 +190,19 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         self._last_observations = self._copy_observations()
         return self._last_observations, infos
+
+    def begin_next(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Begins the next episodes of the environments `rows` [R]. Returns their observations [R, ...]."""
+        self._assert_is_running()
+        for i in rows:
+            self._count_episode(i)
+            self._send(i, "start", (*cast(tuple[int, int], self._episodes[i]), None))
+        for i in rows:
+            _, failure = self._receive(i)
+            if failure is not None:
+                self._restart(i, failure)
+        self._last_observations = self._copy_observations()
+        return {name: values[rows] for name, values in self._last_observations.items()}
 
     def step_async(self, actions: Any) -> None:
         self._assert_is_running()

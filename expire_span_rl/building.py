@@ -169,6 +169,7 @@ class _Builder:
             self.env.single_action_space,
             run.normalize_observations,
             getattr(settings.agent, "normalize_rewards", False),
+            time_aware_value=getattr(settings.agent, "time_aware_value", False),
             normalize_cells=run.normalize_cells,
             impute_cells=run.impute_cells,
             memory=run.memory,

@@ -18,6 +18,7 @@ from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
 from expire_span_rl.policies.core import Acting, LayerInspection, MemoryCore
+from expire_span_rl.policies.elapsed import ElapsedValue, elapsed_steps
 from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
@@ -49,6 +50,8 @@ class PolicyConfig:
     """The core's own config (see `core_config`); None for its defaults."""
     features_extractor: str = ""
     """The class, "module.Class", that replaces the entries' encoders; empty for none. A file holds only its name."""
+    time_aware_value: bool = False
+    """Whether the value function knows how many steps ago the episode began (`policies.elapsed`)."""
 
     def __post_init__(self):
         if isinstance(self.actions, int):
@@ -75,6 +78,7 @@ class PolicyConfig:
             memory_config=memory_config,
             core=core,
             features_extractor=extractor,
+            time_aware_value=data.get("time_aware_value") is True,  # older files have none
         )
 
 
@@ -120,6 +124,7 @@ class ActorCritic(Predictor, nn.Module):
         for head in (self.policy_head, self.value_head, self.reward_head):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.elapsed_value = ElapsedValue(width) if config.time_aware_value else None
 
     @classmethod
     def for_spaces(
@@ -262,7 +267,8 @@ class ActorCritic(Predictor, nn.Module):
         return self._replay_step(observation, cast(Any, acting), episode_start)
 
     def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation)
+        elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
+        return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation, elapsed)
 
     def _replay_step(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         """`_step` on buffers of fixed shapes: captured at the first call, replayed at all later ones."""
@@ -287,8 +293,9 @@ class ActorCritic(Predictor, nn.Module):
         self, observation: Observation, acting: Acting, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`step`, and the reward head's outputs [B,G], from which `predicted_rewards` predicts an action's reward."""
+        elapsed = acting.time.masked_fill(episode_start, 0)
         features = self.core.step(self.encoder(observation), acting, episode_start)
-        return *self._heads(features, observation), self.reward_head(features)
+        return *self._heads(features, observation, elapsed), self.reward_head(features)
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
         """The rewards [...] predicted for canonical actions [...] or [...,N]. rewards: the reward head's outputs
@@ -299,7 +306,7 @@ class ActorCritic(Predictor, nn.Module):
     def value(self, observation: Observation, acting: Acting, rows: Tensor) -> Tensor:
         """Values [R] of observations [R, ...] that follow the last step, in the same episode, in the environments
         `rows` int64 [R]. Nothing is written."""
-        return self._values(self.core.value(self.encoder(observation), acting, rows))
+        return self._values(self.core.value(self.encoder(observation), acting, rows), acting.time[rows])
 
     # Learning
 
@@ -322,11 +329,12 @@ class ActorCritic(Predictor, nn.Module):
         """
         x, final_x, final_at = self._encode(observation, episode_start, final_observation, final_at)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, pressure=pressure, keep=keep)
-        logits, values = self._heads(output.features, observation)
+        elapsed = elapsed_steps(memory.time, episode_start)
+        logits, values = self._heads(output.features, observation, elapsed)
         return PolicyOutput(
             logits=logits,
             values=values,
-            final_values=self._values(output.final_features),
+            final_values=self._values(output.final_features, elapsed[final_at] + 1),
             memory_loss=output.loss,
             features=output.features,
             rewards=self.reward_head(output.features),
@@ -341,7 +349,7 @@ class ActorCritic(Predictor, nn.Module):
         slots, spans and attention of each layer."""
         x, final_x, final_at = self._encode(observation, episode_start, None, None)
         output = self.core.unroll(x, memory, episode_start, final_x, final_at, details=True)
-        return *self._heads(output.features, observation), output.layers
+        return *self._heads(output.features, observation, elapsed_steps(memory.time, episode_start)), output.layers
 
     @torch.no_grad()
     def memory_metrics(self, rollout: Any) -> dict[str, float]:
@@ -369,13 +377,14 @@ class ActorCritic(Predictor, nn.Module):
             return x, x.new_zeros(0, x.shape[2]), (empty, empty)
         return x, self.encoder(final_observation), final_at
 
-    def _heads(self, features: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
+    def _heads(self, features: Tensor, observation: Observation, elapsed: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters of the actions [..., P] and values [...]. Actions that the observation's mask forbids have
-        probability 0."""
+        probability 0. elapsed: [...] steps since the episode began."""
         params = self.actions.params(self.policy_head(features))
         if ACTION_MASK in self.config.observation:
             params = self.actions.masked(params, observation[ACTION_MASK])
-        return params, self._values(features)
+        return params, self._values(features, elapsed)
 
-    def _values(self, features: Tensor) -> Tensor:
-        return self.value_head(features).squeeze(-1)
+    def _values(self, features: Tensor, elapsed: Tensor) -> Tensor:
+        values = self.value_head(features).squeeze(-1)
+        return values if self.elapsed_value is None else values + self.elapsed_value(features, elapsed)

@@ -56,7 +56,8 @@ def make_policy(
 ) -> ActorCritic:
     """A policy whose weights are all random, also those of the heads. Those of the memory kind are widely spread."""
     settings = SMALL.get(kind, ({},))[0] if settings is None else settings
-    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core or CORES[kind])).to(dtype)
+    config = PolicyConfig(SPEC, 4, kind, KINDS[kind].Config(**settings), core or CORES[kind], time_aware_value=True)
+    policy = ActorCritic(config).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -84,14 +84,17 @@ class Reference:
 
     def reset(self) -> None:
         self.state = self.policy.initial_memory(1).state[0]
+        self.clock = 0
 
     def step(self, observation: dict, keep: bool = True) -> tuple[Tensor, Tensor]:
         """Logits and value; the state goes on if `keep`."""
         x = self.policy.encoder({key: value[None] for key, value in observation.items()})[0]
         features, state = self.advance(x, self.state)
+        correction = self.policy.elapsed_value(features, torch.tensor(self.clock))
         if keep:
             self.state = state
-        return self.policy.policy_head(features), self.policy.value_head(features)[0]
+            self.clock += 1
+        return self.policy.policy_head(features), self.policy.value_head(features)[0] + correction
 
 
 @recurrent

@@ -49,12 +49,13 @@ class Reference:
         if start:
             self.slots, self.clock = [[] for _ in self.slots], 0
         features, looks = self._features(observation, self.clock, keep=True)
+        clock = self.clock
         self.clock, self.steps = self.clock + 1, self.steps + 1
-        return *self._heads(features), looks
+        return self._linear("policy_head", features), self._value(features, clock), looks
 
     def final_value(self, observation) -> float:
         """The value of an observation that comes next and is not remembered."""
-        return self._heads(self._features(observation, self.clock, keep=False)[0])[1]
+        return self._value(self._features(observation, self.clock, keep=False)[0], self.clock)
 
     def survivors(self, layer: int) -> list[Slot]:
         """The memories that the next query sees."""
@@ -159,8 +160,14 @@ class Reference:
         features.append(float(observation["previous_reward"]))
         return self._linear("encoder.mix", np.maximum(self._linear("encoder.project", np.array(features)), 0))
 
-    def _heads(self, features: np.ndarray) -> tuple[np.ndarray, float]:
-        return self._linear("policy_head", features), float(self._linear("value_head", features)[0])
+    def _value(self, features: np.ndarray, clock: int) -> float:
+        """w . features + b, and the output of a layer of rectified units that also reads sines and cosines of the
+        clock, of periods 64, 128, ..., 65,536."""
+        angles = [2 * math.pi * clock / (64 * 2**k) for k in range(11)]
+        times = np.array([*map(math.sin, angles), *map(math.cos, angles)])
+        hidden = self._linear("elapsed_value.features", features) + self.weights["elapsed_value.clock.weight"] @ times
+        correction = self.weights["elapsed_value.out.weight"] @ np.maximum(hidden, 0)
+        return float(self._linear("value_head", features)[0] + correction[0])
 
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
         return self.weights[f"{name}.weight"] @ x + self.weights[f"{name}.bias"]

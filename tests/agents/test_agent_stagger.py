@@ -1,0 +1,101 @@
+"""Episodes of one length that began together are cut once, so that they no longer end together."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import make_policy, through_a_file
+
+from expire_span_rl import envs
+from expire_span_rl.agents.collector import Collector
+from expire_span_rl.agents.rollout import acting_learning_difference
+from expire_span_rl.agents.stagger import Stagger
+
+B = 4
+LENGTH = 7  # of an episode: a T-maze of 7 ends after 8 steps
+T = 12
+
+
+def make_collector(id: str = "TMaze-v0", **kwargs) -> Collector:
+    env = envs.make_vec_env(id, B, **(kwargs or {"length": LENGTH}))
+    return Collector(env, make_policy(env, "expire_span", heads=0.1), T, 5)
+
+
+def test_each_environment_is_cut_once_at_its_part_of_the_length():
+    stagger = Stagger(B)
+    none, all_over = np.zeros(B, bool), np.ones(B, bool)
+    assert not len(stagger.rows_to_cut(np.full(B, 3), none))
+    assert not len(stagger.rows_to_cut(np.full(B, 8), all_over))
+    assert stagger.cut_after.tolist() == [0, 2, 4, 6]
+    cut = {}
+    for step in range(1, 9):
+        for row in stagger.rows_to_cut(np.full(B, step), none):
+            cut[int(row)] = step
+    assert cut == {1: 2, 2: 4, 3: 6}
+    assert not stagger.cut_after.any()
+    assert not len(stagger.rows_to_cut(np.full(B, 8), all_over)), "once is enough"
+
+
+def test_an_episode_that_ended_before_is_not_cut_and_one_environment_never_is():
+    stagger = Stagger(2)
+    stagger.rows_to_cut(np.array([10, 10]), np.ones(2, bool))
+    assert not len(stagger.rows_to_cut(np.array([3, 5]), np.array([False, True])))
+    assert not stagger.cut_after.any()
+    alone = Stagger(1)
+    alone.rows_to_cut(np.array([10]), np.ones(1, bool))
+    assert alone.cut_after.tolist() == [-1]
+
+
+def test_rollouts_then_have_starts_at_different_steps():
+    """The cut episodes are bootstrapped as truncated ones, do not count, and acting still equals learning."""
+    collector = make_collector()
+    starts, truncated, ended = [], [], []
+    for _ in range(4):
+        rollout, episodes = collector.collect()
+        assert acting_learning_difference(collector.policy, rollout) < 1e-4
+        starts.append(rollout.episode_start)
+        truncated.append(rollout.truncated)
+        ended += episodes
+    starts, truncated = torch.cat(starts), torch.cat(truncated)
+    steps = [torch.nonzero(starts[:, b]).flatten().tolist() for b in range(B)]
+    assert [row[:3] for row in steps] == [[0, 8, 16], [0, 8, 10], [0, 8, 12], [0, 8, 14]]
+    assert all(b - a == 8 for row in steps for a, b in itertools.pairwise(row[2:]))
+    assert truncated.nonzero().tolist() == [[9, 1], [11, 2], [13, 3]]
+    assert {episode["steps"] for episode in ended} == {8}
+    first = starts.roll(-1, 0)[:-1] & truncated[:-1]
+    assert first.sum() == 3
+
+
+def test_a_continued_collector_cuts_the_same(tmp_path):
+    left, right = make_collector(), make_collector()
+    left.collect()
+    assert right.load_state(*through_a_file(left.state(), tmp_path))
+    for _ in range(2):
+        rollouts = [collector.collect()[0] for collector in (left, right)]
+        assert torch.equal(rollouts[0].episode_start, rollouts[1].episode_start)
+        assert torch.equal(rollouts[0].actions, rollouts[1].actions)
+    snapshot = right.snapshot()
+    before = right.stagger.cut_after.copy()
+    right.stagger.cut_after = before + 1
+    right.restore(snapshot)
+    assert right.stagger.cut_after.tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_others_environments_begin_their_next_episodes_too(vectorization):
+    env = envs.make_vec_env("MiniGrid-MemoryS7-v0", 3, vectorization=vectorization)
+    other = envs.make_vec_env("MiniGrid-MemoryS7-v0", 3, vectorization="sync")
+    env.reset(seed=5)
+    other.reset(seed=5)
+    first = env.begin_next(np.array([0, 2]))
+    rows = [other.begin_next(np.array([row])) for row in (0, 2)]
+    for name, entry in first.items():
+        assert np.array_equal(entry, np.concatenate([row[name] for row in rows])), name
+    actions = np.array([2, 2, 2])
+    observations = [each.step(actions)[0] for each in (env, other)]
+    for name, entry in observations[0].items():
+        assert np.array_equal(entry, observations[1][name]), name
+    env.close()
