@@ -89,7 +89,7 @@ def trainer_of(path: str, flags: list[str]) -> Any:
     """A trainer that continues from the policy at `path`, in the policy's environment. flags: of train_rl.py."""
     policy, info = load_policy(path)
     policy_settings = {**vars(policy.config.core), **vars(policy.config.memory_config)}
-    policy_settings |= _reading(policy.config.observation)
+    policy_settings |= {**_reading(policy.config.observation), "time_aware_value": policy.config.time_aware_value}
     policy_flags = ["--env", info["env"], "--memory", policy.config.memory]
     # With so many steps in all, the schedules hardly move.
     settings = parse_config([*policy_flags, "--total-timesteps", "1000000000", *flags])

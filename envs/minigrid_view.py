@@ -25,7 +25,7 @@ def speed_up(env: gym.Env) -> bool:
     """Gives a MiniGrid environment the fast view. Returns whether it did: not for other environments, and not for
     those that compute their view in their own way."""
     minigrid = sys.modules.get("minigrid.minigrid_env")  # whoever made such an environment has imported it
-    inner = env.unwrapped
+    inner: Any = env.unwrapped
     if minigrid is None or not isinstance(inner, minigrid.MiniGridEnv):
         return False
     for name in _OVERRIDABLE:
