@@ -142,9 +142,13 @@ class EpisodeWindow:
         """
         if not self.live:
             return None
+        return float(np.mean(list(self.live)[-self.rollouts_of_an_episode(num_steps) :]))
+
+    def rollouts_of_an_episode(self, num_steps: int) -> int:
+        """The rollouts, of `num_steps` steps each, that the mean of the latest episodes is long; at most MOST_ROLLOUTS.
+        1 before any has ended."""
         latest = [episode["steps"] for episode in itertools.islice(reversed(self.recent), MEAN_EPISODES)]
-        rollouts = math.ceil(np.mean(latest) / num_steps) if latest else 1
-        return float(np.mean(list(self.live)[-rollouts:]))
+        return min(math.ceil(np.mean(latest) / num_steps), MOST_ROLLOUTS) if latest else 1
 
     def summary(self) -> dict[str, float]:
         """Metrics for the log, under Stable-Baselines3's names where it has one. They include success by the episodes'

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.episodes import EpisodeWindow
+from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
 from expire_span_rl.agents.learner import Learner
@@ -151,6 +151,8 @@ class Trainer:
         if self.controller.learned:
             self.policy.observe_needs()
         if self.controller.needs_known:
+            if self.policy.unreleased_reach() is not None:
+                self.window.live.clear()  # they were those of bounded spans
             self.policy.release_spans()
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
@@ -186,7 +188,7 @@ class Trainer:
         the evaluation, or the return where there is no success. See `keeps_evaluated`."""
         training_score, count = self.window.hard_score()
         is_success = self.window.reports_success
-        if score >= self.controller.target(is_success):
+        if score >= self.controller.target(is_success) and self._is_live_measured:
             self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
 
     def unfinished(self) -> str | None:
@@ -295,12 +297,23 @@ class Trainer:
         """Live memories per layer over about one episode. None for a memory without slots."""
         return self.window.mean_live(self.agent.config.num_steps)
 
+    @property
+    def _is_live_measured(self) -> bool:
+        """Whether live memories were counted over a whole episode that began after spans were released. Until then
+        they still grow. Always True where nothing is forgotten."""
+        if not self.policy.can_forget:
+            return True
+        needed = self.window.rollouts_of_an_episode(self.agent.config.num_steps)
+        if self.controller.needs_known:
+            needed = min(2 * needed, MOST_ROLLOUTS)
+        return len(self.window.live) >= needed
+
     def _choose_best(self, score: float, count: int, is_success: bool, new_hard_episodes: int) -> None:
         """Drops the kept policy, or keeps the present one, by the success of an update."""
         self._drop_best(is_success)
         if new_hard_episodes:
             self._test_best(score, count, is_success)
-        if not self.keeps_evaluated:
+        if not self.keeps_evaluated and self._is_live_measured:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self._keep_best(score, count, is_success, self._mean_live, is_tested=is_tested)
 
@@ -322,26 +335,28 @@ class Trainer:
 
     def _keep_best(self, score: float, count: int, is_success: bool, live: float | None, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
-        fewest. Without forgetting, keeps them whenever the constraint holds. is_tested: the score is of new episodes,
-        or of an evaluation."""
+        fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
+        score is of new episodes, or of an evaluation."""
         if not self.controller.holds(score, count, is_success):
             return
         cost = 0.0
         budget = self.controller.config.memory_budget
         if self.policy.can_forget and self.controller.config.forgetting and live is not None:
             cost = max(live, budget)  # within the budget, fewer memories are no better
-        fewest = cost if self.best is None else min(cost, self.best["fewest"])
+        is_released = self.policy.unreleased_reach() is None
+        is_comparable = self.best is not None and self.best["released"] == is_released
+        fewest = min(cost, self.best["fewest"]) if is_comparable and self.best is not None else cost
         if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
             metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps, "tested": is_tested}
-            metrics["is_success"] = is_success
+            metrics |= {"is_success": is_success, "released": is_released}
             self.best = {**metrics, "weights": weights}
 
 
 def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The kept policy from a training's state. Raises TypeError, one line, for metrics that are no numbers."""
     # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
-    best = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, **metadata}
+    best = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "released": True, **metadata}
     numbers = [best[name] for name in ("fewest", "score", "timesteps")]
     if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
         raise TypeError(f"best: expected numbers, got {numbers}")

@@ -180,6 +180,23 @@ def test_where_episodes_end_together_memories_are_counted_over_whole_episodes(mo
     assert trainer.window.mean_live(trainer.agent.config.num_steps) == 4
 
 
+def test_after_spans_are_released_memories_are_counted_over_a_whole_episode_first(monkeypatch):
+    """Episodes are four rollouts long, and spans are released after update 3. The policy kept before, of 2 memories, is
+    no measure any more. Those of the next four rollouts began with bounded spans, and still grow."""
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.45)
+    live = [2, 2, 2, 2, 3, 5, 7, 9, 9, 9, 9, 9]
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    scores = dict.fromkeys(range(len(live)), 1.0)
+    acting_weights = run_together(trainer, scores, live, monkeypatch)
+    assert trainer.best["released"] and trainer.best["live"] == 9
+    assert is_same(trainer.best["weights"], acting_weights[-1])
+    monkeypatch.undo()
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.45)
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    run_together(trainer, scores, live[:-1], monkeypatch)
+    assert not trainer.best["released"] and trainer.best["live"] == 2
+
+
 def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(monkeypatch):
     """The policies of updates 4 to 6 have ever fewer memories. The episodes that end in update 7 fail, so none of them
     is kept. Those that end in update 11 succeed."""
