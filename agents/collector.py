@@ -17,7 +17,7 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
-from expire_span_rl.agents.stagger import Stagger
+from expire_span_rl.agents.stagger import NEVER, UNKNOWN, rows_to_cut
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 from expire_span_rl.protocols import Acting, LearningPolicy, Memory
 
@@ -47,9 +47,9 @@ class Collector:
         """The last acting state. The next one uses its buffers again."""
         self._needs_reset = False
         """True if a rollout was given up and the environments cannot go back to the state before it."""
-        self._begin_next = getattr(env, "begin_next", None)
-        """Begins the next episodes of some environments; None if they cannot do that."""
-        self.stagger = Stagger(env.num_envs)
+        can_cut = getattr(env, "begin_next", None) is not None
+        self.cut_after = np.full(env.num_envs, UNKNOWN if can_cut else NEVER)
+        """[B] steps after which the current episodes are cut (`agents.stagger`). It is replaced, never written to."""
         self._reset(seed)
 
     def _reset(self, seed: int) -> None:
@@ -73,9 +73,8 @@ class Collector:
     def snapshot(self) -> dict[str, Any]:
         """What `collect` changes, for `restore`. Arrays and memories that `collect` replaces and never writes to are
         not copied."""
-        names = ("memory", "observation", "episode_start", "live", "_needs_reset")
+        names = ("memory", "observation", "episode_start", "live", "cut_after", "_needs_reset")
         return {
-            "cut_after": self.stagger.cut_after,
             **{name: getattr(self, name) for name in names},
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
@@ -87,9 +86,8 @@ class Collector:
         """Goes back to a snapshot. Environments that cannot save their state begin new episodes at the next
         `collect`."""
         self.generator.set_state(snapshot["generator"])
-        self.stagger.cut_after = snapshot["cut_after"]
         for name, value in snapshot.items():
-            if name not in ("generator", "env_state", "cut_after"):
+            if name not in ("generator", "env_state"):
                 setattr(self, name, value)
         if snapshot["env_state"]:
             cast(Any, self.env).load_state_dict(snapshot["env_state"])
@@ -154,8 +152,8 @@ class Collector:
         self.lengths += 1
         is_over = buffer.terminated[t] | buffer.truncated[t]
         self.episode_start = is_over
-        rows = self.stagger.rows_to_cut(self.lengths, is_over)
-        if len(rows) and self._begin_next is not None:
+        rows, self.cut_after = rows_to_cut(self.cut_after, self.lengths, is_over)
+        if len(rows):
             self._cut_episodes(t, rows, acting, buffer)
         if not is_over.any():
             return []
@@ -170,10 +168,9 @@ class Collector:
     def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:
         """Cuts the episodes of the environments `rows` after step t, as a time limit would. They do not count as
         episodes."""
-        assert self._begin_next is not None
         buffer.truncated[t, rows] = True
         self._add_finals(t, rows, self.observation, acting, buffer)
-        first = self._begin_next(rows)
+        first = cast(Any, self.env).begin_next(rows)
         self.observation = {name: entry.copy() for name, entry in self.observation.items()}
         for name, entry in first.items():
             self.observation[name][rows] = entry
@@ -214,7 +211,7 @@ class Collector:
             "episode_start": torch.as_tensor(self.episode_start),
             "returns": torch.as_tensor(self.returns),
             "lengths": torch.as_tensor(self.lengths),
-            "cut_after": torch.as_tensor(self.stagger.cut_after),
+            "cut_after": torch.as_tensor(self.cut_after),
             "generator": self.generator.get_state(),
         }
         return tensors, {"live": self.live}
@@ -239,7 +236,7 @@ class Collector:
         for name in ("episode_start", "returns", "lengths"):
             setattr(self, name, tensors[name].numpy().copy())
         if "cut_after" in tensors:  # older checkpoints have none
-            self.stagger.cut_after = tensors["cut_after"].numpy().copy()
+            self.cut_after = tensors["cut_after"].numpy().copy()
         return True
 
 

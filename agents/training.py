@@ -188,7 +188,7 @@ class Trainer:
         the evaluation, or the return where there is no success. See `keeps_evaluated`."""
         training_score, count = self.window.hard_score()
         is_success = self.window.reports_success
-        if score >= self.controller.target(is_success) and self._is_live_measured:
+        if score >= self.controller.target(is_success):
             self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
 
     def unfinished(self) -> str | None:
@@ -313,7 +313,7 @@ class Trainer:
         self._drop_best(is_success)
         if new_hard_episodes:
             self._test_best(score, count, is_success)
-        if not self.keeps_evaluated and self._is_live_measured:
+        if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self._keep_best(score, count, is_success, self._mean_live, is_tested=is_tested)
 
@@ -337,15 +337,16 @@ class Trainer:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
         fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
         score is of new episodes, or of an evaluation."""
-        if not self.controller.holds(score, count, is_success):
+        if not self.controller.holds(score, count, is_success) or not self._is_live_measured:
             return
         cost = 0.0
         budget = self.controller.config.memory_budget
         if self.policy.can_forget and self.controller.config.forgetting and live is not None:
             cost = max(live, budget)  # within the budget, fewer memories are no better
         is_released = self.policy.unreleased_reach() is None
-        is_comparable = self.best is not None and self.best["released"] == is_released
-        fewest = min(cost, self.best["fewest"]) if is_comparable and self.best is not None else cost
+        fewest = cost
+        if self.best is not None and self.best["released"] == is_released:
+            fewest = min(cost, self.best["fewest"])
         if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
             metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps, "tested": is_tested}

@@ -57,10 +57,15 @@ def _image_space(space: spaces.Space) -> spaces.Box | None:
     return part if part.dtype == np.uint8 and len(part.shape) == 3 and part.shape[2] == 3 else None
 
 
+def minigrid_class(env: gym.Env) -> type | None:
+    """`MiniGridEnv` if `env` is one in any wrappers, else None."""
+    minigrid = sys.modules.get("minigrid.minigrid_env")  # whoever made such an environment has imported it
+    return minigrid.MiniGridEnv if minigrid is not None and isinstance(env.unwrapped, minigrid.MiniGridEnv) else None
+
+
 def _has_cells(env: gym.Env) -> bool:
     """Whether `env` is a MiniGridEnv and none of its wrappers may have changed the encoding."""
-    minigrid = sys.modules.get("minigrid.minigrid_env")  # whoever made such an environment has imported it
-    if minigrid is None or not isinstance(env.unwrapped, minigrid.MiniGridEnv):
+    if minigrid_class(env) is None:
         return False
     while isinstance(env, gym.Wrapper):
         if not _keeps_cells(env):

@@ -17,6 +17,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from expire_span_rl.envs.cells import minigrid_class
+
 _OVERRIDABLE = ("gen_obs", "gen_obs_grid", "get_view_exts")
 """The methods of MiniGridEnv that `gen_obs` stands for. An environment with its own version of one keeps it."""
 
@@ -24,12 +26,12 @@ _OVERRIDABLE = ("gen_obs", "gen_obs_grid", "get_view_exts")
 def speed_up(env: gym.Env) -> bool:
     """Gives a MiniGrid environment the fast view. Returns whether it did: not for other environments, and not for
     those that compute their view in their own way."""
-    minigrid = sys.modules.get("minigrid.minigrid_env")  # whoever made such an environment has imported it
+    base = minigrid_class(env)
     inner: Any = env.unwrapped
-    if minigrid is None or not isinstance(inner, minigrid.MiniGridEnv):
+    if base is None:
         return False
     for name in _OVERRIDABLE:
-        if name in vars(inner) or getattr(type(inner), name) is not getattr(minigrid.MiniGridEnv, name):
+        if name in vars(inner) or getattr(type(inner), name) is not getattr(base, name):
             return False
     inner.gen_obs = MethodType(gen_obs, inner)
     return True

@@ -18,12 +18,12 @@ from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
 from expire_span_rl.policies.core import Acting, LayerInspection, MemoryCore
-from expire_span_rl.policies.elapsed import ElapsedValue, elapsed_steps
+from expire_span_rl.policies.elapsed import ElapsedValue
 from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
-from expire_span_rl.policies.memory.state import Memory
+from expire_span_rl.policies.memory.state import Memory, elapsed_steps
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.replay import Replay
@@ -267,8 +267,13 @@ class ActorCritic(Predictor, nn.Module):
         return self._replay_step(observation, cast(Any, acting), episode_start)
 
     def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        features, elapsed = self._step_core(observation, acting, episode_start)
+        return self._heads(features, observation, elapsed)
+
+    def _step_core(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the core: features [B,D], and the steps [B] since the episode began."""
         elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
-        return self._heads(self.core.step(self.encoder(observation), acting, episode_start), observation, elapsed)
+        return self.core.step(self.encoder(observation), acting, episode_start), elapsed
 
     def _replay_step(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
         """`_step` on buffers of fixed shapes: captured at the first call, replayed at all later ones."""
@@ -293,8 +298,7 @@ class ActorCritic(Predictor, nn.Module):
         self, observation: Observation, acting: Acting, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`step`, and the reward head's outputs [B,G], from which `predicted_rewards` predicts an action's reward."""
-        elapsed = acting.time.masked_fill(episode_start, 0)
-        features = self.core.step(self.encoder(observation), acting, episode_start)
+        features, elapsed = self._step_core(observation, acting, episode_start)
         return *self._heads(features, observation, elapsed), self.reward_head(features)
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:

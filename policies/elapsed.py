@@ -4,7 +4,7 @@ Where every step costs something and the episode ends at a fixed time, a value d
 function without a clock is wrong by up to the whole cost, at random times, and what an action was worth drowns in that.
 The policy itself gets no clock, so that it acts in episodes of any length as in those of training.
 
-N rows, T time steps, B environments, D width, K features of the clock.
+D width, K features of the clock.
 """
 
 from __future__ import annotations
@@ -37,12 +37,3 @@ class ElapsedValue(nn.Module):
         angle = 2 * math.pi * elapsed[..., None].to(features.dtype) / self.periods.to(features.dtype)
         clock = torch.cat([angle.sin(), angle.cos()], -1)  # [...,K]
         return self.out(torch.relu(self.features(features) + self.clock(clock))).squeeze(-1)
-
-
-def elapsed_steps(time: Tensor, episode_start: Tensor) -> Tensor:
-    """Steps since the episode began: int64 [T,B].
-
-    time: [B] those of the first step if its episode goes on; episode_start: [T,B] bool."""
-    steps = torch.arange(len(episode_start), device=time.device)[:, None]
-    begin = torch.where(episode_start, steps, -1).cummax(0).values  # [T,B], -1 before the rollout
-    return torch.where(begin >= 0, steps - begin, steps + time)

@@ -23,6 +23,15 @@ def known_need(last_use: Tensor, birth: Tensor) -> Tensor:
     return torch.where(last_use >= 0, (last_use - birth).clamp(min=0), 0)
 
 
+def elapsed_steps(time: Tensor, episode_start: Tensor) -> Tensor:
+    """Steps since the episode began: int64 [T,B].
+
+    time: [B] those of the first step if its episode goes on; episode_start: [T,B] bool."""
+    steps = torch.arange(len(episode_start), device=time.device)[:, None]
+    begin = torch.where(episode_start, steps, -1).cummax(0).values  # [T,B], -1 before the rollout
+    return torch.where(begin >= 0, steps - begin, steps + time)
+
+
 @dataclass(frozen=True)
 class LayerMemory:
     """The slots of one layer, oldest first, padding on the left (`alive` is False there)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expire_span_rl.policies.core import CoreOutput
-from expire_span_rl.policies.memory.state import Memory, hidden_state
+from expire_span_rl.policies.memory.state import Memory, elapsed_steps, hidden_state
 
 
 @dataclass
@@ -143,10 +143,8 @@ def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
 
 def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory:
     """The memory after T steps that began with `memory`. episode_start: [T,B]; state: [B,S,D] after the last step."""
-    time = memory.time
-    for start in episode_start:
-        time = time.masked_fill(start, 0) + 1
-    return Memory((), time, memory.drawn, state.detach())
+    time = elapsed_steps(memory.time, episode_start)[-1] + 1
+    return Memory((), time.to(memory.time.dtype), memory.drawn, state.detach())
 
 
 class LayerNorms(nn.Module):

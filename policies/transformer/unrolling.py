@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expire_span_rl.policies.core import LayerInspection
 from expire_span_rl.policies.memory.kind import Lives
-from expire_span_rl.policies.memory.state import LayerMemory, Memory
+from expire_span_rl.policies.memory.state import LayerMemory, Memory, elapsed_steps
 from expire_span_rl.policies.transformer.merging import Extension, extend
 from expire_span_rl.policies.transformer.slots import BEFORE_START, GONE, Projection, Slots
 
@@ -35,6 +35,7 @@ class Axis:
     episode_end: Tensor  # [B,T+1] the first step from this one on at which an episode begins; infinity if none does
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     time: Tensor  # [B] the clock at the first step
+    clock: Tensor  # int64 [B,T] steps since the query's episode began
     drawn: Tensor  # [B,K]
 
     @classmethod
@@ -49,6 +50,7 @@ class Axis:
             episode_end=F.pad(end, (0, 1), value=math.inf),
             final_at=final_at,
             time=memory.time,
+            clock=elapsed_steps(memory.time, episode_start).T,
             drawn=memory.drawn,
         )
 
@@ -58,13 +60,7 @@ class Axis:
 
     def time_after(self) -> Tensor:
         """[B] the clock after the last step."""
-        return (self.clock()[:, -1] + 1).to(self.time.dtype)
-
-    def clock(self) -> Tensor:
-        """int64 [B,T]: steps since the query's episode began."""
-        begin = self.episode_begin.clamp(min=0).long()
-        steps_before = torch.where(self.episode_begin >= 0, 0, self.time[:, None].long())
-        return self.query_positions.long() - begin + steps_before
+        return (self.clock[:, -1] + 1).to(self.time.dtype)
 
 
 class LayerExtras(NamedTuple):
@@ -107,7 +103,7 @@ def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -
     layer_memory = layer_memory.padded(max(layer_memory.hidden.shape[1], len(layer.positions) - 1))
     extension = None
     if layer.kind.merging is not None:
-        extension = extend(layer.kind, layer_memory, axis.time, x, axis.clock())
+        extension = extend(layer.kind, layer_memory, axis.time, x, axis.clock)
     parts = [layer_memory.hidden, x]
     if extension is not None:
         parts.insert(0, extension.hidden)

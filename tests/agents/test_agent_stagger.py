@@ -12,7 +12,7 @@ from agent_cases import make_policy, through_a_file
 from expire_span_rl import envs
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.rollout import acting_learning_difference
-from expire_span_rl.agents.stagger import Stagger
+from expire_span_rl.agents.stagger import UNKNOWN, rows_to_cut
 
 B = 4
 LENGTH = 7  # of an episode: a T-maze of 7 ends after 8 steps
@@ -25,28 +25,29 @@ def make_collector(id: str = "TMaze-v0", **kwargs) -> Collector:
 
 
 def test_each_environment_is_cut_once_at_its_part_of_the_length():
-    stagger = Stagger(B)
     none, all_over = np.zeros(B, bool), np.ones(B, bool)
-    assert not len(stagger.rows_to_cut(np.full(B, 3), none))
-    assert not len(stagger.rows_to_cut(np.full(B, 8), all_over))
-    assert stagger.cut_after.tolist() == [0, 2, 4, 6]
+    rows, cut_after = rows_to_cut(np.full(B, UNKNOWN), np.full(B, 3), none)
+    assert not len(rows)
+    rows, cut_after = rows_to_cut(cut_after, np.full(B, 8), all_over)
+    assert not len(rows)
+    assert cut_after.tolist() == [0, 2, 4, 6]
     cut = {}
     for step in range(1, 9):
-        for row in stagger.rows_to_cut(np.full(B, step), none):
+        rows, cut_after = rows_to_cut(cut_after, np.full(B, step), none)
+        for row in rows:
             cut[int(row)] = step
     assert cut == {1: 2, 2: 4, 3: 6}
-    assert not stagger.cut_after.any()
-    assert not len(stagger.rows_to_cut(np.full(B, 8), all_over)), "once is enough"
+    assert not cut_after.any()
+    assert not len(rows_to_cut(cut_after, np.full(B, 8), all_over)[0]), "once is enough"
 
 
 def test_an_episode_that_ended_before_is_not_cut_and_one_environment_never_is():
-    stagger = Stagger(2)
-    stagger.rows_to_cut(np.array([10, 10]), np.ones(2, bool))
-    assert not len(stagger.rows_to_cut(np.array([3, 5]), np.array([False, True])))
-    assert not stagger.cut_after.any()
-    alone = Stagger(1)
-    alone.rows_to_cut(np.array([10]), np.ones(1, bool))
-    assert alone.cut_after.tolist() == [-1]
+    _, cut_after = rows_to_cut(np.full(2, UNKNOWN), np.array([10, 10]), np.ones(2, bool))
+    rows, cut_after = rows_to_cut(cut_after, np.array([3, 5]), np.array([False, True]))
+    assert not len(rows)
+    assert not cut_after.any()
+    _, alone = rows_to_cut(np.full(1, UNKNOWN), np.array([10]), np.ones(1, bool))
+    assert alone.tolist() == [-1]
 
 
 def test_rollouts_then_have_starts_at_different_steps():
@@ -78,10 +79,10 @@ def test_a_continued_collector_cuts_the_same(tmp_path):
         assert torch.equal(rollouts[0].episode_start, rollouts[1].episode_start)
         assert torch.equal(rollouts[0].actions, rollouts[1].actions)
     snapshot = right.snapshot()
-    before = right.stagger.cut_after.copy()
-    right.stagger.cut_after = before + 1
+    before = right.cut_after.copy()
+    right.cut_after = before + 1
     right.restore(snapshot)
-    assert right.stagger.cut_after.tolist() == before.tolist()
+    assert right.cut_after.tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])

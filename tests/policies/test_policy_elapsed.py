@@ -9,7 +9,8 @@ import torch
 from policy_cases import CASES, experience, make_policy
 
 from expire_span_rl.policies import PolicyConfig
-from expire_span_rl.policies.elapsed import ElapsedValue, elapsed_steps
+from expire_span_rl.policies.elapsed import ElapsedValue
+from expire_span_rl.policies.memory.state import elapsed_steps
 
 
 def test_elapsed_steps_are_counted_from_each_start():
