@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.agents.episodes import MOST_ROLLOUTS
 from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
@@ -155,7 +156,7 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
         trainer.update()
         monkeypatch.setattr(type(trainer.window), "reports_success", True)
         trainer.window.live.clear()
-        trainer.window.live.append(5.0)
+        trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
         trainer.keep_evaluated(score)
         kept.append(trainer.best["timesteps"])
     assert kept == [128, 128, 384, 384]
