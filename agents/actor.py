@@ -59,14 +59,23 @@ class Actor:
     have the error's class."""
 
     def __init__(
-        self, make_env: Callable[[], VectorEnv], policy: LearningPolicy, num_steps: int, context_steps: int, seed: int
+        self,
+        make_env: Callable[[], VectorEnv],
+        policy: LearningPolicy,
+        num_steps: int,
+        context_steps: int,
+        seed: int,
+        *,
+        novelty: bool = False,
     ):
-        """make_env is called at the first rollout. context_steps: K of `Context`, rounded up to whole rollouts."""
+        """make_env is called at the first rollout. context_steps: K of `Context`, rounded up to whole rollouts;
+        novelty: as for `Collector`."""
         torch.set_num_threads(1)
         self.make_env = make_env
         self.policy = policy
         self.num_steps = num_steps
         self.seed = seed
+        self.novelty = novelty
         self.context = Context(-(-context_steps // num_steps))
         self.collector: Collector | None = None
         self.incarnation = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -78,7 +87,9 @@ class Actor:
         idle_seconds = 0.0 if self.idle_since is None else start_time - self.idle_since
         try:
             if self.collector is None:
-                self.collector = Collector(self.make_env(), self.policy, self.num_steps, self.seed)
+                self.collector = Collector(
+                    self.make_env(), self.policy, self.num_steps, self.seed, novelty=self.novelty
+                )
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
             rollout, episodes = self.collector.collect()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
+from expire_span_rl.agents.novelty import EpisodicNovelty
 from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
 from expire_span_rl.agents.stagger import NEVER, UNKNOWN, rows_to_cut
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
@@ -33,7 +34,8 @@ class Collector:
 
     on_policy: ClassVar[bool] = True
 
-    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int):
+    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int, *, novelty: bool = False):
+        """novelty: say in rollouts which steps led to observations that were new in their episode."""
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
@@ -50,6 +52,7 @@ class Collector:
         can_cut = getattr(env, "begin_next", None) is not None
         self.cut_after = np.full(env.num_envs, UNKNOWN if can_cut else NEVER)
         """[B] steps after which the current episodes are cut (`agents.stagger`). It is replaced, never written to."""
+        self.novelty = EpisodicNovelty(env.num_envs) if novelty else None
         self._reset(seed)
 
     def _reset(self, seed: int) -> None:
@@ -60,6 +63,8 @@ class Collector:
         self.episode_start = np.ones(batch, bool)
         self.returns = np.zeros(batch)
         self.lengths = np.zeros(batch, np.int64)
+        if self.novelty is not None:
+            self.novelty.begin(self.observation, range(batch))
         self._needs_reset = False
 
     def metrics(self) -> dict[str, float]:
@@ -78,6 +83,7 @@ class Collector:
             **{name: getattr(self, name) for name in names},
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
+            "novelty": None if self.novelty is None else self.novelty.copy(),
             "generator": self.generator.get_state(),
             "env_state": self._env_state(),
         }
@@ -155,6 +161,8 @@ class Collector:
         rows, self.cut_after = rows_to_cut(self.cut_after, self.lengths, is_over)
         if len(rows):
             self._cut_episodes(t, rows, acting, buffer)
+        if self.novelty is not None:
+            self._count_novelty(self.novelty, t, buffer)
         if not is_over.any():
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
@@ -164,6 +172,12 @@ class Collector:
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
         return episodes
+
+    def _count_novelty(self, novelty: EpisodicNovelty, t: int, buffer: RolloutBuffer) -> None:
+        """Stores whether step t led to an observation that its episode had not had. A step that ends an episode did
+        not."""
+        buffer.novelty[t] = novelty.add(self.observation) & ~self.episode_start
+        novelty.begin(self.observation, np.flatnonzero(self.episode_start))
 
     def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:
         """Cuts the episodes of the environments `rows` after step t, as a time limit would. They do not count as
@@ -214,6 +228,8 @@ class Collector:
             "cut_after": torch.as_tensor(self.cut_after),
             "generator": self.generator.get_state(),
         }
+        if self.novelty is not None:
+            tensors |= {f"novelty/{name}": torch.as_tensor(entry) for name, entry in self.novelty.state_dict().items()}
         return tensors, {"live": self.live}
 
     def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
@@ -237,6 +253,9 @@ class Collector:
             setattr(self, name, tensors[name].numpy().copy())
         if "cut_after" in tensors:  # older checkpoints have none
             self.cut_after = tensors["cut_after"].numpy().copy()
+        novelty = select_prefix("novelty/", tensors)
+        if self.novelty is not None and novelty:
+            self.novelty.load_state_dict({name: tensor.numpy() for name, tensor in novelty.items()})
         return True
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,9 +64,10 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
         """Called before each minibatch. If it raises, the update ends."""
+        novelty = [{"novelty_coef": config.novelty_coef}, {"novelty_coef": 0.0}] if config.novelty_coef else [{}, {}]
         self.schedules = Schedules(
-            {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef},
-            {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef},
+            {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef, **novelty[0]},
+            {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef, **novelty[1]},
         )
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
@@ -97,6 +98,11 @@ class Learner:
         if self.reward_scale is not None:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
+        if "novelty_coef" in settings:
+            novelty = rollout.novelty.float()
+            share = float(novelty.mean())  # less the mean, so that it does not pay to put off the end of an episode
+            rollout = replace(rollout, rewards=rollout.rewards + settings["novelty_coef"] * (novelty - share))
+            scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novel_share": share}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(entropy=settings["ent_coef"], reward_variance=variance, pressure=pressure)
         return {

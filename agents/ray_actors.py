@@ -67,14 +67,15 @@ class ActorPool:
         num_actors: int,
         address: str = "",
         refresh: int = 0,
+        novelty: bool = False,
         log_dir: Path | None = None,
         say: Callable[[str], None] = print,
         log: Callable[[str], None] = lambda text: None,
     ):
-        """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine, and its logs go
-        to `log_dir` at the end. refresh: steps before each rollout from which its memory is computed again. say: takes
-        a line for the user. log: takes text that is only for the log, such as tracebacks. Raises ValueError, one line,
-        before any actor starts."""
+        """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine, and its logs
+        go to `log_dir` at the end. refresh: steps before each rollout from which its memory is computed again.
+        novelty: as for `Collector`. say: takes a line for the user. log: takes text that is only for the log, such as
+        tracebacks. Raises ValueError, one line, before any actor starts."""
         self.policy = policy
         self.num_steps = num_steps
         self.seed = seed
@@ -100,7 +101,8 @@ class ActorPool:
         self._cluster = RayCluster(address)
         try:
             num_cpus = _free_cpus(num_actors)
-            self._shared = ray.put((pickled_env, copy.deepcopy(policy).to("cpu"), num_steps, self._context_steps))
+            settings = {"num_steps": num_steps, "context_steps": self._context_steps, "novelty": novelty}
+            self._shared = ray.put((pickled_env, copy.deepcopy(policy).to("cpu"), settings))
             self.actors = [self._start_actor() for _ in range(num_actors or num_cpus)]
         except BaseException:
             self.close()
@@ -323,10 +325,8 @@ class _RayActor:
         """shared: holds a reference to what all actors have in common. Ray would resolve a bare reference at each
         call."""
         if self.actor is None:
-            pickled_env, policy, num_steps, context_steps = ray.get(shared[0])
-            self.actor = Actor(
-                lambda: cloudpickle.loads(pickled_env)(), policy, num_steps, context_steps=context_steps, seed=self.seed
-            )
+            pickled_env, policy, settings = ray.get(shared[0])
+            self.actor = Actor(lambda: cloudpickle.loads(pickled_env)(), policy, seed=self.seed, **settings)
         if self.is_restarted:
             # Report the restart first. The learner must know it even if no process of this actor ever has a rollout.
             self.is_restarted = False

@@ -39,6 +39,9 @@ class Rollout:
     rewards: Tensor  # [T,B]
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
+    novelty: (
+        Tensor  # [T,B] bool: whether the step led to an observation that was new in its episode, if this is counted
+    )
     memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to each final observation
@@ -60,6 +63,7 @@ class Rollout:
             rewards=self.rewards[:, indices],
             terminated=self.terminated[:, indices],
             truncated=self.truncated[:, indices],
+            novelty=self.novelty[:, indices],
             memory=self.memory.rows(indices),
             final_observation={key: value[chosen] for key, value in self.final_observation.items()},
             final_at=(t[chosen], new_index[b[chosen]]),

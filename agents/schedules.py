@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SETTING_NAMES = {"learning_rate": "the learning rate", "ent_coef": "the entropy bonus"}
+_SETTING_NAMES = {
+    "learning_rate": "the learning rate",
+    "ent_coef": "the entropy bonus",
+    "novelty_coef": "the novelty bonus",
+}
 
 
 class Schedules:
@@ -44,7 +48,7 @@ class Schedules:
         if timesteps == 0:  # nothing has been learned with the old settings
             return ""
         self.start_step = state["begun"]
-        self.starts = {name: state["starts"][name] for name in self.starts}
+        self.starts = {name: state["starts"].get(name, start) for name, start in self.starts.items()}
         if not (total_changed or rate_changed) or total <= timesteps:
             return ""
         # With a new total, the last update's values: the present ones may have reached an end, at which nothing is

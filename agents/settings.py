@@ -61,6 +61,10 @@ class LearnerConfig(OptimizerConfig):
     final_ent_coef: float | None = None
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
+    novelty_coef: float = 0.0
+    """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
+    episode has not had, less what steps get on average. It lets an agent look around before it knows what for, and
+    falls linearly to 0 at the end of the training. Observations are compared exactly: noise makes all of them new."""
     normalize_rewards: bool = True
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
     time_aware_value: bool = True
@@ -81,7 +85,7 @@ class LearnerConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, vf_coef=0)
-        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
+        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0, novelty_coef=0)
         check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
         check_above_zero(self, "advantage_std_floor")
         check_fractions(self, "gamma")
@@ -174,6 +178,7 @@ class SupervisedConfig(OptimizerConfig):
     gamma: ClassVar[float] = 1.0
     ent_coef: ClassVar[float] = 0.0
     final_ent_coef: ClassVar[float] = 0.0
+    novelty_coef: ClassVar[float] = 0.0
     normalize_rewards: ClassVar[bool] = False
     time_aware_value: ClassVar[bool] = False
     observation_prediction_coef: ClassVar[float] = 0.0

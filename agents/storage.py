@@ -42,6 +42,7 @@ class RolloutBuffer:
         self.rewards = np.zeros((steps, batch), np.float32)
         self.terminated = np.zeros((steps, batch), bool)
         self.truncated = np.zeros((steps, batch), bool)
+        self.novelty = np.zeros((steps, batch), bool)
         self._final_observations: list[dict[str, Tensor]] = []
         self._final_values: list[Tensor] = []
         self._final_t: list[int] = []
@@ -89,6 +90,7 @@ class RolloutBuffer:
             rewards=torch.as_tensor(self.rewards, device=self.device),
             terminated=torch.as_tensor(self.terminated, device=self.device),
             truncated=torch.as_tensor(self.truncated, device=self.device),
+            novelty=torch.as_tensor(self.novelty, device=self.device),
             memory=memory,
             final_observation={
                 key: torch.cat([empty[key], *(final[key] for final in self._final_observations)]) for key in empty

@@ -56,7 +56,9 @@ class Trainer:
         self.env = env
         self.policy = policy
         self.agent = agent
-        self.collector = Collector(env, policy, agent.config.num_steps, seed) if source is None else source
+        if source is None:
+            source = Collector(env, policy, agent.config.num_steps, seed, novelty=agent.config.novelty_coef > 0)
+        self.collector = source
         self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
         self.controller = ForgettingController(forgetting)
         self.rollout_size = agent.config.num_steps * env.num_envs

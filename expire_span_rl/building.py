@@ -196,6 +196,7 @@ class _Builder:
             num_actors=config.num_actors,
             address=config.ray_address,
             refresh=config.refresh_memory,
+            novelty=config.novelty_coef > 0,
             log_dir=run_dir_of(self.settings),
             say=self.say,
             log=hear,

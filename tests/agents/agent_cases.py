@@ -365,6 +365,7 @@ def make_rollout(rewards: list[list[float]], actions: list[list[int]], probabili
         rewards=reward,
         terminated=always,
         truncated=~always,
+        novelty=~always,
         memory=Rows(ids[0]),
         final_observation={"id": empty},
         final_at=(empty, empty),

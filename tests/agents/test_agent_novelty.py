@@ -1,0 +1,115 @@
+"""The reward for observations that are new in their episode.
+
+T time steps, B environments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import make_policy, through_a_file
+
+from expire_span_rl import envs
+from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents.actor import Actor, Request
+from expire_span_rl.agents.collector import Collector
+from expire_span_rl.agents.novelty import EpisodicNovelty
+from expire_span_rl.agents.rollout import Rollout
+from expire_span_rl.agents.transport import pack
+
+T, B = 24, 4
+TMAZE = {"length": 7}  # its episodes end together, and the next ones are cut
+MINIGRID = "MiniGrid-MemoryS7-v0"
+OWN = ("previous_action", "previous_reward")
+
+
+def make_collector(env_id: str = MINIGRID, novelty: bool = True, **env_kwargs) -> Collector:
+    env = envs.make_vec_env(env_id, B, **env_kwargs)
+    return Collector(env, make_policy(env, "expire_span", heads=0.1), T, 5, novelty=novelty)
+
+
+def slow_novelty(rollouts: list[Rollout]) -> np.ndarray:
+    """[steps, B], all but the last one, from the observations alone."""
+    names = [name for name in rollouts[0].observation if name not in OWN]
+    entries = [torch.cat([rollout.observation[name] for rollout in rollouts]).numpy() for name in names]
+    starts = torch.cat([rollout.episode_start for rollout in rollouts]).numpy()
+    novelty = np.zeros((len(starts) - 1, B), bool)
+    for b in range(B):
+        seen: set[bytes] = set()
+        for t in range(len(starts)):
+            code = b"".join(entry[t, b].tobytes() for entry in entries)
+            if starts[t, b]:
+                seen = set()
+            elif t:
+                novelty[t - 1, b] = code not in seen
+            seen.add(code)
+    return novelty
+
+
+@pytest.mark.parametrize(("env_id", "env_kwargs"), [(MINIGRID, {}), ("TMaze-v0", TMAZE), ("CartPole-v1", {})])
+def test_it_is_what_the_episode_has_not_had(env_id, env_kwargs):
+    """Over the borders of rollouts, and in episodes that are cut."""
+    collector = make_collector(env_id, **env_kwargs)
+    rollouts = [collector.collect()[0] for _ in range(4)]
+    novelty = torch.cat([rollout.novelty for rollout in rollouts]).numpy()
+    assert np.array_equal(novelty[:-1], slow_novelty(rollouts))
+    assert novelty.any()
+    ends = torch.cat([rollout.terminated | rollout.truncated for rollout in rollouts]).numpy()
+    assert ends.any() or env_id == MINIGRID
+    assert not (novelty & ends).any()
+
+
+def test_what_the_agent_did_or_got_makes_nothing_new():
+    novelty = EpisodicNovelty(2)
+    first = {"image": np.array([[1, 2], [1, 2]], np.uint8), OWN[0]: np.array([0, 0]), OWN[1]: np.zeros(2, np.float32)}
+    novelty.begin(first, range(2))
+    assert novelty.add({**first, OWN[0]: np.array([3, 4]), OWN[1]: np.ones(2, np.float32)}).tolist() == [False, False]
+    assert novelty.add({**first, "image": np.array([[1, 2], [2, 1]], np.uint8)}).tolist() == [False, True]
+    assert novelty.copy().add({**first, "image": np.array([[0, 0], [2, 1]], np.uint8)}).tolist() == [True, False]
+    assert novelty.add({**first, "image": np.array([[0, 0], [2, 1]], np.uint8)}).tolist() == [True, False]
+
+
+def test_a_continued_collector_a_restored_one_and_an_actor_count_the_same(tmp_path):
+    left, right = make_collector("Portal-v0"), make_collector("Portal-v0")
+    left.collect()
+    assert right.load_state(*through_a_file(left.state(), tmp_path))
+    snapshot = right.snapshot()
+    expected = [left.collect()[0].novelty for _ in range(2)]
+    assert torch.equal(right.collect()[0].novelty, expected[0])
+    right.restore(snapshot)
+    assert all(torch.equal(right.collect()[0].novelty, each) for each in expected)
+
+    collector = make_collector()
+    actor = Actor(lambda: make_collector().env, collector.policy, T, T, seed=5, novelty=True)
+    weights = {name: tensor.numpy() for name, tensor in collector.policy.state_dict().items()}
+    delivered = actor.collect(weights, Request(0)).rollout["novelty"]
+    assert np.array_equal(delivered, pack(collector.collect()[0])["novelty"]) and delivered.any()
+
+
+def test_nothing_is_counted_unless_it_is_asked_for():
+    collector = make_collector(novelty=False)
+    assert collector.novelty is None and not collector.collect()[0].novelty.any()
+    with pytest.raises(ValueError, match="expected codes of 2 environments, got those of 4"):
+        EpisodicNovelty(2).load_state_dict(EpisodicNovelty(4).state_dict())
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala"])
+def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, monkeypatch):
+    """Less its mean."""
+    collector = make_collector()
+    rollout, _ = collector.collect()
+    rollout = replace(rollout, rewards=torch.full_like(rollout.rewards, 3.0))
+    learner_class = AGENTS[agent].load()
+    learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
+    learned: list[torch.Tensor] = []
+    monkeypatch.setattr(learner, "_learn", lambda rollout, weights: learned.append(rollout.rewards) or {})
+    for progress, share in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
+        metrics = learner.update(rollout, progress, 0.0)
+        scaled = rollout.rewards / learner.reward_scale.value
+        novelty = rollout.novelty.float()
+        torch.testing.assert_close(learned[-1], scaled + share * (novelty - novelty.mean()))
+        assert metrics["train/novelty_coef"] == share
+        assert metrics["train/novel_share"] == pytest.approx(float(rollout.novelty.float().mean()))
