@@ -35,7 +35,7 @@ class Collector:
     on_policy: ClassVar[bool] = True
 
     def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int, *, novelty: bool = False):
-        """novelty: say in rollouts which steps led to observations that were new in their episode."""
+        """novelty: say in rollouts how new the observations are to which steps led (`EpisodicNovelty`)."""
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
@@ -174,9 +174,8 @@ class Collector:
         return episodes
 
     def _count_novelty(self, novelty: EpisodicNovelty, t: int, buffer: RolloutBuffer) -> None:
-        """Stores whether step t led to an observation that its episode had not had. A step that ends an episode did
-        not."""
-        buffer.novelty[t] = novelty.add(self.observation) & ~self.episode_start
+        """Stores how new the observation is to which step t led. A step that ends an episode led to none."""
+        buffer.novelty[t] = novelty.add(self.observation, self.episode_start)
         novelty.begin(self.observation, np.flatnonzero(self.episode_start))
 
     def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:

@@ -99,10 +99,10 @@ class Learner:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         if "novelty_coef" in settings:
-            novelty = rollout.novelty.float()
-            share = float(novelty.mean())  # less the mean, so that it does not pay to put off the end of an episode
-            rollout = replace(rollout, rewards=rollout.rewards + settings["novelty_coef"] * (novelty - share))
-            scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novel_share": share}
+            mean = rollout.novelty.mean()  # less the mean, so that it does not pay to put off the end of an episode
+            bonus = settings["novelty_coef"] * (rollout.novelty - mean)
+            rollout = replace(rollout, rewards=rollout.rewards + bonus)
+            scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(entropy=settings["ent_coef"], reward_variance=variance, pressure=pressure)
         return {

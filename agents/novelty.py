@@ -1,7 +1,7 @@
-"""Which observations are new in their episode: what an intrinsic reward for looking around is paid for.
+"""How new observations are in their episode, and how rare in others: what an intrinsic reward for looking around pays.
 
-A reward for the first visit in an episode is the episodic part of many methods of exploration (Henaff et al., 2023,
-arXiv 2306.03236, compare them). B environments.
+The first visit in an episode, weighted by how rare such visits were so far, is the count-based form of several methods
+(Henaff et al., 2023, arXiv 2306.03236, compare them). B environments.
 """
 
 from __future__ import annotations
@@ -13,58 +13,83 @@ import numpy as np
 
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
+NUM_COUNTERS = 1 << 16
+"""Counters of visits. Observations share them, if there are more."""
+RECENT_EPISODES = 1000
+"""The weight of an episode falls by a factor of e in so many later ones."""
+LARGEST = 10.0
+"""Most that an observation counts, as one that a hundredth of the episodes had."""
+_OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
 
 
 class EpisodicNovelty:
-    """The observations that each environment's episode has had, by a code of 64 bits. They are compared exactly, so an
-    entry with noise makes every observation new."""
+    """The observations that each environment's episode has had, by a code of 64 bits, and in which share of the latest
+    episodes each of them was. They are compared exactly, so noise makes all of them new, and equally rare."""
 
     def __init__(self, batch: int):
         self._seen: list[set[int]] = [set() for _ in range(batch)]
+        self._visits = np.zeros(NUM_COUNTERS)  # episodes with an observation, by bits of its code
+        self._episodes = 0.0  # episodes, with the same weights
 
     def begin(self, observation: Mapping[str, Any], rows: Iterable[int]) -> None:
         """Begins episodes in the environments `rows` with their entries of `observation`, [B, ...]."""
         rows = list(rows)
-        for row, code in zip(rows, self._codes(observation)[rows].tolist(), strict=True):
+        if not rows:
+            return
+        for row, code in zip(rows, _codes(observation)[rows].tolist(), strict=True):
             self._seen[row] = {code}
+        fading = (1 - 1 / RECENT_EPISODES) ** len(rows)
+        self._visits *= fading
+        self._episodes = self._episodes * fading + len(rows)
 
-    def add(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Adds an observation to each environment's episode. bool [B]: whether the episode had not had it."""
-        codes = self._codes(observation).tolist()
-        is_new = np.array([code not in seen for seen, code in zip(self._seen, codes, strict=True)])
-        for seen, code in zip(self._seen, codes, strict=True):
-            seen.add(code)
-        return is_new
+    def add(self, observation: Mapping[str, Any], is_over: np.ndarray) -> np.ndarray:
+        """Adds an observation to the episodes that are not over, bool [B]. Returns float32 [B]: 0 where the episode had
+        had it, else one over the root of the share of episodes that had it, at most LARGEST."""
+        codes = _codes(observation)
+        pairs = zip(self._seen, codes.tolist(), strict=True)
+        is_new = np.array([code not in seen for seen, code in pairs]) & ~is_over
+        for row in np.flatnonzero(is_new):
+            self._seen[row].add(int(codes[row]))
+        counters = (codes >> 47) & (NUM_COUNTERS - 1)
+        np.add.at(self._visits, counters[is_new], 1)
+        share = self._visits[counters] / max(self._episodes, 1)
+        return np.where(is_new, np.maximum(share, LARGEST**-2) ** -0.5, 0).astype(np.float32)
 
     def copy(self) -> EpisodicNovelty:
         """Another one with the same observations."""
         other = EpisodicNovelty(0)
         other._seen = [set(seen) for seen in self._seen]
+        other._visits = self._visits.copy()
+        other._episodes = self._episodes
         return other
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The state for `load_state_dict`: the codes of all environments one after another, and their numbers [B]."""
-        codes = np.array([code for seen in self._seen for code in sorted(seen)], np.int64)
-        return {"codes": codes, "counts": np.array([len(seen) for seen in self._seen], np.int64)}
+        """The state for `load_state_dict`. The codes of all environments follow one another; `sizes` [B] are their
+        numbers."""
+        return {
+            "codes": np.array([code for seen in self._seen for code in sorted(seen)], np.int64),
+            "sizes": np.array([len(seen) for seen in self._seen], np.int64),
+            "visits": self._visits.copy(),
+            "episodes": np.array(self._episodes),
+        }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from `state_dict`. Raises ValueError for another number of environments."""
-        counts = state["counts"]
-        if len(counts) != len(self._seen) or counts.sum() != len(state["codes"]):
-            raise ValueError(f"novelty: expected codes of {len(self._seen)} environments, got those of {len(counts)}")
-        parts = np.split(state["codes"], np.cumsum(counts)[:-1])
-        self._seen = [set(part.tolist()) for part in parts]
+        """Continues from `state_dict`. Raises ValueError for another number of environments or counters."""
+        codes, sizes, visits = state["codes"], state["sizes"], state["visits"]
+        if len(sizes) != len(self._seen) or sizes.sum() != len(codes) or visits.shape != self._visits.shape:
+            raise ValueError(
+                f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
+            )
+        self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
+        self._visits = np.array(visits, np.float64)
+        self._episodes = float(state["episodes"])
 
-    @staticmethod
-    def _codes(observation: Mapping[str, Any]) -> np.ndarray:
-        """int64 [B]: a linear hash of each environment's bytes. What the agent itself did or got is left out."""
-        entries = [
-            np.asarray(observation[name])
-            for name in sorted(observation)
-            if name not in (PREVIOUS_ACTION, PREVIOUS_REWARD)
-        ]
-        rows = [np.ascontiguousarray(entry).reshape(len(entry), -1).view(np.uint8) for entry in entries]
-        data = np.concatenate(rows, 1).astype(np.uint64)
-        multipliers = np.random.default_rng(_SEED).integers(0, 2**64, data.shape[1], np.uint64)
-        return (data * multipliers).sum(1, dtype=np.uint64).view(np.int64)
+
+def _codes(observation: Mapping[str, Any]) -> np.ndarray:
+    """int64 [B]: a linear hash of each environment's bytes. What the agent itself did or got is left out."""
+    entries = [np.asarray(observation[name]) for name in sorted(observation) if name not in _OWN]
+    rows = [np.ascontiguousarray(entry).reshape(len(entry), -1).view(np.uint8) for entry in entries]
+    data = np.concatenate(rows, 1).astype(np.uint64)
+    multipliers = np.random.default_rng(_SEED).integers(0, 2**64, data.shape[1], np.uint64)
+    return (data * multipliers).sum(1, dtype=np.uint64).view(np.int64)

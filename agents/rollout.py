@@ -39,9 +39,7 @@ class Rollout:
     rewards: Tensor  # [T,B]
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
-    novelty: (
-        Tensor  # [T,B] bool: whether the step led to an observation that was new in its episode, if this is counted
-    )
+    novelty: Tensor  # [T,B] how new an observation the step led to (`EpisodicNovelty`); 0 unless it is counted
     memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to each final observation

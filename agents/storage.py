@@ -42,7 +42,7 @@ class RolloutBuffer:
         self.rewards = np.zeros((steps, batch), np.float32)
         self.terminated = np.zeros((steps, batch), bool)
         self.truncated = np.zeros((steps, batch), bool)
-        self.novelty = np.zeros((steps, batch), bool)
+        self.novelty = np.zeros((steps, batch), np.float32)
         self._final_observations: list[dict[str, Tensor]] = []
         self._final_values: list[Tensor] = []
         self._final_t: list[int] = []
