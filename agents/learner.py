@@ -99,8 +99,10 @@ class Learner:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         if "novelty_coef" in settings:
-            mean = rollout.novelty.mean()  # less the mean, so that it does not pay to put off the end of an episode
-            bonus = settings["novelty_coef"] * (rollout.novelty - mean)
+            is_over = rollout.terminated | rollout.truncated
+            mean = rollout.novelty.sum() / (~is_over).sum().clamp(min=1)
+            # Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral.
+            bonus = settings["novelty_coef"] * (rollout.novelty - mean).masked_fill(is_over, 0)
             rollout = replace(rollout, rewards=rollout.rewards + bonus)
             scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))

@@ -13,7 +13,7 @@ import numpy as np
 
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
-NUM_COUNTERS = 1 << 16
+NUM_COUNTERS = 1 << 18
 """Counters of visits. Observations share them, if there are more."""
 RECENT_EPISODES = 1000
 """The weight of an episode falls by a factor of e in so many later ones."""
@@ -29,7 +29,7 @@ class EpisodicNovelty:
 
     def __init__(self, batch: int):
         self._seen: list[set[int]] = [set() for _ in range(batch)]
-        self._visits = np.zeros(NUM_COUNTERS)  # episodes with an observation, by bits of its code
+        self._visits = np.zeros(NUM_COUNTERS, np.float32)  # episodes with an observation, by bits of its code
         self._episodes = 0.0  # episodes, with the same weights
 
     def begin(self, observation: Mapping[str, Any], rows: Iterable[int]) -> None:
@@ -51,7 +51,7 @@ class EpisodicNovelty:
         is_new = np.array([code not in seen for seen, code in pairs]) & ~is_over
         for row in np.flatnonzero(is_new):
             self._seen[row].add(int(codes[row]))
-        counters = (codes >> 47) & (NUM_COUNTERS - 1)
+        counters = (codes >> 45) & (NUM_COUNTERS - 1)
         np.add.at(self._visits, counters[is_new], 1)
         share = self._visits[counters] / max(self._episodes, 1)
         return np.where(is_new, np.maximum(share, LARGEST**-2) ** -0.5, 0).astype(np.float32)
@@ -82,7 +82,7 @@ class EpisodicNovelty:
                 f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
             )
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
-        self._visits = np.array(visits, np.float64)
+        self._visits = np.array(visits, np.float32)
         self._episodes = float(state["episodes"])
 
 

@@ -121,10 +121,13 @@ def test_nothing_is_counted_unless_it_is_asked_for():
 
 @pytest.mark.parametrize("agent", ["ppo", "impala"])
 def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, monkeypatch):
-    """Less its mean."""
+    """Less its mean. Steps that end an episode get nothing."""
     collector = make_collector()
     rollout, _ = collector.collect()
-    rollout = replace(rollout, rewards=torch.full_like(rollout.rewards, 3.0))
+    terminated = torch.zeros_like(rollout.terminated)
+    terminated[3, 1] = True
+    novelty = rollout.novelty.masked_fill(terminated, 0)
+    rollout = replace(rollout, rewards=torch.full_like(rollout.rewards, 3.0), terminated=terminated, novelty=novelty)
     learner_class = AGENTS[agent].load()
     learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
     learned: list[torch.Tensor] = []
@@ -132,7 +135,9 @@ def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, mo
     for progress, share in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
         metrics = learner.update(rollout, progress, 0.0)
         scaled = rollout.rewards / learner.reward_scale.value
-        novelty = rollout.novelty
-        torch.testing.assert_close(learned[-1], scaled + share * (novelty - novelty.mean()))
+        goes_on = ~(rollout.terminated | rollout.truncated)
+        mean = novelty[goes_on].mean()
+        torch.testing.assert_close(learned[-1][goes_on], (scaled + share * (novelty - mean))[goes_on])
+        assert torch.equal(learned[-1][~goes_on], scaled[~goes_on])
         assert metrics["train/novelty_coef"] == share
-        assert metrics["train/novelty"] == pytest.approx(float(novelty.mean()))
+        assert metrics["train/novelty"] == pytest.approx(float(mean))
