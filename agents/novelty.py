@@ -7,6 +7,7 @@ The first visit in an episode, weighted by how rare such visits were so far, is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -91,5 +92,10 @@ def _codes(observation: Mapping[str, Any]) -> np.ndarray:
     entries = [np.asarray(observation[name]) for name in sorted(observation) if name not in _OWN]
     rows = [np.ascontiguousarray(entry).reshape(len(entry), -1).view(np.uint8) for entry in entries]
     data = np.concatenate(rows, 1).astype(np.uint64)
-    multipliers = np.random.default_rng(_SEED).integers(0, 2**64, data.shape[1], np.uint64)
-    return (data * multipliers).sum(1, dtype=np.uint64).view(np.int64)
+    return (data @ _multipliers(data.shape[1])).view(np.int64)
+
+
+@cache
+def _multipliers(size: int) -> np.ndarray:
+    """uint64 [size], random ones."""
+    return np.random.default_rng(_SEED).integers(0, 2**64, size, np.uint64)

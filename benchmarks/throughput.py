@@ -11,6 +11,8 @@ contenders   the same beside Transformer-XL with a window of 512, and sb3-contri
 flat         one episode: milliseconds per step early and late, and growth of resident memory
 ragged       an unroll, forward and backward, over a long past of which few memories live, against one over as many
              memories without gaps; and where some rows keep four times as many
+kinds        trained policies of several memory kinds: success, milliseconds per update and per step of acting, and
+             memory, on the CPU and on a GPU if there is one
 
 Times are CPU seconds of one thread, so that other work on the machine has little effect. What is compared alternates,
 and the results are medians.
@@ -35,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.coverage import current_commit
 from benchmarks.learning import resident_gb
+from benchmarks.throughput_kinds import kinds
 from benchmarks.training import trainer_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
@@ -46,7 +49,15 @@ from expire_span_rl.policies.memory.state import LayerMemory, Memory
 from expire_span_rl.policies.settings import ExpireSpanConfig, TransformerConfig
 from expire_span_rl.settings import resolve
 
-PARTS = ("floor", "contenders", "flat", "ragged")
+PARTS = ("floor", "contenders", "flat", "ragged", "kinds")
+KIND_POLICIES = tuple(
+    f"pretrained/{task}-{kind}.safetensors"
+    for task, kinds in (
+        ("corridor", ("expire_span", "transformer_xl", "adaptive_span", "compressive")),
+        ("portal", ("expire_span", "transformer_xl")),
+    )
+    for kind in kinds
+)
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 WINDOW = 10_000  # steps of `flat` over which a mean is taken
 SIZES = ((64, 2, 4, 32), (256, 4, 8, 8))  # width, layers, heads and environments of `ragged`
@@ -60,6 +71,8 @@ class ThroughputConfig:
     """Parts to measure."""
     policy: str = "pretrained/corridor-expire_span.safetensors"
     """Policy file or run directory: an Expire-Span policy that has forgotten."""
+    policies: tuple[str, ...] = KIND_POLICIES
+    """Policy files or run directories for `kinds`."""
     updates: int = 12
     """Updates that are timed, for each contender."""
     warm_up: int = 20
@@ -331,6 +344,7 @@ MEASUREMENTS: dict[str, Callable[[ThroughputConfig], list[dict[str, Any]]]] = {
     "contenders": contenders,
     "flat": flat,
     "ragged": ragged,
+    "kinds": lambda config: kinds(config.policies, config.warm_up, config.updates),
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from script_cases import ROOT, call
 
-from benchmarks import learning, scaling, training
+from benchmarks import learning, scaling, throughput, throughput_kinds, training
+from expire_span_rl.evaluation import evaluate
+from expire_span_rl.policies import load_policy
 
 TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--total-timesteps", "512"]
 TINY += ["--env-kwargs", '{"max_length": 5}', "--eval-every", "256", "--eval-episodes", "20", "--jobs", "1"]
@@ -49,6 +51,23 @@ def test_training_times_a_shipped_policy(tmp_path, monkeypatch, capsys):
     assert "resident" in out and row.count("│") == 10  # the agent and a number in each of the seven columns
     assert call(training, small, monkeypatch) == 2
     assert "expected at least one policy file" in capsys.readouterr().err
+
+
+def test_throughput_says_what_each_kind_costs_and_reaches(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput_kinds, "EPISODES", 20)
+    monkeypatch.setattr(throughput_kinds, "RESIDENT_UPDATES", 1)
+    paths = [str(ROOT / f"pretrained/corridor-{kind}.safetensors") for kind in ("expire_span", "none")]
+    flags = ["--parts", "kinds", "--policies", *paths, "--updates", "1", "--warm-up", "1"]
+    assert call(throughput, [*flags, "--out", str(tmp_path / "x.json")], monkeypatch) == 0
+    rows = [row for row in json.loads((tmp_path / "x.json").read_text())["kinds"] if row["device"] == "cpu"]
+    assert [row["memory"] for row in rows] == ["expire_span", "none"]
+    for path, row in zip(paths, rows, strict=True):
+        result = evaluate(load_policy(path)[0], "Corridor-v0", {}, 20)
+        assert row["success"] == result["success_rate"]
+        assert row["memory_kb"] == result["memory_bytes"] / 1000
+        assert row["update_ms"] > 0 and row["acting_step_ms"] > 0 and row["peak_mb"] > 100
+    assert rows[0]["live"] < 12 and rows[1]["live"] == 1
+    assert "acting step ms" in capsys.readouterr().out
 
 
 def test_scaling_measures_one_process_a_fed_learner_and_actors(tmp_path, monkeypatch, capsys):
