@@ -13,12 +13,15 @@ FOLDER = Path(__file__).parents[1] / "pretrained"
 LEAST = {
     "corridor-expire_span": 0.95,
     "corridor-transformer_xl": 0.95,
+    "corridor-adaptive_span": 0.95,
+    "corridor-compressive": 0.95,
     "corridor-none": 0.3,
+    "memory_s17_random-expire_span": 0.95,
     "portal-expire_span": 0.95,
     "portal-transformer_xl": 0.95,
     "portal-gru": 0.2,
 }
-"""Success on 100 episodes of the environment that the policy was trained in."""
+"""Success on 100 episodes of the environment that the policy was trained in, or the return where there is none."""
 
 
 def test_every_policy_is_described():
@@ -32,7 +35,8 @@ def test_every_policy_is_described():
 def test_a_shipped_policy_succeeds_as_told(name):
     policy, info = load_policy(FOLDER / f"{name}.safetensors")
     result = evaluate(policy, info["env"], info["env_kwargs"], 100)
-    assert result["success_rate"] >= LEAST[name]
+    has_success = result["success_rate"] is not None
+    assert result["success_rate" if has_success else "mean_return"] >= LEAST[name]
     if name == "corridor-none":  # the control is at chance
         assert result["success_rate"] <= 0.7
     if name == "corridor-expire_span":  # trained on up to 200
