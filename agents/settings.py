@@ -63,8 +63,9 @@ class LearnerConfig(OptimizerConfig):
     from 0.003."""
     novelty_coef: float = 0.0
     """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
-    episode has not had, less what steps get on average. It lets an agent look around before it knows what for, and
-    falls linearly to 0 at the end of the training. Observations are compared exactly: noise makes all of them new."""
+    episode has not had: more the fewer of the latest episodes had it, and less what steps get on average. It lets an
+    agent look around before it knows what for, and falls linearly to 0 at the end of the training. Observations are
+    compared exactly: noise makes all of them new."""
     normalize_rewards: bool = True
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
     time_aware_value: bool = True
