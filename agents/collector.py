@@ -64,7 +64,7 @@ class Collector:
         self.returns = np.zeros(batch)
         self.lengths = np.zeros(batch, np.int64)
         if self.novelty is not None:
-            self.novelty.begin(self.observation, range(batch))
+            self.novelty.add(self.observation, self.episode_start)
         self._needs_reset = False
 
     def metrics(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Collector:
         if len(rows):
             self._cut_episodes(t, rows, acting, buffer)
         if self.novelty is not None:
-            self._count_novelty(self.novelty, t, buffer)
+            buffer.novelty[t] = self.novelty.add(self.observation, self.episode_start)
         if not is_over.any():
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
@@ -172,11 +172,6 @@ class Collector:
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
         return episodes
-
-    def _count_novelty(self, novelty: EpisodicNovelty, t: int, buffer: RolloutBuffer) -> None:
-        """Stores how new the observation is to which step t led. A step that ends an episode led to none."""
-        buffer.novelty[t] = novelty.add(self.observation, self.episode_start)
-        novelty.begin(self.observation, np.flatnonzero(self.episode_start))
 
     def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:
         """Cuts the episodes of the environments `rows` after step t, as a time limit would. They do not count as

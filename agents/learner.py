@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from expire_span_rl.agents.entries import REWARDS, AgentInputs
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
+from expire_span_rl.agents.novelty import with_bonus
 from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, RolloutSource, select_prefix
 from expire_span_rl.agents.schedules import Schedules
@@ -64,11 +65,12 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
         """Called before each minibatch. If it raises, the update ends."""
-        novelty = [{"novelty_coef": config.novelty_coef}, {"novelty_coef": 0.0}] if config.novelty_coef else [{}, {}]
-        self.schedules = Schedules(
-            {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef, **novelty[0]},
-            {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef, **novelty[1]},
-        )
+        starts = {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef}
+        ends = {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef}
+        if config.novelty_coef:
+            starts["novelty_coef"] = config.novelty_coef
+            ends["novelty_coef"] = 0.0
+        self.schedules = Schedules(starts, ends)
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
     def make_source(self, inputs: AgentInputs) -> RolloutSource | None:
@@ -99,11 +101,7 @@ class Learner:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         if "novelty_coef" in settings:
-            is_over = rollout.terminated | rollout.truncated
-            mean = rollout.novelty.sum() / (~is_over).sum().clamp(min=1)
-            # Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral.
-            bonus = settings["novelty_coef"] * (rollout.novelty - mean).masked_fill(is_over, 0)
-            rollout = replace(rollout, rewards=rollout.rewards + bonus)
+            rollout, mean = with_bonus(rollout, settings["novelty_coef"])
             scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(entropy=settings["ent_coef"], reward_variance=variance, pressure=pressure)

@@ -6,12 +6,15 @@ The first visit in an episode, weighted by how rare such visits were so far, is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
 NUM_COUNTERS = 1 << 18
@@ -33,29 +36,30 @@ class EpisodicNovelty:
         self._visits = np.zeros(NUM_COUNTERS, np.float32)  # episodes with an observation, by bits of its code
         self._episodes = 0.0  # episodes, with the same weights
 
-    def begin(self, observation: Mapping[str, Any], rows: Iterable[int]) -> None:
-        """Begins episodes in the environments `rows` with their entries of `observation`, [B, ...]."""
-        rows = list(rows)
-        if not rows:
-            return
-        for row, code in zip(rows, _codes(observation)[rows].tolist(), strict=True):
-            self._seen[row] = {code}
-        fading = (1 - 1 / RECENT_EPISODES) ** len(rows)
-        self._visits *= fading
-        self._episodes = self._episodes * fading + len(rows)
-
-    def add(self, observation: Mapping[str, Any], is_over: np.ndarray) -> np.ndarray:
-        """Adds an observation to the episodes that are not over, bool [B]. Returns float32 [B]: 0 where the episode had
-        had it, else one over the root of the share of episodes that had it, at most LARGEST."""
+    def add(self, observation: Mapping[str, Any], is_start: np.ndarray) -> np.ndarray:
+        """Adds an observation to the episodes; bool [B]: where it is the first of a new one. Returns float32 [B]: 0
+        there and where the episode had had it, else one over the root of the share of episodes that had it, at most
+        LARGEST."""
         codes = _codes(observation)
         pairs = zip(self._seen, codes.tolist(), strict=True)
-        is_new = np.array([code not in seen for seen, code in pairs]) & ~is_over
+        is_new = np.array([code not in seen for seen, code in pairs]) & ~is_start
         for row in np.flatnonzero(is_new):
             self._seen[row].add(int(codes[row]))
         counters = (codes >> 45) & (NUM_COUNTERS - 1)
         np.add.at(self._visits, counters[is_new], 1)
         share = self._visits[counters] / max(self._episodes, 1)
+        self._begin(np.flatnonzero(is_start), codes)
         return np.where(is_new, np.maximum(share, LARGEST**-2) ** -0.5, 0).astype(np.float32)
+
+    def _begin(self, rows: np.ndarray, codes: np.ndarray) -> None:
+        """Begins episodes in the environments `rows` with their `codes`, int64 [B]."""
+        if not len(rows):
+            return
+        for row in rows:
+            self._seen[row] = {int(codes[row])}
+        fading = (1 - 1 / RECENT_EPISODES) ** len(rows)
+        self._visits *= fading
+        self._episodes = self._episodes * fading + len(rows)
 
     def copy(self) -> EpisodicNovelty:
         """Another one with the same observations."""
@@ -85,6 +89,16 @@ class EpisodicNovelty:
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
         self._visits = np.array(visits, np.float32)
         self._episodes = float(state["episodes"])
+
+
+def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, Tensor]:
+    """The rollout with `coef` times its novelty, less the mean, added to rewards; and that mean, a scalar.
+
+    Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral."""
+    is_over = rollout.terminated | rollout.truncated
+    mean = rollout.novelty.sum() / (~is_over).sum().clamp(min=1)
+    bonus = coef * (rollout.novelty - mean).masked_fill(is_over, 0)
+    return replace(rollout, rewards=rollout.rewards + bonus), mean
 
 
 def _codes(observation: Mapping[str, Any]) -> np.ndarray:

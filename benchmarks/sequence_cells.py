@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.cells import read_cell_files
+from benchmarks.clock import Clock
 from benchmarks.coverage import current_commit
 from expire_span_rl.agents.blocks import BlockSource, answers_of
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
@@ -43,23 +43,6 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.variant}-{self.seed}"
-
-
-class Clock:
-    """Seconds since it was made, `spent` before that: of the process's CPU, or of the wall where a GPU works."""
-
-    def __init__(self, device: torch.device | str, spent: float = 0.0):
-        self.on_gpu = torch.device(device).type == "cuda"
-        self.begun = self._now() - spent
-
-    def seconds(self) -> float:
-        return self._now() - self.begun
-
-    def _now(self) -> float:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
 
 
 class TimedSchedules(Schedules):

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,9 +34,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.clock import Clock, seconds_of
 from benchmarks.coverage import current_commit
 from benchmarks.learning import resident_gb
-from benchmarks.throughput_kinds import kinds
+from benchmarks.throughput_kinds import POLICIES, kinds
 from benchmarks.training import trainer_of
 from expire_span_rl import cli
 from expire_span_rl.building import build
@@ -50,14 +50,6 @@ from expire_span_rl.policies.settings import ExpireSpanConfig, TransformerConfig
 from expire_span_rl.settings import resolve
 
 PARTS = ("floor", "contenders", "flat", "ragged", "kinds")
-KIND_POLICIES = tuple(
-    f"pretrained/{task}-{kind}.safetensors"
-    for task, kinds in (
-        ("corridor", ("expire_span", "transformer_xl", "adaptive_span", "compressive")),
-        ("portal", ("expire_span", "transformer_xl")),
-    )
-    for kind in kinds
-)
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 WINDOW = 10_000  # steps of `flat` over which a mean is taken
 SIZES = ((64, 2, 4, 32), (256, 4, 8, 8))  # width, layers, heads and environments of `ragged`
@@ -71,7 +63,7 @@ class ThroughputConfig:
     """Parts to measure."""
     policy: str = "pretrained/corridor-expire_span.safetensors"
     """Policy file or run directory: an Expire-Span policy that has forgotten."""
-    policies: tuple[str, ...] = KIND_POLICIES
+    policies: tuple[str, ...] = POLICIES
     """Policy files or run directories for `kinds`."""
     updates: int = 12
     """Updates that are timed, for each contender."""
@@ -112,13 +104,6 @@ def _print_table(part: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.4g}" for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def cpu_seconds(function: Callable[[], Any]) -> float:
-    """CPU seconds that a call takes."""
-    start_time = time.process_time()
-    function()
-    return time.process_time() - start_time
 
 
 # Floor
@@ -165,8 +150,8 @@ def floor(config: ThroughputConfig) -> list[dict[str, Any]]:
         update_seconds = []
         product_seconds = []
         for _ in range(config.updates):
-            update_seconds.append(cpu_seconds(trainer.update))
-            product_seconds.append(cpu_seconds(products.repeat))
+            update_seconds.append(seconds_of(trainer.update))
+            product_seconds.append(seconds_of(products.repeat))
         steps = trainer.rollout_size
         rows.append({
             "agent": agent,
@@ -193,7 +178,7 @@ def contenders(config: ThroughputConfig) -> list[dict[str, Any]]:
         for name, trainer in trainers.items():
             if name.startswith("sb3") and config.warm_up > update > 1:
                 continue  # its speed does not depend on its memory, so that it needs less warming up
-            update_seconds = cpu_seconds(trainer.update)
+            update_seconds = seconds_of(trainer.update)
             if update >= config.warm_up:
                 seconds[name].append(update_seconds)
     speeds = {name: trainers[name].rollout_size / float(np.median(times)) for name, times in seconds.items()}
@@ -231,7 +216,7 @@ def flat(config: ThroughputConfig) -> list[dict[str, Any]]:
     max_live = 0
     seconds = {}  # at some steps
     resident = {}  # GB, at some steps
-    start_time = time.process_time()
+    clock = Clock("cpu")
     for step in range(1, config.steps + 1):
         if acting.full:
             acting = policy.begin(acting.memory(), 64, acting)
@@ -241,7 +226,7 @@ def flat(config: ThroughputConfig) -> list[dict[str, Any]]:
         observation, _, terminated, _, _ = env.step(policy.actions.to_env(policy.actions.mode(params)))
         start = torch.as_tensor(terminated)
         if step in (1000, 1000 + WINDOW, config.steps - WINDOW, config.steps):
-            seconds[step] = time.process_time() - start_time
+            seconds[step] = clock.seconds()
             resident[step] = resident_gb()
     early_seconds = (seconds[1000 + WINDOW] - seconds[1000]) / WINDOW
     late_seconds = (seconds[config.steps] - seconds[config.steps - WINDOW]) / WINDOW
@@ -313,7 +298,7 @@ def _unroll_milliseconds(policy: Any, memories: dict[str, Memory], repeats: int)
     seconds: dict[str, list[float]] = {name: [] for name in memories}
     for repeat in range(repeats + 1):
         for name, memory in memories.items():
-            unroll_seconds = cpu_seconds(partial(_unroll, policy, memory))
+            unroll_seconds = seconds_of(partial(_unroll, policy, memory))
             if repeat:  # the first one warms up
                 seconds[name].append(unroll_seconds)
     return {name: 1000 * float(np.median(times)) for name, times in seconds.items()}

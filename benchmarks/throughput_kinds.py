@@ -7,17 +7,25 @@ of several kinds on the same task.
 from __future__ import annotations
 
 import multiprocessing
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.clock import seconds_of
 from benchmarks.training import measure_resident, trainer_of
 from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import load_policy
 
+POLICIES = (
+    "pretrained/corridor-expire_span.safetensors",
+    "pretrained/corridor-transformer_xl.safetensors",
+    "pretrained/corridor-adaptive_span.safetensors",
+    "pretrained/corridor-compressive.safetensors",
+    "pretrained/portal-expire_span.safetensors",
+    "pretrained/portal-transformer_xl.safetensors",
+)
 EPISODES = 200
 RESIDENT_UPDATES = 8  # of the training whose largest resident memory is noted
 
@@ -62,8 +70,8 @@ def _costs(paths: Sequence[str], device: str, warm_up: int, updates: int) -> lis
         for index, trainer in enumerate(trainers):
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            collect_seconds = _seconds(trainer.collector.collect, device)
-            update_seconds = _seconds(trainer.update, device)
+            collect_seconds = seconds_of(trainer.collector.collect, device)
+            update_seconds = seconds_of(trainer.update, device)
             if device == "cuda":
                 peaks[index] = max(peaks[index], torch.cuda.max_memory_allocated() / 1e6)
             if update >= warm_up:
@@ -81,16 +89,3 @@ def _costs(paths: Sequence[str], device: str, warm_up: int, updates: int) -> lis
         }
         for trainer, collect, seconds, peak in zip(trainers, acting, whole, peaks, strict=True)
     ]
-
-
-def _seconds(function: Callable[[], Any], device: str) -> float:
-    """CPU seconds of a call, or for a GPU those until its work is done."""
-    if device == "cpu":
-        start_time = time.process_time()
-        function()
-        return time.process_time() - start_time
-    torch.cuda.synchronize()
-    start_time = time.perf_counter()
-    function()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start_time

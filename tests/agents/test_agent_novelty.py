@@ -75,23 +75,25 @@ def test_it_is_what_the_episode_has_not_had(env_id, env_kwargs):
 def test_what_the_agent_did_or_got_makes_nothing_new():
     novelty, none = EpisodicNovelty(2), np.zeros(2, bool)
     first = {"image": np.array([[1, 2], [1, 2]], np.uint8), OWN[0]: np.array([0, 0]), OWN[1]: np.zeros(2, np.float32)}
-    novelty.begin(first, range(2))
+    novelty.add(first, ~none)
     own = {OWN[0]: np.array([3, 4]), OWN[1]: np.ones(2, np.float32)}
     assert novelty.add({**first, **own}, none).tolist() == [0, 0]
 
 
 def test_what_few_episodes_had_counts_more():
-    """One over the root of the share of episodes, which is bounded. Where an episode is over nothing is added."""
+    """One over the root of the share of episodes, which is bounded. The first observation of an episode counts 0."""
     novelty, none = EpisodicNovelty(2), np.zeros(2, bool)
     views = [{"image": np.array(values, np.uint8)[:, None]} for values in ([0, 0], [0, 1], [1, 1], [2, 2])]
-    novelty.begin(views[0], range(2))
+    novelty.add(views[0], ~none)
     assert novelty.add(views[1], none).tolist() == pytest.approx([0, 2**0.5])
     copy = novelty.copy()
     assert novelty.add(views[2], none).tolist() == pytest.approx([1, 0])
     assert copy.add(views[2], np.array([True, False])).tolist() == [0, 0]
-    assert copy.add(views[2], none).tolist() == pytest.approx([1, 0]), "it was not added before"
+    assert copy.add(views[2], none).tolist() == [0, 0], "an episode began with it"
+    episodes = 2 * (1 - 1 / RECENT_EPISODES) + 1
+    assert copy.add(views[0], none).tolist() == pytest.approx([episodes**0.5, 0]), "the new episode had not had it"
     for _ in range(200):
-        novelty.begin(views[0], range(2))
+        novelty.add(views[0], ~none)
     assert novelty.add(views[3], none).tolist() == [LARGEST, LARGEST]
 
 
