@@ -74,8 +74,8 @@ def attend_rollout(
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
-    q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S >= P - 1 memory slots, oldest first, then T of the rollout;
-    positions: [P,d]; memory_age: [B,n,P-1], n = min(T, P-1), age of the last P - 1 memory slots at the first n queries;
+    q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S memory slots, oldest first, then T of the rollout; positions:
+    [P,d]; memory_age: [B,n,m], n = min(T, P-1), m = min(S, P-1), age of the last m memory slots at the first n queries;
     bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
     E = 0; age_bias: [H,P], newest_first and order as in `attend`.
 
@@ -102,7 +102,7 @@ class _RolloutAttention(torch.autograd.Function):
     """softmax(q k^T + positions + bias) v, for queries that are divided by sqrt(d).
 
     The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
-    `corner` [B,H,n,P-1] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
+    `corner` [B,H,n,m] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
     """
 
     @staticmethod
@@ -120,7 +120,7 @@ class _RolloutAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q, k.transpose(2, 3))  # [B,H,T,C]
         inside = _inside(band)
-        _diagonals(scores, band.shape[3]).add_(band.masked_fill(~inside, 0))
+        _add_band(scores, band.masked_fill(~inside, 0))
         _corner(scores, corner).add_(corner)
         scores[..., : extension_scores.shape[3]].add_(extension_scores)
         scores.add_(_by_head(bias, 3))
@@ -151,7 +151,7 @@ class _RolloutAttention(torch.autograd.Function):
         grad_scores = softmax_backward(grad_weights, weights, -1, weights.dtype).contiguous()
         grad_q = torch.matmul(grad_scores, k)
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
-        grad_band = _diagonals(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
+        grad_band = _band_of(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
         grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
         grad_bias = None
         if ctx.needs_input_grad[6]:
@@ -229,11 +229,29 @@ def _inside(band: Tensor) -> Tensor:
 
 
 def _diagonals(scores: Tensor, reach: int) -> Tensor:
-    """View [B,H,T,P] of contiguous scores [B,H,T,C]: the slots aged P-1 .. 0 if there is one slot per step."""
+    """View [B,H,T,P] of contiguous scores [B,H,T,C]: the slots aged P-1 .. 0 if there is one slot per step. C is at
+    least T + P - 1."""
     batch, heads, steps, slots = scores.shape
     offset = slots - steps - (reach - 1)  # column of age P - 1 at the first query
     stride = scores.stride()
     return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), offset)
+
+
+def _add_band(scores: Tensor, band: Tensor) -> None:
+    """Adds the band [B,H,T,P] to the rollout's own slots of scores [B,H,T,C]. It is 0 outside of `_inside`."""
+    steps, reach = band.shape[2:]
+    if scores.shape[3] >= steps + reach - 1:
+        _diagonals(scores, reach).add_(band)
+        return
+    scratch = scores.new_zeros(*scores.shape[:3], steps + reach - 1)
+    _diagonals(scratch, reach).copy_(band)
+    scores[..., -steps:].add_(scratch[..., -steps:])
+
+
+def _band_of(scores: Tensor, reach: int) -> Tensor:
+    """The band [B,H,T,P] of contiguous scores [B,H,T,C], with numbers that mean nothing outside of `_inside`."""
+    missing = scores.shape[2] + reach - 1 - scores.shape[3]
+    return _diagonals(F.pad(scores, (missing, 0)) if missing > 0 else scores, reach)
 
 
 def _corner_slots(scores: Tensor, width: int) -> slice:

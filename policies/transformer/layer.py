@@ -189,14 +189,15 @@ class Layer(nn.Module):
                 order=order,
             )
             return attended[:, :, None], weights[:, :, None]
-        recent = len(self.positions) - 1  # memory slots right before the rollout that the first queries know the age of
         num_past = keys.shape[2] - queries.shape[2]
+        reach = len(self.positions) - 1  # the first so many queries know the ages of memory slots
+        recent = min(reach, num_past - slots.num_unordered)  # memory slots whose ages they may know
         return attend_rollout(
             queries,
             keys,
             values,
             positions=self.positions,
-            memory_age=age[:, :recent, num_past - recent : num_past],
+            memory_age=age[:, :reach, num_past - recent : num_past],
             bias=bias,
             extension_age=age[..., : slots.num_unordered] if slots.num_unordered else None,
             age_bias=self.head_age_bias(),

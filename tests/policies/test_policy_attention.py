@@ -72,8 +72,9 @@ def case(steps: int, memory: int, reach: int, seed: int = 0):
     )
 
 
-CASES = [(6, 5, 4), (2, 5, 5), (3, 4, 5), (1, 3, 4), (5, 0, 1), (4, 3, 1), (3, 8, 2)]
-"""(T, S, P): with T < P - 1, S = P - 1, a single query, P = 1 with and without memory, and more memory than reach."""
+CASES = [(6, 5, 4), (2, 5, 5), (3, 4, 5), (1, 3, 4), (5, 0, 1), (4, 3, 1), (3, 8, 2), (5, 2, 7), (4, 0, 3)]
+"""(T, S, P): with T < P - 1, S = P - 1, a single query, P = 1 with and without memory, more memory than reach, and
+less."""
 
 
 @pytest.mark.parametrize("newest_first", [0, 3.0])
@@ -82,7 +83,7 @@ def test_attend_rollout_and_its_gradient(steps, memory, reach, newest_first):
     """Output and weights against the loops; the gradient of every argument against autograd's through the loops, and
     against finite differences, unless newer slots count, which has no gradient."""
     q, k, v, positions, bias, age, hidden = case(steps, memory, reach)
-    corner = age[:, : min(steps, reach - 1), memory - (reach - 1) : memory]
+    corner = age[:, : min(steps, reach - 1), max(memory - (reach - 1), 0) : memory]
 
     def actual(q, k, v, positions, bias):
         bias = bias.masked_fill(hidden, -math.inf)
