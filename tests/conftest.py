@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 from script_cases import ROOT, SHORT, SMALL
 
 from expire_span_rl.interrupts import kept
+
+# Threads of several processes wait for each other on busy cores. The tests' own processes inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # In the background, or under nohup, these may be ignored, which the processes that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
