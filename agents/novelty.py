@@ -22,7 +22,8 @@ NUM_COUNTERS = 1 << 18
 RECENT_EPISODES = 1000
 """The weight of an episode falls by a factor of e in so many later ones."""
 LARGEST = 10.0
-"""Most that an observation counts, as one that a hundredth of the episodes had."""
+"""Most that an observation counts, as one that a hundredth of the episodes had. As many episodes are assumed from the
+start. What is never seen again then counts the same throughout, and less the mean nothing."""
 _OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
 
@@ -47,7 +48,7 @@ class EpisodicNovelty:
             self._seen[row].add(int(codes[row]))
         counters = (codes >> 45) & (NUM_COUNTERS - 1)
         np.add.at(self._visits, counters[is_new], 1)
-        share = self._visits[counters] / max(self._episodes, 1)
+        share = self._visits[counters] / max(self._episodes, LARGEST**2)
         self._begin(np.flatnonzero(is_start), codes)
         return np.where(is_new, np.maximum(share, LARGEST**-2) ** -0.5, 0).astype(np.float32)
 

@@ -48,7 +48,7 @@ def slow_novelty(rollouts: list[Rollout]) -> np.ndarray:
             visits[codes[t][b]] += 1
             seen[b].add(codes[t][b])
         for b in new:
-            novelty[t - 1, b] = min((episodes / visits[codes[t][b]]) ** 0.5, LARGEST)
+            novelty[t - 1, b] = min((max(episodes, LARGEST**2) / visits[codes[t][b]]) ** 0.5, LARGEST)
         begun = np.flatnonzero(starts[t])
         for b in begun:
             seen[b] = {codes[t][b]}
@@ -82,19 +82,30 @@ def test_what_the_agent_did_or_got_makes_nothing_new():
 
 def test_what_few_episodes_had_counts_more():
     """One over the root of the share of episodes, which is bounded. The first observation of an episode counts 0."""
-    novelty, none = EpisodicNovelty(2), np.zeros(2, bool)
-    views = [{"image": np.array(values, np.uint8)[:, None]} for values in ([0, 0], [0, 1], [1, 1], [2, 2])]
-    novelty.add(views[0], ~none)
-    assert novelty.add(views[1], none).tolist() == pytest.approx([0, 2**0.5])
+    batch, few = 50, 20
+    novelty, none, some = EpisodicNovelty(batch), np.zeros(batch, bool), np.arange(batch) < few
+    zeros, ones = ({"image": np.full((batch, 1), value, np.uint8)} for value in range(2))
+    episodes = 0.0
+    for _ in range(6):
+        assert not novelty.add(zeros, ~none).any()
+        episodes = episodes * (1 - 1 / RECENT_EPISODES) ** batch + batch
+    seen_by_some = novelty.add({"image": some[:, None].astype(np.uint8)}, none)
+    np.testing.assert_allclose(seen_by_some, some * (episodes / few) ** 0.5, rtol=1e-5)
     copy = novelty.copy()
-    assert novelty.add(views[2], none).tolist() == pytest.approx([1, 0])
-    assert copy.add(views[2], np.array([True, False])).tolist() == [0, 0]
-    assert copy.add(views[2], none).tolist() == [0, 0], "an episode began with it"
-    episodes = 2 * (1 - 1 / RECENT_EPISODES) + 1
-    assert copy.add(views[0], none).tolist() == pytest.approx([episodes**0.5, 0]), "the new episode had not had it"
-    for _ in range(200):
-        novelty.add(views[0], ~none)
-    assert novelty.add(views[3], none).tolist() == [LARGEST, LARGEST]
+    np.testing.assert_allclose(novelty.add(ones, none), ~some * (episodes / batch) ** 0.5, rtol=1e-5)
+    begins = np.arange(batch) == 0
+    np.testing.assert_allclose(copy.add(ones, begins), ~some * (episodes / batch) ** 0.5, rtol=1e-5)
+    assert not copy.add(ones, none).any(), "an episode began with it"
+    assert copy.add(zeros, none).tolist() == [LARGEST, *[0] * (batch - 1)], "the new episode had not had it"
+    assert novelty.add({"image": (2 * begins)[:, None].astype(np.uint8)}, none)[0] == LARGEST
+
+
+def test_what_is_never_seen_again_counts_the_same_from_the_start():
+    """Real numbers and noise: less the mean, nothing is added."""
+    novelty, none = EpisodicNovelty(2), np.zeros(2, bool)
+    numbers = np.random.default_rng(0).random((30, 2, 1))
+    novelty.add({"numbers": numbers[0]}, ~none)
+    assert all(novelty.add({"numbers": entry}, none).tolist() == [LARGEST] * 2 for entry in numbers[1:])
 
 
 def test_a_continued_collector_a_restored_one_and_an_actor_count_the_same(tmp_path):
