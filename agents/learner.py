@@ -36,6 +36,8 @@ class LossWeights:
 
     entropy: float
     """Weight of the entropy bonus."""
+    log_barrier: float
+    """Weight of the log barrier. 0: none."""
     reward_variance: float
     """Variance of the rollout's rewards, by which the reward prediction loss is divided."""
     pressure: float
@@ -70,6 +72,9 @@ class Learner:
         if config.novelty_coef:
             starts["novelty_coef"] = config.novelty_coef
             ends["novelty_coef"] = 0.0
+        if config.log_barrier_coef and not policy.actions.continuous:
+            starts["log_barrier_coef"] = config.log_barrier_coef
+            ends["log_barrier_coef"] = 0.0
         self.schedules = Schedules(starts, ends)
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
@@ -104,7 +109,12 @@ class Learner:
             rollout, mean = with_bonus(rollout, settings["novelty_coef"])
             scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
-        weights = LossWeights(entropy=settings["ent_coef"], reward_variance=variance, pressure=pressure)
+        weights = LossWeights(
+            entropy=settings["ent_coef"],
+            log_barrier=settings.get("log_barrier_coef", 0.0),
+            reward_variance=variance,
+            pressure=pressure,
+        )
         return {
             **self._learn(rollout, weights),
             **scale_metrics,
@@ -194,12 +204,17 @@ class Learner:
         a minibatch [T,b]; out: its unroll; targets: [T,b] of the values. Returns metrics, scalars each."""
         config = self.config
         value_loss = (out.values - targets).square().mean() / 2
-        entropy = self.policy.actions.entropy(out.logits).mean()
+        actions = self.policy.actions
+        entropy = actions.entropy(out.logits).mean()
         predicted_rewards = self.policy.predicted_rewards(out.rewards, part.actions)  # [T,b]
         reward_loss = (predicted_rewards - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
         metrics: dict[str, Tensor] = {}
+        if weights.log_barrier:
+            log_barrier = actions.log_barrier(out.logits).mean()
+            loss = loss - weights.log_barrier * log_barrier
+            metrics["train/log_barrier_loss"] = -log_barrier
         if self.predictor is not None:
             observation_loss = self._observation_loss(self.predictor, part, out)
             loss = loss + config.observation_prediction_coef * observation_loss

@@ -8,6 +8,7 @@ from typing import Any
 _SETTING_NAMES = {
     "learning_rate": "the learning rate",
     "ent_coef": "the entropy bonus",
+    "log_barrier_coef": "the log barrier",
     "novelty_coef": "the novelty bonus",
 }
 

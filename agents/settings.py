@@ -61,6 +61,10 @@ class LearnerConfig(OptimizerConfig):
     final_ent_coef: float | None = None
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
+    log_barrier_coef: float = 0.001
+    """Weight of a second bonus: the mean logarithm of the probabilities of all actions. It falls without end as an
+    action becomes impossible, so that the actions of a rarely visited state are tried again. It falls linearly to 0 at
+    the end of the training. Discrete actions only."""
     novelty_coef: float = 0.0
     """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
     episode has not had: more the fewer of the latest episodes had it, and less what steps get on average. It lets an
@@ -86,7 +90,7 @@ class LearnerConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, vf_coef=0)
-        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0, novelty_coef=0)
+        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0, novelty_coef=0, log_barrier_coef=0)
         check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
         check_above_zero(self, "advantage_std_floor")
         check_fractions(self, "gamma")
@@ -179,6 +183,7 @@ class SupervisedConfig(OptimizerConfig):
     gamma: ClassVar[float] = 1.0
     ent_coef: ClassVar[float] = 0.0
     final_ent_coef: ClassVar[float] = 0.0
+    log_barrier_coef: ClassVar[float] = 0.0
     novelty_coef: ClassVar[float] = 0.0
     normalize_rewards: ClassVar[bool] = False
     time_aware_value: ClassVar[bool] = False

@@ -63,6 +63,13 @@ class Actions(nn.Module):
         """[...], in nats."""
         raise NotImplementedError
 
+    def log_barrier(self, params: Tensor) -> Tensor:
+        """[...], in nats, at most 0: the mean log probability of the allowed actions, plus the logarithm of their
+        number. That is minus the KL divergence of the distribution from the uniform one. Its gradient does not vanish
+        where an action is all but impossible, as that of the entropy does (Agarwal et al., 2021, arXiv 1908.00261).
+        Whole numbers only."""
+        raise NotImplementedError
+
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Features [..., F] of canonical actions. A predicted reward is linear in them."""
         raise NotImplementedError
@@ -104,6 +111,14 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     """[..., A] -> [...], in nats."""
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def softmax_log_barrier(logits: Tensor) -> Tensor:
+    """[..., A] -> [...], in nats: `Actions.log_barrier` of a softmax. Forbidden actions do not count."""
+    is_allowed = logits > FORBIDDEN / 2
+    log_p = torch.log_softmax(logits, -1).where(is_allowed, 0)
+    count = is_allowed.sum(-1)
+    return log_p.sum(-1) / count + count.log()
 
 
 def variation(logits: Tensor, other_logits: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from expire_span_rl.policies.actions.base import Actions, gumbel_max, log_softmax_of, softmax_entropy, variation
+from expire_span_rl.policies.actions.base import (
+    Actions,
+    gumbel_max,
+    log_softmax_of,
+    softmax_entropy,
+    softmax_log_barrier,
+    variation,
+)
 
 
 class DiscreteActions(Actions):
@@ -37,6 +44,9 @@ class DiscreteActions(Actions):
 
     def entropy(self, params: Tensor) -> Tensor:
         return softmax_entropy(params)
+
+    def log_barrier(self, params: Tensor) -> Tensor:
+        return softmax_log_barrier(params)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return F.one_hot(actions, self.num_outputs).to(dtype)

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from expire_span_rl.policies.actions.base import Actions, gumbel_max, log_softmax_of, softmax_entropy, variation
+from expire_span_rl.policies.actions.base import (
+    Actions,
+    gumbel_max,
+    log_softmax_of,
+    softmax_entropy,
+    softmax_log_barrier,
+    variation,
+)
 
 
 class MultiDiscreteActions(Actions):
@@ -52,6 +59,9 @@ class MultiDiscreteActions(Actions):
 
     def entropy(self, params: Tensor) -> Tensor:
         return torch.stack([softmax_entropy(logits) for logits in self._split(params)]).sum(0)
+
+    def log_barrier(self, params: Tensor) -> Tensor:
+        return torch.stack([softmax_log_barrier(logits) for logits in self._split(params)]).sum(0)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         pairs = zip(actions.unbind(-1), self.sizes, strict=True)

@@ -30,7 +30,7 @@ SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}
 def make_impala(policy, num_envs: int, **settings) -> Impala:
     """A learner with one optimiser step per update, from rewards as they are, without clipping of gradients. settings:
     of ImpalaConfig."""
-    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9, "normalize_rewards": False}
+    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9, "normalize_rewards": False, "log_barrier_coef": 0.0}
     return Impala(policy, ImpalaConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
@@ -101,12 +101,13 @@ def test_the_rollouts_end_is_bootstrapped_with_the_learners_value(monkeypatch):
     torch.testing.assert_close((after - before)[-1], expected, atol=1e-4, rtol=0)
 
 
-def test_loss_and_gradient_by_hand():
+@pytest.mark.parametrize("log_barrier", [0.0, 0.02])
+def test_loss_and_gradient_by_hand(log_barrier):
     """All actions are 0, with probability P = 3/4 now, and 3/8 and 9/10 when acting. The ratios are 2, clipped to 1,
     and 5/6. Each step is an episode with value 1/2 and reward 1. Advantages are 1/2 and 5/12, and targets 1 and
     11/12."""
     policy = Table()
-    agent = make_impala(policy, 2, ent_coef=0.04, final_ent_coef=0.04, advantage_std_floor=1.0)
+    agent = make_impala(policy, 2, ent_coef=0.04, final_ent_coef=0.04, log_barrier_coef=log_barrier, advantage_std_floor=1.0)
     metrics = agent.update(make_rollout([[1, 1]], [[0, 0]], [[3 / 8, 9 / 10]]), 0.0, pressure=0.7)
     advantages = [1 / 2, 5 / 12]
     mean = sum(advantages) / 2
@@ -122,7 +123,7 @@ def test_loss_and_gradient_by_hand():
         "train/advantage_std": 1,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    slope = 0.04 * P * (math.log(P) + entropy)  # of the entropy bonus; the policy loss has none
+    slope = 0.04 * P * (math.log(P) + entropy) + log_barrier * (P - 1 / 2)  # of the bonuses; the policy loss has none
     assert policy.logits.grad.tolist() == pytest.approx([slope, -slope], abs=1e-6)
     assert float(policy.value.grad) == pytest.approx(-0.5 * mean)
     assert float(policy.span.grad) == pytest.approx(0.7)

@@ -24,11 +24,12 @@ def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
     """A learner with one optimiser step per update, from rewards as they are, without early end and without clipping of
     gradients. settings: of PPOConfig."""
     defaults = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
-    defaults |= {"normalize_rewards": False}
+    defaults |= {"normalize_rewards": False, "log_barrier_coef": 0.0}
     return PPO(policy, PPOConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
-def test_loss_and_gradient_by_hand():
+@pytest.mark.parametrize("log_barrier", [0.0, 0.02])
+def test_loss_and_gradient_by_hand(log_barrier):
     """All actions are 0, with probability 3/4 now, and 3/8, 9/10 and 3/4 when acting. In two steps of three
     environments there are the ratios 2, 5/6 and 1, each with advantages +1 and -1. They are clipped to 0.9..1.1.
 
@@ -38,7 +39,7 @@ def test_loss_and_gradient_by_hand():
         1       1                          -1
     """
     policy = Table()
-    ppo = make_ppo(policy, 3, vf_coef=0.5, ent_coef=0.04, final_ent_coef=0.04)
+    ppo = make_ppo(policy, 3, vf_coef=0.5, ent_coef=0.04, final_ent_coef=0.04, log_barrier_coef=log_barrier)
     probabilities = [3 / 8, 9 / 10, 3 / 4]
     rollout = make_rollout([[1, 1, 1], [-1, -1, -1]], [[0] * 3] * 2, [probabilities, probabilities])
     metrics = ppo.update(rollout, 0.0, pressure=0.7)
@@ -60,7 +61,7 @@ def test_loss_and_gradient_by_hand():
     # ratio * Q.
     policy_slope = -(-2 + 5 / 6 + 1 - 1) / 6 * Q
     entropy_slope = -P * (math.log(P) + entropy)
-    slope = policy_slope - 0.04 * entropy_slope
+    slope = policy_slope - 0.04 * entropy_slope - log_barrier * (1 / 2 - P)
     assert policy.logits.grad.tolist() == pytest.approx([slope, -slope], abs=1e-6)
     assert float(policy.value.grad) == pytest.approx(0.5 * (0.5 - 0))  # vf_coef * (value - mean return)
     assert float(policy.span.grad) == pytest.approx(0.7)

@@ -70,6 +70,31 @@ def test_probabilities_of_all_actions_sum_to_one(name):
     assert float(actions.entropy(params)) == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_log_barrier_is_the_divergence_from_the_uniform_distribution(name):
+    """Against torch's KL divergence, summed over the numbers of an action; 0 where all actions are as likely."""
+    actions, params = rebuilt(SPACES[name])
+    sizes = getattr(actions, "sizes", [actions.num_outputs])
+    expected = torch.zeros(len(params))
+    for logits in params.split(sizes, -1):
+        uniform = torch.distributions.Categorical(logits=torch.zeros_like(logits))
+        expected -= torch.distributions.kl_divergence(uniform, torch.distributions.Categorical(logits=logits))
+    torch.testing.assert_close(actions.log_barrier(params), expected)
+    torch.testing.assert_close(actions.log_barrier(0 * params), 0 * expected, rtol=0, atol=1e-6)
+
+
+def test_the_log_barrier_pulls_where_entropy_does_not():
+    """The gradient of an action's logit, where its probability is about 1e-9: 1/2 from the log barrier."""
+    actions, _ = rebuilt(spaces.Discrete(2))
+    slopes = {}
+    for name in ("entropy", "log_barrier"):
+        logits = torch.tensor([[20.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        getattr(actions, name)(logits).sum().backward()
+        slopes[name] = logits.grad[0, 1].item()
+    assert slopes["log_barrier"] == pytest.approx(0.5, abs=1e-6)
+    assert 0 < slopes["entropy"] < 1e-6
+
+
 def test_a_box_has_a_density_inside_and_a_mass_at_each_bound():
     """Against Monte Carlo and numerical integration, one number with bounds [-1, 1] canonically."""
     actions, _ = rebuilt(spaces.Box(-1, 1, (1,), np.float32))
@@ -129,6 +154,7 @@ def test_what_a_mask_forbids_is_never_drawn_and_entropy_is_of_the_rest(name):
     allowed_sizes = [size - 1 for size in sizes]
     flat = actions.masked(torch.zeros_like(params), mask)
     assert actions.entropy(flat)[0].item() == pytest.approx(sum(math.log(size) for size in allowed_sizes), abs=1e-5)
+    assert actions.log_barrier(flat)[0].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_a_box_has_no_mask():
