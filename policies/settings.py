@@ -43,7 +43,7 @@ class TransformerConfig(EncoderConfig):
     """Transformer layers, each with a memory of its own."""
     num_heads: int = 4
     """Attention heads H of each layer."""
-    num_positions: int = 16
+    num_positions: int = 64
     """Relative positions P. Attention knows the age of a memory up to P steps; older ones are found by their content
     alone."""
     shifted_heads: int = 0
