@@ -89,8 +89,8 @@ class LearnerConfig(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, vf_coef=0)
-        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0, novelty_coef=0, log_barrier_coef=0)
+        check_at_least(self, vf_coef=0, novelty_coef=0, log_barrier_coef=0)
+        check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
         check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
         check_above_zero(self, "advantage_std_floor")
         check_fractions(self, "gamma")

@@ -107,7 +107,8 @@ def test_loss_and_gradient_by_hand(log_barrier):
     and 5/6. Each step is an episode with value 1/2 and reward 1. Advantages are 1/2 and 5/12, and targets 1 and
     11/12."""
     policy = Table()
-    agent = make_impala(policy, 2, ent_coef=0.04, final_ent_coef=0.04, log_barrier_coef=log_barrier, advantage_std_floor=1.0)
+    weights = {"ent_coef": 0.04, "final_ent_coef": 0.04, "log_barrier_coef": log_barrier}
+    agent = make_impala(policy, 2, **weights, advantage_std_floor=1.0)
     metrics = agent.update(make_rollout([[1, 1]], [[0, 0]], [[3 / 8, 9 / 10]]), 0.0, pressure=0.7)
     advantages = [1 / 2, 5 / 12]
     mean = sum(advantages) / 2
