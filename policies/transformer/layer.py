@@ -79,9 +79,10 @@ class Layer(nn.Module):
         self.out = nn.Linear(width, width)
         self.positions = nn.Parameter(torch.randn(config.num_positions, size) * 0.02)
         self.age_bias = None
-        if config.shifted_heads:
+        self.age_gain = config.age_gain or 1.0
+        if config.shifted_heads or config.age_gain:
             bias = torch.zeros(config.num_heads, config.num_positions)
-            bias[:shifted, 1] = SHIFT
+            bias[:shifted, 1] = SHIFT / self.age_gain
             self.age_bias = nn.Parameter(bias)
         up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.feed_forward = nn.Sequential(nn.LayerNorm(width), up, nn.ReLU(), down)
@@ -232,9 +233,10 @@ class Layer(nn.Module):
 
     def head_age_bias(self) -> Tensor | None:
         """[H,P]: what each head adds to the scores of an age; None for nothing."""
-        if self.age_bias is None or not self.shifted:
-            return self.age_bias
-        return _freeze(self.age_bias, 0, self.shifted)
+        if self.age_bias is None:
+            return None
+        bias = self.age_bias * self.age_gain
+        return _freeze(bias, 0, self.shifted) if self.shifted else bias
 
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""

@@ -80,11 +80,12 @@ def test_nothing_to_predict_is_no_loss():
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if core_config(kind) is TransformerConfig and KINDS[kind].stores]
 )
-def test_shifted_heads_look_at_the_step_before_for_good(kind):
+@pytest.mark.parametrize("age_gain", [0.0, 10.0])
+def test_shifted_heads_look_at_the_step_before_for_good(kind, age_gain):
     """They are in the first layer, give it all their attention, and get no gradient. No other head does so."""
     torch.manual_seed(0)
-    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig(shifted_heads=1)))
-    plain = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig()))
+    policy = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig(shifted_heads=1, age_gain=age_gain)))
+    plain = ActorCritic(PolicyConfig(SPEC, 4, kind, None, TransformerConfig(age_gain=0)))
     assert not any("age_bias" in name for name in plain.state_dict())
     observation = observations(torch.Generator().manual_seed(2), 20, 3, dtype=torch.float32)
     start = torch.zeros(20, 3, dtype=torch.bool)

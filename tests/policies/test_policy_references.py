@@ -97,7 +97,7 @@ class Reference:
     def _attend(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Look]:
         """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, head by head."""
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
-        positions, by_age = self.weights[f"{name}.positions"], self.weights[f"{name}.age_bias"]
+        positions, by_age = self.weights[f"{name}.positions"], CORE.age_gain * self.weights[f"{name}.age_bias"]
         to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)[1]
         look = Look({}, {})
         heads = []
