@@ -112,6 +112,10 @@ class PolicyActions(Protocol):
         """[...], in nats."""
         ...
 
+    def log_barrier(self, params: Tensor, /) -> Tensor:
+        """[...], in nats: minus the KL divergence from the uniform distribution. Whole numbers only."""
+        ...
+
     def to_env(self, actions: Tensor, /) -> np.ndarray:
         """Canonical actions as the environment takes them, batch first."""
         ...
