@@ -67,6 +67,9 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)
         self.check_deadline: Callable[[], None] = lambda: None
         """Called before each minibatch. If it raises, the update ends."""
+        self.failure_rate = 1.0
+        """Share of the latest hard episodes that failed, 1 where that is not known. The log barrier is multiplied by
+        it: where the agent succeeds, nothing else needs to be tried, and every mistake counts."""
         starts = {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef}
         ends = {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef}
         if config.novelty_coef:
@@ -111,7 +114,7 @@ class Learner:
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],
-            log_barrier=settings.get("log_barrier_coef", 0.0),
+            log_barrier=self.failure_rate * settings.get("log_barrier_coef", 0.0),
             reward_variance=variance,
             pressure=pressure,
         )

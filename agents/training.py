@@ -134,6 +134,8 @@ class Trainer:
             self.window.live.append(live_now)
         score, count = self.window.hard_score()
         is_success = self.window.reports_success
+        is_known = is_success and count >= self.controller.config.min_hard_episodes
+        self.agent.failure_rate = 1 - score if is_known else 1.0
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
         self._choose_best(score, count, is_success, new_hard_episodes)
