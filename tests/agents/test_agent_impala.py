@@ -30,7 +30,8 @@ SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}
 def make_impala(policy, num_envs: int, **settings) -> Impala:
     """A learner with one optimiser step per update, from rewards as they are, without clipping of gradients. settings:
     of ImpalaConfig."""
-    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9, "normalize_rewards": False, "log_barrier_coef": 0.0}
+    defaults = {"num_minibatches": 1, "max_grad_norm": 1e9, "normalize_rewards": False}
+    defaults |= {"log_barrier_coef": 0.0, "novelty_coef": 0.0}
     return Impala(policy, ImpalaConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 

@@ -24,7 +24,7 @@ def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
     """A learner with one optimiser step per update, from rewards as they are, without early end and without clipping of
     gradients. settings: of PPOConfig."""
     defaults = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
-    defaults |= {"normalize_rewards": False, "log_barrier_coef": 0.0}
+    defaults |= {"normalize_rewards": False, "log_barrier_coef": 0.0, "novelty_coef": 0.0}
     return PPO(policy, PPOConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
@@ -206,6 +206,16 @@ def test_schedules_are_linear(progress, rate, entropy):
     assert metrics["train/ent_coef"] == pytest.approx(entropy)
     assert [group["lr"] for group in ppo.optimizer.param_groups] == pytest.approx([rate, 0.01])
     assert policy.span.item() == pytest.approx(2 - 0.01)  # Adam's first step is as long as the rate
+
+
+@pytest.mark.parametrize("progress, failure_rate, weight", [(0.0, 1.0, 0.2), (0.25, 0.5, 0.075), (1.0, 1.0, 0.0)])
+def test_the_log_barrier_falls_with_progress_and_with_failures(progress, failure_rate, weight, monkeypatch):
+    ppo = make_ppo(Table(), 7, log_barrier_coef=0.2)
+    weights = []
+    monkeypatch.setattr(ppo, "_learn", lambda rollout, loss_weights: weights.append(loss_weights) or {})
+    ppo.failure_rate = failure_rate
+    ppo.update(experience(7), progress, 0.0)
+    assert weights[0].log_barrier == pytest.approx(weight)
 
 
 @pytest.mark.parametrize("pressure, share", [(0.0, 0.05), (0.02, 0.05), (0.4, 0.4), (-0.3, 0.3), (1.0, 1.0)])

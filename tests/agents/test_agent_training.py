@@ -343,6 +343,20 @@ def test_success_is_measured_over_the_set_number_of_hard_episodes(monkeypatch):
     assert trainer.best["live"] == 4 and trainer.controller.pressure > 0
 
 
+@pytest.mark.parametrize("is_success, rates", [(True, [1.0, 0.75, 0.0]), (False, [1.0, 1.0, 1.0])])
+def test_the_learner_is_told_the_share_of_failures(is_success, rates, monkeypatch):
+    """Of the latest 200 hard episodes. Until they have ended, and where no success is reported, it is 1."""
+    trainer = corridor_trainer(forgetting=ForgettingConfig(min_hard_episodes=200))
+    told: list[float] = []
+    update = trainer.agent.update
+    monkeypatch.setattr(trainer.agent, "update", lambda *args: told.append(trainer.agent.failure_rate) or update(*args))
+    episode = {"steps": 12, "length": 10, "return": 0.0}
+    scores = [[0.0] * 150, [0.0] * 150 + [1.0] * 50, [1.0] * 200]
+    episodes = [[{**episode, **({"is_success": s} if is_success else {})} for s in each] for each in scores]
+    run_updates(trainer, episodes, [5, 5, 5], monkeypatch)
+    assert told == rates
+
+
 def test_environments_that_cannot_save_are_reported(tmp_path):
     trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, num_envs=4) for _ in range(2)]
     trainers[0].update()
