@@ -68,8 +68,8 @@ class Learner:
         self.check_deadline: Callable[[], None] = lambda: None
         """Called before each minibatch. If it raises, the update ends."""
         self.failure_rate = 1.0
-        """Share of the latest hard episodes that failed, 1 where that is not known. The log barrier is multiplied by
-        it: where the agent succeeds, nothing else needs to be tried, and every mistake counts."""
+        """Share of the latest hard episodes that failed, 1 where that is not known. The log barrier and the reward for
+        new observations are multiplied by it: where the agent succeeds, nothing else needs to be tried."""
         starts = {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef}
         ends = {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef}
         if config.novelty_coef:
@@ -109,8 +109,9 @@ class Learner:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         if "novelty_coef" in settings:
-            rollout, mean = with_bonus(rollout, settings["novelty_coef"])
-            scale_metrics |= {"train/novelty_coef": settings["novelty_coef"], "train/novelty": float(mean)}
+            coef = self.failure_rate * settings["novelty_coef"]
+            rollout, mean = with_bonus(rollout, coef)
+            scale_metrics |= {"train/novelty_coef": coef, "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],

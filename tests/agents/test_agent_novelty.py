@@ -145,12 +145,13 @@ def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, mo
     learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
     learned: list[torch.Tensor] = []
     monkeypatch.setattr(learner, "_learn", lambda rollout, weights: learned.append(rollout.rewards) or {})
-    for progress, share in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
+    for progress, failure_rate, share in ((0.0, 1.0, 0.5), (0.5, 1.0, 0.25), (0.5, 0.2, 0.05), (1.0, 1.0, 0.0)):
+        learner.failure_rate = failure_rate
         metrics = learner.update(rollout, progress, 0.0)
         scaled = rollout.rewards / learner.reward_scale.value
         goes_on = ~(rollout.terminated | rollout.truncated)
         mean = novelty[goes_on].mean()
         torch.testing.assert_close(learned[-1][goes_on], (scaled + share * (novelty - mean))[goes_on])
         assert torch.equal(learned[-1][~goes_on], scaled[~goes_on])
-        assert metrics["train/novelty_coef"] == share
+        assert metrics["train/novelty_coef"] == pytest.approx(share)
         assert metrics["train/novelty"] == pytest.approx(float(mean))
