@@ -17,13 +17,14 @@ from torch import Tensor
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
-NUM_COUNTERS = 1 << 18
-"""Counters of visits. Observations share them, if there are more."""
+MOST_COUNTED = 1 << 18
+"""Most observations whose visits are counted. Beyond it those that were seen once are forgotten, then the rarest."""
 RECENT_EPISODES = 1000
 """The weight of an episode falls by a factor of e in so many later ones."""
 LARGEST = 10.0
 """Most that an observation counts, as one that a hundredth of the episodes had. As many episodes are assumed from the
 start. What is never seen again then counts the same throughout, and less the mean nothing."""
+_LARGEST_WEIGHT = 1e6
 _OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
 
@@ -34,40 +35,54 @@ class EpisodicNovelty:
 
     def __init__(self, batch: int):
         self._seen: list[set[int]] = [set() for _ in range(batch)]
-        self._visits = np.zeros(NUM_COUNTERS, np.float32)  # episodes with an observation, by bits of its code
-        self._episodes = 0.0  # episodes, with the same weights
+        self._visits: dict[int, float] = {}
+        """Episodes that had an observation, by its code. Each counts by its weight, that of later ones is larger."""
+        self._episodes = 0.0
+        """Episodes so far, by the same weights."""
+        self._weight = 1.0
+        """The weight of an episode now."""
 
     def add(self, observation: Mapping[str, Any], is_start: np.ndarray) -> np.ndarray:
         """Adds an observation to the episodes; bool [B]: where it is the first of a new one. Returns float32 [B]: 0
         there and where the episode had had it, else one over the root of the share of episodes that had it, at most
         LARGEST."""
-        codes = _codes(observation)
-        pairs = zip(self._seen, codes.tolist(), strict=True)
-        is_new = np.array([code not in seen for seen, code in pairs]) & ~is_start
-        for row in np.flatnonzero(is_new):
-            self._seen[row].add(int(codes[row]))
-        counters = (codes >> 45) & (NUM_COUNTERS - 1)
-        np.add.at(self._visits, counters[is_new], 1)
-        share = self._visits[counters] / max(self._episodes, LARGEST**2)
-        self._begin(np.flatnonzero(is_start), codes)
-        return np.where(is_new, np.maximum(share, LARGEST**-2) ** -0.5, 0).astype(np.float32)
+        codes = _codes(observation).tolist()
+        new_rows = [row for row, code in enumerate(codes) if not is_start[row] and code not in self._seen[row]]
+        for row in new_rows:
+            self._seen[row].add(codes[row])
+            self._visits[codes[row]] = self._visits.get(codes[row], 0.0) + self._weight
+        novelty = np.zeros(len(codes), np.float32)
+        if new_rows:
+            visits = np.array([self._visits[codes[row]] for row in new_rows])
+            episodes = max(self._episodes, LARGEST**2 * self._weight)
+            novelty[new_rows] = np.minimum((episodes / visits) ** 0.5, LARGEST)
+        self._begin(np.flatnonzero(is_start).tolist(), codes)
+        if len(self._visits) > MOST_COUNTED:
+            self._prune()
+        return novelty
 
-    def _begin(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        """Begins episodes in the environments `rows` with their `codes`, int64 [B]."""
-        if not len(rows):
-            return
+    def _begin(self, rows: list[int], codes: list[int]) -> None:
+        """Begins episodes in the environments `rows`. codes: [B]."""
         for row in rows:
-            self._seen[row] = {int(codes[row])}
-        fading = (1 - 1 / RECENT_EPISODES) ** len(rows)
-        self._visits *= fading
-        self._episodes = self._episodes * fading + len(rows)
+            self._seen[row] = {codes[row]}
+        self._weight /= (1 - 1 / RECENT_EPISODES) ** len(rows)
+        self._episodes += len(rows) * self._weight
+        if self._weight > _LARGEST_WEIGHT:
+            self._visits = {code: visits / self._weight for code, visits in self._visits.items()}
+            self._episodes /= self._weight
+            self._weight = 1.0
+
+    def _prune(self) -> None:
+        """Forgets observations that were seen once, and then the rarest, until at least half of the room is free."""
+        kept = [(visits, code) for code, visits in self._visits.items() if visits > self._weight]
+        self._visits = {code: visits for visits, code in sorted(kept)[-MOST_COUNTED // 2 :]}
 
     def copy(self) -> EpisodicNovelty:
         """Another one with the same observations."""
         other = EpisodicNovelty(0)
         other._seen = [set(seen) for seen in self._seen]
-        other._visits = self._visits.copy()
-        other._episodes = self._episodes
+        other._visits = dict(self._visits)
+        other._episodes, other._weight = self._episodes, self._weight
         return other
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -76,20 +91,24 @@ class EpisodicNovelty:
         return {
             "codes": np.array([code for seen in self._seen for code in sorted(seen)], np.int64),
             "sizes": np.array([len(seen) for seen in self._seen], np.int64),
-            "visits": self._visits.copy(),
+            "counted": np.array(list(self._visits), np.int64),
+            "counts": np.array(list(self._visits.values()), np.float64),
             "episodes": np.array(self._episodes),
+            "weight": np.array(self._weight),
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from `state_dict`. Raises ValueError for another number of environments or counters."""
-        codes, sizes, visits = state["codes"], state["sizes"], state["visits"]
-        if len(sizes) != len(self._seen) or sizes.sum() != len(codes) or visits.shape != self._visits.shape:
+        """Continues from `state_dict`. States of before 28 November 2026 have no counts by code, and counting begins
+        anew. Raises ValueError for another number of environments."""
+        codes, sizes = state["codes"], state["sizes"]
+        if len(sizes) != len(self._seen) or sizes.sum() != len(codes):
             raise ValueError(
                 f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
             )
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
-        self._visits = np.array(visits, np.float32)
-        self._episodes = float(state["episodes"])
+        if "counts" in state:
+            self._visits = dict(zip(state["counted"].tolist(), state["counts"].tolist(), strict=True))
+            self._episodes, self._weight = float(state["episodes"]), float(state["weight"])
 
 
 def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, Tensor]:
