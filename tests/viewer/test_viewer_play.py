@@ -70,7 +70,9 @@ def test_lives_with_renewed_spans_are_those_of_acting(chunk):
     settings = {"initial_limit": 24, "ramp": 3, "use_lift": 0.8, "use_share": 0.0, "use_coef": 3.0, "renew_every": 5}
     policy = make_policy(settings=settings)
     policy.release_spans()
+    torch.manual_seed(1)  # spans with which some memories expire unless they are used
     for layer in policy.core.layers:
+        torch.nn.init.normal_(layer.kind.span.weight)
         torch.nn.init.normal_(layer.kind.span.bias, -1.0)
     episode = play(policy, make_env("Corridor-v0", max_length=200), 3, 60, False, chunk=chunk)
     assert [t for t in range(60) if t % 5 == 0 or t % chunk == 0] == list(episode.memories)
