@@ -72,12 +72,10 @@ class Learner:
         new observations are multiplied by it: where the agent succeeds, nothing else needs to be tried."""
         starts = {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef}
         ends = {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef}
-        if config.novelty_coef:
-            starts["novelty_coef"] = config.novelty_coef
-            ends["novelty_coef"] = 0.0
-        if config.log_barrier_coef and not policy.actions.continuous:
-            starts["log_barrier_coef"] = config.log_barrier_coef
-            ends["log_barrier_coef"] = 0.0
+        log_barrier_coef = 0.0 if policy.actions.continuous else config.log_barrier_coef
+        fading = {"novelty_coef": config.novelty_coef, "log_barrier_coef": log_barrier_coef}
+        for name in (name for name, coef in fading.items() if coef):
+            starts[name], ends[name] = fading[name], 0.0
         self.schedules = Schedules(starts, ends)
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 

@@ -22,9 +22,9 @@ MOST_COUNTED = 1 << 18
 RECENT_EPISODES = 1000
 """The weight of an episode falls by a factor of e in so many later ones."""
 LARGEST = 10.0
-"""Most that an observation counts, as one that a hundredth of the episodes had. As many episodes are assumed from the
-start. What is never seen again then counts the same throughout, and less the mean nothing."""
-_LARGEST_WEIGHT = 1e6
+"""Most that an observation counts, as one that a hundredth of the episodes had. A hundred episodes at least are taken.
+What is never seen again then counts the same from the start on, and nothing once the mean is subtracted."""
+_LARGEST_WEIGHT = 1e6  # weights are then divided by it
 _OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
 

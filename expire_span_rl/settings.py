@@ -30,15 +30,12 @@ _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
     "sharpen_beyond": 50,
 }  # fmt: skip
-_COPY = {
-    "sharpness": 2.0, "num_positions": 16, "age_gain": 0.0, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64,
-    "total_timesteps": 1_000_000,
-}  # fmt: skip
-_COLLISION = {"sharpness": 2.0, "num_positions": 16, "age_gain": 0.0, "num_envs": 64, "total_timesteps": 4_000_000}
+_SEQUENCE = {"sharpness": 2.0, "num_positions": 16, "age_gain": 0.0}  # with which these tasks were measured
+_COPY = {**_SEQUENCE, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
+_COLLISION = {**_SEQUENCE, "num_envs": 64, "total_timesteps": 4_000_000}
 _TEXT = {
-    "num_layers": 4, "width": 128, "shifted_heads": 2, "num_positions": 16, "age_gain": 0.0, "sharpness": 2.0,
-    "initial_limit": 128, "max_span": 512, "loss_tolerance": 0.01,
-    "num_envs": 16, "num_steps": 128, "num_minibatches": 2, "total_timesteps": 4_000_000,
+    **_SEQUENCE, "num_layers": 4, "width": 128, "shifted_heads": 2, "initial_limit": 128, "max_span": 512,
+    "loss_tolerance": 0.01, "num_envs": 16, "num_steps": 128, "num_minibatches": 2, "total_timesteps": 4_000_000,
 }  # fmt: skip
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},

@@ -11,17 +11,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from expire_span_rl.policies.actions.base import (
-    Actions,
-    gumbel_max,
-    log_softmax_of,
-    softmax_entropy,
-    softmax_log_barrier,
-    variation,
-)
+from expire_span_rl.policies.actions import base
 
 
-class DiscreteActions(Actions):
+class DiscreteActions(base.Actions):
     """Canonical actions count from 0, also if the space has another start."""
 
     def __init__(self, spec: Mapping[str, Any]):
@@ -34,25 +27,25 @@ class DiscreteActions(Actions):
         return {"kind": "discrete", "n": int(space.n), **start}
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return gumbel_max(params, generator)
+        return base.gumbel_max(params, generator)
 
     def mode(self, params: Tensor) -> Tensor:
         return params.argmax(-1)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        return log_softmax_of(params, actions)
+        return base.log_softmax_of(params, actions)
 
     def entropy(self, params: Tensor) -> Tensor:
-        return softmax_entropy(params)
+        return base.softmax_entropy(params)
 
     def log_barrier(self, params: Tensor) -> Tensor:
-        return softmax_log_barrier(params)
+        return base.softmax_log_barrier(params)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return F.one_hot(actions, self.num_outputs).to(dtype)
 
     def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
-        return variation(params, other_params)
+        return base.variation(params, other_params)
 
     def marginals(self, params: Tensor) -> Tensor:
         return torch.softmax(params, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from expire_span_rl.policies.actions.base import (
-    Actions,
-    gumbel_max,
-    log_softmax_of,
-    softmax_entropy,
-    softmax_log_barrier,
-    variation,
-)
+from expire_span_rl.policies.actions import base
 
 
-class MultiDiscreteActions(Actions):
+class MultiDiscreteActions(base.Actions):
     """Number i has `nvec[i]` values. The logits of all numbers follow one another: P = F = sum of `nvec`."""
 
     def __init__(self, spec: Mapping[str, Any]):
@@ -47,21 +40,25 @@ class MultiDiscreteActions(Actions):
         """The logits of each number, [..., nvec[i]]."""
         return params.split(self.sizes, -1)
 
+    def _summed(self, function: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:
+        """[...]: the sum of what a function gives for the logits of each number."""
+        return torch.stack([function(logits) for logits in self._split(params)]).sum(0)
+
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.stack([gumbel_max(logits, generator) for logits in self._split(params)], -1)
+        return torch.stack([base.gumbel_max(logits, generator) for logits in self._split(params)], -1)
 
     def mode(self, params: Tensor) -> Tensor:
         return torch.stack([logits.argmax(-1) for logits in self._split(params)], -1)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         pairs = zip(self._split(params), actions.unbind(-1), strict=True)
-        return torch.stack([log_softmax_of(logits, action) for logits, action in pairs]).sum(0)
+        return torch.stack([base.log_softmax_of(logits, action) for logits, action in pairs]).sum(0)
 
     def entropy(self, params: Tensor) -> Tensor:
-        return torch.stack([softmax_entropy(logits) for logits in self._split(params)]).sum(0)
+        return self._summed(base.softmax_entropy, params)
 
     def log_barrier(self, params: Tensor) -> Tensor:
-        return torch.stack([softmax_log_barrier(logits) for logits in self._split(params)]).sum(0)
+        return self._summed(base.softmax_log_barrier, params)
 
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         pairs = zip(actions.unbind(-1), self.sizes, strict=True)
@@ -69,7 +66,7 @@ class MultiDiscreteActions(Actions):
 
     def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         pairs = zip(self._split(params), self._split(other_params), strict=True)
-        return 1 - torch.stack([1 - variation(logits, other_logits) for logits, other_logits in pairs]).prod(0)
+        return 1 - torch.stack([1 - base.variation(logits, other_logits) for logits, other_logits in pairs]).prod(0)
 
     def marginals(self, params: Tensor) -> Tensor:
         return torch.cat([torch.softmax(logits, -1) for logits in self._split(params)], -1)

@@ -100,7 +100,7 @@ def unroll_layer(
 
 def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -> _LayerPass:
     """Attention of all steps x [B,T,D] over extension, memory and rollout."""
-    layer_memory = layer_memory.padded(layer_memory.hidden.shape[1])
+    layer_memory = layer_memory.padded(layer_memory.hidden.shape[1])  # zeroes what is dead
     extension = None
     if layer.kind.merging is not None:
         extension = extend(layer.kind, layer_memory, axis.time, x, axis.clock)
