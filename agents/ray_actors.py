@@ -25,6 +25,7 @@ from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.agents.ray_cluster import RayCluster
 from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
 from expire_span_rl.agents.transport import recompute_memory, size, unpack
+from expire_span_rl.interrupts import unblock
 from expire_span_rl.protocols import LearningPolicy
 
 # isort: split
@@ -316,6 +317,7 @@ class _RayActor:
     """The process of an actor. Its `Actor` is made at the first request. All that Ray needs to restart it is a seed."""
 
     def __init__(self, seed: int):
+        unblock()  # for processes of the environments: whoever started them may end them by SIGTERM
         self.is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         # A process that replaces a dead one must not play the same episodes again.
         self.seed = seed + int.from_bytes(os.urandom(3), "big") * self.is_restarted

@@ -7,21 +7,20 @@ Importing this file raises ValueError, one line, if Ray is not installed or too 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from expire_span_rl import checks
-from expire_span_rl.interrupts import kept
+from expire_span_rl.interrupts import blocked, kept, unblock
 from expire_span_rl.locks import FileLock, remove_abandoned
 
 OLDEST_RAY = "2.60"
@@ -82,10 +81,9 @@ class RayCluster:
         remove_abandoned(Path(tempfile.gettempdir()), "ray-*", LOCK_NAME)
         self._directory = Path(tempfile.mkdtemp(prefix="ray-"))
         self._lock = FileLock.take(self._directory / LOCK_NAME)
-        with kept():  # Ray's own handler of SIGTERM ends the process with a crash report
-            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-                # Ray's processes inherit this, and end with us.
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Ray's own handler of SIGTERM ends the process with a crash report. Ray's processes must outlive a signal to
+        # all processes of a job, since Ray ends a driver whose raylet is gone at once, before it has saved anything.
+        with kept(), blocked():
             ray.init(include_dashboard=False, _temp_dir=str(self._directory), **_init_arguments())
 
     def results(self, function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[Any]:
@@ -110,7 +108,7 @@ class RayCluster:
 
     def close(self, log_dir: Path | None) -> None:
         """Ends all actors, and Ray if this process has started it. Its logs are then copied to `log_dir`."""
-        _kill_remaining_processes()
+        _kill_at_shutdown()
         ray.shutdown()  # this also ends our actors in a cluster that we have joined
         if self._directory is not None:
             if log_dir is not None and log_dir.is_dir():
@@ -129,6 +127,7 @@ def _call_in(folder: str, function: Callable[[Any], Any], item: Any) -> Any:
             f"--ray-address: expected the folder {folder} on every machine of the cluster, "
             f"{os.uname().nodename} has none"
         )
+    unblock()  # as in an actor
     os.chdir(folder)
     return function(item)
 
@@ -172,10 +171,22 @@ def _check_answer(address: str) -> None:
         raise ValueError(f"--ray-address: expected a Ray cluster at {address}, got {message}")
 
 
-def _kill_remaining_processes() -> None:
-    """Kills the processes of our own Ray if some of them are dead already, as after a SIGTERM to all processes of a
-    job. Otherwise `ray.shutdown` would wait some seconds for each."""
+def _kill_at_shutdown() -> None:
+    """Lets `ray.shutdown` kill the processes of our own Ray, and those that they have started. They do not get the
+    SIGTERM that it would send first, and it would wait some seconds for each."""
     with contextlib.suppress(Exception):  # these are Ray's internals, which another version may not have
         node: Any = importlib.import_module("ray._private.worker")._global_node
-        if node is not None and node.dead_processes():
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        node.kill_all_processes = functools.partial(_kill_tree, node, node.kill_all_processes)
+
+
+def _kill_tree(node: Any, kill: Callable[..., Any], **_: Any) -> None:
+    """Kills the processes of a Ray's node by `kill`, the node's own method, and then all that they have started."""
+    psutil: Any = importlib.import_module("psutil")  # it is a part of Ray
+    started: list[Any] = []
+    for information in (item for items in node.all_processes.values() for item in items):
+        with contextlib.suppress(psutil.Error):
+            started += psutil.Process(information.process.pid).children(recursive=True)
+    kill(check_alive=False, allow_graceful=False)
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()

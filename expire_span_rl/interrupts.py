@@ -91,6 +91,26 @@ def kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Within, the signals wait, in this thread and in the processes and threads that it starts. Those never get them,
+    unless they call `unblock`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock() -> None:
+    """Ends what the process inherited from a parent within `blocked`, for this thread and whatever it starts."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
 def _handler_for_signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Within, the signals go to `handler`, but for those that are ignored (nohup) or that somebody else's code handles.
     Nothing changes in a thread, where signals cannot be handled."""

@@ -32,6 +32,7 @@ from expire_span_rl.building import build
 from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_vec_env
 from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 from expire_span_rl.envs.timeout import Overdue, call_within
+from expire_span_rl.interrupts import blocked
 from expire_span_rl.policies.encoders.vector import HUGE_VARIANCE
 from expire_span_rl.settings import resolve
 
@@ -291,6 +292,19 @@ def test_a_signal_that_is_ignored_stays_so(sending, tmp_path, monkeypatch):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("code", "expected"), [("pass", 0), ("unblock()", -signal.SIGTERM)])
+def test_blocked_signals_stay_away_from_children(code, expected):
+    """A child that was started while they were blocked outlives them, unless it unblocks them."""
+    program = (
+        f"import os; from expire_span_rl.interrupts import unblock; {code}; os.kill(os.getpid(), {signal.SIGTERM:d})"
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with blocked():
+        child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert child.wait(60) == expected
 
 
 # Environments that fail

@@ -39,6 +39,12 @@ IMPALA = ["--agent", "impala"]
 SMALL = [*script_cases.SMALL, "--width", "16"]
 
 
+def blocks(pid: int, signum: int) -> bool:
+    """Whether a process has blocked a signal."""
+    mask = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(mask and int(mask[1], 16) >> (signum - 1) & 1)
+
+
 def processes_with(word: str) -> list[int]:
     """The processes, other than this one, that have `word` in their command line or environment."""
     pids = []
@@ -174,7 +180,10 @@ def test_a_signal_writes_a_checkpoint_and_ends_all_within_ten_seconds(signum, co
         while not (table.is_file() and len(table.read_text().splitlines()) > 3):
             assert process.poll() is None and time.monotonic() - start_time < 90
             time.sleep(0.1)
-        assert len(processes_with(temporary)) > 3  # the learner, Ray's own, and the actor
+        processes = processes_with(temporary)
+        assert len(processes) > 3  # the learner, Ray's own, and the actor
+        own = [pid for pid in processes if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server")]
+        assert len(own) == 2 and all(blocks(pid, signum) for pid in own)  # a driver without its raylet ends at once
         signal_time = time.monotonic()
         os.killpg(process.pid, signum)
         _, output = process.communicate(timeout=60)
