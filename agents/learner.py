@@ -69,7 +69,9 @@ class Learner:
         """Called before each minibatch. If it raises, the update ends."""
         self.failure_rate = 1.0
         """Share of the latest hard episodes that failed, 1 where that is not known. The log barrier and the reward for
-        new observations are multiplied by it: where the agent succeeds, nothing else needs to be tried."""
+        new observations are multiplied by its square: where the agent succeeds, nothing else needs to be tried. They
+        cause failures themselves, in proportion to their weight in a long episode. With the square, few failures become
+        fewer; in proportion to the share, they could keep themselves alive."""
         starts = {"learning_rate": config.learning_rate, "ent_coef": config.ent_coef}
         ends = {"learning_rate": config.final_learning_rate, "ent_coef": config.final_ent_coef}
         log_barrier_coef = 0.0 if policy.actions.continuous else config.log_barrier_coef
@@ -107,13 +109,13 @@ class Learner:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         if "novelty_coef" in settings:
-            coef = self.failure_rate * settings["novelty_coef"]
+            coef = self.failure_rate**2 * settings["novelty_coef"]
             rollout, mean = with_bonus(rollout, coef)
             scale_metrics |= {"train/novelty_coef": coef, "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],
-            log_barrier=self.failure_rate * settings.get("log_barrier_coef", 0.0),
+            log_barrier=self.failure_rate**2 * settings.get("log_barrier_coef", 0.0),
             reward_variance=variance,
             pressure=pressure,
         )

@@ -64,8 +64,8 @@ class LearnerConfig(OptimizerConfig):
     log_barrier_coef: float = 0.001
     """Weight of a second bonus: the mean logarithm of the probabilities of all actions. It falls without end as an
     action becomes impossible, so that the actions of a rarely visited state are tried again. It falls linearly to 0 at
-    the end of the training, and is multiplied by the share of the hardest episodes that fail, where the environment
-    reports success. Discrete actions only."""
+    the end of the training, and is multiplied by the squared share of the hardest episodes that fail, where the
+    environment reports success. Discrete actions only."""
     novelty_coef: float = 0.1
     """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
     episode has not had: more the fewer of the latest episodes had it, and less what steps get on average. It lets an

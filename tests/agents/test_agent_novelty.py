@@ -175,7 +175,7 @@ def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, mo
     learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
     learned: list[torch.Tensor] = []
     monkeypatch.setattr(learner, "_learn", lambda rollout, weights: learned.append(rollout.rewards) or {})
-    for progress, failure_rate, share in ((0.0, 1.0, 0.5), (0.5, 1.0, 0.25), (0.5, 0.2, 0.05), (1.0, 1.0, 0.0)):
+    for progress, failure_rate, share in ((0.0, 1.0, 0.5), (0.5, 1.0, 0.25), (0.5, 0.2, 0.01), (1.0, 1.0, 0.0)):
         learner.failure_rate = failure_rate
         metrics = learner.update(rollout, progress, 0.0)
         scaled = rollout.rewards / learner.reward_scale.value

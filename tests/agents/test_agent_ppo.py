@@ -208,7 +208,7 @@ def test_schedules_are_linear(progress, rate, entropy):
     assert policy.span.item() == pytest.approx(2 - 0.01)  # Adam's first step is as long as the rate
 
 
-@pytest.mark.parametrize("progress, failure_rate, weight", [(0.0, 1.0, 0.2), (0.25, 0.5, 0.075), (1.0, 1.0, 0.0)])
+@pytest.mark.parametrize("progress, failure_rate, weight", [(0.0, 1.0, 0.2), (0.25, 0.5, 0.0375), (1.0, 1.0, 0.0)])
 def test_the_log_barrier_falls_with_progress_and_with_failures(progress, failure_rate, weight, monkeypatch):
     ppo = make_ppo(Table(), 7, log_barrier_coef=0.2)
     weights = []
