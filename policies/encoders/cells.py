@@ -71,7 +71,7 @@ class CellsEncoder(Integers):
             return self._one_hot(indices, dtype)
         absent, present = (self._normalized(frequency, dtype) for frequency in (0 - self.frequency, 1 - self.frequency))
         columns = indices + self.offset
-        return absent.repeat(len(columns), 1).scatter_(1, columns, present.take(columns))
+        return absent.expand(len(columns), -1).clone().scatter_(1, columns, present.take(columns))
 
     def _normalized(self, difference: Tensor, dtype: torch.dtype) -> Tensor:
         """[C] the column's value for a difference [C] from its mean."""

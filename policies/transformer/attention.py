@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SMALLEST_NORM = 1e-12  # of a vector that is normalised
+SMALLEST_PRODUCT = 400  # multiplications per row, below which PyTorch multiplies matrices on a CPU in a plain loop
 
 
 def attend(
@@ -56,7 +57,7 @@ def attend(
         others = scores.detach().masked_fill(age[:, None] == 0, -math.inf)
         scores.add_(_count_matches(others, order), alpha=newest_first)
     weights = torch.softmax(scores, -1)
-    return torch.matmul(weights[:, :, None], v).squeeze(2), weights
+    return _weighted_sum(weights, v), weights
 
 
 def attend_rollout(
@@ -119,18 +120,15 @@ class _RolloutAttention(torch.autograd.Function):
         order: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q, k.transpose(2, 3))  # [B,H,T,C]
-        inside = _inside(band)
-        _add_band(scores, band.masked_fill(~inside, 0))
-        _corner(scores, corner).add_(corner)
-        scores[..., : extension_scores.shape[3]].add_(extension_scores)
-        scores.add_(_by_head(bias, 3))
+        _add_terms(scores, band, corner, extension_scores, _by_head(bias, 3))
         if newest_first:
             others = scores.clone()
             others.diagonal(scores.shape[3] - scores.shape[2], 2, 3).fill_(-math.inf)
             scores.add_(_count_matches(others, order), alpha=newest_first)
         weights = torch.softmax(scores, -1)
         output = torch.matmul(weights, v)  # [B,H,T,d]
-        ctx.save_for_backward(q, k, v, weights, inside)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.reach = band.shape[3]
         ctx.corner_shape = corner.shape
         ctx.extension_size = extension_scores.shape[3]
         ctx.shared_bias = bias.ndim == 3
@@ -144,14 +142,14 @@ class _RolloutAttention(torch.autograd.Function):
         if grad is None:
             return (None,) * 9
         grad = grad.contiguous()
-        q, k, v, weights, inside = ctx.saved_tensors
+        q, k, v, weights = ctx.saved_tensors
         grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
         grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
         softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
         grad_scores = softmax_backward(grad_weights, weights, -1, weights.dtype).contiguous()
         grad_q = torch.matmul(grad_scores, k)
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
-        grad_band = _band_of(grad_scores, inside.shape[-1]).masked_fill(~inside, 0)
+        grad_band = _band_of(grad_scores, ctx.reach)
         grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
         grad_bias = None
         if ctx.needs_input_grad[6]:
@@ -207,13 +205,18 @@ def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:
     return torch.empty_like(matches).scatter_(-1, order, matches.gather(-1, order).cumsum(-1))
 
 
+def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
+    """The sum of v [B,H,C,d] with the weights [B,H,C]: [B,H,d]."""
+    if v.device.type == "cpu" and v.shape[2] * v.shape[3] < SMALLEST_PRODUCT:
+        return (weights[..., None] * v).sum(2)
+    return torch.matmul(weights[:, :, None], v).squeeze(2)
+
+
 def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:
     """Scores of the ages that `positions` [P,d] and `age_bias` [H,P] stand for: q [B,H,(T,)d], divided by sqrt(d) ->
     [B,H,(T,)P]."""
     scores = q @ positions.T
-    if age_bias is None:
-        return scores
-    return scores + (age_bias if q.ndim == 3 else age_bias[:, None])
+    return scores if age_bias is None else scores.add_(age_bias if q.ndim == 3 else age_bias[:, None])
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:
@@ -221,44 +224,39 @@ def _by_head(bias: Tensor, shared: int) -> Tensor:
     return bias[:, None] if bias.ndim == shared else bias
 
 
-def _inside(band: Tensor) -> Tensor:
-    """bool [T,P]: the entries of the band that belong to the rollout's own slots (age at most t)."""
+def _add_terms(scores: Tensor, band: Tensor, corner: Tensor, extension_scores: Tensor, bias: Tensor) -> None:
+    """Adds to the products of queries and keys, [B,H,T,C], what `_RolloutAttention` gets beside them.
+
+    bias: [B,1 or H,T,C]."""
     steps, reach = band.shape[2:]
-    age = torch.arange(reach - 1, -1, -1, device=band.device)
-    return age <= torch.arange(steps, device=band.device)[:, None]
-
-
-def _diagonals(scores: Tensor, reach: int) -> Tensor:
-    """View [B,H,T,P] of contiguous scores [B,H,T,C]: the slots aged P-1 .. 0 if there is one slot per step. C is at
-    least T + P - 1."""
-    batch, heads, steps, slots = scores.shape
-    offset = slots - steps - (reach - 1)  # column of age P - 1 at the first query
-    stride = scores.stride()
-    return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), offset)
-
-
-def _add_band(scores: Tensor, band: Tensor) -> None:
-    """Adds the band [B,H,T,P] to the rollout's own slots of scores [B,H,T,C]. It is 0 outside of `_inside`."""
-    steps, reach = band.shape[2:]
-    if scores.shape[3] >= steps + reach - 1:
-        _diagonals(scores, reach).add_(band)
-        return
-    scratch = scores.new_zeros(*scores.shape[:3], steps + reach - 1)
-    _diagonals(scratch, reach).copy_(band)
-    scores[..., -steps:].add_(scratch[..., -steps:])
+    memory = scores.shape[3] - steps
+    scores[..., :memory].add_(bias[..., :memory])
+    own = band.new_empty(*band.shape[:3], reach - 1 + steps)
+    own[..., reach - 1 :] = bias[..., memory:]
+    _diagonals(own, reach).add_(band)  # ages beyond the rollout's beginning fall on the columns that are left out
+    scores[..., memory:].add_(own[..., reach - 1 :])
+    scores[:, :, : corner.shape[2], _corner_slots(scores, corner.shape[3])].add_(corner)
+    scores[..., : extension_scores.shape[3]].add_(extension_scores)
 
 
 def _band_of(scores: Tensor, reach: int) -> Tensor:
-    """The band [B,H,T,P] of contiguous scores [B,H,T,C], with numbers that mean nothing outside of `_inside`."""
-    missing = scores.shape[2] + reach - 1 - scores.shape[3]
-    return _diagonals(F.pad(scores, (missing, 0)) if missing > 0 else scores, reach)
+    """The band [B,H,T,P] of scores [B,H,T,C]: those of the rollout's own slots, 0 for ages beyond its beginning."""
+    steps = scores.shape[2]
+    own = scores.new_empty(*scores.shape[:3], reach - 1 + steps)
+    own[..., : reach - 1] = 0
+    own[..., reach - 1 :] = scores[..., -steps:]
+    return _diagonals(own, reach).contiguous()
+
+
+def _diagonals(scores: Tensor, reach: int) -> Tensor:
+    """View [B,H,T,P] of contiguous scores [B,H,T,W]: of the last T columns and those before, the slots aged P-1 .. 0 if
+    there is one slot per step. W is at least T + P - 1."""
+    batch, heads, steps, width = scores.shape
+    offset = width - steps - (reach - 1)  # column of age P - 1 at the first query
+    stride = scores.stride()
+    return scores.as_strided((batch, heads, steps, reach), (stride[0], stride[1], stride[2] + 1, 1), offset)
 
 
 def _corner_slots(scores: Tensor, width: int) -> slice:
     memory = scores.shape[3] - scores.shape[2]
     return slice(memory - width, memory)
-
-
-def _corner(scores: Tensor, corner: Tensor) -> Tensor:
-    """View of scores [B,H,T,C]: the youngest memory slots at the first queries."""
-    return scores[:, :, : corner.shape[2], _corner_slots(scores, corner.shape[3])]
