@@ -22,6 +22,7 @@ from expire_span_rl.policies.elapsed import ElapsedValue
 from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
+from expire_span_rl.policies.encoders.vector import VectorEncoder
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.memory.state import Memory, elapsed_steps
 from expire_span_rl.policies.predict import Predictor
@@ -302,9 +303,22 @@ class ActorCritic(Predictor, nn.Module):
         return *self._heads(features, observation, elapsed), self.reward_head(features)
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
-        """The rewards [...] predicted for canonical actions [...] or [...,N]. rewards: the reward head's outputs
-        [...,G]."""
+        """The rewards [...] predicted for canonical actions [...] or [...,N], as `encode_rewards` gives them. rewards:
+        the reward head's outputs [...,G]."""
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
+
+    def encode_rewards(self, rewards: Tensor) -> Tensor | None:
+        """The environment's rewards [...] as the policy reads the previous one, which is what the reward head learns;
+        None if it reads none."""
+        encoder = self.encoder.entry(PREVIOUS_REWARD)
+        if not isinstance(encoder, VectorEncoder):
+            return None
+        return encoder(rewards.flatten(), self.reward_head.weight.dtype).view(rewards.shape)
+
+    def decode_rewards(self, predicted: Tensor) -> Tensor:
+        """The environment's rewards [...] that `predicted_rewards` [...] stand for."""
+        encoder = self.encoder.entry(PREVIOUS_REWARD)
+        return encoder.decode(predicted) if isinstance(encoder, VectorEncoder) else predicted
 
     @torch.no_grad()
     def value(self, observation: Observation, acting: Acting, rows: Tensor) -> Tensor:

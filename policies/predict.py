@@ -51,6 +51,8 @@ class PredictingPolicy(Protocol):
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor: ...
 
+    def decode_rewards(self, predicted: Tensor) -> Tensor: ...
+
 
 class Predictor:
     """Adds `predict` to a policy."""
@@ -74,8 +76,9 @@ class Predictor:
         or a number, if the observation does not hold it; None: the reward that the policy predicted for its action;
         action_masks: [B,A] or [A], if actions are forbidden and the observation does not say so; None: all are allowed.
 
-        Raises ValueError for a state that was used before or is of another number of environments, and for an
-        observation without a part that the policy reads.
+        Raises ValueError, one line, for a state that was used before or is of another number of environments, and for
+        an observation without a part that the policy reads, or with one of another shape or with numbers that its space
+        does not have.
         """
         spec = self.config.observation
         arrays, is_single = _batch_entries(observation, spec, action_masks)
@@ -94,7 +97,7 @@ class Predictor:
             call_counter=call_counter,
             call=call_counter[0],
             action=actions.cpu().numpy(),
-            reward=self.predicted_rewards(reward_outputs, actions).float().cpu().numpy(),
+            reward=self.decode_rewards(self.predicted_rewards(reward_outputs, actions)).float().cpu().numpy(),
         )
         env_actions = self.actions.to_env(actions)
         if not is_single:
@@ -107,19 +110,47 @@ def _batch_entries(
     observation: Any, spec: Mapping[str, Any], action_masks: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], bool]:
     """The entries that the observation holds, [B, ...] each, and whether it was a single one. Raises ValueError."""
-    entries = {key: _environment_entry(observation, key, spec) for key in spec if key not in ADDED}
-    entries |= {key: observation[key] for key in ADDED if key in spec and _has(observation, key)}
+    own = [key for key in spec if key not in ADDED]
+    if len(own) > 1 and not isinstance(observation, (Mapping, tuple)):
+        names = ", ".join(map(repr, own))
+        raise ValueError(f"observation: expected the parts {names}, got one {type(observation).__name__}")
+    entries = {key: _environment_entry(observation, key, spec) for key in own}
+    if isinstance(observation, Mapping):
+        entries |= {key: observation[key] for key in ADDED if key in spec and key in observation}
     if action_masks is not None:
+        if ACTION_MASK not in spec:
+            raise ValueError("action_masks: expected none, since the policy was trained without")
         entries[ACTION_MASK] = action_masks
-    key = next(iter(entries))
-    is_single = np.ndim(entries[key]) == _rank(spec[key])
-    return {
-        key: np.asarray(value)[None] if is_single else np.asarray(value) for key, value in entries.items()
-    }, is_single
+    arrays = {key: _checked(key, value, spec[key]) for key, value in entries.items()}
+    key, first = next(iter(arrays.items()))
+    is_single = first.ndim == _rank(spec[key])
+    batch = () if is_single else first.shape[:1]
+    for other, array in arrays.items():
+        got = array.shape[: array.ndim - _rank(spec[other])]
+        if got != batch:
+            axes = ["no batch axis" if not shape else f"a batch of {shape[0]}" for shape in (batch, got)]
+            raise ValueError(f"observation {other!r}: expected {axes[0]}, as {key!r} has, got {axes[1]}")
+    return {key: array[None] if is_single else array for key, array in arrays.items()}, is_single
 
 
-def _has(observation: Any, key: str) -> bool:
-    return isinstance(observation, Mapping) and key in observation
+def _checked(key: str, value: Any, entry: Mapping[str, Any]) -> np.ndarray:
+    """The value of an entry, with or without a batch axis, as an array. Raises ValueError."""
+    shape = tuple(entry.get("shape", ()))
+    array = np.asarray(value) if not isinstance(value, Tensor) else value.cpu().numpy()
+    own_shape = array.shape[array.ndim - len(shape) :]
+    if array.dtype.kind not in "biuf" or array.ndim - len(shape) not in (0, 1) or own_shape != shape:
+        got = f"an array of shape {array.shape}" if array.dtype.kind in "biuf" else type(value).__name__
+        expected = f"an array of shape {shape}" if shape else "a number"
+        raise ValueError(f"observation {key!r}: expected {expected}, or a batch of them, got {got}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"observation {key!r}: expected finite numbers, got {array[~np.isfinite(array)].flat[0]}")
+    if entry["kind"] == "discrete" and array.size:
+        first = entry.get("start", 0)
+        outside = array[(array < first) | (array >= first + entry["n"])]
+        if outside.size and key not in ADDED:
+            last = first + entry["n"] - 1
+            raise ValueError(f"observation {key!r}: expected a number from {first} to {last}, got {outside.flat[0]}")
+    return array
 
 
 def _rank(entry: Mapping[str, Any]) -> int:

@@ -54,6 +54,10 @@ class Encoder(nn.Module):
         """(name, encoder) of every entry that has an encoder of its own."""
         yield from zip(self.keys, self.parts, strict=True)
 
+    def entry(self, key: str) -> EntryEncoder | None:
+        """The encoder of an entry; None for an entry that has none of its own."""
+        return dict(self.entries()).get(key)
+
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """observation: tensors [N, ...] -> [N,D]."""
         dtype = self.project.weight.dtype

@@ -69,6 +69,13 @@ class VectorEncoder(EntryEncoder):
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return self._normalize(self._columns(value).to(dtype))
 
+    def decode(self, columns: Tensor) -> Tensor:
+        """The inverse of `forward` for an entry of one number: [...] -> [...]."""
+        if not self.normalize:
+            return columns
+        limited = columns.clamp(-MAX_NORMALIZED, MAX_NORMALIZED)
+        return limited * torch.sqrt(self.variance + MIN_VARIANCE) + self.mean
+
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         return squared_error(outputs, self._normalize(self._columns(value).to(outputs.dtype)))
 

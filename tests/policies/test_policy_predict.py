@@ -162,3 +162,53 @@ def test_what_cannot_be_built_is_refused():
             KINDS["compressive"].Config(**{name: low - 1})
     with pytest.raises(ValueError, match="^--initial-span: expected a fraction between 0 and 1, got 1$"):
         KINDS["adaptive_span"].Config(initial_span=1)
+
+
+@pytest.fixture(scope="module")
+def parts_policy() -> ActorCritic:
+    """Of an environment with two parts in its observation."""
+    space = gym.spaces.Dict({"cue": gym.spaces.Discrete(3, start=1), "place": gym.spaces.Box(-1, 1, (2,))})
+    return ActorCritic.for_spaces(space, gym.spaces.Discrete(2), memory="none")
+
+
+@pytest.mark.parametrize(
+    "observation, message",
+    [
+        (np.zeros(3), "observation: expected the parts 'cue', 'place', got one ndarray"),
+        ({"cue": 1}, "observation: expected a part 'place', which the policy reads, there is none"),
+        ({"cue": 9, "place": np.zeros(2)}, "observation 'cue': expected a number from 1 to 3, got 9"),
+        ({"cue": "x", "place": np.zeros(2)}, "observation 'cue': expected a number, or a batch of them, got str"),
+        (
+            {"cue": 1, "place": np.zeros(4)},
+            r"observation 'place': expected an array of shape \(2,\), or a batch of them, got an array of shape \(4,\)",
+        ),
+        ({"cue": 1, "place": None}, r"observation 'place': expected an array of shape \(2,\), .* got NoneType"),
+        ({"cue": 1, "place": [0, np.nan]}, "observation 'place': expected finite numbers, got nan"),
+        (
+            {"cue": [1, 2], "place": np.zeros((3, 2))},
+            "observation 'place': expected a batch of 2, as 'cue' has, got a batch of 3",
+        ),
+        (
+            {"cue": [1, 2], "place": np.zeros(2)},
+            "observation 'place': expected a batch of 2, as 'cue' has, got no batch axis",
+        ),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(parts_policy, observation, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        parts_policy.predict(observation)
+
+
+def test_masks_that_the_policy_does_not_read_are_refused(parts_policy):
+    with pytest.raises(ValueError, match="^action_masks: expected none, since the policy was trained without$"):
+        parts_policy.predict({"cue": 1, "place": np.zeros(2)}, action_masks=np.array([1, 0]))
+    action, _ = parts_policy.predict({"cue": [1, 3], "place": torch.zeros(2, 2)})
+    assert action.shape == (2,)
+
+
+def test_a_single_position_is_enough():
+    """What heads learn for each age needs no age beyond the present."""
+    network = TransformerConfig(num_positions=1, age_gain=10.0)
+    rollout = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
+    policy = ActorCritic(PolicyConfig(SPEC, 4, "expire_span", core=network))
+    assert policy.unroll(rollout.observation, policy.initial_memory(2), rollout.start).values.isfinite().all()
