@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SMALLEST_NORM = 1e-12  # of a vector that is normalised
+SMALLEST_NORM = 1e-12  # of a vector that is normalised; a shorter one counts as zeros
 SMALLEST_PRODUCT = 400  # multiplications per row, below which PyTorch multiplies matrices on a CPU in a plain loop
 
 
@@ -178,13 +178,15 @@ class _Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor, norm: float) -> Tensor:
-    """Vectors x [..., d], scaled to the given norm. A vector of zeros stays what it is."""
+    """Vectors x [..., d], scaled to the given norm. A vector of zeros stays what it is, and gets no
+    gradient."""
     return _Normalize.apply(x, norm) if torch.is_grad_enabled() else x * _norm_scale(x, norm)
 
 
 def _norm_scale(x: Tensor, norm: float) -> Tensor:
-    """[..., 1]"""
-    return norm / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=SMALLEST_NORM)
+    """[..., 1]. It is 0 for a vector of zeros: the gradient would be multiplied by it."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (norm / length).masked_fill_(length <= SMALLEST_NORM, 0)
 
 
 def _count_matches(scores: Tensor, order: Tensor | None) -> Tensor:

@@ -82,7 +82,8 @@ class Layer(nn.Module):
         self.age_gain = config.age_gain or 1.0
         if config.shifted_heads or config.age_gain:
             bias = torch.zeros(config.num_heads, config.num_positions)
-            bias[:shifted, 1] = SHIFT / self.age_gain
+            if shifted:
+                bias[:shifted, 1] = SHIFT / self.age_gain
             self.age_bias = nn.Parameter(bias)
         up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.feed_forward = nn.Sequential(nn.LayerNorm(width), up, nn.ReLU(), down)

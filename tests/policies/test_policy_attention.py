@@ -239,3 +239,12 @@ def test_normalised_vectors_have_the_norm_and_their_gradient_is_right():
     assert torch.equal(normalize(zero, 7.0), zero)
     normalize(zero, 7.0).sum().backward()
     assert zero.grad is not None and torch.isfinite(zero.grad).all()
+
+
+def test_a_vector_of_zeros_gets_no_gradient():
+    """It would be multiplied by a trillion, and the first update of a training was wasted."""
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    y = normalize(x, 2.0)
+    y.sum().backward()
+    torch.testing.assert_close(y.detach(), torch.tensor([[0.0, 0.0], [1.2, 1.6]]))
+    assert (x.grad[0] == 0).all() and (x.grad[1] != 0).all()
