@@ -233,7 +233,10 @@ class Collector:
         self.notes = [] if generator_state is None else restore_generator(self.generator, generator_state)
         self.live = dict(metadata.get("live", {}))
         env_state = select_prefix("env/", tensors)
+        novelty = {name: tensor.numpy() for name, tensor in select_prefix("novelty/", tensors).items()}
         if not env_state:
+            if self.novelty is not None and novelty:
+                self.novelty.load_counts(novelty)
             self._reset(self.seed + _seed_offset(generator_state))
             return False
         expected = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
@@ -247,9 +250,8 @@ class Collector:
             setattr(self, name, tensors[name].numpy().copy())
         if "cut_after" in tensors:  # older checkpoints have none
             self.cut_after = tensors["cut_after"].numpy().copy()
-        novelty = select_prefix("novelty/", tensors)
         if self.novelty is not None and novelty:
-            self.novelty.load_state_dict({name: tensor.numpy() for name, tensor in novelty.items()})
+            self.novelty.load_state_dict(novelty)
         return True
 
 

@@ -97,18 +97,22 @@ class EpisodicNovelty:
             "weight": np.array(self._weight),
         }
 
+    def load_counts(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues with the counts of `state_dict`, in episodes of its own. States of before 28 November 2026 have no
+        counts by code, and counting begins anew."""
+        if "counts" in state:
+            self._visits = dict(zip(state["counted"].tolist(), state["counts"].tolist(), strict=True))
+            self._episodes, self._weight = float(state["episodes"]), float(state["weight"])
+
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from `state_dict`. States of before 28 November 2026 have no counts by code, and counting begins
-        anew. Raises ValueError for another number of environments."""
+        """Continues from `state_dict`. Raises ValueError for another number of environments."""
         codes, sizes = state["codes"], state["sizes"]
         if len(sizes) != len(self._seen) or sizes.sum() != len(codes):
             raise ValueError(
                 f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
             )
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
-        if "counts" in state:
-            self._visits = dict(zip(state["counted"].tolist(), state["counts"].tolist(), strict=True))
-            self._episodes, self._weight = float(state["episodes"]), float(state["weight"])
+        self.load_counts(state)
 
 
 def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, Tensor]:

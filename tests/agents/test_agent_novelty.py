@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agent_cases import make_policy, through_a_file
+from agent_cases import make_policy, make_trainer, through_a_file
 
 from expire_span_rl import envs
 from expire_span_rl.agents import AGENTS
@@ -185,3 +185,30 @@ def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, mo
         assert torch.equal(learned[-1][~goes_on], scaled[~goes_on])
         assert metrics["train/novelty_coef"] == pytest.approx(share)
         assert metrics["train/novelty"] == pytest.approx(float(mean))
+
+
+def test_counts_outlast_environments_that_cannot_save_their_state():
+    """All episodes begin anew. What was seen before the interruption is not new again."""
+    trainer, resumed = (make_trainer("CartPole-v1", "none", 10, num_envs=4, novelty_coef=0.1) for _ in range(2))
+    trainer.update()
+    tensors, metadata = trainer.state()
+    assert not resumed.load_state(tensors, metadata)
+    assert resumed.collector.novelty._visits.items() >= trainer.collector.novelty._visits.items()
+    assert resumed.collector.novelty._episodes > trainer.collector.novelty._episodes
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala"])
+def test_the_reward_head_learns_what_the_environment_gave(agent, monkeypatch):
+    """As the policy reads the previous reward: neither scaled nor with the bonus."""
+    collector = make_collector()
+    rollout, _ = collector.collect()
+    rollout = replace(rollout, rewards=torch.arange(rollout.rewards.numel()).view_as(rollout.rewards) / 7.0)
+    collector.policy.observe({**rollout.observation, "previous_reward": rollout.rewards})
+    learner_class = AGENTS[agent].load()
+    learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
+    learned = []
+    monkeypatch.setattr(learner, "_learn", lambda rollout, weights: learned.append((rollout, weights)) or {})
+    learner.update(rollout, 0.0, 0.0)
+    targets = learned[0][0].rows(torch.arange(B)).reward_targets
+    assert learned[0][1].reward_variance == pytest.approx(float(targets.var(correction=0)))
+    torch.testing.assert_close(collector.policy.decode_rewards(targets), rollout.rewards)
