@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from expire_span_rl.protocols import LearningPolicy, Memory
 
 Arrays = dict[str, np.ndarray]
 _TENSOR_FIELDS = tuple(
-    f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at")
+    f.name
+    for f in fields(Rollout)
+    if "observation" not in f.name and f.name not in ("memory", "final_at", "reward_targets")
 )
-"""Fields of a rollout that are a single tensor."""
+"""Fields of an actor's rollout that are a single tensor."""
 
 
 def pack(rollout: Rollout) -> Arrays:
@@ -72,6 +75,8 @@ class Context:
         }
         tensors["episode_start"] = torch.cat([rollout.episode_start for rollout in self.rollouts])
         tensors["lengths"] = torch.tensor([len(rollout.episode_start) for rollout in self.rollouts])
+        for name in ("time", "drawn"):  # time may be skipped before each rollout
+            tensors[name] = torch.stack([getattr(rollout.memory, name) for rollout in self.rollouts])
         tensors |= {f"memory/{name}": tensor for name, tensor in oldest.memory.packed().items()}
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
@@ -83,7 +88,8 @@ def recompute_memory(policy: LearningPolicy, arrays: Mapping[str, np.ndarray]) -
     observation = select_prefix("observation/", tensors)
     memory = policy.memory_from(select_prefix("memory/", tensors))
     t = 0
-    for length in arrays["lengths"].tolist():  # rollout by rollout, since spans are renewed between two
+    for i, length in enumerate(arrays["lengths"].tolist()):  # spans are renewed between two rollouts
+        memory = replace(cast(Any, memory), time=tensors["time"][i], drawn=tensors["drawn"][i])
         acting = policy.begin(memory, length, in_rollout=True)
         for _ in range(length):
             policy.step({key: value[t] for key, value in observation.items()}, acting, tensors["episode_start"][t])

@@ -16,7 +16,7 @@ from expire_span_rl.agents.actor import Actor, Request
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.agents.transport import Context, pack, recompute_memory, size, unpack
-from expire_span_rl.policies import KINDS
+from expire_span_rl.policies import KINDS, ActorCritic
 
 T = 12
 B = 6
@@ -155,3 +155,24 @@ def test_an_error_inside_is_delivered_with_its_traceback():
     assert deliveries[0].failure == deliveries[1].failure
     assert deliveries[0].failure.startswith("ZeroDivisionError in broken (test_agent")
     assert "no corridor today" in deliveries[0].traceback and deliveries[0].rollout == {}
+
+
+@pytest.mark.parametrize("num_rollouts", [1, 3])
+def test_time_that_was_skipped_between_rollouts_is_skipped_again(num_rollouts):
+    """The context's memories have the ages that the actor's have."""
+    env = envs.make_vec_env("Corridor-v0", B, min_length=150, max_length=200)
+    settings = KINDS["expire_span"].Config(time_skips=1.0, time_gaps=0.0)
+    policy = ActorCritic.for_spaces(
+        env.single_observation_space, env.single_action_space, memory="expire_span", memory_config=settings
+    )
+    policy.observe_needs()
+    policy.release_spans()
+    collector, context = Collector(env, policy, T, 5), Context(num_rollouts)
+    for _ in range(num_rollouts):
+        context.add(collector.collect()[0])
+    arrays = context.pack()
+    rollout, _ = collector.collect()
+    memory = recompute_memory(policy, arrays).with_drawn_of(rollout.memory)
+    for layer, expected in zip(memory.layers, rollout.memory.layers, strict=True):
+        assert torch.equal(layer.birth[layer.alive], expected.birth[expected.alive])
+    assert rollout.memory.drift(memory, 10**6) == pytest.approx(0, abs=1e-5)
