@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.checks import is_number, shown
 
 MEAN_EPISODES = 100
@@ -32,7 +33,8 @@ QUARTERS = 4
 
 
 def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
-    """The episodes that ended in a step of a vector environment. returns, lengths: [B] at that step."""
+    """The episodes that ended in a step of a vector environment. returns, lengths: [B] at that step. Raises
+    TrainingEnded for a success that is no flag and no number from 0 to 1."""
     rows = np.flatnonzero(infos["_final_obs"])
     final_info = infos.get("final_info", {})
     names = [key for key in final_info if not key.startswith("_") and np.ndim(final_info[key]) == 1]
@@ -40,6 +42,10 @@ def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np
     for row in rows:
         present = [key for key in names if final_info.get(f"_{key}", infos["_final_obs"])[row]]
         entries = {key: plain(final_info[key][row]) for key in present}
+        success = entries.get("is_success")
+        if success is not None and (isinstance(success, str) or not 0 <= success <= 1):
+            got = shown(repr(success), 40)
+            raise TrainingEnded(f"environment {row}, is_success: expected a flag or a number from 0 to 1, got {got}")
         # The measured entries replace entries of the same names.
         measured = {"return": float(returns[row]), "steps": int(lengths[row])}
         episodes.append({**{key: value for key, value in entries.items() if value is not None}, **measured})
@@ -53,9 +59,8 @@ def plain(value: Any) -> Any:
 
 
 def _success(episode: Mapping[str, Any]) -> float:
-    """Success of an episode, from 0 to 1. It is 0 where the episode does not report it, or reports no number."""
-    value = episode.get("is_success", 0.0)
-    return float(value) if isinstance(value, (bool, int, float)) else 0.0
+    """Success of an episode, from 0 to 1. It is 0 where the episode does not report it."""
+    return float(episode.get("is_success", 0.0))
 
 
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:

@@ -109,6 +109,8 @@ class ForgettingController:
         self.first_score: float | None = None
         """The first score. Without success, the target lies between it and the best score."""
         self.best_score: float | None = None
+        self.is_success: bool | None = None
+        """Whether the latest score was a success rate, not a return."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
@@ -122,10 +124,16 @@ class ForgettingController:
         """Whether the needs of memories were observed for so long that spans can follow them."""
         return self.observed >= OBSERVED_UPDATES
 
-    def missing(self) -> str:
-        """Why spans do not follow needs yet, for a message."""
+    def missing(self, score: float, episodes: int, is_success: bool) -> str:
+        """Why spans do not follow needs yet, for a message. Arguments: as of `update`."""
         if not self.learned:
-            return "the task was not learned"
+            if self.loss is not None:
+                return "the task was not learned"
+            if episodes < self.config.min_hard_episodes:
+                return f"{episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
+            measure, format = ("success", ".1%") if is_success else ("mean return", ".3g")
+            target = self.target(is_success)
+            return f"{measure} in the latest hard episodes is {score:{format}}, the target {target:{format}}"
         observed = f"{self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates"
         return f"needs were observed for only {observed} since it was learned"
 
@@ -151,6 +159,8 @@ class ForgettingController:
         config = self.config
         if config.fixed_pressure and config.forgetting:
             self.pressure = config.fixed_pressure
+            self.learned = True
+            self.observed += self.pressure
             return self.pressure
         self._update(score, episodes, is_success, live, new_episodes)
         if self.learned:
@@ -168,9 +178,11 @@ class ForgettingController:
             return
         if not config.forgetting or episodes < config.min_hard_episodes:
             return
-        if self.first_score is None or self.best_score is None:
+        if self.first_score is None or self.best_score is None or self.is_success not in (None, is_success):
             self.first_score = score
             self.best_score = score
+            self.learned = False  # what returns said says nothing of success, which is reported from now on
+        self.is_success = is_success
         self.best_score = max(self.best_score, score)
         gain = self.best_score - self.first_score
         if new_episodes:
@@ -220,6 +232,7 @@ class ForgettingController:
             "best": self.best_score,
             "backlog": self.backlog,
             "observed": self.observed,
+            "is_success": self.is_success,
         }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
@@ -229,7 +242,8 @@ class ForgettingController:
         self.learned = state["learned"]
         self.first_score = number_or_none("first", state["first"])
         self.best_score = number_or_none("best", state["best"])
-        for name in ("backlog", "observed"):  # older checkpoints have neither
+        self.is_success = state.get("is_success", self.is_success)
+        for name in ("backlog", "observed"):  # older checkpoints have none of the three
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

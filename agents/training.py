@@ -201,7 +201,8 @@ class Trainer:
         reach = self.policy.unreleased_reach()
         if reach is None or not self.controller.config.forgetting:
             return None
-        return f"nothing was forgotten, and no memory lasts longer than {reach:,.0f} steps: {self.controller.missing()}"
+        missing = self.controller.missing(*self.window.hard_score(), self.window.reports_success)
+        return f"nothing was forgotten yet, and memories last {reach:,.0f} steps: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""
@@ -323,8 +324,10 @@ class Trainer:
 
     def _drop_best(self, is_success: bool) -> None:
         """Drops the kept policy if it no longer meets the target. Without success the target rises with the best
-        return."""
-        if self.best is not None and self.best["score"] < self.controller.target(is_success):
+        return. A return does not meet a target of success, which the environment may report later only."""
+        if self.best is None:
+            return
+        if self.best["is_success"] != is_success or self.best["score"] < self.controller.target(is_success):
             self.best = None
 
     def _test_best(self, score: float, count: int, is_success: bool) -> None:

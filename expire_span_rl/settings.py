@@ -210,6 +210,11 @@ class Settings:
                 f"--memory-budget: expected more than --ramp ({ramp}), below which live memory cannot fall, "
                 f"got {budget}"
             )
+        tolerance = 0 if self.forgetting is None else self.forgetting.loss_tolerance
+        if tolerance and AGENTS[self.run.agent].learns_from != TARGETS:
+            raise ValueError(
+                f"--loss-tolerance: expected 0 with {self.run.agent}, which learns from rewards, got {tolerance}"
+            )
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> Settings:

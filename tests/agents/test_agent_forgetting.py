@@ -385,3 +385,35 @@ def test_the_state_of_a_loss_to_hold_is_saved():
     assert again.state_dict() == controller.state_dict() and again.loss.blocks == 350
     with pytest.raises(TypeError, match="^best: expected a number or nothing, got 'low'$"):
         again.load_state_dict({**controller.state_dict(), "loss": {**controller.loss.state_dict(), "best": "low"}})
+
+
+@pytest.mark.parametrize(
+    "updates, episodes, is_success, expected",
+    [
+        ([], 0, True, "no hard episodes ended, 100 are needed"),
+        ([], 40, True, "40 hard episodes ended, 100 are needed"),
+        ([0.5], MANY, True, "success in the latest hard episodes is 50.0%, the target 90.0%"),
+        ([20.0, 15.0], MANY, False, "mean return in the latest hard episodes is 15, the target 20"),
+    ],
+)
+def test_what_forgetting_waits_for_is_told(updates, episodes, is_success, expected):
+    controller = make_controller()
+    pressures(controller, updates, is_success)
+    assert controller.missing(updates[-1] if updates else float("nan"), episodes, is_success) == expected
+
+
+def test_returns_do_not_stand_for_success_that_is_reported_later():
+    """A target of returns that was met says nothing of success. State of before this was saved goes on as it is."""
+    controller = make_controller()
+    assert pressures(controller, [3.0, 4.0], is_success=False)[-1] > 0 and controller.learned
+    state = controller.state_dict()
+    assert pressures(controller, [0.2, 0.5]) == [0, 0] and not controller.learned and controller.best_score == 0.5
+    del state["is_success"]
+    older = make_controller()
+    older.load_state_dict(state)
+    assert pressures(older, [3.95], is_success=False)[0] > 0
+
+
+def test_a_fixed_pressure_observes_needs_too():
+    controller = make_controller(fixed_pressure=0.5)
+    assert pressures(controller, [0.0] * 100) == [0.5] * 100 and controller.learned and controller.needs_known

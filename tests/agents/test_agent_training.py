@@ -231,8 +231,8 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     reach = spans[0].initial_limit + spans[0].config.ramp
-    nothing = f"nothing was forgotten, and no memory lasts longer than {reach:,.0f} steps: "
-    assert trainer.unfinished() == f"{nothing}the task was not learned"
+    nothing = f"nothing was forgotten yet, and memories last {reach:,.0f} steps: "
+    assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     run_scripted(trainer, [0.95], [5], monkeypatch)
@@ -362,3 +362,16 @@ def test_environments_that_cannot_save_are_reported(tmp_path):
     trainers[0].update()
     assert not trainers[1].load_state(*through_a_file(trainers[0].state(), tmp_path))
     assert trainers[1].timesteps == 48 and is_same(weights(trainers[0]), weights(trainers[1]))
+
+
+def test_a_policy_kept_for_its_return_does_not_stand_for_success(monkeypatch):
+    """Where the environment reports success in later episodes only."""
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    run_scripted(trainer, [2.0, 3.4, 3.4], [5, 5, 5], monkeypatch, is_success=False)
+    assert trainer.best is not None and not trainer.best["is_success"]
+    monkeypatch.undo()
+    run_scripted(trainer, [0.2], [50], monkeypatch)
+    assert trainer.best is None
+    monkeypatch.undo()
+    run_scripted(trainer, [1.0], [50], monkeypatch)
+    assert trainer.best is not None and trainer.best["score"] == 1
