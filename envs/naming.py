@@ -3,7 +3,8 @@
     Corridor-v0                      registered
     popgym:popgym-RepeatFirstEasy-v0 registered by a package
     path/to/my_envs.py:Recall-v0     registered by a file
-    path/to/my_envs.py:Recall        a class of a file, which is registered under its name
+    path/to/my_envs.py:Recall        a class of a file, which is registered under its name, or as my_envs/Recall if
+                                     Gymnasium knows an id such as Recall-v0
 
 A name that the user types is trusted and may be imported. A name in a policy file is not trusted: check `importable`
 first.
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version
 
 from expire_span_rl.checks import nearest, quoted
 from expire_span_rl.envs.errors import NAME, EnvError, one_line
@@ -56,8 +58,11 @@ def load_environment(name: str) -> str:
     if id in gym.registry:
         return id
     if is_class:
-        gym.register(id=id, entry_point=entry_point)
-        _classes[id] = entry_point
+        if find_highest_version(None, id) is not None:  # Gymnasium would take that one
+            id = f"{module.__name__}/{id}"
+        if id not in gym.registry:
+            gym.register(id=id, entry_point=entry_point)
+            _classes[id] = entry_point
         return id
     raise _unknown_id(module_name, id, ids=_registered[_key(module_name)] or _ids_of(module))
 

@@ -322,13 +322,15 @@ def _number(info: Mapping[str, Any], name: str) -> float | None:
 def _buckets(
     episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any], by: str
 ) -> list[dict[str, Any]]:
-    """Metrics of the episodes by quarters of the largest difficulty, without the quarters that have no episode."""
+    """Metrics of the episodes by quarters of the largest difficulty, without the quarters that have no episode. `low`
+    and `high` are the smallest and the largest difficulty that occurred in a quarter."""
     largest = max(episode["difficulty"] for episode in episodes)
     buckets = []
     for low, high in itertools.pairwise(largest * i / BUCKETS for i in range(BUCKETS + 1)):
         inside = [episode for episode in episodes if low < episode["difficulty"] <= high]
         if inside:
-            bounds = {"by": by, "low": math.floor(low) + 1, "high": math.floor(high)}
+            difficulties = [episode["difficulty"] for episode in inside]
+            bounds = {"by": by, "low": min(difficulties), "high": max(difficulties)}
             buckets.append({**bounds, **_metrics(inside, stores, ratios)})
     return buckets
 

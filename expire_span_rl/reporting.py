@@ -76,7 +76,7 @@ def _bucket_table(report: Mapping[str, Any]) -> Table:
         for i, bucket in enumerate(policy["buckets"]):
             cells = [
                 shown(policy["path"]) if i == 0 else "",
-                f"{bucket['low']}-{bucket['high']}",
+                "-".join(f"{bound:g}" for bound in sorted({bucket["low"], bucket["high"]})),
                 str(bucket["episodes"]),
                 _success(bucket),
                 f"{bucket['mean_return']:.3f}",

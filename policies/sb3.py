@@ -215,6 +215,11 @@ class SB3Policy(nn.Module):
     def device(self) -> torch.device:
         return self.network.value_net.weight.device
 
+    @property
+    def renew_every(self) -> int:
+        """0, since there are no spans (`ActorCritic.renew_every`)."""
+        return 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every parameter and every statistic of the network, once. (The network has its extractor under three names,
         a file has it under one.)"""

@@ -54,6 +54,17 @@ def own_file(tmp_path, monkeypatch, request):
     naming._classes.clear()
 
 
+def test_a_class_whose_file_registers_it_with_a_version(own_file):
+    """Gymnasium would take the registered one for it, with the keyword arguments that it was registered with."""
+    path, _ = own_file
+    with path.open("a") as file:
+        file.write('\nclass Long(Recall):\n    pass\n\n\ngym.register("Long-v0", entry_point=Recall)\n')
+    id = envs.load_environment(f"{path}:Long")
+    assert id == f"{path.stem}/Long" == envs.load_environment(f"{path}:Long")
+    assert type(gym.make(id).unwrapped).__name__ == "Long"
+    assert envs.load_environment(f"{path}:Long-v0") == "Long-v0"
+
+
 @pytest.mark.parametrize("ending", ["-v0", "class"])
 def test_an_environment_of_a_file(own_file, ending):
     path, name = own_file
