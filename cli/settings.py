@@ -62,6 +62,7 @@ def parse_config(arguments: list[str]) -> Settings:
     # A completion script is for every memory kind and agent; all else is for the chosen ones.
     completes = cli.value_of("print-completion", arguments) is not None
     parts = _every_part() if completes else run_parts(memory, agent)
+    _check_owners(arguments, memory, agent)
     flags = cli.joined(*parts, defaults=tuned(env, agent), groups=help_groups(), choices=_CHOICES)
     chosen = f"--agent {agent} --env {env}"
     if takes_memory_kind:
@@ -71,6 +72,21 @@ def parse_config(arguments: list[str]) -> Settings:
     if cli.value_of("num-envs", arguments) is None:
         del given["num_envs"]  # its default depends on other settings
     return resolve(**given)
+
+
+def _check_owners(arguments: Iterable[str], memory: str, agent: str) -> None:
+    """Raises UsageError, one line, for a flag that only other memory kinds or agents have."""
+    chosen = {name for part in run_parts(memory, agent) for name in cli.flag_names(part)}
+    for flag in (cli.flag_of(argument) for argument in arguments if argument.startswith("--")):
+        if flag not in chosen and flag in flag_names():
+            owners = [f"--memory {kind}" for kind in KINDS if _has_flag(flag, kind, agent)]
+            owners = owners or [f"--agent {entry}" for entry in AGENTS if _has_flag(flag, memory, entry)]
+            where = f": {', '.join(owners)} would have it" if owners else ""
+            raise cli.UsageError(f"unknown flag {flag} with --memory {memory} --agent {agent}{where}")
+
+
+def _has_flag(flag: str, memory: str, agent: str) -> bool:
+    return AGENTS[agent].takes_memory_kind and any(flag in cli.flag_names(part) for part in run_parts(memory, agent))
 
 
 def _every_part(kinds: Iterable[str] = KINDS) -> list[type]:

@@ -64,11 +64,11 @@ def load_environment(name: str) -> str:
             gym.register(id=id, entry_point=entry_point)
             _classes[id] = entry_point
         return id
-    raise _unknown_id(module_name, id, ids=_registered[_key(module_name)] or _ids_of(module))
+    raise _unknown_id(module_name, id, ids=[*(_registered[_key(module_name)] or _ids_of(module)), *_classes_of(module)])
 
 
 def _unknown_id(module_name: str, id: str, ids: list[str]) -> EnvError:
-    """The error for an id that a module does not register. ids: those that it does."""
+    """The error for an id that a module does not register. ids: those that it does, and its classes."""
     if not ids:
         return EnvError(
             f"{module_name}: expected a module that registers {quoted(id, NAME)} or has such a class, "
@@ -79,7 +79,7 @@ def _unknown_id(module_name: str, id: str, ids: list[str]) -> EnvError:
         choices += f" and {len(ids) - _MAX_LISTED_IDS} more"
     near = nearest(id, ids)
     hint = f"; did you mean {near!r}?" if near else ""
-    return EnvError(f"{module_name}: expected an id that it registers ({choices}), got {quoted(id, NAME)}{hint}")
+    return EnvError(f"{module_name}: expected one of its ids and classes ({choices}), got {quoted(id, NAME)}{hint}")
 
 
 def resolve(name: str) -> str:
@@ -199,6 +199,13 @@ def _ids_of(module: ModuleType) -> list[str]:
     return sorted(
         id for id, point in entry_points.items() if point == prefix or point.startswith((f"{prefix}:", f"{prefix}."))
     )
+
+
+def _classes_of(module: ModuleType) -> list[str]:
+    """The names of the environments' classes that a module defines."""
+    members = vars(module).values()
+    own = [member for member in members if isinstance(member, type) and member.__module__ == module.__name__]
+    return sorted(member.__name__ for member in own if issubclass(member, gym.Env))
 
 
 def _import_message(error: BaseException) -> str:

@@ -11,9 +11,10 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from expire_span_rl.checks import quoted
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
-from expire_span_rl.envs.errors import EnvError, expect_choice, expect_int, one_line, unknown_name
+from expire_span_rl.envs.errors import NAME, EnvError, expect_choice, expect_int, one_line, unknown_name
 from expire_span_rl.envs.factories import (
     EnvFactory,
     MakeEnv,
@@ -271,6 +272,8 @@ def _spec(id: str) -> EnvSpec:
     A module that the user types is imported before (`naming.load_environment`). A stranger's policy file must not
     choose what is imported."""
     if not is_registered(id):
+        if id.endswith(".py"):
+            raise EnvError(f"{quoted(id, NAME)}: expected an id or a class of the file too, such as {id}:Recall-v0")
         raise unknown_name("environment", id, [*env_ids(), "another id that Gymnasium knows"], nearest=gym.registry)
     return gym.registry[id]
 

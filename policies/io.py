@@ -108,7 +108,7 @@ def _open(file: Path, device: str) -> Any:
         with file.open("rb") as stream:
             size = stream.read(8)
         if len(size) == 8 and struct.unpack("<Q", size)[0] > LONGEST_HEADER:
-            raise OSError(f"a header of more than {LONGEST_HEADER:,} bytes")
+            raise OSError(f"a header of more than {LONGEST_HEADER:,} bytes, as no such file has")
         return safe_open(file, "pt", device=device)
     except (SafetensorError, OSError) as error:
         raise PolicyFileError(

@@ -252,7 +252,7 @@ BAD = {
     "no such file": (["--env", "gone_envs.py:Own-v0"], "expected a Python file, there is none"),
     "no such import": (["--import", "gone_envs"], "gone_envs: there is no such module"),
     "no such id": (["--env", "own_envs.py:OwnRecal-v0"], "got 'OwnRecal-v0'; did you mean 'OwnRecall-v0'?"),
-    "no id": (["--env", "own_envs.py:"], "own_envs.py: expected an id that it registers"),
+    "no id": (["--env", "own_envs.py:"], "own_envs.py: expected one of its ids and classes"),
     "raises": (["--env", "raises.py:Own-v0"], "raises.py: cannot be imported: ZeroDivisionError: division by zero"),
     "missing dependency": (["--env", "needy.py:Own-v0"], "needy.py: cannot be imported: No module named 'wind'"),
     "encoder": (["--encoder", "cell"], "--encoder: expected one of auto, cells, got 'cell'; did you mean 'cells'?"),

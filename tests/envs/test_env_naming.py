@@ -90,7 +90,7 @@ def test_an_environment_of_a_package_and_its_neighbours(own_file, monkeypatch):
     with pytest.raises(envs.EnvError) as caught:
         envs.load_environment(f"{name}:{name}-v1")
     assert str(caught.value) == (
-        f"{name}: expected an id that it registers ({name}-v0), got '{name}-v1'; did you mean '{name}-v0'?"
+        f"{name}: expected one of its ids and classes ({name}-v0, Recall), got '{name}-v1'; did you mean '{name}-v0'?"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_loaded_gives_an_error_of_one_line(tmp_path, monke
         (":A-v0", "module: expected a name or the path of a .py file before the colon, got nothing"),
         ("my envs:A-v0", "'my envs': expected the name of a module, such as popgym, or the path of a .py file"),
         ("json:A-v0", "json: expected a module that registers 'A-v0' or has such a class, it registers nothing"),
-        ("gymnasium:CartPol-v1", "gymnasium: expected an id that it registers ("),
+        ("gymnasium:CartPol-v1", "gymnasium: expected one of its ids and classes ("),
     ],
 )
 def test_a_name_that_cannot_be_loaded_gives_an_error_of_one_line(name, message):

@@ -14,6 +14,7 @@ BAD = [
     ("Coridor-v0", {}, "unknown environment 'Coridor-v0': expected one of Corridor-v0, ", "mean 'Corridor-v0'?"),
     ("corridor-V0", {}, "unknown environment 'corridor-V0': ", "mean 'Corridor-v0'?"),
     ("MiniGrid-MemoryS7-v1", {}, "unknown environment 'MiniGrid-MemoryS7-v1': ", "mean 'MiniGrid-MemoryS7-v0'?"),
+    ("mine.py", {}, "'mine.py': expected an id or a class of the file too, such as mine.py:", "Recall-v0"),
     ("", {}, "unknown environment '': ", "Gymnasium knows"),
     ("antigravity:Corridor-v0", {}, "environment 'antigravity:Corridor-v0': nothing is imported unless ",
      "given to envs.load_environment"),
