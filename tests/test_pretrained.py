@@ -22,8 +22,9 @@ LEAST = {
     "portal-transformer_xl": 0.95,
     "portal-gru": 0.2,
     "repeat_previous_medium-expire_span": 0.95,
+    "tmaze_1500-expire_span": 0.95,
 }
-"""Success on 100 episodes of the environment that the policy was trained in, or the return where there is none."""
+"""Success on 100 episodes, or 20 long ones, of the environment that the policy was trained in, or the return where there is none."""
 
 
 def test_every_policy_is_described():
@@ -40,7 +41,7 @@ def test_a_shipped_policy_succeeds_as_told(name):
     if ":" in env:  # of a package that need not be installed
         pytest.importorskip(env.split(":")[0])
         env = load_environment(env)
-    result = evaluate(policy, env, info["env_kwargs"], 100)
+    result = evaluate(policy, env, info["env_kwargs"], 20 if name.startswith("tmaze") else 100)
     has_success = result["success_rate"] is not None
     assert result["success_rate" if has_success else "mean_return"] >= LEAST[name]
     if name == "corridor-none":  # the control is at chance
@@ -50,6 +51,8 @@ def test_a_shipped_policy_succeeds_as_told(name):
         assert far["success_rate"] == 1 and max(far["live_memories_mean"]) < 12
         stretched = evaluate(policy, info["env"], {"max_length": 30, "wraps": ["stretch=10"]}, 20)
         assert stretched["success_rate"] == 1 and max(stretched["live_memories_mean"]) < 12
+    if name.startswith("tmaze"):  # of 1,501 observations
+        assert max(result["live_memories_mean"]) <= 16
     if name == "portal-gru":  # does not solve it
         assert result["success_rate"] <= 0.6
     elif name.startswith("portal"):
