@@ -308,12 +308,12 @@ class ActorCritic(Predictor, nn.Module):
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
     def encode_rewards(self, rewards: Tensor) -> Tensor | None:
-        """The environment's rewards [...] as the policy reads the previous one, which is what the reward head learns;
-        None if it reads none."""
+        """What the reward head learns of the environment's rewards [...]: the part that they are of the largest one that
+        the policy reads, from -1 to 1, or themselves where they are not normalised. None if it reads none."""
         encoder = self.encoder.entry(PREVIOUS_REWARD)
         if not isinstance(encoder, VectorEncoder):
             return None
-        return encoder(rewards.flatten(), self.reward_head.weight.dtype).view(rewards.shape)
+        return encoder.fraction(rewards.to(self.reward_head.weight.dtype))
 
     def decode_rewards(self, predicted: Tensor) -> Tensor:
         """The environment's rewards [...] that `predicted_rewards` [...] stand for."""
