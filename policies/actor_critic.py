@@ -308,8 +308,8 @@ class ActorCritic(Predictor, nn.Module):
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
     def encode_rewards(self, rewards: Tensor) -> Tensor | None:
-        """What the reward head learns of the environment's rewards [...]: the part that they are of the largest one that
-        the policy reads, from -1 to 1, or themselves where they are not normalised. None if it reads none."""
+        """What the reward head learns of the environment's rewards [...]: fractions of the largest one that the policy
+        reads, or the rewards themselves where they are not normalised. None if it reads none."""
         encoder = self.encoder.entry(PREVIOUS_REWARD)
         if not isinstance(encoder, VectorEncoder):
             return None

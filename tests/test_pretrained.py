@@ -24,7 +24,8 @@ LEAST = {
     "repeat_previous_medium-expire_span": 0.95,
     "tmaze_1500-expire_span": 0.95,
 }
-"""Success on 100 episodes, or 20 long ones, of the environment that the policy was trained in, or the return where there is none."""
+"""Success on 100 episodes, or 20 long ones, of the environment that the policy was trained in, or the return where
+there is none."""
 
 
 def test_every_policy_is_described():
