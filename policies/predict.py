@@ -137,6 +137,8 @@ def _checked(key: str, value: Any, entry: Mapping[str, Any]) -> np.ndarray:
     """The value of an entry, with or without a batch axis, as an array. Raises ValueError."""
     shape = tuple(entry.get("shape", ()))
     array = np.asarray(value) if not isinstance(value, Tensor) else value.cpu().numpy()
+    if not shape and array.ndim == 2 and array.shape[1] == 1:  # Stable-Baselines3 has no spaces of a bare number
+        array = array[:, 0]
     own_shape = array.shape[array.ndim - len(shape) :]
     if array.dtype.kind not in "biuf" or array.ndim - len(shape) not in (0, 1) or own_shape != shape:
         got = f"an array of shape {array.shape}" if array.dtype.kind in "biuf" else type(value).__name__

@@ -170,6 +170,7 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     PeriodicEvaluation(run, print)
     trainer.update()
     trainer.best = {"score": 0.5, "fewest": 1.0, "live": 1.0, "timesteps": 128, "tested": True, "weights": {}}
+    trainer.best["is_success"] = True
     monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
     trainer.update()
     assert trainer.best is not None
