@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -39,7 +39,7 @@ class LossWeights:
     log_barrier: float
     """Weight of the log barrier. 0: none."""
     reward_variance: float
-    """Variance of what the reward head learns, by which its loss is divided."""
+    """Variance of the rollout's rewards, by which the reward prediction loss is divided."""
     pressure: float
     """The forgetting controller's pressure, in [-1, 1]."""
 
@@ -105,19 +105,14 @@ class Learner:
         then half done, and must be taken back (`backup`)."""
         settings = self._set_rates(progress, pressure)
         scale_metrics = {}
-        # Acting reads predicted rewards where it is not told the true ones, so that they are those of the environment.
-        reward_targets = self.policy.encode_rewards(rollout.rewards)
         if self.reward_scale is not None:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
-        if reward_targets is None:
-            reward_targets = rollout.rewards
-        rollout = replace(rollout, reward_targets=reward_targets)
         if "novelty_coef" in settings:
             coef = self.failure_rate**2 * settings["novelty_coef"]
             rollout, mean = with_bonus(rollout, coef)
             scale_metrics |= {"train/novelty_coef": coef, "train/novelty": float(mean)}
-        variance = float(reward_targets.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
+        variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],
             log_barrier=self.failure_rate**2 * settings.get("log_barrier_coef", 0.0),
@@ -216,8 +211,7 @@ class Learner:
         actions = self.policy.actions
         entropy = actions.entropy(out.logits).mean()
         predicted_rewards = self.policy.predicted_rewards(out.rewards, part.actions)  # [T,b]
-        reward_targets = part.rewards if part.reward_targets is None else part.reward_targets
-        reward_loss = (predicted_rewards - reward_targets).square().mean() / (2 * weights.reward_variance)
+        reward_loss = (predicted_rewards - part.rewards).square().mean() / (2 * weights.reward_variance)
         loss = policy_loss + config.vf_coef * value_loss - weights.entropy * entropy + out.memory_loss
         loss = loss + config.reward_prediction_coef * reward_loss
         metrics: dict[str, Tensor] = {}

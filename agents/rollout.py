@@ -43,7 +43,6 @@ class Rollout:
     memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each: the step that led to each final observation
-    reward_targets: Tensor | None = None  # [T,B] what the reward head learns; None for `rewards`
 
     def rows(self, indices: Tensor, finals: bool = True) -> Rollout:
         """A minibatch: the environments `indices`, int64 [b]. finals: include their final observations. On a GPU their
@@ -66,7 +65,6 @@ class Rollout:
             memory=self.memory.rows(indices),
             final_observation={key: value[chosen] for key, value in self.final_observation.items()},
             final_at=(t[chosen], new_index[b[chosen]]),
-            reward_targets=None if self.reward_targets is None else self.reward_targets[:, indices],
         )
 
     def with_memory(self, memory: Memory) -> Rollout:

@@ -19,11 +19,9 @@ from expire_span_rl.protocols import LearningPolicy, Memory
 
 Arrays = dict[str, np.ndarray]
 _TENSOR_FIELDS = tuple(
-    f.name
-    for f in fields(Rollout)
-    if "observation" not in f.name and f.name not in ("memory", "final_at", "reward_targets")
+    f.name for f in fields(Rollout) if "observation" not in f.name and f.name not in ("memory", "final_at")
 )
-"""Fields of an actor's rollout that are a single tensor."""
+"""Fields of a rollout that are a single tensor."""
 
 
 def pack(rollout: Rollout) -> Arrays:

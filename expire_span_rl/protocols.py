@@ -297,10 +297,6 @@ class LearningPolicy(Policy, Protocol):
         """The reward predicted of canonical actions, from `Unroll.rewards`."""
         ...
 
-    def encode_rewards(self, rewards: Tensor) -> Tensor | None:
-        """The environment's rewards as `predicted_rewards` should be; None if it does not matter."""
-        ...
-
     def observation_predictor(self) -> Any:
         """A new network that predicts the next observation from `Unroll.features`."""
         ...

@@ -303,22 +303,20 @@ class ActorCritic(Predictor, nn.Module):
         return *self._heads(features, observation, elapsed), self.reward_head(features)
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
-        """The rewards [...] predicted for canonical actions [...] or [...,N], as `encode_rewards` gives them. rewards:
-        the reward head's outputs [...,G]."""
+        """The rewards [...] predicted for canonical actions [...] or [...,N]. rewards: the reward head's outputs
+        [...,G]."""
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
-    def encode_rewards(self, rewards: Tensor) -> Tensor | None:
-        """What the reward head learns of the environment's rewards [...]: fractions of the largest one that the policy
-        reads, or the rewards themselves where they are not normalised. None if it reads none."""
-        encoder = self.encoder.entry(PREVIOUS_REWARD)
-        if not isinstance(encoder, VectorEncoder):
-            return None
-        return encoder.fraction(rewards.to(self.reward_head.weight.dtype))
+    def expected_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
+        """The environment's rewards [B] that are to be expected of actions [B] or [B,N], for acting that is not told
+        the true ones. rewards: as for `predicted_rewards`.
 
-    def decode_rewards(self, predicted: Tensor) -> Tensor:
-        """The environment's rewards [...] that `predicted_rewards` [...] stand for."""
+        It is the mean reward of training, where that is known. The head's predictions are of what training learns from,
+        scaled rewards with a bonus for new observations.
+        """
         encoder = self.encoder.entry(PREVIOUS_REWARD)
-        return encoder.decode(predicted) if isinstance(encoder, VectorEncoder) else predicted
+        usual = encoder.usual() if isinstance(encoder, VectorEncoder) else None
+        return self.predicted_rewards(rewards, actions) if usual is None else usual.expand(len(rewards))
 
     @torch.no_grad()
     def value(self, observation: Observation, acting: Acting, rows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class PredictState:
     call_counter: list[int]  # the number of calls, shared by all states of one run
     call: int  # the number of the call that returned this state
     action: np.ndarray  # the entry "previous_action" of the next observation: [B] or [B,N]
-    reward: np.ndarray  # [B] the reward that the policy predicts for it
+    reward: np.ndarray  # [B] the reward that is expected of it
 
 
 class PredictingPolicy(Protocol):
@@ -49,9 +49,7 @@ class PredictingPolicy(Protocol):
         self, observation: Mapping[str, Tensor], acting: Any, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
-    def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor: ...
-
-    def decode_rewards(self, predicted: Tensor) -> Tensor: ...
+    def expected_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor: ...
 
 
 class Predictor:
@@ -73,7 +71,7 @@ class Predictor:
         observation: the environment's own, of any structure, or that of `envs.make_env`; batches have the batch axis in
         every part; state: what the last call returned, None to begin; each state serves one call, since acting writes
         into it; episode_start: bool [B], where an episode begins; None for nowhere; reward: of the previous step, [B]
-        or a number, if the observation does not hold it; None: the reward that the policy predicted for its action;
+        or a number, if the observation does not hold it; None: the mean reward of training;
         action_masks: [B,A] or [A], if actions are forbidden and the observation does not say so; None: all are allowed.
 
         Raises ValueError, one line, for a state that was used before or is of another number of environments, and for
@@ -97,7 +95,7 @@ class Predictor:
             call_counter=call_counter,
             call=call_counter[0],
             action=actions.cpu().numpy(),
-            reward=self.decode_rewards(self.predicted_rewards(reward_outputs, actions)).float().cpu().numpy(),
+            reward=self.expected_rewards(reward_outputs, actions).float().cpu().numpy(),
         )
         env_actions = self.actions.to_env(actions)
         if not is_single:

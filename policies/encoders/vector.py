@@ -69,16 +69,9 @@ class VectorEncoder(EntryEncoder):
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return self._normalize(self._columns(value).to(dtype))
 
-    def fraction(self, value: Tensor) -> Tensor:
-        """Of an entry of one number, for any shape: what `forward` gives, as a fraction of the largest that it gives.
-        The value itself where numbers are not normalised."""
-        return self._normalize(value) / MAX_NORMALIZED if self.normalize else value
-
-    def decode(self, fraction: Tensor) -> Tensor:
-        """The value that a `fraction` stands for."""
-        if not self.normalize:
-            return fraction
-        return fraction.clamp(-1, 1) * MAX_NORMALIZED * torch.sqrt(self.variance + MIN_VARIANCE) + self.mean
+    def usual(self) -> Tensor | None:
+        """The mean [C] of the values so far, None if it is not known."""
+        return self.mean if self.normalize else None
 
     def surprise(self, outputs: Tensor, value: Tensor) -> Tensor:
         return squared_error(outputs, self._normalize(self._columns(value).to(outputs.dtype)))

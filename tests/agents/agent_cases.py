@@ -321,9 +321,6 @@ class Table(nn.Module):
     def predicted_rewards(self, rewards, actions):
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
 
-    def encode_rewards(self, rewards):
-        return None
-
     def observe(self, observation):
         """Does nothing, since there is nothing to normalise."""
 

@@ -195,20 +195,3 @@ def test_counts_outlast_environments_that_cannot_save_their_state():
     assert not resumed.load_state(tensors, metadata)
     assert resumed.collector.novelty._visits.items() >= trainer.collector.novelty._visits.items()
     assert resumed.collector.novelty._episodes > trainer.collector.novelty._episodes
-
-
-@pytest.mark.parametrize("agent", ["ppo", "impala"])
-def test_the_reward_head_learns_what_the_environment_gave(agent, monkeypatch):
-    """As the policy reads the previous reward: neither scaled nor with the bonus."""
-    collector = make_collector()
-    rollout, _ = collector.collect()
-    rollout = replace(rollout, rewards=torch.arange(rollout.rewards.numel()).view_as(rollout.rewards) / 7.0)
-    collector.policy.observe({**rollout.observation, "previous_reward": rollout.rewards})
-    learner_class = AGENTS[agent].load()
-    learner = learner_class(collector.policy, learner_class.Config(novelty_coef=0.5, num_minibatches=2), B, 0)
-    learned = []
-    monkeypatch.setattr(learner, "_learn", lambda rollout, weights: learned.append((rollout, weights)) or {})
-    learner.update(rollout, 0.0, 0.0)
-    targets = learned[0][0].rows(torch.arange(B)).reward_targets
-    assert learned[0][1].reward_variance == pytest.approx(float(targets.var(correction=0)))
-    torch.testing.assert_close(collector.policy.decode_rewards(targets), rollout.rewards)

@@ -212,3 +212,15 @@ def test_a_single_position_is_enough():
     rollout = experience(torch.Generator().manual_seed(0), 4, 2, dtype=torch.float32)
     policy = ActorCritic(PolicyConfig(SPEC, 4, "expire_span", core=network))
     assert policy.unroll(rollout.observation, policy.initial_memory(2), rollout.start).values.isfinite().all()
+
+
+def test_without_a_reward_the_mean_of_training_is_expected():
+    """Not what the reward head predicts: it learns from rewards of another scale."""
+    space = gym.spaces.Box(-1, 1, (2,))
+    env = gym.spaces.Dict({"observation": space, "previous_reward": gym.spaces.Box(-np.inf, np.inf, ())})
+    policy = ActorCritic.for_spaces(env, gym.spaces.Discrete(2), normalize_reward=True, memory="none")
+    observation = {"observation": torch.zeros(3, 2, 2), "previous_reward": torch.full((3, 2), 7.0)}
+    policy.observe(observation)
+    policy.reward_head.bias.data.fill_(0.1)
+    _, state = policy.predict(np.zeros((2, 2)))
+    assert state.reward.tolist() == [7.0, 7.0]
