@@ -108,14 +108,15 @@ class Learner:
         if self.reward_scale is not None:
             rollout = self.reward_scale.apply(rollout)
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
+        failures = self.failure_rate**2
         if "novelty_coef" in settings:
-            coef = self.failure_rate**2 * settings["novelty_coef"]
+            coef = failures * settings["novelty_coef"]
             rollout, mean = with_bonus(rollout, coef)
             scale_metrics |= {"train/novelty_coef": coef, "train/novelty": float(mean)}
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],
-            log_barrier=self.failure_rate**2 * settings.get("log_barrier_coef", 0.0),
+            log_barrier=failures * settings.get("log_barrier_coef", 0.0),
             reward_variance=variance,
             pressure=pressure,
         )

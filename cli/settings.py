@@ -21,6 +21,7 @@ from expire_span_rl.settings import (
     RunConfig,
     Settings,
     no_memory_kind,
+    owners_of,
     parts_of,
     resolve,
     run_parts,
@@ -79,14 +80,10 @@ def _check_owners(arguments: Iterable[str], memory: str, agent: str) -> None:
     chosen = {name for part in run_parts(memory, agent) for name in cli.flag_names(part)}
     for flag in (cli.flag_of(argument) for argument in arguments if argument.startswith("--")):
         if flag not in chosen and flag in flag_names():
-            owners = [f"--memory {kind}" for kind in KINDS if _has_flag(flag, kind, agent)]
-            owners = owners or [f"--agent {entry}" for entry in AGENTS if _has_flag(flag, memory, entry)]
-            where = f": {', '.join(owners)} would have it" if owners else ""
+            name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+            owners = ", ".join(f"--{part} {owner}" for part, owner in owners_of(name, memory, agent))
+            where = f": {owners} would have it" if owners else ""
             raise cli.UsageError(f"unknown flag {flag} with --memory {memory} --agent {agent}{where}")
-
-
-def _has_flag(flag: str, memory: str, agent: str) -> bool:
-    return AGENTS[agent].takes_memory_kind and any(flag in cli.flag_names(part) for part in run_parts(memory, agent))
 
 
 def _every_part(kinds: Iterable[str] = KINDS) -> list[type]:

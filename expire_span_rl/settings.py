@@ -303,8 +303,7 @@ def resolve(
 
 def _unknown_setting(name: str, names: Mapping[str, Any], memory: str, agent: str) -> ValueError:
     """The error for an unknown setting, with the nearest of `names`, or with the kinds or agents that have it."""
-    owners = [kind for kind in KINDS if _has(name, kind, agent)]
-    owners = owners or [entry for entry in AGENTS if _has(name, memory, entry)]
+    owners = [owner for _, owner in owners_of(name, memory, agent)]
     if owners:
         return ValueError(
             f"unknown setting {quoted(name, LONGEST_SHOWN)} of {memory} memory and {agent}: "
@@ -313,6 +312,13 @@ def _unknown_setting(name: str, names: Mapping[str, Any], memory: str, agent: st
     near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else "expected one of the flags of train_rl.py (--help), with underscores"
     return ValueError(f"unknown setting {quoted(name, LONGEST_SHOWN)}: {hint}")
+
+
+def owners_of(name: str, memory: str, agent: str) -> list[tuple[str, str]]:
+    """Who has a setting that a run with this memory kind and agent lacks: ("memory", a kind) for every kind with this
+    agent, else ("agent", an agent) for every agent with this kind."""
+    kinds = [("memory", kind) for kind in KINDS if _has(name, kind, agent)]
+    return kinds or [("agent", entry) for entry in AGENTS if _has(name, memory, entry)]
 
 
 def _has(name: str, memory: str, agent: str) -> bool:

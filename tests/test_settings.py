@@ -152,3 +152,18 @@ def test_no_task_has_its_own_scale_of_rewards_and_observations_or_its_own_optimi
     assert not any(general & names.keys() for names in TUNED.values())
     assert tuned("CartPole-v1", "ppo") == {}
     assert tuned("TMaze-v0", "ppo") == {"gating": True}
+
+
+@pytest.mark.parametrize(
+    "arguments, owners",
+    [
+        (["--memory", "gru", "--window", "5"], "--memory transformer_xl, --memory compressive"),
+        (["--memory", "transformer_xl", "--ramp=4"], "--memory expire_span, --memory adaptive_span"),
+        (["--memory", "gru", "--no-forgetting"], "--memory expire_span, --memory adaptive_span"),
+        (["--agent", "impala", "--update_epochs", "4"], "--agent ppo"),
+    ],
+)
+def test_a_flag_of_another_kind_or_agent_is_known(arguments, owners):
+    flag = next(argument for argument in arguments[2:]).split("=")[0].replace("_", "-")
+    with pytest.raises(ValueError, match=f"^unknown flag {flag} with --memory .*: {owners} would have it$"):
+        parse_config(arguments)

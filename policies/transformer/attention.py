@@ -178,8 +178,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor, norm: float) -> Tensor:
-    """Vectors x [..., d], scaled to the given norm. A vector of zeros stays what it is, and gets no
-    gradient."""
+    """Vectors x [..., d], scaled to the given norm. A vector of zeros stays what it is, without a gradient."""
     return _Normalize.apply(x, norm) if torch.is_grad_enabled() else x * _norm_scale(x, norm)
 
 
