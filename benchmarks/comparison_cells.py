@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +78,17 @@ def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], new_cells: Sequenc
     write_atomically(out / "plan.json", (json.dumps(plan) + "\n").encode())
 
 
-def finish_cell(work: tuple[Cell, Settings, str, Mapping[str, Any]]) -> dict[str, Any]:
+def finish_cell(
+    work: tuple[Cell, Settings, str, Mapping[str, Any]], callback: Callable[[dict[str, float]], Any] | None = None
+) -> dict[str, Any]:
     """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, and writes the
-    cell. work: the cell, the settings of its training, its file, and the settings of the evaluation."""
+    cell. work: the cell, the settings of its training, its file, and the settings of the evaluation. callback: gets the
+    metrics of each update, and ends the training by returning False."""
     cell, settings, file, protocol = work
     run_dir = Path(settings.run.run_dir)
     has_checkpoint = (run_dir / "checkpoint.safetensors").is_file()
-    training.train(settings.replace(resume=str(run_dir) if has_checkpoint else "", overwrite=not has_checkpoint))
+    settings = settings.replace(resume=str(run_dir) if has_checkpoint else "", overwrite=not has_checkpoint)
+    training.train(settings, callback)
     policy, info = load_policy(run_dir)
     torch.manual_seed(0)
     result = evaluation.evaluate(
@@ -140,13 +144,18 @@ def learning_curve(run_dir: Path) -> list[list[float | None]]:
     ended, since the first to end are the shortest.
     """
     with (run_dir / "progress.csv").open(newline="") as log:
-        rows = [row for row in csv.DictReader(log) if float(row["time/episodes"] or 0) >= MIN_EPISODES]
-    stride = -(-len(rows) // CURVE_POINTS) or 1
-    return [
-        [float(row["time/total_timesteps"]), *(_parse_number(row.get(name)) for name in CURVE_COLUMNS)]
-        for row in reversed(rows[::-1][::stride])
-    ]
+        points = [point for row in csv.DictReader(log) if (point := curve_point(row)) is not None]
+    stride = -(-len(points) // CURVE_POINTS) or 1
+    return points[::-1][::stride][::-1]
 
 
-def _parse_number(text: str | None) -> float | None:
-    return round(float(text), 4) if text else None
+def curve_point(row: Mapping[str, Any]) -> list[float | None] | None:
+    """[environment steps, success, return] of an update, from its row of the log or its metrics. None before
+    MIN_EPISODES episodes have ended."""
+    if float(row["time/episodes"] or 0) < MIN_EPISODES:
+        return None
+    return [float(row["time/total_timesteps"]), *(_parse_number(row.get(name)) for name in CURVE_COLUMNS)]
+
+
+def _parse_number(number: str | float | None) -> float | None:
+    return None if number in (None, "") else round(float(number), 4)

@@ -38,6 +38,11 @@ class BenchmarkTask:
         """Whether its package is not installed."""
         return bool(self.package) and importlib.util.find_spec(self.package) is None
 
+    @property
+    def curve_column(self) -> int:
+        """Where its measure is in a point of a learning curve, which is [environment steps, success, return]."""
+        return 1 if self.measure == SUCCESS else 2
+
     def score(self, value: float) -> float:
         """The measure between floor and top, as a number from 0 to 1."""
         top = self.top if self.top is not None else self.target

@@ -17,7 +17,9 @@ come results.csv (a row for each, with the commit of its code), table.md and tas
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import ComparisonConfig, Sweep
-from benchmarks.comparison_cells import Cell, finish_cell, read_cells
+from benchmarks.comparison_cells import Cell, curve_point, finish_cell, read_cells
 from benchmarks.learning import split_arguments
-from benchmarks.task_list import TASKS
+from benchmarks.task_list import TASKS, BenchmarkTask
 from benchmarks.tasks_report import rows_of, write_report
 from benchmarks.workers import WorkersConfig, results_of
 from expire_span_rl import cli
@@ -55,6 +57,9 @@ class TasksConfig(WorkersConfig):
     """Episodes of a cell's evaluation, the same for all."""
     eval_stochastic: bool = True
     """Evaluate with sampled actions, as in training."""
+    end_after: float = 0.0
+    """End a training after this many times the steps that it took to reach its task's target. 0: train for all steps.
+    Schedules are those of all steps."""
     out: str = "benchmarks/results/tasks"
     """Directory of the cells and the table."""
     quick: bool = False
@@ -68,6 +73,8 @@ class TasksConfig(WorkersConfig):
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
         cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
+        if self.end_after != 0 and not 1 <= self.end_after < math.inf:
+            raise ValueError(f"--end-after: expected 0, or 1 or more, got {self.end_after:g}")
         for flag, names, choices in (("--tasks", self.tasks, TASKS), ("--kinds", self.kinds, KINDS)):
             if not names:
                 raise ValueError(f"{flag}: expected some of {', '.join(choices)}, got none")
@@ -163,7 +170,7 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
         for cell in sweep.cells():
             if cell not in finished_cells:
                 cell_work = (cell, sweep.run_settings(cell), str(sweep.file(cell)), sweep.evaluation())
-                work.append((sweep.name, cell_work))
+                work.append((sweep.name, cell_work, config.end_after))
     work.sort(key=lambda item: item[1][0].seed)
     out = Path(config.out)
     total = sum(len(sweep.cells()) for sweep in sweeps)
@@ -177,10 +184,35 @@ def run(sweeps: Sequence[TaskSweep], config: TasksConfig) -> None:
     _report(out, load_cells(out))
 
 
-def finish_task(work: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`finish_cell` for a cell of a task: (the task's name, the cell)."""
-    name, cell = work
-    return name, finish_cell(cell)
+def finish_task(work: tuple[str, Any, float]) -> tuple[str, dict[str, Any]]:
+    """`finish_cell` for a cell of a task: (the task's name, the cell). work: the name, the cell's work, and
+    `TasksConfig.end_after`."""
+    name, cell, end_after = work
+    _, settings, *_ = cell
+    return name, finish_cell(cell, EndAfter(TASKS[name], end_after, Path(settings.run.run_dir)) if end_after else None)
+
+
+class EndAfter:
+    """A callback of a training: ends it after `factor` times the steps that it took to reach the task's target."""
+
+    def __init__(self, task: BenchmarkTask, factor: float, run_dir: Path):
+        """run_dir: of a training that may have begun."""
+        self._task = task
+        self._factor = factor
+        self._reached: float | None = None
+        log = run_dir / "progress.csv"
+        if (run_dir / "checkpoint.safetensors").is_file() and log.is_file():
+            with log.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    self(row)
+
+    def __call__(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether to go on after this update. metrics: its metrics, or its row of the log."""
+        if self._reached is None and (point := curve_point(metrics)) is not None:
+            value = point[self._task.curve_column]
+            if self._task.target is not None and value is not None and value >= self._task.target:
+                self._reached = point[0]
+        return self._reached is None or float(metrics["time/total_timesteps"]) < self._factor * self._reached
 
 
 def load_cells(out: Path) -> dict[str, list[dict[str, Any]]]:

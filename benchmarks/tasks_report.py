@@ -20,7 +20,8 @@ Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
 COLUMNS = (
     "task", "kind", "seed", "measure", "final", "best", "target", "steps_to_target", "score", "live_mean", "live_peak",
-    "bytes", "training_minutes", "training_steps_per_second", "timesteps", "commit",
+    "bytes", "training_minutes", "training_steps_per_second", "timesteps", "trained_timesteps",
+    "commit",
 )  # fmt: skip
 
 LEGEND = (
@@ -29,7 +30,8 @@ LEGEND = (
     "training episodes (100 for returns, 1,000 for success), read at up to 250 points of a training once 100 episodes "
     "have ended. *Steps to target*: the first of these points at the target. It is the median of the seeds that reach "
     "the target, with their number. Live memories: mean over steps and layers, the query's own step included. Minutes "
-    "are of one core, which other work may have shared."
+    "are of one core, which other work may have shared. A star after the seeds: some trainings were ended some time "
+    "after they had reached the target (--end-after), as trained_timesteps in results.csv tells."
 )
 
 
@@ -52,9 +54,8 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     metrics = cell["figures"]
     # A missing rate means that no episode succeeded: some environments report success only if there is one.
     final = (metrics["success"] or 0.0) if task.measure == SUCCESS else metrics["return"]
-    # A point of the curve is [environment steps, success, return].
-    column = 1 if task.measure == SUCCESS else 2
-    points = [(point[0], point[column]) for point in cell.get("curve", []) if point[column] is not None]
+    curve, column = cell.get("curve", []), task.curve_column
+    points = [(point[0], point[column]) for point in curve if point[column] is not None]
     steps_at_target = [steps for steps, value in points if task.target is not None and value >= task.target]
     return {
         "task": name,
@@ -69,6 +70,8 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         **{name: metrics[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
         "training_steps_per_second": metrics["training_steps_per_second"],
         "timesteps": cell["config"]["total_timesteps"],
+        # At most a rollout more than the steps that were asked for.
+        "trained_timesteps": min(curve[-1][0], cell["config"]["total_timesteps"]) if curve else None,
         "commit": cell.get("commit", ""),
     }
 
@@ -103,6 +106,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "task": task,
                 "kind": kind,
                 "seeds": len(runs),
+                "ended_early": sum((run["trained_timesteps"] or run["timesteps"]) < run["timesteps"] for run in runs),
                 "reached": len(steps_to_target),
                 "steps_to_target": statistics.median(steps_to_target) if steps_to_target else None,
                 **task_values,
@@ -155,7 +159,8 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
             estimate_text(row["live_mean"], "{:.1f}"),
             estimate_text(row["training_minutes"], "{:.1f}"),
         ]
-        head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | {row['seeds']} | "
+        head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | "
+        head += f"{row['seeds']}{' *' * bool(row['ended_early'])} | "
         lines.append(head + " | ".join(cells) + " |")
     tasks, kinds = overall(rows)
     if len(kinds) > 1:

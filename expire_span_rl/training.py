@@ -24,8 +24,9 @@ from expire_span_rl.run_files import MARKER, check_run_dir
 from expire_span_rl.settings import Settings, length_flag
 
 
-def train(settings: Settings) -> Path:
+def train(settings: Settings, callback: Callable[[dict[str, float]], Any] | None = None) -> Path:
     """Runs a training and returns its run directory. `settings.run.resume` continues the run in that directory.
+    `callback` gets the metrics of each update, and ends the training by returning False.
 
     Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost, after saving what can
     be saved."""
@@ -42,7 +43,7 @@ def train(settings: Settings) -> Path:
                 say(f"imports {', '.join(names)}, as when the run began")
             run = build(settings, say=say, times_devices=True)
         try:
-            _train(run, path, resuming, lock, lines)
+            _train(run, path, resuming, lock, lines, callback)
         finally:
             run.trainer.close()
     finally:
@@ -51,7 +52,14 @@ def train(settings: Settings) -> Path:
     return path
 
 
-def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: list[str]) -> None:
+def _train(
+    run: Run,
+    path: Path,
+    resuming: bool,
+    lock: FileLock | None,
+    lines: list[str],
+    callback: Callable[[dict[str, float]], Any] | None,
+) -> None:
     """Trains what was built. lines: messages from before there was a directory."""
     trainer, settings = run.trainer, run.settings.run
     with listening(lines.append):
@@ -74,7 +82,14 @@ def _train(run: Run, path: Path, resuming: bool, lock: FileLock | None, lines: l
         if trainer.done:
             name, _ = length_flag(run.settings)
             say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on")
-        learn(run, directory, None if settings.quiet else speed(say, run), settings.progress_bar)
+        report_speed = None if settings.quiet else speed(say, run)
+
+        def after_update(metrics: dict[str, float]) -> Any:
+            if report_speed is not None:
+                report_speed(metrics)
+            return callback is None or callback(metrics)
+
+        learn(run, directory, after_update, settings.progress_bar)
         _say_result(run, path, time.time() - began)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from script_cases import call
 
 from benchmarks import comparison_cells, task_list, tasks
 from benchmarks.task_list import TASKS
+from benchmarks.tasks import EndAfter
 from benchmarks.tasks_report import overall, rows_of, summary
 from expire_span_rl import training
 
@@ -28,12 +30,12 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
     trainings = []
     train = training.train
 
-    def interrupted_train(settings):
+    def interrupted_train(settings, callback):
         run = settings.run
         trainings.append((run.env, run.memory, run.seed))
         if len(trainings) == 3:
             raise KeyboardInterrupt
-        return train(settings)
+        return train(settings, callback)
 
     monkeypatch.setattr(training, "train", interrupted_train)
     assert table(TINY, monkeypatch) == 130
@@ -76,6 +78,7 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
         (["--tasks"], "--tasks: expected some of CartPole-v1"),
         (["--kinds", "lstmm"], "did you mean 'lstm'?"),
         (["--env", "Corridor-v0"], "--env: expected only flags that tasks leave open, a task sets --env itself"),
+        (["--end-after", "0.5"], "--end-after: expected 0, or 1 or more, got 0.5"),
         (["--env-kwargs={}"], "--env-kwargs: expected only flags that tasks leave open"),
         (["--memory", "gru"], "--memory: expected only flags that the sweep leaves open"),
         (["--seed", "2"], "--seed: expected only flags that the sweep leaves open"),
@@ -89,6 +92,44 @@ def test_bad_input_is_refused(arguments, message, in_folder, monkeypatch, capsys
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_a_training_ends_after_its_target(in_folder, monkeypatch, capsys):
+    """The target, a return of 1, is reached as soon as enough episodes have ended, and the training goes on for twice
+    as long. Its cell says so. A training that does not reach its target has all of its steps."""
+    monkeypatch.setitem(TASKS, "CartPole-v1", dataclasses.replace(TASKS["CartPole-v1"], target=1.0))
+    flags = ["--kinds", "none", "--end-after", "2", "--total-timesteps", "20000"]
+    assert table(["--tasks", "CartPole-v1", "TMaze-50", *TINY[3:-2], *flags], monkeypatch) == 0
+    output = capsys.readouterr().out
+    assert "| CartPole-v1 | 0.02M | return 1 | none | 1 * |" in output
+    assert "| TMaze-50 | 0.02M | return 0.99 | none | 1 |" in output
+    with Path("table/results.csv").open(newline="") as file:
+        cartpole, tmaze = csv.DictReader(file)
+    steps_to_target = float(cartpole["steps_to_target"])
+    assert 128 < steps_to_target < 9_000 and float(cartpole["trained_timesteps"]) == 2 * steps_to_target
+    assert float(tmaze["trained_timesteps"]) == float(tmaze["timesteps"]) == 20_000
+
+
+def test_when_a_training_ends(tmp_path):
+    """One and a half times the steps at which the mean of enough episodes was at the target. A resumed training knows
+    from its log that it was."""
+
+    def metrics(steps: int, mean_return: float | str, episodes: int = 100) -> dict:
+        return {"time/total_timesteps": steps, "time/episodes": episodes, "rollout/ep_rew_mean": mean_return}
+
+    task = TASKS["CartPole-v1"]
+    goes_on = EndAfter(task, 1.5, tmp_path)
+    updates = [(100, 480.0, 99), (200, 470.0), (300, 480.0), (400, 10.0), (450, 10.0)]
+    assert [goes_on(metrics(*update)) for update in updates] == [True, True, True, True, False]
+    assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))
+
+    (tmp_path / "progress.csv").write_text(
+        "time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean\n100,,,\n200,100,,475\n"
+    )
+    assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))  # of a training that begins anew
+    (tmp_path / "checkpoint.safetensors").touch()
+    goes_on = EndAfter(task, 1.5, tmp_path)
+    assert goes_on(metrics(250, 10.0)) and not goes_on(metrics(300, 10.0))
 
 
 def test_another_directory_is_left_alone(in_folder, monkeypatch, capsys):
