@@ -78,13 +78,15 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 def check_metadata(metadata: Any, reference: Any, name: str = METADATA_KEY) -> None:
     """Raises ValueError, one line, for an entry of a checkpoint's metadata that has the wrong type. An entry must have
-    the type that it has in `reference`, the metadata of a new training. Where that has None, a number or an object is
-    right too. The entries of a list must be of one type. name: of the entry, for the message."""
+    the type that it has in `reference`, the metadata of a new training. Where that has None, a number, true or false or
+    an object is right too. The entries of a list must be of one type. name: of the entry, for the message."""
     if isinstance(reference, Mapping) and isinstance(metadata, Mapping):
         for key in sorted(metadata.keys() & reference.keys()):
             check_metadata(metadata[key], reference[key], key)
         return
-    expected = {_type_name(reference)} if reference is not None else {"nothing", "a number", "an object"}
+    expected = (
+        {_type_name(reference)} if reference is not None else {"nothing", "a number", "an object", "true or false"}
+    )
     if _type_name(metadata) not in expected:
         raise ValueError(f"{name}: expected {' or '.join(sorted(expected))}, got {shown(repr(metadata), 60)}")
     if isinstance(metadata, list) and len({_type_name(value) for value in metadata}) > 1:

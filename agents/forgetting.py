@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from expire_span_rl.agents.settings import ForgettingConfig
-from expire_span_rl.checks import number_or_none
+from expire_span_rl.checks import number_or_none, shown
 
 AVERAGED_BLOCKS = 50
 """Number of blocks over which the moving average of the loss goes."""
@@ -237,12 +237,14 @@ class ForgettingController:
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict`. Raises TypeError, one line, for a score that is no number."""
+        """Continues from `state_dict`. Raises TypeError, one line, for an entry of another type."""
         self.pressure = state["pressure"]
         self.learned = state["learned"]
         self.first_score = number_or_none("first", state["first"])
         self.best_score = number_or_none("best", state["best"])
-        self.is_success = state.get("is_success", self.is_success)
+        self.is_success = state.get("is_success")
+        if not (self.is_success is None or isinstance(self.is_success, bool)):
+            raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
         for name in ("backlog", "observed"):  # older checkpoints have none of the three
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         if self.loss is not None:

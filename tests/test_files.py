@@ -504,13 +504,18 @@ def test_tables_take_text_as_it_is(run, monkeypatch, capsys):
         ({"b": 3}, "b: expected an object, got 3"),
         ({"b": {"c": []}}, "c: expected true or false, got \\[\\]"),
         ({"d": [1, "x"]}, "d: expected a list of one kind of entries"),
-        ({"e": "x"}, "e: expected a number or an object or nothing, got 'x'"),
+        ({"e": "x"}, "e: expected a number or an object or nothing or true or false, got 'x'"),
         ([], "figures: expected an object, got \\[\\]"),
     ],
 )
 def test_figures_of_another_kind_are_refused(figures, message):
     fresh = {"a": 1, "b": {"c": False}, "d": [], "e": None}
-    for whole in ({"a": 1.5, "b": {"c": True}, "d": [1, 2.5], "e": {"x": 1}, "more": "x"}, {"e": 3}, fresh):
+    for whole in (
+        {"a": 1.5, "b": {"c": True}, "d": [1, 2.5], "e": {"x": 1}, "more": "x"},
+        {"e": 3},
+        {"e": True},
+        fresh,
+    ):
         check_metadata(whole, fresh)
     with pytest.raises(ValueError, match=f"^{message}"):
         check_metadata(figures, fresh)

@@ -98,9 +98,18 @@ def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir)
     assert (run_dir / "policy.safetensors").is_file()
 
 
-def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkeypatch):
-    """Weights, log and timesteps: 1,024 steps at once, or 512 and then the rest."""
-    common = [*SMALL, *SHORT, "--total-timesteps", "1024", "--checkpoint-every", "512"]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],  # too few hard episodes to forget
+        ["--min-hard-episodes", "1", "--success-target", "0.01"],
+        ["--min-hard-episodes", "1", "--success-target", "0.01", "--agent", "impala"],
+    ],
+)
+def test_resume_continues_to_what_an_uninterrupted_run_reaches(flags, in_folder, monkeypatch):
+    """Weights, log and timesteps: 1,024 steps at once, or 512 and then the rest. Also where forgetting has
+    begun and a policy is kept."""
+    common = [*SMALL, *SHORT, "--total-timesteps", "1024", "--checkpoint-every", "512", *flags]
     assert call(train_rl, [*common, "--run-dir", "whole"], monkeypatch) == 0
     whole = load_checkpoint("whole/checkpoint.safetensors")
 
@@ -115,6 +124,8 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkey
     monkeypatch.setattr(RunDirectory, "save", stop_after_first)
     assert call(train_rl, [*common, "--run-dir", "parts"], monkeypatch) == 130
     assert saves == [512]
+    saved = load_checkpoint("parts/checkpoint.safetensors")[1]
+    assert (saved["controller"]["is_success"] is True) == (saved["best"] is not None) == bool(flags)
     monkeypatch.setattr(RunDirectory, "save", original)
     assert call(train_rl, ["--resume", "parts", "--no-progress-bar"], monkeypatch) == 0
     parts = load_checkpoint("parts/checkpoint.safetensors")
@@ -124,6 +135,17 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(in_folder, monkey
     rows = [log(Path(name)) for name in ("whole", "parts")]
     key = "train/value_loss"
     assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
+
+
+def test_a_run_that_forgets_by_its_return_is_resumed(in_folder, monkeypatch):
+    flags = [*SMALL, "--env", "CartPole-v1", "--env-kwargs", "{}"]
+    flags += ["--min-hard-episodes", "1", "--success-target", "0.01"]
+    assert call(train_rl, [*flags, "--total-timesteps", "512", "--run-dir", "x"], monkeypatch) == 0
+    saved = load_checkpoint("x/checkpoint.safetensors")[1]
+    assert saved["controller"]["is_success"] is False and saved["best"]["is_success"] is False
+    more = ["--resume", "x", "--total-timesteps", "1024", "--no-progress-bar"]
+    assert call(train_rl, more, monkeypatch) == 0
+    assert [int(float(row["time/total_timesteps"])) for row in log(Path("x"))] == list(range(128, 1025, 128))
 
 
 def test_evaluations_on_the_way_are_logged_and_change_nothing(in_folder, monkeypatch):
