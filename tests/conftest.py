@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from script_cases import ROOT, SHORT, SMALL
+from script_cases import FORGETFUL, ROOT, SHORT, SMALL
 
 from expire_span_rl.interrupts import kept
 
@@ -38,13 +38,15 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory) -> Path:
-    """A short run, trained by the command line in a process of its own."""
+    """A short run, trained by the command line in a process of its own. It forgets and keeps a policy, as long ones
+    do."""
     folder = tmp_path_factory.mktemp("run") / "x"
     command = [
         sys.executable,
         str(ROOT / "train_rl.py"),
         *SMALL,
         *SHORT,
+        *FORGETFUL,
         "--total-timesteps",
         "1000",
         "--run-dir",

@@ -15,6 +15,8 @@ from expire_span_rl import cli
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]
 SHORT = ["--env-kwargs", '{"max_length": 6}']
+FORGETFUL = ["--min-hard-episodes", "1", "--success-target", "0.01"]
+"""With these a run forgets, and keeps a policy, from its first updates on."""
 
 
 def call(script: ModuleType, arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch) -> int:

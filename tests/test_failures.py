@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from script_cases import ROOT, SHORT, SMALL, call
+from script_cases import FORGETFUL, ROOT, SHORT, SMALL, call
 from torch import Tensor
 
 import train_rl
@@ -36,7 +36,7 @@ from expire_span_rl.interrupts import blocked
 from expire_span_rl.policies.encoders.vector import HUGE_VARIANCE
 from expire_span_rl.settings import resolve
 
-TRAIN = [*SMALL, "--device", "cpu", "--quiet", "--memory-image-every", "0"]
+TRAIN = [*SMALL, *FORGETFUL, "--device", "cpu", "--quiet", "--memory-image-every", "0"]
 SIGNALS = [
     pytest.param(signal.SIGINT, 130, "interrupted", id="SIGINT"),
     pytest.param(signal.SIGTERM, 143, "terminated (SIGTERM)", id="SIGTERM"),
@@ -552,6 +552,8 @@ def test_weights_that_blow_up_are_never_kept(agent, tmp_path, monkeypatch, capsy
     if agent == "sb3-ppo":
         at = flags.index("--num-minibatches")
         flags[at : at + 2] = ["--batch-size", "32"]
+        at = flags.index(FORGETFUL[0])
+        del flags[at : at + len(FORGETFUL)]
     assert call(train_rl, flags, monkeypatch) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(

@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from script_cases import ROOT, SHORT, SMALL, call, log
+from script_cases import FORGETFUL, ROOT, SHORT, SMALL, call, log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_rl
@@ -44,7 +44,7 @@ from expire_span_rl.run_files import CHECKPOINTS, MARKER, remember_output, super
 from expire_span_rl.saved_settings import LATER, complete
 from expire_span_rl.settings import run_parts
 
-TRAIN = [*SMALL, *SHORT, "--quiet", "--memory-image-every", "0"]
+TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--quiet", "--memory-image-every", "0"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_cases import SHORT, SMALL, call, log
+from script_cases import FORGETFUL, SHORT, SMALL, call, log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_rl
@@ -102,8 +102,8 @@ def test_a_run_directory_holds_config_log_events_checkpoints_and_policy(run_dir)
     "flags",
     [
         [],  # too few hard episodes to forget
-        ["--min-hard-episodes", "1", "--success-target", "0.01"],
-        ["--min-hard-episodes", "1", "--success-target", "0.01", "--agent", "impala"],
+        FORGETFUL,
+        [*FORGETFUL, "--agent", "impala"],
     ],
 )
 def test_resume_continues_to_what_an_uninterrupted_run_reaches(flags, in_folder, monkeypatch):
@@ -138,8 +138,7 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(flags, in_folder,
 
 
 def test_a_run_that_forgets_by_its_return_is_resumed(in_folder, monkeypatch):
-    flags = [*SMALL, "--env", "CartPole-v1", "--env-kwargs", "{}"]
-    flags += ["--min-hard-episodes", "1", "--success-target", "0.01"]
+    flags = [*SMALL, *FORGETFUL, "--env", "CartPole-v1", "--env-kwargs", "{}"]
     assert call(train_rl, [*flags, "--total-timesteps", "512", "--run-dir", "x"], monkeypatch) == 0
     saved = load_checkpoint("x/checkpoint.safetensors")[1]
     assert saved["controller"]["is_success"] is False and saved["best"]["is_success"] is False
