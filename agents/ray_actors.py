@@ -44,6 +44,8 @@ SIGNAL_WITHIN = 1.0
 """Seconds for a signal to arrive that may have ended Ray."""
 PATIENCE = 60.0
 """Seconds without a rollout after which a message says so."""
+ACTING_PRECISION = "float32"
+"""Of the actors' policies: a CPU computes no faster in bfloat16. To the learner, rounding is part of their lag."""
 SEED_STEP = 100_003
 """Difference between the seeds of two actors. The environments of an actor have the seeds from the actor's own on."""
 SHARE_WINDOW = 4
@@ -103,7 +105,9 @@ class ActorPool:
         try:
             num_cpus = _free_cpus(num_actors)
             settings = {"num_steps": num_steps, "context_steps": self._context_steps, "novelty": novelty}
-            self._shared = ray.put((pickled_env, copy.deepcopy(policy).to("cpu"), settings))
+            acting_policy = copy.deepcopy(policy).to("cpu")
+            acting_policy.precision = ACTING_PRECISION
+            self._shared = ray.put((pickled_env, acting_policy, settings))
             self.actors = [self._start_actor() for _ in range(num_actors or num_cpus)]
         except BaseException:
             self.close()
@@ -305,9 +309,10 @@ def _pickle_env(make_env: Callable[[], VectorEnv]) -> bytes:
 
 def _check_difference(index: int, delivery: Delivery) -> None:
     """Raises TrainingEnded if acting and learning differed in an actor by more than rounding."""
-    if not (delivery.difference or 0.0) < LARGEST_DIFFERENCE:
+    largest = LARGEST_DIFFERENCE[ACTING_PRECISION]
+    if not (delivery.difference or 0.0) < largest:
         raise TrainingEnded(
-            f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
+            f"acting and learning differ: expected outputs within {largest} of each other, relative to "
             f"their size, got {delivery.difference:.3g} in actor {index} at update {delivery.version}"
         )
 

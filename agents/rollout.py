@@ -21,9 +21,9 @@ from torch import Tensor
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.protocols import LearningPolicy, Memory
 
-LARGEST_DIFFERENCE = 1e-2
-"""Largest difference between acting and learning that counts as rounding, of float32 logits or values. It is relative
-to the largest of them if that is above 1."""
+LARGEST_DIFFERENCE = {"float32": 1e-2, "bf16": 1e-1}
+"""By the policy's precision: largest difference between acting and learning that counts as rounding, of logits or
+values. It is relative to the largest of them if that is above 1."""
 
 
 @dataclass(frozen=True)

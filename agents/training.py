@@ -284,9 +284,10 @@ class Trainer:
         """The difference between acting and learning. Raises TrainingEnded if it is more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates
-        if not difference < LARGEST_DIFFERENCE:
+        largest = LARGEST_DIFFERENCE[self.policy.precision]
+        if not difference < largest:
             raise TrainingEnded(
-                f"acting and learning differ: expected outputs within {LARGEST_DIFFERENCE} of each other, relative to "
+                f"acting and learning differ: expected outputs within {largest} of each other, relative to "
                 f"their size, got {difference:.3g} at update {self.updates}"
             )
         return difference

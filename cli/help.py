@@ -28,7 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "network": (),
     "output and machine": (
         "out", "json", "plot", "png", "video", "overwrite", "checkpoint_every", "checkpoint_minutes", "keep_snapshots",
-        "eval_every", "n_eval_episodes", "memory_image_every", "progress_bar", "quiet", "device", "torch_threads",
+        "eval_every", "n_eval_episodes", "memory_image_every", "progress_bar", "quiet", "device", "precision",
+        "torch_threads",
     ),
 }  # fmt: skip
 """The groups in their order, and the fields that each begins with. A field that is named nowhere goes by its

@@ -16,11 +16,20 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl.agents import AGENTS, REWARDS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
 from expire_span_rl.checks import json_object
-from expire_span_rl.devices import Device, Workload, check_device, choose_device, kept_random_numbers, update_seconds
+from expire_span_rl.devices import (
+    Device,
+    Workload,
+    allow_tf32,
+    check_device,
+    choose_device,
+    kept_random_numbers,
+    update_seconds,
+)
 from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
 from expire_span_rl.policies import ActorCritic, observation_spec
+from expire_span_rl.policies.settings import PRECISIONS
 from expire_span_rl.protocols import LearningPolicy, Policy
 from expire_span_rl.settings import Settings
 
@@ -64,6 +73,10 @@ def build(
     """
     run = settings.run
     check_device(run.device)  # before anything large is made
+    if run.precision != PRECISIONS[0] and not AGENTS[run.agent].takes_memory_kind:
+        raise ValueError(
+            f"--precision: expected {PRECISIONS[0]}, since {run.agent} brings its own policy, got {run.precision}"
+        )
     torch.set_num_threads(run.torch_threads)
     torch.manual_seed(run.seed)
     env_kwargs = _env_kwargs(settings)
@@ -163,8 +176,9 @@ class _Builder:
     def make_policy(self, device: str) -> ActorCritic:
         """A new policy with the memory kind of the settings, on a device."""
         settings, run = self.settings, self.settings.run
+        allow_tf32(device)
         extractor = {} if self.features_extractor is None else {"features_extractor": self.features_extractor}
-        return ActorCritic.for_spaces(
+        policy = ActorCritic.for_spaces(
             self.env.single_observation_space,
             self.env.single_action_space,
             run.normalize_observations,
@@ -177,6 +191,8 @@ class _Builder:
             core=settings.network,
             **extractor,
         ).to(device)
+        policy.precision = run.precision
+        return policy
 
     def start_actors(self, policy: LearningPolicy) -> RolloutSource:
         """The rollouts of Ray actors that play with `policy`. Raises ValueError, one line, before any of them

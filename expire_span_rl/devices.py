@@ -67,6 +67,13 @@ def check_device(name: str) -> None:
     raise ValueError(f"--device: expected {usable}, got {quoted(name, 60)}")
 
 
+def allow_tf32(device: str) -> None:
+    """Lets a GPU compute products of float32 matrices in TF32, with inputs rounded to 11 significant bits. For a CPU
+    nothing changes."""
+    if device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = True  # `set_float32_matmul_precision` would change CPUs, too
+
+
 def choose_device(name: str, seconds_on: Callable[[str], float] | None = None) -> Device:
     """The device that --device names; for `auto`, the one on which an update takes less time.
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from expire_span_rl.agents.checkpoint import checkpoint_bytes
 from expire_span_rl.building import Run
 from expire_span_rl.policies import ActorCritic
+from expire_span_rl.policies.settings import BF16
 from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, superfluous
 
 SPEED_AFTER = 10.0  # seconds of training after which its speed is reported
@@ -29,7 +30,7 @@ def preflight(run: Run, path: Path) -> list[str]:
     threads = torch.get_num_threads()
     rows = {
         "policy": f"{parameters:,} parameters ({size(weights)})",
-        "device": f"{run.device}, {threads} thread{'s' * (threads > 1)}",
+        "device": f"{run.device}, {_precision(run)}{threads} thread{'s' * (threads > 1)}",
         "memory": memory_line(run),
         "rollout": rollout_line(run),
         "on disk": _disk_line(run, path),
@@ -38,6 +39,13 @@ def preflight(run: Run, path: Path) -> list[str]:
     head = f"{settings.env}, {settings.memory} memory, {settings.agent}, {trainer.total_timesteps:,} steps -> {path}"
     lines = [head, *(f"  {name:<8} {text}" for name, text in rows.items() if text)]
     return lines + [f"warning: {text}" for text in warnings_of(run)]
+
+
+def _precision(run: Run) -> str:
+    """What products are computed in, where that is not plain float32."""
+    if run.settings.run.precision == BF16:
+        return "products with weights in bfloat16, "
+    return "products in TF32, " if run.device.name.startswith("cuda") else ""
 
 
 def memory_line(run: Run) -> str:

@@ -251,6 +251,14 @@ class LearningPolicy(Policy, Protocol):
     """What trains: a policy whose memory learners and rollout sources use."""
 
     @property
+    def precision(self) -> str:
+        """Of its products with weights, a name in `expire_span_rl.policies.settings.PRECISIONS`."""
+        ...
+
+    @precision.setter
+    def precision(self, precision: str, /) -> None: ...
+
+    @property
     def can_forget(self) -> bool:
         """Whether pressure brings its live memories down."""
         ...

@@ -25,9 +25,11 @@ from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.encoders.vector import VectorEncoder
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.memory.state import Memory, elapsed_steps
+from expire_span_rl.policies.precision import set_precision
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.replay import Replay
+from expire_span_rl.policies.settings import PRECISIONS
 from expire_span_rl.policies.shapes import settings_of
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
@@ -126,6 +128,7 @@ class ActorCritic(Predictor, nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.elapsed_value = ElapsedValue(width) if config.time_aware_value else None
+        self.precision = PRECISIONS[0]
 
     @classmethod
     def for_spaces(
@@ -159,6 +162,17 @@ class ActorCritic(Predictor, nn.Module):
             if key == PREVIOUS_REWARD and normalize_reward:
                 entry.ignore_until_observed()
         return policy
+
+    @property
+    def precision(self) -> str:
+        """One of `PRECISIONS`, of the products with the weights of encoder and core. It is no part of the policy file:
+        a policy that is loaded computes in float32."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        set_precision(self, precision)
+        self._precision = precision
 
     @property
     def device(self) -> torch.device:

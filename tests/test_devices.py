@@ -122,7 +122,23 @@ def test_a_training_says_which_device_it_took_and_why(gpu, monkeypatch, tmp_path
     assert run.policy.device.type == "cpu"
     reason = "an update takes about 0.25 s on the CPU, 0.5 s on the GPU"
     assert f"  device   cpu ({reason}), 1 thread" in preflight(run, tmp_path)
+    run.device = devices.Device("cuda", reason)
+    assert f"  device   cuda ({reason}), products in TF32, 1 thread" in preflight(run, tmp_path)
+
     run.trainer.close()
+
+
+def test_only_a_gpu_gets_tf32():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = False
+        devices.allow_tf32("cpu")
+        assert not matmul.allow_tf32
+        devices.allow_tf32("cuda:1")
+        assert matmul.allow_tf32 and torch.backends.mkldnn.matmul.fp32_precision != "tf32"
+    finally:
+        matmul.allow_tf32 = before
 
 
 def test_what_is_built_without_being_asked_to_measures_nothing(gpu, monkeypatch):

@@ -147,6 +147,24 @@ def test_a_run_that_forgets_by_its_return_is_resumed(in_folder, monkeypatch):
     assert [int(float(row["time/total_timesteps"])) for row in log(Path("x"))] == list(range(128, 1025, 128))
 
 
+def test_products_in_bfloat16(in_folder, monkeypatch, capsys):
+    """They are announced, a resumed run goes on with them, and an agent that has none refuses them."""
+    flags = [*SMALL, *SHORT, "--precision", "bf16", "--run-dir", "x"]
+    assert call(train_rl, [*flags, "--total-timesteps", "512"], monkeypatch) == 0
+    assert "device   cpu (there is no GPU), products with weights in bfloat16, 1 thread" in capsys.readouterr().err
+    assert call(train_rl, ["--resume", "x", "--total-timesteps", "1024", "--no-progress-bar"], monkeypatch) == 0
+    assert "products with weights in bfloat16" in capsys.readouterr().err
+    assert json.loads(Path("x/config.json").read_text())["precision"] == "bf16"
+    assert build(parse_config(flags)).policy.precision == "bf16"
+    for wrong, message in (
+        (["--precision", "fp16"], "--precision: expected one of float32, bf16, got 'fp16'"),
+        (["--precision", "bf16", "--agent", "sb3-ppo"], "--precision: expected float32, since sb3-ppo brings its own"),
+    ):
+        assert call(train_rl, [*wrong, "--run-dir", "y"], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not Path("y").exists()
+
+
 def test_evaluations_on_the_way_are_logged_and_change_nothing(in_folder, monkeypatch):
     """Every 256 of 640 steps, and at the end; Stable-Baselines3's names, in the log and in TensorBoard."""
     common = [*SMALL, *SHORT, "--total-timesteps", "640"]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expire_span_rl.policies.encoders import EntryEncoder, make_entry
+from expire_span_rl.policies.precision import Linear
 from expire_span_rl.spaces import PREVIOUS_ACTION
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Encoder(nn.Module):
         parts = [part for key, part in zip(self.spec, entries, strict=True) if key in self.keys]
         self.parts = cast(Sequence[EntryEncoder], nn.ModuleList(parts))
         sizes = [part.size for part in self.parts]
-        self.project = nn.Linear(sum(sizes) + (extractor.size if extractor is not None else 0), width)
-        self.mix = nn.Linear(width, width)
+        self.project = Linear(sum(sizes) + (extractor.size if extractor is not None else 0), width)
+        self.mix = Linear(width, width)
         for linear in (self.project, self.mix):  # PyTorch's default biases would drown the differences of observations
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)

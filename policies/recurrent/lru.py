@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expire_span_rl.policies.precision import Linear
 from expire_span_rl.policies.recurrent.core import RecurrentCore
 from expire_span_rl.policies.recurrent.scan import linear_scan
 from expire_span_rl.policies.settings import LRUConfig, LRUCoreConfig
@@ -35,10 +36,10 @@ class LRULayer(nn.Module):
         self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(squared)))
         self.theta_log = nn.Parameter(torch.log(config.max_phase * torch.rand(width).clamp(min=1e-3)))
         self.gamma_log = nn.Parameter(0.5 * torch.log1p(-squared))
-        self.encode = nn.Linear(width, 2 * width, bias=False)  # B: real and imaginary part of each channel, interleaved
-        self.decode = nn.Linear(2 * width, width, bias=False)  # C
+        self.encode = Linear(width, 2 * width, bias=False)  # B: real and imaginary part of each channel, interleaved
+        self.decode = Linear(2 * width, width, bias=False)  # C
         self.skip = nn.Parameter(torch.randn(width))
-        self.mix = nn.Linear(width, 2 * width)
+        self.mix = Linear(width, 2 * width)
         nn.init.normal_(self.encode.weight, std=math.sqrt(1 / (2 * width)))
         nn.init.normal_(self.decode.weight, std=math.sqrt(1 / width))
 
@@ -50,7 +51,7 @@ class LRULayer(nn.Module):
         """x [..., D] -> u [..., D], and the input of the recurrence, gamma * (B u), complex [..., D]."""
         u = self.norm(x)
         gamma = torch.exp(self.gamma_log).repeat_interleave(2)[:, None]
-        parts = F.linear(u, gamma * self.encode.weight)  # [..., 2D]
+        parts = self.encode.apply_weights(u, gamma * self.encode.weight)  # [..., 2D]
         return u, torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
 
     def write(self, x: Tensor, u: Tensor, state: Tensor) -> Tensor:

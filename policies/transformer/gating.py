@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from expire_span_rl.policies.precision import Linear
+
 CLOSEDNESS = 2.0
 """Initial bias b_g. A gate begins nearly closed: a layer first passes its input on, and the policy begins as a
 memoryless one, which is easy to train."""
@@ -18,9 +20,9 @@ class Gate(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.computed = nn.Linear(width, 3 * width, bias=False)  # W_r, W_z, W_g
-        self.given = nn.Linear(width, 2 * width, bias=False)  # U_r, U_z
-        self.reset = nn.Linear(width, width, bias=False)  # U_g
+        self.computed = Linear(width, 3 * width, bias=False)  # W_r, W_z, W_g
+        self.given = Linear(width, 2 * width, bias=False)  # U_r, U_z
+        self.reset = Linear(width, width, bias=False)  # U_g
         self.bias = nn.Parameter(torch.full((width,), CLOSEDNESS))
         for linear in (self.computed, self.given, self.reset):
             for weight in linear.weight.split(width):

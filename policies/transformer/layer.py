@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expire_span_rl.policies.memory.kind import MemoryKind
+from expire_span_rl.policies.precision import Linear
 from expire_span_rl.policies.settings import TransformerConfig
 from expire_span_rl.policies.transformer.attention import attend, attend_rollout, normalize
 from expire_span_rl.policies.transformer.gating import Gate
@@ -74,9 +75,9 @@ class Layer(nn.Module):
         if config.qk_norm:
             self.vector_norm = config.sharpness * math.sqrt(size / 3)  # what it is on average without normalisation
             self.query_gain = nn.Parameter(torch.ones(config.num_heads, 1))
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width)
         self.positions = nn.Parameter(torch.randn(config.num_positions, size) * 0.02)
         self.age_bias = None
         self.age_gain = config.age_gain or 1.0
@@ -85,7 +86,7 @@ class Layer(nn.Module):
             if shifted:
                 bias[:shifted, 1] = SHIFT / self.age_gain
             self.age_bias = nn.Parameter(bias)
-        up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        up, down = Linear(width, 2 * width), Linear(2 * width, width)
         self.feed_forward = nn.Sequential(nn.LayerNorm(width), up, nn.ReLU(), down)
         with torch.no_grad():
             # With a gain of 1 or 2 all heads start near uniform attention: one useful memory among a hundred gets 1% of
@@ -223,7 +224,7 @@ class Layer(nn.Module):
         """Keys and values of hidden vectors [B,C,D]. The layer's weights get no gradient."""
         norm = self.norm
         normed = F.layer_norm(hidden, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
-        return self._keys_values(F.linear(normed, self.key_value.weight.detach()))
+        return self._keys_values(self.key_value.apply_weights(normed, self.key_value.weight.detach()))
 
     def queries(self, normed: Tensor) -> Tensor:
         """[..., D] -> [..., H, d]."""
