@@ -37,7 +37,7 @@ from expire_span_rl import cli
 from expire_span_rl.building import build
 from expire_span_rl.policies import KINDS
 
-TASK_FLAGS = ("--env", "--env-kwargs")  # flags of train_rl.py that a task sets
+TASK_FLAGS = ("--env", "--env-kwargs", "--wrap")  # flags of train_rl.py that a task sets
 QUICK = ["--tasks", "CartPole-v1", "MemoryS7", "Corridor-v0", "--kinds", "expire_span", "gru", "none"]
 QUICK += ["--seeds", "2", "--eval-episodes", "100", "--out", "runs/tasks-quick"]
 QUICK_STEPS = "98304"
@@ -89,6 +89,8 @@ class TaskSweep(Sweep):
         task = TASKS[name]
         task_flags = ["--env", task.env]
         task_flags += ["--env-kwargs", json.dumps(dict(task.env_kwargs))] if task.env_kwargs else []
+        for wrap in task.wrap:
+            task_flags += ["--wrap", wrap]
         task_flags += [] if "--total-timesteps" in map(cli.flag_of, flags) else ["--total-timesteps", str(task.steps)]
         settings = ComparisonConfig(
             kinds=config.kinds,

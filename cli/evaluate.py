@@ -39,8 +39,8 @@ class EvaluateConfig:
     """Keyword arguments of the environment, as a JSON object. They replace those of the first policy's training, name
     by name."""
     wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Makes the episodes longer: stretch=10, episodes=4, fresh_episodes=4 or occlude=5-9/20. Default: as in the first
-    policy's training. none: no wrap."""
+    """Makes episodes longer (stretch=10, episodes=4 or fresh_episodes=4), or hides steps of them (occlude=5-9/20) or
+    numbers of the observation (hide=1,3). Default: as in the first policy's training. none: no wrap."""
     episodes: int = 1000
     """Episodes that each policy plays."""
     max_steps: int = MAX_STEPS

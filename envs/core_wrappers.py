@@ -14,6 +14,8 @@ fresh_episodes=N    N episodes of different draws in one trajectory     nothing 
 occlude=A-B,C-D/P   hides the observations of steps A..B, and those     what it saw before, and where it is (a fact
                     of steps C..D of every P steps (the first           shown in hidden steps only cannot be known)
                     observation is step 0)
+hide=I,J            hides numbers I and J of the vector that is          what they follow from: CartPole-v1 with
+                    observed, from 0 on                                 hide=1,3 shows positions without velocities
 
 Wraps apply in the order given; the first wraps the task itself. Each is an `EnvCore` around another core. The adapters
 of `envs.core_adapters` make its single and vector forms, which therefore agree. Episode k of seed s wraps episode k of
@@ -30,8 +32,10 @@ import numpy as np
 from gymnasium import spaces
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 
+from expire_span_rl.checks import shown
 from expire_span_rl.envs.core import EnvCore, MaskedCore, counter_uniform
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
+from expire_span_rl.envs.errors import NAME, EnvError
 from expire_span_rl.envs.tiles import LARGEST_VIEW
 from expire_span_rl.spaces import Cells, Mask
 
@@ -231,6 +235,40 @@ class Occlude(CoreWrapper):
         """The inner picture, darkened while the observation is hidden."""
         picture = self.inner.render(row)
         return picture // 4 if self.hidden()[row] else picture
+
+
+class Hide(CoreWrapper):
+    """Hides numbers of the one vector in the observation."""
+
+    def __init__(self, inner: EnvCore, indices: list[int]) -> None:
+        """Raises EnvError, one line, unless there is one vector, which has such numbers."""
+        super().__init__(inner)
+        space = self.single_observation_space
+        entries: dict[Any, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {None: space}
+        boxes = {key: entry for key, entry in entries.items() if isinstance(entry, spaces.Box)}
+        vectors = [key for key, box in boxes.items() if len(box.shape) == 1 and not isinstance(box, Mask)]
+        if len(vectors) != 1:
+            found = ", ".join(f"{key or 'observation'} {list(box.shape)}" for key, box in boxes.items())
+            raise EnvError(f"wrap hide: expected an observation with one vector, got {shown(found, NAME) or 'no Box'}")
+        self._key = vectors[0]
+        size = boxes[self._key].shape[0]
+        if max(indices) >= size:
+            raise EnvError(f"wrap hide: expected numbers from 0 to {size - 1} of the vector, got {max(indices)}")
+        self.indices = indices
+        self._blank = _blank_observation(boxes[self._key])[0, indices]
+
+    def observe(self) -> Any:
+        return self._hide(self.inner.observe())
+
+    def swap_observation(self, observation: Any) -> Any | None:
+        swapped = self.inner.swap_observation(observation)
+        return None if swapped is None else self._hide(swapped)
+
+    def _hide(self, observation: Any) -> Any:
+        """Overwrites the hidden numbers, and returns the observation."""
+        vector = observation if self._key is None else observation[self._key]
+        vector[..., self.indices] = self._blank
+        return observation
 
 
 def _blank_observation(space: spaces.Space) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from expire_span_rl.checks import quoted, shown
 from expire_span_rl.envs.core import EnvCore
-from expire_span_rl.envs.core_wrappers import CoreWrapper, Episodes, Occlude, Stretch
+from expire_span_rl.envs.core_wrappers import CoreWrapper, Episodes, Hide, Occlude, Stretch
 from expire_span_rl.envs.errors import NAME, EnvError, unknown_name
 
 MOST_STEPS = 10**6
@@ -65,6 +65,13 @@ def _parse_occlude(text: str) -> BuildWrap | None:
     return lambda core: Occlude(core, intervals)
 
 
+def _parse_hide(text: str) -> BuildWrap | None:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        return None
+    indices = sorted({int(index) for index in text.split(",")})
+    return lambda core: Hide(core, indices)
+
+
 WRAPS: dict[str, _WrapKind] = {
     "stretch": _WrapKind(
         f"a whole number of steps from 0 to {MOST_STEPS}, as in stretch=10",
@@ -78,6 +85,7 @@ WRAPS: dict[str, _WrapKind] = {
     "occlude": _WrapKind(
         "steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas", _parse_occlude
     ),
+    "hide": _WrapKind("indices of numbers in vectors, from 0 on, as in hide=1,3", _parse_hide),
 }
 
 

@@ -87,7 +87,8 @@ class RunConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object."""
     wrap: UseAppendAction[tuple[str, ...]] = ()
-    """Makes the episodes longer: stretch=10, episodes=4, fresh_episodes=4 or occlude=5-9/20."""
+    """Makes episodes longer (stretch=10, episodes=4 or fresh_episodes=4), or hides steps of them (occlude=5-9/20) or
+    numbers of the observation (hide=1,3)."""
     memory: str = "expire_span"
     """What the agent remembers with."""
     agent: str = "ppo"

@@ -80,6 +80,7 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
         (["--env", "Corridor-v0"], "--env: expected only flags that tasks leave open, a task sets --env itself"),
         (["--end-after", "0.5"], "--end-after: expected 0, or 1 or more, got 0.5"),
         (["--env-kwargs={}"], "--env-kwargs: expected only flags that tasks leave open"),
+        (["--wrap", "episodes=2"], "--wrap: expected only flags that tasks leave open"),
         (["--memory", "gru"], "--memory: expected only flags that the sweep leaves open"),
         (["--seed", "2"], "--seed: expected only flags that the sweep leaves open"),
         (["--total-timestep", "1"], "did you mean --total-timesteps?"),

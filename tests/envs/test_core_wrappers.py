@@ -288,6 +288,40 @@ def test_occlusion_hides_the_given_steps_and_nothing_else(id, seed, steps):
         check(observation, expected, clock, np.ones(B, bool))
 
 
+@pytest.mark.parametrize(("id", "hidden"), [("CartPole-v1", [1, 3]), ("TMaze-v0", [1])])
+def test_numbers_of_vectors_are_hidden(id, hidden):
+    """In all observations, the last one of an episode included. The rest is what it is without the wrap."""
+    wraps = ["hide=" + ",".join(map(str, hidden))]
+    env, task = (envs.make_vec_env(id, B, wraps=chosen, **SETTINGS[id]) for chosen in (wraps, []))
+    (observation, _), (expected, _) = env.reset(seed=3), task.reset(seed=3)
+    ended = 0
+    for actions in random_moves(env, 60):
+        pairs = [(observation["observation"], expected["observation"])]
+        observation, *outcome, infos = env.step(actions)
+        expected, *task_outcome, task_infos = task.step(actions)
+        assert_same(tuple(outcome), tuple(task_outcome))
+        if "final_obs" in infos:
+            done = outcome[1] | outcome[2]
+            ended += done.sum()
+            pairs.append(tuple(entry["final_obs"]["observation"][done] for entry in (infos, task_infos)))
+        for seen, true in pairs:
+            assert not seen[:, hidden].any()
+            np.testing.assert_array_equal(np.delete(seen, hidden, 1), np.delete(true, hidden, 1))
+    assert ended > 0
+
+
+def test_only_numbers_that_a_vector_has_are_hidden():
+    with pytest.raises(envs.EnvError, match=r"^wrap hide: expected numbers from 0 to 3 of the vector, got 4$"):
+        envs.make_env("CartPole-v1", wraps=["hide=4"])
+    with pytest.raises(
+        envs.EnvError, match=r"^wrap hide: expected an observation with one vector, got observation \[3, 3, 3\]$"
+    ):
+        envs.make_vec_env("Corridor-v0", 2, wraps=["hide=1"])
+    env = envs.make_env("CartPole-v1", wraps=["hide=0,2"])
+    observation, _ = env.reset(seed=1)
+    assert not observation["observation"][[0, 2]].any() and observation["observation"][[1, 3]].all()
+
+
 def test_other_packages_environments_are_wrapped_too():
     env = envs.make_vec_env("MiniGrid-MemoryS7-v0", 2, wraps=["episodes=2", "stretch=1"], max_episode_steps=3)
     observation, _ = env.reset(seed=0)
@@ -308,10 +342,11 @@ def test_other_packages_environments_are_wrapped_too():
     assert single.render().mean() < 0.5 * picture.mean()
 
 
-CHOICES = "expected one of stretch, episodes, fresh_episodes, occlude"
+CHOICES = "expected one of stretch, episodes, fresh_episodes, occlude, hide"
 STRETCH = "wrap stretch: expected a whole number of steps from 0 to 1000000, as in stretch=10, got "
 EPISODES = "wrap episodes: expected a whole number from 1 to 1000, as in episodes=4, got "
 OCCLUDE = "wrap occlude: expected steps as in occlude=5-9 or, of every 20, occlude=5-9/20, several with commas, got "
+HIDE = "wrap hide: expected indices of numbers in vectors, from 0 on, as in hide=1,3, got "
 LIST = "wraps: expected a list such as ['stretch=10', 'episodes=4'], got "
 BAD = [
     (["strech=3"], f"unknown wrap 'strech': {CHOICES}; did you mean 'stretch'?"),
@@ -324,6 +359,7 @@ BAD = [
     (5, f"{LIST}5"),
     ([5], f"{LIST}[5]"),
     *(([f"occlude={v}"], f"{OCCLUDE}'occlude={v}'") for v in ("", "9-5", "5-9/9", "1,,2", "-3", "a-b", "1-2/0")),
+    *(([f"hide={v}"], f"{HIDE}'hide={v}'") for v in ("", "-1", "1,", "x", "1-2")),
 ]
 
 
