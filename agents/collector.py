@@ -234,9 +234,9 @@ class Collector:
         self.live = dict(metadata.get("live", {}))
         env_state = select_prefix("env/", tensors)
         novelty = {name: tensor.numpy() for name, tensor in select_prefix("novelty/", tensors).items()}
+        if self.novelty is not None and novelty:
+            self.novelty.load_counts(novelty)
         if not env_state:
-            if self.novelty is not None and novelty:
-                self.novelty.load_counts(novelty)
             self._reset(self.seed + _seed_offset(generator_state))
             return False
         expected = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
@@ -251,7 +251,7 @@ class Collector:
         if "cut_after" in tensors:  # older checkpoints have none
             self.cut_after = tensors["cut_after"].numpy().copy()
         if self.novelty is not None and novelty:
-            self.novelty.load_state_dict(novelty)
+            self.novelty.load_episodes(novelty)
         return True
 
 

@@ -86,8 +86,8 @@ class EpisodicNovelty:
         return other
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The state for `load_state_dict`. The codes of all environments follow one another; `sizes` [B] are their
-        numbers."""
+        """The state for `load_counts` and `load_episodes`. The codes of all environments follow one another; `sizes`
+        [B] are their numbers."""
         return {
             "codes": np.array([code for seen in self._seen for code in sorted(seen)], np.int64),
             "sizes": np.array([len(seen) for seen in self._seen], np.int64),
@@ -104,15 +104,14 @@ class EpisodicNovelty:
             self._visits = dict(zip(state["counted"].tolist(), state["counts"].tolist(), strict=True))
             self._episodes, self._weight = float(state["episodes"]), float(state["weight"])
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from `state_dict`. Raises ValueError for another number of environments."""
+    def load_episodes(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues in the episodes of `state_dict`. Raises ValueError for another number of environments."""
         codes, sizes = state["codes"], state["sizes"]
         if len(sizes) != len(self._seen) or sizes.sum() != len(codes):
             raise ValueError(
                 f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
             )
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
-        self.load_counts(state)
 
 
 def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, Tensor]:

@@ -186,7 +186,9 @@ def _disk_line(run: Run, path: Path) -> str:
     log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
     copies = len(CHECKPOINTS)
     whole = copies * checkpoint + (number + 1) * snapshot + log
-    text = f"{copies} checkpoints of about {size(checkpoint)}, {number} snapshots of {size(snapshot)}"
+    text = (
+        f"{copies} checkpoints of about {size(checkpoint)}, {number} snapshot{'s' * (number > 1)} of {size(snapshot)}"
+    )
     text += f", about {size(whole)} in all"
     parent = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     free = shutil.disk_usage(parent).free

@@ -134,7 +134,9 @@ def test_counts_stay_finite_over_many_episodes(monkeypatch):
 
 def test_a_state_of_the_first_version_begins_to_count_anew():
     novelty = EpisodicNovelty(2)
-    novelty.load_state_dict({"codes": np.array([3, 4]), "sizes": np.array([2, 0]), "visits": np.zeros(8)})
+    state = {"codes": np.array([3, 4]), "sizes": np.array([2, 0]), "visits": np.zeros(8)}
+    novelty.load_counts(state)
+    novelty.load_episodes(state)
     assert novelty.state_dict()["codes"].tolist() == [3, 4] and not len(novelty.state_dict()["counted"])
 
 
@@ -159,7 +161,7 @@ def test_nothing_is_counted_unless_it_is_asked_for():
     collector = make_collector(novelty=False)
     assert collector.novelty is None and not collector.collect()[0].novelty.any()
     with pytest.raises(ValueError, match="the codes of 2 environments, got those of 4"):
-        EpisodicNovelty(2).load_state_dict(EpisodicNovelty(4).state_dict())
+        EpisodicNovelty(2).load_episodes(EpisodicNovelty(4).state_dict())
 
 
 @pytest.mark.parametrize("agent", ["ppo", "impala"])
