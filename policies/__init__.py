@@ -12,16 +12,17 @@ from expire_span_rl.policies.networks import NETWORKS
 from expire_span_rl.registry import lazily
 
 if TYPE_CHECKING:
-    from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
+    from expire_span_rl.policies.actor_critic import ActorCritic
     from expire_span_rl.policies.compatibility import check_spaces
     from expire_span_rl.policies.encoders import as_tensors, observation_spec
     from expire_span_rl.policies.io import PolicyFileError, load_policy, save_policy
     from expire_span_rl.policies.memory.state import Memory
+    from expire_span_rl.policies.policy_config import PolicyConfig
 
 _LAZY = {
     "ActorCritic": "actor_critic",
     "Memory": "memory.state",
-    "PolicyConfig": "actor_critic",
+    "PolicyConfig": "policy_config",
     "PolicyFileError": "io",
     "as_tensors": "encoders",
     "check_spaces": "compatibility",

@@ -7,14 +7,13 @@ layers, F final observations, R chosen environments. Observations are dicts of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from expire_span_rl.checks import quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.actions import action_spec, make_actions
 from expire_span_rl.policies.core import Acting, LayerInspection, MemoryCore
@@ -25,64 +24,16 @@ from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.encoders.vector import VectorEncoder
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.memory.state import Memory, elapsed_steps
+from expire_span_rl.policies.policy_config import PolicyConfig
 from expire_span_rl.policies.precision import set_precision
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.settings import PRECISIONS
-from expire_span_rl.policies.shapes import settings_of
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
 START = "episode_start"  # its name among the inputs of a captured step, next to the observation's entries
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """All that is needed to build a policy again. It is part of the policy file."""
-
-    observation: Mapping[str, Mapping[str, Any]]
-    """The spec of the observation (`policies.encoders.observation_spec`)."""
-    actions: Mapping[str, Any]
-    """The spec of the actions (`policies.actions.action_spec`). A number stands for that many Discrete actions."""
-    memory: str = "expire_span"
-    """Memory kind, a name in `policies.memory.KINDS`."""
-    memory_config: Any = None
-    """The kind's own Config; None for its defaults."""
-    core: Any = None
-    """The core's own config (see `core_config`); None for its defaults."""
-    features_extractor: str = ""
-    """The class, "module.Class", that replaces the entries' encoders; empty for none. A file holds only its name."""
-    time_aware_value: bool = False
-    """Whether the value function knows how many steps ago the episode began (`policies.elapsed`)."""
-
-    def __post_init__(self):
-        if isinstance(self.actions, int):
-            object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict for JSON that `from_json` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
-        """The config that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        if data["memory"] not in KINDS:
-            raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
-        memory_config = settings_of(KINDS[data["memory"]].Config, data["memory_config"])
-        core = settings_of(core_config(data["memory"]), data["core"])
-        # Files from before November 2026 have Discrete actions only, and their number.
-        actions = data["actions"] if "actions" in data else {"kind": "discrete", "n": int(data["num_actions"])}
-        extractor = str(data.get("features_extractor", ""))
-        return cls(
-            observation=data["observation"],
-            actions=actions,
-            memory=data["memory"],
-            memory_config=memory_config,
-            core=core,
-            features_extractor=extractor,
-            time_aware_value=data.get("time_aware_value") is True,  # older files have none
-        )
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from expire_span_rl.checks import shown
 from expire_span_rl.files import write_atomically
-from expire_span_rl.policies.actor_critic import ActorCritic, PolicyConfig
+from expire_span_rl.policies.actor_critic import ActorCritic
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.networks import NETWORKS
+from expire_span_rl.policies.policy_config import PolicyConfig
 from expire_span_rl.policies.shapes import check_finite, check_numbers, check_tensors, weights_of
 from expire_span_rl.protocols import Policy
 
