@@ -157,12 +157,20 @@ class ForgettingController:
         a success rate, not a return; live: mean live memories per layer, None for a memory without slots; new_episodes:
         hard episodes that ended in this update."""
         config = self.config
-        if config.fixed_pressure and config.forgetting:
+        is_known = self.loss is None and episodes >= config.min_hard_episodes
+        if is_known:
+            self._observe_score(score, is_success)
+        if not config.forgetting:
+            return self.pressure
+        if config.fixed_pressure:
             self.pressure = config.fixed_pressure
             self.learned = True
             self.observed += self.pressure
             return self.pressure
-        self._update(score, episodes, is_success, live, new_episodes)
+        if self.loss is not None:
+            self._update_from_loss(self.loss, live)
+        elif is_known:
+            self._update(score, is_success, live, new_episodes)
         if self.learned:
             self.observed += 1.0 if self._is_within_budget(live) else max(self.pressure, 0.0)
         return self.pressure
@@ -170,31 +178,30 @@ class ForgettingController:
     def _is_within_budget(self, live: float | None) -> bool:
         return live is not None and live <= self.config.memory_budget
 
-    def _update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> None:
-        """Sets the pressure. Arguments: as of `update`."""
-        config = self.config
-        if self.loss is not None:
-            self._update_from_loss(self.loss, live)
-            return
-        if not config.forgetting or episodes < config.min_hard_episodes:
-            return
+    def _observe_score(self, score: float, is_success: bool) -> None:
+        """Notes the first score and the best one, and whether the task is learned. Arguments: as of `update`."""
         if self.first_score is None or self.best_score is None or self.is_success not in (None, is_success):
             self.first_score = score
             self.best_score = score
             self.learned = False  # what returns said says nothing of success, which is reported from now on
         self.is_success = is_success
         self.best_score = max(self.best_score, score)
-        gain = self.best_score - self.first_score
+        is_above_first = self.best_score > self.first_score
+        self.learned |= score >= self.target(is_success) and (is_success or is_above_first)
+
+    def _update(self, score: float, is_success: bool, live: float | None, new_episodes: int) -> None:
+        """Sets the pressure. Arguments: as of `update`."""
+        config = self.config
         if new_episodes:
             self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
         shortfall = self.target(is_success) - score
-        self.learned |= shortfall <= 0 and (is_success or gain > 0)
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
-            slack = config.success_slack if is_success else config.success_slack * max(gain, 1e-8)
+            gain = 1.0 if is_success else max((self.best_score or 0.0) - (self.first_score or 0.0), 1e-8)
+            slack = config.success_slack * gain
             self.pressure = -min(1.0, shortfall / slack) * evidence
         elif self._is_within_budget(live):
             self.pressure = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,9 @@ class Trainer:
             source = Collector(env, policy, agent.config.num_steps, seed, novelty=agent.config.novelty_coef > 0)
         self.collector = source
         self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
-        self.controller = ForgettingController(forgetting)
+        self.controller = ForgettingController(
+            replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
+        )
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.timesteps = 0
@@ -139,9 +142,7 @@ class Trainer:
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
         self._choose_best(score, count, is_success, new_hard_episodes)
-        pressure = 0.0
-        if self.policy.can_forget:
-            pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
+        pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())
@@ -152,12 +153,8 @@ class Trainer:
         learn_time = time.perf_counter()
         metrics.update(self._learn(rollout, pressure, backup))
         self.controller.observe_bits(metrics.get("train/bits"))
-        if self.controller.learned:
-            self.policy.observe_needs()
-        if self.controller.needs_known:
-            if self.policy.unreleased_reach() is not None:
-                self.window.live.clear()  # they were those of bounded spans
-            self.policy.release_spans()
+        if self.controller.config.forgetting:
+            self._let_spans_follow_needs()
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
@@ -170,6 +167,16 @@ class Trainer:
         metrics["time/total_timesteps"] = self.timesteps
         metrics["time/episodes"] = self.episodes
         return metrics
+
+    def _let_spans_follow_needs(self) -> None:
+        """Tells the policy what the controller knows: that the task is learned, and for how long memories are
+        needed."""
+        if self.controller.learned:
+            self.policy.observe_needs()
+        if self.controller.needs_known:
+            if self.policy.unreleased_reach() is not None:
+                self.window.live.clear()  # they were those of bounded spans
+            self.policy.release_spans()
 
     def _memory_metrics(self, rollout: Rollout, pressure: float) -> dict[str, float]:
         """Metrics of live memories and of forgetting."""

@@ -223,6 +223,19 @@ def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_
     assert trainer.controller.pressure == 0
 
 
+@pytest.mark.parametrize("kind, forgetting", [("gru", True), ("transformer_xl", True), ("expire_span", False)])
+def test_by_its_return_the_best_policy_is_kept_where_nothing_is_forgotten(kind, forgetting, monkeypatch):
+    """The policies whose return was 100 and 99 meet the target, 90% of the way from 10 to 100. Later ones, of which
+    some have learned nothing any more, do not. There is no pressure, and spans stay as they are."""
+    trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
+    returns = [10.0, 40.0, 100.0, 99.0, 60.0, 10.0]
+    acting_weights = run_scripted(trainer, returns, [1.0] * 6, monkeypatch, is_success=False)
+    assert trainer.best["score"] == 99 and is_same(trainer.best["weights"], acting_weights[3])
+    assert trainer.controller.pressure == 0 and not trainer.controller.needs_known
+    reach = trainer.policy.unreleased_reach()
+    assert (reach is not None) == (kind == "expire_span") and trainer.unfinished() is None
+
+
 def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(monkeypatch):
     """They are not released before. The run then goes on with finite numbers, and its state is saved and loaded."""
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
