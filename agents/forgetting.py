@@ -171,6 +171,8 @@ class ForgettingController:
             self._update_from_loss(self.loss, live)
         elif is_known:
             self._update(score, is_success, live, new_episodes)
+        else:  # nothing is shortened without knowing what that does
+            self.pressure = min(self.pressure, 0.0)
         if self.learned:
             self.observed += 1.0 if self._is_within_budget(live) else max(self.pressure, 0.0)
         return self.pressure

@@ -39,7 +39,7 @@ success does not show it yet."""
 class Trainer:
     """Trains `policy` with `agent` in `env`, one rollout per `update()`."""
 
-    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row")
+    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row", "failure_rate")
 
     def __init__(
         self,
@@ -74,6 +74,9 @@ class Trainer:
         self.skipped = 0
         """Updates that were taken back because numbers were not finite."""
         self.skipped_in_a_row = 0
+        self.failure_rate = 1.0
+        """Share of the latest hard episodes that failed, when enough of them had ended last. A harder episode than any
+        before leaves none for a while."""
         self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
@@ -137,8 +140,11 @@ class Trainer:
             self.window.live.append(live_now)
         score, count = self.window.hard_score()
         is_success = self.window.reports_success
-        is_known = is_success and count >= self.controller.config.min_hard_episodes
-        self.agent.failure_rate = 1 - score if is_known else 1.0
+        if not is_success:
+            self.failure_rate = 1.0
+        elif count >= self.controller.config.min_hard_episodes:
+            self.failure_rate = 1 - score
+        self.agent.failure_rate = self.failure_rate
         if self.controller.loss is not None and self.controller.loss.bits is not None:
             score = -self.controller.loss.bits
         self._choose_best(score, count, is_success, new_hard_episodes)
@@ -342,7 +348,8 @@ class Trainer:
         """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
         end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
         which had longer spans."""
-        if self.best is not None and not self.best["tested"]:
+        is_known = count >= self.controller.config.min_hard_episodes
+        if self.best is not None and not self.best["tested"] and is_known:
             if self.controller.holds(score, count, is_success):
                 self.best["tested"] = True
             else:

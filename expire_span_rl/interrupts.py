@@ -10,14 +10,17 @@ Nothing here imports more than the standard library, so that it works from a pro
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+REPEATED = 0.2  # seconds
 _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated (SIGTERM)", "SIGHUP": "the terminal closed (SIGHUP)"}
 
 
@@ -59,13 +62,19 @@ def ending() -> Iterator[None]:
 @contextlib.contextmanager
 def finishing(stop: threading.Event) -> Iterator[Finishing]:
     """Within, the first signal sets `stop`, the second raises `Interrupted`, and the third has the system's default
-    effect."""
+    effect. A signal that comes again within REPEATED seconds is still the first: whoever ends a job may send it to its
+    processes and to their group."""
     finishing = Finishing()
+    first_at = -math.inf
 
     def finish(signum: int, frame: FrameType | None) -> None:
+        nonlocal first_at
         if finishing.signum is None and not stop.is_set():
+            first_at = time.monotonic()
             finishing.signum = int(signum)
             stop.set()
+            return
+        if signum == finishing.signum and time.monotonic() < first_at + REPEATED:
             return
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)

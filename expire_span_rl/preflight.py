@@ -15,7 +15,7 @@ from expire_span_rl.agents.checkpoint import checkpoint_bytes
 from expire_span_rl.building import Run
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.policies.settings import BF16
-from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, superfluous
+from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, snapshot_spacing, superfluous
 
 SPEED_AFTER = 10.0  # seconds of training after which its speed is reported
 SPEED_UPDATES = 3  # fewest updates; the first of them does not count, since it warms up
@@ -174,11 +174,10 @@ def size(number: float) -> str:
 def _disk_line(run: Run, path: Path) -> str:
     """The size of checkpoints, snapshots and the log of the whole training, and the free space."""
     trainer, settings = run.trainer, run.settings.run
-    every = settings.checkpoint_every
     snapshot = sum(p.numel() * p.element_size() for p in run.policy.state_dict().values())
     # Later it also holds Adam's three moments of every weight, the best policy, and memories.
     checkpoint = len(checkpoint_bytes(*trainer.state())) + (4 * snapshot if trainer.timesteps == 0 else 0)
-    spacing = -(-every // trainer.rollout_size) * trainer.rollout_size
+    spacing = snapshot_spacing(settings.checkpoint_every, trainer.rollout_size)
     steps = range(spacing, trainer.total_timesteps + spacing, spacing)
     number = len(steps)
     if settings.keep_snapshots != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:

@@ -44,6 +44,7 @@ from expire_span_rl.run_files import (
     check_run_dir,
     clear,
     snapshot_path,
+    snapshot_spacing,
     sweep,
     thin,
 )
@@ -154,10 +155,15 @@ class RunDirectory:
         with self._writing():
             self._table.write(metrics)
             self._events.write(metrics, trainer.timesteps, picture)
-        if trainer.timesteps - self.saved >= settings.checkpoint_every or trainer.done:
+        if trainer.timesteps % self._spacing == 0 or trainer.done:
             self.save()
         elif time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes:
             self.checkpoint()
+
+    @property
+    def _spacing(self) -> int:
+        """Steps between two snapshots."""
+        return snapshot_spacing(self.run.settings.run.checkpoint_every, self.run.trainer.rollout_size)
 
     def save(self) -> None:
         """Writes checkpoint, snapshot of the policy, and the run's policy. Raises DirectoryFailed and WeightsLost."""
@@ -167,7 +173,7 @@ class RunDirectory:
             info = {**self.run.info, "timesteps": trainer.timesteps}
             save_policy(self.run.policy, snapshot_path(self.path, trainer.timesteps), info)
             if settings.keep_snapshots != ALL_SNAPSHOTS:
-                thin(self.path, trainer.timesteps, settings.checkpoint_every)
+                thin(self.path, trainer.timesteps, self._spacing)
         self.checkpoint()
 
     def checkpoint(self, with_policy: bool = True) -> None:

@@ -131,6 +131,12 @@ def snapshot_path(path: Path, timesteps: int) -> Path:
     return path / "checkpoints" / f"policy_{timesteps:09d}.safetensors"
 
 
+def snapshot_spacing(checkpoint_every: int, rollout_size: int) -> int:
+    """Steps between two snapshots: `checkpoint_every`, rounded up to whole rollouts. Snapshots are of its multiples, so
+    that a run which is resumed has those of one that was never stopped."""
+    return -(-checkpoint_every // rollout_size) * rollout_size
+
+
 def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
     """The steps whose snapshots thinning removes. The newest NEWEST_SNAPSHOTS stay. Before them, the oldest snapshot of
     each range of ages stays; each range is twice as long as the range after it.

@@ -238,16 +238,18 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("signum", "code", "message"), SIGNALS)
 def test_a_signal_finishes_the_update_and_nothing_is_lost(
-    signum, code, message, sending, tmp_path, monkeypatch, capsys
+    signum, code, message, times, sending, tmp_path, monkeypatch, capsys
 ):
-    """The run, resumed, ends with the weights of one that was not interrupted."""
+    """The run, resumed, ends with the weights of one that was not interrupted. It may come twice within a moment, as
+    `timeout` sends it, to the process and to its group."""
     monkeypatch.chdir(tmp_path)
     flags = [*TRAIN, *SHORT, "--total-timesteps", "512"]
     assert call(train_rl, [*flags, "--run-dir", "whole"], monkeypatch) == 0
     with monkeypatch.context() as patch:
-        sending(signum, at_step=20)
+        sending(*[signum] * times, at_step=20)
         assert call(train_rl, [*flags, "--run-dir", "cut"], patch) == code
         monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

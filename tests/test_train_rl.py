@@ -137,6 +137,28 @@ def test_resume_continues_to_what_an_uninterrupted_run_reaches(flags, in_folder,
     assert [float(r[key]) for r in rows[1]] == pytest.approx([float(r[key]) for r in rows[0]])
 
 
+def test_snapshots_are_of_the_steps_that_were_asked_for(in_folder, monkeypatch):
+    """Also where checkpoints are written in between, and in a run that was stopped and resumed."""
+    flags = [*SMALL, *SHORT, "--total-timesteps", "1024", "--checkpoint-every", "300", "--run-dir", "x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "record", stopping_after(RunDirectory.record, 256))
+        assert call(train_rl, [*flags, "--checkpoint-minutes", "1e-9"], patch) == 130
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
+    names = [path.stem for path in sorted(Path("x/checkpoints").iterdir())]
+    assert names == [f"policy_{steps:09d}" for steps in (256, 384, 768, 1024)]  # 256: where it was stopped
+
+
+def stopping_after(record, timesteps: int):
+    """`RunDirectory.record`, which asks the training to stop after so many steps."""
+
+    def recorded(directory, metrics):
+        record(directory, metrics)
+        if directory.run.trainer.timesteps >= timesteps:
+            directory.run.trainer.stop.set()
+
+    return recorded
+
+
 def test_a_run_that_forgets_by_its_return_is_resumed(in_folder, monkeypatch):
     flags = [*SMALL, *FORGETFUL, "--env", "CartPole-v1", "--env-kwargs", "{}"]
     assert call(train_rl, [*flags, "--total-timesteps", "512", "--run-dir", "x"], monkeypatch) == 0

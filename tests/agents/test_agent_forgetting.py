@@ -124,12 +124,15 @@ def test_needs_are_known_after_enough_pressure():
     assert not make_controller(forgetting=False).needs_known
 
 
-def test_few_hard_episodes_change_nothing():
-    """The pressure stays as it is, and the constraint does not hold."""
+def test_few_hard_episodes_shorten_nothing():
+    """The constraint does not hold, and no span becomes shorter. One that is becoming longer goes on."""
     controller = make_controller(min_hard_episodes=100)
     assert controller.update(1.0, 99, True, 50.0, 9) == 0 and not controller.holds(1.0, 99, True)
     pressure = controller.update(1.0, 100, True, 50.0, MANY)
     assert pressure > 0 and controller.holds(1.0, 100, True)
+    assert controller.update(1.0, 99, True, 50.0, 9) == 0
+    pressure = controller.update(0.0, 100, True, 50.0, MANY)
+    assert pressure < 0
     assert controller.update(0.0, 99, True, 50.0, 9) == pressure
     assert controller.update(float("nan"), 0, True, 50.0, 0) == pressure
 

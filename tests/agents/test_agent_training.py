@@ -370,6 +370,23 @@ def test_the_learner_is_told_the_share_of_failures(is_success, rates, monkeypatc
     assert told == rates
 
 
+def test_a_harder_episode_than_any_before_leaves_what_is_known(tmp_path, monkeypatch):
+    """It is the only hard one at first. The share of failures stays as it was, also in a resumed training; spans are not
+    shortened, and the kept policy, which no hard episode has tested, stays."""
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, min_hard_episodes=100))
+    easy, hard = ({"steps": 12, "length": length, "return": 0.0, "is_success": 1.0} for length in (10, 20))
+    with monkeypatch.context() as patch:
+        run_updates(trainer, [[easy] * 200, [easy] * 200, [], [hard]], [5.0] * 4, patch)
+    assert trainer.agent.failure_rate == 0 and trainer.controller.pressure == 0
+    assert trainer.best is not None and not trainer.best["tested"] and trainer.best["timesteps"] == 2 * STEPS * ENVS
+    loaded = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, min_hard_episodes=100))
+    loaded.load_state(*through_a_file(trainer.state(), tmp_path))
+    run_updates(loaded, [[hard]], [5.0], monkeypatch)
+    assert loaded.agent.failure_rate == 0
+    run_updates(trainer, [[{**hard, "is_success": 0.0}] * 100], [5.0], monkeypatch)
+    assert trainer.agent.failure_rate == 1 and trainer.best is None and trainer.controller.pressure < 0
+
+
 def test_environments_that_cannot_save_are_reported(tmp_path):
     trainers = [make_trainer("ProbeRecall-v0", "expire_span", 5, num_envs=4) for _ in range(2)]
     trainers[0].update()
