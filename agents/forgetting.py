@@ -20,6 +20,9 @@ COMPARED_BLOCKS = 100
 """Number of blocks between two comparisons of the average with its earlier value."""
 LEARNED_FRACTION = 0.9
 """The task counts as learned only when the average is below this fraction of the first average."""
+SOLVED_FRACTION = 0.01
+"""The task also counts as learned below this fraction of the first average, and lower averages count as this one. The
+bits of perfect answers fall without end, by a factor in each so many blocks."""
 BEST_DRIFT = 1e-5
 """Relative increase of the best loss per block. With it, a best value that cannot be reached again is forgotten in
 time."""
@@ -34,8 +37,8 @@ class LossConstraint:
     its best.
 
     The task counts as learned when the average is below `LEARNED_FRACTION` of the first one and has fallen by less than
-    `loss_tolerance` in the last `COMPARED_BLOCKS` blocks. The constraint is that the average stays within
-    `loss_tolerance` of its best.
+    `loss_tolerance` in the last `COMPARED_BLOCKS` blocks, or is below `SOLVED_FRACTION` of the first one. The
+    constraint is that the average stays within `loss_tolerance` of its best.
     """
 
     def __init__(self, tolerance: float):
@@ -60,12 +63,18 @@ class LossConstraint:
         if self.blocks % COMPARED_BLOCKS == 0:
             is_slow = self.bits > (1 - self.tolerance) * self.earlier
             self.learned |= is_slow and self.bits < LEARNED_FRACTION * self.first
+            self.learned |= self.bits < SOLVED_FRACTION * self.first
             self.earlier = self.bits
 
     @property
     def limit(self) -> float:
         """The bits that the average must not exceed."""
-        return math.inf if self.best is None else self.best * (1 + self.tolerance)
+        return math.inf if self.best is None else self._best_that_counts * (1 + self.tolerance)
+
+    @property
+    def _best_that_counts(self) -> float:
+        """The best average, at least SOLVED_FRACTION of the first one."""
+        return max(self.best or 0.0, SOLVED_FRACTION * (self.first or 0.0), 1e-12)
 
     @property
     def violation(self) -> float:
@@ -73,7 +82,7 @@ class LossConstraint:
         holds."""
         if self.bits is None or self.best is None:
             return 0.0
-        return (self.bits / max(self.best, 1e-12) - 1 - self.tolerance) / self.tolerance
+        return (self.bits / self._best_that_counts - 1 - self.tolerance) / self.tolerance
 
     def state_dict(self) -> dict[str, Any]:
         """The constraint's state, JSON-able."""

@@ -54,7 +54,7 @@ class TrainingLoop(Protocol):
         """One rollout and what is learned from it. Returns metrics for the log. Raises TrainingEnded."""
         ...
 
-    def keep_evaluated(self, score: float) -> None:
+    def keep_evaluated(self, result: Mapping[str, Any]) -> None:
         """Keeps the policy as it is now if an evaluation with this score meets the target."""
         ...
 

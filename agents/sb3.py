@@ -176,7 +176,7 @@ class SB3Trainer:
         """None: there is nothing to forget."""
         return None
 
-    def keep_evaluated(self, score: float) -> None:
+    def keep_evaluated(self, result: Mapping[str, Any]) -> None:
         """Nothing: see `best`."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -60,10 +60,13 @@ class Schedules:
         self.starts = starts
         self.start_step = timesteps
         ranges = [
-            f"{_SETTING_NAMES[name]} goes from {start:.3g} to {self.ends[name]:.3g}" for name, start in starts.items()
+            f"{_SETTING_NAMES[name]} goes from {start:.3g} to {self.ends[name]:.3g}"
+            for name, start in starts.items()
+            if start != self.ends[name]
         ]
         hint = "" if rate_changed else " (--learning-rate sets another)"
-        return f"{total - timesteps:,} steps remain, over which {' and '.join(ranges)}{hint}"
+        changes = f", over which {', '.join(ranges)}{hint}" if ranges else ""
+        return f"{total - timesteps:,} steps remain{changes}"
 
 
 def between(start: float, end: float, progress: float) -> float:

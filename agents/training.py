@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -138,15 +139,14 @@ class Trainer:
         live_now = self._live_now
         if live_now is not None:
             self.window.live.append(live_now)
-        score, count = self.window.hard_score()
-        is_success = self.window.reports_success
-        if not is_success:
+        success, count = self.window.hard_score()
+        if not self.window.reports_success:
             self.failure_rate = 1.0
         elif count >= self.controller.config.min_hard_episodes:
-            self.failure_rate = 1 - score
+            self.failure_rate = 1 - success
         self.agent.failure_rate = self.failure_rate
-        if self.controller.loss is not None and self.controller.loss.bits is not None:
-            score = -self.controller.loss.bits
+        score, _ = self._hard_score()
+        is_success = self._scores_are_success
         self._choose_best(score, count, is_success, new_hard_episodes)
         pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
 
@@ -200,13 +200,31 @@ class Trainer:
             metrics["memory/pressure"] = pressure
         return metrics
 
-    def keep_evaluated(self, score: float) -> None:
-        """Keeps the present policy if it meets the constraint both in training and in an evaluation. score: success in
-        the evaluation, or the return where there is no success. See `keeps_evaluated`."""
-        training_score, count = self.window.hard_score()
-        is_success = self.window.reports_success
+    def keep_evaluated(self, result: Mapping[str, Any]) -> None:
+        """Keeps the present policy if it meets the constraint both in training and in an evaluation. result: of the
+        evaluation, `success_rate`, `mean_return` and, where the right actions are known, `bits` per answer. See
+        `keeps_evaluated`."""
+        is_success = self._scores_are_success
+        if self.controller.loss is not None:
+            score = -math.inf if result.get("bits") is None else -result["bits"]
+        elif is_success:
+            score = result["success_rate"] or 0.0  # None: no episode reported any
+        else:
+            score = result["mean_return"]
         if score >= self.controller.target(is_success):
+            training_score, count = self._hard_score()
             self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
+
+    @property
+    def _scores_are_success(self) -> bool:
+        """Whether scores are success rates. Else they are returns, or minus the bits per answer."""
+        return self.window.reports_success and self.controller.loss is None
+
+    def _hard_score(self) -> tuple[float, int]:
+        """The score that the constraint is on, and the number of hard episodes that have ended lately."""
+        score, count = self.window.hard_score()
+        loss = self.controller.loss
+        return (score if loss is None or loss.bits is None else -loss.bits), count
 
     def unfinished(self) -> str | None:
         """A line that says so if spans were never released, so that the policy cannot remember for longer; else

@@ -79,16 +79,21 @@ def write_plan(out: Path, cells: Sequence[Mapping[str, Any]], new_cells: Sequenc
 
 
 def finish_cell(
-    work: tuple[Cell, Settings, str, Mapping[str, Any]], callback: Callable[[dict[str, float]], Any] | None = None
+    work: tuple[Cell, Settings, str, Mapping[str, Any]],
+    callback: Callable[[dict[str, float]], Any] | None = None,
+    *,
+    is_trained: bool = False,
 ) -> dict[str, Any]:
     """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, and writes the
     cell. work: the cell, the settings of its training, its file, and the settings of the evaluation. callback: gets the
-    metrics of each update, and ends the training by returning False."""
+    metrics of each update, and ends the training by returning False. is_trained: it has ended before, and is only
+    evaluated."""
     cell, settings, file, protocol = work
     run_dir = Path(settings.run.run_dir)
     has_checkpoint = (run_dir / "checkpoint.safetensors").is_file()
     settings = settings.replace(resume=str(run_dir) if has_checkpoint else "", overwrite=not has_checkpoint)
-    training.train(settings, callback)
+    if not is_trained:
+        training.train(settings, callback)
     policy, info = load_policy(run_dir)
     torch.manual_seed(0)
     result = evaluation.evaluate(

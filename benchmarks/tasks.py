@@ -34,6 +34,7 @@ from benchmarks.task_list import TASKS, BenchmarkTask
 from benchmarks.tasks_report import rows_of, write_report
 from benchmarks.workers import WorkersConfig, results_of
 from expire_span_rl import cli
+from expire_span_rl.agents.checkpoint import CheckpointError, load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.policies import KINDS
 
@@ -191,7 +192,10 @@ def finish_task(work: tuple[str, Any, float]) -> tuple[str, dict[str, Any]]:
     `TasksConfig.end_after`."""
     name, cell, end_after = work
     _, settings, *_ = cell
-    return name, finish_cell(cell, EndAfter(TASKS[name], end_after, Path(settings.run.run_dir)) if end_after else None)
+    if not end_after:
+        return name, finish_cell(cell)
+    callback = EndAfter(TASKS[name], end_after, Path(settings.run.run_dir))
+    return name, finish_cell(cell, callback, is_trained=callback.has_ended)
 
 
 class EndAfter:
@@ -202,10 +206,15 @@ class EndAfter:
         self._task = task
         self._factor = factor
         self._reached: float | None = None
-        log = run_dir / "progress.csv"
-        if (run_dir / "checkpoint.safetensors").is_file() and log.is_file():
-            with log.open(newline="") as file:
-                for row in csv.DictReader(file):
+        self.has_ended = False
+        """Whether it has said so, to this process or to one before it."""
+        log, checkpoint = run_dir / "progress.csv", run_dir / "checkpoint.safetensors"
+        if not (checkpoint.is_file() and log.is_file()):
+            return
+        with contextlib.suppress(CheckpointError), log.open(newline="") as file:
+            saved = load_checkpoint(checkpoint)[1]["counters"]["timesteps"]  # later rows will be done again
+            for row in csv.DictReader(file):
+                if float(row["time/total_timesteps"]) <= saved:
                     self(row)
 
     def __call__(self, metrics: Mapping[str, Any]) -> bool:
@@ -214,7 +223,9 @@ class EndAfter:
             value = point[self._task.curve_column]
             if self._task.target is not None and value is not None and value >= self._task.target:
                 self._reached = point[0]
-        return self._reached is None or float(metrics["time/total_timesteps"]) < self._factor * self._reached
+        steps = float(metrics["time/total_timesteps"])
+        self.has_ended = self._reached is not None and steps >= self._factor * self._reached
+        return not self.has_ended
 
 
 def load_cells(out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,6 @@ policy that passed an evaluation."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from expire_span_rl.building import Run
@@ -23,21 +22,31 @@ class PeriodicEvaluation:
         self._say = say
         self._every = run.settings.run.eval_every
         self._reported_endless = False
+        self.was_stopped = False
+        """Whether the latest evaluation was given up, since the training was asked to stop."""
         run.trainer.keeps_evaluated = bool(self._every)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is an evaluation after the latest update."""
+        trainer = self._run.trainer
+        before = trainer.timesteps - trainer.rollout_size
+        crosses = self._every and trainer.timesteps // self._every > before // self._every
+        return bool(trainer.timesteps and self._every and (trainer.done or crosses))
 
     def metrics(self) -> dict[str, float]:
         """The metrics of an evaluation that is due after this update, as far as they are defined: `eval/mean_reward`,
         `eval/mean_ep_length`, `eval/success_rate` and `eval/live_mean` (live memories per layer).
 
-        Empty if no evaluation is due, or if the training was asked to stop in the middle of one."""
-        trainer = self._run.trainer
-        before = trainer.timesteps - trainer.rollout_size
-        due = self._every and (trainer.done or trainer.timesteps // self._every > before // self._every)
-        if not due:
+        Empty if no evaluation is due, or if the training was asked to stop in the middle of one: `was_stopped`."""
+        self.was_stopped = False
+        if not self.is_due:
             return {}
-        with contextlib.suppress(_Stopped):
+        try:
             return self._evaluate()
-        return {}
+        except _Stopped:
+            self.was_stopped = True
+            return {}
 
     def _evaluate(self) -> dict[str, float]:
         """The metrics of an evaluation; empty if an episode of it does not end."""
@@ -61,7 +70,7 @@ class PeriodicEvaluation:
         metrics = {"eval/mean_reward": result["mean_return"], "eval/mean_ep_length": result["mean_episode_length"]}
         if result["success_rate"] is not None:
             metrics["eval/success_rate"] = result["success_rate"]
-        run.trainer.keep_evaluated(metrics.get("eval/success_rate", metrics["eval/mean_reward"]))
+        run.trainer.keep_evaluated(result)
         live = result["live_memories_mean"]
         if live:
             metrics["eval/live_mean"] = sum(live) / len(live)

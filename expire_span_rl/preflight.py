@@ -34,7 +34,7 @@ def preflight(run: Run, path: Path) -> list[str]:
         "memory": memory_line(run),
         "rollout": rollout_line(run),
         "on disk": _disk_line(run, path),
-        "speed": "follows the first updates",
+        "speed": "" if trainer.done else "follows the first updates",
     }
     head = f"{settings.env}, {settings.memory} memory, {settings.agent}, {trainer.total_timesteps:,} steps -> {path}"
     lines = [head, *(f"  {name:<8} {text}" for name, text in rows.items() if text)]
@@ -61,6 +61,8 @@ def memory_line(run: Run) -> str:
     most, per_slot = most_memories(policy), sum(memory.slot_bytes())
     layers = f"{len(memory.layers)} layer{'s' * (len(memory.layers) > 1)}"
     expected = expected_memories(policy, most)
+    if most is None and policy.unreleased_reach() is None:
+        return f"{size(per_slot)} per step that is remembered in {layers}, of as many as are needed"
     if most is None and expected is not None:
         text = f"at most {expected:,} memories in {layers} until the task is learned"
         text += f", {size(expected * per_slot)} per environment"

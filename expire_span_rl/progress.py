@@ -48,6 +48,13 @@ class ProgressTable:
         self._file.write(_line([values.get(name, "") for name in self._columns]))
         self._file.flush()
 
+    def has_last(self, timesteps: int, column: str) -> bool:
+        """Whether the last row is that of so many steps, and has a number in a column."""
+        table = _read(self._path)
+        if not table.rows or column not in table.columns or _step(table.rows[-1], table.columns) != timesteps:
+            return False
+        return bool(table.rows[-1][table.columns.index(column)])
+
     def close(self) -> None:
         """Finishes the file."""
         self._file.close()

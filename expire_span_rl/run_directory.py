@@ -161,6 +161,11 @@ class RunDirectory:
             self.checkpoint()
 
     @property
+    def has_evaluation(self) -> bool:
+        """Whether the log has an evaluation after the latest update."""
+        return self._table.has_last(self.run.trainer.timesteps, "eval/mean_reward")
+
+    @property
     def _spacing(self) -> int:
         """Steps between two snapshots."""
         return snapshot_spacing(self.run.settings.run.checkpoint_every, self.run.trainer.rollout_size)

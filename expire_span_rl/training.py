@@ -63,15 +63,8 @@ def _train(
     """Trains what was built. lines: messages from before there was a directory."""
     trainer, settings = run.trainer, run.settings.run
     with listening(lines.append):
-        if resuming:
-            directory, goes_on = RunDirectory.resume(path, run, lock)
-            for note in trainer.notes:
-                say(note)
-            if not goes_on:
-                say("the environments' state was not saved: they begin new episodes")
-        else:
-            directory = RunDirectory.begin(path, run, lock)
-    began = time.time()
+        directory = _resume(path, run, lock) if resuming else RunDirectory.begin(path, run, lock)
+    began, steps_before = time.time(), trainer.timesteps
     with directory.training(lines):
         requested = settings.total_timesteps
         if trainer.total_timesteps != requested:
@@ -90,13 +83,26 @@ def _train(
             return callback is None or callback(metrics)
 
         learn(run, directory, after_update, settings.progress_bar)
-        _say_result(run, path, time.time() - began)
+        if trainer.timesteps > steps_before:
+            seconds = time.time() - began
+            so_far = "" if not steps_before else f", {trainer.timesteps:,} so far"
+            say(f"trained {trainer.timesteps - steps_before:,} steps in {seconds / 60:.1f} minutes{so_far}")
+        _say_result(run, path)
 
 
-def _say_result(run: Run, path: Path, seconds: float) -> None:
-    """Reports what was trained, and which policy the run has."""
+def _resume(path: Path, run: Run, lock: FileLock | None) -> RunDirectory:
+    """The directory of a run that goes on, and what has changed."""
+    directory, goes_on = RunDirectory.resume(path, run, lock)
+    for note in run.trainer.notes:
+        say(note)
+    if not goes_on:
+        say("the environments' state was not saved: they begin new episodes")
+    return directory
+
+
+def _say_result(run: Run, path: Path) -> None:
+    """Reports which policy the run has."""
     trainer = run.trainer
-    say(f"trained {trainer.timesteps:,} steps in {seconds / 60:.1f} minutes")
     unfinished = trainer.unfinished()
     if unfinished is not None:
         say(unfinished)
@@ -105,8 +111,14 @@ def _say_result(run: Run, path: Path, seconds: float) -> None:
         say(f"{file}: the last policy")
         return
     live = "" if best["live"] is None else f" with {best['live']:.1f} live memories per layer"
-    score = f"{best['score']:.1%}" if best["is_success"] else f"a return of {best['score']:.4g}"
-    say(f"{file}: the policy of step {best['timesteps']:,}, {score} on the hard episodes{live}")
+    forgetting = run.settings.forgetting
+    if best["is_success"]:
+        score = f"{best['score']:.1%} on the hard episodes"
+    elif forgetting is not None and forgetting.loss_tolerance:
+        score = f"{-best['score']:.3g} bits per answer"
+    else:
+        score = f"a return of {best['score']:.4g} on the hard episodes"
+    say(f"{file}: the policy of step {best['timesteps']:,}, {score}{live}")
 
 
 def learn(
@@ -127,9 +139,10 @@ def learn(
     ) as bar:  # fmt: skip
         going = True
         try:
+            metrics_before = _missing_evaluation(run, evaluation, directory)
             while going and not (trainer.done or trainer.stop.is_set()):
-                metrics = trainer.update()
-                metrics |= evaluation.metrics()
+                metrics = metrics_before | trainer.update() | evaluation.metrics()
+                metrics_before = {}
                 if directory is not None:
                     directory.record(metrics)
                 bar.update(trainer.rollout_size)
@@ -141,8 +154,23 @@ def learn(
             ended = directory.end(ended)
     if ended is not None and not (trainer.stop.is_set() and isinstance(ended, TrainingEnded)):
         raise ended
-    if trainer.stop.is_set() and not trainer.done:
+    if trainer.stop.is_set() and (evaluation.was_stopped or not trainer.done):
+        if directory is not None and evaluation.was_stopped:
+            say(f"the evaluation after {trainer.timesteps:,} steps was given up: --resume {directory.path} makes it")
         raise Interrupted(request.signum or signal.SIGINT)
+
+
+def _missing_evaluation(run: Run, evaluation: PeriodicEvaluation, directory: RunDirectory | None) -> dict[str, float]:
+    """The metrics of the evaluation that was due when the run was stopped, in the middle of it. They go into the next
+    row of the log; if there will be none, they are only reported, and the kept policy is saved."""
+    if directory is None or directory.has_evaluation or not evaluation.is_due:
+        return {}
+    metrics = evaluation.metrics()
+    if metrics and run.trainer.done:
+        figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
+        say(f"evaluated after {run.trainer.timesteps:,} steps: {figures}")
+        directory.save()
+    return metrics
 
 
 def _summary(metrics: Mapping[str, float]) -> str:

@@ -693,7 +693,7 @@ def test_a_run_is_trained_on_and_the_rates_do_not_leap(by, run, monkeypatch, cap
         flags = ["--device", "cpu"]
     assert call(train_rl, resume(run, *flags), monkeypatch) == 0
     assert (
-        "512 steps remain, over which the learning rate goes from 0.00025 to 0 and the entropy bonus"
+        "512 steps remain, over which the learning rate goes from 0.00025 to 0, the entropy bonus"
         in capsys.readouterr().err
     )
     rates = [float(row["train/learning_rate"]) for row in log(run)]

@@ -16,6 +16,7 @@ from benchmarks.task_list import TASKS
 from benchmarks.tasks import EndAfter
 from benchmarks.tasks_report import overall, rows_of, summary
 from expire_span_rl import training
+from expire_span_rl.agents.checkpoint import checkpoint_bytes
 
 TINY = ["--tasks", "CartPole-v1", "Corridor-v0", "--kinds", "lstm", "none", "--seeds", "1", "--eval-episodes", "8"]
 TINY += ["--jobs", "1", "--out", "table", "--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2"]
@@ -106,6 +107,11 @@ def test_a_training_ends_after_its_target(in_folder, monkeypatch, capsys):
     assert "| TMaze-50 | 0.02M | return 0.99 | none | 1 |" in output
     with Path("table/results.csv").open(newline="") as file:
         cartpole, tmaze = csv.DictReader(file)
+    run = Path("table/CartPole-v1/runs/none-any-1/progress.csv")
+    before = run.read_bytes()
+    Path("table/CartPole-v1/cells/none-any-1.json").unlink()  # as if it was killed while it evaluated
+    assert table(["--tasks", "CartPole-v1", *TINY[3:-2], *flags], monkeypatch) == 0
+    assert run.read_bytes() == before
     steps_to_target = float(cartpole["steps_to_target"])
     assert 128 < steps_to_target < 9_000 and float(cartpole["trained_timesteps"]) == 2 * steps_to_target
     assert float(tmaze["trained_timesteps"]) == float(tmaze["timesteps"]) == 20_000
@@ -125,12 +131,18 @@ def test_when_a_training_ends(tmp_path):
     assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))
 
     (tmp_path / "progress.csv").write_text(
-        "time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean\n100,,,\n200,100,,475\n"
+        "time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean\n100,,,\n200,100,,475\n400,100,,1\n"
     )
     assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))  # of a training that begins anew
-    (tmp_path / "checkpoint.safetensors").touch()
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint_bytes({}, {"counters": {"timesteps": 200}}))
     goes_on = EndAfter(task, 1.5, tmp_path)
-    assert goes_on(metrics(250, 10.0)) and not goes_on(metrics(300, 10.0))
+    assert goes_on(metrics(250, 10.0)) and not goes_on.has_ended and not goes_on(metrics(300, 10.0))
+    assert goes_on.has_ended
+    checkpoint.write_bytes(checkpoint_bytes({}, {"counters": {"timesteps": 400}}))
+    assert EndAfter(task, 1.5, tmp_path).has_ended
+    checkpoint.write_bytes(b"damaged")
+    assert not EndAfter(task, 1.5, tmp_path).has_ended
 
 
 def test_another_directory_is_left_alone(in_folder, monkeypatch, capsys):

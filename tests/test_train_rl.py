@@ -3,6 +3,7 @@ lost."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS
-from expire_span_rl.agents.forgetting import ForgettingController
+from expire_span_rl.agents.forgetting import ForgettingController, LossConstraint
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
@@ -218,10 +219,61 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
         monkeypatch.setattr(type(trainer.window), "reports_success", True)
         trainer.window.live.clear()
         trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
-        trainer.keep_evaluated(score)
+        trainer.keep_evaluated({"success_rate": score, "mean_return": 0.0})
         kept.append(trainer.best["timesteps"])
     assert kept == [128, 128, 384, 384]
     trainer.close()
+
+
+def test_an_evaluation_without_any_success_fails(monkeypatch):
+    """Where some training episodes reported success, whatever its return is. With --loss-tolerance its bits count."""
+    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
+    trainer = run.trainer
+    PeriodicEvaluation(run, print)
+    trainer.update()
+    trainer.window.hard_score = lambda: (1.0, 1000)
+    monkeypatch.setattr(type(trainer.window), "reports_success", True)
+    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    trainer.keep_evaluated({"success_rate": None, "mean_return": 2.0})
+    assert trainer.best is None
+    loss = trainer.controller.loss = LossConstraint(0.5)
+    loss.bits = loss.best = loss.first = 2.0
+    trainer.controller.learned = True
+    for bits in (None, 3.1):
+        trainer.keep_evaluated({"success_rate": 1.0, "mean_return": 2.0, "bits": bits})
+        assert trainer.best is None
+    trainer.keep_evaluated({"success_rate": 0.4, "mean_return": 2.0, "bits": 2.9})
+    assert (trainer.best["score"], trainer.best["is_success"]) == (-2.0, False)
+    trainer.close()
+
+
+def test_an_evaluation_that_was_given_up_is_made_up_for(in_folder, monkeypatch, capsys):
+    """One on the way goes into the next row. The last one is reported, and decides on the policy that is kept. Without
+    it a training has not ended."""
+    flags = [*SMALL, *SHORT, *FORGETFUL, "--total-timesteps", "512", "--eval-every", "256", "--n-eval-episodes", "5"]
+
+    def stop(self):
+        self._run.trainer.stop.set()
+        return original(self)
+
+    original = PeriodicEvaluation._evaluate
+    for arguments in ([*flags, "--run-dir", "x"], ["--resume", "x", "--no-progress-bar"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(PeriodicEvaluation, "_evaluate", stop if arguments[0] != "--resume" else stopping_later(stop))
+            assert call(train_rl, arguments, patch) == 130
+        said = capsys.readouterr().err
+        assert "steps was given up: --resume x makes it" in said
+    rows = log(Path("x"))
+    assert [int(float(row["time/total_timesteps"])) for row in rows if row["eval/mean_reward"]] == [384]
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar"], monkeypatch) == 0
+    assert "evaluated after 512 steps: mean_reward" in capsys.readouterr().err
+    assert len(log(Path("x"))) == 4
+
+
+def stopping_later(stop):
+    """`stop` from the second evaluation on."""
+    original, counts = PeriodicEvaluation._evaluate, itertools.count()
+    return lambda self: stop(self) if next(counts) else original(self)
 
 
 def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_or_not(in_folder, monkeypatch):

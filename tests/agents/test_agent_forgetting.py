@@ -366,6 +366,16 @@ def test_with_a_loss_to_hold_forgetting_begins_once_it_falls_slowly():
     assert controlled([*falling, *[2.0] * 400], memory_budget=100)[1] == [0.0] * 700
 
 
+def test_answers_that_become_perfect_are_learned():
+    """Their bits fall by half in every 50 blocks, without end. Below a hundredth of the first average they may rise
+    again: they count as that hundredth."""
+    controller, pressures = controlled([4.0 * 0.5 ** (i / 50) for i in range(2000)])
+    assert controller.learned and pressures[500] > 0 and pressures[-1] == 1.0
+    controller.observe_bits(0.01)
+    assert controller.loss is not None and controller.loss.bits > 100 * controller.loss.best
+    assert controller.loss.violation <= 0
+
+
 def test_a_loss_above_its_best_lengthens_spans_and_what_cannot_be_reached_again_is_given_up():
     controller, pressures = controlled([*[4.0] * 100, *[2.0] * 500])
     assert pressures[-4:] == [1.0] * 4 and controller.holds(-2.0, 0, False)

@@ -371,8 +371,8 @@ def test_the_learner_is_told_the_share_of_failures(is_success, rates, monkeypatc
 
 
 def test_a_harder_episode_than_any_before_leaves_what_is_known(tmp_path, monkeypatch):
-    """It is the only hard one at first. The share of failures stays as it was, also in a resumed training; spans are not
-    shortened, and the kept policy, which no hard episode has tested, stays."""
+    """It is the only hard one at first. The share of failures stays as it was, also in a resumed training; spans are
+    not shortened, and the kept policy, which no hard episode has tested, stays."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, min_hard_episodes=100))
     easy, hard = ({"steps": 12, "length": length, "return": 0.0, "is_success": 1.0} for length in (10, 20))
     with monkeypatch.context() as patch:
