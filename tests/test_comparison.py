@@ -39,9 +39,9 @@ def trainings(monkeypatch) -> list[tuple[str, bool]]:
     result = []
     train = training.train
 
-    def counting_train(settings):
+    def counting_train(settings, callback=None):
         result.append((settings.run.memory, bool(settings.run.resume)))
-        return train(settings)
+        return train(settings, callback)
 
     monkeypatch.setattr(training, "train", counting_train)
     return result
