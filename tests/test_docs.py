@@ -172,7 +172,7 @@ def test_the_commands_of_a_page_run(page, run_dir, runner, tmp_path):
 
 
 STAGES = {
-    "comparison": "Sweep.run",
+    "comparison": "Sweep.search Sweep.run",
     "coverage": "_missing_ids",
     "environments": "contenders",
     "generalisation": "results_of",
@@ -184,7 +184,8 @@ STAGES = {
     "throughput": "current_commit",
     "training": "trainer_of",
 }
-"""By benchmark: the function that it calls once its command line is read and checked."""
+"""By benchmark: the function that it calls once its command line is read and checked, or those of which it calls
+one."""
 
 
 class Reached(BaseException):
@@ -208,7 +209,8 @@ def check_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[:2] == ["python", "-m"]:
         name = words[2].removeprefix("benchmarks.")
         module = importlib.import_module(f"benchmarks.{name}")
-        monkeypatch.setattr(f"benchmarks.{name}.{STAGES[name]}", begin)
+        for stage in STAGES[name].split():
+            monkeypatch.setattr(f"benchmarks.{name}.{stage}", begin)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *words[3:]])
         with pytest.raises(Reached):
             module.main()
