@@ -133,12 +133,21 @@ class ForgettingController:
         """Whether the needs of memories were observed for so long that spans can follow them."""
         return self.observed >= OBSERVED_UPDATES
 
+    def is_enough(self, episodes: int) -> bool:
+        """Whether a score over so many hard episodes says something."""
+        return episodes >= self.config.min_hard_episodes
+
+    @property
+    def _gain(self) -> float:
+        """By how much the best score exceeds the first. 0 before there is any."""
+        return (self.best_score or 0.0) - (self.first_score or 0.0)
+
     def missing(self, score: float, episodes: int, is_success: bool) -> str:
         """Why spans do not follow needs yet, for a message. Arguments: as of `update`."""
         if not self.learned:
             if self.loss is not None:
                 return "the task was not learned"
-            if episodes < self.config.min_hard_episodes:
+            if not self.is_enough(episodes):
                 return f"{episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
             measure, format = ("success", ".1%") if is_success else ("mean return", ".3g")
             target = self.target(is_success)
@@ -157,16 +166,16 @@ class ForgettingController:
         success rates, not returns."""
         if self.loss is not None:
             return -self.loss.limit
-        if is_success or self.first_score is None or self.best_score is None:
+        if is_success or self.first_score is None:
             return self.config.success_target
-        return self.first_score + self.config.success_target * (self.best_score - self.first_score)
+        return self.first_score + self.config.success_target * self._gain
 
     def update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> float:
         """Returns the pressure for the next update. score: mean over `episodes` hard episodes; is_success: the score is
         a success rate, not a return; live: mean live memories per layer, None for a memory without slots; new_episodes:
         hard episodes that ended in this update."""
         config = self.config
-        is_known = self.loss is None and episodes >= config.min_hard_episodes
+        is_known = self.loss is None and self.is_enough(episodes)
         if is_known:
             self._observe_score(score, is_success)
         if not config.forgetting:
@@ -197,8 +206,7 @@ class ForgettingController:
             self.learned = False  # what returns said says nothing of success, which is reported from now on
         self.is_success = is_success
         self.best_score = max(self.best_score, score)
-        is_above_first = self.best_score > self.first_score
-        self.learned |= score >= self.target(is_success) and (is_success or is_above_first)
+        self.learned |= score >= self.target(is_success) and (is_success or self._gain > 0)
 
     def _update(self, score: float, is_success: bool, live: float | None, new_episodes: int) -> None:
         """Sets the pressure. Arguments: as of `update`."""
@@ -211,8 +219,7 @@ class ForgettingController:
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
-            gain = 1.0 if is_success else max((self.best_score or 0.0) - (self.first_score or 0.0), 1e-8)
-            slack = config.success_slack * gain
+            slack = config.success_slack * (1.0 if is_success else max(self._gain, 1e-8))
             self.pressure = -min(1.0, shortfall / slack) * evidence
         elif self._is_within_budget(live):
             self.pressure = 0.0
@@ -239,7 +246,7 @@ class ForgettingController:
             return self.learned and self.loss.violation <= 0
         if not is_success and not self.learned:
             return False
-        return episodes >= self.config.min_hard_episodes and score >= self.target(is_success)
+        return self.is_enough(episodes) and score >= self.target(is_success)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's state, JSON-able."""

@@ -55,7 +55,7 @@ class TrainingLoop(Protocol):
         ...
 
     def keep_evaluated(self, result: Mapping[str, Any]) -> None:
-        """Keeps the policy as it is now if an evaluation with this score meets the target."""
+        """Keeps the policy as it is now if an evaluation with this result meets the target."""
         ...
 
     def unfinished(self) -> str | None:

@@ -21,9 +21,9 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.actor import Actor, Delivery, Request
-from expire_span_rl.agents.guard import Deadline, TrainingEnded
+from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.ray_cluster import RayCluster
-from expire_span_rl.agents.rollout import LARGEST_DIFFERENCE, Rollout, RolloutsEnded
+from expire_span_rl.agents.rollout import Rollout, RolloutsEnded, check_difference
 from expire_span_rl.agents.transport import recompute_memory, size, unpack
 from expire_span_rl.interrupts import unblock
 from expire_span_rl.protocols import LearningPolicy
@@ -45,7 +45,7 @@ SIGNAL_WITHIN = 1.0
 PATIENCE = 60.0
 """Seconds without a rollout after which a message says so."""
 ACTING_PRECISION = "float32"
-"""Of the actors' policies: a CPU computes no faster in bfloat16. To the learner, rounding is part of their lag."""
+"""Of the actors' policies: bfloat16 is slower on most CPUs. To the learner, rounding is part of their lag."""
 SEED_STEP = 100_003
 """Difference between the seeds of two actors. The environments of an actor have the seeds from the actor's own on."""
 SHARE_WINDOW = 4
@@ -220,7 +220,8 @@ class ActorPool:
                 self._handle_failure(index, delivery)
             else:
                 self.deaths[index] = 0
-                _check_difference(index, delivery)
+                where = f"in actor {index} at update {delivery.version}"
+                check_difference(delivery.difference or 0.0, ACTING_PRECISION, where)
                 return delivery
 
     def _handle_loss(self, index: int, error: Exception) -> None:
@@ -305,16 +306,6 @@ def _pickle_env(make_env: Callable[[], VectorEnv]) -> bytes:
             "environment: expected one that can be pickled, since actors are processes of their own, got "
             f"{type(error).__name__}: {message}"
         ) from None
-
-
-def _check_difference(index: int, delivery: Delivery) -> None:
-    """Raises TrainingEnded if acting and learning differed in an actor by more than rounding."""
-    largest = LARGEST_DIFFERENCE[ACTING_PRECISION]
-    if not (delivery.difference or 0.0) < largest:
-        raise TrainingEnded(
-            f"acting and learning differ: expected outputs within {largest} of each other, relative to "
-            f"their size, got {delivery.difference:.3g} in actor {index} at update {delivery.version}"
-        )
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)

@@ -121,6 +121,17 @@ class RolloutSource(Protocol):
         ...
 
 
+def check_difference(difference: float, precision: str, where: str) -> None:
+    """Raises TrainingEnded if acting and learning differ by more than the rounding of a precision. where: it was
+    measured, for the message."""
+    largest = LARGEST_DIFFERENCE[precision]
+    if not difference < largest:  # NaN included
+        raise TrainingEnded(
+            f"acting and learning differ: expected outputs within {largest} of each other, relative to their size, got "
+            f"{difference:.3g} {where}"
+        )
+
+
 @torch.no_grad()
 def acting_learning_difference(policy: LearningPolicy, rollout: Rollout) -> float:
     """The largest difference between what acting computed and what one unroll under the same weights computes.

@@ -16,13 +16,13 @@ from torch import Tensor
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
-from expire_span_rl.agents.guard import Backup, NotFinite, TrainingEnded, report_skipped_update
+from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.rollout import (
-    LARGEST_DIFFERENCE,
     Rollout,
     RolloutSource,
     acting_learning_difference,
+    check_difference,
     select_prefix,
 )
 from expire_span_rl.agents.schedules import Schedules
@@ -75,9 +75,6 @@ class Trainer:
         self.skipped = 0
         """Updates that were taken back because numbers were not finite."""
         self.skipped_in_a_row = 0
-        self.failure_rate = 1.0
-        """Share of the latest hard episodes that failed, when enough of them had ended last. A harder episode than any
-        before leaves none for a while."""
         self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
@@ -96,6 +93,16 @@ class Trainer:
     def schedules(self) -> Schedules:
         """The schedules of the agent's settings."""
         return self.agent.schedules
+
+    @property
+    def failure_rate(self) -> float:
+        """The agent's. It stays as it was while too few hard episodes have ended, as after a harder one than any
+        before."""
+        return self.agent.failure_rate
+
+    @failure_rate.setter
+    def failure_rate(self, rate: float) -> None:
+        self.agent.failure_rate = rate
 
     @property
     def done(self) -> bool:
@@ -139,14 +146,12 @@ class Trainer:
         live_now = self._live_now
         if live_now is not None:
             self.window.live.append(live_now)
-        success, count = self.window.hard_score()
+        hard_score, count = self.window.hard_score()
         if not self.window.reports_success:
             self.failure_rate = 1.0
-        elif count >= self.controller.config.min_hard_episodes:
-            self.failure_rate = 1 - success
-        self.agent.failure_rate = self.failure_rate
-        score, _ = self._hard_score()
-        is_success = self._scores_are_success
+        elif self.controller.is_enough(count):
+            self.failure_rate = 1 - hard_score
+        score, is_success = self._constrained(hard_score), self._scores_are_success
         self._choose_best(score, count, is_success, new_hard_episodes)
         pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
 
@@ -212,19 +217,18 @@ class Trainer:
         else:
             score = result["mean_return"]
         if score >= self.controller.target(is_success):
-            training_score, count = self._hard_score()
-            self._keep_best(training_score, count, is_success, self._mean_live, is_tested=True)
+            hard_score, count = self.window.hard_score()
+            self._keep_best(self._constrained(hard_score), count, is_success, self._mean_live, is_tested=True)
 
     @property
     def _scores_are_success(self) -> bool:
         """Whether scores are success rates. Else they are returns, or minus the bits per answer."""
         return self.window.reports_success and self.controller.loss is None
 
-    def _hard_score(self) -> tuple[float, int]:
-        """The score that the constraint is on, and the number of hard episodes that have ended lately."""
-        score, count = self.window.hard_score()
+    def _constrained(self, hard_score: float) -> float:
+        """The score that the constraint is on. hard_score: of the window."""
         loss = self.controller.loss
-        return (score if loss is None or loss.bits is None else -loss.bits), count
+        return hard_score if loss is None or loss.bits is None else -loss.bits
 
     def unfinished(self) -> str | None:
         """A line that says so if spans were never released, so that the policy cannot remember for longer; else
@@ -315,12 +319,7 @@ class Trainer:
         """The difference between acting and learning. Raises TrainingEnded if it is more than rounding."""
         difference = acting_learning_difference(self.policy, rollout)
         self.last_check = self.updates
-        largest = LARGEST_DIFFERENCE[self.policy.precision]
-        if not difference < largest:
-            raise TrainingEnded(
-                f"acting and learning differ: expected outputs within {largest} of each other, relative to "
-                f"their size, got {difference:.3g} at update {self.updates}"
-            )
+        check_difference(difference, self.policy.precision, f"at update {self.updates}")
         return difference
 
     @property
@@ -366,8 +365,7 @@ class Trainer:
         """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
         end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
         which had longer spans."""
-        is_known = count >= self.controller.config.min_hard_episodes
-        if self.best is not None and not self.best["tested"] and is_known:
+        if self.best is not None and not self.best["tested"] and self.controller.is_enough(count):
             if self.controller.holds(score, count, is_success):
                 self.best["tested"] = True
             else:

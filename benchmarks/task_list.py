@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +40,14 @@ class BenchmarkTask:
         """Whether its package is not installed."""
         return bool(self.package) and importlib.util.find_spec(self.package) is None
 
-    @property
-    def curve_column(self) -> int:
-        """Where its measure is in a point of a learning curve, which is [environment steps, success, return]."""
-        return 1 if self.measure == SUCCESS else 2
+    def value(self, point: Sequence[float | None]) -> float | None:
+        """The measure at a point of a learning curve, which is [environment steps, success, return]."""
+        return point[1 if self.measure == SUCCESS else 2]
+
+    def is_reached(self, point: Sequence[float | None]) -> bool:
+        """Whether the target is reached at a point of a learning curve."""
+        value = self.value(point)
+        return self.target is not None and value is not None and value >= self.target
 
     def score(self, value: float) -> float:
         """The measure between floor and top, as a number from 0 to 1."""

@@ -219,10 +219,9 @@ class EndAfter:
 
     def __call__(self, metrics: Mapping[str, Any]) -> bool:
         """Whether to go on after this update. metrics: its metrics, or its row of the log."""
-        if self._reached is None and (point := curve_point(metrics)) is not None:
-            value = point[self._task.curve_column]
-            if self._task.target is not None and value is not None and value >= self._task.target:
-                self._reached = point[0]
+        point = curve_point(metrics)
+        if self._reached is None and point is not None and self._task.is_reached(point):
+            self._reached = point[0]
         steps = float(metrics["time/total_timesteps"])
         self.has_ended = self._reached is not None and steps >= self._factor * self._reached
         return not self.has_ended

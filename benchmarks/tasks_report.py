@@ -54,16 +54,16 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     metrics = cell["figures"]
     # A missing rate means that no episode succeeded: some environments report success only if there is one.
     final = (metrics["success"] or 0.0) if task.measure == SUCCESS else metrics["return"]
-    curve, column = cell.get("curve", []), task.curve_column
-    points = [(point[0], point[column]) for point in curve if point[column] is not None]
-    steps_at_target = [steps for steps, value in points if task.target is not None and value >= task.target]
+    curve = cell.get("curve", [])
+    values = [value for point in curve if (value := task.value(point)) is not None]
+    steps_at_target = [point[0] for point in curve if task.is_reached(point)]
     return {
         "task": name,
         "kind": cell["kind"],
         "seed": cell["seed"],
         "measure": task.measure,
         "final": final,
-        "best": max((value for _, value in points), default=None),
+        "best": max(values, default=None),
         "target": task.target,
         "steps_to_target": steps_at_target[0] if steps_at_target else None,
         "score": task.score(final),

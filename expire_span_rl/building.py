@@ -29,7 +29,7 @@ from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
 from expire_span_rl.messages import hear
 from expire_span_rl.policies import ActorCritic, observation_spec
-from expire_span_rl.policies.settings import PRECISIONS
+from expire_span_rl.policies.settings import FLOAT32
 from expire_span_rl.protocols import LearningPolicy, Policy
 from expire_span_rl.settings import Settings
 
@@ -73,9 +73,9 @@ def build(
     """
     run = settings.run
     check_device(run.device)  # before anything large is made
-    if run.precision != PRECISIONS[0] and not AGENTS[run.agent].takes_memory_kind:
+    if run.precision != FLOAT32 and not AGENTS[run.agent].takes_memory_kind:
         raise ValueError(
-            f"--precision: expected {PRECISIONS[0]}, since {run.agent} brings its own policy, got {run.precision}"
+            f"--precision: expected {FLOAT32}, since {run.agent} brings its own policy, got {run.precision}"
         )
     torch.set_num_threads(run.torch_threads)
     torch.manual_seed(run.seed)

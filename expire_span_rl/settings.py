@@ -18,7 +18,7 @@ from tyro.conf import UseAppendAction, arg
 from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_seed, choice, nearest, quoted
 from expire_span_rl.policies import KINDS
-from expire_span_rl.policies.settings import PRECISIONS
+from expire_span_rl.policies.settings import FLOAT32, PRECISIONS
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 
 ENCODERS = ("auto", "cells")
@@ -137,8 +137,8 @@ class RunConfig:
     most likely actions. The run then keeps a policy that passed one, if any did, else the last. 0: none."""
     n_eval_episodes: int = 100
     """Episodes of an evaluation on the way."""
-    precision: str = "float32"
-    """Type of the products with weights in encoder and core. bf16: bfloat16, which a GPU computes faster. Weights,
+    precision: str = FLOAT32
+    """Type of the products with weights in encoder and core. bf16: bfloat16, for GPUs that compute it faster. Weights,
     memory, attention, losses and the state of GRU and LSTM stay in float32, and a saved policy acts in float32."""
     torch_threads: int = 1
     """CPU threads that PyTorch uses."""

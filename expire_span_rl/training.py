@@ -163,7 +163,7 @@ def learn(
 def _missing_evaluation(run: Run, evaluation: PeriodicEvaluation, directory: RunDirectory | None) -> dict[str, float]:
     """The metrics of the evaluation that was due when the run was stopped, in the middle of it. They go into the next
     row of the log; if there will be none, they are only reported, and the kept policy is saved."""
-    if directory is None or directory.has_evaluation or not evaluation.is_due:
+    if directory is None or not evaluation.is_due or directory.has_evaluation:
         return {}
     metrics = evaluation.metrics()
     if metrics and run.trainer.done:

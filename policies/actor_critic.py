@@ -29,7 +29,7 @@ from expire_span_rl.policies.precision import set_precision
 from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.policies.prediction import NextObservation
 from expire_span_rl.policies.replay import Replay
-from expire_span_rl.policies.settings import PRECISIONS
+from expire_span_rl.policies.settings import FLOAT32
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
@@ -79,7 +79,7 @@ class ActorCritic(Predictor, nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.elapsed_value = ElapsedValue(width) if config.time_aware_value else None
-        self.precision = PRECISIONS[0]
+        self.precision = FLOAT32
 
     @classmethod
     def for_spaces(

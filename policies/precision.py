@@ -1,4 +1,4 @@
-"""Products with weights in bfloat16, which a GPU computes several times as fast as in float32.
+"""Products with weights in bfloat16, for GPUs that compute them faster than in float32.
 
 Weights, memory, attention, normalisation, heads, losses and the optimiser stay in float32: only the inputs of a product
 are rounded to bfloat16, of which a number has 8 significant bits.

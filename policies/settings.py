@@ -16,8 +16,8 @@ MAX_LAYERS = 1000
 MAX_POSITIONS = 10**6
 MOST_STEPS = 2**31 - 1
 SPAN_MODELS = ("survival", "sigmoid")
-BF16 = "bf16"
-PRECISIONS = ("float32", BF16)
+FLOAT32, BF16 = "float32", "bf16"
+PRECISIONS = (FLOAT32, BF16)
 UNKNOWN_MAX_SPAN = 512  # steps: the longest span where neither a flag nor the environment says how long facts must last
 
 

@@ -131,7 +131,8 @@ def test_when_a_training_ends(tmp_path):
     assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))
 
     (tmp_path / "progress.csv").write_text(
-        "time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean\n100,,,\n200,100,,475\n400,100,,1\n"
+        "time/total_timesteps,time/episodes,rollout/success_rate,rollout/ep_rew_mean\n"
+        "100,,,\n200,100,,475\n400,100,,1\n"
     )
     assert EndAfter(task, 1.5, tmp_path)(metrics(600, 10.0))  # of a training that begins anew
     checkpoint = tmp_path / "checkpoint.safetensors"
