@@ -61,10 +61,10 @@ def _minigrid(steps: float, target: float = 0.9) -> dict[str, Any]:
     return {"steps": int(steps), "target": target}
 
 
-def _popgym(name: str) -> BenchmarkTask:
-    """Returns lie between -1 and 1. There is no target, since the best published memory model differs by task."""
+def _popgym(name: str, target: float | None = None) -> BenchmarkTask:
+    """Returns lie between -1 and 1. There is a target where a memory gives nearly all of the return."""
     return BenchmarkTask(
-        f"popgym:popgym-{name}-v0", 5_000_000, None, floor=-1.0, top=1.0, package="popgym"
+        f"popgym:popgym-{name}-v0", 5_000_000, target, floor=-1.0, top=1.0, package="popgym"
     )  # the paper trained for 15M steps
 
 
@@ -93,10 +93,10 @@ TASKS: dict[str, BenchmarkTask] = {
     "TMaze-50": _tmaze(50, 1e6),
     "TMaze-500": _tmaze(500, 5e6),
     "TMaze-1500": _tmaze(1500, 10e6),
-    "RepeatFirstEasy": _popgym("RepeatFirstEasy"),
-    "RepeatFirstHard": _popgym("RepeatFirstHard"),
-    "RepeatPreviousEasy": _popgym("RepeatPreviousEasy"),
-    "RepeatPreviousMedium": _popgym("RepeatPreviousMedium"),
+    "RepeatFirstEasy": _popgym("RepeatFirstEasy", 0.9),
+    "RepeatFirstHard": _popgym("RepeatFirstHard", 0.9),
+    "RepeatPreviousEasy": _popgym("RepeatPreviousEasy", 0.9),
+    "RepeatPreviousMedium": _popgym("RepeatPreviousMedium", 0.9),
     "AutoencodeEasy": _popgym("AutoencodeEasy"),
     "CountRecallEasy": _popgym("CountRecallEasy"),
     "HigherLowerEasy": _popgym("HigherLowerEasy"),

@@ -195,7 +195,7 @@ def test_a_row_of_a_cell():
     assert (row["measure"], row["best"], row["steps_to_target"]) == ("success", 0.94, None)
     (row,) = rows_of({"Corridor-v0": [cell("lstm", 1, 0.5, [], success=None)]})  # no episode succeeded
     assert (row["final"], row["best"], row["score"]) == (0, None, 0)
-    (row,) = rows_of({"RepeatFirstEasy": [cell("lstm", 1, 0.5, [[10, None, 0.9]])]})  # no target: between -1 and 1
+    (row,) = rows_of({"CountRecallEasy": [cell("lstm", 1, 0.5, [[10, None, 0.9]])]})  # no target: between -1 and 1
     assert (row["target"], row["steps_to_target"], row["score"]) == (None, None, 0.75)
     assert [TASKS["Acrobot-v1"].score(value) for value in (-600, -500, -300, -50)] == [0, 0, 0.5, 1]
 
