@@ -12,7 +12,7 @@ training. More kinds, budgets or seeds make a sweep larger. `--report` only writ
 
 The sweep directory has cells/ (a JSON file of each finished cell with all measurements), plan.json (all cells of the
 sweep) and runs/ (the trainings). From the cells come results.csv (one row for each), table.md and success.png
-(interquartile means and 95% intervals over seeds).
+(interquartile means and 95% intervals over seeds; not drawn where no kind has a size).
 
 With `--search N` each kind first has N trials of random settings (`benchmarks/comparison_search.py`). Its cells have
 those of its best trial. trials.csv has all trials.
@@ -36,7 +36,7 @@ from typing import Any
 from benchmarks.cells import check_settings, lock_directory
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, read_cells, write_plan
 from benchmarks.comparison_command import SWEEP_FLAGS, command, run_defaults
-from benchmarks.comparison_report import write_report
+from benchmarks.comparison_report import FIGURE, write_report
 from benchmarks.comparison_search import FOLDER, SEARCH_SEED, chosen_settings, score_of, trial_settings, write_trials
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
@@ -156,7 +156,8 @@ def _report(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
         raise cli.UsageError(f"--report: expected a sweep with finished cells, {out} has none")
     _write(out, cells)
     print((out / "table.md").read_text())
-    print(f"cells: {out / 'results.csv'}, figure: {out / 'success.png'}")
+    figure = out / FIGURE
+    print(f"cells: {out / 'results.csv'}" + (f", figure: {figure}" if figure.exists() else ""))
 
 
 def _write(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:

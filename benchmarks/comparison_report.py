@@ -17,6 +17,8 @@ from expire_span_rl.policies.io import write_atomically
 
 Estimate = tuple[float, float, float]  # interquartile mean, low, high
 
+FIGURE = "success.png"
+
 METRICS = {
     "success": ("success", "{:.1%}"),
     "return": ("return", "{:.3g}"),
@@ -39,12 +41,17 @@ LEGEND = (
 
 
 def write_report(folder: Path, env: str, cells: Sequence[Mapping[str, Any]], command: str, notes: str = "") -> None:
-    """Writes the three files. cells: as in the JSON files of `benchmarks.comparison`, sorted by kind, budget and seed.
-    command: the command line that continues the sweep; notes: a paragraph for the table, if any."""
+    """Writes the three files, but no figure where no kind has a size, since it is drawn against sizes.
+
+    cells: as in the JSON files of `benchmarks.comparison`, sorted by kind, budget and seed; command: the command line
+    that continues the sweep; notes: a paragraph for the table, if any."""
     write_atomically(folder / "results.csv", _csv(cells).encode())
     rows = summary(cells)
     write_atomically(folder / "table.md", _markdown(env, rows, command, notes).encode())
-    plot(env, rows, folder / "success.png")
+    figure = folder / FIGURE
+    figure.unlink(missing_ok=True)
+    if any(row["budget"] for row in rows):
+        plot(env, rows, figure)
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -148,7 +155,7 @@ def plot(env: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    budgets = sorted({row["budget"] for row in rows} - {None}) or [1]
+    budgets = sorted({row["budget"] for row in rows} - {None})
     name = "success" if rows[0]["success"] is not None else "return"
     labels = {name: "success rate" if name == "success" else "mean return"}
     if any(row["memory_efficiency"] for row in rows):

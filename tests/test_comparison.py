@@ -19,7 +19,7 @@ from script_cases import call
 
 from benchmarks import comparison, comparison_cells
 from benchmarks.comparison_cells import Cell
-from benchmarks.comparison_report import highest, summary
+from benchmarks.comparison_report import highest, summary, write_report
 from benchmarks.comparison_search import SEARCH_SEED, SWITCHES, trial_settings
 from expire_span_rl import evaluation, training
 from expire_span_rl.run_directory import RunDirectory
@@ -404,16 +404,28 @@ def test_a_folder_that_is_no_sweep_is_refused_and_kept(in_folder, monkeypatch, c
     assert [file.name for file in Path("sweep").iterdir()] == ["notes.txt"]
 
 
-def test_the_highest_score_must_be_within_the_budget():
-    """A kind whose live memories exceed a budget does not count there, even if its success is higher."""
+def scored_cell(kind, budget, success, live, seed=1):
+    """A finished cell with these figures only. live: mean over the two layers."""
     none = dict.fromkeys(("return", "memory_efficiency", "live_peak", "bytes", "training_minutes"))
     none |= dict.fromkeys(("training_steps_per_second", "acting_steps_per_second"))
+    metrics = {**none, "success": success, "live_mean": live}
+    evaluation = {"live_memories_mean": [live - 1, live + 1]}
+    return {**Cell(kind, budget, seed)._asdict(), "figures": metrics, "evaluation": evaluation}
 
-    def cell(kind, budget, success, live, seed=1):
-        metrics = {**none, "success": success, "live_mean": live}
-        evaluation = {"live_memories_mean": [live - 1, live + 1]}
-        return {**Cell(kind, budget, seed)._asdict(), "figures": metrics, "evaluation": evaluation}
 
+def test_there_is_no_figure_where_no_kind_has_a_size(tmp_path):
+    """An older figure goes, too."""
+    sized = scored_cell("a", 8, 0.9, 4) | {"policy_timesteps": 10}
+    sized["figures"]["live_peak"] = 5
+    write_report(tmp_path, "Corridor-v0", [sized], "command")
+    assert (tmp_path / "success.png").stat().st_size > 10_000
+    write_report(tmp_path, "Corridor-v0", [{**sized, "budget": None}], "command")
+    assert not (tmp_path / "success.png").exists() and "| a |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_highest_score_must_be_within_the_budget():
+    """A kind whose live memories exceed a budget does not count there, even if its success is higher."""
+    cell = scored_cell
     rows = summary([cell("a", 8, 0.9, 7.5), cell("a", 16, 0.9, 9), cell("b", 8, 1.0, 8.5), cell("b", 16, 0.9, 16)])
     assert highest(rows) == {8: ["a"], 16: ["a", "b"]}
     assert [row["layers"] for row in rows] == [[6.5, 8.5], [8, 10], [7.5, 9.5], [15, 17]]
