@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from expire_span_rl.agents.kept_policy import KeptPolicy
     from expire_span_rl.agents.schedules import Schedules
 
 
@@ -23,12 +24,15 @@ class TrainingLoop(Protocol):
     total_timesteps: int
     """Environment steps of the whole training, a multiple of `rollout_size`."""
     updates: int
-    best: Any
-    """Weights and metrics of the best policy that met the success target; None if there is none."""
     keeps_evaluated: bool
     """Keep a policy only where `keep_evaluated` reports an evaluation that passed."""
     notes: list[str]
     """What the last `load_state` has to report, in lines."""
+
+    @property
+    def best(self) -> KeptPolicy | None:
+        """The best policy that met the success target; None if there is none."""
+        ...
 
     @property
     def timesteps(self) -> int:

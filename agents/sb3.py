@@ -19,6 +19,7 @@ from torch import Tensor
 from expire_span_rl.agents.entries import Network
 from expire_span_rl.agents.episodes import MEAN_EPISODES
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
+from expire_span_rl.agents.kept_policy import KeptPolicy
 from expire_span_rl.agents.rollout import check_arrays, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
@@ -35,7 +36,7 @@ SAME_NAMES = (
 class SB3Trainer:
     """Trains with an algorithm of Stable-Baselines3, one rollout per `update()`: a `TrainingLoop`."""
 
-    best: Any = None
+    best: KeptPolicy | None = None
     """Always None: there are no memories to be fewer, so the run keeps the last policy."""
     keeps_evaluated = False
 

@@ -17,6 +17,7 @@ from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
+from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
 from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.rollout import (
     Rollout,
@@ -31,10 +32,6 @@ from expire_span_rl.protocols import LearningPolicy
 
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
-MEMORY_TOLERANCE = 1.2
-"""The kept policy is the latest one that meets the target and holds at most so many times the fewest live memories. The
-policy with the very fewest is often a matter of chance: its rollout had short episodes, or its spans are too short and
-success does not show it yet."""
 
 
 class Trainer:
@@ -78,11 +75,15 @@ class Trainer:
         self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
-        self.best: dict[str, Any] | None = None
-        """Weights and metrics of the kept policy, the best one that met the constraint."""
+        self.keeper = PolicyKeeper(policy, self.controller)
         self.keeps_evaluated = False
         """Keep a policy only if `keep_evaluated` is called with the score of an evaluation that passed. Training
         samples its actions. The most likely actions alone can go wrong without the training's success showing it."""
+
+    @property
+    def best(self) -> KeptPolicy | None:
+        """The best policy so far that met the constraint."""
+        return self.keeper.kept
 
     @property
     def stop(self) -> threading.Event:
@@ -115,7 +116,8 @@ class Trainer:
         An update happens as a whole or not at all. Whatever it raises, the training's state is the one before it. Only
         environments that cannot save their state begin new episodes. Raises TrainingEnded if the training cannot go
         on."""
-        attributes = {name: getattr(self, name) for name in (*self._COUNTERS, "best")}
+        attributes = {name: getattr(self, name) for name in self._COUNTERS}
+        kept = self.keeper.kept
         window = self.window.state_dict()
         controller = self.controller.state_dict()
         snapshot = self.collector.snapshot()
@@ -129,6 +131,7 @@ class Trainer:
             self.agent.generator.set_state(generator)
             self.window.load_state_dict(window)
             self.controller.load_state_dict(controller)
+            self.keeper.kept = kept
             for name, value in attributes.items():
                 setattr(self, name, value)
             raise
@@ -151,9 +154,12 @@ class Trainer:
             self.failure_rate = 1.0
         elif self.controller.is_enough(count):
             self.failure_rate = 1 - hard_score
-        score, is_success = self._constrained(hard_score), self._scores_are_success
-        self._choose_best(score, count, is_success, new_hard_episodes)
-        pressure = self.controller.update(score, count, is_success, self._mean_live, new_hard_episodes)
+        now = self._candidate()
+        self.keeper.review(now, new_hard_episodes)
+        if not self.keeps_evaluated:
+            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
+            self.keeper.keep(now, is_tested=is_tested)
+        pressure = self.controller.update(now.score, count, now.is_success, now.live, new_hard_episodes)
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())
@@ -217,18 +223,25 @@ class Trainer:
         else:
             score = result["mean_return"]
         if score >= self.controller.target(is_success):
-            hard_score, count = self.window.hard_score()
-            self._keep_best(self._constrained(hard_score), count, is_success, self._mean_live, is_tested=True)
+            self.keeper.keep(self._candidate(), is_tested=True)
 
     @property
     def _scores_are_success(self) -> bool:
         """Whether scores are success rates. Else they are returns, or minus the bits per answer."""
         return self.window.reports_success and self.controller.loss is None
 
-    def _constrained(self, hard_score: float) -> float:
-        """The score that the constraint is on. hard_score: of the window."""
+    def _candidate(self) -> Candidate:
+        """What is known of the policy as it is now."""
+        hard_score, count = self.window.hard_score()
         loss = self.controller.loss
-        return hard_score if loss is None or loss.bits is None else -loss.bits
+        return Candidate(
+            score=hard_score if loss is None or loss.bits is None else -loss.bits,
+            episodes=count,
+            is_success=self._scores_are_success,
+            live=self.window.mean_live(self.agent.config.num_steps),
+            is_live_measured=self._is_live_measured,
+            timesteps=self.timesteps,
+        )
 
     def unfinished(self) -> str | None:
         """A line that says so if spans were never released, so that the policy cannot remember for longer; else
@@ -246,17 +259,15 @@ class Trainer:
         tensors = {f"policy/{name}": tensor for name, tensor in self.policy.state_dict().items()}
         tensors |= {f"collector/{name}": tensor for name, tensor in collector_tensors.items()}
         tensors |= {f"agent/{name}": tensor for name, tensor in agent_tensors.items()}
-        best = None
-        if self.best is not None:
-            tensors |= {f"best/{name}": tensor for name, tensor in self.best["weights"].items()}
-            best = {name: value for name, value in self.best.items() if name != "weights"}
+        kept_tensors, kept_metadata = self.keeper.state()
+        tensors |= kept_tensors
         metadata = {
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
             "collector": collector_metadata,
             "agent": agent_metadata,
             "window": self.window.state_dict(),
             "controller": self.controller.state_dict(),
-            "best": best,
+            "best": kept_metadata,
             "schedules": self.agent.schedules.state(self.total_timesteps),
         }
         return tensors, metadata
@@ -278,7 +289,7 @@ class Trainer:
             self.notes += [note] if note else []
         self.window.load_state_dict(metadata["window"])
         self.controller.load_state_dict(metadata["controller"])
-        self.best = None if metadata["best"] is None else _load_best(metadata["best"], tensors)
+        self.keeper.load_state(tensors, metadata["best"])
         return episodes_continue
 
     def close(self) -> None:
@@ -329,11 +340,6 @@ class Trainer:
         return float(np.mean(live["mean"])) if live else None
 
     @property
-    def _mean_live(self) -> float | None:
-        """Live memories per layer over about one episode. None for a memory without slots."""
-        return self.window.mean_live(self.agent.config.num_steps)
-
-    @property
     def _is_live_measured(self) -> bool:
         """Whether live memories were counted over a whole episode that began after spans were released. Until then
         they still grow. Always True where nothing is forgotten."""
@@ -343,61 +349,3 @@ class Trainer:
         if self.controller.needs_known:
             needed = min(2 * needed, MOST_ROLLOUTS)
         return len(self.window.live) >= needed
-
-    def _choose_best(self, score: float, count: int, is_success: bool, new_hard_episodes: int) -> None:
-        """Drops the kept policy, or keeps the present one, by the success of an update."""
-        self._drop_best(is_success)
-        if new_hard_episodes:
-            self._test_best(score, count, is_success)
-        if not self.keeps_evaluated:
-            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
-            self._keep_best(score, count, is_success, self._mean_live, is_tested=is_tested)
-
-    def _drop_best(self, is_success: bool) -> None:
-        """Drops the kept policy if it no longer meets the target. Without success the target rises with the best
-        return. A return does not meet a target of success, which the environment may report later only."""
-        if self.best is None:
-            return
-        if self.best["is_success"] != is_success or self.best["score"] < self.controller.target(is_success):
-            self.best = None
-
-    def _test_best(self, score: float, count: int, is_success: bool) -> None:
-        """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
-        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
-        which had longer spans."""
-        if self.best is not None and not self.best["tested"] and self.controller.is_enough(count):
-            if self.controller.holds(score, count, is_success):
-                self.best["tested"] = True
-            else:
-                self.best = None
-
-    def _keep_best(self, score: float, count: int, is_success: bool, live: float | None, *, is_tested: bool) -> None:
-        """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
-        fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
-        score is of new episodes, or of an evaluation."""
-        if not self.controller.holds(score, count, is_success) or not self._is_live_measured:
-            return
-        cost = 0.0
-        budget = self.controller.config.memory_budget
-        if self.policy.can_forget and self.controller.config.forgetting and live is not None:
-            cost = max(live, budget)  # within the budget, fewer memories are no better
-        is_released = self.policy.unreleased_reach() is None
-        fewest = cost
-        if self.best is not None and self.best["released"] == is_released:
-            fewest = min(cost, self.best["fewest"])
-        if cost <= (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
-            weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-            metrics = {"fewest": fewest, "live": live, "score": score, "timesteps": self.timesteps, "tested": is_tested}
-            metrics |= {"is_success": is_success, "released": is_released}
-            self.best = {**metrics, "weights": weights}
-
-
-def _load_best(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The kept policy from a training's state. Raises TypeError, one line, for metrics that are no numbers."""
-    # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
-    best = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "released": True, **metadata}
-    numbers = [best[name] for name in ("fewest", "score", "timesteps")]
-    if not all(isinstance(number, (int, float)) for number in [*numbers, best["live"] or 0.0]):
-        raise TypeError(f"best: expected numbers, got {numbers}")
-    best["weights"] = select_prefix("best/", tensors)
-    return best

@@ -165,9 +165,9 @@ def train_and_evaluate(job: tuple[Settings, BenchmarkConfig, dict[str, Any]]) ->
     out = {"seed": seed, "history": history, "curve": curve, "peak_rss_gb": peak}
     out["last"] = _evaluate_at_end(policy, env, kwargs, hard, config.eval_episodes)
     if trainer.best is not None:
-        policy.load_state_dict(trainer.best["weights"])
+        policy.load_state_dict(trainer.best.weights)
         out["kept"] = _evaluate_at_end(policy, env, kwargs, hard, config.eval_episodes)
-        out["kept"]["timesteps"] = trainer.best["timesteps"]
+        out["kept"]["timesteps"] = trainer.best.timesteps
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{env.replace('/', '-')}-{settings.run.memory}-{seed}-{int(time.time())}.safetensors"

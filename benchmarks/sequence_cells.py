@@ -79,7 +79,7 @@ def finish_cell(work: Work) -> dict[str, Any]:
     trained = train_for(run.trainer, limit, folder / "runs" / f"{cell}.safetensors")
     policy = run.policy
     if run.trainer.best is not None:
-        policy.load_state_dict(run.trainer.best["weights"])
+        policy.load_state_dict(run.trainer.best.weights)
     path = folder / "runs" / f"{cell}-policy.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_policy(policy, path, {**run.info, "timesteps": run.trainer.timesteps})
@@ -88,7 +88,7 @@ def finish_cell(work: Work) -> dict[str, Any]:
         **cell._asdict(),
         **more,
         **trained,
-        "policy_timesteps": run.trainer.best["timesteps"] if run.trainer.best else run.trainer.timesteps,
+        "policy_timesteps": run.trainer.best.timesteps if run.trainer.best else run.trainer.timesteps,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "evaluations": [
             evaluate_blocks(policy, settings.run.env, {**kwargs, **what["env_kwargs"]}, what["streams"], what["steps"])

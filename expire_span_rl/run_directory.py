@@ -336,8 +336,8 @@ def save_best(run: Run, path: str | Path) -> None:
     if best is None:
         save_policy(run.policy, path, {**run.info, "timesteps": run.trainer.timesteps})
     else:
-        info = {name: best[name] for name in ("timesteps", "score", "live")}
-        save_policy(run.policy, path, {**run.info, **info}, best["weights"])
+        info = {"timesteps": best.timesteps, "score": best.score, "live": best.live}
+        save_policy(run.policy, path, {**run.info, **info}, best.weights)
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:

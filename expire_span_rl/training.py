@@ -110,15 +110,15 @@ def _say_result(run: Run, path: Path) -> None:
     if best is None:
         say(f"{file}: the last policy")
         return
-    live = "" if best["live"] is None else f" with {best['live']:.1f} live memories per layer"
+    live = "" if best.live is None else f" with {best.live:.1f} live memories per layer"
     forgetting = run.settings.forgetting
-    if best["is_success"]:
-        score = f"{best['score']:.1%} on the hard episodes"
+    if best.is_success:
+        score = f"{best.score:.1%} on the hard episodes"
     elif forgetting is not None and forgetting.loss_tolerance:
-        score = f"{-best['score']:.3g} bits per answer"
+        score = f"{-best.score:.3g} bits per answer"
     else:
-        score = f"a return of {best['score']:.4g} on the hard episodes"
-    say(f"{file}: the policy of step {best['timesteps']:,}, {score}{live}")
+        score = f"a return of {best.score:.4g} on the hard episodes"
+    say(f"{file}: the policy of step {best.timesteps:,}, {score}{live}")
 
 
 def learn(

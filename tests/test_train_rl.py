@@ -17,6 +17,7 @@ import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS
 from expire_span_rl.agents.forgetting import ForgettingController, LossConstraint
+from expire_span_rl.agents.kept_policy import KeptPolicy
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
@@ -220,7 +221,7 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
         trainer.window.live.clear()
         trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
         trainer.keep_evaluated({"success_rate": score, "mean_return": 0.0})
-        kept.append(trainer.best["timesteps"])
+        kept.append(trainer.best.timesteps)
     assert kept == [128, 128, 384, 384]
     trainer.close()
 
@@ -243,7 +244,7 @@ def test_an_evaluation_without_any_success_fails(monkeypatch):
         trainer.keep_evaluated({"success_rate": 1.0, "mean_return": 2.0, "bits": bits})
         assert trainer.best is None
     trainer.keep_evaluated({"success_rate": 0.4, "mean_return": 2.0, "bits": 2.9})
-    assert (trainer.best["score"], trainer.best["is_success"]) == (-2.0, False)
+    assert (trainer.best.score, trainer.best.is_success) == (-2.0, False)
     trainer.close()
 
 
@@ -282,8 +283,9 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     trainer = run.trainer
     PeriodicEvaluation(run, print)
     trainer.update()
-    trainer.best = {"score": 0.5, "fewest": 1.0, "live": 1.0, "timesteps": 128, "tested": True, "weights": {}}
-    trainer.best["is_success"] = True
+    trainer.keeper.kept = KeptPolicy(
+        score=0.5, is_success=True, live=1.0, timesteps=128, fewest=1.0, released=True, tested=True, weights={}
+    )
     monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
     trainer.update()
     assert trainer.best is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,10 +140,10 @@ def test_the_best_policy_is_the_latest_successful_one_with_about_the_fewest_memo
     scores = [0, 0.8, 1, 0.95, 0.7, 0.95, 0.9, 0.1, 1]
     live = [9, 3, 8, 5, 2, 6.1, 6, 1, 7]
     acting_weights = run_scripted(trainer, scores, live, monkeypatch)
-    assert {name: trainer.best[name] for name in ("live", "score", "timesteps")} == {
+    assert {name: getattr(trainer.best, name) for name in ("live", "score", "timesteps")} == {
         "live": 6, "score": pytest.approx(0.9), "timesteps": 6 * STEPS * ENVS,
     }  # fmt: skip
-    assert is_same(trainer.best["weights"], acting_weights[6]) and not is_same(acting_weights[6], acting_weights[7])
+    assert is_same(trainer.best.weights, acting_weights[6]) and not is_same(acting_weights[6], acting_weights[7])
 
 
 def test_within_the_budget_the_latest_is_the_best(monkeypatch):
@@ -150,7 +151,7 @@ def test_within_the_budget_the_latest_is_the_best(monkeypatch):
     the fourth is kept."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, memory_budget=5))
     acting_weights = run_scripted(trainer, [1, 1, 1, 1, 1], [9, 4, 1, 5, 5.5], monkeypatch)
-    assert trainer.best["live"] == 5 and is_same(trainer.best["weights"], acting_weights[3])
+    assert trainer.best.live == 5 and is_same(trainer.best.weights, acting_weights[3])
 
 
 def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
@@ -160,8 +161,8 @@ def test_without_success_the_best_policy_is_one_that_learned(monkeypatch):
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     returns = [10.0] * 2 + [20.0] * 3 + [100.0] * 3
     acting_weights = run_scripted(trainer, returns, [2, 2, 3, 3, 3, 6, 6, 6], monkeypatch, is_success=False)
-    assert trainer.best["live"] == 6 and trainer.best["score"] == 100
-    assert is_same(trainer.best["weights"], acting_weights[-1])
+    assert trainer.best.live == 6 and trainer.best.score == 100
+    assert is_same(trainer.best.weights, acting_weights[-1])
 
 
 def run_together(trainer: Trainer, scores: dict[int, float], live: list[float], monkeypatch) -> list[dict]:
@@ -176,7 +177,7 @@ def test_where_episodes_end_together_memories_are_counted_over_whole_episodes(mo
     all have as many."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     acting_weights = run_together(trainer, {3: 1.0, 7: 1.0, 11: 1.0}, [1, 3, 5, 7] * 3, monkeypatch)
-    assert trainer.best["live"] == 4 and is_same(trainer.best["weights"], acting_weights[-1])
+    assert trainer.best.live == 4 and is_same(trainer.best.weights, acting_weights[-1])
     assert trainer.window.mean_live(trainer.agent.config.num_steps) == 4
 
 
@@ -188,13 +189,13 @@ def test_after_spans_are_released_memories_are_counted_over_a_whole_episode_firs
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     scores = dict.fromkeys(range(len(live)), 1.0)
     acting_weights = run_together(trainer, scores, live, monkeypatch)
-    assert trainer.best["released"] and trainer.best["live"] == 9
-    assert is_same(trainer.best["weights"], acting_weights[-1])
+    assert trainer.best.released and trainer.best.live == 9
+    assert is_same(trainer.best.weights, acting_weights[-1])
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.45)
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     run_together(trainer, scores, live[:-1], monkeypatch)
-    assert not trainer.best["released"] and trainer.best["live"] == 2
+    assert not trainer.best.released and trainer.best.live == 2
 
 
 def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(monkeypatch):
@@ -203,7 +204,7 @@ def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(mo
     live = [9, 9, 9, 9, 8, 7, 6, 5, 5, 5, 5, 5]
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     run_together(trainer, {3: 1.0}, live[:7], monkeypatch)
-    assert trainer.best["timesteps"] == 6 * STEPS * ENVS and not trainer.best["tested"]
+    assert trainer.best.timesteps == 6 * STEPS * ENVS and not trainer.best.tested
     monkeypatch.undo()
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     run_together(trainer, {3: 1.0, 7: 0.2}, live[:8], monkeypatch)
@@ -211,7 +212,7 @@ def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(mo
     monkeypatch.undo()
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     acting_weights = run_together(trainer, {3: 1.0, 7: 0.2, 11: 1.0}, live, monkeypatch)
-    assert trainer.best["tested"] and is_same(trainer.best["weights"], acting_weights[11])
+    assert trainer.best.tested and is_same(trainer.best.weights, acting_weights[11])
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
@@ -219,7 +220,7 @@ def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_
     """There is no pressure, whatever the success is. Live memories do not matter."""
     trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
     acting_weights = run_scripted(trainer, [1, 0.95, 0.2], [3, 7, 1], monkeypatch)
-    assert is_same(trainer.best["weights"], acting_weights[1]) and trainer.best["timesteps"] == STEPS * ENVS
+    assert is_same(trainer.best.weights, acting_weights[1]) and trainer.best.timesteps == STEPS * ENVS
     assert trainer.controller.pressure == 0
 
 
@@ -230,7 +231,7 @@ def test_by_its_return_the_best_policy_is_kept_where_nothing_is_forgotten(kind, 
     trainer = corridor_trainer(kind=kind, forgetting=ForgettingConfig(forgetting=forgetting, success_target=0.9))
     returns = [10.0, 40.0, 100.0, 99.0, 60.0, 10.0]
     acting_weights = run_scripted(trainer, returns, [1.0] * 6, monkeypatch, is_success=False)
-    assert trainer.best["score"] == 99 and is_same(trainer.best["weights"], acting_weights[3])
+    assert trainer.best.score == 99 and is_same(trainer.best.weights, acting_weights[3])
     assert trainer.controller.pressure == 0 and not trainer.controller.needs_known
     reach = trainer.policy.unreleased_reach()
     assert (reach is not None) == (kind == "expire_span") and trainer.unfinished() is None
@@ -302,10 +303,11 @@ def test_a_state_continues_identically(updates_before, tmp_path):
         loaded.update()
     assert trainer.best is not None and trainer.controller.pressure != 0
     assert loaded.load_state(*through_a_file(trainer.state(), tmp_path))
-    assert is_same(loaded.best["weights"], trainer.best["weights"]) and loaded.best.keys() == trainer.best.keys()
+    assert is_same(loaded.best.weights, trainer.best.weights)
+    assert replace(loaded.best, weights={}) == replace(trainer.best, weights={})
     for _ in range(3):
         assert comparable(trainer.update()) == comparable(loaded.update())
-    assert is_same(weights(trainer), weights(loaded)) and is_same(trainer.best["weights"], loaded.best["weights"])
+    assert is_same(weights(trainer), weights(loaded)) and is_same(trainer.best.weights, loaded.best.weights)
     assert (trainer.timesteps, trainer.last_check) == (loaded.timesteps, loaded.last_check)
 
 
@@ -328,7 +330,7 @@ def test_a_state_with_the_cost_of_earlier_versions_continues():
     tensors, metadata = trainer.state()
     metadata["best"]["cost"] = metadata["best"].pop("fewest")
     loaded.load_state(tensors, metadata)
-    assert loaded.best["fewest"] == trainer.best["fewest"]
+    assert loaded.best.fewest == trainer.best.fewest
     loaded.update()
 
 
@@ -353,7 +355,7 @@ def test_success_is_measured_over_the_set_number_of_hard_episodes(monkeypatch):
     """The number may exceed the default of 100."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(min_hard_episodes=300))
     run_scripted(trainer, [1, 1], [5, 4], monkeypatch)  # 200 episodes each
-    assert trainer.best["live"] == 4 and trainer.controller.pressure > 0
+    assert trainer.best.live == 4 and trainer.controller.pressure > 0
 
 
 @pytest.mark.parametrize("is_success, rates", [(True, [1.0, 0.75, 0.0]), (False, [1.0, 1.0, 1.0])])
@@ -378,7 +380,7 @@ def test_a_harder_episode_than_any_before_leaves_what_is_known(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         run_updates(trainer, [[easy] * 200, [easy] * 200, [], [hard]], [5.0] * 4, patch)
     assert trainer.agent.failure_rate == 0 and trainer.controller.pressure == 0
-    assert trainer.best is not None and not trainer.best["tested"] and trainer.best["timesteps"] == 2 * STEPS * ENVS
+    assert trainer.best is not None and not trainer.best.tested and trainer.best.timesteps == 2 * STEPS * ENVS
     loaded = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9, min_hard_episodes=100))
     loaded.load_state(*through_a_file(trainer.state(), tmp_path))
     run_updates(loaded, [[hard]], [5.0], monkeypatch)
@@ -398,10 +400,10 @@ def test_a_policy_kept_for_its_return_does_not_stand_for_success(monkeypatch):
     """Where the environment reports success in later episodes only."""
     trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
     run_scripted(trainer, [2.0, 3.4, 3.4], [5, 5, 5], monkeypatch, is_success=False)
-    assert trainer.best is not None and not trainer.best["is_success"]
+    assert trainer.best is not None and not trainer.best.is_success
     monkeypatch.undo()
     run_scripted(trainer, [0.2], [50], monkeypatch)
     assert trainer.best is None
     monkeypatch.undo()
     run_scripted(trainer, [1.0], [50], monkeypatch)
-    assert trainer.best is not None and trainer.best["score"] == 1
+    assert trainer.best is not None and trainer.best.score == 1

@@ -1,0 +1,133 @@
+"""The policy that a training keeps: the latest one that meets the constraint with about the fewest live memories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from expire_span_rl.agents.forgetting import ForgettingController
+from expire_span_rl.agents.rollout import select_prefix
+from expire_span_rl.protocols import LearningPolicy
+
+MEMORY_TOLERANCE = 1.2
+"""The kept policy is the latest one that meets the target and holds at most so many times the fewest live memories. The
+policy with the very fewest is often a matter of chance: its rollout had short episodes, or its spans are too short and
+success does not show it yet."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a training knows of its present policy."""
+
+    score: float
+    """Mean over the latest hard episodes: success, return, or minus the bits per answer."""
+    episodes: int
+    """Number of these episodes."""
+    is_success: bool
+    """Whether the score is a success rate."""
+    live: float | None
+    """Mean live memories per layer. None for a memory without slots."""
+    is_live_measured: bool
+    """Whether they were counted over whole episodes."""
+    timesteps: int
+    """Environment steps that it was trained for."""
+
+
+@dataclass(frozen=True)
+class KeptPolicy:
+    """Weights, and what was known of the policy when it was kept. Fields other than the weights are saved as JSON."""
+
+    score: float
+    is_success: bool
+    live: float | None
+    timesteps: int
+    fewest: float
+    """The fewest live memories of any kept policy since spans were released, or the memory budget if that is more."""
+    released: bool
+    """Whether spans had been released."""
+    tested: bool
+    """Whether the score is of new episodes, of an evaluation, or of a loss that every block has."""
+    weights: dict[str, Tensor]
+
+
+class PolicyKeeper:
+    """Keeps a copy of the best weights that `policy` has had (`kept`), by the constraint of `controller`."""
+
+    def __init__(self, policy: LearningPolicy, controller: ForgettingController):
+        self.policy = policy
+        self.controller = controller
+        self.kept: KeptPolicy | None = None
+
+    def review(self, now: Candidate, new_hard_episodes: int) -> None:
+        """Drops the kept policy if it no longer meets the target, or failed the first test. now: of the policy as it
+        is; new_hard_episodes: how many hard episodes have ended since the last review."""
+        self._drop_outdated(now.is_success)
+        if new_hard_episodes:
+            self._test(now)
+
+    def _drop_outdated(self, is_success: bool) -> None:
+        """Without success the target rises with the best return. A return does not meet a target of success, which the
+        environment may report later only."""
+        if self.kept is None:
+            return
+        if self.kept.is_success != is_success or self.kept.score < self.controller.target(is_success):
+            self.kept = None
+
+    def _test(self, now: Candidate) -> None:
+        """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
+        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
+        which had longer spans."""
+        if self.kept is not None and not self.kept.tested and self.controller.is_enough(now.episodes):
+            holds = self.controller.holds(now.score, now.episodes, now.is_success)
+            self.kept = replace(self.kept, tested=True) if holds else None
+
+    def keep(self, now: Candidate, *, is_tested: bool) -> None:
+        """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
+        fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
+        score is of new episodes, or of an evaluation."""
+        if not self.controller.holds(now.score, now.episodes, now.is_success) or not now.is_live_measured:
+            return
+        cost = 0.0
+        budget = self.controller.config.memory_budget
+        if self.controller.config.forgetting and now.live is not None:
+            cost = max(now.live, budget)  # within the budget, fewer memories are no better
+        is_released = self.policy.unreleased_reach() is None
+        fewest = cost
+        if self.kept is not None and self.kept.released == is_released:
+            fewest = min(cost, self.kept.fewest)
+        if cost > (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
+            return
+        self.kept = KeptPolicy(
+            score=now.score,
+            is_success=now.is_success,
+            live=now.live,
+            timesteps=now.timesteps,
+            fewest=fewest,
+            released=is_released,
+            tested=is_tested,
+            weights={key: value.detach().clone() for key, value in self.policy.state_dict().items()},
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """The kept weights by name, and JSON-able metadata; None for no policy."""
+        if self.kept is None:
+            return {}, None
+        metadata = {name: value for name, value in vars(self.kept).items() if name != "weights"}
+        return {f"best/{name}": tensor for name, tensor in self.kept.weights.items()}, metadata
+
+    def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None) -> None:
+        """Continues from `state`. Raises TypeError, one line, for metadata that are no numbers."""
+        self.kept = None
+        if metadata is None:
+            return
+        # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as
+        # tested.
+        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "released": True, **metadata}
+        numbers = [entries[name] for name in ("fewest", "score", "timesteps")]
+        if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):
+            raise TypeError(f"best: expected numbers, got {numbers}")
+        names = KeptPolicy.__dataclass_fields__.keys() - {"weights"}
+        self.kept = KeptPolicy(**{name: entries[name] for name in names}, weights=select_prefix("best/", tensors))
