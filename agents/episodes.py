@@ -139,6 +139,13 @@ class EpisodeWindow:
         """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""
         return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
 
+    def hard_error(self) -> float:
+        """Standard error of the mean return of the hard episodes. 0 of success, which has a target of its own, and of
+        fewer than two episodes."""
+        if self.reports_success or len(self.hard) < 2:
+            return 0.0
+        return float(self._scores(self.hard).std(ddof=1) / len(self.hard) ** 0.5)
+
     def mean_live(self, num_steps: int) -> float | None:
         """Live memories per layer over as many of the latest rollouts as the mean episode is long. None for a memory
         without slots. num_steps: of a rollout.

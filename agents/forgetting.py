@@ -9,7 +9,7 @@ a plot.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.checks import number_or_none, shown
@@ -30,6 +30,34 @@ OBSERVED_UPDATES = 50.0
 """Updates at full pressure for which the needs of memories are observed before spans follow them."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
+NOISE = 2.5
+"""A mean return may be off by so many standard errors. It is lower than another one only if it is by more."""
+PATIENT_FRACTION = 1 / 3
+"""Without success, spans follow needs only after this fraction of the training. A return that no longer rises may be
+that of a guess: one of five trainings on MiniGrid's MemoryS13Random solved it only after 1.5M of 5M steps."""
+
+
+class Score(NamedTuple):
+    """The score of the latest hard episodes, which the constraint is on."""
+
+    value: float
+    """Mean success or return, or minus the bits per answer."""
+    episodes: int
+    """Number of episodes."""
+    is_success: bool
+    """Whether it is a success rate."""
+    error: float = 0.0
+    """Standard error of a mean return. 0 where the target says what a score must be."""
+
+    @property
+    def lowest(self) -> float:
+        """The score at its lowest that is plausible."""
+        return self.value - NOISE * self.error
+
+    @property
+    def highest(self) -> float:
+        """The score at its highest that is plausible."""
+        return self.value + NOISE * self.error
 
 
 class LossConstraint:
@@ -116,13 +144,16 @@ class ForgettingController:
         self.pressure = 0.0
         self.learned = False
         self.first_score: float | None = None
-        """The first score. Without success, the target lies between it and the best score."""
+        """The first score at its highest. Without success, the target lies between it and the best score."""
         self.best_score: float | None = None
+        """The best score. A mean of many noisy ones is high by chance, so each counts at its lowest."""
         self.is_success: bool | None = None
         """Whether the latest score was a success rate, not a return."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
+        self.has_waited = False
+        """Whether the training is as far as it must be for spans to follow needs."""
         self.observed = 0.0
         """For how many updates needs have been observed: the sum of all pressures above 0. An update within the memory
         budget counts as 1."""
@@ -131,7 +162,7 @@ class ForgettingController:
     @property
     def needs_known(self) -> bool:
         """Whether the needs of memories were observed for so long that spans can follow them."""
-        return self.observed >= OBSERVED_UPDATES
+        return self.observed >= OBSERVED_UPDATES and self.has_waited
 
     def is_enough(self, episodes: int) -> bool:
         """Whether a score over so many hard episodes says something."""
@@ -139,19 +170,21 @@ class ForgettingController:
 
     @property
     def _gain(self) -> float:
-        """By how much the best score exceeds the first. 0 before there is any."""
-        return (self.best_score or 0.0) - (self.first_score or 0.0)
+        """By how much the best score certainly exceeds the first. 0 before there is any."""
+        return max((self.best_score or 0.0) - (self.first_score or 0.0), 0.0)
 
-    def missing(self, score: float, episodes: int, is_success: bool) -> str:
-        """Why spans do not follow needs yet, for a message. Arguments: as of `update`."""
+    def missing(self, score: Score) -> str:
+        """Why spans do not follow needs yet, for a message. score: as of `update`."""
         if not self.learned:
             if self.loss is not None:
                 return "the task was not learned"
-            if not self.is_enough(episodes):
-                return f"{episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
-            measure, format = ("success", ".1%") if is_success else ("mean return", ".3g")
-            target = self.target(is_success)
-            return f"{measure} in the latest hard episodes is {score:{format}}, the target {target:{format}}"
+            if not self.is_enough(score.episodes):
+                return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
+            measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
+            target = self.target(score.is_success)
+            return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"
+        if self.observed >= OBSERVED_UPDATES:
+            return f"without success, spans follow needs only after {PATIENT_FRACTION:.0%} of the training"
         observed = f"{self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates"
         return f"needs were observed for only {observed} since it was learned"
 
@@ -170,14 +203,19 @@ class ForgettingController:
             return self.config.success_target
         return self.first_score + self.config.success_target * self._gain
 
-    def update(self, score: float, episodes: int, is_success: bool, live: float | None, new_episodes: int) -> float:
-        """Returns the pressure for the next update. score: mean over `episodes` hard episodes; is_success: the score is
-        a success rate, not a return; live: mean live memories per layer, None for a memory without slots; new_episodes:
-        hard episodes that ended in this update."""
+    def meets_target(self, score: Score) -> bool:
+        """Whether a score is at the target. A return is, unless it is certainly lower."""
+        return score.highest >= self.target(score.is_success)
+
+    def update(self, score: Score, live: float | None, new_episodes: int, progress: float = 1.0) -> float:
+        """Returns the pressure for the next update. live: mean live memories per layer, None for a memory without
+        slots; new_episodes: hard episodes that ended in this update; progress: fraction of the training that is
+        over."""
         config = self.config
-        is_known = self.loss is None and self.is_enough(episodes)
+        is_known = self.loss is None and self.is_enough(score.episodes)
         if is_known:
-            self._observe_score(score, is_success)
+            self._observe_score(score)
+        self.has_waited = score.is_success or self.loss is not None or progress >= PATIENT_FRACTION
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:
@@ -188,7 +226,7 @@ class ForgettingController:
         if self.loss is not None:
             self._update_from_loss(self.loss, live)
         elif is_known:
-            self._update(score, is_success, live, new_episodes)
+            self._update(score, live, new_episodes)
         else:  # nothing is shortened without knowing what that does
             self.pressure = min(self.pressure, 0.0)
         if self.learned:
@@ -198,29 +236,30 @@ class ForgettingController:
     def _is_within_budget(self, live: float | None) -> bool:
         return live is not None and live <= self.config.memory_budget
 
-    def _observe_score(self, score: float, is_success: bool) -> None:
-        """Notes the first score and the best one, and whether the task is learned. Arguments: as of `update`."""
+    def _observe_score(self, score: Score) -> None:
+        """Notes the first score and the best one, and whether the task is learned. score: as of `update`."""
+        is_success = score.is_success
         if self.first_score is None or self.best_score is None or self.is_success not in (None, is_success):
-            self.first_score = score
-            self.best_score = score
+            self.first_score = score.highest
+            self.best_score = score.lowest
             self.learned = False  # what returns said says nothing of success, which is reported from now on
         self.is_success = is_success
-        self.best_score = max(self.best_score, score)
-        self.learned |= score >= self.target(is_success) and (is_success or self._gain > 0)
+        self.best_score = max(self.best_score, score.lowest)
+        self.learned |= self.meets_target(score) and (is_success or self._gain > 0)
 
-    def _update(self, score: float, is_success: bool, live: float | None, new_episodes: int) -> None:
+    def _update(self, score: Score, live: float | None, new_episodes: int) -> None:
         """Sets the pressure. Arguments: as of `update`."""
         config = self.config
         if new_episodes:
             self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
-        shortfall = self.target(is_success) - score
+        shortfall = self.target(score.is_success) - score.highest
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
-            slack = config.success_slack * (1.0 if is_success else max(self._gain, 1e-8))
-            self.pressure = -min(1.0, shortfall / slack) * evidence
+            slack = config.success_slack if score.is_success else config.success_slack * self._gain + score.error
+            self.pressure = -min(1.0, shortfall / max(slack, 1e-8)) * evidence
         elif self._is_within_budget(live):
             self.pressure = 0.0
         else:
@@ -239,14 +278,14 @@ class ForgettingController:
         else:
             self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)
 
-    def holds(self, score: float, episodes: int, is_success: bool) -> bool:
-        """Whether the constraint holds. Arguments: as of `update`. The target of a return or a loss is relative, so
-        that it cannot hold before the task counts as learned."""
+    def holds(self, score: Score) -> bool:
+        """Whether the constraint holds. The target of a return or a loss is relative, so that it cannot hold before
+        anything was learned."""
         if self.loss is not None:
             return self.learned and self.loss.violation <= 0
-        if not is_success and not self.learned:
+        if not score.is_success and self._gain <= 0:
             return False
-        return self.is_enough(episodes) and score >= self.target(is_success)
+        return self.is_enough(score.episodes) and self.meets_target(score)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's state, JSON-able."""
@@ -257,6 +296,7 @@ class ForgettingController:
             "best": self.best_score,
             "backlog": self.backlog,
             "observed": self.observed,
+            "has_waited": self.has_waited,
             "is_success": self.is_success,
         }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
@@ -270,7 +310,8 @@ class ForgettingController:
         self.is_success = state.get("is_success")
         if not (self.is_success is None or isinstance(self.is_success, bool)):
             raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
-        for name in ("backlog", "observed"):  # older checkpoints have none of the three
+        self.has_waited = bool(state.get("has_waited", True))
+        for name in ("backlog", "observed"):  # older checkpoints have none of the four
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

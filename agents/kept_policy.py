@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expire_span_rl.agents.forgetting import ForgettingController
+from expire_span_rl.agents.forgetting import ForgettingController, Score
 from expire_span_rl.agents.rollout import select_prefix
 from expire_span_rl.protocols import LearningPolicy
 
@@ -22,12 +22,7 @@ success does not show it yet."""
 class Candidate:
     """What a training knows of its present policy."""
 
-    score: float
-    """Mean over the latest hard episodes: success, return, or minus the bits per answer."""
-    episodes: int
-    """Number of these episodes."""
-    is_success: bool
-    """Whether the score is a success rate."""
+    score: Score
     live: float | None
     """Mean live memories per layer. None for a memory without slots."""
     is_live_measured: bool
@@ -42,6 +37,7 @@ class KeptPolicy:
 
     score: float
     is_success: bool
+    error: float
     live: float | None
     timesteps: int
     fewest: float
@@ -64,31 +60,32 @@ class PolicyKeeper:
     def review(self, now: Candidate, new_hard_episodes: int) -> None:
         """Drops the kept policy if it no longer meets the target, or failed the first test. now: of the policy as it
         is; new_hard_episodes: how many hard episodes have ended since the last review."""
-        self._drop_outdated(now.is_success)
+        self._drop_outdated(now.score)
         if new_hard_episodes:
             self._test(now)
 
-    def _drop_outdated(self, is_success: bool) -> None:
+    def _drop_outdated(self, now: Score) -> None:
         """Without success the target rises with the best return. A return does not meet a target of success, which the
         environment may report later only."""
         if self.kept is None:
             return
-        if self.kept.is_success != is_success or self.kept.score < self.controller.target(is_success):
+        kept = now._replace(value=self.kept.score, is_success=self.kept.is_success, error=self.kept.error)
+        if kept.is_success != now.is_success or not self.controller.meets_target(kept):
             self.kept = None
 
     def _test(self, now: Candidate) -> None:
         """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
         end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
         which had longer spans."""
-        if self.kept is not None and not self.kept.tested and self.controller.is_enough(now.episodes):
-            holds = self.controller.holds(now.score, now.episodes, now.is_success)
+        if self.kept is not None and not self.kept.tested and self.controller.is_enough(now.score.episodes):
+            holds = self.controller.holds(now.score)
             self.kept = replace(self.kept, tested=True) if holds else None
 
     def keep(self, now: Candidate, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
         fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
         score is of new episodes, or of an evaluation."""
-        if not self.controller.holds(now.score, now.episodes, now.is_success) or not now.is_live_measured:
+        if not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
         budget = self.controller.config.memory_budget
@@ -101,8 +98,9 @@ class PolicyKeeper:
         if cost > (MEMORY_TOLERANCE * fewest if fewest > budget else fewest):
             return
         self.kept = KeptPolicy(
-            score=now.score,
-            is_success=now.is_success,
+            score=now.score.value,
+            is_success=now.score.is_success,
+            error=now.score.error,
             live=now.live,
             timesteps=now.timesteps,
             fewest=fewest,
@@ -125,8 +123,9 @@ class PolicyKeeper:
             return
         # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as
         # tested.
-        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "released": True, **metadata}
-        numbers = [entries[name] for name in ("fewest", "score", "timesteps")]
+        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0}
+        entries |= {"released": True, **metadata}
+        numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps")]
         if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):
             raise TypeError(f"best: expected numbers, got {numbers}")
         names = KeptPolicy.__dataclass_fields__.keys() - {"weights"}

@@ -208,7 +208,7 @@ class ForgettingConfig:
     success_target: float = 0.98
     """Success rate on the hard episodes (the hardest quarter, or all where the environment names no difficulty_key)
     above which spans are penalised. In an environment that reports no success: the return, as a fraction of the way
-    from the first to the best."""
+    from the first to the best, less what may be chance."""
     success_slack: float = 0.03
     """Shortfall below the success target at which spans are lengthened at full strength. Less shortfall lengthens them
     less."""

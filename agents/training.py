@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow
-from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
+from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController, Score
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
 from expire_span_rl.agents.learner import Learner
@@ -159,7 +159,7 @@ class Trainer:
         if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self.keeper.keep(now, is_tested=is_tested)
-        pressure = self.controller.update(now.score, count, now.is_success, now.live, new_hard_episodes)
+        pressure = self.controller.update(now.score, now.live, new_hard_episodes, self._progress())
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())
@@ -234,10 +234,9 @@ class Trainer:
         """What is known of the policy as it is now."""
         hard_score, count = self.window.hard_score()
         loss = self.controller.loss
+        value = hard_score if loss is None or loss.bits is None else -loss.bits
         return Candidate(
-            score=hard_score if loss is None or loss.bits is None else -loss.bits,
-            episodes=count,
-            is_success=self._scores_are_success,
+            score=Score(value, count, self._scores_are_success, 0.0 if loss is not None else self.window.hard_error()),
             live=self.window.mean_live(self.agent.config.num_steps),
             is_live_measured=self._is_live_measured,
             timesteps=self.timesteps,
@@ -249,7 +248,7 @@ class Trainer:
         reach = self.policy.unreleased_reach()
         if reach is None or not self.controller.config.forgetting:
             return None
-        missing = self.controller.missing(*self.window.hard_score(), self.window.reports_success)
+        missing = self.controller.missing(self._candidate().score)
         return f"nothing was forgotten yet, and memories last {reach:,.0f} steps: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

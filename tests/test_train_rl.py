@@ -284,7 +284,15 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     PeriodicEvaluation(run, print)
     trainer.update()
     trainer.keeper.kept = KeptPolicy(
-        score=0.5, is_success=True, live=1.0, timesteps=128, fewest=1.0, released=True, tested=True, weights={}
+        score=0.5,
+        is_success=True,
+        error=0.0,
+        live=1.0,
+        timesteps=128,
+        fewest=1.0,
+        released=True,
+        tested=True,
+        weights={},
     )
     monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
     trainer.update()
