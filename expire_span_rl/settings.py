@@ -29,8 +29,9 @@ MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the
 
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
-    "sharpen_beyond": 50,
+    "sharpen_beyond": 50, "novelty_coef": 0.0,
 }  # fmt: skip
+_SWITCH = {"newest_first": 4.0, "novelty_coef": 0.0}
 _SEQUENCE = {"sharpness": 2.0, "num_positions": 16, "age_gain": 0.0}  # with which these tasks were measured
 _COPY = {**_SEQUENCE, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
 _COLLISION = {**_SEQUENCE, "num_envs": 64, "total_timesteps": 4_000_000}
@@ -41,8 +42,8 @@ _TEXT = {
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
-    ("Switch-v0", "ppo"): {"newest_first": 4.0},
-    ("Switch-v0", "impala"): {"newest_first": 4.0},
+    ("Switch-v0", "ppo"): _SWITCH,
+    ("Switch-v0", "impala"): _SWITCH,
     ("TMaze-v0", "ppo"): {"gating": True},
     ("TMaze-v0", "impala"): {"gating": True},
     ("Copy-v0", "supervised"): _COPY,
