@@ -110,9 +110,8 @@ class Learner:
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         failures = self.failure_rate**2
         if "novelty_coef" in settings:
-            coef = failures * settings["novelty_coef"]
-            rollout, mean = with_bonus(rollout, coef)
-            scale_metrics |= {"train/novelty_coef": coef, "train/novelty": float(mean)}
+            rollout, novelty_metrics = with_bonus(rollout, failures * settings["novelty_coef"])
+            scale_metrics |= novelty_metrics
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
             entropy=settings["ent_coef"],

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
@@ -24,6 +23,10 @@ RECENT_EPISODES = 1000
 LARGEST = 10.0
 """Most that an observation counts, as one that a hundredth of the episodes had. A hundred episodes at least are taken.
 What is never seen again then counts the same from the start on, and nothing once the mean is subtracted."""
+MOST_WORTH = 8.0
+"""Most that the new observations of an episode are worth in all, in typical discounted returns. Where episodes are long
+and show ever more, to wander about would otherwise pay more than what the task is about. On MiniGrid's memory tasks
+an episode of some tens of steps is worth 4 to 7 with the default weight."""
 _LARGEST_WEIGHT = 1e6  # weights are then divided by it
 _OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
@@ -114,14 +117,18 @@ class EpisodicNovelty:
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
 
 
-def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, Tensor]:
-    """The rollout with `coef` times its novelty, less the mean, added to rewards; and that mean, a scalar.
+def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, dict[str, float]]:
+    """The rollout with its novelty, less the mean, times a weight added to rewards; and metrics: that mean and the
+    weight. It is `coef`, or less, so that the mean episode is worth at most MOST_WORTH.
 
     Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral."""
     is_over = rollout.terminated | rollout.truncated
-    mean = rollout.novelty.sum() / (~is_over).sum().clamp(min=1)
-    bonus = coef * (rollout.novelty - mean).masked_fill(is_over, 0)
-    return replace(rollout, rewards=rollout.rewards + bonus), mean
+    total, num_ends = rollout.novelty.sum(), is_over.sum().clamp(min=1)
+    mean = total / (~is_over).sum().clamp(min=1)
+    weight = (MOST_WORTH * num_ends / total).clamp(max=coef)  # infinity without anything new
+    bonus = weight * (rollout.novelty - mean).masked_fill(is_over, 0)
+    metrics = {"train/novelty_coef": float(weight), "train/novelty": float(mean)}
+    return replace(rollout, rewards=rollout.rewards + bonus), metrics
 
 
 def _codes(observation: Mapping[str, Any]) -> np.ndarray:

@@ -69,8 +69,9 @@ class LearnerConfig(OptimizerConfig):
     novelty_coef: float = 0.1
     """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
     episode has not had: more the fewer of the latest episodes had it, and less what steps get on average. It lets an
-    agent look around before it knows what for, and falls like --log-barrier-coef. Observations are compared exactly:
-    noise makes all of them new, and then nothing is added."""
+    agent look around before it knows what for, and falls like --log-barrier-coef. Where episodes show so much that it
+    would be worth more than eight typical returns, the weight is less. Observations are compared exactly: noise makes
+    all of them new, and then nothing is added."""
     normalize_rewards: bool = True
     """Divide rewards by the size of the discounted returns so far, so that no setting depends on their scale."""
     time_aware_value: bool = True

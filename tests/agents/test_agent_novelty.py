@@ -6,6 +6,7 @@ T time steps, B environments.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,10 @@ from agent_cases import make_policy, make_trainer, through_a_file
 
 from expire_span_rl import envs
 from expire_span_rl.agents import AGENTS
+from expire_span_rl.agents import novelty as novelty_module
 from expire_span_rl.agents.actor import Actor, Request
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.novelty import LARGEST, RECENT_EPISODES, EpisodicNovelty
+from expire_span_rl.agents.novelty import LARGEST, MOST_WORTH, RECENT_EPISODES, EpisodicNovelty, with_bonus
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.transport import pack
 
@@ -167,6 +169,7 @@ def test_nothing_is_counted_unless_it_is_asked_for():
 @pytest.mark.parametrize("agent", ["ppo", "impala"])
 def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, monkeypatch):
     """Less its mean. Steps that end an episode get nothing."""
+    monkeypatch.setattr(novelty_module, "MOST_WORTH", math.inf)
     collector = make_collector()
     rollout, _ = collector.collect()
     terminated = torch.zeros_like(rollout.terminated)
@@ -187,6 +190,26 @@ def test_the_learner_adds_it_to_scaled_rewards_and_it_falls_to_nothing(agent, mo
         assert torch.equal(learned[-1][~goes_on], scaled[~goes_on])
         assert metrics["train/novelty_coef"] == pytest.approx(share)
         assert metrics["train/novelty"] == pytest.approx(float(mean))
+
+
+def test_an_episode_is_worth_at_most_so_much():
+    """However much there is to see. Two episodes end in the rollout."""
+    collector = make_collector()
+    rollout, _ = collector.collect()
+    ends = torch.zeros_like(rollout.terminated)
+    ends[2, 0] = ends[5, 1] = True
+    novelty = torch.rand(ends.shape, generator=torch.Generator().manual_seed(0)).masked_fill(ends, 0)
+    no_truncation = torch.zeros_like(ends)
+    rollout = replace(rollout, terminated=ends, truncated=no_truncation, novelty=novelty)
+    worth = float(novelty.sum()) / 2
+    with_little, metrics = with_bonus(rollout, 0.9 * MOST_WORTH / worth)
+    assert metrics["train/novelty_coef"] == pytest.approx(0.9 * MOST_WORTH / worth)
+    with_most, metrics = with_bonus(rollout, 3.0 * MOST_WORTH / worth)
+    assert metrics["train/novelty_coef"] == pytest.approx(MOST_WORTH / worth)
+    little, most = with_little.rewards - rollout.rewards, with_most.rewards - rollout.rewards
+    torch.testing.assert_close(little / 0.9, most, rtol=1e-4, atol=1e-5)
+    unchanged, metrics = with_bonus(replace(rollout, novelty=torch.zeros_like(novelty)), 0.1)
+    assert torch.equal(unchanged.rewards, rollout.rewards) and metrics["train/novelty_coef"] == pytest.approx(0.1)
 
 
 def test_counts_outlast_environments_that_cannot_save_their_state():
