@@ -215,7 +215,8 @@ class ForgettingController:
         is_known = self.loss is None and self.is_enough(score.episodes)
         if is_known:
             self._observe_score(score)
-        self.has_waited = score.is_success or self.loss is not None or progress >= PATIENT_FRACTION
+        is_told = score.is_success or self.loss is not None or config.fixed_pressure > 0
+        self.has_waited |= is_told or progress >= PATIENT_FRACTION
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:

@@ -215,10 +215,13 @@ def test_without_success_spans_follow_needs_only_after_a_third_of_the_training()
     loaded = make_controller()
     loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert loaded.needs_known
-    controller = make_controller()
-    for _ in range(60):
-        controller.update(Score(1.0, MANY, True), 50.0, MANY, 0.01)
-    assert controller.needs_known
+    loaded.update(Score(1.0, MANY, False), 50.0, MANY, 0.2)
+    assert loaded.needs_known  # a training that is continued for more steps does not take anything back
+    for told in (Score(1.0, MANY, True), Score(1.0, MANY, False)):
+        controller = make_controller(fixed_pressure=0.0 if told.is_success else 1.0)
+        for _ in range(60):
+            controller.update(told, 50.0, MANY, 0.01)
+        assert controller.needs_known
 
 
 @pytest.mark.parametrize("is_success", [True, False])
