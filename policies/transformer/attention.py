@@ -244,7 +244,7 @@ def _band_of(scores: Tensor, reach: int) -> Tensor:
     """The band [B,H,T,P] of scores [B,H,T,C]: those of the rollout's own slots, 0 for ages beyond its beginning."""
     steps = scores.shape[2]
     own = scores.new_empty(*scores.shape[:3], reach - 1 + steps)
-    own[..., : reach - 1].zero_()  # a number that is assigned to a view is copied, which is many times as slow
+    own[..., : reach - 1].zero_()  # assigned, the number would be copied into the view
     own[..., reach - 1 :] = scores[..., -steps:]
     return _diagonals(own, reach).contiguous()
 
