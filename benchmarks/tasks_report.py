@@ -178,7 +178,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the figure. Left: the score of every kind on every task, as a dot with its interval, and small dots for the
-    seeds. Right: the score of every kind over the tasks that all kinds were trained on."""
+    seeds. Right: the score of every kind over the tasks that all kinds were trained on, if there are any."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,9 +189,12 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     colours = {kind: f"C{i}" for i, kind in enumerate(kinds)}
     common_tasks, kind_rows = overall(rows)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(10, 1.6 + 0.55 * len(tasks)), width_ratios=[3, 1], constrained_layout=True
+    size = (10, 1.6 + 0.55 * len(tasks))
+    panels = [3, 1] if common_tasks else [1]  # widths
+    figure, axes_grid = plt.subplots(
+        1, len(panels), figsize=size, width_ratios=panels, squeeze=False, constrained_layout=True
     )
+    left = axes_grid[0, 0]
     # The kinds of task i lie between -i + 0.3 and -i - 0.3.
     heights = {
         (task, kind): -i + 0.3 - 0.6 * (j + 0.5) / len(kinds)
@@ -205,13 +208,11 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _plot_estimate(left, row["score"], heights[row["task"], row["kind"]], colours[row["kind"]])
     left.set_yticks([-i for i in range(len(tasks))], tasks)
     left.set_title("score by task: 0 achieves nothing, 1 is the target", fontsize=9)
-    for i, row in enumerate(kind_rows):
-        _plot_estimate(right, row["score"], -i, colours[row["kind"]])
-    right.set_yticks([-i for i in range(len(kind_rows))], [row["kind"] for row in kind_rows])
-    right.set_title(f"over {len(common_tasks)} task{'s' * (len(common_tasks) != 1)} that all kinds have", fontsize=9)
-    for axes, count in ((left, len(tasks)), (right, len(kind_rows))):
+    if common_tasks:
+        _plot_overall(axes_grid[0, 1], common_tasks, kind_rows, colours)
+    for axes, count in zip(axes_grid[0], (len(tasks), len(kind_rows)), strict=False):
         axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-max(count, 1) + 0.5, 0.5)
+        axes.set_ylim(-count + 0.5, 0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=colour, marker="o", linestyle="", label=kind) for kind, colour in colours.items()]
@@ -219,6 +220,16 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.suptitle("Interquartile mean over seeds, 95% intervals", fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _plot_overall(
+    axes: Any, tasks: Sequence[str], kind_rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+) -> None:
+    """The right panel: a row for each kind, of its score over `tasks`."""
+    for i, row in enumerate(kind_rows):
+        _plot_estimate(axes, row["score"], -i, colours[row["kind"]])
+    axes.set_yticks([-i for i in range(len(kind_rows))], [row["kind"] for row in kind_rows])
+    axes.set_title(f"over {len(tasks)} task{'s' * (len(tasks) != 1)} that all kinds have", fontsize=9)
 
 
 def _plot_estimate(axes: Any, estimate: Estimate, y: float, colour: str) -> None:

@@ -14,7 +14,7 @@ from script_cases import call
 from benchmarks import comparison_cells, task_list, tasks
 from benchmarks.task_list import TASKS
 from benchmarks.tasks import EndAfter
-from benchmarks.tasks_report import overall, rows_of, summary
+from benchmarks.tasks_report import overall, plot, rows_of, summary
 from expire_span_rl import training
 from expire_span_rl.agents.checkpoint import checkpoint_bytes
 
@@ -223,6 +223,21 @@ def test_the_summary_of_rows():
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+
+
+@pytest.mark.parametrize(("task", "panels"), [("CartPole-v1", 2), ("Corridor-v0", 1)])
+def test_the_figure_compares_kinds_only_over_tasks_that_all_have(task, panels, tmp_path, monkeypatch):
+    """The right panel would be empty otherwise."""
+    from matplotlib.figure import Figure
+
+    counts = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (counts.append(len(self.axes)), save(self, *a, **k)))
+    cells = {"CartPole-v1": [cell("lstm", 1, 475, [])]}
+    cells.setdefault(task, []).append(cell("none", 1, 0.9, []))
+    plot(rows_of(cells), tmp_path / "figure.png")
+    assert counts == [panels]
+    assert (tmp_path / "figure.png").stat().st_size
 
 
 def test_a_learning_curve_is_thinned_and_begins_with_enough_episodes(tmp_path, monkeypatch):
