@@ -51,7 +51,9 @@ class TasksConfig(WorkersConfig):
     kinds: tuple[str, ...] = tuple(KINDS)
     """Memory kinds. Each is compared with the first one."""
     seeds: int = 5
-    """Seeds 1, 2, ..., each a training of its own."""
+    """Number of seeds, each a training of its own."""
+    first_seed: int = 1
+    """The first of them. With --seeds 2 --first-seed 4 these are the seeds 4 and 5."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
     eval_episodes: int = 200
@@ -73,7 +75,7 @@ class TasksConfig(WorkersConfig):
             cli.choice("--tasks", name, TASKS)
         for kind in self.kinds:
             cli.choice("--kinds", kind, KINDS)
-        cli.check_at_least(self, seeds=1, jobs=1, eval_episodes=1)
+        cli.check_at_least(self, seeds=1, first_seed=1, jobs=1, eval_episodes=1)
         if self.end_after != 0 and not 1 <= self.end_after < math.inf:
             raise ValueError(f"--end-after: expected 0, or 1 or more, got {self.end_after:g}")
         for flag, names, choices in (("--tasks", self.tasks, TASKS), ("--kinds", self.kinds, KINDS)):
@@ -87,6 +89,7 @@ class TaskSweep(Sweep):
 
     def __init__(self, name: str, config: TasksConfig, flags: Sequence[str]):
         self.name = name
+        self.seeds = range(config.first_seed, config.first_seed + config.seeds)
         task = TASKS[name]
         task_flags = ["--env", task.env]
         task_flags += ["--env-kwargs", json.dumps(dict(task.env_kwargs))] if task.env_kwargs else []
@@ -105,7 +108,7 @@ class TaskSweep(Sweep):
 
     def cells(self) -> list[Cell]:
         """All cells, sorted by seed."""
-        return [Cell(kind, None, seed) for seed in range(1, self.config.seeds + 1) for kind in self.config.kinds]
+        return [Cell(kind, None, seed) for seed in self.seeds for kind in self.config.kinds]
 
     def try_to_build(self) -> None:
         """Builds the first kind only, since the needs of a task do not depend on the kind."""

@@ -64,6 +64,10 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
     tmaze = json.loads(Path("table/TMaze-50/cells/lru-any-2.json").read_text())
     assert json.loads(tmaze["config"]["env_kwargs"]) == {"length": 50} and tmaze["config"]["seed"] == 2
 
+    trainings.clear()
+    assert table([*TINY, "--tasks", "CartPole-v1", "--kinds", "none", "--first-seed", "3"], monkeypatch) == 0
+    assert trainings == [("CartPole-v1", "none", 3)]
+
     capsys.readouterr()
     assert table([*TINY, "--gamma", "0.5"], monkeypatch) == 2
     error = capsys.readouterr().err
@@ -79,6 +83,7 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
         (["--tasks"], "--tasks: expected some of CartPole-v1"),
         (["--kinds", "lstmm"], "did you mean 'lstm'?"),
         (["--env", "Corridor-v0"], "--env: expected only flags that tasks leave open, a task sets --env itself"),
+        (["--first-seed", "0"], "--first-seed: expected at least 1, got 0"),
         (["--end-after", "0.5"], "--end-after: expected 0, or 1 or more, got 0.5"),
         (["--env-kwargs={}"], "--env-kwargs: expected only flags that tasks leave open"),
         (["--wrap", "episodes=2"], "--wrap: expected only flags that tasks leave open"),
