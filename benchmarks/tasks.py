@@ -98,7 +98,6 @@ class TaskSweep(Sweep):
         task_flags += [] if "--total-timesteps" in map(cli.flag_of, flags) else ["--total-timesteps", str(task.steps)]
         settings = ComparisonConfig(
             kinds=config.kinds,
-            seeds=config.seeds,
             jobs=config.jobs,
             ray_address=config.ray_address,
             eval_episodes=config.eval_episodes,
