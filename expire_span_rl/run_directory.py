@@ -17,16 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch
 
-from expire_span_rl.agents.checkpoint import (
-    CheckpointError,
-    NewerVersion,
-    check_metadata,
-    checkpoint_bytes,
-    load_checkpoint,
-    not_finite,
-)
+from expire_span_rl.agents.checkpoint import check_metadata, not_finite
 from expire_span_rl.agents.guard import NotFinite, check_modules
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
@@ -36,9 +28,9 @@ from expire_span_rl.locks import FileLock
 from expire_span_rl.messages import listening, say
 from expire_span_rl.policies import ActorCritic, save_policy
 from expire_span_rl.progress import ProgressTable
+from expire_span_rl.run_checkpoints import newest_checkpoint, write_checkpoint
 from expire_span_rl.run_files import (
     ALL_SNAPSHOTS,
-    CHECKPOINTS,
     MARKER,
     MARKER_CONTENT,
     check_run_dir,
@@ -121,23 +113,23 @@ class RunDirectory:
         try:
             sweep(path)
             before = _saved_config(path)
-            tensors, metadata, damaged = _newest_checkpoint(path)
-            metadata.setdefault("schedules", _schedules_of(before, run))
+            newest = newest_checkpoint(path)
+            metadata = {"schedules": _schedules_of(before, run), **newest.metadata}
             try:
                 check_metadata(metadata, run.trainer.state()[1])
-                goes_on = run.trainer.load_state(tensors, metadata)
+                goes_on = run.trainer.load_state(newest.tensors, metadata)
             except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
                 message = shown(error, 150)
                 raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
             _check_total(run)
-            for error in damaged.values():
+            for error in newest.damaged.values():
                 say(f"{error}: the checkpoint before it, of step {run.trainer.timesteps:,}, is used")
             flat = run.settings.flat()
             changed = {name: flat[name] for name in ("total_timesteps", "learning_rate") if name in flat}
             if any(before.get(name) != value for name, value in changed.items()):
                 _write_config(path, {**before, **changed})
             directory = cls(path, run, lock)
-            directory._damaged = set(damaged)
+            directory._damaged = set(newest.damaged)
             return directory, goes_on
         except BaseException:
             lock.release()
@@ -192,8 +184,7 @@ class RunDirectory:
         with self._writing():
             if with_policy:
                 save_best(self.run, self.path / "policy.safetensors")
-            self._rotate()
-            write_atomically(self.path / CHECKPOINTS[0], checkpoint_bytes(tensors, metadata))
+            write_checkpoint(self.path, tensors, metadata, self._damaged)
         self._damaged.clear()
         self.saved = trainer.timesteps
         self._saved_at = time.monotonic()
@@ -272,23 +263,11 @@ class RunDirectory:
             (path / "checkpoints").mkdir(parents=True)
             (path / MARKER).write_text(MARKER_CONTENT)
             _write_config(path, self.run.settings.flat())
-            write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(*self.run.trainer.state()))
+            write_checkpoint(path, *self.run.trainer.state())
             save_best(self.run, path / "policy.safetensors")
         except OSError:
             return None
         return path
-
-    def _rotate(self) -> None:
-        """Renames each whole checkpoint to the one before it. Each of them exists at every moment."""
-        files = [self.path / name for name in CHECKPOINTS]
-        whole = [file for file in files if file.name not in self._damaged and file.is_file()]
-        for target, file in reversed(list(zip(files[1:], whole, strict=False))):
-            if file == target:
-                continue
-            if file == files[0]:  # it also stays in place until the new one replaces it
-                _link(file, target)
-            else:
-                os.replace(file, target)
 
     def _check_weights(self) -> None:
         """Raises WeightsLost for the first weight that must not be saved."""
@@ -353,29 +332,6 @@ def _saved_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _newest_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, CheckpointError]]:
-    """(tensors, metadata, errors of newer checkpoints that are damaged, by name). Raises CheckpointError if none is
-    whole."""
-    files = [path / name for name in CHECKPOINTS if os.path.lexists(path / name)]
-    if not files:
-        raise CheckpointError(f"{path}: expected a run directory with a checkpoint, found none there")
-    damaged: dict[str, CheckpointError] = {}
-    for file in files:
-        try:
-            tensors, metadata = load_checkpoint(file)
-            if (problem := not_finite(tensors)) is not None:
-                raise CheckpointError(f"{file}: {problem}")
-        except NewerVersion:
-            raise
-        except CheckpointError as error:
-            damaged[file.name] = error
-            continue
-        return tensors, metadata, damaged
-    newest_error = next(iter(damaged.values()))
-    older = f" (nor is any of the {len(damaged) - 1} before it whole)" if len(damaged) > 1 else ""
-    raise CheckpointError(f"{newest_error}{older}")
-
-
 def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """The schedules of a checkpoint that has none: those of the settings that the run had."""
     trainer = run.trainer
@@ -398,15 +354,3 @@ def _check_total(run: Run) -> None:
             f"{name}: expected more than the {trainer.timesteps // size:,} {unit} of the run so far, got "
             f"{run.settings.run.total_timesteps // size:,}"
         )
-
-
-def _link(file: Path, target: Path) -> None:
-    """Makes `target` the same file, in place of an existing one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid():08x}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:  # a file system without hard links
-        os.replace(file, target)
-        return
-    os.replace(temporary, target)
