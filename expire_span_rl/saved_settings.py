@@ -24,7 +24,7 @@ LATER: dict[str, Any] = {
     "eval_every": 0, "n_eval_episodes": None, "layer_norm": False, "sharpness": None, "rest_coef": None,
     "fixed_pressure": None, "loss_tolerance": None, "min_radius": None, "max_radius": None, "max_phase": None,
     "newest_first": None, "use_share": 0.0, "renew_every": 0, "sharpen_beyond": None, "time_skips": 0.0,
-    "time_gaps": 0.0, "qk_norm": False, "head_dropout": 0.0, "time_aware_value": False,
+    "time_gaps": 0.0, "qk_norm": False, "head_dropout": 0.0, "position_dropout": 0.0, "time_aware_value": False,
     "novelty_coef": 0.0, "log_barrier_coef": 0.0, "age_gain": 0.0, "precision": "float32",
 }  # fmt: skip
 """Settings that were added after the first version, with what runs without them did; None: the field's default."""

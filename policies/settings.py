@@ -36,7 +36,9 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0}
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0, "position_dropout": 0.0,
+    }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
     width: int = 64
@@ -73,6 +75,10 @@ class TransformerConfig(EncoderConfig):
     head_dropout: float = 0.1
     """Chance that a head of a layer above the first is left out of a training rollout of an environment (DropHead).
     Every head then learns to find all of what a query looks for, instead of a part of it."""
+    position_dropout: float = 0.1
+    """Chance that attention knows ages up to fewer than P steps in a training rollout of an environment. How many is
+    drawn from 1 to P. What is older is then found by its content alone, so that a policy does not come to rely on facts
+    being as recent as they are in training."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -85,8 +91,9 @@ class TransformerConfig(EncoderConfig):
             raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")
         check_at_most(self, sharpen_beyond=MOST_STEPS)
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"--head-dropout: expected a chance from 0 to below 1, got {self.head_dropout}")
+        for name in ("head_dropout", "position_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)}: expected a chance from 0 to below 1, got {getattr(self, name)}")
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:

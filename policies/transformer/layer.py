@@ -60,9 +60,13 @@ class Layer(nn.Module):
         """index: of the layer, from 0 on; shifted: number of heads, the first ones, that attend to the previous
         step."""
         super().__init__()
-        # The first columns of what is drawn for a rollout are weights of heads, those of this layer among them.
-        self.num_drawn_weights = config.num_heads * (config.num_layers - 1) if config.head_dropout else 0
-        self.drawn_weights = slice(config.num_heads * (index - 1), config.num_heads * index) if index else None
+        # What is drawn for a rollout begins with weights of heads, those of this layer among them, and the reach of
+        # positions. The rest is the kind's.
+        num_weights = config.num_heads * (config.num_layers - 1) if config.head_dropout else 0
+        has_weights = config.head_dropout and index
+        self.drawn_weights = slice(config.num_heads * (index - 1), config.num_heads * index) if has_weights else None
+        self.drawn_reach = num_weights if config.position_dropout else None
+        self.num_drawn = num_weights + (self.drawn_reach is not None)
         width = config.width
         size = width // config.num_heads
         self.heads = config.num_heads
@@ -136,14 +140,21 @@ class Layer(nn.Module):
 
     def drawn_by_kind(self, drawn: Tensor) -> Tensor:
         """The part of `drawn` [B,K] that the kind drew."""
-        return drawn[:, self.num_drawn_weights :]
+        return drawn[:, self.num_drawn :]
 
     def head_weights(self, drawn: Tensor) -> Tensor | None:
         """[B,H,1,1] what the outputs of this layer's heads are multiplied by in the rollout for which `drawn` [B,K] was
         drawn. None for 1."""
-        if self.drawn_weights is None or not self.num_drawn_weights or not drawn.shape[1]:
+        if self.drawn_weights is None or not drawn.shape[1]:
             return None
         return drawn[:, self.drawn_weights, None, None]
+
+    def position_reach(self, drawn: Tensor) -> Tensor | None:
+        """[B] the age from which on attention knows no ages, in the rollout for which `drawn` [B,K] was drawn. None for
+        P."""
+        if self.drawn_reach is None or not drawn.shape[1]:
+            return None
+        return drawn[:, self.drawn_reach]
 
     def read(
         self, x: Tensor, normed: Tensor, slots: Slots, drawn: Tensor, query_positions: Tensor, episode_begin: Tensor
@@ -160,7 +171,7 @@ class Layer(nn.Module):
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:
             queries = queries * self._sharpening(num_visible).to(queries.dtype)[:, None, :, None]
-        attended, weights = self._attend(queries, slots, age, bias)
+        attended, weights = self._attend(queries, slots, age, bias, self.position_reach(drawn))
         head_weights = self.head_weights(drawn)
         if head_weights is not None:
             attended = attended * head_weights
@@ -174,8 +185,11 @@ class Layer(nn.Module):
         count = num_visible.clamp(min=self.sharpen_beyond)
         return count.double().log() / math.log(self.sharpen_beyond)
 
-    def _attend(self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C]."""
+    def _attend(
+        self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor, position_reach: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C];
+        position_reach: [B] or None."""
         keys, values = slots.keys, slots.values
         order = slots.position.argsort(1) if self.newest_first and self.kind.merging is not None else None
         if queries.shape[2] == 1:
@@ -190,6 +204,7 @@ class Layer(nn.Module):
                 age_bias=self.head_age_bias(),
                 newest_first=self.newest_first,
                 order=order,
+                position_reach=position_reach,
             )
             return attended[:, :, None], weights[:, :, None]
         num_past = keys.shape[2] - queries.shape[2]
@@ -206,6 +221,7 @@ class Layer(nn.Module):
             age_bias=self.head_age_bias(),
             newest_first=self.newest_first,
             order=order,
+            position_reach=position_reach,
         )
 
     def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:

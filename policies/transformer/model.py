@@ -67,15 +67,15 @@ class Transformer(nn.Module):
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
     def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
-        """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), then those
-        that the kind draws. If the kind asks for it, uses are tracked, spans renewed, and steps of the clock
-        skipped."""
+        """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), the reach
+        of positions (`_draw_position_reach`), then those that the kind draws. If the kind asks for it, uses are
+        tracked, spans renewed, and steps of the clock skipped."""
         kind = self._kinds[0]
         drawn = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
         skipped_steps = kind.skipped_steps(drawn)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        weights = self._draw_head_weights(len(time), generator).to(drawn)
-        memory = replace(memory, drawn=torch.cat([weights, drawn], 1), time=time)
+        own = (draw(len(time), generator).to(drawn) for draw in (self._draw_head_weights, self._draw_position_reach))
+        memory = replace(memory, drawn=torch.cat([*own, drawn], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))
@@ -93,6 +93,15 @@ class Transformer(nn.Module):
         device = None if generator is None else generator.device
         shape = (batch_size, (config.num_layers - 1) * config.num_heads)
         return (torch.rand(shape, generator=generator, device=device) >= dropout) / (1 - dropout)
+
+    def _draw_position_reach(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """[B,1]: from 1 to P in the rows that are drawn, and P in the others. [B,0] without `position_dropout`."""
+        chance, reach = self.config.position_dropout, self.config.num_positions
+        if not chance:
+            return torch.zeros(batch_size, 0)
+        device = None if generator is None else generator.device
+        draw, size = torch.rand(2, batch_size, 1, generator=generator, device=device)
+        return torch.where(draw < chance, 1 + (size * reach).floor().clamp(max=reach - 1), reach)
 
     # Acting
 
