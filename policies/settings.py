@@ -36,9 +36,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    EARLIER: ClassVar[dict[str, Any]] = {
-        "qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0, "position_dropout": 0.0,
-    }  # fmt: skip
+    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     width: int = 64
@@ -75,10 +73,10 @@ class TransformerConfig(EncoderConfig):
     head_dropout: float = 0.1
     """Chance that a head of a layer above the first is left out of a training rollout of an environment (DropHead).
     Every head then learns to find all of what a query looks for, instead of a part of it."""
-    position_dropout: float = 0.1
+    position_dropout: float = 0.0
     """Chance that attention knows ages up to fewer than P steps in a training rollout of an environment. How many is
     drawn from 1 to P. What is older is then found by its content alone, so that a policy does not come to rely on facts
-    being as recent as they are in training."""
+    being as recent as they are in training. It harms tasks that ask for what was seen N steps ago."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""

@@ -11,7 +11,7 @@ from policy_cases import SMALL, act, experience, make_policy
 
 from expire_span_rl.policies.settings import TransformerConfig
 
-CORE = replace(policy_cases.CORE, num_layers=3, head_dropout=0.3, position_dropout=0.0)
+CORE = replace(policy_cases.CORE, num_layers=3, head_dropout=0.3)
 
 
 @pytest.mark.parametrize("kind", ["expire_span", "transformer_xl", "compressive", "none"])

@@ -71,7 +71,7 @@ def test_the_span_is_where_the_chance_given_the_last_use_falls_below_one_in_use_
 def test_spans_are_renewed_by_the_clock_of_each_environment(horizon):
     """Acting against unrolls that end where a clock is a multiple of `renew_every`. After each of them spans count from
     the last uses. Each environment by itself, so that the others have no part in it."""
-    core = replace(CORE, head_dropout=0.0, position_dropout=0.0)
+    core = replace(CORE, head_dropout=0.0)
     policy = make_policy("expire_span", SETTINGS, core=core)
     rollout = experience(torch.Generator().manual_seed(3), 60, 4, start_probability=0.04, final_probability=0)
     rollout.start[0] = True

@@ -64,9 +64,7 @@ def test_skipped_time_is_no_part_of_an_episode_that_ended_before_it():
     rollout = experience(generator, 9, 5, start_probability=0)
     rollout.start[0] = True
     skipped = policy.draw(memory, generator)
-    nothing = skipped.drawn.clone()
-    nothing[:, -2:] = 0
-    plain = replace(skipped, time=memory.time, drawn=nothing)
+    plain = replace(skipped, time=memory.time, drawn=torch.zeros_like(skipped.drawn))
     assert (skipped.time > plain.time).all()
     losses = [
         policy.unroll(rollout.observation, start, rollout.start, pressure=1.0).memory_loss for start in (skipped, plain)
