@@ -35,7 +35,7 @@ def attend(
     age_bias: Tensor | None = None,
     newest_first: float = 0.0,
     order: Tensor | None = None,
-    position_reach: Tensor | None = None,
+    known_ages: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query per row, each with slots of its own: acting, and final observations.
 
@@ -43,7 +43,7 @@ def attend(
     infinity hides. recent: slots younger than P are among the last so many; None: the last P. age_bias: [H,P], what
     each head adds to the scores of an age; None for nothing. newest_first: what each newer slot that matches equally
     well takes from a score; order: int64 [B,C], the slots from the oldest to the newest for `newest_first`, None if
-    they are in this order; position_reach: [B], ages from here on count as beyond P, None for P.
+    they are in this order; known_ages: bool [B,P], the others count as beyond P; None for all.
 
     Returns (output [B,H,d], weights [B,H,C]).
     """
@@ -51,10 +51,7 @@ def attend(
     scores = torch.matmul(k, q[..., None]).squeeze(-1)  # [B,H,C]
     reach = min(recent or len(positions), k.shape[2])
     index = age[:, None, -reach:].clamp(0, len(positions)).long().expand(-1, q.shape[1], -1)  # [B,H,reach]
-    by_age = _by_age(q, positions, age_bias)  # [B,H,P]
-    if position_reach is not None:
-        by_age = by_age * (torch.arange(len(positions), device=q.device) < position_reach[:, None])[:, None]
-    by_age = F.pad(by_age, (0, 1))  # [B,H,P+1], 0 beyond P
+    by_age = F.pad(_by_age(q, positions, age_bias, known_ages), (0, 1))  # [B,H,P+1], 0 beyond P
     scores = torch.cat([scores[..., :-reach], scores[..., -reach:] + by_age.gather(2, index)], 2)
     scores = scores + _by_head(bias, 2)
     if newest_first:
@@ -76,23 +73,21 @@ def attend_rollout(
     age_bias: Tensor | None = None,
     newest_first: float = 0.0,
     order: Tensor | None = None,
-    position_reach: Tensor | None = None,
+    known_ages: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S memory slots, oldest first, then T of the rollout; positions:
     [P,d]; memory_age: [B,n,m], n = min(T, P-1), m = min(S, P-1), age of the last m memory slots at the first n queries;
     bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
-    E = 0; age_bias: [H,P], newest_first, order and position_reach as in `attend`.
+    E = 0; age_bias: [H,P], newest_first, order and known_ages as in `attend`.
 
     Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
     """
     q = (q * q.shape[-1] ** -0.5).contiguous()
     # The scores of the ages P - 1 .. 0, [B,H,T,P], as they lie on the diagonals: the oldest first.
-    band = _by_age(q, positions.flip(0), None if age_bias is None else age_bias.flip(1))
-    if position_reach is not None:
-        ages = torch.arange(len(positions) - 1, -1, -1, device=q.device)
-        band = band * (ages < position_reach[:, None])[:, None, None]
+    age_bias, known_ages = (None if numbers is None else numbers.flip(1) for numbers in (age_bias, known_ages))
+    band = _by_age(q, positions.flip(0), age_bias, known_ages)
     corner = _gather_ages(band[:, :, : memory_age.shape[1]], memory_age)
     extension_scores = band[..., :0]
     if extension_age is not None:
@@ -221,11 +216,13 @@ def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
     return torch.matmul(weights[:, :, None], v).squeeze(2)
 
 
-def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None) -> Tensor:
+def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None, known_ages: Tensor | None) -> Tensor:
     """Scores of the ages that `positions` [P,d] and `age_bias` [H,P] stand for: q [B,H,(T,)d], divided by sqrt(d) ->
-    [B,H,(T,)P]."""
+    [B,H,(T,)P]. They are 0 where `known_ages` [B,P] is False."""
     scores = q @ positions.T
-    return scores if age_bias is None else scores.add_(age_bias if q.ndim == 3 else age_bias[:, None])
+    if age_bias is not None:
+        scores.add_(age_bias if q.ndim == 3 else age_bias[:, None])
+    return scores if known_ages is None else scores * known_ages.view(len(q), *[1] * (q.ndim - 2), -1)
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:

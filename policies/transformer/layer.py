@@ -149,12 +149,12 @@ class Layer(nn.Module):
             return None
         return drawn[:, self.drawn_weights, None, None]
 
-    def position_reach(self, drawn: Tensor) -> Tensor | None:
-        """[B] the age from which on attention knows no ages, in the rollout for which `drawn` [B,K] was drawn. None for
-        P."""
+    def known_ages(self, drawn: Tensor) -> Tensor | None:
+        """Bool [B,P]: which ages below P attention knows in the rollout for which `drawn` [B,K] was drawn. None for
+        all."""
         if self.drawn_reach is None or not drawn.shape[1]:
             return None
-        return drawn[:, self.drawn_reach]
+        return torch.arange(len(self.positions), device=drawn.device) < drawn[:, self.drawn_reach, None]
 
     def read(
         self, x: Tensor, normed: Tensor, slots: Slots, drawn: Tensor, query_positions: Tensor, episode_begin: Tensor
@@ -171,7 +171,7 @@ class Layer(nn.Module):
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:
             queries = queries * self._sharpening(num_visible).to(queries.dtype)[:, None, :, None]
-        attended, weights = self._attend(queries, slots, age, bias, self.position_reach(drawn))
+        attended, weights = self._attend(queries, slots, age, bias, self.known_ages(drawn))
         head_weights = self.head_weights(drawn)
         if head_weights is not None:
             attended = attended * head_weights
@@ -186,10 +186,10 @@ class Layer(nn.Module):
         return count.double().log() / math.log(self.sharpen_beyond)
 
     def _attend(
-        self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor, position_reach: Tensor | None
+        self, queries: Tensor, slots: Slots, age: Tensor, bias: Tensor, known_ages: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [B,H,N,d] and weights [B,H,N,C] of queries [B,H,N,d]; age: [B,N,C]; bias: [B,N,C] or [B,H,N,C];
-        position_reach: [B] or None."""
+        known_ages: [B,P] or None."""
         keys, values = slots.keys, slots.values
         order = slots.position.argsort(1) if self.newest_first and self.kind.merging is not None else None
         if queries.shape[2] == 1:
@@ -204,7 +204,7 @@ class Layer(nn.Module):
                 age_bias=self.head_age_bias(),
                 newest_first=self.newest_first,
                 order=order,
-                position_reach=position_reach,
+                known_ages=known_ages,
             )
             return attended[:, :, None], weights[:, :, None]
         num_past = keys.shape[2] - queries.shape[2]
@@ -221,7 +221,7 @@ class Layer(nn.Module):
             age_bias=self.head_age_bias(),
             newest_first=self.newest_first,
             order=order,
-            position_reach=position_reach,
+            known_ages=known_ages,
         )
 
     def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:

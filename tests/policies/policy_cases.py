@@ -154,6 +154,23 @@ def act(
     return ActingOutput(torch.stack(logits), torch.stack(values), final_values, live, acting.memory())
 
 
+def check_acting_equals_learning(policy: ActorCritic) -> None:
+    """Through several rollouts, each with numbers of its own drawn, with compactions on the way and episodes that
+    end."""
+    generator = torch.Generator().manual_seed(1)
+    memory = policy.initial_memory(5)
+    for _ in range(3):
+        memory = policy.draw(memory, generator)
+        rollout = experience(generator, 8, 5)
+        out = act(policy, memory, rollout, horizon=3)
+        unrolled = policy.unroll(
+            rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at
+        )
+        torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
+        torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
+        memory = out.memory
+
+
 def poison_dead_slots(memory: Memory) -> Memory:
     """The same memory with NaN in every dead slot and a nonsensical birth there."""
     layers = tuple(

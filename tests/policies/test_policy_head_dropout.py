@@ -7,7 +7,7 @@ from dataclasses import replace
 import policy_cases
 import pytest
 import torch
-from policy_cases import SMALL, act, experience, make_policy
+from policy_cases import SMALL, act, check_acting_equals_learning, experience, make_policy
 
 from expire_span_rl.policies.settings import TransformerConfig
 
@@ -16,21 +16,9 @@ CORE = replace(policy_cases.CORE, num_layers=3, head_dropout=0.3)
 
 @pytest.mark.parametrize("kind", ["expire_span", "transformer_xl", "compressive", "none"])
 def test_acting_equals_learning_with_heads_left_out(kind):
-    """Through several rollouts and compactions on the way, for kinds that draw numbers of their own and others."""
+    """For kinds that draw numbers of their own and others."""
     for settings in SMALL.get(kind, ({},)):
-        policy = make_policy(kind, settings, core=CORE)
-        generator = torch.Generator().manual_seed(1)
-        memory = policy.initial_memory(5)
-        for _ in range(3):
-            memory = policy.draw(memory, generator)
-            rollout = experience(generator, 8, 5)
-            out = act(policy, memory, rollout, horizon=3)
-            unrolled = policy.unroll(
-                rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at
-            )
-            torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
-            torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
-            memory = out.memory
+        check_acting_equals_learning(make_policy(kind, settings, core=CORE))
 
 
 def test_heads_above_the_first_layer_are_left_out_by_chance_and_the_mean_stays():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import policy_cases
 import pytest
 import torch
-from policy_cases import CASES, act, experience, make_policy
+from policy_cases import CASES, act, check_acting_equals_learning, experience, make_policy
 
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.settings import TransformerConfig
@@ -17,22 +17,9 @@ CORE = replace(policy_cases.CORE, head_dropout=0.0, position_dropout=0.7)
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 def test_acting_equals_learning_where_ages_are_hidden(kind, settings):
-    """Through several rollouts, with compactions on the way and episodes that end."""
     if core_config(kind) is not TransformerConfig:
         pytest.skip("a kind without positions")
-    policy = make_policy(kind, settings, core=CORE)
-    generator = torch.Generator().manual_seed(1)
-    memory = policy.initial_memory(5)
-    for _ in range(3):
-        memory = policy.draw(memory, generator)
-        rollout = experience(generator, 8, 5)
-        out = act(policy, memory, rollout, horizon=3)
-        unrolled = policy.unroll(
-            rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at
-        )
-        torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
-        torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
-        memory = out.memory
+    check_acting_equals_learning(make_policy(kind, settings, core=CORE))
 
 
 def test_the_reach_is_drawn_by_chance_from_1_to_all_positions():
