@@ -34,11 +34,22 @@ class Collector:
 
     on_policy: ClassVar[bool] = True
 
-    def __init__(self, env: VectorEnv, policy: LearningPolicy, num_steps: int, seed: int, *, novelty: bool = False):
-        """novelty: say in rollouts how new the observations are to which steps led (`EpisodicNovelty`)."""
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: LearningPolicy,
+        num_steps: int,
+        seed: int,
+        *,
+        novelty: bool = False,
+        reward_outputs: bool = False,
+    ):
+        """novelty: say in rollouts how new the observations are to which steps led (`EpisodicNovelty`);
+        reward_outputs: keep what the policy's reward head put out at each step."""
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
+        self.keeps_reward_outputs = reward_outputs
         self.seed = seed
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
@@ -137,12 +148,14 @@ class Collector:
         device = policy.device
         observation = observation_tensors(self.observation, device)
         episode_start = torch.as_tensor(self.episode_start, device=device)
-        logits, values = policy.step(observation, acting, episode_start)
+        logits, values, reward_outputs = policy.step_with_rewards(observation, acting, episode_start)
         if device.type == "cpu" or policy.actions.continuous:  # on a GPU this check would be a wait
             check_outputs(observation, logits, values)
         actions = policy.actions.sample(logits, self.generator)
         step = {"logits": logits, "values": values, "actions": actions, "episode_start": episode_start}
         buffer.storage.put(t, "observation/", observation)
+        if self.keeps_reward_outputs:
+            step["reward_outputs"] = reward_outputs
         buffer.storage.put(t, "", step)
         if acting.live is not None:
             buffer.storage.put(t, "", {"live": acting.live})

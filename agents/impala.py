@@ -7,12 +7,14 @@ T time steps, B environments, b of them in a minibatch, F final observations.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
-from expire_span_rl.agents.returns import vtrace
+from expire_span_rl.agents.returns import td_errors, vtrace
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import ImpalaConfig
 
@@ -49,10 +51,12 @@ class Impala(Learner):
         log_probs = self.policy.actions.log_prob(out.logits, part.actions)  # [T,b]
         with torch.no_grad():
             log_ratios = log_probs - self.policy.actions.log_prob(part.logits, part.actions)
+            following = next_values(out.values, out.final_values, part.final_at)
+            baseline = self._baseline(part, out, following, log_ratios)
             advantages, targets = vtrace(
-                part.rewards,
+                part.rewards if baseline is None else baseline.rewards,
                 out.values,
-                next_values(out.values, out.final_values, part.final_at),
+                following,
                 part.terminated,
                 part.truncated,
                 log_ratios=log_ratios,
@@ -65,12 +69,27 @@ class Impala(Learner):
             # no weight, else its probability is pushed down without end.
             rho = log_ratios.exp().clamp(max=config.rho_clip)
             advantages, scale = self._normalize_advantages(advantages - rho * advantages.mean() / rho.mean())
-        metrics = self._descend(part, out, -(log_probs * advantages).mean(), targets, weights)
+        policy_loss = -(log_probs * advantages).mean()
+        if baseline is not None:
+            policy_loss = policy_loss - baseline.objective(self.policy, out.rewards, out.logits) / scale
+        metrics = self._descend(part, out, policy_loss, targets, weights)
         with torch.no_grad():
+            if baseline is not None:
+                metrics["train/action_baseline_explained"] = baseline.explained
             metrics |= self._ratio_metrics(log_ratios, part)
             metrics["train/advantage_std"] = scale
             metrics["train/explained_variance"] = explained_variance(out.values, targets)
         return metrics
+
+    def _baseline(self, part: Rollout, out: Any, following: Tensor, log_ratios: Tensor) -> ActionBaseline | None:
+        """The action-dependent baseline of a minibatch, None if there is none. out: its unroll. Its predictions are not
+        learned from these steps yet. following: [T,b] values of the next observations; log_ratios: [T,b]."""
+        config = self.config
+        if not (config.action_baseline and config.reward_prediction_coef):
+            return None
+        errors = td_errors(part.rewards, out.values, following, part.terminated, config.gamma)
+        rho = log_ratios.exp().clamp(max=config.rho_clip)
+        return action_baseline(self.policy, out.rewards, out.logits, part.actions, part.rewards, errors, rho)
 
     def _ratio_metrics(self, log_ratios: Tensor, part: Rollout) -> dict[str, Tensor]:
         """Metrics of the learner's probabilities over the actor's, scalars each. log_ratios: [T,b]."""

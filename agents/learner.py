@@ -81,6 +81,11 @@ class Learner:
         self.schedules = Schedules(starts, ends)
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
 
+    @property
+    def needs_reward_outputs(self) -> bool:
+        """Whether its rollouts must have what the reward head of the policy that acted put out."""
+        return False
+
     def make_source(self, inputs: AgentInputs) -> RolloutSource | None:
         """The source of its rollouts. None: the trainer collects them in its own process."""
         return inputs.make_actors(self.policy) if getattr(self.config, "distributed", False) else None

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
-from expire_span_rl.agents.returns import gae
+from expire_span_rl.agents.returns import gae, td_errors
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import PPOConfig
 
@@ -59,18 +61,37 @@ class KLLimit:
         return False
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the steps of a rollout or a minibatch teach."""
+
+    advantages: Tensor  # [T,B] normalised
+    returns: Tensor  # [T,B] targets of the values
+    scale: Tensor  # scalar by which advantages were divided
+    baseline: ActionBaseline | None
+
+    def rows(self, indices: Tensor) -> Targets:
+        """Those of the environments `indices`, int64 [b]."""
+        return replace(self, advantages=self.advantages[:, indices], returns=self.returns[:, indices])
+
+
 class PPO(Learner):
     """Several epochs over each rollout, with a clipped policy loss."""
 
     Config = PPOConfig
+
+    @property
+    def needs_reward_outputs(self) -> bool:
+        return bool(self.config.action_baseline and self.config.reward_prediction_coef)
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Learns in up to `update_epochs` epochs over a rollout. Ends after an epoch whose mean KL divergence exceeds
         `target_kl`. Steps that lead much further are taken back: on a CPU each is checked, on a GPU those of an epoch
         together. Returns metrics, most of them means over the optimiser steps."""
         config = self.config
+        baseline = self._baseline(rollout)
         advantages, returns = gae(
-            rollout.rewards,
+            rollout.rewards if baseline is None else baseline.rewards,
             rollout.values,
             rollout.next_values,
             rollout.terminated,
@@ -79,6 +100,7 @@ class PPO(Learner):
             gae_lambda=config.gae_lambda,
         )
         advantages, scale = self._normalize_advantages(advantages)
+        targets = Targets(advantages, returns, scale, baseline)
         old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
         kl_limit = KLLimit(self.optimizer, MOST_KL * config.target_kl, self.check_finite)
         steps: list[dict[str, Tensor]] = []
@@ -95,7 +117,7 @@ class PPO(Learner):
                 if is_checked and not kl_limit.accepts(epoch_kls[-1]):
                     del out, log_ratio  # with their graph, before the next one
                     continue
-                step = self._step(minibatch, out, log_ratio, advantages[:, rows], returns[:, rows], weights)
+                step = self._step(minibatch, out, log_ratio, targets.rows(rows), weights)
                 steps.append({**step, "train/approx_kl": epoch_kls[-1]})
             epochs += 1
             if float(torch.stack(epoch_kls).mean()) > config.target_kl:
@@ -107,7 +129,18 @@ class PPO(Learner):
             "train/advantage_std": scale,
             "train/explained_variance": explained_variance(rollout.values, returns),
         }
+        if baseline is not None:
+            rollout_metrics["train/action_baseline_explained"] = baseline.explained
         return {**means([*steps, rollout_metrics]), "train/epochs": epochs, "train/undone_steps": kl_limit.undone}
+
+    def _baseline(self, rollout: Rollout) -> ActionBaseline | None:
+        """The action-dependent baseline of a rollout, None if there is none."""
+        if not self.needs_reward_outputs:
+            return None
+        next_values, gamma = rollout.next_values, self.config.gamma
+        errors = td_errors(rollout.rewards, rollout.values, next_values, rollout.terminated, gamma)
+        outputs, logits = rollout.reward_outputs, rollout.logits
+        return action_baseline(self.policy, outputs, logits, rollout.actions, rollout.rewards, errors)
 
     def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
         """The unroll of a minibatch, and log(new / old probability) of its actions, [T,b]. old_log_probs: [T,b] of the
@@ -129,16 +162,18 @@ class PPO(Learner):
         minibatch: Rollout,
         out: Any,
         log_ratio: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
+        targets: Targets,
         weights: LossWeights,
     ) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch. out, log_ratio: of `_unroll`; advantages, returns: [T,b]. Returns metrics,
+        """One optimiser step on a minibatch. out, log_ratio: of `_unroll`; targets: of the minibatch. Returns metrics,
         scalars each."""
         clip = self.config.clip_coef
-        ratio = log_ratio.exp()
+        ratio, advantages = log_ratio.exp(), targets.advantages
         policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
-        metrics = self._descend(minibatch, out, policy_loss, returns, weights)
+        if targets.baseline is not None:
+            objective = targets.baseline.objective(self.policy, minibatch.reward_outputs, out.logits)
+            policy_loss = policy_loss - objective / targets.scale
+        metrics = self._descend(minibatch, out, policy_loss, targets.returns, weights)
         with torch.no_grad():
             metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
         return metrics

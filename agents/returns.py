@@ -25,10 +25,16 @@ def gae(
     shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, truncated)}
     if len(shapes) != 1 or rewards.ndim != 2:
         raise ValueError(f"gae: expected five tensors [T,B] of one shape, got {sorted(shapes)}")
-    delta = rewards + gamma * next_values.masked_fill(terminated, 0) - values
+    delta = td_errors(rewards, values, next_values, terminated, gamma)
     decay = gamma * gae_lambda * (~(terminated | truncated)).to(values.dtype)
     advantages = backward_trace(delta, decay)
     return advantages, advantages + values
+
+
+def td_errors(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, gamma: float) -> Tensor:
+    """Errors of temporal differences, [T,B]: reward and discounted next value, less the value. Arguments as for
+    `gae`."""
+    return rewards + gamma * next_values.masked_fill(terminated, 0) - values
 
 
 def vtrace(
@@ -64,7 +70,7 @@ def vtrace(
     rho = ratios.clamp(max=rho_clip)
     c = trace_lambda * ratios.clamp(max=c_clip)
     discount = gamma * (~(terminated | truncated)).to(values.dtype)  # 0 at the end of an episode
-    delta = rho * (rewards + gamma * next_values.masked_fill(terminated, 0) - values)
+    delta = rho * td_errors(rewards, values, next_values, terminated, gamma)
     corrections = backward_trace(delta, discount * c)  # v_s - V(x_s)
     next_corrections = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])])
     return delta + rho * discount * next_corrections, corrections + values

@@ -1,6 +1,7 @@
 """Rollouts: what they hold, where the trainer gets them, and the comparison of acting with learning.
 
-T time steps, B environments, P parameters of the action distribution, N numbers of an action, F final observations.
+T time steps, B environments, P parameters of the action distribution, N numbers of an action, G outputs of the reward
+head, F final observations.
 
 A trace is cut after a final observation and bootstrapped with its value. Final observations are the last one of a
 truncated episode, and the last one of the rollout where the episode goes on.
@@ -39,6 +40,7 @@ class Rollout:
     rewards: Tensor  # [T,B]
     terminated: Tensor  # [T,B] bool
     truncated: Tensor  # [T,B] bool
+    reward_outputs: Tensor  # [T,B,G] of the reward head of the policy that acted; G = 0 unless they are asked for
     novelty: Tensor  # [T,B] how new an observation the step led to (`EpisodicNovelty`); 0 unless it is counted
     memory: Memory
     final_observation: dict[str, Tensor]  # entries [F, ...]: after truncations by time, then after the rollout's end
@@ -61,6 +63,7 @@ class Rollout:
             rewards=self.rewards[:, indices],
             terminated=self.terminated[:, indices],
             truncated=self.truncated[:, indices],
+            reward_outputs=self.reward_outputs[:, indices],
             novelty=self.novelty[:, indices],
             memory=self.memory.rows(indices),
             final_observation={key: value[chosen] for key, value in self.final_observation.items()},

@@ -82,6 +82,10 @@ class LearnerConfig(OptimizerConfig):
     reward_prediction_coef: float = 0.5
     """Weight of an auxiliary loss: predict the reward of each action (squared error, divided by the variance of the
     rewards). 0: none."""
+    action_baseline: bool = False
+    """Learn from the rewards that are predicted of all actions instead of from the predicted part of the one reward
+    that was got. The expected gradient is the same, with less noise where the prediction is good. Without
+    --reward-prediction-coef nothing is predicted."""
     observation_prediction_coef: float = 0.0
     """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It
     teaches the memory which action led where, long before rewards do. 0: none."""

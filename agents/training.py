@@ -56,7 +56,14 @@ class Trainer:
         self.policy = policy
         self.agent = agent
         if source is None:
-            source = Collector(env, policy, agent.config.num_steps, seed, novelty=agent.config.novelty_coef > 0)
+            source = Collector(
+                env,
+                policy,
+                agent.config.num_steps,
+                seed,
+                novelty=agent.config.novelty_coef > 0,
+                reward_outputs=agent.needs_reward_outputs,
+            )
         self.collector = source
         self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
         self.controller = ForgettingController(

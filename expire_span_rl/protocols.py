@@ -267,6 +267,12 @@ class LearningPolicy(Policy, Protocol):
         """Moves its weights to a device, and returns it."""
         ...
 
+    def step_with_rewards(
+        self, observation: Mapping[str, Tensor], acting: Any, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`step`, and [B,G], from which `predicted_rewards` predicts the reward of an action."""
+        ...
+
     def draw(self, memory: Any, generator: torch.Generator | None = None) -> Memory:
         """`memory` with what its kind draws at random, once per training rollout."""
         ...
@@ -303,6 +309,10 @@ class LearningPolicy(Policy, Protocol):
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
         """The reward predicted of canonical actions, from `Unroll.rewards`."""
+        ...
+
+    def mean_predicted_rewards(self, rewards: Tensor, params: Tensor) -> Tensor:
+        """Its mean over actions drawn with `params`."""
         ...
 
     def observation_predictor(self) -> Any:

@@ -228,35 +228,7 @@ class ActorCritic(Predictor, nn.Module):
         The memory is emptied first where `episode_start` is set. Writes the new memory into `acting`. Raises ValueError
         if `acting` is full. On a GPU the next step overwrites what this one returned.
         """
-        if not getattr(acting, "static", False):
-            return self._step(observation, acting, episode_start)
-        return self._replay_step(observation, cast(Any, acting), episode_start)
-
-    def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        features, elapsed = self._step_core(observation, acting, episode_start)
-        return self._heads(features, observation, elapsed)
-
-    def _step_core(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the core: features [B,D], and the steps [B] since the episode began."""
-        elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
-        return self.core.step(self.encoder(observation), acting, episode_start), elapsed
-
-    def _replay_step(self, observation: Observation, acting: Any, episode_start: Tensor) -> tuple[Tensor, Tensor]:
-        """`_step` on buffers of fixed shapes: captured at the first call, replayed at all later ones."""
-        steps_taken = acting.steps_taken
-        if acting.full:
-            raise ValueError(f"acting: expected room for a step, got {steps_taken} of {acting.horizon} steps taken")
-        inputs = {START: episode_start, **observation}
-        if acting.replay is None:
-
-            def step(**inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                acting.steps_taken = 0  # the calls before a capture may be more than there is room for
-                start = inputs.pop(START)
-                return *self._step(inputs, acting, start), acting.live
-
-            acting.replay = Replay(step, inputs, acting.step_state())
-        logits, values, acting.live = acting.replay(inputs)
-        acting.steps_taken = steps_taken + 1
+        logits, values, _ = self.step_with_rewards(observation, acting, episode_start)
         return logits, values
 
     @torch.no_grad()
@@ -264,13 +236,43 @@ class ActorCritic(Predictor, nn.Module):
         self, observation: Observation, acting: Acting, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`step`, and the reward head's outputs [B,G], from which `predicted_rewards` predicts an action's reward."""
-        features, elapsed = self._step_core(observation, acting, episode_start)
+        if not getattr(acting, "static", False):
+            return self._step(observation, acting, episode_start)
+        return self._replay_step(observation, cast(Any, acting), episode_start)
+
+    def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
+        features = self.core.step(self.encoder(observation), acting, episode_start)
         return *self._heads(features, observation, elapsed), self.reward_head(features)
+
+    def _replay_step(
+        self, observation: Observation, acting: Any, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_step` on buffers of fixed shapes: captured at the first call, replayed at all later ones."""
+        steps_taken = acting.steps_taken
+        if acting.full:
+            raise ValueError(f"acting: expected room for a step, got {steps_taken} of {acting.horizon} steps taken")
+        inputs = {START: episode_start, **observation}
+        if acting.replay is None:
+
+            def step(**inputs: Tensor) -> tuple[Tensor, ...]:
+                acting.steps_taken = 0  # the calls before a capture may be more than there is room for
+                start = inputs.pop(START)
+                return *self._step(inputs, acting, start), acting.live
+
+            acting.replay = Replay(step, inputs, acting.step_state())
+        logits, values, reward_outputs, acting.live = acting.replay(inputs)
+        acting.steps_taken = steps_taken + 1
+        return logits, values, reward_outputs
 
     def predicted_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
         """The rewards [...] predicted for canonical actions [...] or [...,N]. rewards: the reward head's outputs
         [...,G]."""
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
+
+    def mean_predicted_rewards(self, rewards: Tensor, params: Tensor) -> Tensor:
+        """The mean [...] of `predicted_rewards` over actions drawn with the parameters [...,P]. rewards: [...,G]."""
+        return (rewards * self.actions.mean_encoding(params)).sum(-1)
 
     def expected_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
         """The environment's rewards [B] that are to be expected of actions [B] or [B,N], for acting that is not told

@@ -74,6 +74,10 @@ class Actions(nn.Module):
         """Features [..., F] of canonical actions. A predicted reward is linear in them."""
         raise NotImplementedError
 
+    def mean_encoding(self, params: Tensor) -> Tensor:
+        """[..., F]: the mean of `encode` over actions drawn with `params`."""
+        raise NotImplementedError
+
     def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         """[...] in [0, 1]: the total variation between two distributions, 1 - prod (1 - d) over independent numbers."""
         raise NotImplementedError

@@ -44,6 +44,9 @@ class DiscreteActions(base.Actions):
     def encode(self, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return F.one_hot(actions, self.num_outputs).to(dtype)
 
+    def mean_encoding(self, params: Tensor) -> Tensor:
+        return self.marginals(params)
+
     def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         return base.variation(params, other_params)
 

@@ -64,6 +64,9 @@ class MultiDiscreteActions(base.Actions):
         pairs = zip(actions.unbind(-1), self.sizes, strict=True)
         return torch.cat([F.one_hot(action, size) for action, size in pairs], -1).to(dtype)
 
+    def mean_encoding(self, params: Tensor) -> Tensor:
+        return self.marginals(params)
+
     def distance(self, params: Tensor, other_params: Tensor) -> Tensor:
         pairs = zip(self._split(params), self._split(other_params), strict=True)
         return 1 - torch.stack([1 - base.variation(logits, other_logits) for logits, other_logits in pairs]).prod(0)

@@ -307,19 +307,29 @@ class Rows:
 class Table(nn.Module):
     """A policy with one distribution and one value for all observations. `span` stands for the memory kind's own
     parameters. `minibatches` has the environments of each unroll. drift: numbers to add to the logit of action 0, one
-    per unroll."""
+    per unroll. predicted: the reward predicted for each action."""
 
-    def __init__(self, logits: tuple[float, ...] = (LN3, 0.0), value: float = 0.5, drift: list[float] | None = None):
+    def __init__(
+        self,
+        logits: tuple[float, ...] = (LN3, 0.0),
+        value: float = 0.5,
+        drift: list[float] | None = None,
+        predicted: tuple[float, float] = (0.0, 0.0),
+    ):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
         self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
         self.span = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
         self.minibatches: list[list[int]] = []
         self.drift = drift
+        self.predicted = torch.tensor(predicted, dtype=torch.float64)
         self.actions = make_actions({"kind": "discrete", "n": len(logits)})
 
     def predicted_rewards(self, rewards, actions):
         return (rewards * self.actions.encode(actions, rewards.dtype)).sum(-1)
+
+    def mean_predicted_rewards(self, rewards, params):
+        return (rewards * self.actions.mean_encoding(params)).sum(-1)
 
     def observe(self, observation):
         """Does nothing, since there is nothing to normalise."""
@@ -341,7 +351,7 @@ class Table(nn.Module):
             values=self.value.expand(episode_start.shape),
             final_values=self.value.expand(0 if final is None else len(final_at[0])),
             memory_loss=pressure * self.span,
-            rewards=torch.zeros_like(logits),
+            rewards=self.predicted.expand_as(logits),
         )
 
 
@@ -365,6 +375,7 @@ def make_rollout(rewards: list[list[float]], actions: list[list[int]], probabili
         rewards=reward,
         terminated=always,
         truncated=~always,
+        reward_outputs=torch.zeros(*action.shape, 2, dtype=torch.float64),
         novelty=~always,
         memory=Rows(ids[0]),
         final_observation={"id": empty},

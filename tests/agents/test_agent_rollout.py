@@ -22,7 +22,10 @@ T = 12
 B = 6
 SEED = 5
 SHORT = {"min_length": 3, "max_length": 4, "max_steps": 8}
-FIELDS = ("episode_start", "actions", "logits", "values", "next_values", "rewards", "terminated", "truncated")
+FIELDS = (
+    "episode_start", "actions", "logits", "values", "next_values", "rewards", "terminated", "truncated",
+    "reward_outputs",
+)  # fmt: skip
 
 
 def make_collector(

@@ -85,17 +85,17 @@ def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates
     ],
 )
 def test_acting_that_differs_from_learning_stops_the_training(error, message, monkeypatch):
-    """With wrong values from step(), an error says so, and nothing is learned from them."""
+    """With wrong values from acting, an error says so, and nothing is learned from them."""
     trainer = corridor_trainer()
-    step = trainer.policy.step
+    step = trainer.policy.step_with_rewards
 
     def wrong_step(*args):
-        logits, values = step(*args)
-        return logits, values + error
+        logits, values, rewards = step(*args)
+        return logits, values + error, rewards
 
     trainer.update()
     trainer.update()
-    monkeypatch.setattr(trainer.policy, "step", wrong_step)
+    monkeypatch.setattr(trainer.policy, "step_with_rewards", wrong_step)
     before = weights(trainer)
     with pytest.raises(TrainingEnded, match=f"^{message}$"):
         trainer.update()

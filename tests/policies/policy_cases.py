@@ -123,6 +123,7 @@ class ActingOutput:
 
     logits: Tensor  # [T,B,A]
     values: Tensor  # [T,B]
+    rewards: Tensor  # [T,B,G]
     final_values: Tensor  # [F]
     live: list[Tensor]  # T of [B,L]; empty for a kind without slots
     memory: Memory
@@ -134,7 +135,7 @@ def act(
     """`begin` and one `step` per observation; `begin` again every `horizon` steps."""
     steps = len(rollout.start)
     horizon = horizon or steps
-    logits, values, live = [], [], []
+    logits, values, rewards, live = [], [], [], []
     final_values = torch.full((len(rollout.final_at[0]),), float("nan"), dtype=policy.value_head.weight.dtype)
     acting = policy.begin(memory, horizon, in_rollout=in_rollout)
     for t in range(steps):
@@ -142,7 +143,9 @@ def act(
             acting = policy.begin(acting.memory(), horizon, in_rollout=in_rollout)
         step_observation = {key: value[t] for key, value in rollout.observation.items()}
         for outputs, output in zip(
-            (logits, values), policy.step(step_observation, acting, rollout.start[t]), strict=True
+            (logits, values, rewards),
+            policy.step_with_rewards(step_observation, acting, rollout.start[t]),
+            strict=True,
         ):
             outputs.append(output)
         if acting.live is not None:
@@ -151,7 +154,8 @@ def act(
         if len(finals):
             final = {key: value[finals] for key, value in rollout.final_observation.items()}
             final_values[finals] = policy.value(final, acting, rollout.final_at[1][finals])
-    return ActingOutput(torch.stack(logits), torch.stack(values), final_values, live, acting.memory())
+    outputs = [torch.stack(steps) for steps in (logits, values, rewards)]
+    return ActingOutput(*outputs, final_values, live, acting.memory())
 
 
 def check_acting_equals_learning(policy: ActorCritic) -> None:
@@ -167,6 +171,7 @@ def check_acting_equals_learning(policy: ActorCritic) -> None:
             rollout.observation, memory, rollout.start, rollout.final_observation, rollout.final_at
         )
         torch.testing.assert_close(unrolled.logits, out.logits, rtol=0, atol=1e-9)
+        torch.testing.assert_close(unrolled.rewards, out.rewards, rtol=0, atol=1e-9)
         torch.testing.assert_close(unrolled.final_values, out.final_values, rtol=0, atol=1e-9)
         memory = out.memory
 

@@ -70,6 +70,19 @@ def test_probabilities_of_all_actions_sum_to_one(name):
     assert float(actions.entropy(params)) == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_the_mean_encoding_is_that_of_drawn_actions(name):
+    """Within four standard errors of the mean over 20,000 draws. Its gradient is finite."""
+    actions, params = rebuilt(SPACES[name], batch=3)
+    mean = actions.mean_encoding(params)
+    drawn = actions.sample(params.detach().expand(20_000, *params.shape), torch.Generator().manual_seed(1))
+    encoded = actions.encode(drawn)  # [20000,3,F]
+    error = encoded.std(0) / 20_000**0.5
+    assert ((encoded.mean(0) - mean).abs() <= 4 * error + 1e-4).all()
+    mean.square().sum().backward() if mean.requires_grad else None
+    assert mean.shape == (3, actions.num_features)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_log_barrier_is_the_divergence_from_the_uniform_distribution(name):
     """Against torch's KL divergence, summed over the numbers of an action; 0 where all actions are as likely."""

@@ -59,9 +59,9 @@ def test_static_buffers_act_as_growing_ones(kind, settings):
         for t in range(T):
             observation = observations(generator, B)
             start = torch.rand(B, generator=generator) < (1 if rollout == t == 0 else 0.1)
-            static_outputs = [tensor.clone() for tensor in static.step(observation, acting, start)]
+            static_outputs = [tensor.clone() for tensor in static.step_with_rewards(observation, acting, start)]
             for plain_output, static_output in zip(
-                plain.step(observation, plain_acting, start), static_outputs, strict=True
+                plain.step_with_rewards(observation, plain_acting, start), static_outputs, strict=True
             ):
                 torch.testing.assert_close(static_output, plain_output, rtol=0, atol=1e-9)
             assert torch.equal(acting.live, plain_acting.live)
