@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from agent_cases import P, Q, Table, make_rollout, make_trainer
+from agent_cases import P, Q, Table, make_rollout, make_trainer, play
 from test_agent_impala import make_impala
 from test_agent_ppo import make_ppo
 
@@ -129,3 +129,10 @@ def test_rollouts_have_the_reward_heads_outputs_where_they_are_used(settings, si
     unrolled = trainer.policy.unroll(rollout.observation, rollout.memory, rollout.episode_start)
     torch.testing.assert_close(rollout.reward_outputs, unrolled.rewards[..., :size], atol=1e-4, rtol=0)
     assert ("train/action_baseline_explained" in trainer.update()) is (size > 0)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_memory_task_is_learned_with_it(agent):
+    trainer = make_trainer("ProbeRecall-v0", "expire_span", 200, agent=agent, action_baseline=True)
+    explained = [trainer.update()["train/action_baseline_explained"] for _ in range(200)]
+    assert play(trainer.policy, "ProbeRecall-v0", 100).mean() > 0.95 and max(explained) > 0.1
