@@ -228,22 +228,29 @@ class ActorCritic(Predictor, nn.Module):
         The memory is emptied first where `episode_start` is set. Writes the new memory into `acting`. Raises ValueError
         if `acting` is full. On a GPU the next step overwrites what this one returned.
         """
-        logits, values, _ = self.step_with_rewards(observation, acting, episode_start)
-        return logits, values
+        if getattr(acting, "static", False):
+            logits, values, _ = self._replay_step(observation, cast(Any, acting), episode_start)
+            return logits, values
+        features, elapsed = self._step_core(observation, acting, episode_start)
+        return self._heads(features, observation, elapsed)
 
     @torch.no_grad()
     def step_with_rewards(
         self, observation: Observation, acting: Acting, episode_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`step`, and the reward head's outputs [B,G], from which `predicted_rewards` predicts an action's reward."""
-        if not getattr(acting, "static", False):
-            return self._step(observation, acting, episode_start)
-        return self._replay_step(observation, cast(Any, acting), episode_start)
+        if getattr(acting, "static", False):
+            return self._replay_step(observation, cast(Any, acting), episode_start)
+        return self._step(observation, acting, episode_start)
 
     def _step(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
-        features = self.core.step(self.encoder(observation), acting, episode_start)
+        features, elapsed = self._step_core(observation, acting, episode_start)
         return *self._heads(features, observation, elapsed), self.reward_head(features)
+
+    def _step_core(self, observation: Observation, acting: Acting, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the core: features [B,D], and the steps [B] since the episode began."""
+        elapsed = acting.time.masked_fill(episode_start, 0)  # before the core's step, which advances the clock
+        return self.core.step(self.encoder(observation), acting, episode_start), elapsed
 
     def _replay_step(
         self, observation: Observation, acting: Any, episode_start: Tensor

@@ -612,7 +612,7 @@ def test_an_update_happens_as_a_whole_or_not_at_all(stage, monkeypatch):
 
     target: tuple[Any, str, int] = {
         "collect": (one.collector, "collect", 1),
-        "step": (one.policy, "step_with_rewards", 7),
+        "step": (one.policy, "step", 7),
         "check": (one, "_check_due", 1),
         "learn": (one.agent, "update", 1),
         "second minibatch": (one.agent, "_descend", 2),

@@ -87,15 +87,15 @@ def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates
 def test_acting_that_differs_from_learning_stops_the_training(error, message, monkeypatch):
     """With wrong values from acting, an error says so, and nothing is learned from them."""
     trainer = corridor_trainer()
-    step = trainer.policy.step_with_rewards
+    step = trainer.policy.step
 
     def wrong_step(*args):
-        logits, values, rewards = step(*args)
-        return logits, values + error, rewards
+        logits, values = step(*args)
+        return logits, values + error
 
     trainer.update()
     trainer.update()
-    monkeypatch.setattr(trainer.policy, "step_with_rewards", wrong_step)
+    monkeypatch.setattr(trainer.policy, "step", wrong_step)
     before = weights(trainer)
     with pytest.raises(TrainingEnded, match=f"^{message}$"):
         trainer.update()
