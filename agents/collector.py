@@ -148,18 +148,17 @@ class Collector:
         device = policy.device
         observation = observation_tensors(self.observation, device)
         episode_start = torch.as_tensor(self.episode_start, device=device)
-        reward_outputs = {}
+        step = {"episode_start": episode_start}
         if self.keeps_reward_outputs:
-            logits, values, outputs = policy.step_with_rewards(observation, acting, episode_start)
-            reward_outputs = {"reward_outputs": outputs}
+            logits, values, step["reward_outputs"] = policy.step_with_rewards(observation, acting, episode_start)
         else:
             logits, values = policy.step(observation, acting, episode_start)
         if device.type == "cpu" or policy.actions.continuous:  # on a GPU this check would be a wait
             check_outputs(observation, logits, values)
         actions = policy.actions.sample(logits, self.generator)
-        step = {"logits": logits, "values": values, "actions": actions, "episode_start": episode_start}
+        step |= {"logits": logits, "values": values, "actions": actions}
         buffer.storage.put(t, "observation/", observation)
-        buffer.storage.put(t, "", {**step, **reward_outputs})
+        buffer.storage.put(t, "", step)
         if acting.live is not None:
             buffer.storage.put(t, "", {"live": acting.live})
         return actions

@@ -7,14 +7,12 @@ T time steps, B environments, b of them in a minibatch, F final observations.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
-from expire_span_rl.agents.returns import td_errors, vtrace
+from expire_span_rl.agents.returns import vtrace
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import ImpalaConfig
 
@@ -52,7 +50,9 @@ class Impala(Learner):
         with torch.no_grad():
             log_ratios = log_probs - self.policy.actions.log_prob(part.logits, part.actions)
             following = next_values(out.values, out.final_values, part.final_at)
-            baseline = self._baseline(part, out, following, log_ratios)
+            rho = log_ratios.exp().clamp(max=config.rho_clip)
+            # Its predictions are not learned from these steps yet.
+            baseline = self._action_baseline(part, out.rewards, out.logits, out.values, following, rho)
             advantages, targets = vtrace(
                 part.rewards if baseline is None else baseline.rewards,
                 out.values,
@@ -67,7 +67,6 @@ class Impala(Learner):
             )
             # The mean is weighted by the importance weights. An action that the learner would hardly take must have
             # no weight, else its probability is pushed down without end.
-            rho = log_ratios.exp().clamp(max=config.rho_clip)
             advantages, scale = self._normalize_advantages(advantages - rho * advantages.mean() / rho.mean())
         policy_loss = -(log_probs * advantages).mean()
         if baseline is not None:
@@ -80,16 +79,6 @@ class Impala(Learner):
             metrics["train/advantage_std"] = scale
             metrics["train/explained_variance"] = explained_variance(out.values, targets)
         return metrics
-
-    def _baseline(self, part: Rollout, out: Any, following: Tensor, log_ratios: Tensor) -> ActionBaseline | None:
-        """The action-dependent baseline of a minibatch, None if there is none. out: its unroll. Its predictions are not
-        learned from these steps yet. following: [T,b] values of the next observations; log_ratios: [T,b]."""
-        config = self.config
-        if not (config.action_baseline and config.reward_prediction_coef):
-            return None
-        errors = td_errors(part.rewards, out.values, following, part.terminated, config.gamma)
-        rho = log_ratios.exp().clamp(max=config.rho_clip)
-        return action_baseline(self.policy, out.rewards, out.logits, part.actions, part.rewards, errors, rho)
 
     def _ratio_metrics(self, log_ratios: Tensor, part: Rollout) -> dict[str, Tensor]:
         """Metrics of the learner's probabilities over the actor's, scalars each. log_ratios: [T,b]."""

@@ -1,6 +1,7 @@
 """What the learners share: settings, optimiser, schedules, minibatches, and the losses besides the policy's own.
 
-T time steps, B environments, b of them in a minibatch, D features.
+T time steps, B environments, b of them in a minibatch, D features, P parameters of the action distribution, G outputs
+of the reward head.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
 from expire_span_rl.agents.entries import REWARDS, AgentInputs
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
 from expire_span_rl.agents.novelty import with_bonus
+from expire_span_rl.agents.returns import td_errors
 from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, RolloutSource, select_prefix
 from expire_span_rl.agents.schedules import Schedules
@@ -205,6 +208,23 @@ class Learner:
         """(advantages minus their mean, divided by their standard deviation or its floor; the divisor)."""
         scale = advantages.std(correction=0).clamp(min=self.config.advantage_std_floor)
         return (advantages - advantages.mean()) / scale, scale
+
+    def _action_baseline(
+        self,
+        part: Rollout,
+        outputs: Tensor,
+        logits: Tensor,
+        values: Tensor,
+        following: Tensor,
+        weights: Tensor | None = None,
+    ) -> ActionBaseline | None:
+        """The action-dependent baseline of T steps of B environments, None if there is none. outputs [T,B,G] of the
+        reward head, logits [T,B,P] and values [T,B]: of the policy whose baseline it is; following: [T,B] values of the
+        next observations; weights: as for `action_baseline`."""
+        if not self.config.uses_action_baseline:
+            return None
+        errors = td_errors(part.rewards, values, following, part.terminated, self.config.gamma)
+        return action_baseline(self.policy, outputs, logits, part.actions, part.rewards, errors, weights)
 
     def _descend(
         self, part: Rollout, out: Any, policy_loss: Tensor, targets: Tensor, weights: LossWeights

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
+from expire_span_rl.agents.action_baseline import ActionBaseline
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
-from expire_span_rl.agents.returns import gae, td_errors
+from expire_span_rl.agents.returns import gae
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import PPOConfig
 
@@ -82,14 +82,16 @@ class PPO(Learner):
 
     @property
     def needs_reward_outputs(self) -> bool:
-        return bool(self.config.action_baseline and self.config.reward_prediction_coef)
+        return self.config.uses_action_baseline
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Learns in up to `update_epochs` epochs over a rollout. Ends after an epoch whose mean KL divergence exceeds
         `target_kl`. Steps that lead much further are taken back: on a CPU each is checked, on a GPU those of an epoch
         together. Returns metrics, most of them means over the optimiser steps."""
         config = self.config
-        baseline = self._baseline(rollout)
+        baseline = self._action_baseline(
+            rollout, rollout.reward_outputs, rollout.logits, rollout.values, rollout.next_values
+        )
         advantages, returns = gae(
             rollout.rewards if baseline is None else baseline.rewards,
             rollout.values,
@@ -132,15 +134,6 @@ class PPO(Learner):
         if baseline is not None:
             rollout_metrics["train/action_baseline_explained"] = baseline.explained
         return {**means([*steps, rollout_metrics]), "train/epochs": epochs, "train/undone_steps": kl_limit.undone}
-
-    def _baseline(self, rollout: Rollout) -> ActionBaseline | None:
-        """The action-dependent baseline of a rollout, None if there is none."""
-        if not self.needs_reward_outputs:
-            return None
-        next_values, gamma = rollout.next_values, self.config.gamma
-        errors = td_errors(rollout.rewards, rollout.values, next_values, rollout.terminated, gamma)
-        outputs, logits = rollout.reward_outputs, rollout.logits
-        return action_baseline(self.policy, outputs, logits, rollout.actions, rollout.rewards, errors)
 
     def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
         """The unroll of a minibatch, and log(new / old probability) of its actions, [T,b]. old_log_probs: [T,b] of the

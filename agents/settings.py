@@ -101,6 +101,11 @@ class LearnerConfig(OptimizerConfig):
         check_above_zero(self, "advantage_std_floor")
         check_fractions(self, "gamma")
 
+    @property
+    def uses_action_baseline(self) -> bool:
+        """Whether there are predicted rewards to learn from."""
+        return bool(self.action_baseline and self.reward_prediction_coef)
+
 
 def with_default_entropy(config: Any, horizon: int | None) -> Any:
     """The config with default weights of the entropy bonus where it has none. horizon: steps for which the task's facts

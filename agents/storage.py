@@ -90,7 +90,7 @@ class RolloutBuffer:
             rewards=torch.as_tensor(self.rewards, device=self.device),
             terminated=torch.as_tensor(self.terminated, device=self.device),
             truncated=torch.as_tensor(self.truncated, device=self.device),
-            reward_outputs=tensors.get("reward_outputs", values[..., None][..., :0]),
+            reward_outputs=tensors.get("reward_outputs", values.new_empty((*values.shape, 0))),
             novelty=torch.as_tensor(self.novelty, device=self.device),
             memory=memory,
             final_observation={

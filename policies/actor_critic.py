@@ -229,8 +229,7 @@ class ActorCritic(Predictor, nn.Module):
         if `acting` is full. On a GPU the next step overwrites what this one returned.
         """
         if getattr(acting, "static", False):
-            logits, values, _ = self._replay_step(observation, cast(Any, acting), episode_start)
-            return logits, values
+            return self._replay_step(observation, cast(Any, acting), episode_start)[:2]
         features, elapsed = self._step_core(observation, acting, episode_start)
         return self._heads(features, observation, elapsed)
 

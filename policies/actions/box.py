@@ -96,11 +96,12 @@ class BoxActions(Actions):
     def entropy(self, params: Tensor) -> Tensor:
         """The entropy of the mixed distribution: -P log P at both bounds, and minus the integral of f log f between
         them."""
-        _, std = self._normal(params)
-        low, high = self._to_bounds(*self._normal(params))
+        mean, std = self._normal(params)
+        low, high = self._to_bounds(mean, std)
         log_mass_low, log_mass_high = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
         mass_low, mass_high = log_mass_low.exp(), log_mass_high.exp()
-        inside, _, second_moment = _moments(low, high)
+        inside = 1 - mass_low - mass_high
+        _, second_moment = _moments(inside, low, high)
         between = inside * (std.log() + math.log(2 * math.pi) / 2) + second_moment / 2
         return (between - mass_low * log_mass_low - mass_high * log_mass_high).sum(-1)
 
@@ -112,8 +113,9 @@ class BoxActions(Actions):
     def mean_encoding(self, params: Tensor) -> Tensor:
         mean, std = self._normal(params)
         to_low, to_high = self._to_bounds(mean, std)
-        inside, first, second = _moments(to_low, to_high)
         mass_low, mass_high = torch.special.ndtr(to_low), torch.special.ndtr(-to_high)
+        inside = 1 - mass_low - mass_high
+        first, second = _moments(inside, to_low, to_high)
         low, high = self.low.nan_to_num(neginf=0), self.high.nan_to_num(posinf=0)  # a missing bound has no mass
         numbers = mass_low * low + mass_high * high + inside * mean + first * std
         squares = mass_low * low.square() + mass_high * high.square()
@@ -148,10 +150,9 @@ def _finite_or_none(bounds: np.ndarray) -> list[float | None]:
     return [float(bound) if math.isfinite(bound) else None for bound in bounds.ravel().tolist()]
 
 
-def _moments(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The integrals of 1, z and z^2 under the standard normal density between two bounds."""
-    inside = torch.special.ndtr(high) - torch.special.ndtr(low)
-    return inside, _density(low) - _density(high), inside - (high * _density(high) - low * _density(low))
+def _moments(inside: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The integrals of z and z^2 under the standard normal density between two bounds. inside: the mass there."""
+    return _density(low) - _density(high), inside - (high * _density(high) - low * _density(low))
 
 
 def _density(z: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_acting_is_checked_once_there_is_something_to_check_and_every_50_updates
     ],
 )
 def test_acting_that_differs_from_learning_stops_the_training(error, message, monkeypatch):
-    """With wrong values from acting, an error says so, and nothing is learned from them."""
+    """With wrong values from step(), an error says so, and nothing is learned from them."""
     trainer = corridor_trainer()
     step = trainer.policy.step
 

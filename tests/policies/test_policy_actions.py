@@ -74,13 +74,15 @@ def test_probabilities_of_all_actions_sum_to_one(name):
 def test_the_mean_encoding_is_that_of_drawn_actions(name):
     """Within four standard errors of the mean over 20,000 draws. Its gradient is finite."""
     actions, params = rebuilt(SPACES[name], batch=3)
+    params = params.detach().requires_grad_()
     mean = actions.mean_encoding(params)
     drawn = actions.sample(params.detach().expand(20_000, *params.shape), torch.Generator().manual_seed(1))
     encoded = actions.encode(drawn)  # [20000,3,F]
     error = encoded.std(0) / 20_000**0.5
     assert ((encoded.mean(0) - mean).abs() <= 4 * error + 1e-4).all()
-    mean.square().sum().backward() if mean.requires_grad else None
     assert mean.shape == (3, actions.num_features)
+    mean.square().sum().backward()
+    assert torch.isfinite(params.grad).all()
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -149,6 +151,7 @@ def test_gradients_of_a_box_are_finite_wherever_its_mean_is(low, high, mean):
         outputs = torch.tensor([[mean]], requires_grad=True)
         params = actions.params(outputs)
         loss = actions.log_prob(params, torch.tensor([[action]])).sum() + actions.entropy(params).sum()
+        loss = loss + actions.mean_encoding(params).sum()
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(outputs.grad).all(), (mean, action)
 
