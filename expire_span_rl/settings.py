@@ -32,7 +32,12 @@ _PORTAL = {
     "sharpen_beyond": 50, "novelty_coef": 0.0, "position_dropout": 0.1,
 }  # fmt: skip
 _SWITCH = {"newest_first": 4.0, "novelty_coef": 0.0, "position_dropout": 0.1}
-_SEQUENCE = {"sharpness": 2.0, "num_positions": 16, "age_gain": 0.0}  # with which these tasks were measured
+_SEQUENCE = {
+    "sharpness": 2.0,
+    "num_positions": 16,
+    "age_gain": 0.0,
+    "age_values": 0.0,
+}  # with which these tasks were measured
 _COPY = {**_SEQUENCE, "use_lift": 32.0, "use_coef": 5.0, "num_envs": 64, "total_timesteps": 1_000_000}
 _COLLISION = {**_SEQUENCE, "num_envs": 64, "total_timesteps": 4_000_000}
 _TEXT = {

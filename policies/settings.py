@@ -36,7 +36,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0}
+    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0, "age_values": 0.0}
     """Values of settings that are missing in policy files from before these settings existed."""
 
     width: int = 64
@@ -52,6 +52,9 @@ class TransformerConfig(EncoderConfig):
     """Gain of what each head learns to add to the scores of memories by their age, up to P steps (a relative position
     bias: Raffel et al., 2020, arXiv 1910.10683). A head then soon finds what was seen N steps ago, whatever it shows.
     0: heads learn no such number."""
+    age_values: float = 0.0
+    """Initial size of the vectors that each head adds to the values of memories by their age, up to P steps (Shaw et
+    al., 2018, arXiv 1803.02155). A policy can then tell how long ago something was. 0: no such vectors."""
     shifted_heads: int = 0
     """Heads of the first layer that always attend to the previous step only, so that one memory holds a step and what
     followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current
@@ -83,7 +86,8 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, newest_first=0, age_gain=0)
+        check_at_least(self, width=1, num_layers=1, num_heads=1, num_positions=1, newest_first=0)
+        check_at_least(self, age_gain=0, age_values=0)
         check_above_zero(self, "sharpness")
         if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
             raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")

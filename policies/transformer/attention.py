@@ -5,13 +5,15 @@ B environments, H heads, N queries, T time steps, S memory slots, E merged slots
 
 A slot of age a < P scores (q . k + q . p_a) / sqrt(d), an older one q . k / sqrt(d) (Expire-Span paper, section 3).
 With `newest_first` a slot's score falls with the number of newer slots that match the query equally well, so that the
-newest of equal memories counts (`_count_matches`).
+newest of equal memories counts (`_count_matches`). With `age_values` a slot of age a < P gives v + r_a instead of v
+(relative position representations of values: Shaw et al., 2018, arXiv 1803.02155, equation 3).
 The backward pass is written out: this saves the copies that autograd makes of the largest tensors, [B,H,T,C].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ def attend(
     newest_first: float = 0.0,
     order: Tensor | None = None,
     known_ages: Tensor | None = None,
+    age_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query per row, each with slots of its own: acting, and final observations.
 
@@ -43,7 +46,8 @@ def attend(
     infinity hides. recent: slots younger than P are among the last so many; None: the last P. age_bias: [H,P], what
     each head adds to the scores of an age; None for nothing. newest_first: what each newer slot that matches equally
     well takes from a score; order: int64 [B,C], the slots from the oldest to the newest for `newest_first`, None if
-    they are in this order; known_ages: bool [B,P], the others count as beyond P; None for all.
+    they are in this order; known_ages: bool [B,P], the others count as beyond P; None for all; age_values: [H,P,d],
+    what each head adds to the value of a slot of an age; None for nothing.
 
     Returns (output [B,H,d], weights [B,H,C]).
     """
@@ -58,7 +62,12 @@ def attend(
         others = scores.detach().masked_fill(age[:, None] == 0, -math.inf)
         scores.add_(_count_matches(others, order), alpha=newest_first)
     weights = torch.softmax(scores, -1)
-    return _weighted_sum(weights, v), weights
+    output = _weighted_sum(weights, v)
+    if age_values is not None:
+        weights_by_age = weights.new_zeros(by_age.transpose(0, 1).shape).transpose(0, 1)  # heads first, for `bmm`
+        weights_by_age = _only_known(weights_by_age.scatter_add(2, index, weights[..., -reach:])[..., :-1], known_ages)
+        output = output + torch.bmm(weights_by_age.transpose(0, 1), age_values).transpose(0, 1)
+    return output, weights
 
 
 def attend_rollout(
@@ -74,25 +83,35 @@ def attend_rollout(
     newest_first: float = 0.0,
     order: Tensor | None = None,
     known_ages: Tensor | None = None,
+    age_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All queries of a rollout in parallel.
 
     q: [B,H,T,d]; k, v: [B,H,C,d], E slots in any order, S memory slots, oldest first, then T of the rollout; positions:
     [P,d]; memory_age: [B,n,m], n = min(T, P-1), m = min(S, P-1), age of the last m memory slots at the first n queries;
     bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
-    E = 0; age_bias: [H,P], newest_first, order and known_ages as in `attend`.
+    E = 0; age_bias: [H,P], newest_first, order, known_ages and age_values: [H,P,d] as in `attend`.
 
     Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
     """
     q = (q * q.shape[-1] ** -0.5).contiguous()
     # The scores of the ages P - 1 .. 0, [B,H,T,P], as they lie on the diagonals: the oldest first.
-    age_bias, known_ages = (None if numbers is None else numbers.flip(1) for numbers in (age_bias, known_ages))
+    age_bias, known_ages, age_values = (
+        None if numbers is None else numbers.flip(1) for numbers in (age_bias, known_ages, age_values)
+    )
     band = _by_age(q, positions.flip(0), age_bias, known_ages)
     corner = _gather_ages(band[:, :, : memory_age.shape[1]], memory_age)
     extension_scores = band[..., :0]
     if extension_age is not None:
         extension_scores = _gather_ages(band, extension_age)
-    return _RolloutAttention.apply(q, k, v, band, corner, extension_scores, bias, newest_first, order)
+    output, weights, *known_weights = _RolloutAttention.apply(
+        q, k, v, band, corner, extension_scores, bias, newest_first, order, age_values is not None
+    )
+    if age_values is not None:
+        band_weights, corner_weights, extension_weights = known_weights
+        weights_by_age = _weights_by_age(band_weights, corner_weights, extension_weights, memory_age, extension_age)
+        output = output + torch.matmul(_only_known(weights_by_age, known_ages), age_values)
+    return output, weights
 
 
 def _gather_ages(band: Tensor, age: Tensor) -> Tensor:
@@ -102,11 +121,36 @@ def _gather_ages(band: Tensor, age: Tensor) -> Tensor:
     return F.pad(band, (1, 0)).gather(3, index[:, None].expand(-1, band.shape[1], -1, -1))
 
 
+def _weights_by_age(
+    band: Tensor, corner: Tensor, extension: Tensor, memory_age: Tensor, extension_age: Tensor | None
+) -> Tensor:
+    """The attention to each of the ages P - 1 .. 0, [B,H,T,P]. band [B,H,T,P], corner [B,H,n,m], extension [B,H,T,E]:
+    the weights of the slots to which the scores of the same names belong (`_RolloutAttention`)."""
+    reach, steps = band.shape[3], band.shape[2]
+    weights = band
+    for part, age in ((corner, memory_age), (extension, extension_age)):
+        if age is not None and part.numel():
+            index = (reach - age.clamp(0, reach)).long()[:, None].expand(part.shape)  # 0: beyond P
+            by_age = part.new_zeros(*part.shape[:3], reach + 1).scatter_add(3, index, part)[..., 1:]
+            weights = weights + F.pad(by_age, (0, 0, 0, steps - part.shape[2]))
+    return weights
+
+
+def _only_known(weights_by_age: Tensor, known_ages: Tensor | None) -> Tensor:
+    """Attention to ages, [B,H,(T,)P]: 0 where `known_ages` [B,P] is False."""
+    if known_ages is None:
+        return weights_by_age
+    return weights_by_age * known_ages.view(len(known_ages), *[1] * (weights_by_age.ndim - 2), -1)
+
+
 class _RolloutAttention(torch.autograd.Function):
     """softmax(q k^T + positions + bias) v, for queries that are divided by sqrt(d).
 
     The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
     `corner` [B,H,n,m] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
+
+    Returns (output [B,H,T,d], weights [B,H,T,C] without gradient), and with `returns_parts` the weights of the three
+    parts as well, with a gradient.
     """
 
     @staticmethod
@@ -121,7 +165,8 @@ class _RolloutAttention(torch.autograd.Function):
         bias: Tensor,
         newest_first: float,
         order: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        returns_parts: bool,
+    ) -> tuple[Tensor, ...]:
         scores = torch.matmul(q, k.transpose(2, 3))  # [B,H,T,C]
         _add_terms(scores, band, corner, extension_scores, _by_head(bias, 3))
         if newest_first:
@@ -137,28 +182,31 @@ class _RolloutAttention(torch.autograd.Function):
         ctx.shared_bias = bias.ndim == 3
         ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
-        return output, weights
+        if not returns_parts:
+            return output, weights
+        parts = _terms_of(weights, ctx.reach, ctx.corner_shape, ctx.extension_size)
+        return output, weights, *(part.clone() for part in parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None, *part_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 9
+            return (None,) * 10
         grad = grad.contiguous()
         q, k, v, weights = ctx.saved_tensors
         grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
         grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
+        if part_grads and part_grads[0] is not None:
+            _add_part_gradients(grad_weights, part_grads[0], *part_grads[1:])
         softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
         grad_scores = softmax_backward(grad_weights, weights, -1, weights.dtype).contiguous()
         grad_q = torch.matmul(grad_scores, k)
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
-        grad_band = _band_of(grad_scores, ctx.reach)
-        grad_corner = grad_scores[:, :, : ctx.corner_shape[2], _corner_slots(grad_scores, ctx.corner_shape[3])]
+        grad_band, grad_corner, grad_extension = _terms_of(grad_scores, ctx.reach, ctx.corner_shape, ctx.extension_size)
         grad_bias = None
         if ctx.needs_input_grad[6]:
             grad_bias = grad_scores.sum(1) if ctx.shared_bias else grad_scores
-        grad_extension = grad_scores[..., : ctx.extension_size]
-        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_extension, grad_bias, None, None
+        return grad_q, grad_k, grad_v, grad_band, grad_corner, grad_extension, grad_bias, None, None, None
 
 
 class _Normalize(torch.autograd.Function):
@@ -243,6 +291,22 @@ def _add_terms(scores: Tensor, band: Tensor, corner: Tensor, extension_scores: T
     scores[..., memory:].add_(own[..., reach - 1 :])
     scores[:, :, : corner.shape[2], _corner_slots(scores, corner.shape[3])].add_(corner)
     scores[..., : extension_scores.shape[3]].add_(extension_scores)
+
+
+def _add_part_gradients(gradient: Tensor, band: Tensor, corner: Tensor | None, extension: Tensor | None) -> None:
+    """Adds the gradients of parts of the weights (`_terms_of`) to that of all, [B,H,T,C]. None: of an empty part."""
+    corner = gradient[:, :, :0, :0] if corner is None else corner
+    extension = gradient[..., :0] if extension is None else extension
+    nothing = gradient.new_zeros(()).expand(1, 1, 1, gradient.shape[3])
+    _add_terms(gradient, band, corner, extension, nothing)
+
+
+def _terms_of(
+    scores: Tensor, reach: int, corner_shape: Sequence[int], extension_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries of scores or weights [B,H,T,C] to which `_add_terms` adds band, corner and extension scores."""
+    corner = scores[:, :, : corner_shape[2], _corner_slots(scores, corner_shape[3])]
+    return _band_of(scores, reach), corner, scores[..., :extension_size]
 
 
 def _band_of(scores: Tensor, reach: int) -> Tensor:

@@ -104,6 +104,11 @@ class Layer(nn.Module):
         orthogonal(up, 2**0.5)
         orthogonal(down, 0.5)
         self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
+        self.age_values = None
+        if config.age_values:
+            self.age_values = nn.Parameter(
+                config.age_values * torch.randn(config.num_heads, config.num_positions, size)
+            )
 
     @torch.no_grad()
     def make_induction_heads(self, lower: Layer, shifted: int) -> None:
@@ -205,6 +210,7 @@ class Layer(nn.Module):
                 newest_first=self.newest_first,
                 order=order,
                 known_ages=known_ages,
+                age_values=self.age_values,
             )
             return attended[:, :, None], weights[:, :, None]
         num_past = keys.shape[2] - queries.shape[2]
@@ -222,6 +228,7 @@ class Layer(nn.Module):
             newest_first=self.newest_first,
             order=order,
             known_ages=known_ages,
+            age_values=self.age_values,
         )
 
     def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,4 +274,5 @@ class Layer(nn.Module):
 
     def read_self(self, x: Tensor, normed: Tensor) -> Tensor:
         """The layer for a kind that stores nothing: attention to oneself gives one's own value."""
-        return self.residual(x, self.key_value(normed)[..., normed.shape[-1] :].unflatten(-1, (self.heads, -1)))
+        values = self.key_value(normed)[..., normed.shape[-1] :].unflatten(-1, (self.heads, -1))
+        return self.residual(x, values if self.age_values is None else values + self.age_values[:, 0])

@@ -20,7 +20,7 @@ SPEC = {
     "previous_action": {"kind": "discrete", "n": 5},
     "previous_reward": {"kind": "vector", "shape": []},
 }
-CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6, shifted_heads=1)
+CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6, shifted_heads=1, age_values=1.0)
 CORES = {
     kind: CORE if core_config(kind) is TransformerConfig else core_config(kind)(width=16, num_layers=2)
     for kind in KINDS
@@ -60,8 +60,10 @@ def make_policy(
     policy = ActorCritic(config).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+        of_ages = torch.Generator().manual_seed(seed)  # so that all else is the same with and without vectors by age
+        for name, parameter in policy.named_parameters():
+            own = of_ages if name.endswith("age_values") else generator
+            parameter.copy_(torch.randn(parameter.shape, generator=own) * 0.4)
         for layer in policy.core.layers:
             for parameter in layer.kind.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))

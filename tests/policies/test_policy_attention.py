@@ -169,6 +169,69 @@ def test_merged_slots_have_their_true_age():
     torch.testing.assert_close(step, expected[:, :, -1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("merged", [0, 3])
+@pytest.mark.parametrize("steps, memory, reach", CASES)
+def test_each_head_adds_a_vector_for_the_age_of_what_it_reads(steps, memory, reach, merged):
+    """Output and the gradient of every argument against the loops, and the output of acting. Some ages are hidden, and
+    merged slots are of any age."""
+    q, k, v, positions, bias, age, hidden = case(steps, memory, reach)
+    generator = torch.Generator().manual_seed(5)
+    extra_age = torch.arange(steps)[:, None] - torch.randint(-3, 3, (B, 1, merged), generator=generator)  # [B,T,E]
+    k, v = (torch.cat([torch.randn(B, H, merged, D, generator=generator).to(x), x], 2) for x in (k, v))
+    bias, age = torch.cat([torch.zeros(extra_age.shape).to(bias), bias], 2), torch.cat([extra_age, age], 2)
+    bias = bias.masked_fill(torch.cat([extra_age < 0, hidden], 2), -math.inf)
+    known = torch.rand(B, reach, generator=generator) < 0.7
+    first, last = merged + max(memory - (reach - 1), 0), merged + memory
+    age_values = torch.randn(H, reach, D, generator=generator).to(v)
+
+    def actual(q, k, v, positions, age_values):
+        return attend_rollout(
+            q,
+            k,
+            v,
+            positions=positions,
+            memory_age=age[:, : min(steps, reach - 1), first:last],
+            bias=bias,
+            extension_age=extra_age if merged else None,
+            known_ages=known,
+            age_values=age_values,
+        )[0]
+
+    def expected(q, k, v, positions, age_values):
+        knows = [positions * known[b, :, None] for b in range(B)]
+        parts = [slice(b, b + 1) for b in range(B)]
+        parts = [naive_rollout(q[i], k[i], v[i], p, age[i], bias[i]) for i, p in zip(parts, knows, strict=True)]
+        output, weights = (torch.cat(part) for part in zip(*parts, strict=True))
+        for b, t, c in torch.nonzero((age >= 0) & (age < reach)).tolist():
+            a = int(age[b, t, c])
+            if known[b, a]:
+                update = torch.zeros_like(output)
+                update[b, :, t] = 1
+                output = output + update * (weights[b, :, t, c, None] * age_values[:, a])[None, :, None]
+        return output
+
+    inputs = [x.clone().requires_grad_() for x in (q, k, v, positions, age_values)]
+    output, reference = actual(*inputs), expected(*inputs)
+    torch.testing.assert_close(output, reference, rtol=0, atol=1e-12)
+    upstream = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    gradients = (torch.autograd.grad(y, inputs, upstream, allow_unused=True) for y in (output, reference))
+    for gradient, autograd in zip(*gradients, strict=True):
+        autograd = torch.zeros_like(gradient) if autograd is None else autograd
+        torch.testing.assert_close(gradient, autograd, rtol=0, atol=1e-11)
+    step, _ = attend(
+        q[:, :, -1],
+        k,
+        v,
+        positions=positions,
+        age=torch.where(age[:, -1] < 0, 10**6, age[:, -1]),
+        bias=bias[:, -1],
+        recent=k.shape[2],
+        known_ages=known,
+        age_values=age_values,
+    )
+    torch.testing.assert_close(step, reference[:, :, -1], rtol=0, atol=1e-12)
+
+
 def test_attend_rollout_by_finite_differences_in_every_direction():
     """The full gradient check, of a small case."""
     q, k, v, positions, bias, age, hidden = case(3, 4, 4)

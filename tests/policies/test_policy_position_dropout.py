@@ -36,7 +36,7 @@ def test_the_reach_is_drawn_by_chance_from_1_to_all_positions():
 
 
 @pytest.mark.parametrize("reach", [1, 3, 5])
-@pytest.mark.parametrize("shift", ["vectors", "bias"])
+@pytest.mark.parametrize("shift", ["positions", "age_bias", "age_values"])
 def test_what_positions_say_of_hidden_ages_changes_nothing(reach, shift):
     """Acting and learning, in both rows: in the first the ages from `reach` on are hidden, in the second none is."""
     policy = make_policy("transformer_xl", {"window": 9}, core=CORE)
@@ -53,10 +53,12 @@ def test_what_positions_say_of_hidden_ages_changes_nothing(reach, shift):
     before = outputs()
     for layer in policy.core.layers:
         with torch.no_grad():
-            if shift == "vectors":
-                layer.positions[reach:] += 1
-            else:
-                layer.age_bias[:, reach:] += 1
+            by_age = {
+                "positions": layer.positions,
+                "age_bias": layer.age_bias.T,
+                "age_values": layer.age_values.transpose(0, 1),
+            }
+            by_age[shift][reach:] += 1
     for now, then in zip(outputs(), before, strict=True):
         assert torch.equal(now[:, 0], then[:, 0])
         assert not torch.allclose(now[:, 1], then[:, 1])

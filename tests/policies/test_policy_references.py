@@ -95,10 +95,12 @@ class Reference:
         return gain * length * query / np.linalg.norm(query), length * key / np.linalg.norm(key)
 
     def _attend(self, i: int, x: np.ndarray, slots: list[Slot], clock: int) -> tuple[np.ndarray, Look]:
-        """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, head by head."""
+        """Weights m * exp(s) / sum(m * exp(s)) with s = (q . k + q . p_age) / sqrt(d) + bias_age, of values v + r_age,
+        head by head."""
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
         positions, by_age = self.weights[f"{name}.positions"], CORE.age_gain * self.weights[f"{name}.age_bias"]
         to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)[1]
+        age_values = self.weights[f"{name}.age_values"]  # [H,P,d]
         look = Look({}, {})
         heads = []
         shares: list[list[float]] = [[] for _ in slots]
@@ -110,10 +112,12 @@ class Reference:
                 normed = self._norm(f"{name}.norm", slot.hidden)
                 age = clock - slot.clock
                 score = query @ self.query_and_key(i, head, slot.hidden)[1]
+                value = (to_value @ normed)[part]
                 if age < len(positions):
+                    value = value + age_values[head, age]
                     score += query @ positions[age] + math.sqrt(width) * by_age[head, age]
                 weights.append(self._mask(i, slot, clock, head) * math.exp(score / math.sqrt(width)))
-                values.append((to_value @ normed)[part])
+                values.append(value)
             total = sum(weights)
             heads.append(sum(weight / total * value for weight, value in zip(weights, values, strict=True)))
             for share, weight in zip(shares, weights, strict=True):
