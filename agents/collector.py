@@ -17,15 +17,13 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.novelty import EpisodicNovelty
-from expire_span_rl.agents.rollout import Rollout, check_arrays, hash_state, restore_generator, select_prefix
+from expire_span_rl.agents.rollout import Rollout, check_arrays, far_seed, hash_state, restore_generator, select_prefix
 from expire_span_rl.agents.stagger import NEVER, UNKNOWN, rows_to_cut
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 from expire_span_rl.protocols import Acting, LearningPolicy, Memory
 
 COMPACTION_INTERVAL = 8
 """Smallest number of steps between two compactions of the memory that acts."""
-SEED_OFFSET = 500_000
-"""New episodes of a continued run have seeds from so many beyond the run's own, and below twice that."""
 
 
 class Collector:
@@ -120,7 +118,7 @@ class Collector:
         Raises TrainingEnded some seconds after `stop` was set, and if outputs of the policy are not finite. Raises what
         the environments raise. `restore` then takes back the part of the rollout that was collected."""
         if self._needs_reset:
-            self._reset(self.seed + _seed_offset(self.generator.get_state()))
+            self._reset(_new_seed(self.seed, self.generator.get_state()))
         policy = self.policy
         device = policy.device
         memory = policy.draw(self.memory, self.generator)
@@ -173,6 +171,9 @@ class Collector:
         self.lengths += 1
         is_over = buffer.terminated[t] | buffer.truncated[t]
         self.episode_start = is_over
+        only_truncated = (
+            buffer.truncated[t] & ~buffer.terminated[t]
+        )  # by the environments: those cut below have no infos
         rows, self.cut_after = rows_to_cut(self.cut_after, self.lengths, is_over)
         if len(rows):
             self._cut_episodes(t, rows, acting, buffer)
@@ -183,7 +184,6 @@ class Collector:
         episodes = finished_episodes(infos, self.returns, self.lengths)
         self.returns[is_over] = 0
         self.lengths[is_over] = 0
-        only_truncated = buffer.truncated[t] & ~buffer.terminated[t]
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
         return episodes
@@ -252,7 +252,7 @@ class Collector:
         if self.novelty is not None and novelty:
             self.novelty.load_counts(novelty)
         if not env_state:
-            self._reset(self.seed + _seed_offset(generator_state))
+            self._reset(_new_seed(self.seed, generator_state))
             return False
         expected = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}
         expected |= {"episode_start": self.episode_start, "returns": self.returns, "lengths": self.lengths}
@@ -270,10 +270,10 @@ class Collector:
         return True
 
 
-def _seed_offset(state: Tensor | None) -> int:
-    """How far the seeds of new episodes lie beyond the run's own. It depends on the generator's state when the run was
+def _new_seed(seed: int, state: Tensor | None) -> int:
+    """The seed of new episodes of a run with seed `seed`. It depends on the generator's state when the run was
     interrupted, so that no two parts of a run play the same episodes."""
-    return SEED_OFFSET + (0 if state is None else hash_state(state) % SEED_OFFSET)
+    return far_seed(seed, 0 if state is None else hash_state(state))
 
 
 def _compaction_interval(memory: Memory) -> int:

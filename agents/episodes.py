@@ -106,10 +106,11 @@ class EpisodeWindow:
         does not say how hard it was."""
         episodes = list(episodes)
         for episode in episodes:
-            if not is_number(episode.get(self.difficulty_key)):
+            given = episode.get(self.difficulty_key)
+            if given is None or not is_number(given) or given < 0:
                 raise ValueError(
-                    f"the environment's metadata['difficulty_key']: expected a number as {self.difficulty_key!r} in "
-                    f"the info of an episode's last step, got {shown(repr(episode.get(self.difficulty_key)), 60)}"
+                    f"the environment's metadata['difficulty_key']: expected a number of at least 0 as "
+                    f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
                 )
             self.recent.append(episode)
             difficulty = float(episode[self.difficulty_key])
@@ -202,7 +203,7 @@ class EpisodeWindow:
         metrics: dict[str, float] = {}
         difficulty = np.array([e[self.difficulty_key] for e in episodes], float)
         for i in range(QUARTERS):
-            low = self.hardest * i / QUARTERS
+            low = self.hardest * i / QUARTERS if i else -math.inf
             high = self.hardest * (i + 1) / QUARTERS
             in_quarter = (difficulty > low) & (difficulty <= high)
             if in_quarter.any():

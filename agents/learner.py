@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from expire_span_rl.agents.action_baseline import ActionBaseline, action_baseline
 from expire_span_rl.agents.entries import REWARDS, AgentInputs
 from expire_span_rl.agents.guard import Backup, NotFinite, check_modules, first_not_finite
-from expire_span_rl.agents.novelty import with_bonus
+from expire_span_rl.agents.novelty import NoveltyBonus
 from expire_span_rl.agents.returns import td_errors
 from expire_span_rl.agents.reward_scale import RewardScale
 from expire_span_rl.agents.rollout import Rollout, RolloutSource, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import OptimizerConfig, with_default_entropy
 from expire_span_rl.checks import shown
-from expire_span_rl.protocols import LearningPolicy, StatefulModule
+from expire_span_rl.protocols import HasState, LearningPolicy, StatefulModule
 
 RESTING_RATE = 0.05
 """Learning rate of the span parameters without pressure, as a fraction of their rate at full pressure. Spans can then
@@ -83,6 +83,7 @@ class Learner:
             starts[name], ends[name] = fading[name], 0.0
         self.schedules = Schedules(starts, ends)
         self.reward_scale = RewardScale(config.gamma) if config.normalize_rewards else None
+        self.novelty_bonus = NoveltyBonus()
 
     @property
     def needs_reward_outputs(self) -> bool:
@@ -118,7 +119,7 @@ class Learner:
             scale_metrics = {"train/reward_scale": self.reward_scale.value}
         failures = self.failure_rate**2
         if "novelty_coef" in settings:
-            rollout, novelty_metrics = with_bonus(rollout, failures * settings["novelty_coef"])
+            rollout, novelty_metrics = self.novelty_bonus.apply(rollout, failures * settings["novelty_coef"])
             scale_metrics |= novelty_metrics
         variance = float(rollout.rewards.var(correction=0).clamp(min=REWARD_VARIANCE_FLOOR))
         weights = LossWeights(
@@ -145,12 +146,17 @@ class Learner:
 
     def backup(self) -> Backup:
         """A copy of what `update` changes: weights, statistics, and the optimiser's state."""
-        scale = {} if self.reward_scale is None else {"reward_scale": self.reward_scale}
-        return Backup({**self._modules, **scale}, self.optimizer)
+        return Backup({**self._modules, **self._statistics}, self.optimizer)
 
     def check_finite(self) -> None:
         """Raises NotFinite for weights that diverged and for statistics that are not finite."""
         check_modules(self._modules)
+
+    @property
+    def _statistics(self) -> Mapping[str, HasState]:
+        """What is counted of rollouts, by name."""
+        scale = {} if self.reward_scale is None else {"reward_scale": self.reward_scale}
+        return {"novelty_bonus": self.novelty_bonus, **scale}
 
     @property
     def _modules(self) -> Mapping[str, StatefulModule]:
@@ -163,8 +169,8 @@ class Learner:
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in entry.items()}
         if self.predictor is not None:
             tensors |= {f"predictor/{name}": tensor for name, tensor in self.predictor.state_dict().items()}
-        if self.reward_scale is not None:
-            tensors |= {f"reward_scale/{name}": tensor for name, tensor in self.reward_scale.state_dict().items()}
+        for part, statistics in self._statistics.items():
+            tensors |= {f"{part}/{name}": tensor for name, tensor in statistics.state_dict().items()}
         return tensors, {}
 
     def _check_optimizer(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -192,6 +198,9 @@ class Learner:
             self.predictor.load_state_dict(select_prefix("predictor/", tensors))
         if self.reward_scale is not None:
             self.reward_scale.load_state_dict(select_prefix("reward_scale/", tensors))
+        bonus = select_prefix("novelty_bonus/", tensors)
+        if bonus:  # checkpoints from before 29 November 2026 have none
+            self.novelty_bonus.load_state_dict(bonus)
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Takes the optimiser steps of one rollout. Returns metrics."""

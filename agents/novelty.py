@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
@@ -28,6 +29,8 @@ MOST_WORTH = 8.0
 """Most that the new observations of an episode are worth in all, in typical discounted returns. Where episodes are long
 and show ever more, to wander about would otherwise pay more than what the task is about. On MiniGrid's memory tasks
 an episode of some tens of steps is worth 3 to 6 with the default weight."""
+KEPT = 0.99
+"""What is left of a rollout in the sums of `NoveltyBonus` after each later one."""
 _LARGEST_WEIGHT = 1e6  # weights are then divided by it
 _OWN = (PREVIOUS_ACTION, PREVIOUS_REWARD)
 _SEED = 20_230_605  # of the multipliers of the codes, the same in every process
@@ -118,18 +121,36 @@ class EpisodicNovelty:
         self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
 
 
-def with_bonus(rollout: Rollout, coef: float) -> tuple[Rollout, dict[str, float]]:
-    """The rollout with its novelty, less the mean, times a weight added to rewards; and metrics: that mean and the
-    weight. It is `coef`, or less, so that the mean episode is worth at most MOST_WORTH.
+class NoveltyBonus:
+    """Adds the novelty of rollouts to their rewards."""
 
-    Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral."""
-    is_over = rollout.terminated | rollout.truncated
-    total, num_ends = rollout.novelty.sum(), is_over.sum().clamp(min=1)
-    mean = total / (~is_over).sum().clamp(min=1)
-    weight = (MOST_WORTH * num_ends / total).clamp(max=coef)  # infinity without anything new
-    bonus = weight * (rollout.novelty - mean).masked_fill(is_over, 0)
-    metrics = zip(("train/novelty_coef", "train/novelty"), torch.stack([weight, mean]).tolist(), strict=True)
-    return replace(rollout, rewards=rollout.rewards + bonus), dict(metrics)  # a GPU is waited for once
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        """Novelty, and episodes that ended, over the latest rollouts. Most rollouts may be shorter than episodes."""
+
+    def apply(self, rollout: Rollout, coef: float) -> tuple[Rollout, dict[str, float]]:
+        """The rollout with its novelty, less the mean, times a weight added to rewards; and metrics: that mean and the
+        weight. It is `coef`, or less, so that the mean episode is worth at most MOST_WORTH.
+
+        Less the mean, so that it does not pay to put off the end of an episode. The end itself is neutral."""
+        is_over = rollout.terminated | rollout.truncated
+        total = rollout.novelty.sum()
+        mean = total / (~is_over).sum().clamp(min=1)
+        self.sums = KEPT * self.sums.to(total.device) + torch.stack([total, is_over.sum()])
+        novelty, ends = self.sums
+        weight = (MOST_WORTH * ends.clamp(min=1) / novelty).clamp(max=coef)  # infinity without anything new
+        bonus = weight * (rollout.novelty - mean).masked_fill(is_over, 0)
+        metrics = zip(("train/novelty_coef", "train/novelty"), torch.stack([weight, mean]).tolist(), strict=True)
+        # A GPU is waited for once.
+        return replace(rollout, rewards=(rollout.rewards + bonus).to(rollout.rewards.dtype)), dict(metrics)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state, for `load_state_dict`."""
+        return {"sums": self.sums}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from `state_dict`."""
+        self.sums = tensors["sums"]
 
 
 def _codes(observation: Mapping[str, Any]) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.ray_cluster import RayCluster
-from expire_span_rl.agents.rollout import Rollout, RolloutsEnded, check_difference
+from expire_span_rl.agents.rollout import Rollout, RolloutsEnded, check_difference, far_seed
 from expire_span_rl.agents.transport import recompute_memory, size, unpack
 from expire_span_rl.interrupts import unblock
 from expire_span_rl.protocols import LearningPolicy
@@ -48,6 +48,8 @@ ACTING_PRECISION = "float32"
 """Of the actors' policies: bfloat16 is slower on most CPUs. To the learner, rounding is part of their lag."""
 SEED_STEP = 100_003
 """Difference between the seeds of two actors. The environments of an actor have the seeds from the actor's own on."""
+NEAR_SEEDS = 9
+"""So many actors have seeds that are near the run's. More steps would come to those of the run with the next seed."""
 SHARE_WINDOW = 4
 """Deliveries per actor over which the share of idle time is averaged."""
 ENVIRONMENT_FAILED = "expire_span_rl.envs.errors.EnvironmentFailed: "
@@ -177,7 +179,8 @@ class ActorPool:
 
     def _start_actor(self) -> Any:
         """Starts an actor, with a seed that no other one had."""
-        seed = self.seed + self.num_started * SEED_STEP
+        near = self.num_started < NEAR_SEEDS
+        seed = self.seed + self.num_started * SEED_STEP if near else far_seed(self.seed, self.num_started)
         self.num_started += 1
         return _RayActor.remote(seed)
 

@@ -22,6 +22,8 @@ from torch import Tensor
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.protocols import LearningPolicy, Memory
 
+FAR_SEEDS = 2**60
+"""The smallest `far_seed`."""
 LARGEST_DIFFERENCE = {"float32": 1e-2, "bf16": 1e-1}
 """By the policy's precision: largest difference between acting and learning that counts as rounding, of logits or
 values. It is relative to the largest of them if that is above 1."""
@@ -193,6 +195,13 @@ def restore_generator(generator: torch.Generator, state: Tensor) -> list[str]:
         "that was never interrupted"
     )
     return [note]
+
+
+def far_seed(seed: int, part: int) -> int:
+    """The seed of a further part of the run whose environments' seeds begin at `seed`: a hash of both numbers, beyond
+    the seeds of all runs and evaluations. 2^60 of them make it unlikely that two parts come close."""
+    digest = hashlib.sha256(f"{seed},{part}".encode()).digest()
+    return FAR_SEEDS + (int.from_bytes(digest[:8], "big") >> 4)
 
 
 def hash_state(state: Tensor) -> int:

@@ -20,12 +20,9 @@ from expire_span_rl.agents.entries import Network
 from expire_span_rl.agents.episodes import MEAN_EPISODES
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
 from expire_span_rl.agents.kept_policy import KeptPolicy
-from expire_span_rl.agents.rollout import check_arrays, select_prefix
+from expire_span_rl.agents.rollout import check_arrays, far_seed, select_prefix
 from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.agents.settings import SB3Config
-
-NEW_EPISODES = 500_000
-"""A continued run draws new episodes from this seed on, counted from the run's own seed."""
 
 SAME_NAMES = (
     "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef", "max_grad_norm",
@@ -267,7 +264,7 @@ class SB3Trainer:
         if self._load_episodes(tensors):  # runs from before 26 November 2026 have none
             return True
         # Neither the episodes of the beginning again, nor those of a run with another seed.
-        self.env.seed(self._env_seed + NEW_EPISODES + self.updates * self.env.num_envs)
+        self.env.seed(far_seed(self._env_seed, self.updates))
         self.algorithm._last_obs = self.env.reset()
         return False
 

@@ -45,6 +45,7 @@ class Supervised(Learner):
         is_right = torch.cat([part.is_right for part in answers], 1)[:, order]
         surprise = torch.cat([part.surprise for part in answers], 1)[:, order]
         memory = self.policy.join_memories([part.memory for part in answers], minibatches)
+        self.check_finite()  # what an update that is taken back answered must not count
         block.answers = Answers(memory, is_right, surprise)
         answer_metrics = {}
         if block.is_query.any():

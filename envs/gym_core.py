@@ -15,13 +15,17 @@ from gymnasium.vector.utils import create_empty_array
 from expire_span_rl.envs.core import MaskedCore
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
 
+_OF_INFOS = ("difficulty_key", "ratios")
+"""Metadata that name entries of infos (`EnvCore.metadata`)."""
+
 
 class GymEnvCore(MaskedCore):
     """B adapted environments. Their infos are not passed on, not even those of an episode's last step."""
 
     def __init__(self, envs: Sequence[AdaptedEnv]) -> None:
         self.envs = envs
-        self.metadata = {"render_modes": [], "render_fps": 10, **envs[0].metadata}
+        without_infos = {name: entry for name, entry in envs[0].metadata.items() if name not in _OF_INFOS}
+        self.metadata = {"render_modes": [], "render_fps": 10, **without_infos}
         self.single_observation_space = envs[0].observation_space
         self.single_action_space = envs[0].action_space
         self.left_out = envs[0].left_out

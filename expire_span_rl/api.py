@@ -19,6 +19,7 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
+from expire_span_rl.devices import kept_random_numbers
 from expire_span_rl.env_objects import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
@@ -246,8 +247,9 @@ def evaluate(
         name, vector = name_of(env), vector_of(env, min(num_envs, episodes))
     try:
         check_spaces(actor.config, vector.single_observation_space, vector.single_action_space, path, name)
-        torch.manual_seed(seed)
-        result = evaluate_in(actor, vector, name, protocol)
+        with kept_random_numbers(actor.device):
+            torch.manual_seed(seed)
+            result = evaluate_in(actor, vector, name, protocol)
     finally:
         if not isinstance(env, (gym.Env, VectorEnv)):
             vector.close()

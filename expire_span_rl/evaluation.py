@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
+from expire_span_rl.devices import kept_random_numbers
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
@@ -76,8 +77,9 @@ def compare(
         check_spaces(policy.config, sample.single_observation_space, sample.single_action_space, str(path), env_id)
     results = []
     for path, (policy, info) in zip(paths, loaded, strict=True):
-        torch.manual_seed(protocol.seed)  # so that a policy's actions do not depend on those before it
-        with tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None) as bar:
+        bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
+        with bar, kept_random_numbers(device):
+            torch.manual_seed(protocol.seed)  # so that a policy's actions do not depend on those before it
             vector = vector_env(env_id, min(num_envs, protocol.episodes), kwargs)
             try:
                 result = evaluate_in(policy, vector, env_id, protocol, progress=bar.update)
@@ -326,12 +328,13 @@ def _buckets(
     and `high` are the smallest and the largest difficulty that occurred in a quarter."""
     largest = max(episode["difficulty"] for episode in episodes)
     buckets = []
-    for low, high in itertools.pairwise(largest * i / BUCKETS for i in range(BUCKETS + 1)):
+    bounds = [-math.inf, *(largest * i / BUCKETS for i in range(1, BUCKETS + 1))]
+    for low, high in itertools.pairwise(bounds):
         inside = [episode for episode in episodes if low < episode["difficulty"] <= high]
         if inside:
             difficulties = [episode["difficulty"] for episode in inside]
-            bounds = {"by": by, "low": min(difficulties), "high": max(difficulties)}
-            buckets.append({**bounds, **_metrics(inside, stores, ratios)})
+            occurred = {"by": by, "low": min(difficulties), "high": max(difficulties)}
+            buckets.append({**occurred, **_metrics(inside, stores, ratios)})
     return buckets
 
 

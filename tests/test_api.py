@@ -177,6 +177,11 @@ def test_evaluate_gives_what_the_script_writes(tmp_path, monkeypatch):
             key: written[key] for key in written.keys() - timed
         }
     assert figures["success_rate"] == 1 and figures["memory"] == "expire_span"
+    torch.manual_seed(5)
+    es.evaluate(policy, episodes=2)
+    drawn = float(torch.rand(()))  # as if nothing had been evaluated
+    torch.manual_seed(5)
+    assert float(torch.rand(())) == drawn
     longer = es.evaluate(path, "Corridor-v0", episodes=10, env_kwargs={"min_length": 50, "max_length": 50})
     assert longer["mean_episode_length"] == 50
     with pytest.raises(RuntimeError, match="Corridor-v0, environment 0: expected an episode of at most 5 steps"):

@@ -304,11 +304,20 @@ def test_without_a_difficulty_all_episodes_count_and_without_success_the_return(
     assert window.summary() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("entries, got", [({}, "None"), ({"delay": "long"}, "'long'")])
+@pytest.mark.parametrize("entries, got", [({}, "None"), ({"delay": "long"}, "'long'"), ({"delay": -1}, "-1")])
 def test_an_episode_without_the_named_difficulty_is_refused(entries, got):
-    message = rf"^the environment's metadata\['difficulty_key'\]: expected a number as 'delay' in .*, got {got}$"
+    expected = "expected a number of at least 0 as 'delay' in .*"
+    message = rf"^the environment's metadata\['difficulty_key'\]: {expected}, got {got}$"
     with pytest.raises(ValueError, match=message):
         EpisodeWindow("delay").add([{"return": 1.0, "steps": 4, **entries}])
+
+
+def test_the_easiest_episodes_are_in_the_first_quarter():
+    window = EpisodeWindow("delay")
+    window.add({"return": 0.0, "steps": 4, "delay": delay, "is_success": delay > 0} for delay in (0, 0, 2, 8))
+    summary = window.summary()
+    assert summary["success/delay_quarter_1"] == pytest.approx(1 / 3)
+    assert summary["success/delay_quarter_4"] == 1
 
 
 def test_an_agent_that_gets_faster_is_judged_by_its_latest_episodes():

@@ -19,7 +19,7 @@ from expire_span_rl.agents import AGENTS
 from expire_span_rl.agents import novelty as novelty_module
 from expire_span_rl.agents.actor import Actor, Request
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.novelty import LARGEST, MOST_WORTH, RECENT_EPISODES, EpisodicNovelty, with_bonus
+from expire_span_rl.agents.novelty import LARGEST, MOST_WORTH, RECENT_EPISODES, EpisodicNovelty, NoveltyBonus
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.transport import pack
 
@@ -202,14 +202,37 @@ def test_an_episode_is_worth_at_most_so_much():
     no_truncation = torch.zeros_like(ends)
     rollout = replace(rollout, terminated=ends, truncated=no_truncation, novelty=novelty)
     worth = float(novelty.sum()) / 2
-    with_little, metrics = with_bonus(rollout, 0.9 * MOST_WORTH / worth)
+    with_little, metrics = NoveltyBonus().apply(rollout, 0.9 * MOST_WORTH / worth)
     assert metrics["train/novelty_coef"] == pytest.approx(0.9 * MOST_WORTH / worth)
-    with_most, metrics = with_bonus(rollout, 3.0 * MOST_WORTH / worth)
+    with_most, metrics = NoveltyBonus().apply(rollout, 3.0 * MOST_WORTH / worth)
     assert metrics["train/novelty_coef"] == pytest.approx(MOST_WORTH / worth)
     little, most = with_little.rewards - rollout.rewards, with_most.rewards - rollout.rewards
     torch.testing.assert_close(little / 0.9, most, rtol=1e-4, atol=1e-5)
-    unchanged, metrics = with_bonus(replace(rollout, novelty=torch.zeros_like(novelty)), 0.1)
+    unchanged, metrics = NoveltyBonus().apply(replace(rollout, novelty=torch.zeros_like(novelty)), 0.1)
     assert torch.equal(unchanged.rewards, rollout.rewards) and metrics["train/novelty_coef"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("batch", [2, 8, 64])
+def test_a_long_episode_is_worth_no_more(batch):
+    """Episodes of 1,024 steps in rollouts of 64, which begin at different times: most rollouts of few environments see
+    no end. What is counted is a training's state."""
+    rollout, _ = make_collector().collect()
+    length, steps = 1024, 64
+    bonus, worth, ends = NoveltyBonus(), 0.0, 0
+    for index in range(96):
+        step = (torch.arange(batch) * length // batch + index * steps + torch.arange(steps)[:, None]) % length
+        over = step == length - 1
+        rewards = torch.zeros(steps, batch)
+        novelty = torch.where(over, 0.0, 10.0)
+        part = replace(rollout, rewards=rewards, terminated=over, truncated=torch.zeros_like(over), novelty=novelty)
+        if index % 7 == 0:
+            saved, bonus = bonus.state_dict(), NoveltyBonus()
+            bonus.load_state_dict(saved)
+        _, metrics = bonus.apply(part, 1.0)
+        if index >= 32:  # after a few episodes
+            worth += metrics["train/novelty_coef"] * float(novelty.sum())
+            ends += int(over.sum())
+    assert worth / ends == pytest.approx(MOST_WORTH, rel=0.2)
 
 
 def test_counts_outlast_environments_that_cannot_save_their_state():

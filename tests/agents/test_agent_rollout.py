@@ -15,7 +15,7 @@ from agent_cases import make_policy, through_a_file
 
 from expire_span_rl import envs
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.rollout import Rollout, acting_learning_difference
+from expire_span_rl.agents.rollout import FAR_SEEDS, Rollout, acting_learning_difference, far_seed
 from expire_span_rl.policies import KINDS
 
 T = 12
@@ -286,3 +286,9 @@ def test_a_difference_is_found_despite_forbidden_actions():
     with torch.no_grad():
         policy.policy_head.bias += 0.3
     assert acting_learning_difference(policy, rollout) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_further_parts_of_runs_have_seeds_far_from_each_other_and_from_all_runs():
+    seeds = sorted(far_seed(seed, part) for seed in range(20) for part in range(20))
+    assert seeds[0] >= FAR_SEEDS and seeds[-1] < 2 * FAR_SEEDS
+    assert np.diff(seeds).min() > 10**6

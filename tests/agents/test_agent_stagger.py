@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from agent_cases import make_policy, through_a_file
+from gymnasium import spaces
 
 from expire_span_rl import envs
 from expire_span_rl.agents.collector import Collector
@@ -68,6 +70,39 @@ def test_rollouts_then_have_starts_at_different_steps():
     assert {episode["steps"] for episode in ended} == {8}
     first = starts.roll(-1, 0)[:-1] & truncated[:-1]
     assert first.sum() == 3
+
+
+class EarlyEnds(gym.Env):
+    """Episodes that end by chance, and after nine steps at the latest."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        is_over = self.np_random.random() < 0.2
+        return np.full(1, self.t / 10, np.float32), float(is_over), is_over, self.t == 9, {}
+
+
+def test_a_cut_while_another_episode_ends_has_one_final_observation():
+    """Its last one, although the vector's infos have something for its row too."""
+    env = envs.make_vec_env(EarlyEnds, 16, vectorization="sync")
+    collector = Collector(env, make_policy(env, "transformer_xl", heads=0.1), T, 5)
+    num_cuts = 0
+    for _ in range(6):
+        cut_after = 1 + np.arange(16) % 8
+        collector.cut_after = cut_after
+        rollout, episodes = collector.collect()
+        pairs = list(zip(*(index.tolist() for index in rollout.final_at), strict=True))
+        assert len(pairs) == len(set(pairs))
+        assert acting_learning_difference(collector.policy, rollout) < 1e-4
+        num_cuts += int((rollout.terminated | rollout.truncated).sum()) - len(episodes)
+    assert num_cuts > 20
 
 
 def test_a_continued_collector_cuts_the_same(tmp_path):

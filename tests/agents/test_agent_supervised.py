@@ -12,7 +12,7 @@ import torch
 
 from expire_span_rl import envs
 from expire_span_rl.agents import BlockSource, ForgettingConfig, Supervised, SupervisedConfig, Trainer
-from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.guard import NotFinite, TrainingEnded
 from expire_span_rl.policies import KINDS, ActorCritic
 from expire_span_rl.policies.settings import TransformerConfig
 
@@ -254,3 +254,19 @@ def test_a_task_of_rewards_is_refused():
     env = envs.make_vec_env("Corridor-v0", 2)
     with pytest.raises(ValueError, match="^--env: expected streams that give right actions, such as Copy-v0, got Corr"):
         BlockSource(env, make_policy("none", env), 4, 0)
+
+
+def test_an_update_that_is_taken_back_leaves_no_answers(monkeypatch):
+    """Those of the weights before it are computed anew, and counted with the next block."""
+    trainer = make_trainer("transformer_xl")
+    trainer.update()
+    block, _ = trainer.collector.collect()
+    assert block.answers is None
+
+    def fail() -> None:
+        raise NotFinite("weight x: expected finite numbers")
+
+    monkeypatch.setattr(trainer.agent, "check_finite", fail)
+    with pytest.raises(NotFinite):
+        trainer.agent.update(block, 0.0, 0.0)
+    assert block.answers is None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from env_cases import assert_same
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -340,6 +342,27 @@ def test_other_packages_environments_are_wrapped_too():
     picture = single.render()
     single.step(2)
     assert single.render().mean() < 0.5 * picture.mean()
+
+
+class Graded(gym.Env):
+    """Names entries of its infos, which wraps do not pass on."""
+
+    metadata: ClassVar = {"render_modes": [], "difficulty_key": "level", "ratios": {"share": ("a", "b")}}
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, True, False, {"level": 1, "a": 1, "b": 2}
+
+
+def test_wraps_claim_no_infos_that_they_leave_out():
+    """Whoever reads the metadata would look for the entries."""
+    names = {"difficulty_key", "ratios"}
+    assert names <= envs.make_vec_env(Graded, 2, vectorization="sync").metadata.keys()
+    assert not names & envs.make_vec_env(Graded, 2, wraps=["hide=0"]).metadata.keys()
 
 
 CHOICES = "expected one of stretch, episodes, fresh_episodes, occlude, hide"
