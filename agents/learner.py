@@ -196,11 +196,10 @@ class Learner:
         self.optimizer.load_state_dict(optimizer_state)
         if self.predictor is not None:
             self.predictor.load_state_dict(select_prefix("predictor/", tensors))
-        if self.reward_scale is not None:
-            self.reward_scale.load_state_dict(select_prefix("reward_scale/", tensors))
-        bonus = select_prefix("novelty_bonus/", tensors)
-        if bonus:  # checkpoints from before 29 November 2026 have none
-            self.novelty_bonus.load_state_dict(bonus)
+        for part, statistics in self._statistics.items():
+            saved = select_prefix(f"{part}/", tensors)
+            if saved or statistics is self.reward_scale:  # checkpoints from before 29 November 2026 have no others
+                statistics.load_state_dict(saved)
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Takes the optimiser steps of one rollout. Returns metrics."""

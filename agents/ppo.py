@@ -6,7 +6,7 @@ T time steps, B environments, b of them in a minibatch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.agents.action_baseline import ActionBaseline
+from expire_span_rl.agents.adaptive_lambda import AdaptiveLambda, Comparison, log_prob_gradient
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
 from expire_span_rl.agents.returns import gae
 from expire_span_rl.agents.rollout import Rollout
 from expire_span_rl.agents.settings import PPOConfig
+from expire_span_rl.protocols import HasState, LearningPolicy
 
 MOST_KL = 4.0
 """A step is taken back if it brings the approximate KL divergence above this multiple of `target_kl`."""
@@ -80,6 +82,15 @@ class PPO(Learner):
 
     Config = PPOConfig
 
+    def __init__(self, policy: LearningPolicy, config: PPOConfig, num_envs: int, seed: int, horizon: int | None = None):
+        super().__init__(policy, config, num_envs, seed, horizon)
+        self.adaptive_lambda = AdaptiveLambda(config.gae_lambda) if config.adaptive_lambda else None
+
+    @property
+    def _statistics(self) -> Mapping[str, HasState]:
+        adaptive = {} if self.adaptive_lambda is None else {"adaptive_lambda": self.adaptive_lambda}
+        return {**super()._statistics, **adaptive}
+
     @property
     def needs_reward_outputs(self) -> bool:
         return self.config.uses_action_baseline
@@ -92,15 +103,7 @@ class PPO(Learner):
         baseline = self._action_baseline(
             rollout, rollout.reward_outputs, rollout.logits, rollout.values, rollout.next_values
         )
-        advantages, returns = gae(
-            rollout.rewards if baseline is None else baseline.rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminated,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        advantages, returns, comparison = self._advantages(rollout, baseline)
         advantages, scale = self._normalize_advantages(advantages)
         targets = Targets(advantages, returns, scale, baseline)
         old_log_probs = self.policy.actions.log_prob(rollout.logits, rollout.actions)  # [T,B]
@@ -114,6 +117,8 @@ class PPO(Learner):
                 minibatch = rollout.rows(rows, finals=False)
                 out, log_ratio = self._unroll(minibatch, old_log_probs[:, rows], weights)
                 epoch_kls.append(_approx_kl(log_ratio.detach()))
+                if comparison is not None and epochs == 0:
+                    comparison.add(out.features.detach(), rows)
                 checked_rows = rows if number == 0 else checked_rows
                 is_checked = number == 0 or rows.device.type == "cpu"
                 if is_checked and not kl_limit.accepts(epoch_kls[-1]):
@@ -133,7 +138,36 @@ class PPO(Learner):
         }
         if baseline is not None:
             rollout_metrics["train/action_baseline_explained"] = baseline.explained
-        return {**means([*steps, rollout_metrics]), "train/epochs": epochs, "train/undone_steps": kl_limit.undone}
+        metrics = {**means([*steps, rollout_metrics]), "train/epochs": epochs, "train/undone_steps": kl_limit.undone}
+        if self.adaptive_lambda is not None and comparison is not None:
+            metrics |= self.adaptive_lambda.end(comparison)
+        return metrics
+
+    def _advantages(
+        self, rollout: Rollout, baseline: ActionBaseline | None
+    ) -> tuple[Tensor, Tensor, Comparison | None]:
+        """(advantages with this update's lambda, targets of the values with --gae-lambda, [T,B] each; the comparison of
+        lambdas, None if there is none)."""
+        config, adaptive = self.config, self.adaptive_lambda
+
+        def with_lambda(gae_lambda: float) -> tuple[Tensor, Tensor]:
+            return gae(
+                rollout.rewards if baseline is None else baseline.rewards,
+                rollout.values,
+                rollout.next_values,
+                rollout.terminated,
+                rollout.truncated,
+                gamma=config.gamma,
+                gae_lambda=gae_lambda,
+            )
+
+        advantages, returns = with_lambda(config.gae_lambda)
+        if adaptive is None:
+            return advantages, returns, None
+        by_lambda = torch.stack([*(with_lambda(smaller)[0] for smaller in adaptive.lambdas[:-1]), advantages])
+        scores = log_prob_gradient(self.policy.actions, rollout.logits, rollout.actions)
+        comparison = adaptive.begin(by_lambda, scores)
+        return by_lambda[adaptive.lambdas.index(adaptive.value)], returns, comparison
 
     def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
         """The unroll of a minibatch, and log(new / old probability) of its actions, [T,b]. old_log_probs: [T,b] of the

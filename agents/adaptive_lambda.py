@@ -1,0 +1,123 @@
+"""How far back an advantage reaches: lambda of generalised advantage estimation, chosen while training.
+
+A large lambda credits an action with everything that comes after it, and with its noise. Where the reward follows the
+action at once, a small one learns from less noise. Which one is best is read from the policy's gradient: the direction
+of its estimate under each lambda is compared with the expected direction under the largest one.
+
+T time steps, b environments, P parameters of the action distribution, D features, L lambdas, the largest one last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from expire_span_rl.protocols import PolicyActions
+
+SMALLER = (0.0, 0.25, 0.5, 0.75)
+"""The lambdas that are compared with the largest one, as far as they are smaller."""
+KEPT = 0.98
+"""What is left of an update in the averages after each later one."""
+FEWEST = 10
+"""Updates before a smaller lambda than the largest is chosen."""
+MARGIN = 1.1
+"""How many times the cosine of a smaller lambda must be that of the largest. Otherwise it is not worth its bias."""
+_TINY = 1e-30
+
+
+class AdaptiveLambda:
+    """Compares lambdas by the gradient of the policy head's weights, and chooses one for each update.
+
+    Let G be the estimate of that gradient from a rollout with one lambda, and g the expected one with the largest. The
+    expected cosine of the angle between them is E<G, g> / (|g| sqrt(E|G|^2)) in good approximation. The largest one
+    wins. <G, g> is estimated without bias by products of the parts that different environments have in the two
+    estimates, since these are independent of each other. Environments that share randomness make it too large for all
+    lambdas alike.
+    """
+
+    def __init__(self, largest: float):
+        self.lambdas = (*(smaller for smaller in SMALLER if smaller < largest), largest)
+        self.averages = torch.zeros(2, len(self.lambdas), dtype=torch.float64)
+        """Of <G, g> and of |G|^2, in units of the noise with the largest lambda."""
+        self.weight = torch.zeros((), dtype=torch.float64)
+        """Of all updates in the averages."""
+        self.value = largest
+        """The lambda of the next update."""
+
+    def begin(self, advantages: Tensor, scores: Tensor) -> Comparison:
+        """The comparison of an update. advantages: [L,T,B] of its rollout with each lambda; scores: [T,B,P], gradient
+        of the log-probabilities of its actions by their distribution's parameters (`log_prob_gradient`)."""
+        return Comparison(advantages - advantages.mean((1, 2), keepdim=True), scores)
+
+    def end(self, comparison: Comparison) -> dict[str, float]:
+        """Adds an update to the averages, and chooses. Returns metrics. On a GPU this is a wait."""
+        products = comparison.products()
+        if products is not None:
+            self.averages = KEPT * self.averages.to(products.device) + (1 - KEPT) * products
+            self.weight = KEPT * self.weight + (1 - KEPT)
+        product, square = (self.averages / self.weight.clamp(min=_TINY).to(self.averages.device)).tolist()
+        # In units of |g|, which is the same for all.
+        cosines = [p / max(s, _TINY) ** 0.5 for p, s in zip(product, square, strict=True)]
+        best = max(range(len(cosines)), key=cosines.__getitem__)
+        enough = float(self.weight) > 1 - KEPT**FEWEST
+        is_better = enough and cosines[best] > max(MARGIN * cosines[-1], 0.0)
+        used, self.value = self.value, self.lambdas[best] if is_better else self.lambdas[-1]
+        return {"train/gae_lambda": used}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state, for `load_state_dict`."""
+        value = torch.tensor(self.value, dtype=torch.float64)
+        return {"averages": self.averages, "weight": self.weight, "value": value}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from `state_dict`. Raises ValueError for one of other lambdas."""
+        if tensors["averages"].shape != self.averages.shape:
+            raise ValueError(
+                f"adaptive lambda: expected averages {list(self.averages.shape)}, got {list(tensors['averages'].shape)}"
+            )
+        self.averages, self.weight = tensors["averages"], tensors["weight"]
+        self.value = float(tensors["value"])
+
+
+class Comparison:
+    """The gradients of one update's rollout with each lambda, environment by environment."""
+
+    def __init__(self, advantages: Tensor, scores: Tensor):
+        self._advantages = advantages  # [L,T,B] of mean 0
+        self._scores = scores  # [T,B,P]
+        self._sum: Tensor | int = 0  # [L,P,D+1] of the environments so far
+        self._products: Tensor | int = 0  # [L] within environments
+        self._noise: Tensor | int = 0  # sum of the squares of environments with the largest lambda
+        self._rows = 0
+
+    @torch.no_grad()
+    def add(self, features: Tensor, rows: Tensor) -> None:
+        """Adds the environments `rows`, int64 [b]. features: [T,b,D] from which the policy head computes."""
+        inputs = torch.cat([features, torch.ones_like(features[..., :1])], -1).transpose(0, 1)  # [b,T,D+1]
+        weighted = (self._advantages[:, :, rows, None] * self._scores[:, rows]).permute(0, 2, 3, 1)  # [L,b,P,T]
+        gradients = torch.matmul(weighted, inputs).double()  # [L,b,P,D+1]
+        largest = gradients[-1]
+        self._sum = self._sum + gradients.sum(1)
+        self._products = self._products + (gradients * largest).sum((1, 2, 3))
+        self._noise = self._noise + largest.square().sum()
+        self._rows += len(rows)
+
+    def products(self) -> Tensor | None:
+        """[2,L] for the averages; None for fewer than two environments."""
+        if self._rows < 2:
+            return None
+        total, within, noise = torch.as_tensor(self._sum), self._products, torch.as_tensor(self._noise)
+        among = ((total * total[-1]).sum((1, 2)) - within) * self._rows / (self._rows - 1)  # as if all pairs counted
+        squares = total.square().sum((1, 2))
+        return torch.stack([among, squares]) / noise.clamp(min=_TINY)
+
+
+def log_prob_gradient(actions: PolicyActions, logits: Tensor, taken: Tensor) -> Tensor:
+    """[T,B,P]: the gradient of the log-probabilities of the actions `taken`, [T,B] or [T,B,N], by the distribution's
+    parameters [T,B,P]."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(actions.log_prob(leaf, taken).sum(), leaf)
+    return gradient
