@@ -102,13 +102,13 @@ class EpisodeWindow:
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
         """Adds episodes, and returns how many of them are hard. A harder episode than any before raises the limit.
-        Episodes below the new limit are dropped from the hard ones. Raises ValueError, one line, for an episode that
-        does not say how hard it was."""
+        Episodes below the new limit are dropped from the hard ones. Raises TrainingEnded for an episode that does not
+        say how hard it was."""
         episodes = list(episodes)
         for episode in episodes:
             given = episode.get(self.difficulty_key)
             if given is None or not is_number(given) or given < 0:
-                raise ValueError(
+                raise TrainingEnded(
                     f"the environment's metadata['difficulty_key']: expected a number of at least 0 as "
                     f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
                 )

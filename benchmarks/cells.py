@@ -25,7 +25,7 @@ def read_cell_files(out: Path, cell_type: type, *, owner: str, is_complete: Call
     cells = {}
     for file in sorted((out / "cells").glob("*.json")):
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text(encoding="utf-8"))
             cell = cell_type(**{name: data[name] for name in cell_type._fields})
             is_cell = cell.kind in KINDS and is_complete(data)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError):

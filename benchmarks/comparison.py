@@ -155,7 +155,7 @@ def _report(out: Path, cells: Mapping[Cell, dict[str, Any]]) -> None:
     if not cells:
         raise cli.UsageError(f"--report: expected a sweep with finished cells, {out} has none")
     _write(out, cells)
-    print((out / "table.md").read_text())
+    print((out / "table.md").read_text(encoding="utf-8"))
     figure = out / FIGURE
     print(f"cells: {out / 'results.csv'}" + (f", figure: {figure}" if figure.exists() else ""))
 

@@ -58,7 +58,7 @@ def read_plan(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     plan: dict[str, Any] = {"kinds": [], "budgets": [], "seeds": 0}  # old sweeps have no such file
     if file.exists():
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text(encoding="utf-8"))
             plan = {"kinds": list(data["kinds"]), "budgets": list(data["budgets"]), "seeds": int(data["seeds"])}
         except (KeyError, TypeError, ValueError):
             raise cli.UsageError(

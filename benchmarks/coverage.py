@@ -246,7 +246,7 @@ def _check_training(folder: Path, timesteps: int) -> str:
 
 def _check_evaluation(folder: Path) -> str:
     """Returns "" if the report has EPISODES episodes, otherwise one line."""
-    (result,) = json.loads((folder / REPORT).read_text())["policies"]
+    (result,) = json.loads((folder / REPORT).read_text(encoding="utf-8"))["policies"]
     episodes = result["episodes"]
     return "" if episodes == EPISODES else f"evaluate: {episodes} episodes were played instead of {EPISODES}"
 

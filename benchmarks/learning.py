@@ -77,7 +77,7 @@ def main() -> None:
     check_no_actors(config.ray_address, training_flags)
     out = Path(config.out or f"benchmarks/results/learning-{settings.run.env}-{settings.run.memory}.json")
     if config.replot:
-        _show(json.loads(out.read_text()), config.plot)
+        _show(json.loads(out.read_text(encoding="utf-8")), config.plot)
         return
     kwargs = cli.json_object("--env-kwargs", settings.run.env_kwargs)
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
@@ -109,7 +109,7 @@ def _read_report(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
     """The results that are there. None if there are none. Raises UsageError if they have other settings."""
     if not out.exists():
         return None
-    report = json.loads(out.read_text())
+    report = json.loads(out.read_text(encoding="utf-8"))
     names = flags.keys() | report["flags"].keys()
     changes = sorted(name for name in names if flags.get(name) != report["flags"].get(name))
     if changes:

@@ -103,7 +103,7 @@ def main() -> None:
     config = cli.parse(SequenceBenchmark, own, __doc__ or "")
     if config.report:
         _write(config, required(config.folder, "--report"))
-        print((config.folder / "table.md").read_text())
+        print((config.folder / "table.md").read_text(encoding="utf-8"))
     elif config.speed_at:
         cells = required(config.folder, "--speed-at")
         compare_speed(config.folder, cells, config.kinds, config.variant, config.speed_at)
@@ -202,7 +202,7 @@ class Bench:
             _write(self.config, known)
         _write(self.config, known)
         table = self.out / "table.md"
-        print(table.read_text() if table.is_file() else f"trials: {self.out / 'results.csv'}")
+        print(table.read_text(encoding="utf-8") if table.is_file() else f"trials: {self.out / 'results.csv'}")
 
     def _finish(self, cell: Cell, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """One cell, in a process of its own."""

@@ -245,13 +245,14 @@ def _report(out: Path, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> None
     if not cells:
         raise cli.UsageError(f"--report: expected a directory with finished cells, {out} has none")
     _write(out, cells)
-    print((out / "table.md").read_text())
+    print((out / "table.md").read_text(encoding="utf-8"))
     print(f"cells: {out / 'results.csv'}, figure: {out / 'tasks.png'}")
 
 
 def _write(out: Path, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     command = out / "command.txt"
-    write_report(out, cells, command.read_text().strip() if command.is_file() else "python -m benchmarks.tasks")
+    called = command.read_text(encoding="utf-8").strip() if command.is_file() else "python -m benchmarks.tasks"
+    write_report(out, cells, called)
 
 
 def _log(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import check_at_least, check_seed, json_object, quoted, shown
+from expire_span_rl.checks import MOST_THREADS, check_at_least, check_at_most, check_seed, env_keywords, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.settings import MAX_STEPS
@@ -64,6 +64,7 @@ class EvaluateConfig:
         if not self.policies:
             raise ValueError("policies: expected at least one policy file or run directory, got none")
         check_at_least(self, episodes=1, num_envs=1, torch_threads=1, max_steps=1)
+        check_at_most(self, torch_threads=MOST_THREADS)
         check_seed(self)
         if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {quoted(self.plot)}")
@@ -73,7 +74,7 @@ class EvaluateConfig:
 
 def main() -> None:
     config = cli.parse(EvaluateConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
-    kwargs = json_object("--env-kwargs", config.env_kwargs)
+    kwargs = env_keywords(config.env_kwargs)
     if config.wrap:
         kwargs["wraps"] = list(config.wrap)
 
@@ -96,11 +97,13 @@ def main() -> None:
             num_envs=config.num_envs,
             device=choose_device(config.device).name,
         )
-    print_tables(report)
+    # Files first: whoever reads the tables may close the pipe early.
     with plain_warnings():
         if config.json:
             write_output(config.json, (json.dumps(report, indent=2) + "\n").encode())
-            print(f"results: {shown(config.json)}")
         if config.plot:
             write_output(config.plot, plot(report, Path(config.plot).suffix[1:]))
-            print(f"plot: {shown(config.plot)}")
+    print_tables(report)
+    for name, path in (("results", config.json), ("plot", config.plot)):
+        if path:
+            print(f"{name}: {shown(path)}")

@@ -107,7 +107,7 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     """The flat settings with which the run in that directory was made. Raises UsageError, one line, if it has none."""
     file = run_dir / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise cli.UsageError(f"{shown(run_dir)}: expected a run directory with config.json, found none there") from None
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import check_at_least, check_seed, json_object, quoted, shown
+from expire_span_rl.checks import check_at_least, check_seed, env_keywords, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.outputs import check_outputs
 from expire_span_rl.settings import MAX_STEPS
@@ -83,7 +83,7 @@ def _check_ending(flag: str, path: str, endings: tuple[str, ...]) -> None:
 
 def main() -> None:
     config = cli.parse(VisualizeConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
-    kwargs = json_object("--env-kwargs", config.env_kwargs)
+    kwargs = env_keywords(config.env_kwargs)
 
     # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch

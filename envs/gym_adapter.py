@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from expire_span_rl.checks import shown
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
@@ -168,6 +170,8 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"step: expected two flags, terminated and truncated, got {got}")
         if not isinstance(info, Mapping):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
+        if has_terminated or has_truncated:
+            self._check_last_info(info)
         entries = self._read_observation(observation, info, is_final=has_terminated or has_truncated)
         return entries, reward, has_terminated, has_truncated, self._plain_info(info) if info else {}
 
@@ -214,13 +218,20 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"reward: expected a number, got {_type_name(reward)}")
         return float(array.reshape(())[()])
 
+    def _check_last_info(self, info: Mapping[str, Any]) -> None:
+        """Fails for an episode whose success or difficulty cannot be counted."""
+        problem = last_info_problem(info, self.metadata.get("difficulty_key"))
+        if problem and not self._is_trial:
+            self._fail(problem)
+
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
         return plain_info(info, self.adaptation.shaping)
 
     def _fail(self, problem: str, cause: BaseException | None = None) -> NoReturn:
         """Raises EnvironmentFailed with the environment, the episode and the step."""
         step = f"step {self._steps}" if self._steps else "its first observation"
-        location = f"episode {self.episode} (seed {self._seed}), {step}"
+        seed = None if self._seed is None else episode_seed(self._seed, self.episode)  # a reset with it plays it again
+        location = f"episode {self.episode} (seed {seed}), {step}"
         raise failure(self.adaptation.name, self.index, location, problem) from cause
 
 
@@ -337,6 +348,24 @@ def plain_info(info: Mapping[str, Any], shaping: bool = False) -> dict[str, Any]
         if isinstance(key, str) and not is_reserved and not key.startswith("_"):
             plain[key] = value
     return plain
+
+
+def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> str:
+    """What is wrong with the success or the difficulty in the info of an episode's last step, "" if nothing is. Without
+    a success, the return is reported."""
+    success = info.get("is_success")
+    value = _plain_value(success)
+    if success is not None and (value is None or isinstance(value, str) or not 0 <= value <= 1):
+        return f"is_success: expected a flag or a number from 0 to 1, got {shown(repr(success), 40)}"
+    if difficulty_key is None:
+        return ""
+    difficulty = _plain_value(info.get(difficulty_key))
+    if difficulty is None or isinstance(difficulty, str) or not 0 <= difficulty < math.inf:
+        return (
+            f"info of the last step: expected a number of at least 0 as {difficulty_key!r}, which metadata["
+            f"'difficulty_key'] names, got {shown(repr(info.get(difficulty_key)), 40)}"
+        )
+    return ""
 
 
 def _plain_value(value: Any) -> bool | int | float | str | None:

@@ -23,6 +23,7 @@ from expire_span_rl.envs.gym_adapter import (
     describe_error,
     episode_seed,
     failure,
+    last_info_problem,
     plain_info,
     sample_action,
     warn_outside,
@@ -115,6 +116,7 @@ class AdaptedVectorEnv(VectorWrapper):
             final_info = infos.get("final_info")
             plain_infos["final_obs"] = self._read_final(infos["final_obs"], final_info, rows)
             plain_infos["final_info"] = self._plain_infos(final_info) if isinstance(final_info, Mapping) else {}
+            self._check_last_infos(final_info if isinstance(final_info, Mapping) else {}, rows)
             plain_infos["_final_obs"] = plain_infos["_final_info"] = done
         return self._read_observation(observation, infos), reward, terminated, truncated, plain_infos
 
@@ -240,6 +242,21 @@ class AdaptedVectorEnv(VectorWrapper):
                 mask = infos.get(f"_{key}")
                 plain[f"_{key}"] = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
         return plain
+
+    def _check_last_infos(self, final_info: Mapping[str, Any], rows: np.ndarray) -> None:
+        """Fails if one of the episodes that ended, those of `rows`, has a success or a difficulty that cannot be
+        counted."""
+        key = self.metadata.get("difficulty_key")
+        names = [name for name in ("is_success", key) if name is not None and name in final_info]
+        for row in rows.tolist():
+            given = {name: final_info[name] for name in names if final_info.get(f"_{name}", np.ones(row + 1))[row]}
+            try:
+                info = {name: values[row] for name, values in given.items()}
+            except (TypeError, IndexError, KeyError):
+                info = given
+            problem = last_info_problem(info, key)
+            if problem and not self._is_trial:
+                self._fail(row, problem)
 
     def _fail(self, index: int | None, problem: str, cause: BaseException | None = None) -> NoReturn:
         """Raises EnvironmentFailed with the step. index: the environment's number; None if unknown."""

@@ -8,6 +8,8 @@ autoreset.
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -19,7 +21,8 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
-from expire_span_rl.devices import kept_random_numbers
+from expire_span_rl.checks import is_number
+from expire_span_rl.devices import choose_device, kept_random_numbers
 from expire_span_rl.env_objects import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
@@ -107,8 +110,8 @@ class Model:
         that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the current update is finished. A second
         Ctrl-C interrupts at once.
         """
-        if not total_timesteps >= 1:
-            raise ValueError(f"total_timesteps: expected at least 1, got {total_timesteps}")
+        if not is_number(total_timesteps) or not 1 <= total_timesteps < math.inf:
+            raise ValueError(f"total_timesteps: expected a number of at least 1, got {total_timesteps!r}")
         run, trainer = self._run, self._run.trainer
         path = None if run_dir is None else Path(run_dir)
         if path is not None and path != self._directory:
@@ -152,10 +155,17 @@ class Model:
             save_policy(self.policy, path, cast(Any, self.policy).info)
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        reward: Any = None,
+        *,
+        action_masks: Any = None,
     ) -> tuple[Any, Any]:
-        """Actions and the next state: `policy.predict`, which has Stable-Baselines3's signature."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
+        """Actions and the next state: `policy.predict`, whose first arguments are Stable-Baselines3's."""
+        return self.policy.predict(observation, state, episode_start, deterministic, reward, action_masks=action_masks)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -192,6 +202,7 @@ def load(
     features_extractor_class, features_extractor_kwargs: as the policy was trained with, since a file brings no code.
     env: an environment whose observations it reads; None: the one that the policy was trained in.
     """
+    device = choose_device(device).name
     extractor = None
     if features_extractor_class is not None:
         info = policy_info(path) if env is None else {}
@@ -237,7 +248,8 @@ def evaluate(
     same. Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
     `max_steps` steps.
     """
-    actor, info, path = _find_policy(policy, device)
+    _check_counts({"episodes": episodes, "num_envs": num_envs, "max_steps": max_steps})
+    actor, info, path = _find_policy(policy, choose_device(device).name)
     protocol = Protocol(episodes, seed, deterministic, max_steps)
     if env is None or isinstance(env, str):
         name, kwargs = environment_of(env or "", imports, info, path, env_kwargs)
@@ -276,6 +288,8 @@ def show(
     to most; 0: no measurement.
     Raises ValueError, one line, for a policy that cannot act there, and for an episode of more than `max_steps` steps.
     """
+    _check_counts({"episodes": episodes, "max_steps": max_steps})
+    _check_counts({"audit": audit}, least=0)
     actor, info, path = _find_policy(policy, "cpu")
     if env is None or isinstance(env, str):
         name, single = environment_for(
@@ -301,6 +315,13 @@ def show(
     if not isinstance(env, gym.Env):
         single.close()
     return showing
+
+
+def _check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
+    """Raises ValueError, one line, for a number, by its name, that is no whole one or below `least`."""
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {count!r}")
 
 
 def _find_policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:

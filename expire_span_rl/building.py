@@ -15,7 +15,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from expire_span_rl.agents import AGENTS, REWARDS, AgentInputs, ForgettingConfig, Network, RolloutSource, TrainingLoop
-from expire_span_rl.checks import json_object
+from expire_span_rl.checks import env_keywords
 from expire_span_rl.devices import (
     Device,
     Workload,
@@ -107,7 +107,7 @@ def build(
 def _env_kwargs(settings: Settings) -> dict[str, Any]:
     """The keyword arguments of the environment that the user has set. Raises ValueError, one line."""
     run = settings.run
-    kwargs = json_object("--env-kwargs", run.env_kwargs)
+    kwargs = env_keywords(run.env_kwargs)
     if run.wrap:
         kwargs["wraps"] = list(run.wrap)
     if run.encoder != "auto":

@@ -12,6 +12,8 @@ from typing import Any
 SEED_BITS = 31
 """Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
 USER_TEXT = 200  # characters of the user's own text, or of a file's, that a message repeats
+MOST_THREADS = 1024
+"""More threads of PyTorch than any machine has use for. Hundreds of thousands end the process."""
 NEAR = 0.7  # least likeness of a suggested name: "expire" suggests expire_span, "window" does not suggest width
 
 
@@ -106,6 +108,21 @@ def check_seed(config: Any, bits: int = SEED_BITS) -> None:
     """Raises ValueError, one line, for a `seed` that no environment could be given."""
     if not 0 <= config.seed < 2**bits:
         raise ValueError(f"--seed: expected 0 to 2^{bits} - 1, got {config.seed}")
+
+
+OF_FLAGS = {"id": "--env", "num_envs": "--num-envs", "vectorization": "--vectorization", "env_timeout": "--env-timeout"}
+"""Names that `make_vec_env` itself takes, with the flags that set them."""
+
+
+def env_keywords(text: str) -> dict[str, Any]:
+    """The value of --env-kwargs. Raises ValueError, one line, for anything but an object, and for names that
+    environments cannot have, since they are the toolkit's."""
+    kwargs = json_object("--env-kwargs", text)
+    for name in kwargs.keys() & OF_FLAGS.keys():
+        raise ValueError(
+            f"--env-kwargs: expected the environment's own keyword arguments, got {name!r}, which {OF_FLAGS[name]} sets"
+        )
+    return kwargs
 
 
 def json_object(setting: str, text: str) -> dict[str, Any]:

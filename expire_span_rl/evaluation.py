@@ -147,7 +147,7 @@ def evaluate_in(
         _read_info(episode, ratios, key)
     if any(episode["success"] is not None for episode in episodes):  # an episode without the entry did not succeed
         for episode in episodes:
-            episode["success"] = bool(episode["success"])
+            episode["success"] = episode["success"] or 0.0
     live = session.live_sum / session.steps if stores else np.zeros(0)
     memory = cast(Memory, session.memory)
     return {
@@ -167,8 +167,11 @@ def _read_info(episode: dict[str, Any], ratios: Mapping[str, Any], key: str | No
     episode["ratio_parts"] = {part: _number(info, part) or 0 for part in ratio_parts(ratios)}
     success = _number(info, "is_success")
     difficulty = _number(info, key) if key else None
-    episode["success"] = None if success is None else bool(success)
+    episode["success"] = success if success is None else float(success)
     episode["difficulty"] = float(episode["steps"] if difficulty is None else difficulty)
+
+
+_TIME_LIMIT = """, and many environments take a time limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 
 
 @dataclass
@@ -300,8 +303,7 @@ class _Player:
         if len(endless):
             raise EndlessEpisode(
                 f"{self.name}, environment {endless[0]}: expected an episode of at most {most:,} steps, it goes on; "
-                "--max-steps allows longer ones, and many environments take a time limit: "
-                """--env-kwargs '{"max_episode_steps": 1000}'"""
+                f"--max-steps allows longer ones{_TIME_LIMIT if self.name not in env_ids() else ''}"
             )
 
 
@@ -370,8 +372,9 @@ def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:
                 part |= {"success_rate": 0.0, "success_rate_ci95": list(wilson(0, part["episodes"]))}
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval (Wilson, 1927) of a proportion; 95% for z = 1.96."""
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval (Wilson, 1927) of a proportion; 95% for z = 1.96. Of shares from 0 to 1 it is at least
+    as wide as need be, since flags with the same mean vary most."""
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))

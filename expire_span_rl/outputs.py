@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -63,10 +64,20 @@ def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
     if mode is not None:
         if _is_input(path, inputs):
             raise OutputError(f"{flag}: expected another file than what is read, got {name}")
-        if _belongs_to_a_run(target):
-            raise OutputError(f"{flag}: expected a new file or an earlier result, {name} is a run's or a policy")
+        if _belongs_to_a_run(target) or (flag == "--json" and not _is_earlier_result(target)):
+            what = "is a run's or a policy" if _belongs_to_a_run(target) else "is no JSON object"
+            raise OutputError(f"{flag}: expected a new file or an earlier result, {name} {what}")
     if not os.access(path if mode is not None else target.parent, os.W_OK) or not os.access(target.parent, os.W_OK):
         raise OutputError(f"{flag}: expected a file that can be written, got {name}")
+
+
+def _is_earlier_result(path: Path) -> bool:
+    """Whether a file that is there is empty, or a JSON object, as evaluate.py and visualize.py write it."""
+    data = path.read_bytes()
+    try:
+        return not data or isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_input(path: Path, inputs: list[str]) -> bool:

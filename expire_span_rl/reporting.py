@@ -44,11 +44,11 @@ def _policy_table(report: Mapping[str, Any]) -> Table:
     episodes = report["policies"][0]["episodes"]
     table = Table(title=f"{shown(title)}, {episodes:,} episodes", title_justify="left")
     table.add_column("policy", overflow="fold")
-    table.add_column("memory")
+    table.add_column("memory", overflow="fold")
     for name in (
         "success [95%]", "return", "steps", "live memories\nper layer", "largest", "bytes", "acting\nsteps/s",
     ):  # fmt: skip
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for policy in report["policies"]:
         cells = [
             shown(policy["path"]),

@@ -326,7 +326,7 @@ def _write_config(path: Path, config: Mapping[str, Any]) -> None:
 def _saved_config(path: Path) -> dict[str, Any]:
     """The contents of config.json; {} where it cannot be read, which the command line refuses earlier."""
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -39,6 +39,8 @@ def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
     """Raises ValueError, one line, unless a run can be written at `path`: in a new or empty directory, in a run's own
     if it is resumed, and in one that holds only what a run wrote if it is overwritten."""
     where = shown(path)
+    if not resume and (reason := _why_not_writable(path)):
+        raise ValueError(f"--run-dir: expected a directory that can be made, got {where} ({reason})")
     if path.is_symlink() and not resume:
         target = shown(os.path.realpath(path))
         raise ValueError(f"--run-dir: expected a directory, {where} is a link to {target}: name that, or another")
@@ -60,6 +62,19 @@ def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
             f"--overwrite: expected a run directory with nothing in it but what a run writes, {shown(foreign)} is "
             "something else: move it away, or name another --run-dir"
         )
+
+
+def _why_not_writable(path: Path) -> str:
+    """Why no directory can be made at `path`, or nothing written in it; "" if it can."""
+    try:
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:  # a name that is too long, or a file in the place of a folder
+        return error.strerror or str(error)
+    if not parent.is_dir():
+        return "" if parent == path else f"{shown(parent)} is a file"
+    if str(parent.resolve()).startswith("/proc") or not os.access(parent, os.W_OK | os.X_OK):
+        return f"nothing can be written in {shown(parent)}"
+    return ""
 
 
 def is_run(path: Path) -> bool:
@@ -172,7 +187,7 @@ def snapshot_steps(path: Path) -> list[int]:
 
 def _is_settings(file: Path) -> bool:
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"env", "memory", "agent", "total_timesteps"} <= config.keys()
@@ -194,7 +209,7 @@ def _is_ray_log(file: Path) -> bool:
 def _outputs(path: Path) -> dict[str, Any]:
     """The checksums of the results in a run directory, by file name."""
     try:
-        digests = json.loads((path / OUTPUTS).read_text())
+        digests = json.loads((path / OUTPUTS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return digests if isinstance(digests, dict) else {}

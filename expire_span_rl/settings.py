@@ -16,7 +16,16 @@ from typing import Annotated, Any
 from tyro.conf import UseAppendAction, arg
 
 from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig
-from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_seed, choice, nearest, quoted
+from expire_span_rl.checks import (
+    MOST_THREADS,
+    check_above_zero,
+    check_at_least,
+    check_at_most,
+    check_seed,
+    choice,
+    nearest,
+    quoted,
+)
 from expire_span_rl.policies import KINDS
 from expire_span_rl.policies.settings import FLOAT32, PRECISIONS
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
@@ -160,7 +169,7 @@ class RunConfig:
     def __post_init__(self):
         check_at_least(self, total_timesteps=1, num_envs=1, checkpoint_every=1, torch_threads=1)
         check_at_least(self, eval_every=0, n_eval_episodes=1)
-        check_at_most(self, n_eval_episodes=MOST_EPISODES)
+        check_at_most(self, n_eval_episodes=MOST_EPISODES, torch_threads=MOST_THREADS)
         check_at_least(self, memory_image_every=0, env_timeout=0)
         check_above_zero(self, "checkpoint_minutes")
         check_seed(self)

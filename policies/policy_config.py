@@ -43,7 +43,8 @@ class PolicyConfig:
     def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
         """The config that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         if data["memory"] not in KINDS:
-            raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, got {quoted(data['memory'], 60)}")
+            got = f"got {quoted(data['memory'], 60)} (--import registers a kind of your own)"
+            raise ValueError(f"memory kind: expected one of {', '.join(KINDS)}, {got}")
         memory_config = settings_of(KINDS[data["memory"]].Config, data["memory_config"])
         core = settings_of(core_config(data["memory"]), data["core"])
         # Files from before November 2026 have Discrete actions only, and their number.

@@ -5,6 +5,7 @@ B environments, N numbers of an action, A actions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,13 +75,16 @@ class Predictor:
         or a number, if the observation does not hold it; None: the mean reward of training;
         action_masks: [B,A] or [A], if actions are forbidden and the observation does not say so; None: all are allowed.
 
+        Warns where a policy that knows masks gets none.
         Raises ValueError, one line, for a state that was used before or is of another number of environments, and for
         an observation without a part that the policy reads, or with one of another shape or with numbers that its space
-        does not have.
+        does not have. Raises TypeError for what is no state.
         """
         spec = self.config.observation
         arrays, is_single = _batch_entries(observation, spec, action_masks)
         batch = len(next(iter(arrays.values())))
+        if ACTION_MASK in spec and ACTION_MASK not in arrays:
+            warnings.warn("predict: there are no action_masks, so that all actions count as allowed", stacklevel=2)
         acting, call_counter = _begin_or_resume(self, state, batch)
         start = np.zeros(batch, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
         arrays = {**_added_entries(self, state, start, reward), **arrays}
@@ -200,6 +204,8 @@ def _begin_or_resume(policy: PredictingPolicy, state: PredictState | None, batch
     """What to act on, and the counter of calls. Raises ValueError."""
     if state is None:
         return policy.begin(policy.initial_memory(batch), PREDICT_HORIZON), [0]
+    if not isinstance(state, PredictState):
+        raise TypeError(f"state: expected None or what the last call returned, got {type(state).__name__}")
     if state.call != state.call_counter[0]:
         last_call = state.call_counter[0]
         raise ValueError(f"state: expected the last one returned (call {last_call}), got call {state.call}'s")

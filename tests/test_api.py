@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from script_cases import ROOT, call, log
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -321,6 +323,44 @@ def test_what_will_not_do_is_told_in_one_line(case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("episodes", [0, -1, 1.5, "3", True])
+def test_numbers_that_count_nothing_are_told_by_their_names(episodes):
+    path = ROOT / "pretrained/corridor-none.safetensors"
+    for call_ in (es.evaluate, es.show):
+        with pytest.raises(ValueError, match=rf"^episodes: expected a whole number of at least 1, got {episodes!r}$"):
+            call_(path, episodes=episodes)
+    with pytest.raises(ValueError, match="^audit: expected a whole number of at least 0, got -1$"):
+        es.show(path, audit=-1)
+    for steps in (math.inf, "100", None):
+        with pytest.raises(ValueError, match="^total_timesteps: expected a number of at least 1, got"):
+            es.PPO("gru", "Corridor-v0", env_kwargs=SHORT, **SMALL).learn(steps)
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_file():
+    path = ROOT / "pretrained/corridor-none.safetensors"
+    for call_ in (es.load, es.evaluate):
+        with pytest.raises(ValueError, match="^--device: expected .*, got 'gpu'$"):
+            call_(path, device="gpu")
+    assert es.load(path, device="auto").config.memory == "none"
+
+
+def test_a_share_of_success_is_counted_as_it_is():
+    class Part(gym.Env):
+        observation_space = spaces.Box(-1, 1, (1,), np.float32)
+        action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 1.0, True, False, {"is_success": 0.25}
+
+    figures = es.evaluate(es.PPO("gru", Part, **SMALL), Part, episodes=20)
+    assert figures["success_rate"] == 0.25
+    low, high = figures["success_rate_ci95"]
+    assert 0.1 < low < 0.25 < high < 0.5
+
+
 def test_what_is_no_environment_and_no_policy():
     with pytest.raises(TypeError, match="env: expected an id, an environment, a VectorEnv, or a function"):
         es.PPO("gru", 3)
@@ -336,7 +376,7 @@ def test_what_is_no_environment_and_no_policy():
         es.evaluate(3)
     with pytest.raises(ValueError, match="expected a policy file or a run directory, found nothing there"):
         es.load("nowhere")
-    with pytest.raises(ValueError, match="total_timesteps: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="total_timesteps: expected a number of at least 1, got 0"):
         es.PPO("gru", **SMALL).learn(0)
 
 

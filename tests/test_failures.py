@@ -99,7 +99,8 @@ AT = 5  # the step, of the first environment, at which something is wrong
 
 class Stranger(gym.Env):
     """Goes on well until something is set, here, in the class: `fails` is raised, `gives` is observed, `pays` is the
-    reward, `hangs` is called; all at step `AT` of environment 1 of any number."""
+    reward, `hangs` is called, `says` is the info of an episode that ends; all at step `AT` of environment 1 of any
+    number."""
 
     observation_space = spaces.Dict({"seen": spaces.Box(-1, 1, (2,), np.float32), "cue": spaces.Discrete(4)})
     action_space = spaces.Discrete(2)
@@ -108,6 +109,7 @@ class Stranger(gym.Env):
     cue: Any = 1
     pays: Any = 0.5
     hangs: Callable[[], Any] | None = None
+    says: dict[str, Any] | None = None
     made = 0
 
     def __init__(self):
@@ -130,7 +132,10 @@ class Stranger(gym.Env):
             Stranger.hangs()
         seen = Stranger.gives[0] if wrong and Stranger.gives is not None else np.full(2, self.t / 100, np.float32)
         observation = {"seen": seen, "cue": Stranger.cue if wrong else np.int64(2)}
-        return observation, Stranger.pays if wrong else 0.5, self.t == 50, False, {}
+        reward = Stranger.pays if wrong else 0.5
+        if wrong and Stranger.says is not None:
+            return observation, reward, True, False, Stranger.says
+        return observation, reward, self.t == 50, False, {}
 
 
 class StrangerBatch(gym.vector.SyncVectorEnv):
@@ -144,7 +149,8 @@ class StrangerBatch(gym.vector.SyncVectorEnv):
 def strangers() -> Iterator[None]:
     """`Strange-v0`, which behaves, and nothing that an earlier test has set."""
     gym.register("Strange-v0", entry_point=Stranger)
-    for name, value in {"fails": None, "gives": None, "cue": 1, "pays": 0.5, "hangs": None, "made": 0}.items():
+    usual = {"fails": None, "gives": None, "cue": 1, "pays": 0.5, "hangs": None, "says": None, "made": 0}
+    for name, value in {**usual, "metadata": {"render_modes": []}}.items():
         setattr(Stranger, name, value)
     yield
     del gym.registry["Strange-v0"]
@@ -368,6 +374,38 @@ def test_bad_rewards_are_named(kind, way):
     env = stranger(way)
     Stranger.pays = value
     assert_names(failure(env), way, message)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("success", ["yes", 2, -0.5, float("nan"), np.array([True])])
+def test_a_success_that_is_no_share_is_named(success, way):
+    env = stranger(way)
+    Stranger.says = {"is_success": success}
+    assert_names(failure(env), way, "is_success: expected a flag or a number from 0 to 1, got")
+
+
+@pytest.mark.parametrize("way", ["one by one", "as a batch"])
+@pytest.mark.parametrize(
+    "info", [{}, {"level": -1}, {"level": float("nan")}, {"level": float("inf")}, {"level": "easy"}]
+)
+def test_a_difficulty_that_cannot_be_ranked_is_named(info, way):
+    Stranger.metadata = {"render_modes": [], "difficulty_key": "level"}
+    env = stranger(way)
+    Stranger.says = info
+    what = "info of the last step: expected a number of at least 0 as 'level', which metadata['difficulty_key'] names"
+    assert_names(failure(env), way, what)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shares_and_difficulties_are_counted(way):
+    Stranger.metadata = {"render_modes": [], "difficulty_key": "level"}
+    env = stranger(way)
+    Stranger.says = {"is_success": np.float32(0.25), "level": np.int64(0)}
+    for _ in range(AT):
+        *_, infos = env.step(np.zeros(2, int))
+    if way != "in wraps":  # which pass no infos on
+        assert infos["final_info"]["is_success"][1] == 0.25 and infos["final_info"]["level"][1] == 0
+    env.close()
 
 
 def assert_names(message: str, way: str, what: str) -> None:

@@ -150,6 +150,8 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
     (tmp_path / "link.json").symlink_to(run / "config.json")
     (tmp_path / "plain.json").symlink_to(tmp_path / "new.json")
     (tmp_path / "nowhere.json").symlink_to(tmp_path / "none" / "new.json")
+    (tmp_path / "script.py").write_text("x = 1")
+    (tmp_path / "list.json").write_text("[1]")
     place, never = str(tmp_path), {"--plot": ""}
     for path, message in {
         "hard.json": "expected another file than what is read",
@@ -157,6 +159,8 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
         "link.json": "expected a new file or an earlier result",
         "run/progress.csv": "expected a new file or an earlier result",
         "run/policy.safetensors": "expected a new file or an earlier result",
+        "script.py": "expected a new file or an earlier result, .* is no JSON object",
+        "list.json": "expected a new file or an earlier result, .* is no JSON object",
         "run": "expected a file, .* is a folder",
         "none/x.json": "expected a folder that exists, there is no",
         "nowhere.json": "expected a folder that exists, there is no",

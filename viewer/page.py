@@ -46,14 +46,14 @@ def page(episodes: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> b
     # A script ends at the first "</script", even inside a string. So the data are base64 and the index is escaped.
     parts = {
         "TITLE": html.escape(f"{record['env']}: {record['outcome']}"),
-        "STYLE": "\n".join((WEB / name).read_text() for name in STYLES),
+        "STYLE": "\n".join((WEB / name).read_text(encoding="utf-8") for name in STYLES),
         "EPISODES": json.dumps(index, allow_nan=False).replace("<", "\\u003c"),
         "SUMMARY": json.dumps(_summary_data(summary), allow_nan=False).replace("<", "\\u003c"),
         "DATA": "\n".join(blocks),
-        "LICENCE": (WEB / "uPlot.LICENSE").read_text(),
-        "SCRIPT": "\n".join((WEB / name).read_text() for name in SCRIPTS),
+        "LICENCE": (WEB / "uPlot.LICENSE").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
-    text = (WEB / "page.html").read_text()
+    text = (WEB / "page.html").read_text(encoding="utf-8")
     for name, value in parts.items():
         text = text.replace("{{" + name + "}}", value)
     return text.encode()

@@ -11,6 +11,7 @@ import pytest
 from expire_span_rl.agents import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import BEST_DRIFT, Score
+from expire_span_rl.agents.guard import TrainingEnded
 
 MANY = 10_000
 """Hard episodes, more than the controller needs."""
@@ -308,7 +309,7 @@ def test_without_a_difficulty_all_episodes_count_and_without_success_the_return(
 def test_an_episode_without_the_named_difficulty_is_refused(entries, got):
     expected = "expected a number of at least 0 as 'delay' in .*"
     message = rf"^the environment's metadata\['difficulty_key'\]: {expected}, got {got}$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TrainingEnded, match=message):
         EpisodeWindow("delay").add([{"return": 1.0, "steps": 4, **entries}])
 
 
