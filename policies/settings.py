@@ -53,8 +53,8 @@ class TransformerConfig(EncoderConfig):
     bias: Raffel et al., 2020, arXiv 1910.10683). A head then soon finds what was seen N steps ago, whatever it shows.
     0: heads learn no such number."""
     age_values: float = 0.0
-    """Initial size of the vectors that each head adds to the values of memories by their age, up to P steps (Shaw et
-    al., 2018, arXiv 1803.02155). A policy can then tell how long ago something was. 0: no such vectors."""
+    """Gain of the vectors that each head learns to add to the values of memories by their age, up to P steps (Shaw et
+    al., 2018, arXiv 1803.02155). A policy can then tell how long ago something was, and count. 0: no such vectors."""
     shifted_heads: int = 0
     """Heads of the first layer that always attend to the previous step only, so that one memory holds a step and what
     followed it. Heads of the higher layers start out looking for memories whose previous step resembles the current

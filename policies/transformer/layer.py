@@ -106,9 +106,8 @@ class Layer(nn.Module):
         self.gates = nn.ModuleList(Gate(width) for _ in range(2)) if config.gating else None
         self.age_values = None
         if config.age_values:
-            self.age_values = nn.Parameter(
-                config.age_values * torch.randn(config.num_heads, config.num_positions, size)
-            )
+            self.age_values = nn.Parameter(torch.zeros(config.num_heads, config.num_positions, size))
+        self.age_values_gain = config.age_values
 
     @torch.no_grad()
     def make_induction_heads(self, lower: Layer, shifted: int) -> None:
@@ -210,7 +209,7 @@ class Layer(nn.Module):
                 newest_first=self.newest_first,
                 order=order,
                 known_ages=known_ages,
-                age_values=self.age_values,
+                age_values=self.head_age_values(),
             )
             return attended[:, :, None], weights[:, :, None]
         num_past = keys.shape[2] - queries.shape[2]
@@ -228,7 +227,7 @@ class Layer(nn.Module):
             newest_first=self.newest_first,
             order=order,
             known_ages=known_ages,
-            age_values=self.age_values,
+            age_values=self.head_age_values(),
         )
 
     def _keys_values(self, projected: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,6 +262,10 @@ class Layer(nn.Module):
         bias = self.age_bias * self.age_gain
         return _freeze(bias, 0, self.shifted) if self.shifted else bias
 
+    def head_age_values(self) -> Tensor | None:
+        """[H,P,d]: what each head adds to the values of an age; None for nothing."""
+        return None if self.age_values is None else self.age_values * self.age_values_gain
+
     def residual(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., D]; attended: [..., H, d] -> [..., D]."""
         x = self._add(0, x, self.out(attended.flatten(-2)))
@@ -275,4 +278,5 @@ class Layer(nn.Module):
     def read_self(self, x: Tensor, normed: Tensor) -> Tensor:
         """The layer for a kind that stores nothing: attention to oneself gives one's own value."""
         values = self.key_value(normed)[..., normed.shape[-1] :].unflatten(-1, (self.heads, -1))
-        return self.residual(x, values if self.age_values is None else values + self.age_values[:, 0])
+        by_age = self.head_age_values()
+        return self.residual(x, values if by_age is None else values + by_age[:, 0])

@@ -20,7 +20,7 @@ SPEC = {
     "previous_action": {"kind": "discrete", "n": 5},
     "previous_reward": {"kind": "vector", "shape": []},
 }
-CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6, shifted_heads=1, age_values=1.0)
+CORE = TransformerConfig(width=16, num_layers=2, num_heads=2, num_positions=6, shifted_heads=1, age_values=1.5)
 CORES = {
     kind: CORE if core_config(kind) is TransformerConfig else core_config(kind)(width=16, num_layers=2)
     for kind in KINDS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -224,3 +226,16 @@ def test_without_a_reward_the_mean_of_training_is_expected():
     policy.reward_head.bias.data.fill_(0.1)
     _, state = policy.predict(np.zeros((2, 2)))
     assert state.reward.tolist() == [7.0, 7.0]
+
+
+def test_a_policy_that_knows_masks_says_that_it_got_none():
+    spaces = {"seen": gym.spaces.Box(-1, 1, (2,)), "action_mask": gym.spaces.Box(0, 1, (2,), np.int8)}
+    policy = ActorCritic.for_spaces(gym.spaces.Dict(spaces), gym.spaces.Discrete(2), memory="none")
+    with pytest.warns(UserWarning, match="^predict: there are no action_masks, so that all actions count as allowed$"):
+        policy.predict(np.zeros(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            assert policy.predict(np.zeros(2), action_masks=np.array([0, 1]))[0] == 1
+    with pytest.raises(TypeError, match="^state: expected None or what the last call returned, got int$"):
+        policy.predict(np.zeros(2), 5)

@@ -100,7 +100,7 @@ class Reference:
         name, width = f"core.layers.{i}", CORE.width // CORE.num_heads
         positions, by_age = self.weights[f"{name}.positions"], CORE.age_gain * self.weights[f"{name}.age_bias"]
         to_value = np.split(self.weights[f"{name}.key_value.weight"], 2)[1]
-        age_values = self.weights[f"{name}.age_values"]  # [H,P,d]
+        age_values = CORE.age_values * self.weights[f"{name}.age_values"]  # [H,P,d]
         look = Look({}, {})
         heads = []
         shares: list[list[float]] = [[] for _ in slots]
