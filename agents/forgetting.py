@@ -180,6 +180,8 @@ class ForgettingController:
                 return "the task was not learned"
             if not self.is_enough(score.episodes):
                 return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
+            if not score.is_success and self._gain == 0:
+                return f"the mean return of the latest hard episodes, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
             target = self.target(score.is_success)
             return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"

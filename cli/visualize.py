@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +101,7 @@ def main() -> None:
 
     if config.video:
         check_video()
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # SDL, which draws some environments, asks for it
     torch.set_num_threads(1)  # the fastest for a batch of one
     import_modules(config.imports)  # before the policy is read, whose memory kind one may register
     policy, info = load_policy(config.path)

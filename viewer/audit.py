@@ -339,7 +339,8 @@ def table(record: Mapping[str, Any]) -> Table:
     explanation = "shift of the action probabilities (0 to 1), and the action taken instead"
     effects = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{title}: {explanation}")
     for name in ("step", "action", "memory", "layer", "att.", *EFFECTS):
-        effects.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action")
+        width = max(map(len, name.split("_")))
+        effects.add_column(name.replace("_", "\n"), justify="right", no_wrap=name == "action", min_width=width)
     for row in memories[:MAX_ROWS]:
         cells = [f"{row['step']}", action_short(record, row["base"]["action"]), f"{row['written']}"]
         cells += [f"{row['layer'] + 1}", f"{row['attention']:.2f}"]

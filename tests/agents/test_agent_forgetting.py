@@ -475,7 +475,7 @@ def test_the_state_of_a_loss_to_hold_is_saved():
         ([], 0, True, "no hard episodes ended, 100 are needed"),
         ([], 40, True, "40 hard episodes ended, 100 are needed"),
         ([0.5], MANY, True, "success in the latest hard episodes is 50.0%, the target 90.0%"),
-        ([20.0, 15.0], MANY, False, "mean return in the latest hard episodes is 15, the target 20"),
+        ([20.0, 15.0], MANY, False, "the mean return of the latest hard episodes, 15, is not above the first"),
     ],
 )
 def test_what_forgetting_waits_for_is_told(updates, episodes, is_success, expected):
