@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -111,15 +112,29 @@ def expected_memories(policy: ActorCritic, most: int | None) -> int | None:
 
 
 def rollout_line(run: Run) -> str:
+    """The size of a rollout."""
+    number = run.settings.run.num_envs
+    return f"{run.trainer.rollout_size // number} steps of {number} environments, {size(rollout_bytes(run))}"
+
+
+def check_rollout_fits(run: Run) -> None:
+    """Raises ValueError, one line, for rollouts that are larger than this machine's memory."""
+    needed, memory = rollout_bytes(run), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"--num-steps, --num-envs: expected rollouts that fit into the memory of this machine, {size(memory)}, got "
+            f"{size(needed)}"
+        )
+
+
+def rollout_bytes(run: Run) -> int:
     """Bytes of a rollout: observations, and what acting computed for each step."""
     trainer = run.trainer
-    number = run.settings.run.num_envs
-    steps = trainer.rollout_size // number
     space = getattr(trainer.env, "single_observation_space", getattr(trainer.env, "observation_space", None))
     each = _space_bytes(space) if isinstance(space, spaces.Dict) else 0
     outputs = run.policy.actions.num_outputs if isinstance(run.policy, ActorCritic) else 1
     each += 4 * (outputs + 4) + 8 + 3  # logits, values twice, reward, advantage; action; flags
-    return f"{steps} steps of {number} environments, {size(each * steps * number)}"
+    return each * trainer.rollout_size
 
 
 def warnings_of(run: Run) -> list[str]:

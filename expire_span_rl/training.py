@@ -18,7 +18,7 @@ from expire_span_rl.interrupts import Interrupted, finishing
 from expire_span_rl.locks import FileLock
 from expire_span_rl.messages import listening, say
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
-from expire_span_rl.preflight import preflight, speed
+from expire_span_rl.preflight import check_rollout_fits, preflight, speed
 from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
 from expire_span_rl.settings import Settings, length_flag
@@ -62,6 +62,7 @@ def _train(
 ) -> None:
     """Trains what was built. lines: messages from before there was a directory."""
     trainer, settings = run.trainer, run.settings.run
+    check_rollout_fits(run)  # before a run is replaced
     with listening(lines.append):
         directory = _resume(path, run, lock) if resuming else RunDirectory.begin(path, run, lock)
     began, steps_before = time.time(), trainer.timesteps

@@ -1158,3 +1158,14 @@ def test_reading_a_long_log_takes_no_time(tmp_path):
     assert time.perf_counter() - began < 2 and table.note == ""
     table.close()
     assert len(log(tmp_path)) == 2500
+
+
+def test_rollouts_larger_than_the_machine_replace_no_run(tmp_path, monkeypatch, capsys):
+    flags = [*SMALL, *SHORT, "--total-timesteps", "128", "--run-dir", tmp_path / "x"]
+    assert call(train_rl, flags, monkeypatch) == 0
+    before = (tmp_path / "x" / "policy.safetensors").read_bytes()
+    capsys.readouterr()
+    assert call(train_rl, [*flags, "--overwrite", "--num-steps", "1e10"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --num-steps, --num-envs: expected rollouts that fit into") and error.count("\n") == 1
+    assert (tmp_path / "x" / "policy.safetensors").read_bytes() == before
