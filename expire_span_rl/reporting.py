@@ -40,7 +40,8 @@ def print_tables(report: Mapping[str, Any]) -> None:
 
 def _policy_table(report: Mapping[str, Any]) -> Table:
     """A row per policy."""
-    title = f"{report['env']} {json.dumps(report['env_kwargs'])}" if report["env_kwargs"] else report["env"]
+    kwargs = {name: value for name, value in report["env_kwargs"].items() if (name, value) != ("wraps", ["none"])}
+    title = f"{report['env']} {json.dumps(kwargs)}" if kwargs else report["env"]
     episodes = report["policies"][0]["episodes"]
     table = Table(title=f"{shown(title)}, {episodes:,} episodes", title_justify="left")
     table.add_column("policy", overflow="fold")
