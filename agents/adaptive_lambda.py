@@ -41,7 +41,7 @@ class AdaptiveLambda:
         self.lambdas = (*(smaller for smaller in SMALLER if smaller < largest), largest)
         self.averages = torch.zeros(2, len(self.lambdas), dtype=torch.float64)
         """Of <G, g> and of |G|^2, in units of the noise with the largest lambda."""
-        self.weight = torch.zeros((), dtype=torch.float64)
+        self.weight = 0.0
         """Of all updates in the averages."""
         self.value = largest
         """The lambda of the next update."""
@@ -57,19 +57,22 @@ class AdaptiveLambda:
         if products is not None:
             self.averages = KEPT * self.averages.to(products.device) + (1 - KEPT) * products
             self.weight = KEPT * self.weight + (1 - KEPT)
-        product, square = (self.averages / self.weight.clamp(min=_TINY).to(self.averages.device)).tolist()
+        product, square = (self.averages / max(self.weight, _TINY)).tolist()
         # In units of |g|, which is the same for all.
         cosines = [p / max(s, _TINY) ** 0.5 for p, s in zip(product, square, strict=True)]
         best = max(range(len(cosines)), key=cosines.__getitem__)
-        enough = float(self.weight) > 1 - KEPT**FEWEST
+        enough = self.weight > 1 - KEPT**FEWEST
         is_better = enough and cosines[best] > max(MARGIN * cosines[-1], 0.0)
         used, self.value = self.value, self.lambdas[best] if is_better else self.lambdas[-1]
         return {"train/gae_lambda": used}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state, for `load_state_dict`."""
-        value = torch.tensor(self.value, dtype=torch.float64)
-        return {"averages": self.averages, "weight": self.weight, "value": value}
+        numbers = {"weight": self.weight, "value": self.value}
+        return {
+            "averages": self.averages,
+            **{name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()},
+        }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Continues from `state_dict`. Raises ValueError for one of other lambdas."""
@@ -77,8 +80,8 @@ class AdaptiveLambda:
             raise ValueError(
                 f"adaptive lambda: expected averages {list(self.averages.shape)}, got {list(tensors['averages'].shape)}"
             )
-        self.averages, self.weight = tensors["averages"], tensors["weight"]
-        self.value = float(tensors["value"])
+        self.averages = tensors["averages"]
+        self.weight, self.value = float(tensors["weight"]), float(tensors["value"])
 
 
 class Comparison:
@@ -87,9 +90,10 @@ class Comparison:
     def __init__(self, advantages: Tensor, scores: Tensor):
         self._advantages = advantages  # [L,T,B] of mean 0
         self._scores = scores  # [T,B,P]
-        self._sum: Tensor | int = 0  # [L,P,D+1] of the environments so far
-        self._products: Tensor | int = 0  # [L] within environments
-        self._noise: Tensor | int = 0  # sum of the squares of environments with the largest lambda
+        nothing = torch.zeros((), dtype=torch.float64, device=scores.device)
+        self._sum = nothing  # [L,P,D+1] of the environments so far
+        self._products = nothing  # [L] within environments
+        self._noise = nothing  # sum of the squares of environments with the largest lambda
         self._rows = 0
 
     @torch.no_grad()
@@ -108,10 +112,11 @@ class Comparison:
         """[2,L] for the averages; None for fewer than two environments."""
         if self._rows < 2:
             return None
-        total, within, noise = torch.as_tensor(self._sum), self._products, torch.as_tensor(self._noise)
-        among = ((total * total[-1]).sum((1, 2)) - within) * self._rows / (self._rows - 1)  # as if all pairs counted
+        total = self._sum
+        among = (total * total[-1]).sum((1, 2)) - self._products
+        among = among * self._rows / (self._rows - 1)  # as if all pairs counted
         squares = total.square().sum((1, 2))
-        return torch.stack([among, squares]) / noise.clamp(min=_TINY)
+        return torch.stack([among, squares]) / self._noise.clamp(min=_TINY)
 
 
 def log_prob_gradient(actions: PolicyActions, logits: Tensor, taken: Tensor) -> Tensor:

@@ -171,9 +171,8 @@ class Collector:
         self.lengths += 1
         is_over = buffer.terminated[t] | buffer.truncated[t]
         self.episode_start = is_over
-        only_truncated = (
-            buffer.truncated[t] & ~buffer.terminated[t]
-        )  # by the environments: those cut below have no infos
+        # By the environments: the vector's infos have nothing of those that are cut below.
+        only_truncated = buffer.truncated[t] & ~buffer.terminated[t]
         rows, self.cut_after = rows_to_cut(self.cut_after, self.lengths, is_over)
         if len(rows):
             self._cut_episodes(t, rows, acting, buffer)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from expire_span_rl.agents.guard import TrainingEnded
-from expire_span_rl.checks import is_number, shown
+from expire_span_rl.checks import is_difficulty, is_number, is_share, shown
 
 MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
@@ -43,7 +43,7 @@ def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np
         present = [key for key in names if final_info.get(f"_{key}", infos["_final_obs"])[row]]
         entries = {key: plain(final_info[key][row]) for key in present}
         success = entries.get("is_success")
-        if success is not None and (isinstance(success, str) or not 0 <= success <= 1):
+        if success is not None and not is_share(success):
             got = shown(repr(success), 40)
             raise TrainingEnded(f"environment {row}, is_success: expected a flag or a number from 0 to 1, got {got}")
         # The measured entries replace entries of the same names.
@@ -107,7 +107,7 @@ class EpisodeWindow:
         episodes = list(episodes)
         for episode in episodes:
             given = episode.get(self.difficulty_key)
-            if given is None or not is_number(given) or given < 0:
+            if not is_difficulty(given):
                 raise TrainingEnded(
                     f"the environment's metadata['difficulty_key']: expected a number of at least 0 as "
                     f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,7 +29,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.checks import shown
+from expire_span_rl.checks import is_difficulty, is_share, shown
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
@@ -354,13 +353,9 @@ def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> st
     """What is wrong with the success or the difficulty in the info of an episode's last step, "" if nothing is. Without
     a success, the return is reported."""
     success = info.get("is_success")
-    value = _plain_value(success)
-    if success is not None and (value is None or isinstance(value, str) or not 0 <= value <= 1):
+    if success is not None and not is_share(_plain_value(success)):
         return f"is_success: expected a flag or a number from 0 to 1, got {shown(repr(success), 40)}"
-    if difficulty_key is None:
-        return ""
-    difficulty = _plain_value(info.get(difficulty_key))
-    if difficulty is None or isinstance(difficulty, str) or not 0 <= difficulty < math.inf:
+    if difficulty_key is not None and not is_difficulty(_plain_value(info.get(difficulty_key))):
         return (
             f"info of the last step: expected a number of at least 0 as {difficulty_key!r}, which metadata["
             f"'difficulty_key'] names, got {shown(repr(info.get(difficulty_key)), 40)}"

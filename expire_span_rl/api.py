@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
-import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.checks import is_number
-from expire_span_rl.devices import choose_device, kept_random_numbers
+from expire_span_rl.devices import choose_device, random_numbers_of
 from expire_span_rl.env_objects import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
@@ -259,8 +258,7 @@ def evaluate(
         name, vector = name_of(env), vector_of(env, min(num_envs, episodes))
     try:
         check_spaces(actor.config, vector.single_observation_space, vector.single_action_space, path, name)
-        with kept_random_numbers(actor.device):
-            torch.manual_seed(seed)
+        with random_numbers_of(seed, actor.device):
             result = evaluate_in(actor, vector, name, protocol)
     finally:
         if not isinstance(env, (gym.Env, VectorEnv)):

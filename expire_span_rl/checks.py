@@ -7,7 +7,7 @@ import json
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 SEED_BITS = 31
 """Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
@@ -42,6 +42,16 @@ def shown(text: object, most: int = USER_TEXT) -> str:
 def is_number(value: object) -> bool:
     """Whether it is a real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_share(value: object) -> bool:
+    """Whether a plain value counts as success: a flag, or a number from 0 to 1."""
+    return isinstance(value, (bool, int, float)) and 0 <= value <= 1
+
+
+def is_difficulty(value: object) -> bool:
+    """Whether episodes can be ranked by it: a finite number of at least 0."""
+    return is_number(value) and 0 <= cast(float, value) < math.inf
 
 
 def number_or_none(name: str, value: Any) -> Any:

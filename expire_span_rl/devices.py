@@ -168,6 +168,14 @@ def kept_random_numbers(device: torch.device | str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def random_numbers_of(seed: int, device: torch.device | str) -> Iterator[None]:
+    """PyTorch's random numbers are those of `seed`, and afterwards what they were before (`kept_random_numbers`)."""
+    with kept_random_numbers(device):
+        torch.manual_seed(seed)
+        yield
+
+
 def _last_seconds(run: Callable[[], None], device: torch.device) -> float:
     """Seconds of the last of `ROUNDS` calls."""
     seconds = 0.0

@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from expire_span_rl.agents.episodes import quotients, ratio_parts
-from expire_span_rl.devices import kept_random_numbers
+from expire_span_rl.devices import random_numbers_of
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
@@ -78,8 +78,7 @@ def compare(
     results = []
     for path, (policy, info) in zip(paths, loaded, strict=True):
         bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
-        with bar, kept_random_numbers(device):
-            torch.manual_seed(protocol.seed)  # so that a policy's actions do not depend on those before it
+        with bar, random_numbers_of(protocol.seed, device):  # so that actions do not depend on policies before it
             vector = vector_env(env_id, min(num_envs, protocol.episodes), kwargs)
             try:
                 result = evaluate_in(policy, vector, env_id, protocol, progress=bar.update)

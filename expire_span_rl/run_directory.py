@@ -31,6 +31,7 @@ from expire_span_rl.progress import ProgressTable
 from expire_span_rl.run_checkpoints import newest_checkpoint, write_checkpoint
 from expire_span_rl.run_files import (
     ALL_SNAPSHOTS,
+    CANNOT_BE_MADE,
     MARKER,
     MARKER_CONTENT,
     check_run_dir,
@@ -79,7 +80,10 @@ class RunDirectory:
         process trains in, or that is no run's."""
         overwrite = run.settings.run.overwrite
         check_run_dir(path, False, overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(CANNOT_BE_MADE.format(shown(path), error.strerror or error)) from None
         lock = lock or take_lock(path)
         try:
             check_run_dir(path, False, overwrite)  # again: another process may have been quicker

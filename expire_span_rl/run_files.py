@@ -32,6 +32,7 @@ _OWN = re.compile(r"events\.out\.tfevents\.[\w.-]+|progress\.damaged(-\d+)?\.csv
 _TEMPORARY = re.compile(
     r"\..+\.[0-9a-f]{8}\.tmp|\.(policy(_\d+)?\.safetensors|checkpoint\.safetensors|config\.json)\.\w{8}"
 )
+CANNOT_BE_MADE = "--run-dir: expected a directory that can be made, got {} ({})"
 _RAY_LOGS = "ray"  # where the logs of actors are copied, a tree of Ray's own names
 
 
@@ -40,7 +41,7 @@ def check_run_dir(path: Path, resume: bool, overwrite: bool) -> None:
     if it is resumed, and in one that holds only what a run wrote if it is overwritten."""
     where = shown(path)
     if not resume and (reason := _why_not_writable(path)):
-        raise ValueError(f"--run-dir: expected a directory that can be made, got {where} ({reason})")
+        raise ValueError(CANNOT_BE_MADE.format(where, reason))
     if path.is_symlink() and not resume:
         target = shown(os.path.realpath(path))
         raise ValueError(f"--run-dir: expected a directory, {where} is a link to {target}: name that, or another")
@@ -72,7 +73,7 @@ def _why_not_writable(path: Path) -> str:
         return error.strerror or str(error)
     if not parent.is_dir():
         return "" if parent == path else f"{shown(parent)} is a file"
-    if str(parent.resolve()).startswith("/proc") or not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK):
         return f"nothing can be written in {shown(parent)}"
     return ""
 

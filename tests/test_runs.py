@@ -1167,5 +1167,6 @@ def test_rollouts_larger_than_the_machine_replace_no_run(tmp_path, monkeypatch, 
     capsys.readouterr()
     assert call(train_rl, [*flags, "--overwrite", "--num-steps", "1e10"], monkeypatch) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --num-steps, --num-envs: expected rollouts that fit into") and error.count("\n") == 1
+    assert error.startswith("error: --num-steps, --num-envs: expected rollouts that fit into")
+    assert error.count("\n") == 1
     assert (tmp_path / "x" / "policy.safetensors").read_bytes() == before

@@ -116,9 +116,14 @@ def attend_rollout(
 
 def _gather_ages(band: Tensor, age: Tensor) -> Tensor:
     """The scores [B,H,N,C] of the ages [B,N,C], 0 from P on. band: [B,H,N,P], of the ages P - 1 .. 0."""
+    return F.pad(band, (1, 0)).gather(3, _columns(age, band))
+
+
+def _columns(age: Tensor, band: Tensor) -> Tensor:
+    """int64 [B,H,N,C]: the columns of the ages [B,N,C] in `band` [B,H,...,P], of the ages P - 1 .. 0, with one before
+    it for all from P on."""
     reach = band.shape[3]
-    index = (reach - age.clamp(0, reach)).long()  # 0: beyond P
-    return F.pad(band, (1, 0)).gather(3, index[:, None].expand(-1, band.shape[1], -1, -1))
+    return (reach - age.clamp(0, reach)).long()[:, None].expand(-1, band.shape[1], -1, -1)
 
 
 def _weights_by_age(
@@ -126,21 +131,20 @@ def _weights_by_age(
 ) -> Tensor:
     """The attention to each of the ages P - 1 .. 0, [B,H,T,P]. band [B,H,T,P], corner [B,H,n,m], extension [B,H,T,E]:
     the weights of the slots to which the scores of the same names belong (`_RolloutAttention`)."""
-    reach, steps = band.shape[3], band.shape[2]
+    steps, reach = band.shape[2:]
     weights = band
     for part, age in ((corner, memory_age), (extension, extension_age)):
         if age is not None and part.numel():
-            index = (reach - age.clamp(0, reach)).long()[:, None].expand(part.shape)  # 0: beyond P
-            by_age = part.new_zeros(*part.shape[:3], reach + 1).scatter_add(3, index, part)[..., 1:]
+            by_age = part.new_zeros(*part.shape[:3], reach + 1).scatter_add(3, _columns(age, band), part)[..., 1:]
             weights = weights + F.pad(by_age, (0, 0, 0, steps - part.shape[2]))
     return weights
 
 
-def _only_known(weights_by_age: Tensor, known_ages: Tensor | None) -> Tensor:
-    """Attention to ages, [B,H,(T,)P]: 0 where `known_ages` [B,P] is False."""
+def _only_known(by_age: Tensor, known_ages: Tensor | None) -> Tensor:
+    """Scores of ages, or attention to them, [B,H,(T,)P]: 0 where `known_ages` [B,P] is False."""
     if known_ages is None:
-        return weights_by_age
-    return weights_by_age * known_ages.view(len(known_ages), *[1] * (weights_by_age.ndim - 2), -1)
+        return by_age
+    return by_age * known_ages.view(len(known_ages), *[1] * (by_age.ndim - 2), -1)
 
 
 class _RolloutAttention(torch.autograd.Function):
@@ -184,8 +188,10 @@ class _RolloutAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not returns_parts:
             return output, weights
-        parts = _terms_of(weights, ctx.reach, ctx.corner_shape, ctx.extension_size)
-        return output, weights, *(part.clone() for part in parts)
+        band_weights, corner_weights, extension_weights = _terms_of(
+            weights, ctx.reach, ctx.corner_shape, ctx.extension_size
+        )
+        return output, weights, band_weights, corner_weights.clone(), extension_weights.clone()  # no views of `weights`
 
     @staticmethod
     @once_differentiable
@@ -270,7 +276,7 @@ def _by_age(q: Tensor, positions: Tensor, age_bias: Tensor | None, known_ages: T
     scores = q @ positions.T
     if age_bias is not None:
         scores.add_(age_bias if q.ndim == 3 else age_bias[:, None])
-    return scores if known_ages is None else scores * known_ages.view(len(q), *[1] * (q.ndim - 2), -1)
+    return _only_known(scores, known_ages)
 
 
 def _by_head(bias: Tensor, shared: int) -> Tensor:
