@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ EVALUATION = ("eval_episodes", "eval_stochastic")
 CURVE_COLUMNS = ("rollout/success_rate", "rollout/ep_rew_mean")
 CURVE_POINTS = 250  # at most, of a cell's learning curve
 MIN_EPISODES = 100  # that must have ended before the curve begins
+EPOCH = 65_536
+"""Environment steps of an epoch of `best_epoch`: those of POPGym's paper (Morad et al., 2023, arXiv 2303.01859)."""
 
 
 class Cell(NamedTuple):
@@ -132,14 +135,31 @@ def evaluation_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def training_metrics(run_dir: Path, settings: Settings) -> dict[str, float]:
-    """Minutes without pauses and environment steps per second, from the run's log. A resumed run continues the log."""
+def training_metrics(run_dir: Path, settings: Settings) -> dict[str, float | None]:
+    """Minutes without pauses, environment steps per second and the return of the best epoch, from the run's log. A
+    resumed run continues the log."""
     with (run_dir / "progress.csv").open(newline="") as log:
         rows = list(csv.DictReader(log))
     rollout_size = settings.agent.num_steps * settings.run.num_envs
     seconds = sum(rollout_size / float(row["time/fps"]) for row in rows)
     steps = float(rows[-1]["time/total_timesteps"])
-    return {"training_minutes": seconds / 60, "training_steps_per_second": steps / seconds}
+    return {
+        "training_minutes": seconds / 60,
+        "training_steps_per_second": steps / seconds,
+        "best_epoch": best_epoch([point for row in rows if (point := curve_point(row)) is not None]),
+    }
+
+
+def best_epoch(curve: Sequence[Sequence[float | None]]) -> float | None:
+    """The highest mean return of an epoch, None before one has ended. An epoch is EPOCH environment steps, and its mean
+    return that of its points. curve: points as of `curve_point`, one for each update."""
+    epochs: dict[int, list[float]] = {}
+    for steps, _, mean_return in curve:
+        if steps is not None and mean_return is not None:
+            epochs.setdefault(math.ceil(steps / EPOCH), []).append(mean_return)
+    if curve and (last := float(curve[-1][0] or 0)) % EPOCH:
+        epochs.pop(math.ceil(last / EPOCH), None)  # has not ended
+    return max((sum(returns) / len(returns) for returns in epochs.values()), default=None)
 
 
 def learning_curve(run_dir: Path) -> list[list[float | None]]:

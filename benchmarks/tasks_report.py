@@ -19,9 +19,9 @@ Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 """By task: its cells, each the content of a JSON file."""
 
 COLUMNS = (
-    "task", "kind", "seed", "measure", "final", "best", "target", "steps_to_target", "score", "live_mean", "live_peak",
-    "bytes", "training_minutes", "training_steps_per_second", "timesteps", "trained_timesteps",
-    "commit",
+    "task", "kind", "seed", "measure", "final", "best", "best_epoch", "published", "target", "steps_to_target", "score",
+    "live_mean", "live_peak", "bytes", "training_minutes", "training_steps_per_second", "timesteps",
+    "trained_timesteps", "commit",
 )  # fmt: skip
 
 LEGEND = (
@@ -32,6 +32,12 @@ LEGEND = (
     "the target, with their number. Live memories: mean over steps and layers, the query's own step included. Minutes "
     "are of one core, which other work may have shared. A star after the seeds: some trainings were ended some time "
     "after they had reached the target (--end-after), as trained_timesteps in results.csv tells."
+)
+
+PUBLISHED_LEGEND = (
+    "*Best epoch*: the highest mean return over 65,536 steps of a training, as POPGym's paper measures it, of the "
+    "seeds for which it is known (interquartile mean [interval]). *Published*: the highest mean of three trainings of "
+    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that came to it."
 )
 
 
@@ -64,6 +70,8 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "measure": task.measure,
         "final": final,
         "best": max(values, default=None),
+        "best_epoch": metrics.get("best_epoch"),  # cells from before 29 November 2026 lack it
+        "published": task.published,
         "target": task.target,
         "steps_to_target": steps_at_target[0] if steps_at_target else None,
         "score": task.score(final),
@@ -89,7 +97,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each task and kind.
 
-    `final`, `best`, `live_mean`, `score` and `training_minutes` are Estimates, None where there are no values.
+    `final`, `best`, `best_epoch`, `live_mean`, `score` and `training_minutes` are Estimates, None where there are no
+    values. `published_reached` is how many seeds had an epoch as good as the published mean.
     `reached` is how many seeds reached the target, and `steps_to_target` is their median.
     """
     out = []
@@ -97,10 +106,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         runs = list(group)
         steps_to_target = [run["steps_to_target"] for run in runs if run["steps_to_target"] is not None]
         estimates = {}
-        for name in ("final", "best", "live_mean", "score", "training_minutes"):
+        for name in ("final", "best", "best_epoch", "live_mean", "score", "training_minutes"):
             values = [run[name] for run in runs if run[name] is not None]
             estimates[name] = iqm_interval([values]) if values else None
-        task_values = {name: runs[0][name] for name in ("measure", "target", "timesteps")}
+        best_epochs = [run["best_epoch"] for run in runs if run["best_epoch"] is not None]
+        published = runs[0]["published"]
+        task_values = {name: runs[0][name] for name in ("measure", "target", "timesteps", "published")}
         out.append(
             {
                 "task": task,
@@ -108,6 +119,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": len(runs),
                 "ended_early": sum((run["trained_timesteps"] or run["timesteps"]) < run["timesteps"] for run in runs),
                 "reached": len(steps_to_target),
+                "epochs_known": len(best_epochs),
+                "published_reached": 0 if published is None else sum(value >= published for value in best_epochs),
                 "steps_to_target": statistics.median(steps_to_target) if steps_to_target else None,
                 **task_values,
                 **estimates,
@@ -162,6 +175,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | "
         head += f"{row['seeds']}{' *' * bool(row['ended_early'])} | "
         lines.append(head + " | ".join(cells) + " |")
+    lines += _published_lines(rows)
     tasks, kinds = overall(rows)
     if len(kinds) > 1:
         heading = f"Over the tasks that all kinds were trained on ({', '.join(tasks)}), each scored from 0 to 1:"
@@ -174,6 +188,22 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     commits = sorted({row["commit"] for row in rows} - {""})
     lines += ["", f"Last call: `{command}`. Code of the cells: {', '.join(commits) or 'unknown'}.", ""]
     return "\n".join(lines)
+
+
+def _published_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The comparison with published figures, as lines of Markdown. None without any."""
+    compared = [row for row in summary(rows) if row["published"] is not None and row["best_epoch"] is not None]
+    if not compared:
+        return []
+    lines = ["", PUBLISHED_LEGEND, ""]
+    lines += ["| task | memory | seeds | best epoch | published | as good |", "|---|---|--:|--:|--:|--:|"]
+    for row in compared:
+        known = row["epochs_known"]
+        lines.append(
+            f"| {row['task']} | {row['kind']} | {known} | {estimate_text(row['best_epoch'], '{:.3f}')} | "
+            f"{row['published']:.3f} | {row['published_reached']} of {known} |"
+        )
+    return lines
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

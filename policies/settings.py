@@ -36,7 +36,9 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    EARLIER: ClassVar[dict[str, Any]] = {"qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0, "age_values": 0.0}
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "qk_norm": False, "head_dropout": 0.0, "age_gain": 0.0, "age_values": 0.0, "uniform_heads": 0.0,
+    }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
     width: int = 64
@@ -62,6 +64,9 @@ class TransformerConfig(EncoderConfig):
     sharpness: float = 5.0
     """Gain of the initial query and key weights. With 5 some head looks at the one odd memory from the start. With 2,
     where attention begins more evenly, a memory that must be looked up by its content is found sooner."""
+    uniform_heads: float = 0.5
+    """Share of each layer's heads, the last ones, that start out with nearly uniform attention, as with a sharpness of
+    1. What must be counted, or is found by its age, is then found sooner. The others look at few memories each."""
     qk_norm: bool = True
     """Give all queries and keys of a head the same norm (QKNorm). Scores then depend on the angle between them only,
     and nothing matches a query better than what it looks for."""
@@ -96,6 +101,8 @@ class TransformerConfig(EncoderConfig):
         for name in ("head_dropout", "position_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)}: expected a chance from 0 to below 1, got {getattr(self, name)}")
+        if not 0 <= self.uniform_heads <= 1:
+            raise ValueError(f"--uniform-heads: expected a share from 0 to 1, got {self.uniform_heads}")
         if not 0 <= self.shifted_heads <= self.num_heads:
             raise ValueError(f"--shifted-heads: expected 0 to --num-heads ({self.num_heads}), got {self.shifted_heads}")
         if self.shifted_heads and self.num_positions < 2:

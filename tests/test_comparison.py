@@ -391,9 +391,23 @@ def test_metrics_of_an_evaluation():
 
 
 def test_training_minutes_are_those_of_the_log_without_pauses(tmp_path):
-    (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps\n2,120\n1,240\n")
+    (tmp_path / "progress.csv").write_text("time/fps,time/total_timesteps,time/episodes\n2,120,1\n1,240,2\n")
     metrics = comparison_cells.training_metrics(tmp_path, resolve(num_steps=12, num_envs=10))
-    assert metrics == {"training_minutes": 3.0, "training_steps_per_second": pytest.approx(240 / 180)}
+    speed = pytest.approx(240 / 180)
+    assert metrics == {"training_minutes": 3.0, "training_steps_per_second": speed, "best_epoch": None}
+
+
+def test_the_best_epoch_is_the_best_mean_of_65536_steps(tmp_path):
+    """By hand: points up to 65,536 belong to the first epoch, that one included. The third has not ended."""
+    first, second = [[30_000, None, 0.5], [65_536, None, 0.7]], [[65_537, None, 0.9], [131_072, None, 0.1]]
+    third = [[140_000, None, 3.0]]
+    assert comparison_cells.best_epoch([*first, *second, *third]) == pytest.approx(0.6)
+    assert comparison_cells.best_epoch(first) == pytest.approx(0.6)
+    assert comparison_cells.best_epoch(third) is comparison_cells.best_epoch([]) is None
+    assert comparison_cells.best_epoch([[65_536, 0.5, None]]) is None  # no returns
+    header = "time/fps,time/total_timesteps,time/episodes,rollout/ep_rew_mean\n"
+    (tmp_path / "progress.csv").write_text(header + "1,32768,99,5\n1,65536,100,0.25\n")  # too few episodes at first
+    assert comparison_cells.training_metrics(tmp_path, resolve())["best_epoch"] == 0.25
 
 
 def test_a_folder_that_is_no_sweep_is_refused_and_kept(in_folder, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from script_cases import call
 from benchmarks import comparison_cells, task_list, tasks
 from benchmarks.task_list import TASKS
 from benchmarks.tasks import EndAfter
-from benchmarks.tasks_report import overall, plot, rows_of, summary
+from benchmarks.tasks_report import overall, plot, rows_of, summary, write_report
 from expire_span_rl import training
 from expire_span_rl.agents.checkpoint import checkpoint_bytes
 
@@ -228,6 +228,22 @@ def test_the_summary_of_rows():
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+
+
+def test_published_figures_stand_beside_the_best_epochs(tmp_path):
+    """Two of three seeds came to the published mean. The epochs of the fourth, an old cell, are not known. Tasks and
+    kinds without such figures are left out."""
+    epochs = (0.5, 0.509, 0.8)
+    cells = [cell("lstm", i, 0.1, [], best_epoch=value) for i, value in enumerate(epochs)]
+    tasks = {"CountRecallEasy": [*cells, cell("lstm", 4, 0.1, []), cell("none", 1, 0.1, [])]}
+    write_report(tmp_path, {**tasks, "CartPole-v1": [cell("lstm", 1, 475, [], best_epoch=475.0)]}, "command")
+    table = (tmp_path / "table.md").read_text()
+    rows = table[table.index("| task | memory | seeds | best epoch |") :].splitlines()[2:]
+    assert rows[0].startswith("| CountRecallEasy | lstm | 3 | 0.603 [") and rows[0].endswith("| 0.509 | 2 of 3 |")
+    assert rows[1] == "" and rows[2].startswith("Over the tasks")
+    assert TASKS["CartPole-v1"].published is None
+    write_report(tmp_path, {"CountRecallEasy": [cell("lstm", 4, 0.1, [])]}, "command")
+    assert "best epoch |" not in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(("task", "panels"), [("CartPole-v1", 2), ("Corridor-v0", 1)])
