@@ -123,7 +123,7 @@ class PPOConfig(LearnerConfig):
     """Passes over each rollout."""
     gae_lambda: float = 0.9
     """Lambda of generalised advantage estimation (GAE)."""
-    adaptive_lambda: bool = False
+    adaptive_lambda: bool = True
     """Credit actions with a smaller lambda where the policy's gradient is then measured to be nearer to what it is
     expected to be with --gae-lambda, because there is less noise in it. The values still learn with --gae-lambda."""
     clip_coef: float = 0.2

@@ -39,6 +39,7 @@ MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the
 _PORTAL = {
     "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
     "sharpen_beyond": 50, "novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0,
+    "age_values": 0.0,
 }  # fmt: skip
 _SWITCH = {"newest_first": 4.0, "novelty_coef": 0.0, "position_dropout": 0.1}
 _SEQUENCE = {

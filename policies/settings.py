@@ -54,7 +54,7 @@ class TransformerConfig(EncoderConfig):
     """Gain of what each head learns to add to the scores of memories by their age, up to P steps (a relative position
     bias: Raffel et al., 2020, arXiv 1910.10683). A head then soon finds what was seen N steps ago, whatever it shows.
     0: heads learn no such number."""
-    age_values: float = 0.0
+    age_values: float = 1.0
     """Gain of the vectors that each head learns to add to the values of memories by their age, up to P steps (Shaw et
     al., 2018, arXiv 1803.02155). A policy can then tell how long ago something was, and count. 0: no such vectors."""
     shifted_heads: int = 0
