@@ -22,6 +22,8 @@ from expire_span_rl.checks import is_difficulty, is_number, is_share, shown
 
 MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
+IS_CONTROL = "is_control"
+"""The entry of an episode that says whether its environment is a control (`protocols.CONTROL_EVERY`)."""
 MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
 MOST_ROLLOUTS = 256
@@ -135,6 +137,10 @@ class EpisodeWindow:
         """The success of each episode if the environment reports it, else the return."""
         has_success = self.reports_success
         return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
+
+    def score(self, episode: Mapping[str, Any]) -> float:
+        """The success of an episode if the environment reports it, else the return."""
+        return _success(episode) if self.reports_success else episode["return"]
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""

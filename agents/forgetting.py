@@ -168,6 +168,10 @@ class ForgettingController:
         """Whether a score over so many hard episodes says something."""
         return episodes >= self.config.min_hard_episodes
 
+    def gain(self, is_success: bool) -> float:
+        """By how much the best score certainly exceeds the first, 0 before there is any; 1 for success."""
+        return 1.0 if is_success else self._gain
+
     @property
     def _gain(self) -> float:
         """By how much the best score certainly exceeds the first. 0 before there is any."""

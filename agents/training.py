@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow
+from expire_span_rl.agents.episodes import IS_CONTROL, MOST_ROLLOUTS, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController, Score
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
@@ -27,6 +27,7 @@ from expire_span_rl.agents.rollout import (
     select_prefix,
 )
 from expire_span_rl.agents.schedules import Schedules
+from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
@@ -82,6 +83,8 @@ class Trainer:
         self.agent.check_deadline = self.collector.deadline.check
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
+        self.time_trial = TimeTrial()
+        """Of skipped time, from the release of spans on."""
         self.keeper = PolicyKeeper(policy, self.controller)
         self.keeps_evaluated = False
         """Keep a policy only if `keep_evaluated` is called with the score of an evaluation that passed. Training
@@ -127,6 +130,7 @@ class Trainer:
         kept = self.keeper.kept
         window = self.window.state_dict()
         controller = self.controller.state_dict()
+        time_trial = self.time_trial.state_dict()
         snapshot = self.collector.snapshot()
         backup = self.agent.backup()
         generator = self.agent.generator.get_state()
@@ -138,6 +142,7 @@ class Trainer:
             self.agent.generator.set_state(generator)
             self.window.load_state_dict(window)
             self.controller.load_state_dict(controller)
+            self.time_trial.load_state_dict(time_trial)
             self.keeper.kept = kept
             for name, value in attributes.items():
                 setattr(self, name, value)
@@ -179,6 +184,7 @@ class Trainer:
         self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.config.forgetting:
             self._let_spans_follow_needs()
+            self._try_skipped_time(episodes, metrics)
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
@@ -201,6 +207,19 @@ class Trainer:
             if self.policy.unreleased_reach() is not None:
                 self.window.live.clear()  # they were those of bounded spans
             self.policy.release_spans()
+
+    def _try_skipped_time(self, episodes: Sequence[Mapping[str, Any]], metrics: dict[str, float]) -> None:
+        """Has no more time skipped once this is known to harm. Adds to the metrics what it costs. episodes: that ended
+        in this update."""
+        if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
+            return
+        compared = [(self.window.score(episode), episode[IS_CONTROL]) for episode in episodes if IS_CONTROL in episode]
+        self.time_trial.add(compared)
+        if self.time_trial.is_harmful(self.controller.gain(self._scores_are_success)):
+            self.time_trial.is_over = True
+            self.policy.keep_time()
+        if self.time_trial.loss is not None:
+            metrics["memory/skipped_time_loss"] = self.time_trial.loss
 
     def _memory_metrics(self, rollout: Rollout, pressure: float) -> dict[str, float]:
         """Metrics of live memories and of forgetting."""
@@ -273,6 +292,7 @@ class Trainer:
             "agent": agent_metadata,
             "window": self.window.state_dict(),
             "controller": self.controller.state_dict(),
+            "time_trial": self.time_trial.state_dict(),
             "best": kept_metadata,
             "schedules": self.agent.schedules.state(self.total_timesteps),
         }
@@ -295,6 +315,8 @@ class Trainer:
             self.notes += [note] if note else []
         self.window.load_state_dict(metadata["window"])
         self.controller.load_state_dict(metadata["controller"])
+        if "time_trial" in metadata:  # runs from before 30 November 2026 have none
+            self.time_trial.load_state_dict(metadata["time_trial"])
         self.keeper.load_state(tensors, metadata["best"])
         return episodes_continue
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+CONTROL_EVERY = 8
+"""One of so many environments, the last of these, is a control: its time is never skipped in training."""
+
 
 @runtime_checkable
 class Memory(Protocol):
@@ -335,6 +338,16 @@ class LearningPolicy(Policy, Protocol):
 
     def release_spans(self) -> None:
         """Called between two rollouts once it is known how long memories are needed."""
+        ...
+
+    @property
+    def can_skip_time(self) -> bool:
+        """Whether time is skipped in some training rollouts after `release_spans`. In one of `CONTROL_EVERY`
+        environments, the last of these, it never is."""
+        ...
+
+    def keep_time(self) -> None:
+        """Called between two rollouts. From then on no time is skipped."""
         ...
 
     def memory_metrics(self, rollout: Any) -> dict[str, float]:

@@ -151,6 +151,17 @@ class ActorCritic(Predictor, nn.Module):
         layers = self.core.layers
         return layers[0].kind.unreleased_reach() if len(layers) else None
 
+    @property
+    def can_skip_time(self) -> bool:
+        """Whether time is skipped in some training rollouts after `release_spans`. In one of `CONTROL_EVERY`
+        environments, the last of these, it never is."""
+        return any(layer.kind.can_skip_time for layer in self.core.layers)
+
+    def keep_time(self) -> None:
+        """Called between two rollouts. From then on no time is skipped."""
+        for layer in self.core.layers:
+            layer.kind.keep_time()
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: the policy first, then the memory kind's own parameters, by learning rate.
 

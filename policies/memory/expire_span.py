@@ -88,6 +88,13 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
+    @property
+    def can_skip_time(self) -> bool:
+        return self.span.can_skip_time
+
+    def keep_time(self) -> None:
+        self.span.keep_time()
+
     def unreleased_reach(self) -> float | None:
         return self.span.unreleased_reach()
 

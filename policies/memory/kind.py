@@ -186,6 +186,15 @@ class MemoryKind(nn.Module):
         """Called between two rollouts once that is known. From then on memories may be kept for as long as they are
         needed."""
 
+    @property
+    def can_skip_time(self) -> bool:
+        """Whether `skipped_steps` or `time_gaps` are ever other than 0 after `release`. In the last one of
+        `CONTROL_EVERY` environments they must be 0."""
+        return False
+
+    def keep_time(self) -> None:
+        """Called between two rollouts where skipped time harms. From then on they must be 0."""
+
     def unreleased_reach(self) -> float | None:
         """Steps after which every memory is gone while `release` has not been called; None after it, and for a kind
         that needs no release."""

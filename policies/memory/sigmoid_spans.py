@@ -6,6 +6,7 @@ B environments, C slots, D model width.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class SigmoidSpans(nn.Linear):
 
     def release(self) -> None:
         """Changes nothing: L_max always bounds spans."""
+
+    can_skip_time: ClassVar[bool] = False
+
+    def keep_time(self) -> None:
+        """Changes nothing: time is never skipped."""
 
     def unreleased_reach(self) -> float | None:
         """None: there is nothing to release."""

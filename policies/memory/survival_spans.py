@@ -24,10 +24,13 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
+from expire_span_rl.protocols import CONTROL_EVERY
 
 INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to become useless
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
-OBSERVING = 0.5  # value of `released` while needs are observed and spans do not follow them yet
+OBSERVING, RELEASED, TIME_KEPT = 0.5, 1.0, 2.0
+"""Values of `released`: while needs are observed and spans do not follow them yet, from `release` on, and from
+`keep_time` on."""
 SKIPPED_RAMPS = 4
 """At most so many ramps of steps are skipped at a time, and by so many memories look older at most. More would not
 teach more, since a ramp is enough for what was only just seen to expire. What is skipped counts as watched, as does
@@ -56,7 +59,7 @@ class SurvivalSpans(nn.Module):
         self.max_span = config.max_span or math.inf
         self.initial_limit = float(min(config.initial_limit or UNKNOWN_MAX_SPAN, self.max_span))
         self.register_buffer("edges", bin_edges(), persistent=False)
-        self.register_buffer("released", torch.tensor(0.0))  # OBSERVING from `observe_needs` on, 1 from `release` on
+        self.register_buffer("released", torch.tensor(0.0))
         bins = len(self.edges) - 1
         self.weight = nn.Parameter(torch.zeros(bins, width))
         self.bias = nn.Parameter(torch.full((bins,), INITIAL_LOGIT))
@@ -67,23 +70,33 @@ class SurvivalSpans(nn.Module):
 
     def release(self) -> None:
         """From now on spans are as long as their memories are needed, up to --max-span if that is set."""
-        self.released.fill_(1.0)
+        self.released.clamp_(min=RELEASED)
+
+    @property
+    def can_skip_time(self) -> bool:
+        """Whether time is skipped in some rollouts after `release`."""
+        return self.config.time_skips > 0 or self.config.time_gaps > 0
+
+    def keep_time(self) -> None:
+        """From now on no time is skipped. Spans are as after `release`."""
+        self.released.fill_(TIME_KEPT)
 
     def unreleased_reach(self) -> float | None:
         """Span and ramp of all memories before `release`; None after it."""
         return self.initial_limit + self.config.ramp if float(self.released) < 1 else None
 
     def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        """[B,2], 0 in most rows and before `release`: steps to skip before a training rollout, and by how many steps
-        memories look older in it. [B,0] if there are never any."""
+        """[B,2]: steps to skip before a training rollout, and by how many steps memories look older in it. 0 in most
+        rows, in those of controls, before `release` and after `keep_time`. [B,0] if there are never any."""
         chances = (self.config.time_skips, self.config.time_gaps)
         if not any(chances):
             return torch.zeros(batch_size, 0)
         device = self.released.device if generator is None else generator.device
         chance, size = torch.rand(2, batch_size, len(chances), generator=generator, device=device)
         steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
-        released = (self.released >= 1).to(device)
-        return torch.where((chance < chance.new_tensor(chances)) & released, steps, 0)
+        is_skipping = (self.released == RELEASED).to(device)
+        is_control = torch.arange(batch_size, device=device) % CONTROL_EVERY == CONTROL_EVERY - 1
+        return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~is_control[:, None], steps, 0)
 
     def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
         """The spans [B,C]: nothing that is drawn limits them."""
