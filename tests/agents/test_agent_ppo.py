@@ -24,7 +24,7 @@ def make_ppo(policy: Table, num_envs: int, **settings) -> PPO:
     """A learner with one optimiser step per update, from rewards as they are, without early end and without clipping of
     gradients. settings: of PPOConfig."""
     defaults = {"num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9, "clip_coef": 0.1, "target_kl": 1e9}
-    defaults |= {"normalize_rewards": False, "log_barrier_coef": 0.0, "novelty_coef": 0.0}
+    defaults |= {"normalize_rewards": False, "log_barrier_coef": 0.0, "novelty_coef": 0.0, "adaptive_lambda": False}
     return PPO(policy, PPOConfig(**{**defaults, **settings}), num_envs, seed=0)
 
 
