@@ -35,6 +35,11 @@ NOISE = 2.5
 PATIENT_FRACTION = 1 / 3
 """Without success, spans follow needs only after this fraction of the training. A return that no longer rises may be
 that of a guess: one of five trainings on MiniGrid's MemoryS13Random solved it only after 1.5M of 5M steps."""
+STAGES = 15
+"""Stages of a training. Whether returns still rise is looked at after each."""
+FLAT = 0.02
+"""Without success, spans follow needs only after a stage in which the best return has risen by at most this share of
+what it has risen by so far. What is still being learned is lost when memories become shorter."""
 
 
 class Score(NamedTuple):
@@ -154,6 +159,12 @@ class ForgettingController:
         `full_evidence`."""
         self.has_waited = False
         """Whether the training is as far as it must be for spans to follow needs."""
+        self.stage = 0
+        """Stages of the training that are over."""
+        self.stage_score: float | None = None
+        """The best score at the end of the last one."""
+        self.is_flat = False
+        """Whether the best score rose by little in it."""
         self.observed = 0.0
         """For how many updates needs have been observed: the sum of all pressures above 0. An update within the memory
         budget counts as 1."""
@@ -190,7 +201,10 @@ class ForgettingController:
             target = self.target(score.is_success)
             return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"
         if self.observed >= OBSERVED_UPDATES:
-            return f"without success, spans follow needs only after {PATIENT_FRACTION:.0%} of the training"
+            return (
+                f"without success, spans follow needs only after {PATIENT_FRACTION:.0%} of the training, once returns "
+                "rise no more"
+            )
         observed = f"{self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates"
         return f"needs were observed for only {observed} since it was learned"
 
@@ -222,7 +236,8 @@ class ForgettingController:
         if is_known:
             self._observe_score(score)
         is_told = score.is_success or self.loss is not None or config.fixed_pressure > 0
-        self.has_waited |= is_told or progress >= PATIENT_FRACTION
+        self._end_stage(int(progress * STAGES))
+        self.has_waited |= is_told or (progress >= PATIENT_FRACTION and self.is_flat)
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:
@@ -253,6 +268,14 @@ class ForgettingController:
         self.is_success = is_success
         self.best_score = max(self.best_score, score.lowest)
         self.learned |= self.meets_target(score) and (is_success or self._gain > 0)
+
+    def _end_stage(self, stage: int) -> None:
+        """Notes whether the best score still rises. stage: number of stages that are over."""
+        if stage == self.stage:
+            return
+        if self.best_score is not None and self.stage_score is not None:
+            self.is_flat = self.best_score - self.stage_score <= FLAT * self._gain
+        self.stage, self.stage_score = stage, self.best_score
 
     def _update(self, score: Score, live: float | None, new_episodes: int) -> None:
         """Sets the pressure. Arguments: as of `update`."""
@@ -305,6 +328,9 @@ class ForgettingController:
             "observed": self.observed,
             "has_waited": self.has_waited,
             "is_success": self.is_success,
+            "stage": self.stage,
+            "stage_score": self.stage_score,
+            "is_flat": self.is_flat,
         }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
@@ -318,7 +344,10 @@ class ForgettingController:
         if not (self.is_success is None or isinstance(self.is_success, bool)):
             raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
         self.has_waited = bool(state.get("has_waited", True))
-        for name in ("backlog", "observed"):  # older checkpoints have none of the four
+        self.is_flat = bool(state.get("is_flat", False))
+        self.stage_score = number_or_none("stage_score", state.get("stage_score"))
+        for name in ("backlog", "observed"):  # older checkpoints have none of the seven
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
+        self.stage = int(number_or_none("stage", state.get("stage")) or 0)
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

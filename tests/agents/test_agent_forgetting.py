@@ -225,6 +225,26 @@ def test_without_success_spans_follow_needs_only_after_a_third_of_the_training()
         assert controller.needs_known
 
 
+@pytest.mark.parametrize(("rise", "released"), [(0.3, [False] * 15), (0.001, [False] * 5 + [True] * 10)])
+def test_spans_do_not_follow_needs_while_returns_rise(rise, released):
+    """Returns rise by 1 at first, and then by so much in each of 15 stages. Needs are observed from the start on. The
+    sixth stage begins after a third of the training. A training that goes on from a state has the same."""
+    controller, loaded = make_controller(), make_controller()
+    found = []
+    controller.update(Score(0.0, MANY, False), 50.0, MANY, 0.0)
+    for update in range(300):
+        stage = update // 20
+        score = Score(1.0 + rise * stage, MANY, False)
+        controller.update(score, 50.0, MANY, update / 300)
+        if update % 20 == 10:
+            loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+            controller, loaded = loaded, controller
+            found.append(controller.has_waited)
+    assert found == released
+    if not released[-1]:
+        assert "once returns rise no more" in controller.missing(score)
+
+
 @pytest.mark.parametrize("is_success", [True, False])
 def test_a_controllers_state_continues_identically(is_success):
     """Through JSON, at every point of a sequence in which success comes, goes and comes back."""
