@@ -62,10 +62,10 @@ class LearnerConfig(OptimizerConfig):
     """Weight of the entropy bonus at the end of the training. It falls linearly in between. None: as for --ent-coef,
     from 0.003."""
     log_barrier_coef: float = 0.001
-    """Weight of a second bonus: the mean logarithm of the probabilities of all actions. It falls without end as an
-    action becomes impossible, so that the actions of a rarely visited state are tried again. It falls linearly to 0 at
-    the end of the training, and is multiplied by the squared share of the hardest episodes that fail, where the
-    environment reports success. Discrete actions only."""
+    """Weight of a second bonus: the mean logarithm of the probabilities of all actions, or of more than seven the sum
+    over seven. It falls without end as an action becomes impossible, so that the actions of a rarely visited state are
+    tried again. Its weight falls linearly to 0 at the end of the training, and is multiplied by the squared share of
+    the hardest episodes that fail, where the environment reports success. Discrete actions only."""
     novelty_coef: float = 0.1
     """Intrinsic reward, in units of the typical discounted return, for steps that lead to an observation which their
     episode has not had: more the fewer of the latest episodes had it, and less what steps get on average. It lets an

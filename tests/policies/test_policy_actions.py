@@ -98,6 +98,21 @@ def test_the_log_barrier_is_the_divergence_from_the_uniform_distribution(name):
     torch.testing.assert_close(actions.log_barrier(0 * params), 0 * expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "pull"), [(4, 1 / 4), (7, 1 / 7), (27, 1 / 7)])
+def test_an_action_among_many_is_pulled_as_one_of_seven(count, pull):
+    """The gradient of an action's logit where its probability is about 1e-9. Where all actions are as likely the log
+    barrier is 0 all the same. Forbidden actions do not count among the many."""
+    actions, _ = rebuilt(spaces.Discrete(count))
+    for forbidden in (0, count - 4):
+        logits = torch.zeros(1, count, dtype=torch.float64)
+        logits[:, count - forbidden :] = actions.forbidden
+        assert actions.log_barrier(logits).item() == pytest.approx(0, abs=1e-6)
+        logits[0, 0] = -20
+        logits.requires_grad_()
+        actions.log_barrier(logits).sum().backward()
+        assert logits.grad[0, 0].item() == pytest.approx(pull if not forbidden else 1 / 4, abs=1e-6)
+
+
 def test_the_log_barrier_pulls_where_entropy_does_not():
     """The gradient of an action's logit, where its probability is about 1e-9: 1/2 from the log barrier."""
     actions, _ = rebuilt(spaces.Discrete(2))
