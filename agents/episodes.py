@@ -133,25 +133,21 @@ class EpisodeWindow:
         """Whether any episode in the window reports success. If one does, those that report nothing did not succeed."""
         return any("is_success" in episode for episode in itertools.chain(self.recent, self.hard))
 
-    def _scores(self, episodes: Iterable[dict[str, Any]]) -> np.ndarray:
+    def scores(self, episodes: Iterable[Mapping[str, Any]]) -> np.ndarray:
         """The success of each episode if the environment reports it, else the return."""
         has_success = self.reports_success
         return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
 
-    def score(self, episode: Mapping[str, Any]) -> float:
-        """The success of an episode if the environment reports it, else the return."""
-        return _success(episode) if self.reports_success else episode["return"]
-
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""
-        return (float(self._scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
+        return (float(self.scores(self.hard).mean()), len(self.hard)) if self.hard else (float("nan"), 0)
 
     def hard_error(self) -> float:
         """Standard error of the mean return of the hard episodes. 0 of success, which has a target of its own, and of
         fewer than two episodes."""
         if self.reports_success or len(self.hard) < 2:
             return 0.0
-        return float(self._scores(self.hard).std(ddof=1) / len(self.hard) ** 0.5)
+        return float(self.scores(self.hard).std(ddof=1) / len(self.hard) ** 0.5)
 
     def mean_live(self, num_steps: int) -> float | None:
         """Live memories per layer over as many of the latest rollouts as the mean episode is long. None for a memory
@@ -184,7 +180,7 @@ class EpisodeWindow:
             metrics["rollout/hard_score"] = self.hard_score()[0]
         if not self.reports_success:
             return metrics
-        success = self._scores(recent)
+        success = self.scores(recent)
         metrics["rollout/success_rate"] = float(success.mean())
         return metrics | self._success_by_label(recent, success) | self._success_by_difficulty(recent, success)
 

@@ -213,8 +213,9 @@ class Trainer:
         in this update."""
         if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
             return
-        compared = [(self.window.score(episode), episode[IS_CONTROL]) for episode in episodes if IS_CONTROL in episode]
-        self.time_trial.add(compared)
+        compared = [episode for episode in episodes if IS_CONTROL in episode]
+        scores = self.window.scores(compared).tolist()
+        self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
         if self.time_trial.is_harmful(self.controller.gain(self._scores_are_success)):
             self.time_trial.is_over = True
             self.policy.keep_time()

@@ -66,7 +66,8 @@ def _minigrid(steps: float, target: float = 0.9) -> dict[str, Any]:
 
 def _popgym(name: str, published: float, target: float | None = None) -> BenchmarkTask:
     """Returns lie between -1 and 1. There is a target where a memory gives nearly all of the return. published: of 13
-    memories, three trainings of 15M steps each (Morad et al., 2023, arXiv 2303.01859, table 3 of the appendix)."""
+    memories, three trainings of 15M steps each (Morad et al., 2023, arXiv 2303.01859, table 3 of the appendix, as
+    others quote it)."""
     return BenchmarkTask(
         f"popgym:popgym-{name}-v0", 5_000_000, target, floor=-1.0, top=1.0, published=published, package="popgym"
     )

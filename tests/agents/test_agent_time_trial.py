@@ -85,7 +85,9 @@ def test_no_time_is_skipped_once_that_is_known_to_harm(monkeypatch, tmp_path):
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     monkeypatch.setattr(time_trial, "SETTLED", 3)
     seen = []
-    monkeypatch.setattr(TimeTrial, "add", lambda trial, episodes: seen.append(episodes) or setattr(trial, "updates", 9))
+    monkeypatch.setattr(
+        TimeTrial, "add", lambda trial, episodes: seen.append(list(episodes)) or setattr(trial, "updates", 9)
+    )
     trainer, loaded = trainer_of_short_corridors(), trainer_of_short_corridors()
     while not seen:
         trainer.update()
