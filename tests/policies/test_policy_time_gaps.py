@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from policy_cases import act_as_learned, experience, make_policy, observations
 
 from expire_span_rl.policies.memory.survival_spans import SKIPPED_RAMPS
+from expire_span_rl.protocols import CONTROL_EVERY
 
 RAMP = 3
 SETTINGS = {"initial_limit": 24, "ramp": RAMP, "use_lift": 1.5, "use_share": 0.05, "use_coef": 5.0, "time_skips": 0.0}
@@ -24,7 +25,8 @@ def test_gaps_are_drawn_by_chance_up_to_some_ramps_and_only_once_spans_are_relea
     memory = policy.draw(policy.initial_memory(4000), torch.Generator().manual_seed(2))
     gaps = gaps_of(policy, memory)
     assert set(gaps.tolist()) == set(range(SKIPPED_RAMPS * RAMP + 1))
-    assert 0.22 < (gaps > 0).double().mean() < 0.28
+    *others, controls = gaps.unflatten(0, (-1, CONTROL_EVERY)).unbind(1)
+    assert 0.22 < (torch.cat(others) > 0).double().mean() < 0.28 and not controls.any()
     assert not memory.time.any()  # no clock is moved
     for layer in policy.core.layers:
         layer.kind.span.released.fill_(0.5)

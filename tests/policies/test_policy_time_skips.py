@@ -13,6 +13,7 @@ from policy_cases import act, act_as_learned, experience, make_policy
 
 from expire_span_rl.policies.memory.survival_spans import SKIPPED_RAMPS
 from expire_span_rl.policies.settings import ExpireSpanConfig
+from expire_span_rl.protocols import CONTROL_EVERY
 
 RAMP = 5
 SETTINGS = {"initial_limit": 24, "ramp": RAMP, "use_lift": 1.5, "use_share": 0.05, "use_coef": 5.0}
@@ -26,7 +27,8 @@ def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_rele
     skipped = drawn.time - memory.time
     assert drawn.time.dtype == memory.time.dtype
     assert set(skipped.tolist()) == set(range(SKIPPED_RAMPS * RAMP + 1))
-    assert 0.22 < (skipped > 0).double().mean() < 0.28
+    *others, controls = skipped.unflatten(0, (-1, CONTROL_EVERY)).unbind(1)
+    assert 0.22 < (torch.cat(others) > 0).double().mean() < 0.28 and not controls.any()
     assert torch.equal(drawn.drawn[:, -2].to(skipped.dtype), skipped)
     for before, after in zip(memory.layers, drawn.layers, strict=True):
         assert torch.equal(before.birth, after.birth)
