@@ -41,7 +41,9 @@ _PORTAL = {
     "sharpen_beyond": 50, "novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0,
     "age_values": 0.0,
 }  # fmt: skip
-_SWITCH = {"newest_first": 4.0, "novelty_coef": 0.0, "position_dropout": 0.1}
+_SWITCH = {
+    "newest_first": 4.0, "novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0, "age_values": 0.0,
+}  # fmt: skip
 _SEQUENCE = {
     "sharpness": 2.0,
     "num_positions": 16,
@@ -58,7 +60,7 @@ _TEXT = {
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
-    ("Switch-v0", "ppo"): _SWITCH,
+    ("Switch-v0", "ppo"): {**_SWITCH, "adaptive_lambda": False},
     ("Switch-v0", "impala"): _SWITCH,
     ("TMaze-v0", "ppo"): {"gating": True},
     ("TMaze-v0", "impala"): {"gating": True},
