@@ -20,7 +20,7 @@ from expire_span_rl.agents.novelty import EpisodicNovelty
 from expire_span_rl.agents.rollout import Rollout, check_arrays, far_seed, hash_state, restore_generator, select_prefix
 from expire_span_rl.agents.stagger import NEVER, UNKNOWN, rows_to_cut
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
-from expire_span_rl.protocols import CONTROL_EVERY, Acting, LearningPolicy, Memory
+from expire_span_rl.protocols import Acting, LearningPolicy, Memory, is_control
 
 COMPACTION_INTERVAL = 8
 """Smallest number of steps between two compactions of the memory that acts."""
@@ -182,7 +182,7 @@ class Collector:
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
         for episode, row in zip(episodes, np.flatnonzero(infos["_final_obs"]).tolist(), strict=True):
-            episode[IS_CONTROL] = row % CONTROL_EVERY == CONTROL_EVERY - 1
+            episode[IS_CONTROL] = is_control(row)
         self.returns[is_over] = 0
         self.lengths[is_over] = 0
         if only_truncated.any():

@@ -316,7 +316,7 @@ class Trainer:
             self.notes += [note] if note else []
         self.window.load_state_dict(metadata["window"])
         self.controller.load_state_dict(metadata["controller"])
-        if "time_trial" in metadata:  # runs from before 30 November 2026 have none
+        if "time_trial" in metadata:  # runs from before 8de04c8 have none
             self.time_trial.load_state_dict(metadata["time_trial"])
         self.keeper.load_state(tensors, metadata["best"])
         return episodes_continue

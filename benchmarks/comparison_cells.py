@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,7 +146,7 @@ def training_metrics(run_dir: Path, settings: Settings) -> dict[str, float | Non
     return {
         "training_minutes": seconds / 60,
         "training_steps_per_second": steps / seconds,
-        "best_epoch": best_epoch([point for row in rows if (point := curve_point(row)) is not None]),
+        "best_epoch": best_epoch(_curve_points(rows)),
     }
 
 
@@ -169,9 +169,14 @@ def learning_curve(run_dir: Path) -> list[list[float | None]]:
     ended, since the first to end are the shortest.
     """
     with (run_dir / "progress.csv").open(newline="") as log:
-        points = [point for row in csv.DictReader(log) if (point := curve_point(row)) is not None]
+        points = _curve_points(csv.DictReader(log))
     stride = -(-len(points) // CURVE_POINTS) or 1
     return points[::-1][::stride][::-1]
+
+
+def _curve_points(rows: Iterable[Mapping[str, Any]]) -> list[list[float | None]]:
+    """The points of a log's rows that have one."""
+    return [point for row in rows if (point := curve_point(row)) is not None]
 
 
 def curve_point(row: Mapping[str, Any]) -> list[float | None] | None:

@@ -70,7 +70,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "measure": task.measure,
         "final": final,
         "best": max(values, default=None),
-        "best_epoch": metrics.get("best_epoch"),  # cells from before 29 November 2026 lack it
+        "best_epoch": metrics.get("best_epoch"),  # cells from before 5e7ec6e may lack it
         "published": task.published,
         "target": task.target,
         "steps_to_target": steps_at_target[0] if steps_at_target else None,

@@ -19,6 +19,11 @@ CONTROL_EVERY = 8
 """One of so many environments, the last of these, is a control: its time is never skipped in training."""
 
 
+def is_control(row: Any) -> Any:
+    """Whether an environment of a process is a control. row: its number, or an array or tensor of numbers."""
+    return row % CONTROL_EVERY == CONTROL_EVERY - 1
+
+
 @runtime_checkable
 class Memory(Protocol):
     """What B environments remember between two rollouts."""

@@ -36,14 +36,12 @@ SNAPSHOTS = ("thinned", "all")
 MOST_EPISODES = 10**6  # of an evaluation on the way
 MAX_STEPS = 10_000  # the longest episode that is evaluated or shown, unless the user allows longer ones
 
+_PLACES = {"novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0, "age_values": 0.0}
 _PORTAL = {
-    "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
-    "sharpen_beyond": 50, "novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0,
-    "age_values": 0.0,
+    **_PLACES, "shifted_heads": 2, "action_gain": 5.0, "observation_prediction_coef": 0.3, "final_ent_coef": 0.001,
+    "sharpen_beyond": 50,
 }  # fmt: skip
-_SWITCH = {
-    "newest_first": 4.0, "novelty_coef": 0.0, "position_dropout": 0.1, "uniform_heads": 0.0, "age_values": 0.0,
-}  # fmt: skip
+_SWITCH = {**_PLACES, "newest_first": 4.0}
 _SEQUENCE = {
     "sharpness": 2.0,
     "num_positions": 16,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.memory.kind import Lives
 from expire_span_rl.policies.settings import UNKNOWN_MAX_SPAN, ExpireSpanConfig
-from expire_span_rl.protocols import CONTROL_EVERY
+from expire_span_rl.protocols import is_control
 
 INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to become useless
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
@@ -83,7 +83,7 @@ class SurvivalSpans(nn.Module):
 
     def unreleased_reach(self) -> float | None:
         """Span and ramp of all memories before `release`; None after it."""
-        return self.initial_limit + self.config.ramp if float(self.released) < 1 else None
+        return self.initial_limit + self.config.ramp if float(self.released) < RELEASED else None
 
     def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         """[B,2]: steps to skip before a training rollout, and by how many steps memories look older in it. 0 in most
@@ -95,8 +95,8 @@ class SurvivalSpans(nn.Module):
         chance, size = torch.rand(2, batch_size, len(chances), generator=generator, device=device)
         steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
         is_skipping = (self.released == RELEASED).to(device)
-        is_control = torch.arange(batch_size, device=device) % CONTROL_EVERY == CONTROL_EVERY - 1
-        return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~is_control[:, None], steps, 0)
+        controls = is_control(torch.arange(batch_size, device=device))
+        return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~controls[:, None], steps, 0)
 
     def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
         """The spans [B,C]: nothing that is drawn limits them."""
@@ -118,7 +118,7 @@ class SurvivalSpans(nn.Module):
     def is_known_unreleased(self) -> bool:
         """Whether all spans are certainly `initial_limit`. A GPU is not asked, since that would mean waiting for
         it."""
-        return self.released.device.type == "cpu" and float(self.released) < 1
+        return self.released.device.type == "cpu" and float(self.released) < RELEASED
 
     @torch.no_grad()
     def forward(self, normed: Tensor, known_need: Tensor | None = None) -> Tensor:
@@ -146,7 +146,7 @@ class SurvivalSpans(nn.Module):
             spans = spans.clamp(max=self.max_span)
         if self.released.device.type == "cpu":  # released: see above
             return spans
-        return torch.where(self.released >= 1, spans, self.initial_limit)
+        return torch.where(self.released >= RELEASED, spans, self.initial_limit)
 
     def _hazard_until(self, age: Tensor, bin_hazard: Tensor, hazard: Tensor) -> Tensor:
         """-log S at the ages [B,C]: [B,C,1]. bin_hazard, hazard: [B,C,K] of the bins, and at their ends."""
@@ -182,7 +182,7 @@ class SurvivalSpans(nn.Module):
         if pressure < 0:
             row, slot, counts = _select(is_new)
             hazard = F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum(-1)
-            return (hazard * counts).sum() / num_new * (self.released >= 1)
+            return (hazard * counts).sum() / num_new * (self.released >= RELEASED)
         need, is_counted, is_last = self._needs(lives)
         row, slot, counts = _select(is_counted)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]
