@@ -18,6 +18,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "total-timesteps": (
         "steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames",
     ),
+    "total-blocks": (
+        "total-timesteps", "blocks", "updates", "steps", "timesteps", "total-steps", "max-steps", "num-timesteps",
+    ),
     "num-envs": ("n-envs", "envs", "n-env", "num-env", "num-environments", "n-environments", "vec-envs"),
     "num-steps": ("n-steps", "rollout-length", "rollout-steps", "unroll-length", "horizon", "steps-per-rollout"),
     "learning-rate": ("lr", "lrate", "alpha", "step-size"),

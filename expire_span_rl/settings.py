@@ -113,8 +113,8 @@ class RunConfig:
     total_timesteps: int = 3_000_000
     """Environment steps of the training, rounded up to whole rollouts."""
     num_envs: int = 128
-    """Environments that are stepped together. Default: 128, or 64, 32 or 16 where --total-timesteps would otherwise
-    allow fewer than 64 updates."""
+    """Environments that are stepped together. Default: 128, or 64, 32 or 16 where a short training
+    would otherwise have fewer than 64 updates."""
     seed: int = 1
     """Seed of everything random: weights, environments, actions and minibatches."""
     run_dir: str = ""

@@ -196,6 +196,7 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--task", "text", "--loss-tolerance", "-1"], "--loss-tolerance: expected at least 0, got -1"),
         (["--total-blocks", "-1"], "--total-blocks: expected at least 0, got -1"),
         (["--env", "Corridor-v0"], "unknown flag --env"),
+        (["--total-timesteps", "9"], "unknown flag --total-timesteps: did you mean --total-blocks?"),
         (["--memory", "gru", "--window", "3"], "unknown flag --window"),
         (["--span-loss", "papr"], "--span-loss: expected one of learned, paper, got 'papr'"),
         (["--num-envs", "4", "--num-minibatches", "8"], "--num-minibatches: expected at most --num-envs (4)"),
