@@ -40,6 +40,9 @@ STAGES = 15
 FLAT = 0.02
 """Without success, spans follow needs only after a stage in which the best return has risen by at most this share of
 what it has risen by so far. What is still being learned is lost when memories become shorter."""
+HARM = 0.2
+"""Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
+before they did."""
 
 
 class Score(NamedTuple):
@@ -166,25 +169,31 @@ class ForgettingController:
         self.is_flat = False
         """Whether the best score rose by little in it."""
         self.observed = 0.0
-        """For how many updates needs have been observed: the sum of all pressures above 0. An update within the memory
-        budget counts as 1."""
+        """For how many updates needs have been observed since the start or the last setback: the sum of all pressures
+        above 0. An update within the memory budget counts as 1."""
+        self.bound_score: float | None = None
+        """The best score of the time before spans followed needs."""
+        self.setbacks = 0
+        """How often spans followed needs and the return then fell below what it had been before."""
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
 
     @property
     def needs_known(self) -> bool:
-        """Whether the needs of memories were observed for so long that spans can follow them."""
-        return self.observed >= OBSERVED_UPDATES and self.has_waited
+        """Whether the needs of memories were observed for so long that spans can follow them. False again after a
+        setback."""
+        return self.observed >= self._needed_updates and self.has_waited
+
+    @property
+    def _needed_updates(self) -> float:
+        """For how many updates needs must be observed: twice as many after every setback."""
+        return OBSERVED_UPDATES * 2.0**self.setbacks
 
     def is_enough(self, episodes: int) -> bool:
         """Whether a score over so many hard episodes says something."""
         return episodes >= self.config.min_hard_episodes
 
-    def gain(self, is_success: bool) -> float:
-        """By how much the best score certainly exceeds the first, 0 before there is any; 1 for success."""
-        return 1.0 if is_success else self._gain
-
     @property
-    def _gain(self) -> float:
+    def gain(self) -> float:
         """By how much the best score certainly exceeds the first. 0 before there is any."""
         return max((self.best_score or 0.0) - (self.first_score or 0.0), 0.0)
 
@@ -195,18 +204,18 @@ class ForgettingController:
                 return "the task was not learned"
             if not self.is_enough(score.episodes):
                 return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
-            if not score.is_success and self._gain == 0:
+            if not score.is_success and self.gain == 0:
                 return f"the mean return of the latest hard episodes, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
             target = self.target(score.is_success)
             return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"
-        if self.observed >= OBSERVED_UPDATES:
+        if self.observed >= self._needed_updates:
             return (
                 f"without success, spans follow needs only after {PATIENT_FRACTION:.0%} of the training, once returns "
                 "rise no more"
             )
-        observed = f"{self.observed:.0f} of {OBSERVED_UPDATES:.0f} updates"
-        return f"needs were observed for only {observed} since it was learned"
+        since = "spans last followed them and the return fell" if self.setbacks else "it was learned"
+        return f"needs were observed for only {self.observed:.0f} of {self._needed_updates:.0f} updates since {since}"
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
@@ -221,7 +230,7 @@ class ForgettingController:
             return -self.loss.limit
         if is_success or self.first_score is None:
             return self.config.success_target
-        return self.first_score + self.config.success_target * self._gain
+        return self.first_score + self.config.success_target * self.gain
 
     def meets_target(self, score: Score) -> bool:
         """Whether a score is at the target. A return is, unless it is certainly lower."""
@@ -238,6 +247,11 @@ class ForgettingController:
         is_told = score.is_success or self.loss is not None or config.fixed_pressure > 0
         self._end_stage(int(progress * STAGES))
         self.has_waited |= is_told or (progress >= PATIENT_FRACTION and self.is_flat)
+        if not self.needs_known:
+            self.bound_score = self.best_score
+        elif is_known and not is_told and self._is_harmed(score):
+            self.setbacks += 1
+            self.observed = 0.0
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:
@@ -267,14 +281,20 @@ class ForgettingController:
             self.learned = False  # what returns said says nothing of success, which is reported from now on
         self.is_success = is_success
         self.best_score = max(self.best_score, score.lowest)
-        self.learned |= self.meets_target(score) and (is_success or self._gain > 0)
+        self.learned |= self.meets_target(score) and (is_success or self.gain > 0)
+
+    def _is_harmed(self, score: Score) -> bool:
+        """Whether a return is certainly lower than it was before spans followed needs, by more than a share of HARM."""
+        if self.first_score is None or self.bound_score is None:
+            return False
+        return score.highest < self.first_score + (1 - HARM) * (self.bound_score - self.first_score)
 
     def _end_stage(self, stage: int) -> None:
         """Notes whether the best score still rises. stage: number of stages that are over."""
         if stage == self.stage:
             return
         if self.best_score is not None and self.stage_score is not None:
-            self.is_flat = self.best_score - self.stage_score <= FLAT * self._gain
+            self.is_flat = self.best_score - self.stage_score <= FLAT * self.gain
         self.stage, self.stage_score = stage, self.best_score
 
     def _update(self, score: Score, live: float | None, new_episodes: int) -> None:
@@ -288,7 +308,7 @@ class ForgettingController:
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
-            slack = config.success_slack if score.is_success else config.success_slack * self._gain + score.error
+            slack = config.success_slack if score.is_success else config.success_slack * self.gain + score.error
             self.pressure = -min(1.0, shortfall / max(slack, 1e-8)) * evidence
         elif self._is_within_budget(live):
             self.pressure = 0.0
@@ -313,7 +333,7 @@ class ForgettingController:
         anything was learned."""
         if self.loss is not None:
             return self.learned and self.loss.violation <= 0
-        if not score.is_success and self._gain <= 0:
+        if not score.is_success and self.gain <= 0:
             return False
         return self.is_enough(score.episodes) and self.meets_target(score)
 
@@ -326,6 +346,8 @@ class ForgettingController:
             "best": self.best_score,
             "backlog": self.backlog,
             "observed": self.observed,
+            "bound_score": self.bound_score,
+            "setbacks": self.setbacks,
             "has_waited": self.has_waited,
             "is_success": self.is_success,
             "stage": self.stage,
@@ -345,9 +367,11 @@ class ForgettingController:
             raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
         self.has_waited = bool(state.get("has_waited", True))
         self.is_flat = bool(state.get("is_flat", False))
-        self.stage_score = number_or_none("stage_score", state.get("stage_score"))
-        for name in ("backlog", "observed"):  # older checkpoints have none of the seven
+        for name in ("stage_score", "bound_score"):
+            setattr(self, name, number_or_none(name, state.get(name)))
+        for name in ("backlog", "observed"):  # older checkpoints have none of the nine
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
-        self.stage = int(number_or_none("stage", state.get("stage")) or 0)
+        for name in ("stage", "setbacks"):
+            setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

@@ -171,6 +171,7 @@ class Trainer:
         if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self.keeper.keep(now, is_tested=is_tested)
+        was_known = self.controller.needs_known
         pressure = self.controller.update(now.score, now.live, new_hard_episodes, self._progress())
 
         # Compare acting with learning.
@@ -183,7 +184,7 @@ class Trainer:
         metrics.update(self._learn(rollout, pressure, backup))
         self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.config.forgetting:
-            self._let_spans_follow_needs()
+            self._let_spans_follow_needs(was_known)
             self._try_skipped_time(episodes, metrics)
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
@@ -198,15 +199,21 @@ class Trainer:
         metrics["time/episodes"] = self.episodes
         return metrics
 
-    def _let_spans_follow_needs(self) -> None:
-        """Tells the policy what the controller knows: that the task is learned, and for how long memories are
-        needed."""
+    def _let_spans_follow_needs(self, was_known: bool) -> None:
+        """Tells the policy what the controller knows: that the task is learned, and for how long memories are needed.
+        was_known: this was known before the update, so that there was a setback if it no longer is."""
         if self.controller.learned:
             self.policy.observe_needs()
-        if self.controller.needs_known:
-            if self.policy.unreleased_reach() is not None:
-                self.window.live.clear()  # they were those of bounded spans
+        is_known = self.controller.needs_known
+        is_bound = self.policy.unreleased_reach() is not None
+        if was_known and not is_known:
+            self.policy.bind_spans()
+            self.window.live.clear()  # they were those of other spans
+        elif is_known and is_bound:
             self.policy.release_spans()
+            self.window.live.clear()
+            if self.time_trial.is_over:
+                self.policy.keep_time()
 
     def _try_skipped_time(self, episodes: Sequence[Mapping[str, Any]], metrics: dict[str, float]) -> None:
         """Has no more time skipped once this is known to harm. Adds to the metrics what it costs. episodes: that ended
@@ -216,7 +223,7 @@ class Trainer:
         compared = [episode for episode in episodes if IS_CONTROL in episode]
         scores = self.window.scores(compared).tolist()
         self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
-        if self.time_trial.is_harmful(self.controller.gain(self._scores_are_success)):
+        if self.time_trial.is_harmful(1.0 if self._scores_are_success else self.controller.gain):
             self.time_trial.is_over = True
             self.policy.keep_time()
         if self.time_trial.loss is not None:
@@ -270,13 +277,12 @@ class Trainer:
         )
 
     def unfinished(self) -> str | None:
-        """A line that says so if spans were never released, so that the policy cannot remember for longer; else
-        None."""
+        """A line that says so if spans are not released, so that the policy cannot remember for longer; else None."""
         reach = self.policy.unreleased_reach()
         if reach is None or not self.controller.config.forgetting:
             return None
         missing = self.controller.missing(self._candidate().score)
-        return f"nothing was forgotten yet, and memories last {reach:,.0f} steps: {missing}"
+        return f"spans do not follow needs, and memories last {reach:,.0f} steps: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""

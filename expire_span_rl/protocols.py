@@ -345,6 +345,10 @@ class LearningPolicy(Policy, Protocol):
         """Called between two rollouts once it is known how long memories are needed."""
         ...
 
+    def bind_spans(self) -> None:
+        """Called between two rollouts where that harms. Spans are then as before `release_spans`."""
+        ...
+
     @property
     def can_skip_time(self) -> bool:
         """Whether time is skipped in some training rollouts after `release_spans`. In one of `CONTROL_EVERY`

@@ -145,6 +145,11 @@ class ActorCritic(Predictor, nn.Module):
         for layer in self.core.layers:
             layer.kind.release()
 
+    def bind_spans(self) -> None:
+        """Called between two rollouts where that harms. Spans are then as before `release_spans`."""
+        for layer in self.core.layers:
+            layer.kind.bind()
+
     def unreleased_reach(self) -> float | None:
         """Steps after which every memory is gone as long as `release_spans` was not called; None where that has no
         part."""

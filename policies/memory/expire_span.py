@@ -88,6 +88,9 @@ class ExpireSpan(MemoryKind):
     def release(self) -> None:
         self.span.release()
 
+    def bind(self) -> None:
+        self.span.bind()
+
     @property
     def can_skip_time(self) -> bool:
         return self.span.can_skip_time

@@ -186,6 +186,10 @@ class MemoryKind(nn.Module):
         """Called between two rollouts once that is known. From then on memories may be kept for as long as they are
         needed."""
 
+    def bind(self) -> None:
+        """Called between two rollouts where that harms. Memories are kept as before `release`, and `loss` goes on
+        learning."""
+
     @property
     def can_skip_time(self) -> bool:
         """Whether `skipped_steps` or `time_gaps` are ever other than 0 after `release`. In the last one of

@@ -60,6 +60,9 @@ class SigmoidSpans(nn.Linear):
     def release(self) -> None:
         """Changes nothing: L_max always bounds spans."""
 
+    def bind(self) -> None:
+        """Changes nothing: L_max always bounds spans."""
+
     can_skip_time: ClassVar[bool] = False
 
     def keep_time(self) -> None:

@@ -29,8 +29,8 @@ from expire_span_rl.protocols import is_control
 INITIAL_LOGIT = -4.0  # of all hazards: at the start no memory is known to become useless
 LAST_EXPONENT = 24  # the last bin ends at 2 to this power
 OBSERVING, RELEASED, TIME_KEPT = 0.5, 1.0, 2.0
-"""Values of `released`: while needs are observed and spans do not follow them yet, from `release` on, and from
-`keep_time` on."""
+"""Values of `released`: while needs are observed and spans do not follow them (before `release`, or after `bind`), from
+`release` on, and from `keep_time` on."""
 SKIPPED_RAMPS = 4
 """At most so many ramps of steps are skipped at a time, and by so many memories look older at most. More would not
 teach more, since a ramp is enough for what was only just seen to expire. What is skipped counts as watched, as does
@@ -46,7 +46,8 @@ def bin_edges() -> Tensor:
 
 
 class SurvivalSpans(nn.Module):
-    """Spans from the hazards of the last use. Until `release` all spans are `initial_limit` steps long."""
+    """Spans from the hazards of the last use. Until `release`, and after `bind`, all spans are `initial_limit` steps
+    long."""
 
     rate = 2.0
     """Learning rate as a multiple of the config's: these logits have a longer way to go than a sigmoid's input."""
@@ -71,6 +72,10 @@ class SurvivalSpans(nn.Module):
     def release(self) -> None:
         """From now on spans are as long as their memories are needed, up to --max-span if that is set."""
         self.released.clamp_(min=RELEASED)
+
+    def bind(self) -> None:
+        """From now on spans are `initial_limit` steps long again, while needs are observed."""
+        self.released.fill_(OBSERVING)
 
     @property
     def can_skip_time(self) -> bool:

@@ -245,6 +245,56 @@ def test_spans_do_not_follow_needs_while_returns_rise(rise, released):
         assert "once returns rise no more" in controller.missing(score)
 
 
+def played(controller: ForgettingController, value: float, updates: int, is_success: bool = False) -> float:
+    """Updates with the same score late in a training. Returns the last pressure."""
+    return [controller.update(Score(value, MANY, is_success), 50.0, MANY, 0.9) for _ in range(updates)][-1]
+
+
+def controller_that_knows_needs(is_success: bool = False) -> ForgettingController:
+    """One whose score has risen from 0 to 1."""
+    controller = make_controller()
+    played(controller, 0.0, 1, is_success)
+    controller.is_flat = True
+    played(controller, 1.0, 60, is_success)
+    assert controller.needs_known
+    return controller
+
+
+def test_spans_do_not_follow_needs_where_that_costs_a_return():
+    """A fifth of what was gained before. Afterwards needs must be observed for twice as long as before, while the
+    return is at its target."""
+    controller, loaded = controller_that_knows_needs(), make_controller()
+    assert played(controller, 0.81, 10) < 0 and controller.needs_known
+    assert played(controller, 0.79, 1) < 0 and not controller.needs_known
+    played(controller, 0.5, 1000)
+    assert controller.setbacks == 1 and controller.observed == 0
+    loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    played(loaded, 1.0, 90)
+    since = "needs were observed for only 88 of 100 updates since spans last followed them and the return fell"
+    assert loaded.missing(Score(1.0, MANY, False)) == since
+    played(loaded, 1.0, 20)
+    assert loaded.needs_known
+    played(loaded, 0.7, 1)
+    assert loaded.setbacks == 2 and not loaded.needs_known
+
+
+def test_what_was_only_gained_later_is_no_setback():
+    """Bounded spans would not bring it back."""
+    controller = controller_that_knows_needs()
+    played(controller, 3.0, 10)
+    assert played(controller, 0.9, 10) < 0 and controller.needs_known
+    played(controller, 0.7, 1)
+    assert not controller.needs_known
+
+
+def test_noise_and_lost_success_are_no_setbacks():
+    controller = controller_that_knows_needs()
+    controller.update(Score(0.7, MANY, False, 0.05), 50.0, MANY, 0.9)
+    assert controller.needs_known
+    controller = controller_that_knows_needs(is_success=True)
+    assert played(controller, 0.1, 10, is_success=True) == -1 and controller.needs_known
+
+
 @pytest.mark.parametrize("is_success", [True, False])
 def test_a_controllers_state_continues_identically(is_success):
     """Through JSON, at every point of a sequence in which success comes, goes and comes back."""

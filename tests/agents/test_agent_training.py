@@ -245,7 +245,7 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     reach = spans[0].initial_limit + spans[0].config.ramp
-    nothing = f"nothing was forgotten yet, and memories last {reach:,.0f} steps: "
+    nothing = f"spans do not follow needs, and memories last {reach:,.0f} steps: "
     assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
@@ -260,6 +260,37 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     assert trainer.unfinished() is None
     loaded.load_state(*trainer.state())
     assert {float(layer.kind.span.released) for layer in loaded.policy.core.layers} == {1}
+
+
+def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
+    """Not in a policy that came with spans that follow needs, nor before they do. What time trials found stays true."""
+    trainer = corridor_trainer(updates=30, forgetting=ForgettingConfig(success_target=0.9))
+    policy, controller = trainer.policy, trainer.controller
+
+    def released() -> set[float]:
+        return {float(layer.kind.span.released) for layer in policy.core.layers}
+
+    def play(*returns: float) -> None:
+        with monkeypatch.context() as patch:
+            run_scripted(trainer, list(returns), [5.0] * len(returns), patch, is_success=False)
+
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    policy.release_spans()
+    play(0.0, 1.0, 0.1)
+    assert released() == {1.0} and not controller.needs_known
+    policy.bind_spans()
+    play(0.1)
+    assert released() == {OBSERVING}
+    controller.is_flat, controller.has_waited = True, True
+    play(1.0, 1.0, 1.0)
+    assert released() == {1.0} and controller.needs_known
+    trainer.window.live.extend([7.0] * 5)
+    play(0.1)
+    assert released() == {OBSERVING} and not trainer.window.live
+    assert "since spans last followed them and the return fell" in str(trainer.unfinished())
+    trainer.time_trial.is_over = True
+    play(*[1.0] * 8)
+    assert released() == {2.0}
 
 
 @pytest.mark.parametrize("kind", ["transformer_xl", "gru", "none"])
