@@ -16,8 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_rl
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS
-from expire_span_rl.agents.forgetting import ForgettingController, LossConstraint
+from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.agents.kept_policy import KeptPolicy
+from expire_span_rl.agents.loss_constraint import LossConstraint
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation

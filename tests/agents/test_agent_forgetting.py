@@ -10,8 +10,9 @@ import pytest
 
 from expire_span_rl.agents import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.episodes import EpisodeWindow
-from expire_span_rl.agents.forgetting import BEST_DRIFT, Score
+from expire_span_rl.agents.forgetting import Score
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.loss_constraint import BEST_DRIFT
 
 MANY = 10_000
 """Hard episodes, more than the controller needs."""
