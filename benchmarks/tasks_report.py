@@ -37,7 +37,7 @@ LEGEND = (
 PUBLISHED_LEGEND = (
     "*Best epoch*: the highest mean return over 65,536 steps of a training, as POPGym's paper measures it, of the "
     "seeds for which it is known (interquartile mean [interval]). *Published*: the highest mean of three trainings of "
-    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that came to it."
+    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that came to it, in its three decimals."
 )
 
 
@@ -98,7 +98,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each task and kind.
 
     `final`, `best`, `best_epoch`, `live_mean`, `score` and `training_minutes` are Estimates, None where there are no
-    values. `published_reached` is how many seeds had an epoch as good as the published mean.
+    values. `published_reached` is how many seeds had an epoch as good as the published mean, in its three decimals.
     `reached` is how many seeds reached the target, and `steps_to_target` is their median.
     """
     out = []
@@ -120,7 +120,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "ended_early": sum((run["trained_timesteps"] or run["timesteps"]) < run["timesteps"] for run in runs),
                 "reached": len(steps_to_target),
                 "epochs_known": len(best_epochs),
-                "published_reached": 0 if published is None else sum(value >= published for value in best_epochs),
+                "published_reached": sum(published is not None and round(x, 3) >= published for x in best_epochs),
                 "steps_to_target": statistics.median(steps_to_target) if steps_to_target else None,
                 **task_values,
                 **estimates,
