@@ -26,6 +26,7 @@ from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.cli.values import ALIASES
 from expire_span_rl.envs.errors import EnvironmentFailed
 from expire_span_rl.policies import KINDS
+from expire_span_rl.sequences import SequenceConfig
 from expire_span_rl.settings import RunConfig, run_parts
 
 SCRIPTS = ("train_rl.py", "train_sequence.py", "evaluate.py", "visualize.py")
@@ -41,6 +42,7 @@ CONFIGS = {
     "learning": learning.BenchmarkConfig,
     "prediction": prediction.ProbeConfig,
     "scaling": scaling.ScalingConfig,
+    "sequence": SequenceConfig,
     "training": training.BenchmarkConfig,
 }
 WHOLE = [(name, flag) for name, config in CONFIGS.items() for flag in flags_of(config) if flag.element is int]
