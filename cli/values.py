@@ -14,13 +14,10 @@ _SLIP = 0.9  # likeness from which a name counts as a typing error, before other
 _NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits
 
+_STEPS = ("steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames")
 ALIASES: dict[str, tuple[str, ...]] = {
-    "total-timesteps": (
-        "steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames",
-    ),
-    "total-blocks": (
-        "total-timesteps", "blocks", "updates", "steps", "timesteps", "total-steps", "max-steps", "num-timesteps",
-    ),
+    "total-timesteps": _STEPS,
+    "total-blocks": ("total-timesteps", "blocks", "updates", *_STEPS),
     "num-envs": ("n-envs", "envs", "n-env", "num-env", "num-environments", "n-environments", "vec-envs"),
     "num-steps": ("n-steps", "rollout-length", "rollout-steps", "unroll-length", "horizon", "steps-per-rollout"),
     "learning-rate": ("lr", "lrate", "alpha", "step-size"),
