@@ -282,7 +282,7 @@ class Trainer:
         if reach is None or not self.controller.config.forgetting:
             return None
         missing = self.controller.missing(self._candidate().score)
-        return f"spans do not follow needs, and memories last {reach:,.0f} steps: {missing}"
+        return f"all memories last {reach:,.0f} steps, needed or not: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""

@@ -245,7 +245,7 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     reach = spans[0].initial_limit + spans[0].config.ramp
-    nothing = f"spans do not follow needs, and memories last {reach:,.0f} steps: "
+    nothing = f"all memories last {reach:,.0f} steps, needed or not: "
     assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
