@@ -24,6 +24,9 @@ FEWEST = 10
 """Updates before a smaller lambda than the largest is chosen."""
 MARGIN = 1.1
 """How many times the cosine of a smaller lambda must be that of the largest. Otherwise it is not worth its bias."""
+CERTAINTY = 2.0
+"""How many standard errors above 0 the mean of a smaller lambda's <G, g> must be. Where nothing can be learned yet, all
+are noise, and the largest lambda keeps what comes late."""
 _TINY = 1e-30
 
 
@@ -39,10 +42,12 @@ class AdaptiveLambda:
 
     def __init__(self, largest: float):
         self.lambdas = (*(smaller for smaller in SMALLER if smaller < largest), largest)
-        self.averages = torch.zeros(2, len(self.lambdas), dtype=torch.float64)
-        """Of <G, g> and of |G|^2, in units of the noise with the largest lambda."""
+        self.averages = torch.zeros(3, len(self.lambdas), dtype=torch.float64)
+        """Of <G, g>, of |G|^2 and of <G, g>^2, in units of the noise with the largest lambda."""
         self.weight = 0.0
         """Of all updates in the averages."""
+        self.squared_weights = 0.0
+        """The sum of the squares of the weights of single updates."""
         self.value = largest
         """The lambda of the next update."""
 
@@ -57,31 +62,42 @@ class AdaptiveLambda:
         if products is not None:
             self.averages = KEPT * self.averages.to(products.device) + (1 - KEPT) * products
             self.weight = KEPT * self.weight + (1 - KEPT)
-        product, square = (self.averages / max(self.weight, _TINY)).tolist()
-        # In units of |g|, which is the same for all.
-        cosines = [p / max(s, _TINY) ** 0.5 for p, s in zip(product, square, strict=True)]
-        best = max(range(len(cosines)), key=cosines.__getitem__)
-        enough = self.weight > 1 - KEPT**FEWEST
-        is_better = enough and cosines[best] > max(MARGIN * cosines[-1], 0.0)
-        used, self.value = self.value, self.lambdas[best] if is_better else self.lambdas[-1]
+            self.squared_weights = KEPT**2 * self.squared_weights + (1 - KEPT) ** 2
+        used, self.value = self.value, self._best()
         return {"train/gae_lambda": used}
+
+    def _best(self) -> float:
+        """The lambda with the largest cosine, if it is certainly better than the largest lambda."""
+        if self.weight <= 1 - KEPT**FEWEST:
+            return self.lambdas[-1]
+        products, squares, squared_products = (self.averages / self.weight).tolist()
+        # In units of |g|, which is the same for all.
+        cosines = [p / max(s, _TINY) ** 0.5 for p, s in zip(products, squares, strict=True)]
+        best = max(range(len(cosines)), key=cosines.__getitem__)
+        updates = self.weight**2 / self.squared_weights  # of equal weight that would be as much worth
+        variance = max(squared_products[best] - products[best] ** 2, 0.0) / (updates - 1)
+        is_certain = products[best] > CERTAINTY * variance**0.5
+        is_better = cosines[best] > max(MARGIN * cosines[-1], 0.0)
+        return self.lambdas[best] if is_certain and is_better else self.lambdas[-1]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state, for `load_state_dict`."""
-        numbers = {"weight": self.weight, "value": self.value}
+        numbers = {"weight": self.weight, "squared_weights": self.squared_weights, "value": self.value}
         return {
             "averages": self.averages,
             **{name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()},
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from `state_dict`. Raises ValueError for one of other lambdas."""
-        if tensors["averages"].shape != self.averages.shape:
-            raise ValueError(
-                f"adaptive lambda: expected averages {list(self.averages.shape)}, got {list(tensors['averages'].shape)}"
-            )
-        self.averages = tensors["averages"]
-        self.weight, self.value = float(tensors["weight"]), float(tensors["value"])
+        """Continues from `state_dict`. One that has no squared products, of an earlier version, gives only the lambda
+        of the next update: the averages begin anew. Raises ValueError for one of other lambdas."""
+        averages, expected = tensors["averages"], self.averages.shape
+        if averages.shape[1:] != expected[1:]:
+            raise ValueError(f"adaptive lambda: expected averages {list(expected)}, got {list(averages.shape)}")
+        self.value = float(tensors["value"])
+        if averages.shape == expected:
+            self.averages = averages
+            self.weight, self.squared_weights = float(tensors["weight"]), float(tensors["squared_weights"])
 
 
 class Comparison:
@@ -109,14 +125,15 @@ class Comparison:
         self._rows += len(rows)
 
     def products(self) -> Tensor | None:
-        """[2,L] for the averages; None for fewer than two environments."""
+        """[3,L] for the averages; None for fewer than two environments."""
         if self._rows < 2:
             return None
         total = self._sum
         among = (total * total[-1]).sum((1, 2)) - self._products
         among = among * self._rows / (self._rows - 1)  # as if all pairs counted
-        squares = total.square().sum((1, 2))
-        return torch.stack([among, squares]) / self._noise.clamp(min=_TINY)
+        noise = self._noise.clamp(min=_TINY)
+        among, squares = among / noise, total.square().sum((1, 2)) / noise
+        return torch.stack([among, squares, among.square()])
 
 
 def log_prob_gradient(actions: PolicyActions, logits: Tensor, taken: Tensor) -> Tensor:

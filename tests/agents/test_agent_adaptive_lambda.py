@@ -29,7 +29,8 @@ def test_products_are_those_of_different_environments():
     among = [
         sum((gradients[k, a] * gradients[-1, b]).sum() for a in range(4) for b in range(4) if a != b) for k in (0, 1)
     ]
-    expected = torch.stack([torch.stack(among) * 4 / 3, gradients.sum(1).square().sum((1, 2))]) / noise
+    products, squares = torch.stack(among) * 4 / 3 / noise, gradients.sum(1).square().sum((1, 2)) / noise
+    expected = torch.stack([products, squares, products**2])
     torch.testing.assert_close(comparison.products(), expected, rtol=1e-5, atol=1e-5)
     alone = Comparison(advantages[:, :, :1], scores[:, :1])
     alone.add(features[:, :1], torch.tensor([0]))
@@ -45,7 +46,8 @@ def test_the_gradient_of_a_log_probability():
 
 
 def updates(adaptive: AdaptiveLambda, delay: int, count: int, seed: int = 0) -> list[float]:
-    """The lambdas used in updates in which a reward depends on the action so many steps before it, and on chance."""
+    """The lambdas used in updates in which a reward depends on the action so many steps before it, and on chance. With
+    a delay of `T` it depends on chance alone."""
     generator = torch.Generator().manual_seed(seed)
     used = []
     for _ in range(count):
@@ -77,6 +79,11 @@ def test_without_any_signal_the_largest_stays():
         comparison = adaptive.begin(torch.zeros(5, T, B), torch.zeros(T, B, 2))
         comparison.add(torch.ones(T, B, 1), torch.arange(B))
         assert adaptive.end(comparison) == {"train/gae_lambda": 0.9}
+
+
+def test_noise_does_not_choose_a_smaller_lambda():
+    used = [lam for seed in range(6) for lam in updates(AdaptiveLambda(0.9), T, 130, seed)]
+    assert sum(lam < 0.9 for lam in used) <= 0.03 * len(used)
 
 
 @pytest.mark.parametrize("largest, lambdas", [(0.9, (0, 0.25, 0.5, 0.75, 0.9)), (0.5, (0, 0.25, 0.5)), (0.0, (0,))])
@@ -116,8 +123,20 @@ def test_a_continued_training_goes_on_with_its_averages(tmp_path):
     assert other.value == adaptive.value < 0.9
     assert updates(other, 3, 30, seed=1) == updates(adaptive, 3, 30, seed=1)
     assert torch.isfinite(other.averages).all()
-    with pytest.raises(ValueError, match=r"^adaptive lambda: expected averages \[2, 3\], got \[2, 5\]$"):
+    with pytest.raises(ValueError, match=r"^adaptive lambda: expected averages \[3, 3\], got \[3, 5\]$"):
         AdaptiveLambda(0.5).load_state_dict(tensors)
+
+
+def test_a_state_without_squared_products_gives_only_the_next_lambda():
+    """As versions before squared products wrote it."""
+    adaptive = AdaptiveLambda(0.9)
+    updates(adaptive, 0, 40)
+    tensors = adaptive.state_dict()
+    del tensors["squared_weights"]
+    other = AdaptiveLambda(0.9)
+    other.load_state_dict({**tensors, "averages": tensors["averages"][:2]})
+    assert other.value == adaptive.value < 0.9
+    assert updates(other, 0, 40, seed=1)[1:FEWEST] == [0.9] * (FEWEST - 1)
 
 
 def test_it_is_part_of_an_agents_state(tmp_path):
