@@ -58,7 +58,7 @@ _TEXT = {
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Portal-v0", "ppo"): {**_PORTAL, "learning_rate": 1.5e-3},
     ("Portal-v0", "impala"): {**_PORTAL, "learning_rate": 1e-3},
-    ("Switch-v0", "ppo"): {**_SWITCH, "adaptive_lambda": False},
+    ("Switch-v0", "ppo"): {"newest_first": 4.0},
     ("Switch-v0", "impala"): _SWITCH,
     ("TMaze-v0", "ppo"): {"gating": True},
     ("TMaze-v0", "impala"): {"gating": True},
