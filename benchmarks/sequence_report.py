@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -63,22 +62,6 @@ def _csv_row(cell: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str
         "peak_memory_mb": cell["peak_memory"] / 1e6,
         "settings": json.dumps(cell["given"]),
     }
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of `results_csv`, with numbers where they are numbers."""
-    with path.open(newline="") as file:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _value(name: str, text: str) -> Any:
-    if name in ("kind", "variant", "evaluated", "commit"):
-        return text
-    if name == "settings":
-        return json.loads(text)
-    if name.endswith("by_layer"):
-        return [float(part) for part in text.split()]
-    return float(text) if name not in ("seed", "streams", "asked", "blocks", "timesteps", "parameters") else int(text)
 
 
 def summary(cells: Sequence[Mapping[str, Any]], bits: bool) -> list[dict[str, Any]]:

@@ -29,5 +29,10 @@ def call(script: ModuleType, arguments: Iterable[object], monkeypatch: pytest.Mo
 
 def log(run_dir: Path) -> list[dict[str, str]]:
     """The rows of a run's progress.csv."""
-    with (run_dir / "progress.csv").open(newline="") as file:
+    return csv_rows(run_dir / "progress.csv")
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header."""
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))

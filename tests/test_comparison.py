@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from script_cases import call
+from script_cases import call, csv_rows
 
 from benchmarks import comparison, comparison_cells
 from benchmarks.comparison_cells import Cell
@@ -93,8 +92,7 @@ def test_a_sweep_is_interrupted_continued_and_extended(in_folder, trainings, mon
 
 def check_results() -> None:
     """The rows and cells of the sweep with the settings TINY."""
-    with Path("sweep/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(Path("sweep/results.csv"))
     assert [(r["kind"], r["budget"], r["seed"]) for r in rows] == [
         ("expire_span", "8", "1"),
         ("transformer_xl", "8", "1"),
@@ -303,8 +301,7 @@ def test_every_kind_gets_the_same_search_and_the_settings_of_its_best_trial(in_f
     search = ["--kinds", "transformer_xl", "gru", *TINY[4:], "--search", "3"]
     assert sweep(search, monkeypatch) == 0
     assert [kind for kind, _ in trainings] == ["transformer_xl", "gru"] * 4
-    with Path("sweep/trials.csv").open(newline="") as file:
-        trials = list(csv.DictReader(file))
+    trials = csv_rows(Path("sweep/trials.csv"))
     assert [(trial["kind"], trial["budget"], trial["trial"]) for trial in trials] == [
         *(("gru", "", str(number)) for number in (1, 2, 3)),
         *(("transformer_xl", "8", str(number)) for number in (1, 2, 3)),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from script_cases import log
 
 from benchmarks import generalisation
 from expire_span_rl import cli
@@ -72,7 +72,7 @@ def test_a_training_that_was_interrupted_goes_on_first(tmp_path, monkeypatch):
     for _ in range(2):
         job = (generalisation.GeneralisationConfig(env="TMaze-v0", episodes=4), "expire_span", 1, TINY, [5])
         generalisation.train_and_play(job)
-        rows = list(csv.DictReader((run / "progress.csv").open()))
+        rows = log(run)
         assert [int(row["time/total_timesteps"]) for row in rows] == [64, 128, 192, 256]
         kept = generalisation.kept_rows(job[0], "expire_span", 1)
         assert list(kept) == [("expire_span", 1, 5)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_cases import call
+from script_cases import call, csv_rows
 
 from benchmarks import sequence, sequence_speed
 from benchmarks.sequence_cells import Cell, evaluate_blocks, read_cells, train_for
-from benchmarks.sequence_report import read_csv, results_csv, summary
+from benchmarks.sequence_report import results_csv, summary
 from benchmarks.sequence_search import best_trial, trial_settings
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
@@ -47,12 +47,13 @@ def test_cells_are_written_once_and_the_table_grows(in_benchmark, monkeypatch, c
     assert xl["peak_memory"] > 10**8
     chosen = best_trial([cells[trial] for trial in trials[1::2]], lower_is_better=False)["chosen"]
     assert xl["chosen"] == chosen and xl["config"]["learning_rate"] == chosen.get("learning_rate", 1e-3)
-    rows = read_csv(Path("x/results.csv"))
+    rows = csv_rows(Path("x/results.csv"))
     assert len(rows) == 4 + 2 * 2 and {row["evaluated"] for row in rows} == {"5", "6", "40"}
     row = next(r for r in rows if (r["kind"], r["variant"], r["evaluated"]) == ("transformer_xl", "default", "40"))
-    assert row["accuracy"] == pytest.approx(xl["evaluations"][1]["accuracy"], rel=1e-5)
-    assert row["live_by_layer"] == pytest.approx(xl["evaluations"][1]["live_mean"], rel=1e-4)
-    assert row["settings"]["window"] == "30"
+    assert float(row["accuracy"]) == pytest.approx(xl["evaluations"][1]["accuracy"], rel=1e-5)
+    live = [float(number) for number in row["live_by_layer"].split()]
+    assert live == pytest.approx(xl["evaluations"][1]["live_mean"], rel=1e-4)
+    assert json.loads(row["settings"])["window"] == "30"
     table = Path("x/table.md").read_text()
     assert table.count("\n| transformer_xl | default |") == 2 and "trial" not in table
     assert Path("x/memory.png").stat().st_size > 5_000
@@ -139,9 +140,9 @@ def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
     assert same["score"] == (0.1, 0.1, 0.1)  # their mean is 0.10000000000000002, which is no place within a range
     assert row["ms_per_block"] == (3.0, 2.0, 4.0) and row["seeds"] == 2 and row["evaluated"] == "64"
     (tmp_path / "x.csv").write_text(results_csv(cells))
-    rows = read_csv(tmp_path / "x.csv")
-    assert [r["accuracy"] for r in rows] == [0.5, 1.0] and rows[0]["live_max_by_layer"] == [11, 21]
-    assert rows[1]["peak_memory_mb"] == 3.0 and rows[1]["seed"] == 2 and rows[0]["settings"] == {}
+    rows = csv_rows(tmp_path / "x.csv")
+    assert [r["accuracy"] for r in rows] == ["0.5", "1"] and rows[0]["live_max_by_layer"] == "11 21"
+    assert rows[1]["peak_memory_mb"] == "3" and rows[1]["seed"] == "2" and rows[0]["settings"] == "{}"
 
 
 @pytest.mark.parametrize(

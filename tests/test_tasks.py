@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
-from script_cases import call
+from script_cases import call, csv_rows
 
 from benchmarks import comparison_cells, task_list, tasks
 from benchmarks.task_list import TASKS
@@ -50,8 +49,7 @@ def test_a_table_is_interrupted_continued_and_extended(in_folder, monkeypatch, c
     larger = ["--tasks", "CartPole-v1", "TMaze-50", "--kinds", "lru", "lstm", "--seeds", "2", *TINY[8:]]
     assert table([*larger, "--jobs", "2"], monkeypatch) == 0
     assert Path("table/CartPole-v1/cells/lstm-any-1.json").read_bytes() == before
-    with Path("table/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(Path("table/results.csv"))
     assert [(r["task"], r["kind"], r["seed"]) for r in rows] == [
         *(("CartPole-v1", kind, seed) for kind, seed in (("lstm", "1"), ("lstm", "2"), ("lru", "1"), ("lru", "2"))),
         ("CartPole-v1", "none", "1"),
@@ -110,8 +108,7 @@ def test_a_training_ends_after_its_target(in_folder, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "| CartPole-v1 | 0.02M | return 1 | none | 1 * |" in output
     assert "| TMaze-50 | 0.02M | return 0.99 | none | 1 |" in output
-    with Path("table/results.csv").open(newline="") as file:
-        cartpole, tmaze = csv.DictReader(file)
+    cartpole, tmaze = csv_rows(Path("table/results.csv"))
     run = Path("table/CartPole-v1/runs/none-any-1/progress.csv")
     before = run.read_bytes()
     Path("table/CartPole-v1/cells/none-any-1.json").unlink()  # as if it was killed while it evaluated
