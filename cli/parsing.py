@@ -7,7 +7,7 @@ import importlib.metadata
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
@@ -60,15 +60,24 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 
 def values_of(name: str, arguments: Sequence[str]) -> list[str]:
     """Every value of --name in the arguments."""
-    values = []
+    return [value for _, value in _occurrences(name, arguments) if value is not None]
+
+
+def arguments_without(name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments without any --name and its value."""
+    left_out = {i for places, _ in _occurrences(name, arguments) for i in places}
+    return [argument for i, argument in enumerate(arguments) if i not in left_out]
+
+
+def _occurrences(name: str, arguments: Sequence[str]) -> Iterator[tuple[range, str | None]]:
+    """Of every --name: the indices of the flag and its value, and the value; None if it is missing."""
     for i, argument in enumerate(arguments):
         if not argument.startswith("--") or flag_of(argument) != f"--{name}":
             continue
         if "=" in argument:
-            values.append(argument.split("=", 1)[1])
-        elif i + 1 < len(arguments):
-            values.append(arguments[i + 1])
-    return values
+            yield range(i, i + 1), argument.split("=", 1)[1]
+        else:
+            yield range(i, i + 2), arguments[i + 1] if i + 1 < len(arguments) else None
 
 
 def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str]:

@@ -86,11 +86,8 @@ def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
     total_blocks = cli.value_of("total-blocks", arguments)
     if total_blocks is None:
         return resumed_config(resume, list(arguments), in_blocks=True)
-    rest = list(arguments)
-    index = next(i for i, argument in enumerate(rest) if cli.flag_of(argument) == "--total-blocks")
-    del rest[index : index + (1 if "=" in rest[index] else 2)]
     config = cli.parse(SequenceConfig, ["--total-blocks", total_blocks], "")
-    settings = resumed_config(resume, rest, in_blocks=True)
+    settings = resumed_config(resume, cli.arguments_without("total-blocks", arguments), in_blocks=True)
     _, block_size = length_flag(settings)
     return settings.replace(total_timesteps=config.total_blocks * block_size)
 
