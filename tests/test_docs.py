@@ -43,12 +43,14 @@ PARSED = {
 """What is not run, and why. The real parser reads it, as far as there is one."""
 SMALL = ["--num-envs", "4", "--num-steps", "16", "--total-timesteps", "128", "--no-progress-bar", "--overwrite"]
 SHORT = {
-    "train_rl.py": [*SMALL, "--memory-image-every", "0"],
+    "train_rl.py": [*SMALL, "--memory-image-every", "0", "--n-eval-episodes", "2"],
     "train_sequence.py": [*SMALL[:4], "--total-blocks", "3", *SMALL[6:], "--num-minibatches", "2"],
     "evaluate.py": ["--episodes", "2", "--max-steps", "100000"],
     "visualize.py": ["--episodes", "1", "--max-steps", "100000"],
 }
 """Flags that make a command short. The last of two equal flags counts."""
+UNLESS_SAID = {"visualize.py": ["--audit", "0"]}
+"""Flags before those of a command. Audits of long episodes take half a minute, and have tests of their own."""
 SHORT_PYTHON = {
     "total_timesteps=1_000_000": "total_timesteps=512",
     "num_envs=128": "num_envs=8",
@@ -106,10 +108,11 @@ def shortened(words: list[str]) -> list[str]:
         return words
     flags = SHORT.get(script, [])
     if script.startswith("train") and "--resume" in arguments:
-        return [*words, "--no-progress-bar"]
+        longer = ["--total-blocks", "5"] if "--total-blocks" in arguments else []  # SHORT's trainings have 3
+        return [*words, *longer, "--no-progress-bar"]
     if script == "train_rl.py" and not any(argument.startswith("sb3-") for argument in arguments):
         flags = [*flags, "--num-minibatches", "2"]
-    return [*words, *flags]
+    return [script, *UNLESS_SAID.get(script, []), *arguments, *flags]
 
 
 def steps_of(page: Path) -> list[tuple[str, list[str] | str]]:
