@@ -49,11 +49,12 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     [
         ([], 128),
         (["--total-timesteps", "1e6"], 128),  # 122 updates
-        (["--total-timesteps", "524288"], 128),  # 64 updates
-        (["--total-timesteps", "524287"], 64),
-        (["--total-timesteps", "150000"], 32),
+        (["--total-timesteps", "819200"], 128),  # 100 updates
+        (["--total-timesteps", "819199"], 64),
+        (["--total-timesteps", "300000"], 32),
+        (["--total-timesteps", "150000"], 16),
         (["--total-timesteps", "1000"], 16),
-        (["--total-timesteps", "524288", "--num-steps", "128"], 64),
+        (["--total-timesteps", "819200", "--num-steps", "128"], 64),
         (["--total-timesteps", "150000", "--num-envs", "128"], 128),
         (["--total-timesteps", "150000", "--num-envs=200"], 200),
     ],
