@@ -70,8 +70,8 @@ worth)."""
 
 LEAST_UPDATES = 100
 """A training without --num-envs has at least so many updates, if LEAST_ENVS environments are few enough for that. In
-128 environments CartPole-v1 had 19 updates within 150,000 steps, and no seed came to a return of 475. In 32 three of five
-seeds did (docs/results/other_tasks.md)."""
+128 environments CartPole-v1 had 19 updates within 150,000 steps, and no seed came to a return of 475. In 32, three of
+five seeds did (docs/results/other_tasks.md)."""
 LEAST_ENVS = 16
 """The fewest environments that the default of --num-envs may be."""
 
