@@ -2,7 +2,7 @@
 
 A large lambda credits an action with everything that comes after it, and with its noise. Where the reward follows the
 action at once, a small one learns from less noise. Which one is best is read from the policy's gradient: the direction
-of its estimate under each lambda is compared with the expected direction under the largest one.
+of its estimate under each lambda is compared with the expected direction under a lambda of 1.
 
 T time steps, b environments, P parameters of the action distribution, D features, L lambdas, the largest one last.
 """
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from expire_span_rl.protocols import PolicyActions
 
+REFERENCE = 1.0
+"""The lambda whose expected gradient is aimed at. Values then enter only at a rollout's end. With less, an error that
+the values have in common in all environments is taken for a certain direction, and a small lambda follows it best."""
 SMALLER = (0.0, 0.25, 0.5, 0.75)
 """The lambdas that are compared with the largest one, as far as they are smaller."""
 KEPT = 0.98
@@ -33,7 +36,7 @@ _TINY = 1e-30
 class AdaptiveLambda:
     """Compares lambdas by the gradient of the policy head's weights, and chooses one for each update.
 
-    Let G be the estimate of that gradient from a rollout with one lambda, and g the expected one with the largest. The
+    Let G be the estimate of that gradient from a rollout with one lambda, and g the expected one with `REFERENCE`. The
     expected cosine of the angle between them is E<G, g> / (|g| sqrt(E|G|^2)) in good approximation. The largest one
     wins. <G, g> is estimated without bias by products of the parts that different environments have in the two
     estimates, since these are independent of each other. Environments that share randomness make it too large for all
@@ -43,7 +46,7 @@ class AdaptiveLambda:
     def __init__(self, largest: float):
         self.lambdas = (*(smaller for smaller in SMALLER if smaller < largest), largest)
         self.averages = torch.zeros(3, len(self.lambdas), dtype=torch.float64)
-        """Of <G, g>, of |G|^2 and of <G, g>^2, in units of the noise with the largest lambda."""
+        """Of <G, g>, of |G|^2 and of <G, g>^2, in units of the noise with `REFERENCE`."""
         self.weight = 0.0
         """Of all updates in the averages."""
         self.squared_weights = 0.0
@@ -52,8 +55,9 @@ class AdaptiveLambda:
         """The lambda of the next update."""
 
     def begin(self, advantages: Tensor, scores: Tensor) -> Comparison:
-        """The comparison of an update. advantages: [L,T,B] of its rollout with each lambda; scores: [T,B,P], gradient
-        of the log-probabilities of its actions by their distribution's parameters (`log_prob_gradient`)."""
+        """The comparison of an update. advantages: [L+1,T,B] of its rollout with each lambda, then with `REFERENCE`;
+        scores: [T,B,P], gradient of the log-probabilities of its actions by their distribution's parameters
+        (`log_prob_gradient`)."""
         return Comparison(advantages - advantages.mean((1, 2), keepdim=True), scores)
 
     def end(self, comparison: Comparison) -> dict[str, float]:
@@ -101,31 +105,32 @@ class AdaptiveLambda:
 
 
 class Comparison:
-    """The gradients of one update's rollout with each lambda, environment by environment."""
+    """The gradients of one update's rollout with each of K lambdas, environment by environment. The others are compared
+    with the last one."""
 
     def __init__(self, advantages: Tensor, scores: Tensor):
-        self._advantages = advantages  # [L,T,B] of mean 0
+        self._advantages = advantages  # [K,T,B] of mean 0
         self._scores = scores  # [T,B,P]
         nothing = torch.zeros((), dtype=torch.float64, device=scores.device)
-        self._sum = nothing  # [L,P,D+1] of the environments so far
-        self._products = nothing  # [L] within environments
-        self._noise = nothing  # sum of the squares of environments with the largest lambda
+        self._sum = nothing  # [K,P,D+1] of the environments so far
+        self._products = nothing  # [K] within environments
+        self._noise = nothing  # sum of the squares of environments with the last lambda
         self._rows = 0
 
     @torch.no_grad()
     def add(self, features: Tensor, rows: Tensor) -> None:
         """Adds the environments `rows`, int64 [b]. features: [T,b,D] from which the policy head computes."""
         inputs = torch.cat([features, torch.ones_like(features[..., :1])], -1).transpose(0, 1)  # [b,T,D+1]
-        weighted = (self._advantages[:, :, rows, None] * self._scores[:, rows]).permute(0, 2, 3, 1)  # [L,b,P,T]
-        gradients = torch.matmul(weighted, inputs).double()  # [L,b,P,D+1]
-        largest = gradients[-1]
+        weighted = (self._advantages[:, :, rows, None] * self._scores[:, rows]).permute(0, 2, 3, 1)  # [K,b,P,T]
+        gradients = torch.matmul(weighted, inputs).double()  # [K,b,P,D+1]
+        last = gradients[-1]
         self._sum = self._sum + gradients.sum(1)
-        self._products = self._products + (gradients * largest).sum((1, 2, 3))
-        self._noise = self._noise + largest.square().sum()
+        self._products = self._products + (gradients * last).sum((1, 2, 3))
+        self._noise = self._noise + last.square().sum()
         self._rows += len(rows)
 
     def products(self) -> Tensor | None:
-        """[3,L] for the averages; None for fewer than two environments."""
+        """[3,K-1] for the averages; None for fewer than two environments."""
         if self._rows < 2:
             return None
         total = self._sum
@@ -133,7 +138,7 @@ class Comparison:
         among = among * self._rows / (self._rows - 1)  # as if all pairs counted
         noise = self._noise.clamp(min=_TINY)
         among, squares = among / noise, total.square().sum((1, 2)) / noise
-        return torch.stack([among, squares, among.square()])
+        return torch.stack([among, squares, among.square()])[:, :-1]
 
 
 def log_prob_gradient(actions: PolicyActions, logits: Tensor, taken: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.agents.action_baseline import ActionBaseline
-from expire_span_rl.agents.adaptive_lambda import AdaptiveLambda, Comparison, log_prob_gradient
+from expire_span_rl.agents.adaptive_lambda import REFERENCE, AdaptiveLambda, Comparison, log_prob_gradient
 from expire_span_rl.agents.learner import Learner, LossWeights, explained_variance, means
 from expire_span_rl.agents.returns import gae
 from expire_span_rl.agents.rollout import Rollout
@@ -166,7 +166,7 @@ class PPO(Learner):
             return advantages, returns, None
         by_lambda = torch.stack([*(with_lambda(smaller)[0] for smaller in adaptive.lambdas[:-1]), advantages])
         scores = log_prob_gradient(self.policy.actions, rollout.logits, rollout.actions)
-        comparison = adaptive.begin(by_lambda, scores)
+        comparison = adaptive.begin(torch.cat([by_lambda, with_lambda(REFERENCE)[0][None]]), scores)
         return by_lambda[adaptive.lambdas.index(adaptive.value)], returns, comparison
 
     def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
