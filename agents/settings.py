@@ -125,7 +125,7 @@ class PPOConfig(LearnerConfig):
     """Lambda of generalised advantage estimation (GAE)."""
     adaptive_lambda: bool = True
     """Credit actions with a smaller lambda where the policy's gradient is then measured to be nearer to what it is
-    expected to be with --gae-lambda, because there is less noise in it. The values still learn with --gae-lambda."""
+    expected to be with a lambda of 1, because there is less noise in it. The values still learn with --gae-lambda."""
     clip_coef: float = 0.2
     """PPO's clip range: how far the probability ratio may move from 1."""
     target_kl: float = 0.03
