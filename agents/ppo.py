@@ -164,9 +164,10 @@ class PPO(Learner):
         advantages, returns = with_lambda(config.gae_lambda)
         if adaptive is None:
             return advantages, returns, None
-        by_lambda = torch.stack([*(with_lambda(smaller)[0] for smaller in adaptive.lambdas[:-1]), advantages])
+        smaller = [with_lambda(gae_lambda)[0] for gae_lambda in adaptive.lambdas[:-1]]
+        by_lambda = torch.stack([*smaller, advantages, with_lambda(REFERENCE)[0]])
         scores = log_prob_gradient(self.policy.actions, rollout.logits, rollout.actions)
-        comparison = adaptive.begin(torch.cat([by_lambda, with_lambda(REFERENCE)[0][None]]), scores)
+        comparison = adaptive.begin(by_lambda, scores)
         return by_lambda[adaptive.lambdas.index(adaptive.value)], returns, comparison
 
     def _unroll(self, minibatch: Rollout, old_log_probs: Tensor, weights: LossWeights) -> tuple[Any, Tensor]:
