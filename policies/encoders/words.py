@@ -20,6 +20,11 @@ WIDTH = 32  # of a word's vector, and of a pair's
 PAIR = 0x9E3779B1  # an odd factor of the first number of a pair, before the second is added
 
 
+def is_captured(value: Tensor) -> bool:
+    """Whether a GPU records a step on this tensor to replay it, and can be asked for nothing."""
+    return value.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class WordsEncoder(EntryEncoder):
     """int64 [W] numbers of words, 0 behind the end. Not predicted: a text names the task and does not change."""
 
@@ -39,15 +44,20 @@ class WordsEncoder(EntryEncoder):
         return None
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        if is_captured(value):  # how many texts there are would have to be asked
+            return self._columns(value).to(dtype)
         # Each different text is embedded once: a mission does not change within an episode. A hash identifies a text.
         factors = torch.arange(1, 2 * value.shape[1], 2, device=value.device) * PAIR
         hashes, index = torch.unique((value * factors).sum(1), return_inverse=True)
         rows = torch.empty_like(hashes).scatter_(0, index, torch.arange(len(value), device=value.device))
-        texts = value[rows]
+        return self._columns(value[rows]).to(dtype)[index]
+
+    def _columns(self, texts: Tensor) -> Tensor:
+        """[N,W] -> [N,C]."""
         words = self._embed(self.words, texts, texts > 0)
         is_pair = (texts[:, 1:] > 0) & (texts[:, :-1] > 0)
         pairs = self._embed(self.pairs, (texts[:, :-1] * PAIR + texts[:, 1:]) % 2**32 + 1, is_pair)
-        return torch.cat([words, pairs], 1).to(dtype)[index]
+        return torch.cat([words, pairs], 1)
 
     @staticmethod
     def _embed(embedding: nn.Embedding, numbers: Tensor, exists: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ CAPTURED = [
 ]  # fmt: skip
 
 B, T = 5, 12
-ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-"""Operators for whose result the host waits."""
+ASKING = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+"""Tags of operators for whose result the host waits, unless they are given no mask."""
 
 
 class Waits(TorchDispatchMode):
@@ -29,7 +29,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in ASKING or (name in ("index", "index_put_") and _by_mask(args[1])):
+        waits = _by_mask(args[1]) if name in ("index", "index_put_") else ASKING & set(func.tags)
+        if waits:
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -98,8 +99,8 @@ def test_a_static_step_asks_the_device_for_nothing(kind, settings, monkeypatch):
 def test_what_is_counted_is_found():
     with Waits() as waits:
         x = torch.arange(3.0)
-        float(x.sum()), x[x > 1], torch.nonzero(x)
-    assert len(waits.names) == 3
+        float(x.sum()), x[x > 1], torch.nonzero(x), torch.unique(x), torch.equal(x, x)
+    assert len(waits.names) == 5
 
 
 def test_a_full_static_acting_is_refused():
