@@ -44,7 +44,8 @@ def observation_pictures(
         if entry["kind"] == "cells":
             panels.append(_tiles(values))
         elif entry["kind"] == "picture":
-            panels.append([_resize(as_rgb(value, entry["channels"] == "last"), max_side) for value in values])
+            pictures = [as_rgb(_brightened(value, entry), entry["channels"] == "last") for value in values]
+            panels.append([_resize(picture, max_side) for picture in pictures])
         else:
             panels.append(_heat_maps(np.stack(values), max_side))
     if panels:
@@ -55,6 +56,12 @@ def observation_pictures(
     width = int(np.ceil(np.sqrt(table.shape[1])))
     padding = -table.shape[1] % width
     return _heat_maps(table, max_side, (-1, width), padding)
+
+
+def _brightened(value: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    """A picture, uint8 of any shape, whose largest possible number is 255."""
+    brightest = entry.get("brightest", 255)
+    return value if brightest == 255 else (value.astype(np.uint16) * 255 // brightest).clip(0, 255).astype(np.uint8)
 
 
 def as_rgb(value: np.ndarray, channels_last: bool) -> np.ndarray:

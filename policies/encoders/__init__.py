@@ -34,7 +34,7 @@ ENCODERS: dict[str, type[EntryEncoder]] = {
     "vector": VectorEncoder,
 }
 """By the name in a policy file. A space is read by the first encoder that can read it."""
-OPTIONS = ("normalize", "impute")
+OPTIONS = ("normalize", "impute", "brightest")
 """What an entry of a spec says besides the space that it reads."""
 
 __all__ = [
@@ -87,7 +87,7 @@ def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
 
 
 def same_observation(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries of a spec read the same space. They may differ in what is done with statistics."""
+    """Whether two entries of a spec read the same space. They may differ in how numbers are scaled."""
 
     def space_of(entry: Mapping[str, Any]) -> str:
         return json.dumps({name: value for name, value in entry.items() if name not in OPTIONS}, sort_keys=True)

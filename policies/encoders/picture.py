@@ -12,15 +12,20 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from expire_span_rl.policies.encoders.base import EntryEncoder, squared_error
+from expire_span_rl.policies.encoders.base import MAX_ONE_HOT, EntryEncoder, bounds, squared_error
 
 MIN_SIDE = 8  # pixels: smaller arrays are not read as pictures
 SMALL = 36  # pixels: pictures with a smaller side are convolved by 3x3 kernels only
 PREDICTED_SIDE = 8  # pixels: predicted pictures are reduced to at most this side
+BRIGHTEST = 255
 
 
 class PictureEncoder(EntryEncoder):
-    """A convolutional network. Frames stay uint8 until they are encoded, as numbers from 0 to 1.
+    """A convolutional network. Frames stay uint8 until they are encoded, as numbers from 0 to 1: divided by the largest
+    that their space allows.
+
+    Small arrays whose space allows less than BRIGHTEST have codes, such as the objects of a grid, and are read as
+    integers.
 
     Pictures whose sides have at least SMALL pixels use the network of Mnih et al. (2015). Smaller ones use 3x3 kernels
     that halve the sides until they are at most 7.
@@ -29,6 +34,7 @@ class PictureEncoder(EntryEncoder):
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)
         self.channels_last = entry["channels"] == "last"
+        self.brightest = int(entry.get("brightest", BRIGHTEST))
         shape = list(entry["shape"])
         channels = 1 if len(shape) == 2 else shape.pop(2 if self.channels_last else 0)
         self.gray = len(entry["shape"]) == 2
@@ -54,18 +60,21 @@ class PictureEncoder(EntryEncoder):
         if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or hasattr(space, "encoder"):
             return None
         shape = list(space.shape)
-        if len(shape) == 2 and min(shape) >= MIN_SIDE:
-            return {"shape": shape, "channels": "last"}
-        if len(shape) != 3:
+        if len(shape) not in (2, 3):
             return None
-        channels = "last" if shape[2] <= shape[0] else "first"
+        channels = "last" if len(shape) == 2 or shape[2] <= shape[0] else "first"
         sides = shape[:2] if channels == "last" else shape[1:]
-        return {"shape": shape, "channels": channels} if min(sides) >= MIN_SIDE else None
+        low, high = bounds(space)
+        has_codes = max(high) < BRIGHTEST and sum(high - low + 1) <= MAX_ONE_HOT
+        if min(sides) < MIN_SIDE or has_codes:
+            return None
+        brightest = {} if max(high) == BRIGHTEST else {"brightest": max(1, *high)}
+        return {"shape": shape, "channels": channels, **brightest}
 
     def _pixels(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, ...] -> [N, channels, height, width] in [0, 1]."""
         value = value[..., None] if self.gray else value
-        return (value.permute(0, 3, 1, 2) if self.channels_last else value).to(dtype) / 255
+        return (value.permute(0, 3, 1, 2) if self.channels_last else value).to(dtype) / self.brightest
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return self.network(self._pixels(value, dtype)).flatten(1)

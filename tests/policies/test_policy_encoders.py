@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import nn
 
 from expire_span_rl.policies import ActorCritic, check_spaces, observation_spec
-from expire_span_rl.policies.encoders import ENCODERS, make_entry
+from expire_span_rl.policies.encoders import ENCODERS, make_entry, same_observation, words
 from expire_span_rl.policies.encoders.cells import CELL_VALUES, CellsEncoder
 from expire_span_rl.policies.encoders.vector import VectorEncoder
 from expire_span_rl.policies.encoders.words import WordsEncoder
@@ -38,13 +38,17 @@ SPACES = {
     "grey picture": spaces.Box(0, 255, (20, 30), np.uint8),
     "stacked frames": spaces.Box(0, 255, (4, 84, 84), np.uint8),
     "a window of bytes": spaces.Box(0, 255, (3, 3, 3), np.uint8),
+    "a grid of codes": spaces.Box(0, 3, (8, 8), np.uint8),
+    "planes of flags": spaces.Box(0, 1, (10, 10, 4), np.uint8),
+    "a faint picture": spaces.Box(0, 3, (40, 40, 3), np.uint8),
 }
 KINDS = {
     "cells": "cells", "words": "words", "mask": "mask", "discrete": "discrete", "discrete of many": "discrete",
     "integers": "integers", "multi_binary": "integers", "whole numbers": "integers", "bytes": "integers",
     "flags": "integers", "whole numbers of many values": "vector", "number": "vector", "vector": "vector",
     "tensor": "vector", "picture": "picture", "small picture": "picture", "grey picture": "picture",
-    "stacked frames": "picture", "a window of bytes": "vector",
+    "stacked frames": "picture", "a window of bytes": "vector", "a grid of codes": "integers",
+    "planes of flags": "integers", "a faint picture": "picture",
 }  # fmt: skip
 
 
@@ -75,6 +79,17 @@ def test_a_space_is_read_by_its_encoder_and_different_values_look_different(name
 
 
 @pytest.mark.parametrize("name", SPACES)
+def test_columns_ask_the_device_for_nothing_while_a_step_is_captured(name, monkeypatch):
+    """A GPU that captures a step can answer nothing, nor can PyTorch's device without numbers."""
+    spec = observation_spec(spaces.Dict({"x": SPACES[name]}), normalize_cells=True, impute_cells=True)["x"]
+    encoder, value = make_entry(spec), sample_values(SPACES[name], 4)
+    columns = encoder(value, torch.float32)
+    monkeypatch.setattr(words, "is_captured", lambda value: True)
+    assert torch.allclose(columns, encoder(value, torch.float32), atol=1e-6)
+    assert encoder.to("meta")(value.to("meta"), torch.float32).shape == (4, encoder.size)
+
+
+@pytest.mark.parametrize("name", SPACES)
 def test_predicting_an_entry_gets_better_by_descent(name):
     encoder = make_entry(observation_spec(spaces.Dict({"x": SPACES[name]}))["x"])
     value = sample_values(SPACES[name], 6)
@@ -91,6 +106,18 @@ def test_predicting_an_entry_gets_better_by_descent(name):
         optimizer.step()
     after = encoder.surprise(outputs, value)
     assert before > 0 and after < before / 3, (before, after)
+
+
+def test_pictures_of_few_brightnesses_are_as_clear_as_others():
+    """Divided by 255, the numbers 0 to 3 would all be nearly black."""
+    faint = spaces.Box(0, 3, (40, 40, 3), np.uint8)
+    spec = observation_spec(spaces.Dict({"x": faint}))["x"]
+    usual = make_entry(observation_spec(spaces.Dict({"x": spaces.Box(0, 255, (40, 40, 3), np.uint8)}))["x"])
+    encoder = make_entry(spec)
+    encoder.load_state_dict(usual.state_dict())
+    value = sample_values(faint, 3)
+    assert torch.allclose(encoder(value, torch.float32), usual(value * 85, torch.float32), atol=1e-5)
+    assert same_observation({"kind": "picture", "shape": [40, 40, 3], "channels": "last"}, spec), "of earlier policies"
 
 
 @pytest.mark.parametrize("name", ["discrete", "integers", "whole numbers", "bytes"])

@@ -231,6 +231,13 @@ def test_labels_say_the_name_and_the_place():
 # Pictures
 
 
+def test_pictures_of_few_brightnesses_are_shown_as_bright_as_others():
+    spec = {"image": {"kind": "picture", "shape": [64, 64], "channels": "last", "brightest": 3}}
+    observation = {"image": np.arange(4, dtype=np.uint8).repeat(16)[:, None].repeat(64, 1)}
+    (shown,) = observation_pictures([observation], spec)
+    assert sorted(set(shown.ravel().tolist())) == [0, 85, 170, 255]
+
+
 def test_pictures_are_shown_as_they_are():
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 250, (12, 10, 3), dtype=np.uint8)
