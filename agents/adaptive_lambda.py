@@ -4,7 +4,7 @@ A large lambda credits an action with everything that comes after it, and with i
 action at once, a small one learns from less noise. Which one is best is read from the policy's gradient: the direction
 of its estimate under each lambda is compared with the expected direction under a lambda of 1.
 
-T time steps, b environments, P parameters of the action distribution, D features, L lambdas, the largest one last.
+T time steps, b environments, P outputs of the policy head, D features, L lambdas, the largest one last.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AdaptiveLambda:
 
     def begin(self, advantages: Tensor, scores: Tensor) -> Comparison:
         """The comparison of an update. advantages: [L+1,T,B] of its rollout with each lambda, then with `REFERENCE`;
-        scores: [T,B,P], gradient of the log-probabilities of its actions by their distribution's parameters
+        scores: [T,B,P], gradient of the log-probabilities of its actions by the policy head's outputs
         (`log_prob_gradient`)."""
         return Comparison(advantages - advantages.mean((1, 2), keepdim=True), scores)
 
@@ -98,7 +98,10 @@ class AdaptiveLambda:
         averages, expected = tensors["averages"], self.averages.shape
         if averages.shape[1:] != expected[1:]:
             raise ValueError(f"adaptive lambda: expected averages {list(expected)}, got {list(averages.shape)}")
-        self.value = float(tensors["value"])
+        value = float(tensors["value"])
+        if value not in self.lambdas:
+            raise ValueError(f"adaptive lambda: expected one of {self.lambdas}, got {value}")
+        self.value = value
         if averages.shape == expected:
             self.averages = averages
             self.weight, self.squared_weights = float(tensors["weight"]), float(tensors["squared_weights"])
@@ -141,10 +144,10 @@ class Comparison:
         return torch.stack([among, squares, among.square()])[:, :-1]
 
 
-def log_prob_gradient(actions: PolicyActions, logits: Tensor, taken: Tensor) -> Tensor:
-    """[T,B,P]: the gradient of the log-probabilities of the actions `taken`, [T,B] or [T,B,N], by the distribution's
-    parameters [T,B,P]."""
+def log_prob_gradient(actions: PolicyActions, parameters: Tensor, taken: Tensor) -> Tensor:
+    """[T,B,P]: the gradient of the log-probabilities of the actions `taken`, [T,B] or [T,B,N], by the policy head's
+    outputs, with which their distribution's parameters [T,B, ...] begin."""
     with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
+        leaf = parameters.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(actions.log_prob(leaf, taken).sum(), leaf)
-    return gradient
+    return gradient[..., : actions.num_outputs]

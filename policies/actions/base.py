@@ -43,7 +43,8 @@ class Actions(nn.Module):
         raise NotImplementedError
 
     def params(self, outputs: Tensor) -> Tensor:
-        """The distribution's parameters [..., P] from the policy head's outputs [..., num_outputs]."""
+        """The distribution's parameters [..., P] from the policy head's outputs [..., num_outputs], with which they
+        begin."""
         return outputs
 
     def masked(self, params: Tensor, mask: Tensor) -> Tensor:

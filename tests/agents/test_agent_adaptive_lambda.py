@@ -45,6 +45,17 @@ def test_the_gradient_of_a_log_probability():
     torch.testing.assert_close(log_prob_gradient(policy.actions, logits, taken), expected)
 
 
+@pytest.mark.parametrize("id", ["Corridor-v0", "Pendulum-v1"])
+def test_the_gradient_is_that_of_the_policy_heads_weights(id):
+    policy = make_policy(envs.make_vec_env(id, 2), "none", heads=0.3)
+    features = torch.randn(3, 2, policy.policy_head.in_features)
+    parameters = policy.actions.params(policy.policy_head(features))
+    taken = policy.actions.sample(parameters.detach())
+    expected = torch.autograd.grad(policy.actions.log_prob(parameters, taken).sum(), policy.policy_head.weight)[0]
+    scores = log_prob_gradient(policy.actions, parameters, taken)
+    torch.testing.assert_close(torch.einsum("tbp,tbd->pd", scores, features), expected)
+
+
 def updates(adaptive: AdaptiveLambda, delay: int, count: int, seed: int = 0) -> list[float]:
     """The lambdas used in updates in which a reward depends on the action so many steps before it, and on chance. With
     a delay of `T` it depends on chance alone."""
@@ -151,3 +162,9 @@ def test_it_is_part_of_an_agents_state(tmp_path):
     _, without = make_agent(env)
     tensors, metadata = without.state()
     other.load_state(tensors, metadata)  # a run from before the setting
+
+
+def test_a_state_of_another_largest_lambda_is_refused():
+    state = AdaptiveLambda(0.9).state_dict()
+    with pytest.raises(ValueError, match=r"^adaptive lambda: expected one of \(0.0, 0.25, 0.5, 0.75, 0.95\), got 0.9$"):
+        AdaptiveLambda(0.95).load_state_dict(state)
