@@ -192,7 +192,7 @@ class SB3Trainer:
             "n_updates": algorithm._n_updates,
             "schedules": self.schedules.state(self.total_timesteps),
             "episodes": [[float(episode["r"]), int(episode["l"])] for episode in algorithm.ep_info_buffer],
-            "successes": [bool(success) for success in algorithm.ep_success_buffer],
+            "successes": [float(success) for success in algorithm.ep_success_buffer],
         }
         return {**tensors, **_generators()}, metadata
 

@@ -87,6 +87,14 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(agent):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.policy.state_dict().items())
 
 
+def test_successes_that_are_shares_stay_shares():
+    trainer = build(small("sb3-ppo")).trainer
+    trainer.algorithm.ep_success_buffer.extend([0.25, True])
+    restored = build(small("sb3-ppo")).trainer
+    restored.load_state(*trainer.state())
+    assert list(restored.algorithm.ep_success_buffer) == [0.25, 1.0]
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_an_entry_says_what_its_class_says(agent):
     """Attributes that are read before the class is imported; baselines have them in their entry alone."""
