@@ -132,7 +132,7 @@ class BlockSource:
             if self.episode_start.any():
                 rows = np.flatnonzero(self.episode_start)
                 episodes = finished_episodes(infos, rewards, lengths)
-                episode_ends += [(t, int(row), episode) for row, episode in zip(rows, episodes, strict=True)]
+                episode_ends += [(t, row, episode) for row, episode in episodes.items()]
                 lengths[rows] = 0
         self.lengths = lengths
         return Block(

@@ -181,13 +181,13 @@ class Collector:
         if not is_over.any():
             return []
         episodes = finished_episodes(infos, self.returns, self.lengths)
-        for episode, row in zip(episodes, np.flatnonzero(infos["_final_obs"]).tolist(), strict=True):
-            episode[IS_CONTROL] = is_control(row)
+        for row, episode in episodes.items():
+            episode[IS_CONTROL] = is_control(row, self.env.num_envs)
         self.returns[is_over] = 0
         self.lengths[is_over] = 0
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
-        return episodes
+        return list(episodes.values())
 
     def _cut_episodes(self, t: int, rows: np.ndarray, acting: Any, buffer: RolloutBuffer) -> None:
         """Cuts the episodes of the environments `rows` after step t, as a time limit would. They do not count as

@@ -19,6 +19,7 @@ import numpy as np
 
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.checks import is_difficulty, is_number, is_share, shown
+from expire_span_rl.spaces import EPISODE_LOST
 
 MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
@@ -34,23 +35,26 @@ QUARTERS = 4
 """Number of ranges of difficulty by which success is reported."""
 
 
-def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
-    """The episodes that ended in a step of a vector environment. returns, lengths: [B] at that step. Raises
-    TrainingEnded for a success that is no flag and no number from 0 to 1."""
+def finished_episodes(infos: Mapping[str, Any], returns: np.ndarray, lengths: np.ndarray) -> dict[int, dict[str, Any]]:
+    """The episodes that ended in a step of a vector environment, by the environment's row. Those that were lost with
+    their process are left out. returns, lengths: [B] at that step. Raises TrainingEnded for a success that is no flag
+    and no number from 0 to 1."""
     rows = np.flatnonzero(infos["_final_obs"])
     final_info = infos.get("final_info", {})
     names = [key for key in final_info if not key.startswith("_") and np.ndim(final_info[key]) == 1]
-    episodes = []
-    for row in rows:
+    episodes = {}
+    for row in rows.tolist():
         present = [key for key in names if final_info.get(f"_{key}", infos["_final_obs"])[row]]
         entries = {key: plain(final_info[key][row]) for key in present}
+        if entries.pop(EPISODE_LOST, False):
+            continue
         success = entries.get("is_success")
         if success is not None and not is_share(success):
             got = shown(repr(success), 40)
             raise TrainingEnded(f"environment {row}, is_success: expected a flag or a number from 0 to 1, got {got}")
         # The measured entries replace entries of the same names.
         measured = {"return": float(returns[row]), "steps": int(lengths[row])}
-        episodes.append({**{key: value for key, value in entries.items() if value is not None}, **measured})
+        episodes[row] = {**{key: value for key, value in entries.items() if value is not None}, **measured}
     return episodes
 
 

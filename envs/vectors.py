@@ -2,7 +2,7 @@
 
 Both extend Gymnasium's (SyncVectorEnv, AsyncVectorEnv) in SAME_STEP autoreset, over `AdaptedEnv`s. They give identical
 trajectories. A process that dies, or whose environment fails, is restarted a few times. Its episode then ends
-truncated. B environments.
+truncated, and is marked as lost (`EPISODE_LOST`). B environments.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
 from expire_span_rl.envs.timeout import overdue_message
 from expire_span_rl.envs.vector_worker import run_worker
+from expire_span_rl.spaces import EPISODE_LOST
 
 MOST_RESTARTS = 3
 """The number of restarts of processes in one vector environment."""
@@ -222,7 +223,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
                 final = {name: values[i].copy() for name, values in self._last_observations.items()}
                 self._count_episode(i)
                 info = self._restart(i, failure)
-                result = (0.0, False, True, {"final_obs": final, "final_info": {}, **info})
+                result = (0.0, False, True, {"final_obs": final, "final_info": {EPISODE_LOST: True}, **info})
             elif result[1] or result[2]:
                 self._count_episode(i)
             rewards[i], terminated[i], truncated[i], info = result

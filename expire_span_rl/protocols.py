@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONTROL_EVERY = 8
-"""One of so many environments, the last of these, is a control: its time is never skipped in training."""
+"""One of so many environments, the last of these, is a control: its time is never skipped in training. Of fewer it is
+the last one, too."""
 
 
-def is_control(row: Any) -> Any:
-    """Whether an environment of a process is a control. row: its number, or an array or tensor of numbers."""
-    return row % CONTROL_EVERY == CONTROL_EVERY - 1
+def is_control(row: Any, num_envs: int) -> Any:
+    """Whether an environment of a process is a control. row: its number among `num_envs`, or an array or tensor of
+    numbers. A single environment is one: nothing would tell what skipped time costs."""
+    every = min(CONTROL_EVERY, num_envs)
+    return row % every == every - 1
 
 
 @runtime_checkable

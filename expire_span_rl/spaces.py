@@ -24,6 +24,9 @@ PREVIOUS_REWARD = "previous_reward"
 ACTION_MASK = "action_mask"
 ADDED = (PREVIOUS_ACTION, PREVIOUS_REWARD, ACTION_MASK)
 """Entries that are not part of the environment's own observation."""
+EPISODE_LOST = "episode_lost"
+"""The entry of an episode's last info that is true if the episode ended because its process died. Such an episode is
+truncated, and counts nowhere."""
 MOST_WORDS = 48
 """Words of a text that are read; the rest is not read."""
 CELL_BOUNDS = (10, 5, 3)

@@ -100,7 +100,7 @@ class SurvivalSpans(nn.Module):
         chance, size = torch.rand(2, batch_size, len(chances), generator=generator, device=device)
         steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
         is_skipping = (self.released == RELEASED).to(device)
-        controls = is_control(torch.arange(batch_size, device=device))
+        controls = is_control(torch.arange(batch_size, device=device), batch_size)
         return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~controls[:, None], steps, 0)
 
     def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:

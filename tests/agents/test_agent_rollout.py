@@ -17,7 +17,7 @@ from expire_span_rl import envs
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.rollout import FAR_SEEDS, Rollout, acting_learning_difference, far_seed
 from expire_span_rl.policies import KINDS
-from expire_span_rl.protocols import CONTROL_EVERY
+from expire_span_rl.protocols import is_control
 
 T = 12
 B = 6
@@ -94,7 +94,7 @@ def test_a_rollout_is_what_single_environments_give():
             if not start[b]:
                 continue
             from_earlier_rollout += steps[b] > t + 1
-            measured = {"return": returns[b], "steps": steps[b], "is_control": b == CONTROL_EVERY - 1}
+            measured = {"return": returns[b], "steps": steps[b], "is_control": is_control(b, B)}
             expected_episodes.append({**measured, **info})
             observations[b], _ = singles[b].reset()
             returns[b] = 0.0

@@ -1,12 +1,13 @@
-"""Quotients of sums over episodes."""
+"""Which episodes count, and quotients of sums over them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from expire_span_rl.agents.episodes import finished_episodes, quotients, ratio_parts
+from expire_span_rl.agents.episodes import EpisodeWindow, finished_episodes, quotients, ratio_parts
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.spaces import EPISODE_LOST
 
 RATIOS = {
     "efficiency": ("oracle", "steps"),
@@ -33,8 +34,22 @@ def test_a_success_that_is_none_is_refused(value):
         finished_episodes(infos, np.zeros(2), np.ones(2, np.int64))
 
 
+def test_an_episode_that_was_lost_with_its_process_counts_nowhere():
+    """It has no difficulty and no success."""
+    final_info = {
+        "length": np.array([7, 0, 9]),
+        "_length": np.array([True, False, True]),
+        EPISODE_LOST: np.array([False, True, False]),
+        "_episode_lost": np.array([False, True, False]),
+    }
+    infos = {"_final_obs": np.ones(3, bool), "final_info": final_info}
+    episodes = finished_episodes(infos, np.arange(3.0), np.ones(3, np.int64))
+    assert episodes == {row: {"length": length, "return": row, "steps": 1} for row, length in ((0, 7), (2, 9))}
+    assert EpisodeWindow("length").add(episodes.values()) == 2
+
+
 @pytest.mark.parametrize("value", [True, 0.25, np.float32(1), None])
 def test_a_success_may_be_a_flag_or_a_share(value):
     infos = {"_final_obs": np.array([True]), "final_info": {"is_success": np.array([value], object)}}
-    (episode,) = finished_episodes(infos, np.zeros(1), np.ones(1, np.int64))
+    (episode,) = finished_episodes(infos, np.zeros(1), np.ones(1, np.int64)).values()
     assert episode.get("is_success") == value

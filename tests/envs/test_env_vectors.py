@@ -15,6 +15,7 @@ from gymnasium import spaces
 from expire_span_rl import envs
 from expire_span_rl.envs.gym_adapter import EnvironmentWarning, episode_seed
 from expire_span_rl.envs.registration import VECTORIZATIONS
+from expire_span_rl.spaces import EPISODE_LOST
 
 NESTED = spaces.Dict({"a": spaces.Tuple((LEAVES["vector"], LEAVES["text"])), "b": LEAVES["picture"]})
 
@@ -89,6 +90,7 @@ def test_a_process_that_fails_gives_a_warning_and_its_episode_ends_truncated(fai
     assert (reward.tolist(), terminated.tolist(), truncated.tolist()) == ([4, 0], [False] * 2, [False, True])
     assert infos["final_obs"]["observation"][1].tolist() == [2, 2]
     assert infos["final_obs"]["previous_action"][1] == 1
+    assert infos["final_info"][EPISODE_LOST].tolist() == [False, True]
     assert observation["observation"].tolist() == [[3, 3], [0, 0]]
     assert observation["previous_action"].tolist() == [1, 3]
     assert vector.unwrapped.call("get_wrapper_attr", "seeds")[1] == [episode_seed(1, 1)]

@@ -13,10 +13,19 @@ from policy_cases import act, act_as_learned, experience, make_policy
 
 from expire_span_rl.policies.memory.survival_spans import SKIPPED_RAMPS
 from expire_span_rl.policies.settings import ExpireSpanConfig
-from expire_span_rl.protocols import CONTROL_EVERY
+from expire_span_rl.protocols import CONTROL_EVERY, is_control
 
 RAMP = 5
 SETTINGS = {"initial_limit": 24, "ramp": RAMP, "use_lift": 1.5, "use_share": 0.05, "use_coef": 5.0}
+
+
+@pytest.mark.parametrize("num_envs, skipping", [(1, 0), (2, 1), (7, 6), (8, 7), (12, 11), (16, 14)])
+def test_the_last_of_eight_environments_and_of_fewer_is_a_control(num_envs, skipping):
+    policy = make_policy("expire_span", {**SETTINGS, "time_skips": 1.0})
+    memory = policy.initial_memory(num_envs)
+    is_skipped = policy.draw(memory, torch.Generator().manual_seed(0)).time > memory.time
+    assert is_skipped.tolist() == [not is_control(row, num_envs) for row in range(num_envs)]
+    assert is_skipped.sum() == skipping
 
 
 def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_released():
@@ -67,7 +76,7 @@ def test_skipped_time_is_no_part_of_an_episode_that_ended_before_it():
     rollout.start[0] = True
     skipped = policy.draw(memory, generator)
     plain = replace(skipped, time=memory.time, drawn=torch.zeros_like(skipped.drawn))
-    assert (skipped.time > plain.time).all()
+    assert (skipped.time > plain.time)[:-1].all()  # the last one is a control
     losses = [
         policy.unroll(rollout.observation, start, rollout.start, pressure=1.0).memory_loss for start in (skipped, plain)
     ]
