@@ -61,8 +61,10 @@ class _Entries:
         self.inner = spaces.Dict(entries)
         self.no_action = no_action(action_space)
         self.hides_action = hides_action
+        action_entry: Any = previous_action_space(action_space)
+        action_entry.is_hidden = hides_action
         previous = {
-            PREVIOUS_ACTION: previous_action_space(action_space),
+            PREVIOUS_ACTION: action_entry,
             PREVIOUS_REWARD: spaces.Box(-np.inf, np.inf, (), np.float32),
         }
         self.space = spaces.Dict({**entries, **previous})
@@ -105,10 +107,10 @@ class PreviousActionReward(gym.Wrapper):
     `left_out`: parts of the observation that are not read, {name: reason}. Raises EnvError for spaces that no policy
     supports."""
 
-    def __init__(self, env: gym.Env, encoder: str = "auto") -> None:
-        """encoder: see `cells.cells_space`."""
+    def __init__(self, env: gym.Env, encoder: str = "auto", timeout: float = 0.0) -> None:
+        """encoder: see `cells.cells_space`; timeout: see `envs.timeout`."""
         if not (isinstance(env, AdaptedEnv) or is_toolkit_task(env)):
-            env = adapt(env, encoder=encoder)
+            env = adapt(env, encoder=encoder, timeout=timeout)
         super().__init__(env)
         self.left_out: dict[str, str] = (
             env.left_out if isinstance(env, AdaptedEnv) else cast(Any, env.unwrapped).left_out

@@ -106,13 +106,16 @@ def private_kwargs(id: str) -> tuple[str, ...]:
     return TASKS[id].private_kwargs if id in TASKS else ()
 
 
-def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "auto", **kwargs: Any) -> gym.Env:
+def make_env(
+    id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "auto", env_timeout: float = 0.0, **kwargs: Any
+) -> gym.Env:
     """Makes one environment, wrapped as a policy expects (`envs.env_wrappers`).
 
     id: a registered id, or a function without arguments that makes a `gym.Env`. A name such as "package:Id-v0" or
         "path/to/my_envs.py:Id-v0" needs a call of `load_environment` first; nothing is imported here.
     wraps: wraps that make long trajectories, such as ["stretch=10", "episodes=4"] (`envs.core_wrappers`).
     encoder: "auto", or "cells" for an image in MiniGrid's encoding that is not recognised as one.
+    env_timeout: as for `make_vec_env`.
 
     Raises EnvError, one line, for an unknown id or wrap, an unknown or invalid keyword, spaces that no policy supports,
     or an environment that breaks Gymnasium's interface.
@@ -121,9 +124,9 @@ def make_env(id: str | MakeEnv, /, wraps: Sequence[str] = (), encoder: str = "au
     if builders:
         from expire_span_rl.envs.core_wrappers import LongTrajectoryEnv
 
-        core = _build_core(factory, 1, builders)
+        core = _build_core(factory, 1, builders, env_timeout)
         return PreviousActionReward(LongTrajectoryEnv(core, factory.render_mode))
-    return PreviousActionReward(factory.make_env(), encoder)
+    return PreviousActionReward(factory.make_env(), encoder, env_timeout)
 
 
 def make_vec_env(
@@ -173,9 +176,9 @@ def make_vec_env(
     return VectorPreviousActionReward(vector)
 
 
-def wrap_env(env: gym.Env, encoder: str = "auto") -> PreviousActionReward:
+def wrap_env(env: gym.Env, encoder: str = "auto", env_timeout: float = 0.0) -> PreviousActionReward:
     """Wraps an existing environment as a policy expects. Raises EnvError as `make_env`."""
-    return env if isinstance(env, PreviousActionReward) else PreviousActionReward(env, encoder)
+    return env if isinstance(env, PreviousActionReward) else PreviousActionReward(env, encoder, env_timeout)
 
 
 def wrap_vec_env(env: VectorEnv, encoder: str = "auto", env_timeout: float = 0.0) -> VectorPreviousActionReward:

@@ -88,7 +88,7 @@ class Model:
             self._run = build(resolved, vector, extractor, training.say, times_devices=True)
             self._run.info |= reference(env)
             if not isinstance(env, (gym.Env, VectorEnv)):
-                self._run.make_env = lambda: single_of(env, run.encoder)
+                self._run.make_env = lambda: single_of(env, run.encoder, run.env_timeout)
         self._set_info()
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}

@@ -100,7 +100,7 @@ def build(
     make_envs = vec_env_maker(name, run.num_envs, **kwargs)
     built = _Builder(settings, make_envs(), features_extractor, make_envs, say, times_devices).build(info)
     built.env_kwargs = evaluation_kwargs
-    built.make_env = lambda: make_env(name, **evaluation_kwargs)
+    built.make_env = lambda: make_env(name, env_timeout=run.env_timeout, **evaluation_kwargs)
     return built
 
 

@@ -77,11 +77,11 @@ def vector_of(
     return make_vec_env(functools.partial(_make_bare, env), num_envs, vectorization=vectorization, **options)
 
 
-def single_of(env: Any, encoder: str = "auto") -> gym.Env:
+def single_of(env: Any, encoder: str = "auto", env_timeout: float = 0.0) -> gym.Env:
     """One environment that exists, or one of a function, wrapped as a policy expects."""
     if isinstance(env, gym.Env):
-        return wrap_env(env, encoder)
-    return make_env(functools.partial(_make_bare, env), encoder=encoder)
+        return wrap_env(env, encoder, env_timeout)
+    return make_env(functools.partial(_make_bare, env), encoder=encoder, env_timeout=env_timeout)
 
 
 def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:

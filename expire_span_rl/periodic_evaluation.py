@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from expire_span_rl.building import Run
+from expire_span_rl.envs import EnvError, EnvironmentFailed
 from expire_span_rl.evaluation import EndlessEpisode, evaluate
 from expire_span_rl.settings import MAX_STEPS
 
@@ -49,19 +50,21 @@ class PeriodicEvaluation:
             return {}
 
     def _evaluate(self) -> dict[str, float]:
-        """The metrics of an evaluation; empty if an episode of it does not end."""
+        """The metrics of an evaluation; empty if an episode of it does not end. Raises EnvironmentFailed."""
         run = self._run
         episodes = run.settings.run.n_eval_episodes
         try:
             result = evaluate(
                 run.policy,
                 run.info["env"],
-                run.env_kwargs,
+                {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout},
                 episodes,
                 num_envs=min(NUM_ENVS, episodes),
                 max_steps=MAX_STEPS,
                 check=self._check_stop,
             )
+        except EnvError as error:  # they could be made before
+            raise EnvironmentFailed(f"an evaluation's environments: {error}") from error
         except EndlessEpisode as error:
             if not self._reported_endless:  # a policy that is stuck now may get on later
                 self._say(f"an evaluation failed: {error}")

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from expire_span_rl.agents.checkpoint import check_metadata, not_finite
 from expire_span_rl.agents.guard import NotFinite, check_modules
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
+from expire_span_rl.envs import EnvError, EnvironmentFailed
 from expire_span_rl.events import EventLog
 from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
@@ -147,7 +148,7 @@ class RunDirectory:
         picture = None
         # Baselines have no memories to look at.
         if every and make_env is not None and isinstance(policy, ActorCritic) and trainer.updates % every == 1 % every:
-            picture = self._memory_picture(policy, make_env())
+            picture = self._memory_picture(policy, make_env)
         with self._writing():
             self._table.write(metrics)
             self._events.write(metrics, trainer.timesteps, picture)
@@ -287,14 +288,21 @@ class RunDirectory:
             f"stays; --resume {self.path} --learning-rate LOWER goes on from there"
         )
 
-    def _memory_picture(self, policy: ActorCritic, env: gym.Env) -> tuple[str, Any] | None:
-        """A picture of what the policy remembers, always in the same episode, which training does not have. Closes
-        `env`."""
+    def _memory_picture(self, policy: ActorCritic, make_env: Callable[[], gym.Env]) -> tuple[str, Any] | None:
+        """A picture of what the policy remembers, always in the same episode, which training does not have. None, with
+        a message, if the environment fails: the training can do without."""
         from expire_span_rl.viewer.snapshot import snapshot  # importing it takes a second
 
         title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
-        picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
-        env.close()
+        try:
+            env = make_env()
+            try:
+                picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
+            finally:
+                env.close()
+        except (EnvError, EnvironmentFailed) as error:
+            say(f"no picture of what is remembered: {error}")
+            return None
         return None if picture is None else ("memory/timeline", picture)
 
 

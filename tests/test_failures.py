@@ -483,6 +483,62 @@ class Native(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+LATER = """
+import time
+import gymnasium as gym
+import numpy as np
+
+class Later(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    made = 0
+
+    def __init__(self):
+        Later.made += 1
+        self.is_later = Later.made > 2
+        if self.is_later and {refuses}:
+            raise RuntimeError("no licence left")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {{}}
+
+    def step(self, action):
+        if self.is_later:
+            time.sleep(30)
+        self.t += 1
+        return np.zeros(2, np.float32), 1.0, self.t == 5, False, {{}}
+
+gym.register("Later-v0", Later)
+"""
+"""An environment of which only two are well: all that are made later hang, or cannot be made."""
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["hangs", "cannot be made"])
+@pytest.mark.parametrize(
+    "flags", [["--memory-image-every", "2"], ["--eval-every", "64"]], ids=["picture", "evaluation"]
+)
+def test_environments_beside_those_of_the_training_may_fail(flags, refuses, tmp_path, monkeypatch, capsys):
+    """Without its picture a training goes on. Without an evaluation it ends, and is saved."""
+    monkeypatch.chdir(tmp_path)
+    file = Path(f"later_{flags[0].strip('-')[:4]}_{refuses}.py")  # a module has one name in a process
+    file.write_text(LATER.format(refuses=refuses))
+    sizes = ["--num-envs", "2", "--num-steps", "32", "--num-minibatches", "2", "--total-timesteps", "256"]
+    run = ["--env", f"{file}:Later-v0", "--env-timeout", "0.3", "--run-dir", "x", "--no-progress-bar", *sizes]
+    began = time.monotonic()
+    code = call(train_rl, [*run, "--memory-image-every", "0", *flags], monkeypatch)
+    errors = capsys.readouterr().err
+    problem = "RuntimeError: no licence left" if refuses else "no answer within 0.3 s (--env-timeout)"
+    assert time.monotonic() - began < 30 and problem in errors and "Traceback" not in errors
+    steps = load_checkpoint("x/checkpoint.safetensors")[1]["counters"]["timesteps"]
+    assert Path("x/policy.safetensors").exists()
+    if "--eval-every" in flags:
+        assert code == 1 and steps == 64 and errors.splitlines()[-1].startswith("error: ")
+    else:
+        assert code == 0 and steps == 256 and errors.count("no picture of what is remembered: ") == 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="locks a lock of this system twice")
 def test_native_code_that_hangs_is_ended_in_a_process_of_its_own(monkeypatch):
     """Its episode ends truncated, and the process is started again."""
