@@ -58,9 +58,6 @@ class Collector:
         """The last acting state. The next one uses its buffers again."""
         self._needs_reset = False
         """True if a rollout was given up and the environments cannot go back to the state before it."""
-        can_cut = getattr(env, "begin_next", None) is not None
-        self.cut_after = np.full(env.num_envs, UNKNOWN if can_cut else NEVER)
-        """[B] steps after which the current episodes are cut (`agents.stagger`). It is replaced, never written to."""
         self.novelty = EpisodicNovelty(env.num_envs) if novelty else None
         self._reset(seed)
 
@@ -72,6 +69,9 @@ class Collector:
         self.episode_start = np.ones(batch, bool)
         self.returns = np.zeros(batch)
         self.lengths = np.zeros(batch, np.int64)
+        can_cut = getattr(self.env, "begin_next", None) is not None
+        self.cut_after = np.full(batch, UNKNOWN if can_cut else NEVER)
+        """[B] steps after which the current episodes are cut (`agents.stagger`). It is replaced, never written to."""
         if self.novelty is not None:
             self.novelty.add(self.observation, self.episode_start)
         self._needs_reset = False

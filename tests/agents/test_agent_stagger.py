@@ -135,3 +135,16 @@ def test_others_environments_begin_their_next_episodes_too(vectorization):
     for name, entry in observations[0].items():
         assert np.array_equal(entry, observations[1][name]), name
     env.close()
+
+
+def test_episodes_that_begin_together_again_are_cut_again(monkeypatch):
+    """A rollout was given up, and the environments cannot go back to where they were."""
+    collector = make_collector()
+    monkeypatch.setattr(collector, "_env_state", dict)
+    collector.collect()
+    assert not (collector.cut_after == UNKNOWN).any()
+    collector.restore(collector.snapshot())
+    rollout, _ = collector.collect()
+    ends = rollout.terminated | rollout.truncated
+    assert ends[LENGTH].all() and not ends[LENGTH + 1 :].all(1).any()
+    assert (ends[LENGTH + 1 :].sum(1) == 1).sum() >= B // 2, "cut one by one"
