@@ -139,6 +139,8 @@ def _checked(key: str, value: Any, entry: Mapping[str, Any]) -> np.ndarray:
     """The value of an entry, with or without a batch axis, as an array. Raises ValueError."""
     shape = tuple(entry.get("shape", ()))
     array = np.asarray(value) if not isinstance(value, Tensor) else value.cpu().numpy()
+    if any(stride < 0 for stride in array.strides):  # such as a picture turned round, which PyTorch does not take
+        array = array.copy()
     if not shape and array.ndim == 2 and array.shape[1] == 1:  # Stable-Baselines3 has no spaces of a bare number
         array = array[:, 0]
     own_shape = array.shape[array.ndim - len(shape) :]
@@ -185,11 +187,13 @@ def _added_entries(
     """The entries that an environment's own observation lacks, [B, ...] each."""
     batch = len(start)
     no_action = policy.actions.no_action(batch)
+    is_hidden = policy.config.observation.get(PREVIOUS_ACTION, {}).get("hidden", False)
     if state is None:
         previous_action = no_action
         previous_reward = np.zeros(batch, np.float32)
     else:
-        previous_action = np.where(start.reshape(-1, *[1] * (no_action.ndim - 1)), no_action, state.action)
+        is_absent = (start | is_hidden).reshape(-1, *[1] * (no_action.ndim - 1))
+        previous_action = np.where(is_absent, no_action, state.action)
         previous_reward = state.reward
     if reward is not None:
         previous_reward = np.broadcast_to(np.asarray(reward, np.float32), (batch,))

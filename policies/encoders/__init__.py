@@ -34,7 +34,7 @@ ENCODERS: dict[str, type[EntryEncoder]] = {
     "vector": VectorEncoder,
 }
 """By the name in a policy file. A space is read by the first encoder that can read it."""
-OPTIONS = ("normalize", "impute", "brightest")
+OPTIONS = ("normalize", "impute", "brightest", "hidden")
 """What an entry of a spec says besides the space that it reads."""
 
 __all__ = [
@@ -55,7 +55,7 @@ def observation_spec(
     normalize_cells: bool = False,
     impute_cells: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The spec of an observation space.
+    """The spec of an observation space. The previous action is marked as `hidden` if the environment hides it.
 
     normalize: normalise floats by their running mean and standard deviation, except the previous action and reward;
     normalize_reward: the previous reward, too; normalize_cells: the contents of MiniGrid's cells, too; impute_cells:
@@ -79,6 +79,8 @@ def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
             is_float = isinstance(space, spaces.Box) and space.dtype.kind == "f"
             if (is_float and not normalize) or key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
                 entry.pop("normalize", None)
+            if getattr(space, "is_hidden", False):
+                entry["hidden"] = True
             return {"kind": kind, **entry}
     raise ValueError(
         f"observation {key!r}: expected a Box, Discrete, MultiDiscrete, MultiBinary or Text of moderate size, "
@@ -87,7 +89,8 @@ def _entry(key: str, space: spaces.Space, normalize: bool) -> dict[str, Any]:
 
 
 def same_observation(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries of a spec read the same space. They may differ in how numbers are scaled."""
+    """Whether two entries of a spec read the same space. They may differ in how numbers are scaled, and earlier
+    policy files do not say that the previous action is hidden."""
 
     def space_of(entry: Mapping[str, Any]) -> str:
         return json.dumps({name: value for name, value in entry.items() if name not in OPTIONS}, sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -66,6 +67,45 @@ def test_predict_takes_observations_of_a_single_environment():
     action, _ = policy.predict(observation, deterministic=True)
     assert env.action_space.contains(action)
     env.step(action)
+
+
+def test_an_action_that_the_environment_hides_is_not_shown_either():
+    """The same actions for the environment's own observations as for those that training sees."""
+
+    class Hiding(gym.Env):
+        metadata: ClassVar = {"hides_previous_action": True}
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Discrete(4)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+        def step(self, action):
+            return self.np_random.uniform(-1, 1, 2).astype(np.float32), 0.0, False, False, {}
+
+    env = envs.make_env(Hiding)
+    torch.manual_seed(0)
+    policy = ActorCritic.for_spaces(env.observation_space, env.action_space, memory="gru")
+    policy.policy_head.weight.data.normal_()
+    assert policy.config.observation["previous_action"]["hidden"]
+    observation, _ = env.reset(seed=0)
+    state = bare_state = None
+    for t in range(20):
+        start = np.array([t == 0])
+        action, state = policy.predict(observation, state, start, deterministic=True)
+        bare_action, bare_state = policy.predict(observation["observation"], bare_state, start, True, reward=0.0)
+        assert action == bare_action
+        observation, *_ = env.step(action)
+
+
+def test_arrays_that_are_turned_round_are_read():
+    policy, observation, start = arrays("gru", steps=1)
+    image = observation["image"][0]
+    turned = {**{key: value[0] for key, value in observation.items()}, "image": image[:, ::-1]}
+    copied = {**turned, "image": image[:, ::-1].copy()}
+    actions, _ = policy.predict(turned, None, start[0], deterministic=True)
+    assert actions.tolist() == policy.predict(copied, None, start[0], deterministic=True)[0].tolist()
 
 
 def test_a_stale_state_is_refused():
