@@ -94,6 +94,7 @@ def main() -> None:
 
     from expire_span_rl.envs import import_modules
     from expire_span_rl.policies import load_policy
+    from expire_span_rl.reporting import console
     from expire_span_rl.viewer.audit import table
     from expire_span_rl.viewer.summary import kinds_table
     from expire_span_rl.viewer.video import check_video
@@ -119,13 +120,13 @@ def main() -> None:
     with plain_warnings():
         for path in config.outputs():
             showing.save(path)
-    console = Console(markup=False, emoji=False)
+    out = console()
     for trouble in sorted({played.film.trouble for played in showing.episodes if played.film.trouble}):
         print(f"{name}: the world is not shown ({shown(trouble)})", file=sys.stderr)
     for played in showing.episodes if few else ():
         if played.record["audit"]["memories"]:
-            console.print(table(played.record))
+            out.print(table(played.record))
     summary = showing.summary
     if config.episodes > 1 and summary["kinds"]:
-        console.print(kinds_table(summary, name))
+        out.print(kinds_table(summary, name))
     print(f"{shown(showing.title)} -> {', '.join(shown(path) for path in config.outputs())}")

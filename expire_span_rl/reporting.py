@@ -22,12 +22,17 @@ ALWAYS = {
 """A policy's metrics in every report. `memory_efficiency` is in every report too, None where there is no oracle."""
 
 
+def console() -> Console:
+    """Prints tables on stdout: as wide as the terminal, or 140 columns in a file or a pipe. Text of a file, or a file's
+    name, is not markup."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
+
+
 def print_tables(report: Mapping[str, Any]) -> None:
     """The comparison on stdout."""
-    # Text of a file, or a file's name, is not markup.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
-    console.print(_policy_table(report))
-    console.print(_bucket_table(report))
+    out = console()
+    out.print(_policy_table(report))
+    out.print(_bucket_table(report))
     for policy in report["policies"]:
         for name, value in policy.items():  # what the environment counts besides (see `ratios` in envs/core.py)
             if name in ALWAYS or (name == "memory_efficiency" and value is None):
@@ -35,7 +40,7 @@ def print_tables(report: Mapping[str, Any]) -> None:
             parts = value.items() if isinstance(value, Mapping) else [("all", value)]
             counts = "  ".join(f"{label}: {part:.3f}" for label, part in parts if part is not None)
             text = f"{shown(policy['path'])}, {name.replace('_', ' ')}:  {counts or 'nothing counted'}"
-            console.print(text, soft_wrap=True)
+            out.print(text, soft_wrap=True)
 
 
 def _policy_table(report: Mapping[str, Any]) -> Table:
