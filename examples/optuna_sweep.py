@@ -34,7 +34,7 @@ def train(trial: optuna.Trial, total_timesteps: int) -> float:
         model.learn(total_timesteps, report)
     finally:
         model.close()
-    return model.metrics["rollout/success_rate"]
+    return model.metrics.get("rollout/success_rate", 0.0)
 
 
 def main(trials: int = 6, total_timesteps: int = 20_000) -> None:

@@ -30,7 +30,9 @@ def main(folder: str = "", total_timesteps: str = "20_000") -> None:
         model.learn(int(total_timesteps), callback=log)
         model.save(Path(folder) / "policy.safetensors")
         model.close()
-        print(f"success rate {run.summary['rollout/success_rate']:.0%} after {model.num_timesteps:,} steps: {run.dir}")
+        success = model.metrics.get("rollout/success_rate")  # there is none before an episode has ended
+        rate = "no episode has ended" if success is None else f"success rate {success:.0%}"
+        print(f"{rate} after {model.num_timesteps:,} steps: {run.dir}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_sweep_prunes():
 
 def test_control_loop_with_a_policy_from_the_repository():
     successes, milliseconds, steps = re.match(
-        r"(\d+) of 5 episodes succeeded, ([\d.]+) ms a step over ([\d,]+) steps",
+        r"(\d+) of 5 episodes succeeded\nmean return [\d.]+, ([\d.]+) ms a step over ([\d,]+) steps",
         example("control_loop", ROOT / "pretrained" / "corridor-expire_span.safetensors", 5),
     ).groups()
     assert int(successes) == 5
