@@ -33,7 +33,11 @@ BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 
 class EndlessEpisode(RuntimeError):
-    """An episode of an evaluation that does not end. One line."""
+    """An episode of an evaluation that does not end. One line: the problem, and what may help."""
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -301,8 +305,8 @@ class _Player:
         endless = np.flatnonzero((quota > 0) & (lengths >= most))
         if len(endless):
             raise EndlessEpisode(
-                f"{self.name}, environment {endless[0]}: expected an episode of at most {most:,} steps, it goes on; "
-                f"--max-steps allows longer ones{_TIME_LIMIT if self.name not in env_ids() else ''}"
+                f"{self.name}, environment {endless[0]}: expected an episode of at most {most:,} steps, it goes on",
+                f"--max-steps allows longer ones{_TIME_LIMIT if self.name not in env_ids() else ''}",
             )
 
 

@@ -1,6 +1,6 @@
 """Evaluations during a training. Every `--eval-every` steps, and at its end, the policy plays fresh episodes with its
 most likely actions. Their metrics join the row of the update, under Stable-Baselines3's names. The run then keeps a
-policy that passed an evaluation."""
+policy that met the target both in training and in an evaluation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PeriodicEvaluation:
             raise EnvironmentFailed(f"an evaluation's environments: {error}") from error
         except EndlessEpisode as error:
             if not self._reported_endless:  # a policy that is stuck now may get on later
-                self._say(f"an evaluation failed: {error}")
+                self._say(f"an evaluation failed: {error.problem}")
                 self._reported_endless = True
             return {}
         metrics = {"eval/mean_reward": result["mean_return"], "eval/mean_ep_length": result["mean_episode_length"]}
@@ -77,6 +77,8 @@ class PeriodicEvaluation:
         live = result["live_memories_mean"]
         if live:
             metrics["eval/live_mean"] = sum(live) / len(live)
+        figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
+        self._say(f"evaluated after {run.trainer.timesteps:,} steps: {figures}")
         return metrics
 
     def _check_stop(self) -> None:

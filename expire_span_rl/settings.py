@@ -151,7 +151,8 @@ class RunConfig:
     steps that is twice as long as the range after it."""
     eval_every: int = 0
     """Environment steps between two evaluations on the way: fresh episodes with the environment's own settings and the
-    most likely actions. The run then keeps a policy that passed one, if any did, else the last. 0: none."""
+    most likely actions. The run then keeps a policy that met the success target both in training and in an evaluation,
+    if any did, else the last. 0: none."""
     n_eval_episodes: int = 100
     """Episodes of an evaluation on the way."""
     precision: str = FLOAT32
@@ -290,7 +291,7 @@ def memory_name(memory: str, agent: str) -> str:
 def no_memory_kind(memory: str, agent: str) -> ValueError:
     """The error for a memory kind that was given to an agent that brings its own policy."""
     (network,) = AGENTS[agent].memory_names(KINDS)
-    return ValueError(f"--memory: expected none, since {agent} brings its own policy, {network}, got {memory!r}")
+    return ValueError(f"--memory: leave it out, since {agent} brings its own policy, {network}; got {memory!r}")
 
 
 def defaults(memory: str, env: str, agent: str) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def _train(
                 say(line)
         if trainer.done:
             name, _ = length_flag(run.settings)
-            say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on")
+            where = " in train_sequence.py" if name == "--total-blocks" else ""
+            say(f"{path} is trained for all its {trainer.timesteps:,} steps: {name} MORE trains on{where}")
         report_speed = None if settings.quiet else speed(say, run)
 
         def after_update(metrics: dict[str, float]) -> Any:
@@ -109,7 +110,8 @@ def _say_result(run: Run, path: Path) -> None:
         say(unfinished)
     best, file = trainer.best, path / "policy.safetensors"
     if best is None:
-        say(f"{file}: the last policy")
+        why = ", since none met the target in training and in an evaluation" if run.settings.run.eval_every else ""
+        say(f"{file}: the last policy{why}")
         return
     live = "" if best.live is None else f" with {best.live:.1f} live memories per layer"
     forgetting = run.settings.forgetting
@@ -168,8 +170,6 @@ def _missing_evaluation(run: Run, evaluation: PeriodicEvaluation, directory: Run
         return {}
     metrics = evaluation.metrics()
     if metrics and run.trainer.done:
-        figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
-        say(f"evaluated after {run.trainer.timesteps:,} steps: {figures}")
         directory.save()
     return metrics
 

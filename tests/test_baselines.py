@@ -158,7 +158,7 @@ def test_what_is_not_installed_is_told_in_one_line_and_leaves_nothing(tmp_path, 
     error = capsys.readouterr().err
     assert "pip install 'expire-span-rl[baselines]'" in error and error.count("\n") == 1
     assert call(train_rl, ["--agent", "sb3-ppo", "--memory", "gru", *SMALL], monkeypatch) == 2
-    assert "--memory: expected none, since sb3-ppo brings its own policy" in capsys.readouterr().err
+    assert "--memory: leave it out, since sb3-ppo brings its own policy" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

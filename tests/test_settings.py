@@ -75,7 +75,7 @@ def test_a_baselines_network_stands_for_the_memory_kind(agent):
     (network,) = AGENTS[agent].memory_names(KINDS)
     assert resolve(agent=agent).run.memory == resolve(network, agent=agent).run.memory == network
     assert resolve(agent=agent) == parse_config(["--agent", agent])
-    with pytest.raises(ValueError, match=f"--memory: expected none, since {agent} brings its own policy, {network}"):
+    with pytest.raises(ValueError, match=f"--memory: leave it out, since {agent} brings its own policy, {network}"):
         resolve("gru", agent=agent)
 
 
