@@ -35,10 +35,15 @@ def _compare(
 ) -> None:
     """Raises ValueError, one line, for the first of the entries that differs."""
     for name in names:
-        if name not in expected or name not in actual or not same_observation(expected[name], actual[name]):
+        if name not in expected:
+            raise ValueError(
+                f"{shown(policy)}: expected an environment without observation {quoted(name, 60)}, since it was "
+                f"trained without, {environment} has {_format_entry(actual[name])}"
+            )
+        if name not in actual or not same_observation(expected[name], actual[name]):
             raise ValueError(
                 f"{shown(policy)}: expected an environment with observation {quoted(name, 60)} "
-                f"{_format_entry(expected.get(name))}, {environment} has {_format_entry(actual.get(name))}"
+                f"{_format_entry(expected[name])}, {environment} has {_format_entry(actual.get(name))}"
             )
 
 

@@ -317,6 +317,9 @@ def test_a_policy_tells_which_part_of_another_environment_differs():
         check_spaces(config, other_space, spaces.Discrete(2), "p", "E")
     with pytest.raises(ValueError, match=r"observation 'b' .*, E has none of that name"):
         check_spaces(config, spaces.Dict({"a": spaces.Discrete(5)}), spaces.Discrete(2), "p", "E")
+    one_more = spaces.Dict({"a": spaces.Discrete(5), "b": spaces.Box(-1, 1, (2,)), "c": spaces.Discrete(3)})
+    with pytest.raises(ValueError, match=r"^p: expected an environment without observation 'c', .*, E has discrete"):
+        check_spaces(config, one_more, spaces.Discrete(2), "p", "E")
     with pytest.raises(ValueError, match=r"^p: expected an environment with actions .*2.*, E has .*3"):
         check_spaces(config, space, spaces.Discrete(2, start=3), "p", "E")
 
