@@ -128,7 +128,7 @@ class ForgettingController:
             if self.loss is not None:
                 return "the task was not learned"
             if not self.is_enough(score.episodes):
-                return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed"
+                return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed first"
             if not score.is_success and self.gain == 0:
                 return f"the mean return of the latest hard episodes, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
@@ -136,11 +136,14 @@ class ForgettingController:
             return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"
         if self.observed >= self._needed_updates:
             return (
-                f"without success, spans follow needs only after {PATIENT_FRACTION:.0%} of the training, once returns "
+                f"where no success is reported, that begins after {PATIENT_FRACTION:.0%} of the training, once returns "
                 "rise no more"
             )
-        since = "spans last followed them and the return fell" if self.setbacks else "it was learned"
-        return f"needs were observed for only {self.observed:.0f} of {self._needed_updates:.0f} updates since {since}"
+        since = "memories were last shortened and the return fell" if self.setbacks else "the task was learned"
+        return (
+            f"how long they are needed is watched for {self._needed_updates:.0f} updates first, so far for "
+            f"{self.observed:.0f} since {since}; a longer training goes on from there"
+        )
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.

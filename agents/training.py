@@ -282,7 +282,7 @@ class Trainer:
         if reach is None or not self.controller.config.forgetting:
             return None
         missing = self.controller.missing(self._candidate().score)
-        return f"all memories last {reach:,.0f} steps, needed or not: {missing}"
+        return f"memories were not shortened, each lasts {reach:,.0f} steps: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""

@@ -17,6 +17,7 @@ from expire_span_rl.building import Run
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.policies.settings import BF16
 from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, snapshot_spacing, superfluous
+from expire_span_rl.settings import Settings, tuned
 
 SPEED_AFTER = 10.0  # seconds of training after which its speed is reported
 SPEED_UPDATES = 3  # fewest updates; the first of them does not count, since it warms up
@@ -152,9 +153,16 @@ def warnings_of(run: Run) -> list[str]:
             f"{facts}, but nothing is learned across rollouts, of {steps} steps: --num-steps {horizon} would reach them"
         ]
     longest, name = reach(run.policy)
-    if longest is None or longest >= horizon:
+    if longest is None or longest >= horizon or _is_tuned(run.settings, name):
         return []
     return [f"{facts}, but memories last {longest:,} steps at most: a larger {name} would reach them"]
+
+
+def _is_tuned(settings: Settings, flag: str) -> bool:
+    """Whether a flag has the value that the environment's own defaults give it."""
+    name = flag.removeprefix("--").replace("-", "_")
+    own = tuned(settings.run.env, settings.run.agent)
+    return name in own and settings.flat().get(name) == own[name]
 
 
 def speed(callback_say: Callable[[str], None], run: Run) -> Callable[[Mapping[str, float]], None]:

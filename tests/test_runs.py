@@ -42,7 +42,7 @@ from expire_span_rl.progress import STEP, ProgressTable
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, MARKER, remember_output, superfluous, thin
 from expire_span_rl.saved_settings import LATER, complete
-from expire_span_rl.settings import run_parts
+from expire_span_rl.settings import resolve, run_parts
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--quiet", "--memory-image-every", "0"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -1085,6 +1085,13 @@ def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     assert len(said.splitlines()) < 15
     assert call(train_rl, [*flags, "--overwrite", "--quiet"], monkeypatch) == 0
     assert "parameters" not in capsys.readouterr().err
+
+
+def test_the_environments_own_defaults_are_not_warned_of():
+    settings = {"width": 16, "num_envs": 8, "num_steps": 16, "num_minibatches": 2}
+    assert warnings_of(build(resolve(env="Text-v0", agent="supervised", **settings))) == []
+    shorter = build(resolve(env="Text-v0", agent="supervised", initial_limit=64, **settings))
+    assert "a larger --initial-limit would reach them" in warnings_of(shorter)[0]
 
 
 @pytest.mark.parametrize(

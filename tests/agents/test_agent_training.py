@@ -245,7 +245,7 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {0}
     reach = spans[0].initial_limit + spans[0].config.ramp
-    nothing = f"all memories last {reach:,.0f} steps, needed or not: "
+    nothing = f"memories were not shortened, each lasts {reach:,.0f} steps: "
     assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
@@ -253,7 +253,10 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
     assert {float(span.released) for span in spans} == {OBSERVING}
-    assert trainer.unfinished() == f"{nothing}needs were observed for only 0 of 0 updates since it was learned"
+    assert trainer.unfinished() == (
+        f"{nothing}how long they are needed is watched for 0 updates first, so far for 0 since the task was learned; a "
+        "longer training goes on from there"
+    )
     assert {float(span(torch.zeros(1, 1, 64))) for span in spans} == {spans[0].initial_limit}
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
     assert {float(span.released) for span in spans} == {1} and trainer.skipped == 0
@@ -287,7 +290,7 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
     trainer.window.live.extend([7.0] * 5)
     play(0.1)
     assert released() == {OBSERVING} and not trainer.window.live
-    assert "since spans last followed them and the return fell" in str(trainer.unfinished())
+    assert "since memories were last shortened and the return fell" in str(trainer.unfinished())
     trainer.time_trial.is_over = True
     play(*[1.0] * 8)
     assert released() == {2.0}
