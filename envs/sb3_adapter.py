@@ -23,7 +23,8 @@ has them once for all rows. They can be read for any row, but set or called only
 for the attributes of environments in processes.
 
 `Monitor` wraps a single environment (`envs.make_env`). `VecNormalize` wraps the adapter; its `norm_obs_keys` must name
-the entries that are real numbers.
+the entries that are real numbers. A `Discrete` or `MultiDiscrete` that does not begin at 0 stays as it is:
+Stable-Baselines3's own networks refuse it.
 """
 
 from __future__ import annotations
