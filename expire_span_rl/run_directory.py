@@ -313,11 +313,9 @@ def take_lock(path: Path) -> FileLock:
         lock = FileLock.take(path / MARKER, MARKER_CONTENT)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"--run-dir: expected a directory that can be written, got {shown(path)} ({reason})") from None
+        raise ValueError(f"run directory: expected one that can be written, got {shown(path)} ({reason})") from None
     if lock is None:
-        raise ValueError(
-            f"--run-dir: expected a directory in which nothing trains, in {shown(path)} another process does"
-        )
+        raise ValueError(f"run directory: expected one in which nothing trains, in {shown(path)} another process does")
     return lock
 
 

@@ -271,8 +271,8 @@ def test_spans_do_not_follow_needs_where_that_costs_a_return():
     loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     played(loaded, 1.0, 90)
     since = (
-        "how long they are needed is watched for 100 updates first, so far for 88 since memories were last shortened and "
-        "the return fell; a longer training goes on from there"
+        "how long they are needed is watched for 100 updates first, so far for 88 since memories were last shortened "
+        "and the return fell; a longer training goes on from there"
     )
     assert loaded.missing(Score(1.0, MANY, False)) == since
     played(loaded, 1.0, 20)

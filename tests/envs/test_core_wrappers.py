@@ -75,7 +75,7 @@ def test_vector_form_is_the_single_form(id, wraps):
     for row, env in enumerate(singles):
         assert_same(row_of(observation, row), env.reset(seed=4 + row)[0])
     endings = 0
-    for actions in random_moves(vector, 400):
+    for actions in random_moves(vector, 160):
         observation, reward, terminated, truncated, infos = vector.step(actions)
         assert vector.observation_space.contains(observation)
         for row, env in enumerate(singles):
@@ -114,7 +114,7 @@ def test_a_saved_state_continues_identically_and_returned_arrays_do_not_change(i
     env, restored = (envs.make_vec_env(id, B, wraps=wraps, **SETTINGS[id]) for _ in range(2))
     env.reset(seed=3)
     restored.reset(seed=99)
-    actions = random_moves(env, steps + 200)
+    actions = random_moves(env, steps + 150)
     for action in actions[:steps]:
         env.step(action)
     state = save(env.state_dict())
