@@ -38,7 +38,7 @@ demo: .venv/ready
 	@echo "  $(BIN)/python train_rl.py --memory transformer_xl --window 64 --seed 2"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

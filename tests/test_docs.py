@@ -56,6 +56,7 @@ SHORT_PYTHON = {
     "num_envs=128": "num_envs=8",
     "episodes=1000": "episodes=4",
 }
+SHORT_WORDS = {'"stream_length": 2000': '"stream_length": 100'}
 UNTESTED_BLOCKS = {"envs/mine.py": "a task of which only the last lines are shown"}
 ELSEWHERE = {"docs/your_environment.md": "tests/test_examples.py runs all of it, in full"}
 RUNNER = """
@@ -103,6 +104,8 @@ def words_of(command: str) -> list[str]:
 
 def shortened(words: list[str]) -> list[str]:
     """A script's command line with flags that make it short."""
+    for long, short in SHORT_WORDS.items():
+        words = [word.replace(long, short) for word in words]
     script, arguments = words[0], words[1:]
     if "--help" in arguments:
         return words

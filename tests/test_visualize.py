@@ -152,7 +152,7 @@ BAD = [
     (["{p}", "--env-kwargs", "3"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", '{{"max_len": 3}}'], "unknown Corridor-v0 keyword 'max_len': "),
     (["{p}", "--env-kwargs", '{{"view_size": 5}}'], "{p}: expected an environment with observation 'image' "),
-    (["{p}", "--env", "MiniGrid-MemoryS7-v0"], "{p}: expected an environment with observation "),
+    (["{p}", "--env", "MiniGrid-MemoryS7-v0"], "{p}: expected an environment without observation "),
     (["{p}", "--env", "Coridor-v0"], "unknown environment 'Coridor-v0': "),
     (["{p}", "--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
     (["{p}", "--seed", "x"], ""),
