@@ -34,6 +34,12 @@ LEGEND = (
     "after they had reached the target (--end-after), as trained_timesteps in results.csv tells."
 )
 
+SOLVED_LEGEND = (
+    "{kind}, by target. *Solved*: the seeds whose training came to the target, of all that were run. *After*: the "
+    "median of their steps. *Final* and *live*: means over the seeds. *State*: the commits of the trainings, in the "
+    "order of the seeds. The star is that of the first table."
+)
+
 PUBLISHED_LEGEND = (
     "*Best epoch*: the highest mean return over 65,536 steps of a training, as POPGym's paper measures it, of the "
     "seeds for which it is known (interquartile mean [interval]). *Published*: the highest mean of three trainings of "
@@ -175,6 +181,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | "
         head += f"{row['seeds']}{' *' * bool(row['ended_early'])} | "
         lines.append(head + " | ".join(cells) + " |")
+    lines += _solved_lines(rows)
     lines += _published_lines(rows)
     tasks, kinds = overall(rows)
     if len(kinds) > 1:
@@ -188,6 +195,32 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     commits = sorted({row["commit"] for row in rows} - {""})
     lines += ["", f"Last call: `{command}`. Code of the cells: {', '.join(commits) or 'unknown'}.", ""]
     return "\n".join(lines)
+
+
+def _solved_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many seeds of the first kind solve each task with a target, as lines of Markdown. The README shows them."""
+    kind = rows[0]["kind"] if rows else ""
+    solved = [row for row in summary(rows) if row["kind"] == kind and row["target"] is not None]
+    if not solved:
+        return []
+    lines = ["", SOLVED_LEGEND.format(kind=kind), ""]
+    lines += ["| task | steps | target | solved | after | final | live | state |", "|---|--:|--:|---|--:|--:|--:|---|"]
+    for row in solved:
+        runs = [run for run in rows if (run["task"], run["kind"]) == (row["task"], kind)]
+        live = [run["live_mean"] for run in runs if run["live_mean"] is not None]
+        commits = dict.fromkeys(run["commit"] for run in runs if run["commit"])
+        cells = [
+            f"{row['task']}{' *' * bool(row['ended_early'])}",
+            f"{row['timesteps'] / 1e6:.3g}M",
+            f"{row['measure']} {row['target']:.4g}",
+            f"{row['reached']} of {row['seeds']}",
+            f"{row['steps_to_target'] / 1e6:.2f}M" if row["reached"] else "-",
+            f"{statistics.fmean(run['final'] for run in runs):.3g}",
+            f"{statistics.fmean(live):.3g}" if live else "-",
+            ", ".join(commits) or "unknown",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _published_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

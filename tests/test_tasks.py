@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
-from script_cases import call, csv_rows
+from script_cases import ROOT, call, csv_rows
 
 from benchmarks import comparison_cells, task_list, tasks
 from benchmarks.task_list import TASKS
@@ -225,6 +226,33 @@ def test_the_summary_of_rows():
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+
+
+def test_the_table_of_what_is_solved(tmp_path):
+    """Of the first kind: two of three seeds came to the target, after 10 and 30 steps."""
+    curves = [[[10, None, 480.0]], [[30, None, 480.0], [100, None, 9.0]], [[100, None, 50.0]]]
+    cells = [cell("lstm", i, value, curve) for i, (value, curve) in enumerate(zip((475, 480, 20), curves, strict=True))]
+    cells[2]["commit"] = "def"
+    tasks = {"CartPole-v1": [*cells, cell("none", 1, 9, [])], "CountRecallEasy": [cell("lstm", 1, 0.1, [])]}
+    write_report(tmp_path, tasks, "command")
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    begin = lines.index("| task | steps | target | solved | after | final | live | state |")
+    assert lines[begin + 2 : begin + 4] == [
+        "| CartPole-v1 * | 0.0001M | return 475 | 2 of 3 | 0.00M | 325 | - | abc, def |",
+        "",
+    ]
+
+
+def test_the_readme_shows_the_table_as_it_is():
+    """Each row of its table of others' tasks is one of the report."""
+    folder = ROOT / "benchmarks/results/tasks"
+    report = set((folder / "table.md").read_text().splitlines())
+    readme = (ROOT / "README.md").read_text()
+    lines = readme[readme.index("## Others' tasks") :].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[begin:]))
+    assert len(rows) > 10
+    assert [row for row in rows if row not in report] == []
 
 
 def test_published_figures_stand_beside_the_best_epochs(tmp_path):
