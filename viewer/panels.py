@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from expire_span_rl.envs import render_observation
+from expire_span_rl.policies.encoders.picture import BRIGHTEST
 from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
 SEEN_TILE = 16  # pixels of a cell of an observation, unless there are many
@@ -60,8 +61,10 @@ def observation_pictures(
 
 def _brightened(value: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
     """A picture, uint8 of any shape, whose largest possible number is 255."""
-    brightest = entry.get("brightest", 255)
-    return value if brightest == 255 else (value.astype(np.uint16) * 255 // brightest).clip(0, 255).astype(np.uint8)
+    brightest = entry.get("brightest", BRIGHTEST)
+    if brightest == BRIGHTEST:
+        return value
+    return (value.astype(np.uint16) * BRIGHTEST // brightest).clip(0, BRIGHTEST).astype(np.uint8)
 
 
 def as_rgb(value: np.ndarray, channels_last: bool) -> np.ndarray:

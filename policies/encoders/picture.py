@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from expire_span_rl.policies.encoders.base import MAX_ONE_HOT, EntryEncoder, bounds, squared_error
+from expire_span_rl.policies.encoders.base import EntryEncoder, squared_error
+from expire_span_rl.policies.encoders.integers import MultiDiscreteEncoder
 
 MIN_SIDE = 8  # pixels: smaller arrays are not read as pictures
 SMALL = 36  # pixels: pictures with a smaller side are convolved by 3x3 kernels only
 PREDICTED_SIDE = 8  # pixels: predicted pictures are reduced to at most this side
-BRIGHTEST = 255
+BRIGHTEST = 255  # the largest number of a picture, unless its space says less
 
 
 class PictureEncoder(EntryEncoder):
@@ -64,12 +65,13 @@ class PictureEncoder(EntryEncoder):
             return None
         channels = "last" if len(shape) == 2 or shape[2] <= shape[0] else "first"
         sides = shape[:2] if channels == "last" else shape[1:]
-        low, high = bounds(space)
-        has_codes = max(high) < BRIGHTEST and sum(high - low + 1) <= MAX_ONE_HOT
-        if min(sides) < MIN_SIDE or has_codes:
+        if min(sides) < MIN_SIDE:
             return None
-        brightest = {} if max(high) == BRIGHTEST else {"brightest": max(1, *high)}
-        return {"shape": shape, "channels": channels, **brightest}
+        brightest = int(space.high.max(initial=1))
+        if brightest == BRIGHTEST:
+            return {"shape": shape, "channels": channels}
+        has_codes = MultiDiscreteEncoder.spec_of(space) is not None
+        return None if has_codes else {"shape": shape, "channels": channels, "brightest": brightest}
 
     def _pixels(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, ...] -> [N, channels, height, width] in [0, 1]."""
