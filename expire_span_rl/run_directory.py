@@ -295,11 +295,8 @@ class RunDirectory:
 
         title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
         try:
-            env = make_env()
-            try:
+            with contextlib.closing(make_env()) as env:
                 picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
-            finally:
-                env.close()
         except (EnvError, EnvironmentFailed) as error:
             say(f"no picture of what is remembered: {error}")
             return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from expire_span_rl.agents import AGENTS
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.building import Run, build, run_dir_of
 from expire_span_rl.envs import EnvironmentFailed, importable
@@ -110,7 +111,9 @@ def _say_result(run: Run, path: Path) -> None:
         say(unfinished)
     best, file = trainer.best, path / "policy.safetensors"
     if best is None:
-        why = ", since none met the target in training and in an evaluation" if run.settings.run.eval_every else ""
+        settings = run.settings.run
+        chooses = settings.eval_every and AGENTS[settings.agent].takes_memory_kind  # baselines keep their last policy
+        why = ", since none meets the target in training and in an evaluation" if chooses else ""
         say(f"{file}: the last policy{why}")
         return
     live = "" if best.live is None else f" with {best.live:.1f} live memories per layer"
