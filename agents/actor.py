@@ -26,6 +26,8 @@ class Request:
 
     version: int
     """Version of the weights: the number of updates that led to them."""
+    progress: float = 0.0
+    """Fraction of the training that is over."""
     context: bool = False
     """Send what the learner needs to compute the memory again."""
     check: bool = False
@@ -92,7 +94,7 @@ class Actor:
                 )
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
-            rollout, episodes = self.collector.collect()
+            rollout, episodes = self.collector.collect(request.progress)
             self.context.add(rollout)
             difference = acting_learning_difference(self.policy, rollout) if request.check else None
         except Exception as error:  # noqa: BLE001, an environment may raise anything

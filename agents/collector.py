@@ -17,7 +17,15 @@ from torch import Tensor
 from expire_span_rl.agents.episodes import IS_CONTROL, finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.novelty import EpisodicNovelty
-from expire_span_rl.agents.rollout import Rollout, check_arrays, far_seed, hash_state, restore_generator, select_prefix
+from expire_span_rl.agents.rollout import (
+    ALL_HEADS_FROM,
+    Rollout,
+    check_arrays,
+    far_seed,
+    hash_state,
+    restore_generator,
+    select_prefix,
+)
 from expire_span_rl.agents.stagger import NEVER, UNKNOWN, rows_to_cut
 from expire_span_rl.agents.storage import RolloutBuffer, check_outputs, observation_tensors
 from expire_span_rl.protocols import Acting, LearningPolicy, Memory, is_control
@@ -109,8 +117,9 @@ class Collector:
         else:
             self._needs_reset = True
 
-    def collect(self) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Collects one rollout. Returns it and the episodes that ended in it.
+    def collect(self, progress: float = 0.0) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Collects one rollout. Returns it and the episodes that ended in it. progress: fraction of the training that
+        is over.
 
         Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
         step's own memory counts. `live` is empty for a memory without slots.
@@ -121,7 +130,7 @@ class Collector:
             self._reset(_new_seed(self.seed, self.generator.get_state()))
         policy = self.policy
         device = policy.device
-        memory = policy.draw(self.memory, self.generator)
+        memory = policy.draw(self.memory, self.generator, all_heads=progress >= ALL_HEADS_FROM)
         acting = self._begin_acting(memory)
         buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
         episodes: list[dict[str, Any]] = []

@@ -152,7 +152,7 @@ class Trainer:
         """Does the work of `update`. backup: of what the agent changes."""
         # Collect.
         start_time = time.perf_counter()
-        rollout, episodes = self.collector.collect()
+        rollout, episodes = self.collector.collect(self._progress())
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.

@@ -284,8 +284,8 @@ class LearningPolicy(Policy, Protocol):
         """`step`, and [B,G], from which `predicted_rewards` predicts the reward of an action."""
         ...
 
-    def draw(self, memory: Any, generator: torch.Generator | None = None) -> Memory:
-        """`memory` with what its kind draws at random, once per training rollout."""
+    def draw(self, memory: Any, generator: torch.Generator | None = None, *, all_heads: bool = False) -> Memory:
+        """`memory` with what is drawn at random once per training rollout. all_heads: no head is left out."""
         ...
 
     def value(self, observation: Mapping[str, Tensor], acting: Any, rows: Tensor) -> Tensor:

@@ -66,16 +66,19 @@ class Transformer(nn.Module):
         time = torch.zeros(batch_size, dtype=torch.int32, device=weight.device)
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
-    def draw(self, memory: Memory, generator: torch.Generator | None) -> Memory:
+    def draw(self, memory: Memory, generator: torch.Generator | None, *, all_heads: bool = False) -> Memory:
         """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), the reach
         of positions (`_draw_position_reach`), then those that the kind draws. If the kind asks for it, uses are
-        tracked, spans renewed, and steps of the clock skipped."""
+        tracked, spans renewed, and steps of the clock skipped. all_heads: no head is left out."""
         kind = self._kinds[0]
         drawn = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
         skipped_steps = kind.skipped_steps(drawn)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        own = (draw(len(time), generator).to(drawn) for draw in (self._draw_head_weights, self._draw_position_reach))
-        memory = replace(memory, drawn=torch.cat([*own, drawn], 1), time=time)
+        head_weights = self._draw_head_weights(len(time), generator).to(drawn)
+        reach = self._draw_position_reach(len(time), generator).to(drawn)
+        if all_heads:
+            head_weights = torch.ones_like(head_weights)
+        memory = replace(memory, drawn=torch.cat([head_weights, reach, drawn], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))

@@ -181,6 +181,14 @@ def test_the_kind_draws_again_for_each_rollout():
     assert numbers[0].shape == numbers[1].shape == (B, 1) and not torch.isin(*numbers).any()
 
 
+def test_in_the_last_tenth_of_a_training_no_head_is_left_out():
+    collector = make_collector("transformer_xl", layers=2)
+    early, late = (
+        torch.cat([collector.collect(progress)[0].memory.drawn for _ in range(20)]) for progress in (0.89, 0.9)
+    )
+    assert early.shape == (20 * B, 2) and (early == 0).any() and (late == 1).all()
+
+
 def test_rows_are_the_rows():
     """A minibatch has the chosen columns of every tensor, in the order of the indices, their memories, and their final
     observations. The environments of these are indices within the minibatch."""

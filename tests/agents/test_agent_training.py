@@ -102,6 +102,15 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
     assert is_same(before, weights(trainer))
 
 
+def test_the_collector_is_told_how_much_of_the_training_is_over(monkeypatch):
+    trainer = corridor_trainer(updates=4)
+    collect, told = trainer.collector.collect, []
+    monkeypatch.setattr(trainer.collector, "collect", lambda progress: told.append(progress) or collect(progress))
+    while not trainer.done:
+        trainer.update()
+    assert told == [0.0, 0.25, 0.5, 0.75]
+
+
 def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch) -> list[dict]:
     """One update for each list of episodes that end in it, and number of live memories, which replace the measured
     ones. Returns the weights that acted in each update."""
@@ -109,7 +118,7 @@ def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float],
     updates = itertools.count()
     acting_weights = []
 
-    def scripted_collect():
+    def scripted_collect(progress):
         rollout, _ = collect()
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}

@@ -142,6 +142,17 @@ def test_an_actor_delivers_what_a_collector_collects():
     assert deliveries[0].idle_seconds == 0 < deliveries[1].idle_seconds
 
 
+def test_an_actor_is_told_how_much_of_the_training_is_over():
+    """From its last tenth on no head is left out."""
+    collector, _ = collect("transformer_xl", 1)
+    actor = Actor(lambda: collector.env, collector.policy, T, T, 5)
+    early, late = (
+        [actor.collect(weights_of(collector.policy), Request(0, progress)).rollout["memory/drawn"] for _ in range(20)]
+        for progress in (0.89, 0.9)
+    )
+    assert np.shape(early) == (20, B, 2) and (np.array(early) == 0).any() and (np.array(late) == 1).all()
+
+
 def test_an_error_inside_is_delivered_with_its_traceback():
     """An error while the environment is made is delivered too. Errors of one place are of the same kind."""
     env = envs.make_vec_env("Corridor-v0", B, **LONG)
