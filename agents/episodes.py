@@ -98,7 +98,8 @@ class EpisodeWindow:
     def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
         """difficulty_key: the entry that says how hard an episode is. None: all are hard, and the log's quarters are of
         the number of steps."""
-        self.hard_fraction = 0.0 if difficulty_key is None else HARD_FRACTION
+        self.has_difficulty = difficulty_key is not None
+        self.hard_fraction = HARD_FRACTION if self.has_difficulty else 0.0
         self.difficulty_key = difficulty_key or "steps"
         self.hardest = 0.0
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)

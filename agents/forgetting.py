@@ -44,6 +44,13 @@ class Score(NamedTuple):
     """Whether it is a success rate."""
     error: float = 0.0
     """Standard error of a mean return. 0 where the target says what a score must be."""
+    has_difficulty: bool = True
+    """Whether the environment says how hard an episode is. Else all count as hard."""
+
+    @property
+    def counted(self) -> str:
+        """What is counted, for a message."""
+        return "hard episodes" if self.has_difficulty else "episodes"
 
     @property
     def lowest(self) -> float:
@@ -128,12 +135,14 @@ class ForgettingController:
             if self.loss is not None:
                 return "the task was not learned"
             if not self.is_enough(score.episodes):
-                return f"{score.episodes or 'no'} hard episodes ended, {self.config.min_hard_episodes} are needed first"
+                return (
+                    f"{score.episodes or 'no'} {score.counted} ended, {self.config.min_hard_episodes} are needed first"
+                )
             if not score.is_success and self.gain == 0:
-                return f"the mean return of the latest hard episodes, {score.value:.3g}, is not above the first"
+                return f"the mean return of the latest {score.counted}, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
             target = self.target(score.is_success)
-            return f"{measure} in the latest hard episodes is {score.value:{format}}, the target {target:{format}}"
+            return f"{measure} in the latest {score.counted} is {score.value:{format}}, the target {target:{format}}"
         if self.observed >= self._needed_updates:
             return (
                 f"where no success is reported, that begins after {PATIENT_FRACTION:.0%} of the training, once returns "

@@ -269,8 +269,9 @@ class Trainer:
         hard_score, count = self.window.hard_score()
         loss = self.controller.loss
         value = hard_score if loss is None or loss.bits is None else -loss.bits
+        error = 0.0 if loss is not None else self.window.hard_error()
         return Candidate(
-            score=Score(value, count, self._scores_are_success, 0.0 if loss is not None else self.window.hard_error()),
+            score=Score(value, count, self._scores_are_success, error, self.window.has_difficulty),
             live=self.window.mean_live(self.agent.config.num_steps),
             is_live_measured=self._is_live_measured,
             timesteps=self.timesteps,

@@ -118,12 +118,13 @@ def _say_result(run: Run, path: Path) -> None:
         return
     live = "" if best.live is None else f" with {best.live:.1f} live memories per layer"
     forgetting = run.settings.forgetting
+    episodes = "the latest hard episodes" if trainer.env.metadata.get("difficulty_key") else "the latest episodes"
     if best.is_success:
-        score = f"{best.score:.1%} on the hard episodes"
+        score = f"{best.score:.1%} success in {episodes}"
     elif forgetting is not None and forgetting.loss_tolerance:
         score = f"{-best.score:.3g} bits per answer"
     else:
-        score = f"a return of {best.score:.4g} on the hard episodes"
+        score = f"a return of {best.score:.4g} in {episodes}"
     say(f"{file}: the policy of step {best.timesteps:,}, {score}{live}")
 
 

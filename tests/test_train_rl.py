@@ -311,7 +311,9 @@ def test_what_is_said_of_a_kept_return_is_no_percentage(in_folder, monkeypatch, 
     flags = ["--env", "CartPole-v1", "--num-envs", "8", "--num-steps", "64", "--run-dir", "run", "--memory", "none"]
     assert call(train_rl, [*flags, "--total-timesteps", "2048"], monkeypatch) == 0
     said = capsys.readouterr().err
-    assert re.search(r"policy\.safetensors: the policy of step [\d,]+, a return of \d+\.\d+ on", said)
+    assert re.search(
+        r"policy\.safetensors: the policy of step [\d,]+, a return of \d+\.\d+ in the latest episodes", said
+    )
 
 
 def test_an_evaluation_on_the_way_ends_when_the_training_is_asked_to_stop(in_folder, monkeypatch):

@@ -498,9 +498,12 @@ def test_an_episode_that_reports_no_success_did_not_succeed_if_others_report_it(
     ],
 )
 def test_what_forgetting_waits_for_is_told(updates, episodes, is_success, expected):
+    """Episodes are called hard only where the environment says how hard they are."""
     controller = make_controller()
     pressures(controller, updates, is_success)
-    assert controller.missing(Score(updates[-1] if updates else float("nan"), episodes, is_success)) == expected
+    score = Score(updates[-1] if updates else float("nan"), episodes, is_success)
+    assert controller.missing(score) == expected
+    assert controller.missing(score._replace(has_difficulty=False)) == expected.replace("hard ", "")
 
 
 def test_returns_do_not_stand_for_success_that_is_reported_later():
