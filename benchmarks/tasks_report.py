@@ -35,15 +35,15 @@ LEGEND = (
 )
 
 SOLVED_LEGEND = (
-    "{kind}, by target. *Solved*: the seeds whose training came to the target, of all that were run. *After*: the "
-    "median of their steps. *Final* and *live*: means over the seeds. *State*: the commits of the trainings, in the "
-    "order of the seeds. The star is that of the first table."
+    "{kind}, by target. *Solved*: the seeds whose training reached the target, of all that were run. *After*: the "
+    "median of their steps. *Final* and *live*: means over the seeds. *Commit*: those of the trainings, in the order of "
+    "the seeds. The star is that of the first table."
 )
 
 PUBLISHED_LEGEND = (
     "*Best epoch*: the highest mean return over 65,536 steps of a training, as POPGym's paper measures it, of the "
     "seeds for which it is known (interquartile mean [interval]). *Published*: the highest mean of three trainings of "
-    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that came to it, in its three decimals."
+    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that reached it, in its three decimals."
 )
 
 
@@ -204,7 +204,7 @@ def _solved_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not solved:
         return []
     lines = ["", SOLVED_LEGEND.format(kind=kind), ""]
-    lines += ["| task | steps | target | solved | after | final | live | state |", "|---|--:|--:|---|--:|--:|--:|---|"]
+    lines += ["| task | steps | target | solved | after | final | live | commit |", "|---|--:|--:|---|--:|--:|--:|---|"]
     for row in solved:
         runs = [run for run in rows if (run["task"], run["kind"]) == (row["task"], kind)]
         live = [run["live_mean"] for run in runs if run["live_mean"] is not None]

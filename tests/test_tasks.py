@@ -236,7 +236,7 @@ def test_the_table_of_what_is_solved(tmp_path):
     tasks = {"CartPole-v1": [*cells, cell("none", 1, 9, [])], "CountRecallEasy": [cell("lstm", 1, 0.1, [])]}
     write_report(tmp_path, tasks, "command")
     lines = (tmp_path / "table.md").read_text().splitlines()
-    begin = lines.index("| task | steps | target | solved | after | final | live | state |")
+    begin = lines.index("| task | steps | target | solved | after | final | live | commit |")
     assert lines[begin + 2 : begin + 4] == [
         "| CartPole-v1 * | 0.0001M | return 475 | 2 of 3 | 0.00M | 325 | - | abc, def |",
         "",
