@@ -136,7 +136,7 @@ class ActorPool:
         rollout = unpack(delivery.rollout, self.policy)
         metrics = self._delivery_metrics(delivery, start_time, len(ready))
         if delivery.context:
-            memory = recompute_memory(self.policy, delivery.context).with_drawn_of(rollout.memory)
+            memory = recompute_memory(self.policy, delivery.context).with_noise_of(rollout.memory)
             drift = rollout.memory.drift(memory, self._context_steps)
             if not math.isnan(drift):
                 metrics["actors/memory_drift"] = drift

@@ -73,7 +73,7 @@ class Context:
         }
         tensors["episode_start"] = torch.cat([rollout.episode_start for rollout in self.rollouts])
         tensors["lengths"] = torch.tensor([len(rollout.episode_start) for rollout in self.rollouts])
-        for name in ("time", "drawn"):  # time may be skipped before each rollout
+        for name in ("time", "noise"):  # time may be skipped before each rollout
             tensors[name] = torch.stack([getattr(rollout.memory, name) for rollout in self.rollouts])
         tensors |= {f"memory/{name}": tensor for name, tensor in oldest.memory.packed().items()}
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -87,7 +87,7 @@ def recompute_memory(policy: LearningPolicy, arrays: Mapping[str, np.ndarray]) -
     memory = policy.memory_from(select_prefix("memory/", tensors))
     t = 0
     for i, length in enumerate(arrays["lengths"].tolist()):  # spans are renewed between two rollouts
-        memory = replace(cast(Any, memory), time=tensors["time"][i], drawn=tensors["drawn"][i])
+        memory = replace(cast(Any, memory), time=tensors["time"][i], noise=tensors["noise"][i])
         acting = policy.begin(memory, length, in_rollout=True)
         for _ in range(length):
             policy.step({key: value[t] for key, value in observation.items()}, acting, tensors["episode_start"][t])

@@ -36,8 +36,8 @@ LEGEND = (
 
 SOLVED_LEGEND = (
     "{kind}, by target. *Solved*: the seeds whose training reached the target, of all that were run. *After*: the "
-    "median of their steps. *Final* and *live*: means over the seeds. *Commit*: those of the trainings, in the order of "
-    "the seeds. The star is that of the first table."
+    "median of their steps. *Final* and *live*: means over the seeds. *Commit*: those of the trainings, in the order "
+    "of the seeds. The star is that of the first table."
 )
 
 PUBLISHED_LEGEND = (

@@ -59,8 +59,8 @@ class Memory(Protocol):
         """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
         ...
 
-    def with_drawn_of(self, other: Any, /) -> Memory:
-        """The same memory with what was drawn at random for `other`."""
+    def with_noise_of(self, other: Any, /) -> Memory:
+        """The same memory with the noise of `other`, and its time."""
         ...
 
     def packed(self) -> dict[str, Tensor]:

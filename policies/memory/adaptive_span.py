@@ -54,7 +54,7 @@ class AdaptiveSpan(MemoryKind):
     def learning_rate_scale(self, name: str) -> float:
         return self.config.span_lr_scale
 
-    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
+    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float) -> Tensor:
         """pressure * alpha * mean over heads of z_h / S_max (section 3, as a fraction of the longest span).
 
         Negative pressure lengthens spans. The gradient of the task, which comes through the ramp, works against the

@@ -28,14 +28,14 @@ class ExpireSpan(MemoryKind):
         super().__init__(width, num_heads, config)
         self.span = PREDICTORS[config.span_model](width, config)
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
+    def describe(self, normed: Tensor, noise: Tensor) -> Tensor:
         """Spans [B,C] in steps."""
-        return self.span.limited(self.span(normed), drawn)
+        return self.span.limited(self.span(normed), noise)
 
-    def describe_renewed(self, normed: Tensor, drawn: Tensor, known_need: Tensor) -> Tensor:
+    def describe_renewed(self, normed: Tensor, noise: Tensor, known_need: Tensor) -> Tensor:
         """Spans [B,C] of memories that were needed at the ages `known_need` [B,C]."""
         assert isinstance(self.span, SurvivalSpans)
-        return self.span.limited(self.span(normed, known_need), drawn)
+        return self.span.limited(self.span(normed, known_need), noise)
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
@@ -60,11 +60,11 @@ class ExpireSpan(MemoryKind):
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         return self.span.draw(batch_size, generator)
 
-    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
-        return self.span.skipped_steps(drawn)
+    def skipped_steps(self, noise: Tensor) -> Tensor | None:
+        return self.span.skipped_steps(noise)
 
-    def time_gaps(self, drawn: Tensor) -> Tensor | None:
-        return self.span.time_gaps(drawn)
+    def time_gaps(self, noise: Tensor) -> Tensor | None:
+        return self.span.time_gaps(noise)
 
     def use_lift(self) -> float | None:
         return self.config.use_lift if self.config.use_coef > 0 else None
@@ -101,6 +101,6 @@ class ExpireSpan(MemoryKind):
     def unreleased_reach(self) -> float | None:
         return self.span.unreleased_reach()
 
-    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float) -> Tensor:
+    def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""
         return self.config.span_coef * self.span.loss(normed.detach(), is_new, lives, pressure)

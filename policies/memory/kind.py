@@ -72,15 +72,15 @@ class MemoryKind(nn.Module):
         supports_forgetting it holds at full pressure."""
         return 1.0
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor | None:
+    def describe(self, normed: Tensor, noise: Tensor) -> Tensor | None:
         """The slot features: a number per slot from its normalised hidden vector, [B,C,D] -> [B,C], or None.
-        drawn: [B,K], of `draw`."""
+        noise: [B,K], of `draw`."""
         return None
 
-    def describe_renewed(self, normed: Tensor, drawn: Tensor, known_need: Tensor) -> Tensor | None:
+    def describe_renewed(self, normed: Tensor, noise: Tensor, known_need: Tensor) -> Tensor | None:
         """`describe` of slots that are known to have been needed at the ages `known_need` [B,C], 0 if never. Asked
         only of a kind with `renew_every`."""
-        return self.describe(normed, drawn)
+        return self.describe(normed, noise)
 
     def visibility(
         self, age: Tensor, slot_features: Tensor | None, exists: Tensor
@@ -148,14 +148,14 @@ class MemoryKind(nn.Module):
         none."""
         return torch.zeros(batch_size, 0)
 
-    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
-        """Steps [B] of the environments' clocks that are skipped before the rollout for which `drawn` [B,K] was drawn.
+    def skipped_steps(self, noise: Tensor) -> Tensor | None:
+        """Steps [B] of the environments' clocks that are skipped before the rollout for which `noise` [B,K] was drawn.
         None if time is never skipped."""
         return None
 
-    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+    def time_gaps(self, noise: Tensor) -> Tensor | None:
         """Steps [B] that `visibility` gets added to the ages of all slots but the query's own, in the rollout for which
-        `drawn` [B,K] was drawn, as if so much time had been skipped right before each query. Clocks, relative
+        `noise` [B,K] was drawn, as if so much time had been skipped right before each query. Clocks, relative
         positions, ages of use and `survives` have the true ages. None for 0."""
         return None
 
@@ -212,11 +212,11 @@ class MemoryKind(nn.Module):
         return weights.amax(1) > least.clamp(min=self.use_share())
 
     def loss(
-        self, normed: Tensor, is_new: Tensor, lives: Lives | None, drawn: Tensor, pressure: float
+        self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float
     ) -> Tensor | None:
         """The kind's loss, a scalar, or None.
 
         normed: [B,C,D]; is_new: bool [B,C], written in this rollout; lives: what became of the slots, None without
-        pressure or for a kind without `use_lift`; drawn: [B,K]; pressure: the controller's, in [-1, 1].
+        pressure or for a kind without `use_lift`; noise: [B,K]; pressure: the controller's, in [-1, 1].
         """
         return None

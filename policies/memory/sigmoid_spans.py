@@ -42,15 +42,15 @@ class SigmoidSpans(nn.Linear):
         device = None if generator is None else generator.device
         return torch.rand(batch_size, 1, generator=generator, device=device)
 
-    def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
+    def limited(self, spans: Tensor, noise: Tensor) -> Tensor:
         """The spans [B,C] within the limits that were drawn."""
-        return torch.minimum(spans, drawn * self.max_span) if drawn.shape[1] else spans
+        return torch.minimum(spans, noise * self.max_span) if noise.shape[1] else spans
 
-    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+    def skipped_steps(self, noise: Tensor) -> Tensor | None:
         """None: time is never skipped."""
         return None
 
-    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+    def time_gaps(self, noise: Tensor) -> Tensor | None:
         """None: memories never look older."""
         return None
 

@@ -101,14 +101,14 @@ class Memory:
 
     layers: tuple[LayerMemory, ...]
     time: Tensor  # [B] clock: steps since the episode began, of the observation that comes next
-    drawn: Tensor  # [B,K] random numbers that the kind drew for this rollout; K is 0 for most kinds
+    noise: Tensor  # [B,K] random numbers of this rollout (`Transformer.draw`); K is 0 outside of training
     state: Tensor | None = None  # [B,L,D] hidden state of a recurrent core, which has no slots
 
     def rows(self, indices: Tensor) -> Memory:
         """The memories of the chosen environments. indices: [b] int64."""
         state = None if self.state is None else self.state[indices]
         layers = tuple(layer.rows(indices) for layer in self.layers)
-        return Memory(layers, self.time[indices], self.drawn[indices], state)
+        return Memory(layers, self.time[indices], self.noise[indices], state)
 
     def live(self) -> Tensor | None:
         """[B,L]: number of memories that the next query sees, itself not counted; None for a kind without slots."""
@@ -171,7 +171,7 @@ class Memory:
         return cls(
             layers=tuple(layers),
             time=concatenate([part.time for part in parts]),
-            drawn=concatenate([part.drawn for part in parts]),
+            noise=concatenate([part.noise for part in parts]),
             state=concatenate(states) if states else None,
         )
 
@@ -192,10 +192,10 @@ class Memory:
         drifts = [(after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-8) for before, after in pairs]
         return float(torch.cat(drifts).mean()) if drifts else math.nan
 
-    def with_drawn_of(self, source: Memory) -> Memory:
-        """The same memory with what was drawn for `source`, a memory of the same environments at the same step, and
-        with its clock, which may have been moved."""
-        return replace(self, drawn=source.drawn, time=source.time)
+    def with_noise_of(self, source: Memory) -> Memory:
+        """The same memory with the noise of `source`, a memory of the same environments at the same step, and with its
+        clock, which may have been moved."""
+        return replace(self, noise=source.noise, time=source.time)
 
     def renewed(self) -> Memory:
         """The same memories at the start of a training rollout: spans that are renewed count from the last use."""
@@ -217,7 +217,7 @@ class Memory:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a file; `from_tensors` reads them."""
-        out = {"time": self.time, "drawn": self.drawn}
+        out = {"time": self.time, "noise": self.noise}
         if self.state is not None:
             out["state"] = self.state
         for i, layer in enumerate(self.layers):
@@ -228,6 +228,7 @@ class Memory:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Memory:
         """The memory whose `to_tensors` or `packed` gave `tensors`."""
+        noise = tensors["noise"] if "noise" in tensors else tensors["drawn"]  # its name until 30 November 2026
         layers = []
         for i in range(sum(name.endswith("/hidden") for name in tensors)):
             hidden, birth = tensors[f"{i}/hidden"], tensors[f"{i}/birth"]
@@ -237,7 +238,7 @@ class Memory:
                 layers.append(LayerMemory(hidden, birth, tensors[f"{i}/alive"], **uses))
             else:
                 layers.append(_unpack(hidden, birth, count, uses))
-        return cls(tuple(layers), tensors["time"], tensors["drawn"], tensors.get("state"))
+        return cls(tuple(layers), tensors["time"], noise, tensors.get("state"))
 
     def remove_slots(self, layer: int, slots: Tensor) -> Memory:
         """The same memory with `slots` [B,S] (bool) of one layer removed."""

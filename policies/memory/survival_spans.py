@@ -103,17 +103,17 @@ class SurvivalSpans(nn.Module):
         controls = is_control(torch.arange(batch_size, device=device), batch_size)
         return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~controls[:, None], steps, 0)
 
-    def limited(self, spans: Tensor, drawn: Tensor) -> Tensor:
+    def limited(self, spans: Tensor, noise: Tensor) -> Tensor:
         """The spans [B,C]: nothing that is drawn limits them."""
         return spans
 
-    def skipped_steps(self, drawn: Tensor) -> Tensor | None:
+    def skipped_steps(self, noise: Tensor) -> Tensor | None:
         """[B]; None if nothing was drawn."""
-        return drawn[:, 0] if drawn.shape[1] else None
+        return noise[:, 0] if noise.shape[1] else None
 
-    def time_gaps(self, drawn: Tensor) -> Tensor | None:
+    def time_gaps(self, noise: Tensor) -> Tensor | None:
         """[B]; None if nothing was drawn, or certainly nothing but zeros."""
-        return drawn[:, 1] if drawn.shape[1] and not self.is_known_unreleased() else None
+        return noise[:, 1] if noise.shape[1] and not self.is_known_unreleased() else None
 
     @property
     def tracks_use(self) -> bool:

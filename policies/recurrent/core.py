@@ -22,13 +22,13 @@ class RecurrentActing:
 
     state: Tensor  # [B,S,D]
     time: Tensor  # [B] clock of the observation that comes next
-    drawn: Tensor  # [B,0]
+    noise: Tensor  # [B,0]
     live: None = None
     full: ClassVar[bool] = False
 
     def memory(self) -> Memory:
         """The hidden state after the last step."""
-        return Memory((), self.time, self.drawn, self.state)
+        return Memory((), self.time, self.noise, self.state)
 
 
 class RecurrentCore(nn.Module):
@@ -101,7 +101,7 @@ class RecurrentCore(nn.Module):
 
     def begin(self, memory: Memory, horizon: int, into: Any = None, *, in_rollout: bool = False) -> RecurrentActing:
         """A hidden state to act on, for any number of steps."""
-        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.drawn)
+        return RecurrentActing(hidden_state(memory), memory.time.clone(), memory.noise)
 
     def step(self, x: Tensor, acting: RecurrentActing, episode_start: Tensor) -> Tensor:
         """One time step: x [B,D], episode_start [B] bool -> features [B,D]. Writes into `acting`."""
@@ -144,7 +144,7 @@ def reset_state(state: Tensor, episode_start: Tensor) -> Tensor:
 def memory_after(memory: Memory, episode_start: Tensor, state: Tensor) -> Memory:
     """The memory after T steps that began with `memory`. episode_start: [T,B]; state: [B,S,D] after the last step."""
     time = elapsed_steps(memory.time, episode_start)[-1] + 1
-    return Memory((), time.to(memory.time.dtype), memory.drawn, state.detach())
+    return Memory((), time.to(memory.time.dtype), memory.noise, state.detach())
 
 
 class LayerNorms(nn.Module):

@@ -33,7 +33,7 @@ class LayerBuffers:
         """Puts `layer_memory`, the layer's part of `memory`, into the last of `size` slots. `horizon` more follow."""
         layer_memory = layer_memory.padded(size)
         hidden = layer_memory.hidden
-        projection = layer.write(hidden, memory.drawn, layer_memory.known_need)
+        projection = layer.write(hidden, memory.noise, layer_memory.known_need)
         position = (layer_memory.birth - memory.time[:, None]).to(hidden.dtype)
         position = position.masked_fill(~layer_memory.alive, GONE)
 
@@ -82,7 +82,7 @@ class LayerBuffers:
         changes = is_due[rows, None] & survives
         birth = self.slots.birth(acting.time, acting.query_position)[rows, columns].to(last_use.dtype)
         need = torch.where(changes, known_need(last_use, birth), old_need)
-        new_features = layer.describe(layer.norm(self.hidden[rows, columns]), acting.drawn[rows], need)
+        new_features = layer.describe(layer.norm(self.hidden[rows, columns]), acting.noise[rows], need)
         assert new_features is not None
         self.uses["known_need"][rows, columns] = need
         features[rows, columns] = torch.where(changes, new_features, old_features)
@@ -98,7 +98,7 @@ class TransformerActing:
 
     layers: list[LayerBuffers]
     time: Tensor  # [B] clock of the observation that comes next
-    drawn: Tensor  # [B,K]
+    noise: Tensor  # [B,K]
     kinds: tuple[MemoryKind, ...]
     size: int  # slots of memory, before those of the steps
     horizon: int  # steps that there is room for
@@ -169,7 +169,7 @@ class TransformerActing:
     def _tensors(self) -> list[Tensor]:
         """All tensors that `refill` copies."""
         buffers = [tensor for layer in self.layers for tensor in layer.tensors()]
-        return [self.time, self.drawn, *self.step_state(), *buffers]
+        return [self.time, self.noise, *self.step_state(), *buffers]
 
     def refill(self, source: TransformerActing) -> bool:
         """Takes the contents of `source`, which has just begun, so that the captured step stays valid. Returns False,
@@ -188,8 +188,8 @@ class TransformerActing:
         """What survives, compacted. Slots that the next query cannot see are removed for good."""
         layers = tuple(self._compact(buffers, kind) for buffers, kind in zip(self.layers, self.kinds, strict=False))
         if self.static:
-            return Memory(layers, self.time.clone(), self.drawn.clone())
-        return Memory(layers, self.time, self.drawn)
+            return Memory(layers, self.time.clone(), self.noise.clone())
+        return Memory(layers, self.time, self.noise)
 
     def _compact(self, buffers: LayerBuffers, kind: MemoryKind) -> LayerMemory:
         size = self.num_slots

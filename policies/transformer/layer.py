@@ -72,9 +72,11 @@ class Layer(nn.Module):
         # positions. The rest is the kind's.
         num_weights = config.num_heads * (config.num_layers - 1) if config.head_dropout else 0
         has_weights = config.head_dropout and index
-        self.drawn_weights = slice(config.num_heads * (index - 1), config.num_heads * index) if has_weights else None
-        self.drawn_reach = num_weights if config.position_dropout else None
-        self.num_drawn = num_weights + (self.drawn_reach is not None)
+        self.head_weight_columns = (
+            slice(config.num_heads * (index - 1), config.num_heads * index) if has_weights else None
+        )
+        self.reach_column = num_weights if config.position_dropout else None
+        self.noise_columns = num_weights + (self.reach_column is not None)
         width = config.width
         size = width // config.num_heads
         self.heads = config.num_heads
@@ -144,56 +146,56 @@ class Layer(nn.Module):
         if self.query_gain is None:
             self.query.weight.unflatten(0, (self.heads, -1)).mul_(self.initial_gains[..., None])
 
-    def write(self, hidden: Tensor, drawn: Tensor, known_need: Tensor | None = None) -> Projection:
+    def write(self, hidden: Tensor, noise: Tensor, known_need: Tensor | None = None) -> Projection:
         """The projection of hidden vectors [B,C,D] that queries look at.
 
-        drawn: [B,K], for this rollout (`Transformer.draw`); known_need: [B,C] as in `LayerMemory`, None for slots
+        noise: [B,K], for this rollout (`Transformer.draw`); known_need: [B,C] as in `LayerMemory`, None for slots
         that are new or not renewed."""
         normed = self.norm(hidden)
         keys, values = self._keys_values(self.key_value(normed))
-        return Projection(normed, keys, values, self.describe(normed, drawn, known_need))
+        return Projection(normed, keys, values, self.describe(normed, noise, known_need))
 
-    def describe(self, normed: Tensor, drawn: Tensor, known_need: Tensor | None) -> Tensor | None:
+    def describe(self, normed: Tensor, noise: Tensor, known_need: Tensor | None) -> Tensor | None:
         """The slot features [B,C] of normalised hidden vectors [B,C,D], or None. Arguments as for `write`."""
         if known_need is None:
-            return self.kind.describe(normed, self.drawn_by_kind(drawn))
-        return self.kind.describe_renewed(normed, self.drawn_by_kind(drawn), known_need)
+            return self.kind.describe(normed, self.kind_noise(noise))
+        return self.kind.describe_renewed(normed, self.kind_noise(noise), known_need)
 
-    def drawn_by_kind(self, drawn: Tensor) -> Tensor:
-        """The part of `drawn` [B,K] that the kind drew."""
-        return drawn[:, self.num_drawn :]
+    def kind_noise(self, noise: Tensor) -> Tensor:
+        """The part of `noise` [B,K] that the kind drew."""
+        return noise[:, self.noise_columns :]
 
-    def head_weights(self, drawn: Tensor) -> Tensor | None:
-        """[B,H,1,1] what the outputs of this layer's heads are multiplied by in the rollout for which `drawn` [B,K] was
+    def head_weights(self, noise: Tensor) -> Tensor | None:
+        """[B,H,1,1] what the outputs of this layer's heads are multiplied by in the rollout for which `noise` [B,K] was
         drawn. None for 1."""
-        if self.drawn_weights is None or not drawn.shape[1]:
+        if self.head_weight_columns is None or not noise.shape[1]:
             return None
-        return drawn[:, self.drawn_weights, None, None]
+        return noise[:, self.head_weight_columns, None, None]
 
-    def known_ages(self, drawn: Tensor) -> Tensor | None:
-        """Bool [B,P]: which ages below P attention knows in the rollout for which `drawn` [B,K] was drawn. None for
+    def known_ages(self, noise: Tensor) -> Tensor | None:
+        """Bool [B,P]: which ages below P attention knows in the rollout for which `noise` [B,K] was drawn. None for
         all."""
-        if self.drawn_reach is None or not drawn.shape[1]:
+        if self.reach_column is None or not noise.shape[1]:
             return None
-        return torch.arange(len(self.positions), device=drawn.device) < drawn[:, self.drawn_reach, None]
+        return torch.arange(len(self.positions), device=noise.device) < noise[:, self.reach_column, None]
 
     def read(
-        self, x: Tensor, normed: Tensor, slots: Slots, drawn: Tensor, query_positions: Tensor, episode_begin: Tensor
+        self, x: Tensor, normed: Tensor, slots: Slots, noise: Tensor, query_positions: Tensor, episode_begin: Tensor
     ) -> Reading:
         """The layer for queries x [B,N,D], normalised `normed`.
 
-        drawn: [B,K], for this rollout; query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the
+        noise: [B,K], for this rollout; query_positions: [N] or [B,N]; episode_begin: [B,N] positions at which the
         queries' episodes began. N is 1, or the queries are those of the last N slots, one for each step.
         """
         age, visible, bias = slots.visibility(
-            self.kind, query_positions, episode_begin, self.kind.time_gaps(self.drawn_by_kind(drawn))
+            self.kind, query_positions, episode_begin, self.kind.time_gaps(self.kind_noise(noise))
         )
         num_visible = visible.sum(2)
         queries = self.queries(normed).transpose(1, 2)  # [B,H,N,d]
         if self.sharpen_beyond:
             queries = queries * self._sharpening(num_visible).to(queries.dtype)[:, None, :, None]
-        attended, weights = self._attend(queries, slots, age, bias, self.known_ages(drawn))
-        head_weights = self.head_weights(drawn)
+        attended, weights = self._attend(queries, slots, age, bias, self.known_ages(noise))
+        head_weights = self.head_weights(noise)
         if head_weights is not None:
             attended = attended * head_weights
         return Reading(self.residual(x, attended.transpose(1, 2)), queries, age, visible, num_visible, weights)

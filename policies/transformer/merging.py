@@ -123,7 +123,7 @@ def merge_in_place(
     rows, blocks, place = rows[has_members], blocks[has_members], place[has_members]
     # The merged slot.
     merged = layer.kind.merge(blocks)
-    projection = layer.write(merged[:, None], acting.drawn[rows])
+    projection = layer.write(merged[:, None], acting.noise[rows])
     slots.keys[rows, :, place] = projection.keys[:, :, 0]
     slots.values[rows, :, place] = projection.values[:, :, 0]
     slots.position[rows, place] = acting.steps_taken - merging.delay - 1.0

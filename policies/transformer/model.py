@@ -71,14 +71,14 @@ class Transformer(nn.Module):
         of positions (`_draw_position_reach`), then those that the kind draws. If the kind asks for it, uses are
         tracked, spans renewed, and steps of the clock skipped. all_heads: no head is left out."""
         kind = self._kinds[0]
-        drawn = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
-        skipped_steps = kind.skipped_steps(drawn)
+        noise = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
+        skipped_steps = kind.skipped_steps(noise)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        head_weights = self._draw_head_weights(len(time), generator).to(drawn)
-        reach = self._draw_position_reach(len(time), generator).to(drawn)
+        head_weights = self._draw_head_weights(len(time), generator).to(noise)
+        reach = self._draw_position_reach(len(time), generator).to(noise)
         if all_heads:
             head_weights = torch.ones_like(head_weights)
-        memory = replace(memory, drawn=torch.cat([head_weights, reach, drawn], 1), time=time)
+        memory = replace(memory, noise=torch.cat([head_weights, reach, noise], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
             return replace(memory, layers=tuple(replace(layer, last_use=None) for layer in layers))
@@ -149,7 +149,7 @@ class Transformer(nn.Module):
             size = into.size
         acting = begin(memory, size=size)
         acting.column = torch.full((1,), size, device=memory.time.device)
-        acting.drawn = memory.drawn.clone()
+        acting.noise = memory.noise.clone()
         if into is not None and into.refill(acting):
             return into
         return acting
@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         return TransformerActing(
             layers=buffers,
             time=memory.time.clone(),
-            drawn=memory.drawn,
+            noise=memory.noise,
             kinds=self._kinds,
             size=size,
             horizon=horizon,
@@ -187,10 +187,10 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.read_self(x, layer.norm(x))
                 continue
-            projection = layer.write(x, acting.drawn)
+            projection = layer.write(x, acting.noise)
             slots = acting.write_slots(i, projection, x)
             position, episode_begin = acting.query_position, acting.episode_begin[:, None]
-            reading = layer.read(x, projection.normed, slots, acting.drawn, position, episode_begin)
+            reading = layer.read(x, projection.normed, slots, acting.noise, position, episode_begin)
             live.append(reading.num_visible)  # [B,1]
             if acting.layers[i].uses:
                 acting.record_use(i, layer.kind.is_used(reading.weights, reading.num_visible[..., None])[:, 0])
@@ -232,11 +232,11 @@ class Transformer(nn.Module):
             if not self._stores:
                 x = layer.read_self(x, layer.norm(x))
                 continue
-            drawn = acting.drawn[rows]
-            projection = layer.write(x, drawn)
+            noise = acting.noise[rows]
+            projection = layer.write(x, noise)
             slots = acting.layers[i].slots.columns(0, acting.num_slots).rows(rows)
             slots = slots.append(projection, query_position[:, 0])
-            x = layer.read(x, projection.normed, slots, drawn, query_position, episode_begin).x
+            x = layer.read(x, projection.normed, slots, noise, query_position, episode_begin).x
         return self.norm(x[:, 0])
 
     # Learning
@@ -309,7 +309,7 @@ class Transformer(nn.Module):
             final_features=self.norm(final_x),
             loss=loss,
             layers=tuple(inspections) if details else (),
-            memory=Memory(tuple(layer_memories), axis.time_after(), memory.drawn) if keep else None,
+            memory=Memory(tuple(layer_memories), axis.time_after(), memory.noise) if keep else None,
         )
 
 

@@ -36,7 +36,7 @@ class Axis:
     final_at: tuple[Tensor, Tensor]  # (t, b) int64 [F] each
     time: Tensor  # [B] the clock at the first step
     clock: Tensor  # int64 [B,T] steps since the query's episode began
-    drawn: Tensor  # [B,K]
+    noise: Tensor  # [B,K]
 
     @classmethod
     def of(cls, episode_start: Tensor, dtype: torch.dtype, final_at: tuple[Tensor, Tensor], memory: Memory) -> Axis:
@@ -51,7 +51,7 @@ class Axis:
             final_at=final_at,
             time=memory.time,
             clock=elapsed_steps(memory.time, episode_start).T,
-            drawn=memory.drawn,
+            noise=memory.noise,
         )
 
     @property
@@ -111,10 +111,10 @@ def _run_layer(layer: Layer, x: Tensor, layer_memory: LayerMemory, axis: Axis) -
     known_need = layer_memory.known_need
     if known_need is not None:
         known_need = F.pad(known_need, (hidden.shape[1] - layer_memory.hidden.shape[1] - x.shape[1], x.shape[1]))
-    projection = layer.write(hidden, axis.drawn, known_need)
+    projection = layer.write(hidden, axis.noise, known_need)
     slots = _build_slots(projection, layer_memory, axis, extension)
     queries = projection.normed[:, -x.shape[1] :]
-    reading = layer.read(x, queries, slots, axis.drawn, axis.query_positions, axis.episode_begin)
+    reading = layer.read(x, queries, slots, axis.noise, axis.query_positions, axis.episode_begin)
     return _LayerPass(
         layer=layer,
         layer_memory=layer_memory,
@@ -156,11 +156,11 @@ def _read_finals(layer: Layer, x: Tensor, axis: Axis, slots: Slots) -> Tensor:
         num_unordered = slots.position.shape[1] if slots.num_unordered else 0
         slots = replace(slots.gather(columns), num_unordered=num_unordered)
     query_position = t.to(x.dtype) + 1  # [F]
-    drawn = axis.drawn[b]
-    projection = layer.write(x, drawn)
+    noise = axis.noise[b]
+    projection = layer.write(x, noise)
     slots = slots.append(projection, query_position)
     episode_begin = axis.episode_begin[b, t][:, None]
-    return layer.read(x, projection.normed, slots, drawn, query_position[:, None], episode_begin).x[:, 0]
+    return layer.read(x, projection.normed, slots, noise, query_position[:, None], episode_begin).x[:, 0]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _LayerPass:
             lives = self._lives()
         is_new = torch.zeros_like(slots.position, dtype=torch.bool)
         is_new[:, -self.axis.num_steps :] = True
-        loss = kind.loss(self.projection.normed, is_new, lives, self.layer.drawn_by_kind(self.axis.drawn), pressure)
+        loss = kind.loss(self.projection.normed, is_new, lives, self.layer.kind_noise(self.axis.noise), pressure)
         if extension is not None and slots.num_unordered:
             visible = self.reading.visible[:, :, : slots.num_unordered]
             queries = self.reading.queries.detach()
@@ -223,7 +223,7 @@ class _LayerPass:
         final_age = torch.where(ended, end, steps) - position
         # Its age when the rollout before was over. Time that was skipped since is not part of an episode that ended.
         earlier_age = -position
-        skipped_steps = self.layer.kind.skipped_steps(self.layer.drawn_by_kind(self.axis.drawn))
+        skipped_steps = self.layer.kind.skipped_steps(self.layer.kind_noise(self.axis.noise))
         if skipped_steps is not None:
             earlier_age = earlier_age - skipped_steps[:, None]
             final_age = torch.where(end == 0, earlier_age, final_age)

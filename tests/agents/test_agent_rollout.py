@@ -177,14 +177,14 @@ def test_actions_are_sampled_from_the_softmax():
 def test_the_kind_draws_again_for_each_rollout():
     """Span dropout draws one number per environment, which is part of the rollout's memory."""
     collector = make_collector(span_model="sigmoid", span_dropout=True)
-    numbers = [collector.collect()[0].memory.drawn for _ in range(2)]
+    numbers = [collector.collect()[0].memory.noise for _ in range(2)]
     assert numbers[0].shape == numbers[1].shape == (B, 1) and not torch.isin(*numbers).any()
 
 
 def test_in_the_last_tenth_of_a_training_no_head_is_left_out():
     collector = make_collector("transformer_xl", layers=2)
     early, late = (
-        torch.cat([collector.collect(progress)[0].memory.drawn for _ in range(20)]) for progress in (0.89, 0.9)
+        torch.cat([collector.collect(progress)[0].memory.noise for _ in range(20)]) for progress in (0.89, 0.9)
     )
     assert early.shape == (20 * B, 2) and (early == 0).any() and (late == 1).all()
 

@@ -76,7 +76,7 @@ def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
     for rollout in context_rollouts:
         context.add(rollout)
     cached = last_rollout.memory
-    recomputed = recompute_memory(collector.policy, context.pack()).with_drawn_of(cached)
+    recomputed = recompute_memory(collector.policy, context.pack()).with_noise_of(cached)
     if kind == "none":
         assert np.isnan(cached.drift(recomputed, 2 * T))
         return
@@ -86,7 +86,7 @@ def test_a_recomputed_memory_is_the_cached_one_under_the_same_weights(kind):
     with torch.no_grad():
         for parameter in collector.policy.encoder.parameters():
             parameter += 0.5 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    moved = recompute_memory(collector.policy, context.pack()).with_drawn_of(cached)
+    moved = recompute_memory(collector.policy, context.pack()).with_noise_of(cached)
     assert cached.drift(moved, 2 * T) > 0.05
 
 
@@ -107,7 +107,7 @@ def test_a_recomputed_memory_has_its_spans_renewed_as_the_actor_did():
     context = Context(2)
     for rollout in context_rollouts:
         context.add(rollout)
-    recomputed = recompute_memory(policy, context.pack()).with_drawn_of(last_rollout.memory)
+    recomputed = recompute_memory(policy, context.pack()).with_noise_of(last_rollout.memory)
     assert torch.equal(last_rollout.memory.live(), recomputed.live())
     for cached, layer in zip(last_rollout.memory.layers, recomputed.layers, strict=True):
         assert (cached.known_need[cached.alive] > 0).any()
@@ -147,7 +147,7 @@ def test_an_actor_is_told_how_much_of_the_training_is_over():
     collector, _ = collect("transformer_xl", 1)
     actor = Actor(lambda: collector.env, collector.policy, T, T, 5)
     early, late = (
-        [actor.collect(weights_of(collector.policy), Request(0, progress)).rollout["memory/drawn"] for _ in range(20)]
+        [actor.collect(weights_of(collector.policy), Request(0, progress)).rollout["memory/noise"] for _ in range(20)]
         for progress in (0.89, 0.9)
     )
     assert np.shape(early) == (20, B, 2) and (np.array(early) == 0).any() and (np.array(late) == 1).all()
@@ -183,7 +183,7 @@ def test_time_that_was_skipped_between_rollouts_is_skipped_again(num_rollouts):
         context.add(collector.collect()[0])
     arrays = context.pack()
     rollout, _ = collector.collect()
-    memory = recompute_memory(policy, arrays).with_drawn_of(rollout.memory)
+    memory = recompute_memory(policy, arrays).with_noise_of(rollout.memory)
     for layer, expected in zip(memory.layers, rollout.memory.layers, strict=True):
         assert torch.equal(layer.birth[layer.alive], expected.birth[expected.alive])
     assert rollout.memory.drift(memory, 10**6) == pytest.approx(0, abs=1e-5)

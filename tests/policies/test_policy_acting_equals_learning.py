@@ -128,7 +128,7 @@ def test_learning_keeps_the_memory_that_acting_gives(kind, settings, batch, pres
             torch.equal(learning_memory.time, acting_memory.time)
             and learning_memory.time.dtype == acting_memory.time.dtype
         )
-        assert torch.equal(learning_memory.drawn, acting_memory.drawn)
+        assert torch.equal(learning_memory.noise, acting_memory.noise)
         assert (learning_memory.state is None) == (acting_memory.state is None)
         if acting_memory.state is not None:
             assert not learning_memory.state.requires_grad
@@ -158,7 +158,7 @@ def test_live_memories_are_those_that_the_next_query_sees(kind, settings):
     for steps in (9, 16):
         rollout = experience(generator, steps, 6, start_probability=0.05)
         memory = act(policy, policy.draw(memory, generator), rollout).memory
-    memory = replace(memory, drawn=memory.drawn[:, :0])  # no gap hides what is live
+    memory = replace(memory, noise=memory.noise[:, :0])  # no gap hides what is live
     following = experience(generator, 1, 6, start_probability=0)
     if memory.live() is None:
         assert not KINDS[kind].stores
@@ -267,7 +267,7 @@ def test_an_episode_start_empties_the_memory_of_its_row_only(kind, settings):
     rollout = experience(generator, 6, 4, 0)
     reset = replace(rollout, start=rollout.start.clone())
     reset.start[0, 1] = True
-    fresh = replace(policy.initial_memory(4), drawn=memory.drawn)
+    fresh = replace(policy.initial_memory(4), noise=memory.noise)
     for run in (act, _unroll):
         with_reset, no_reset, from_start = (
             run(policy, memory, reset),

@@ -23,23 +23,23 @@ def test_acting_equals_learning_with_heads_left_out(kind):
 
 def test_heads_above_the_first_layer_are_left_out_by_chance_and_the_mean_stays():
     policy = make_policy("transformer_xl", core=CORE)
-    drawn = policy.draw(policy.initial_memory(4000), torch.Generator().manual_seed(2)).drawn
-    assert drawn.shape == (4000, 2 * CORE.num_heads)
-    assert drawn.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
-    assert drawn.mean(0).sub(1).abs().max() < 0.05
+    noise = policy.draw(policy.initial_memory(4000), torch.Generator().manual_seed(2)).noise
+    assert noise.shape == (4000, 2 * CORE.num_heads)
+    assert noise.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert noise.mean(0).sub(1).abs().max() < 0.05
     first, second, third = policy.core.layers
-    assert first.head_weights(drawn) is None
-    weights = torch.cat([layer.head_weights(drawn) for layer in (second, third)], 1)
-    assert torch.equal(weights.flatten(1), drawn)
-    again = policy.draw(policy.initial_memory(4000), torch.Generator().manual_seed(2)).drawn
-    assert torch.equal(again, drawn)
+    assert first.head_weights(noise) is None
+    weights = torch.cat([layer.head_weights(noise) for layer in (second, third)], 1)
+    assert torch.equal(weights.flatten(1), noise)
+    again = policy.draw(policy.initial_memory(4000), torch.Generator().manual_seed(2)).noise
+    assert torch.equal(again, noise)
 
 
 def test_no_head_is_left_out_where_all_are_asked_for():
     """What the kind draws is the same, and the policy then does what it does outside of training."""
     policy = make_policy("expire_span", {"span_model": "sigmoid", "span_dropout": True}, core=CORE)
     some, every = (
-        policy.draw(policy.initial_memory(50), torch.Generator().manual_seed(2), all_heads=value).drawn
+        policy.draw(policy.initial_memory(50), torch.Generator().manual_seed(2), all_heads=value).noise
         for value in (False, True)
     )
     assert some.shape == every.shape == (50, 2 * CORE.num_heads + 1)
@@ -57,22 +57,22 @@ def test_no_head_is_left_out_where_all_are_asked_for():
 def test_a_head_that_is_left_out_changes_nothing_whatever_it_would_have_given():
     policy = make_policy("transformer_xl", core=replace(CORE, num_layers=2))
     rollout = experience(torch.Generator().manual_seed(3), 6, 2, final_probability=0)
-    memory = replace(policy.initial_memory(2), drawn=torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(2, -1))
+    memory = replace(policy.initial_memory(2), noise=torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(2, -1))
     before = policy.unroll(rollout.observation, memory, rollout.start).logits
     layer = policy.core.layers[1]
     with torch.no_grad():
         width, size = CORE.width, CORE.width // CORE.num_heads
         layer.key_value.weight[width : width + size] += 1  # the values of head 0
     assert torch.equal(policy.unroll(rollout.observation, memory, rollout.start).logits, before)
-    everything = replace(memory, drawn=torch.zeros(2, 0, dtype=torch.float64))
+    everything = replace(memory, noise=torch.zeros(2, 0, dtype=torch.float64))
     assert not torch.allclose(policy.unroll(rollout.observation, everything, rollout.start).logits, before)
 
 
 def test_no_head_is_left_out_elsewhere():
     policy = make_policy("expire_span", core=CORE)
-    assert policy.initial_memory(3).drawn.shape == (3, 0)
+    assert policy.initial_memory(3).noise.shape == (3, 0)
     rollout = experience(torch.Generator().manual_seed(4), 5, 3)
-    assert act(policy, policy.initial_memory(3), rollout, in_rollout=False).memory.drawn.shape == (3, 0)
+    assert act(policy, policy.initial_memory(3), rollout, in_rollout=False).memory.noise.shape == (3, 0)
 
 
 def test_a_chance_of_1_is_one_line():

@@ -76,7 +76,7 @@ def test_rows_are_the_rows(kind):
     memory = act(policy, memory, rollout).memory
     chosen = torch.tensor([4, 0, 4, 2])
     part = memory.rows(chosen)
-    assert torch.equal(part.time, memory.time[chosen]) and torch.equal(part.drawn, memory.drawn[chosen])
+    assert torch.equal(part.time, memory.time[chosen]) and torch.equal(part.noise, memory.noise[chosen])
     assert torch.equal(part.bytes(), memory.bytes()[chosen])
     for whole, layer in zip(memory.layers, part.layers, strict=True):
         size = int(whole.alive[chosen].sum(1).max())

@@ -24,15 +24,15 @@ def test_acting_equals_learning_where_ages_are_hidden(kind, settings):
 
 def test_the_reach_is_drawn_by_chance_from_1_to_all_positions():
     policy = make_policy("transformer_xl", core=CORE)
-    drawn = policy.draw(policy.initial_memory(20000), torch.Generator().manual_seed(2)).drawn
-    assert drawn.shape == (20000, 1)
-    count = torch.bincount(drawn[:, 0].long(), minlength=CORE.num_positions + 1) / len(drawn)
+    noise = policy.draw(policy.initial_memory(20000), torch.Generator().manual_seed(2)).noise
+    assert noise.shape == (20000, 1)
+    count = torch.bincount(noise[:, 0].long(), minlength=CORE.num_positions + 1) / len(noise)
     expected = torch.full((CORE.num_positions + 1,), 0.7 / CORE.num_positions)
     expected[0] = 0
     expected[-1] += 0.3
     torch.testing.assert_close(count, expected, rtol=0, atol=0.015)
-    again = policy.draw(policy.initial_memory(20000), torch.Generator().manual_seed(2)).drawn
-    assert torch.equal(again, drawn)
+    again = policy.draw(policy.initial_memory(20000), torch.Generator().manual_seed(2)).noise
+    assert torch.equal(again, noise)
 
 
 @pytest.mark.parametrize("reach", [1, 3, 5])
@@ -42,8 +42,8 @@ def test_what_positions_say_of_hidden_ages_changes_nothing(reach, shift):
     policy = make_policy("transformer_xl", {"window": 9}, core=CORE)
     rollout = experience(torch.Generator().manual_seed(3), 12, 2, final_probability=0)
     start = torch.zeros_like(rollout.start)
-    drawn = torch.tensor([[reach], [CORE.num_positions]], dtype=torch.float64)
-    memory = replace(policy.initial_memory(2), drawn=drawn)
+    noise = torch.tensor([[reach], [CORE.num_positions]], dtype=torch.float64)
+    memory = replace(policy.initial_memory(2), noise=noise)
     rollout = replace(rollout, start=start)
 
     def outputs() -> list[torch.Tensor]:
@@ -66,9 +66,9 @@ def test_what_positions_say_of_hidden_ages_changes_nothing(reach, shift):
 
 def test_nothing_is_hidden_elsewhere():
     policy = make_policy("expire_span", core=CORE)
-    assert policy.initial_memory(3).drawn.shape == (3, 0)
+    assert policy.initial_memory(3).noise.shape == (3, 0)
     rollout = experience(torch.Generator().manual_seed(4), 5, 3)
-    assert act(policy, policy.initial_memory(3), rollout, in_rollout=False).memory.drawn.shape == (3, 0)
+    assert act(policy, policy.initial_memory(3), rollout, in_rollout=False).memory.noise.shape == (3, 0)
 
 
 @pytest.mark.parametrize("chance", [1.0, -0.1])

@@ -33,7 +33,7 @@ class Best(MemoryKind):
         super().__init__(width, num_heads, config)
         self.score = nn.Linear(width, 1)
 
-    def describe(self, normed: Tensor, drawn: Tensor) -> Tensor:
+    def describe(self, normed: Tensor, noise: Tensor) -> Tensor:
         return self.score(normed).squeeze(-1)
 
     def visibility(self, age: Tensor, slot_features: Tensor, exists: Tensor) -> tuple[Tensor, None]:

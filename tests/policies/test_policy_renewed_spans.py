@@ -101,7 +101,7 @@ def test_memories_that_are_used_outlive_their_first_span():
     memory = act(policy, policy.initial_memory(8), rollout, in_rollout=False).memory
     outlived = 0
     for layer, slots in zip(policy.core.layers, memory.layers, strict=True):
-        first_span = layer.kind.describe(layer.norm(slots.hidden), memory.drawn)
+        first_span = layer.kind.describe(layer.norm(slots.hidden), memory.noise)
         age = memory.time[:, None] - slots.birth
         outlived += int((slots.alive & (age >= first_span + SETTINGS["ramp"])).sum())
         assert (slots.known_need >= 0).all() and (slots.known_need < age)[slots.alive].all()

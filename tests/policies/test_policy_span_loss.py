@@ -129,13 +129,13 @@ def test_the_bias_learns_what_all_memories_share():
     torch.nn.init.constant_(kind.span.bias, -1.0)  # below one half, where the penalty rises more steeply with the span
     torch.nn.init.constant_(kind.span.weight, 0.05)
     same_memory = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    normed, is_new, drawn = same_memory.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
-    kind.loss(normed, is_new, None, drawn, 1.0).backward()
+    normed, is_new, noise = same_memory.repeat(2, 8, 1), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 0)
+    kind.loss(normed, is_new, None, noise, 1.0).backward()
     assert kind.span.weight.grad.abs().max() < 1e-12
     assert float(kind.span.bias.grad) > 0
     kind.zero_grad()
     odd = normed.clone()
     odd[0, 0, 3] += 2.0
-    kind.loss(odd, is_new, None, drawn, 1.0).backward()
+    kind.loss(odd, is_new, None, noise, 1.0).backward()
     is_learned = kind.span.weight.grad[0].abs() > 1e-12
     assert is_learned.tolist() == [i == 3 for i in range(16)]

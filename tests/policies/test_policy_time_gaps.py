@@ -17,7 +17,7 @@ SETTINGS = {"initial_limit": 24, "ramp": RAMP, "use_lift": 1.5, "use_share": 0.0
 
 def gaps_of(policy, memory):
     layer = policy.core.layers[0]
-    return layer.kind.time_gaps(layer.drawn_by_kind(memory.drawn))
+    return layer.kind.time_gaps(layer.kind_noise(memory.noise))
 
 
 def test_gaps_are_drawn_by_chance_up_to_some_ramps_and_only_once_spans_are_released():
@@ -52,7 +52,7 @@ def test_only_what_outlives_the_gap_is_seen():
     policy = make_policy("expire_span", {**SETTINGS, "time_gaps": 1.0})
     rollout = experience(torch.Generator().manual_seed(4), 12, 2, start_probability=0, final_probability=0)
     memory = policy.draw(policy.initial_memory(2))
-    memory.drawn[:, -1] = torch.tensor([0, 7])
+    memory.noise[:, -1] = torch.tensor([0, 7])
     span = policy.core.layers[0].kind.span
     lengths = torch.linspace(0, 20, 12, dtype=torch.float64)
     lengths[3] = math.inf

@@ -38,7 +38,7 @@ def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_rele
     assert set(skipped.tolist()) == set(range(SKIPPED_RAMPS * RAMP + 1))
     *others, controls = skipped.unflatten(0, (-1, CONTROL_EVERY)).unbind(1)
     assert 0.22 < (torch.cat(others) > 0).double().mean() < 0.28 and not controls.any()
-    assert torch.equal(drawn.drawn[:, -2].to(skipped.dtype), skipped)
+    assert torch.equal(drawn.noise[:, -2].to(skipped.dtype), skipped)
     for before, after in zip(memory.layers, drawn.layers, strict=True):
         assert torch.equal(before.birth, after.birth)
     again = policy.draw(memory, torch.Generator().manual_seed(2))
@@ -75,7 +75,7 @@ def test_skipped_time_is_no_part_of_an_episode_that_ended_before_it():
     rollout = experience(generator, 9, 5, start_probability=0)
     rollout.start[0] = True
     skipped = policy.draw(memory, generator)
-    plain = replace(skipped, time=memory.time, drawn=torch.zeros_like(skipped.drawn))
+    plain = replace(skipped, time=memory.time, noise=torch.zeros_like(skipped.noise))
     assert (skipped.time > plain.time)[:-1].all()  # the last one is a control
     losses = [
         policy.unroll(rollout.observation, start, rollout.start, pressure=1.0).memory_loss for start in (skipped, plain)

@@ -92,7 +92,7 @@ def replace_slot(policy, birth: int, at: int, layer: int, hidden: torch.Tensor):
     def change(now, acting):
         if now == at:
             slots = acting.layers[layer].slots
-            made = policy.core.layers[layer].write(hidden[None, None], acting.drawn)
+            made = policy.core.layers[layer].write(hidden[None, None], acting.noise)
             slots.keys[0, :, birth], slots.values[0, :, birth] = made.keys[0, :, 0], made.values[0, :, 0]
             if slots.slot_features is not None:
                 slots.slot_features[0, birth] = made.slot_features[0, 0]
