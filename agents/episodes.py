@@ -102,6 +102,8 @@ class EpisodeWindow:
         self.hard_fraction = HARD_FRACTION if self.has_difficulty else 0.0
         self.difficulty_key = difficulty_key or "steps"
         self.hardest = 0.0
+        self.reports_success = False
+        """Whether any episode so far reported success. Those that report nothing then did not succeed."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
         self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS)
@@ -120,6 +122,7 @@ class EpisodeWindow:
                     f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
                 )
             self.recent.append(episode)
+            self.reports_success |= "is_success" in episode
             difficulty = float(episode[self.difficulty_key])
             if difficulty > self.hardest:
                 self.hardest = difficulty
@@ -132,11 +135,6 @@ class EpisodeWindow:
 
     def _is_hard(self, episode: Mapping[str, Any]) -> bool:
         return episode[self.difficulty_key] >= self.hard_fraction * self.hardest
-
-    @property
-    def reports_success(self) -> bool:
-        """Whether any episode in the window reports success. If one does, those that report nothing did not succeed."""
-        return any("is_success" in episode for episode in itertools.chain(self.recent, self.hard))
 
     def scores(self, episodes: Iterable[Mapping[str, Any]]) -> np.ndarray:
         """The success of each episode if the environment reports it, else the return."""
@@ -227,6 +225,7 @@ class EpisodeWindow:
         """The window's state, JSON-able."""
         return {
             "hardest": self.hardest,
+            "reports_success": self.reports_success,
             "recent": list(self.recent),
             "hard": list(self.hard),
             "live": list(self.live),
@@ -247,6 +246,8 @@ class EpisodeWindow:
             window = getattr(self, name)
             window.clear()
             window.extend(state[name])
+        kept = itertools.chain(self.recent, self.hard)
+        self.reports_success = bool(state.get("reports_success")) or any("is_success" in episode for episode in kept)
 
     def _check(self, episode: Any) -> None:
         names = ("return", "steps", self.difficulty_key)

@@ -20,6 +20,9 @@ from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 
 MOST_COUNTED = 1 << 18
 """Most observations whose visits are counted. Beyond it those that were seen once are forgotten, then the rarest."""
+MOST_SEEN = 1 << 12
+"""Most observations of an episode that are remembered. Beyond it the oldest half is forgotten, and counts as new when
+it comes again. Episodes without an end would otherwise fill the memory of the machine."""
 RECENT_EPISODES = 1000
 """The weight of an episode falls by a factor of e in so many later ones."""
 LARGEST = 10.0
@@ -41,7 +44,8 @@ class EpisodicNovelty:
     episodes each of them was. They are compared exactly, so noise makes all of them new, and equally rare."""
 
     def __init__(self, batch: int):
-        self._seen: list[set[int]] = [set() for _ in range(batch)]
+        self._seen: list[dict[int, None]] = [{} for _ in range(batch)]
+        """The codes that each environment's episode has had, the oldest first."""
         self._visits: dict[int, float] = {}
         """Episodes that had an observation, by its code. Each counts by its weight, that of later ones is larger."""
         self._episodes = 0.0
@@ -56,7 +60,7 @@ class EpisodicNovelty:
         codes = _codes(observation).tolist()
         new_rows = [row for row, code in enumerate(codes) if not is_start[row] and code not in self._seen[row]]
         for row in new_rows:
-            self._seen[row].add(codes[row])
+            self._remember(row, codes[row])
             self._visits[codes[row]] = self._visits.get(codes[row], 0.0) + self._weight
         novelty = np.zeros(len(codes), np.float32)
         if new_rows:
@@ -68,10 +72,16 @@ class EpisodicNovelty:
             self._prune()
         return novelty
 
+    def _remember(self, row: int, code: int) -> None:
+        seen = self._seen[row]
+        seen[code] = None
+        if len(seen) > MOST_SEEN:
+            self._seen[row] = dict.fromkeys(list(seen)[MOST_SEEN // 2 :])
+
     def _begin(self, rows: list[int], codes: list[int]) -> None:
         """Begins episodes in the environments `rows`. codes: [B]."""
         for row in rows:
-            self._seen[row] = {codes[row]}
+            self._seen[row] = {codes[row]: None}
         self._weight /= (1 - 1 / RECENT_EPISODES) ** len(rows)
         self._episodes += len(rows) * self._weight
         if self._weight > _LARGEST_WEIGHT:
@@ -87,7 +97,7 @@ class EpisodicNovelty:
     def copy(self) -> EpisodicNovelty:
         """Another one with the same observations."""
         other = EpisodicNovelty(0)
-        other._seen = [set(seen) for seen in self._seen]
+        other._seen = [dict(seen) for seen in self._seen]
         other._visits = dict(self._visits)
         other._episodes, other._weight = self._episodes, self._weight
         return other
@@ -96,7 +106,7 @@ class EpisodicNovelty:
         """The state for `load_counts` and `load_episodes`. The codes of all environments follow one another; `sizes`
         [B] are their numbers."""
         return {
-            "codes": np.array([code for seen in self._seen for code in sorted(seen)], np.int64),
+            "codes": np.array([code for seen in self._seen for code in seen], np.int64),
             "sizes": np.array([len(seen) for seen in self._seen], np.int64),
             "counted": np.array(list(self._visits), np.int64),
             "counts": np.array(list(self._visits.values()), np.float64),
@@ -118,7 +128,7 @@ class EpisodicNovelty:
             raise ValueError(
                 f"novelty: expected the codes of {len(self._seen)} environments, got those of {len(sizes)}"
             )
-        self._seen = [set(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
+        self._seen = [dict.fromkeys(part.tolist()) for part in np.split(codes, np.cumsum(sizes)[:-1])]
 
 
 class NoveltyBonus:

@@ -116,7 +116,9 @@ def check_outputs(observation: Mapping[str, Tensor], logits: Tensor, values: Ten
     if not is_bad.any():
         return
     index = tuple(is_bad.nonzero()[0].tolist())
-    largest = {name: float(entry[index].abs().max()) for name, entry in observation.items() if entry[index].numel()}
+    largest = {
+        name: float(entry[index].double().abs().max()) for name, entry in observation.items() if entry[index].numel()
+    }
     name = max(largest, key=lambda key: largest[key])
     raise TrainingEnded(
         f"the policy's outputs are not finite in environment {index[-1]}: its observation {name!r} has numbers up to "

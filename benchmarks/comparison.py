@@ -37,7 +37,7 @@ from benchmarks.cells import check_settings, lock_directory
 from benchmarks.comparison_cells import EVALUATION, IMMATERIAL, Cell, finish_cell, read_cells, write_plan
 from benchmarks.comparison_command import SWEEP_FLAGS, command, run_defaults
 from benchmarks.comparison_report import FIGURE, write_report
-from benchmarks.comparison_search import FOLDER, SEARCH_SEED, chosen_settings, score_of, trial_settings, write_trials
+from benchmarks.comparison_search import FOLDER, SEARCH_SEED, chosen_settings, scores_of, trial_settings, write_trials
 from benchmarks.comparison_sizes import MIN_BUDGET, SIZE_SETTINGS, SIZES
 from benchmarks.learning import split_arguments
 from benchmarks.workers import WorkersConfig, check_no_actors, results_of
@@ -232,7 +232,7 @@ class Sweep:
         if work:
             (out / "cells").mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(self._finish_cells(work), 1):
-            _log(f"[trial {number}/{len(work)}] {data['kind']} {data['seed']}: {score_of(data):.4g}")
+            _log(f"[trial {number}/{len(work)}] {data['kind']} {data['seed']}: {scores_of([data])[0]:.4g}")
         self.use_best_trials()
 
     def use_best_trials(self) -> None:

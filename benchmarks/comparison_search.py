@@ -61,21 +61,24 @@ def chosen_settings(trials: Sequence[Mapping[str, Any]], settings: Mapping[str, 
     return {trial["kind"]: trial_settings(settings[trial["kind"]], trial["seed"]) for trial in best_trials(trials)}
 
 
-def score_of(trial: Mapping[str, Any]) -> float:
-    """Success, or the return where no episode reports success."""
-    success = trial["figures"]["success"]
-    return trial["figures"]["return"] if success is None else success
+def scores_of(trials: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The success of each trial, or the return where no episode of any trial reports success. Trials without any report
+    then did not succeed."""
+    if all(trial["figures"]["success"] is None for trial in trials):
+        return [trial["figures"]["return"] for trial in trials]
+    return [trial["figures"]["success"] or 0.0 for trial in trials]
 
 
 def best_trials(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The trial of each kind with the highest success, or return where no episode reports success. Of equal ones it is
     the one with the fewest live memories, then the first."""
 
-    def rank(trial: Mapping[str, Any]) -> tuple[float, float, int]:
-        return -round(score_of(trial), 4), trial["figures"]["live_mean"] or 0.0, trial["seed"]
+    def rank(scored: tuple[float, Mapping[str, Any]]) -> tuple[float, float, int]:
+        score, trial = scored
+        return -round(score, 4), trial["figures"]["live_mean"] or 0.0, trial["seed"]
 
-    by_kind = groupby(sorted(trials, key=lambda trial: trial["kind"]), lambda trial: trial["kind"])
-    return [min(group, key=rank) for _, group in by_kind]
+    scored = sorted(zip(scores_of(trials), trials, strict=True), key=lambda pair: pair[1]["kind"])
+    return [min(group, key=rank)[1] for _, group in groupby(scored, lambda pair: pair[1]["kind"])]
 
 
 def write_trials(out: Path) -> str:

@@ -148,6 +148,7 @@ class Model:
 
         best: not the latest policy, but the latest that meets the success target and holds at most 20% more memories
         than the smallest, if there is one."""
+        self._set_info()
         if best:
             save_best(self._run, path)
         else:

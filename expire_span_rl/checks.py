@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
@@ -14,6 +15,8 @@ SEED_BITS = 31
 USER_TEXT = 200  # characters of the user's own text, or of a file's, that a message repeats
 MOST_THREADS = 1024
 """More threads of PyTorch than any machine has use for. Hundreds of thousands end the process."""
+LARGEST_SETTING = 2**31 - 1
+"""Largest number that a setting of a policy may have, since clocks are int32. No file with a larger one is loaded."""
 NEAR = 0.7  # least likeness of a suggested name: "expire" suggests expire_span, "window" does not suggest width
 
 
@@ -77,6 +80,16 @@ def check_at_most(config: Any, **most: int) -> None:
         value = getattr(config, name)
         if value > high:
             raise ValueError(f"{flag(name)}: expected at most {high:,}, got {shown(str(value), 40)}")
+
+
+def check_loadable(config: Any) -> None:
+    """Raises ValueError, one line, for the first number of a dataclass with which no policy file would be loaded."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if is_number(value) and not abs(value) <= LARGEST_SETTING:
+            raise ValueError(
+                f"{flag(field.name)}: expected a number up to {LARGEST_SETTING:,}, got {shown(str(value), 40)}"
+            )
 
 
 def check_above_zero(config: Any, *names: str) -> None:

@@ -23,6 +23,7 @@ from expire_span_rl.agents.episodes import quotients, ratio_parts
 from expire_span_rl.devices import random_numbers_of
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
@@ -38,6 +39,11 @@ class EndlessEpisode(RuntimeError):
     def __init__(self, problem: str, advice: str):
         super().__init__(f"{problem}; {advice}")
         self.problem = problem
+        self.advice = advice
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """For a benchmark's process, which sends its error to another one."""
+        return type(self), (self.problem, self.advice)
 
 
 @dataclass(frozen=True)
@@ -206,10 +212,13 @@ class _Session:
     def count_answers(self, policy: Policy, params: torch.Tensor, env: Any) -> None:
         """Counts how probable the policy finds the right actions, if the environment says which they are. params: of
         the actions' distribution [B,P]."""
-        right = getattr(env.unwrapped, "target", lambda: None)()
-        if right is None or not hasattr(policy.actions, "log_prob"):
+        streams = env.unwrapped
+        if not isinstance(streams, BatchedVectorEnv) or not hasattr(policy.actions, "log_prob"):
             return
-        asked = env.unwrapped.decisions()
+        right = streams.target()
+        asked = None if right is None else streams.decisions()
+        if asked is None:
+            return
         log_prob = policy.actions.log_prob(params, torch.as_tensor(right, device=params.device)).double().cpu().numpy()
         if self.asked is None or self.surprise is None:
             self.asked = np.zeros(len(asked), np.int64)

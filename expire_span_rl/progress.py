@@ -165,4 +165,6 @@ def _line(values: Sequence[str]) -> str:
 
 
 def _one_line(name: str) -> str:
-    return " ".join(name.split()) or "unnamed"
+    """A column's name. Characters that a terminal would not print are escaped."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(name.split()))
+    return line or "unnamed"

@@ -24,7 +24,7 @@ PREVIOUS_REWARD = "previous_reward"
 ACTION_MASK = "action_mask"
 ADDED = (PREVIOUS_ACTION, PREVIOUS_REWARD, ACTION_MASK)
 """Entries that are not part of the environment's own observation."""
-EPISODE_LOST = "episode_lost"
+EPISODE_LOST = "\0episode_lost"  # no environment's own entry has such a name
 """The entry of an episode's last info that is true if the episode ended because its process died. Such an episode is
 truncated, and counts nowhere."""
 MOST_WORDS = 48

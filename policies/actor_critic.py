@@ -33,7 +33,7 @@ from expire_span_rl.policies.settings import FLOAT32
 from expire_span_rl.spaces import ACTION_MASK, PREVIOUS_REWARD
 
 Observation = Mapping[str, Tensor]
-START = "episode_start"  # its name among the inputs of a captured step, next to the observation's entries
+START = "\0episode_start"  # among the inputs of a captured step; no entry of an observation has such a name
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
-from expire_span_rl.checks import quoted
+from expire_span_rl.checks import check_loadable, quoted
 from expire_span_rl.policies import core_config
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.shapes import settings_of
@@ -34,6 +34,9 @@ class PolicyConfig:
     def __post_init__(self):
         if isinstance(self.actions, int):
             object.__setattr__(self, "actions", {"kind": "discrete", "n": self.actions})
+        for config in (self.memory_config, self.core):
+            if is_dataclass(config):
+                check_loadable(config)
 
     def to_json(self) -> dict[str, Any]:
         """A dict for JSON that `from_json` reads."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice, flag
 
 MAX_WIDTH = 2**16
-MAX_LAYERS = 1000
+MAX_LAYERS = 128
 MAX_POSITIONS = 10**6
 MOST_STEPS = 2**31 - 1
 SPAN_MODELS = ("survival", "sigmoid")

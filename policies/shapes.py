@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from expire_span_rl.checks import quoted, shown
+from expire_span_rl.checks import LARGEST_SETTING, quoted, shown
+from expire_span_rl.policies.settings import MAX_LAYERS
 
-MAX_NUMBER = 2**31 - 1  # of a setting: clocks are int32
-MAX_LAYERS = 128
 MAX_VALUES = 10**7  # of an entry of an observation
 MAX_WORDS = 10**5  # of a text
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -98,8 +97,8 @@ def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
             raise ValueError(f"{quoted(name, 60)}: expected a number, got {shown(value, 60)}")
         if hint is bool and not isinstance(value, bool):
             raise ValueError(f"{quoted(name, 60)}: expected true or false, got {shown(value, 60)}")
-        if isinstance(value, (int, float)) and not abs(value) <= MAX_NUMBER:
-            raise ValueError(f"{quoted(name, 60)}: expected a number up to {MAX_NUMBER:,}, got {shown(value, 60)}")
+        if isinstance(value, (int, float)) and not abs(value) <= LARGEST_SETTING:
+            raise ValueError(f"{quoted(name, 60)}: expected a number up to {LARGEST_SETTING:,}, got {shown(value, 60)}")
     return kind(**values)
 
 

@@ -96,6 +96,12 @@ def test_a_callback_sees_every_update_and_ends_the_training(model):
     assert model.num_timesteps == 4 * ROLLOUT
 
 
+def test_what_a_callback_saves_says_how_long_it_was_trained(model, tmp_path):
+    model.learn(2 * ROLLOUT, callback=lambda m: m.save(tmp_path / f"{m.num_timesteps}.safetensors"))
+    for timesteps in (ROLLOUT, 2 * ROLLOUT):
+        assert es.load(tmp_path / f"{timesteps}.safetensors").info["timesteps"] == timesteps
+
+
 def test_training_is_that_of_the_command_line(tmp_path, monkeypatch):
     """The same settings and seed: the same weights and figures."""
     flags = [

@@ -19,7 +19,7 @@ from script_cases import call, csv_rows
 from benchmarks import comparison, comparison_cells
 from benchmarks.comparison_cells import Cell
 from benchmarks.comparison_report import highest, summary, write_report
-from benchmarks.comparison_search import SEARCH_SEED, SWITCHES, trial_settings
+from benchmarks.comparison_search import SEARCH_SEED, SWITCHES, best_trials, trial_settings
 from expire_span_rl import evaluation, training
 from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.settings import resolve
@@ -452,3 +452,14 @@ def test_the_highest_score_must_be_within_the_budget():
     # A cell without a success rate counts as 0, if others have one.
     mean, low, high = summary([cell("a", 8, 0.9, 4), cell("a", 8, None, 4, 2)])[0]["success"]
     assert (mean, low, high) == (pytest.approx(0.45), 0, 0.9)
+
+
+def trial_of(number: int, success: float | None, value: float) -> dict:
+    return {"kind": "gru", "seed": number, "figures": {"success": success, "return": value, "live_mean": None}}
+
+
+def test_a_trial_that_never_succeeded_is_not_ranked_by_its_return():
+    """The environment reports success only where there is one."""
+    trials = [trial_of(1, None, 12.0), trial_of(2, 0.95, 20.0), trial_of(3, 0.5, 30.0)]
+    assert [each["seed"] for each in best_trials(trials)] == [2]
+    assert [each["seed"] for each in best_trials([trial_of(1, None, 12.0), trial_of(2, None, 20.0)])] == [2]

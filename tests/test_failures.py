@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,10 +30,12 @@ from expire_span_rl.agents import Trainer, guard
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.agents.guard import LARGEST_WEIGHT, MOST_SKIPPED, NotFinite, SkippedUpdate, TrainingEnded
 from expire_span_rl.agents.rollout import acting_learning_difference
+from expire_span_rl.agents.storage import check_outputs
 from expire_span_rl.building import build
 from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_vec_env
 from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 from expire_span_rl.envs.timeout import Overdue, call_within
+from expire_span_rl.evaluation import EndlessEpisode
 from expire_span_rl.interrupts import blocked
 from expire_span_rl.policies.encoders.vector import HUGE_VARIANCE
 from expire_span_rl.settings import resolve
@@ -747,3 +751,16 @@ def test_acting_is_compared_with_learning_relative_to_size(scale):
     rollout.values[0, 0] += wrong
     assert acting_learning_difference(one.policy, rollout) > 0.01
     one.close()
+
+
+def test_outputs_that_are_not_finite_are_told_where_observations_are_flags():
+    observation = {"flags": torch.tensor([[True], [False]])}
+    with pytest.raises(
+        TrainingEnded, match=r"^the policy's outputs are not finite in environment 1: its observation 'flags'"
+    ):
+        check_outputs(observation, torch.zeros(2, 3), torch.tensor([0.0, math.nan]))
+
+
+def test_an_episode_that_does_not_end_is_told_by_another_process():
+    error = pickle.loads(pickle.dumps(EndlessEpisode("the problem", "the advice")))
+    assert (str(error), error.problem) == ("the problem; the advice", "the problem")

@@ -595,6 +595,18 @@ def test_a_row_with_new_columns_widens_those_before_it(tmp_path):
     assert [row["train/loss"] for row in rows] == ["1.0", "", "0.5", ""] and rows[0]["rollout/ep_rew_mean"] == "nan"
 
 
+def test_names_that_do_not_print_are_escaped_and_the_log_stays_whole(tmp_path):
+    """They come from texts in the infos of an environment."""
+    table = ProgressTable(tmp_path / "progress.csv", 0)
+    for step in range(1, 4):
+        table.write({STEP: 64 * step, "success/go\u200bto": 0.5, **({"train/loss": 1.0} if step == 3 else {})})
+    table.close()
+    rows = log(tmp_path)
+    assert [row[STEP] for row in rows] == ["64", "128", "192"]
+    assert [row[r"success/go\u200bto"] for row in rows] == ["0.5"] * 3
+    assert ProgressTable(tmp_path / "progress.csv", 192).note == ""
+
+
 @pytest.fixture(scope="module")
 def whole_log(tmp_path_factory) -> bytes:
     """Rows of the steps 128, 192, ..., 832."""

@@ -218,7 +218,7 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
     kept = []
     for score in (1.0, 0.4, 1.0, 0.97):
         trainer.update()
-        monkeypatch.setattr(type(trainer.window), "reports_success", True)
+        trainer.window.reports_success = True
         trainer.window.live.clear()
         trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
         trainer.keep_evaluated({"success_rate": score, "mean_return": 0.0})
@@ -234,7 +234,7 @@ def test_an_evaluation_without_any_success_fails(monkeypatch):
     PeriodicEvaluation(run, print)
     trainer.update()
     trainer.window.hard_score = lambda: (1.0, 1000)
-    monkeypatch.setattr(type(trainer.window), "reports_success", True)
+    trainer.window.reports_success = True
     trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
     trainer.keep_evaluated({"success_rate": None, "mean_return": 2.0})
     assert trainer.best is None
@@ -368,6 +368,10 @@ BAD_TRAINING = {
         ["--num-envs", "2", "--num-minibatches", "4"],
         "--num-minibatches: expected at most --num-envs (2)",
     ),
+    "window that no file may have": (
+        ["--memory", "transformer_xl", "--window", "10000000000"],
+        "--window: expected a number up to 2,147,483,647, got 10000000000",
+    ),
     "window of 0": (["--memory", "transformer_xl", "--window", "0"], "--window: expected at least 1, got 0"),
     "no number": (["--num-envs", "many"], "--num-envs"),
     "no value": (["--seed"], "--seed"),
@@ -383,7 +387,7 @@ BAD_TRAINING = {
     "slack of 0": (["--success-slack", "0"], "--success-slack: expected more than 0, got 0.0"),
     "lift of 0": (["--use-lift", "0"], "--use-lift: expected more than 0, got 0.0"),
     "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
-    "endless layers": (["--num-layers", "1e18"], "--num-layers: expected at most 1,000, got 1000000000000000000"),
+    "endless layers": (["--num-layers", "1e18"], "--num-layers: expected at most 128, got 1000000000000000000"),
     "endless passes": (["--update-epochs", "1e9"], "--update-epochs: expected at most 10,000, got 1000000000"),
     "endless width": (["--width", "1e9"], "--width: expected at most 65,536, got 1000000000"),
     "endless episodes": (["--n-eval-episodes", "1e9"], "--n-eval-episodes: expected at most 1,000,000, got 1000000000"),

@@ -121,6 +121,21 @@ def test_what_is_rare_is_forgotten_where_too_much_is_counted(monkeypatch):
     assert (counts == 2 / (1 - 1 / RECENT_EPISODES) ** 2).all()
 
 
+def test_of_an_endless_episode_the_latest_observations_are_remembered(monkeypatch):
+    """Of 9 observations the last 5 are: beyond 8 the older half goes. A copy and a continued state have the same."""
+    monkeypatch.setattr("expire_span_rl.agents.novelty.MOST_SEEN", 8)
+    novelty, none = EpisodicNovelty(1), np.zeros(1, bool)
+    novelty.add({"n": np.array([0])}, ~none)
+    for n in range(1, 9):
+        novelty.add({"n": np.array([n])}, none)
+    again = EpisodicNovelty(1)
+    again.load_counts(novelty.state_dict())
+    again.load_episodes(novelty.state_dict())
+    for each in (novelty.copy(), again, novelty):
+        assert [bool(each.add({"n": np.array([n])}, none)[0]) for n in (8, 7, 6, 5, 4)] == [False] * 5
+        assert each.add({"n": np.array([3])}, none)[0] > 0
+
+
 def test_counts_stay_finite_over_many_episodes(monkeypatch):
     """The weight of an episode grows with their number, and is brought back to 1. What is counted stays the same."""
     observations = [{"n": np.array([n % 3, n % 5])} for n in range(400)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,7 @@ def test_an_episode_that_was_lost_with_its_process_counts_nowhere():
         "length": np.array([7, 0, 9]),
         "_length": np.array([True, False, True]),
         EPISODE_LOST: np.array([False, True, False]),
-        "_episode_lost": np.array([False, True, False]),
+        f"_{EPISODE_LOST}": np.array([False, True, False]),
     }
     infos = {"_final_obs": np.ones(3, bool), "final_info": final_info}
     episodes = finished_episodes(infos, np.arange(3.0), np.ones(3, np.int64))
@@ -53,3 +55,24 @@ def test_a_success_may_be_a_flag_or_a_share(value):
     infos = {"_final_obs": np.array([True]), "final_info": {"is_success": np.array([value], object)}}
     (episode,) = finished_episodes(infos, np.zeros(1), np.ones(1, np.int64)).values()
     assert episode.get("is_success") == value
+
+
+def test_an_entry_of_the_environment_that_sounds_like_a_lost_episode_changes_nothing():
+    infos = {"_final_obs": np.ones(1, bool), "final_info": {"episode_lost": np.array([True])}}
+    episodes = finished_episodes(infos, np.zeros(1), np.ones(1, np.int64))
+    assert episodes == {0: {"episode_lost": True, "return": 0.0, "steps": 1}}
+
+
+def test_a_window_of_failures_alone_is_still_one_of_success(tmp_path):
+    """The environment reports success only where there is one. 1,000 failures later nothing in the window says so."""
+    window = EpisodeWindow(None)
+    window.add([{"return": 1.0, "steps": 4, "is_success": True}])
+    window.add([{"return": 0.5, "steps": 4}] * 1000)
+    assert window.reports_success and window.hard_score() == (0.0, 100)
+    assert window.summary()["rollout/success_rate"] == 0.0
+    loaded = EpisodeWindow(None)
+    loaded.load_state_dict(json.loads(json.dumps(window.state_dict())))
+    assert loaded.reports_success
+    earlier = {name: value for name, value in window.state_dict().items() if name != "reports_success"}
+    loaded.load_state_dict(earlier)
+    assert not loaded.reports_success  # states of before 30 November 2026 know of the window only

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_cases import CORE, SMALL, act, experience, make_policy, poison_dead_slots
+from policy_cases import CORE, SMALL, act, experience, make_policy, observations, poison_dead_slots
 
 from expire_span_rl.policies import KINDS, Memory
 from expire_span_rl.policies.memory import LayerMemory
@@ -136,6 +136,20 @@ def test_remove_slots_and_replace_slots_change_what_they_say_and_only_that():
         assert torch.equal(memory.to_tensors()[name], tensor)  # the original is as it was
         assert name == "0/alive" or torch.equal(smaller[name], tensor)
         assert name == "0/hidden" or torch.equal(other[name], tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_stays_what_it_was_while_acting_goes_on(kind):
+    policy = make_policy(kind)
+    generator = torch.Generator().manual_seed(0)
+    acting = policy.begin(act(policy, policy.initial_memory(2), experience(generator, 9, 2, 0)).memory, 8)
+    policy.step(observations(generator, 2), acting, torch.zeros(2, dtype=torch.bool))
+    memory = acting.memory()
+    before = {name: tensor.clone() for name, tensor in memory.to_tensors().items()}
+    for _ in range(5):
+        policy.step(observations(generator, 2), acting, torch.zeros(2, dtype=torch.bool))
+    for name, tensor in memory.to_tensors().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_tensors_round_trip():

@@ -1,11 +1,12 @@
 """Acting in buffers of fixed shapes, whose steps a GPU captures: here replayed by a plain call on the same buffers."""
 
+import gymnasium as gym
 import pytest
 import torch
 from policy_cases import CASES, make_policy, observations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from expire_span_rl.policies import KINDS
+from expire_span_rl.policies import KINDS, ActorCritic
 from expire_span_rl.policies.memory.survival_spans import SurvivalSpans
 from expire_span_rl.policies.replay import Replay
 from expire_span_rl.policies.transformer.acting import ladder
@@ -129,3 +130,19 @@ def test_a_replay_refuses_other_shapes_and_overwrites_what_it_returned():
     assert replay({"x": torch.tensor([3.0, 4.0])})[0] is first and first.tolist() == [6, 8]
     with pytest.raises(ValueError, match=r"^x: expected a tensor \[2\], as before, got \[3\]$"):
         replay({"x": torch.zeros(3)})
+
+
+def test_an_observation_may_have_any_name():
+    """Also that of the flag which says where episodes begin."""
+    space = gym.spaces.Dict({"episode_start": gym.spaces.Discrete(3)})
+    plain, static = (ActorCritic.for_spaces(space, gym.spaces.Discrete(2), memory="transformer_xl") for _ in range(2))
+    static.load_state_dict(plain.state_dict())
+    static.core.static = True
+    torch.nn.init.normal_(plain.policy_head.weight, generator=torch.Generator().manual_seed(0))
+    static.load_state_dict(plain.state_dict())
+    actings = [policy.begin(policy.initial_memory(2), 4) for policy in (plain, static)]
+    for t in range(4):
+        observation = {"episode_start": torch.tensor([t % 3, 1])}
+        start = torch.tensor([t == 0, t == 2])
+        left, right = (p.step(observation, a, start)[0] for p, a in zip((plain, static), actings, strict=True))
+        torch.testing.assert_close(left, right)
