@@ -46,6 +46,7 @@ from expire_span_rl.agents import AGENTS, REWARDS
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import flag_names, parse_config, saved_config
 from expire_span_rl.policies import KINDS
+from expire_span_rl.saved_settings import LATER
 from expire_span_rl.settings import RunConfig, Settings
 
 CHECKPOINTS = 10  # of a cell, so that a killed sweep loses at most a tenth of a training
@@ -274,8 +275,10 @@ class Sweep:
     def _check_cell(self, cell: Cell, saved: Mapping[str, Any], settings: Settings) -> None:
         """Raises UsageError unless the saved settings of a cell are `settings` and those of this evaluation."""
         current = _comparable({**settings.flat(), **self.evaluation()})
-        # A flag that did not exist when the cell was trained had the effect of its default.
-        saved = _comparable({**run_defaults(cell.kind, saved["env"], saved["agent"]), **self.evaluation(), **saved})
+        # What a cell lacks is younger than it: it had the effect that `saved_settings.LATER` names, or of its default.
+        earlier = {name: value for name, value in LATER.items() if value is not None and name in current}
+        defaults = {**run_defaults(cell.kind, saved["env"], saved["agent"]), **self.evaluation()}
+        saved = _comparable({**defaults, **earlier, **saved})
         names = sorted((saved.keys() | current.keys()) - IMMATERIAL - {"env", "agent"})
         # These two first, since the defaults of others depend on them.
         names = ["env", "agent", *names]

@@ -86,11 +86,12 @@ def finish_cell(
     callback: Callable[[dict[str, float]], Any] | None = None,
     *,
     is_trained: bool = False,
+    progress: Callable[[list[list[float | None]]], Mapping[str, float | None]] = lambda points: {},
 ) -> dict[str, Any]:
     """Trains a cell, from its checkpoint if there is one, evaluates the policy that train_rl.py keeps, and writes the
     cell. work: the cell, the settings of its training, its file, and the settings of the evaluation. callback: gets the
     metrics of each update, and ends the training by returning False. is_trained: it has ended before, and is only
-    evaluated."""
+    evaluated. progress: more metrics, from the points of all updates (`curve_point`)."""
     cell, settings, file, protocol = work
     run_dir = Path(settings.run.run_dir)
     has_checkpoint = (run_dir / "checkpoint.safetensors").is_file()
@@ -108,7 +109,11 @@ def finish_cell(
     )
     data = {
         **cell._asdict(),
-        "figures": {**evaluation_metrics(result), **training_metrics(run_dir, settings)},
+        "figures": {
+            **evaluation_metrics(result),
+            **training_metrics(run_dir, settings),
+            **progress(curve_points(run_dir)),
+        },
         "policy_timesteps": info["timesteps"],
         "curve": learning_curve(run_dir),
         "commit": current_commit(),
@@ -168,10 +173,15 @@ def learning_curve(run_dir: Path) -> list[list[float | None]]:
     Success and return are means over the latest training episodes. The curve begins when MIN_EPISODES episodes have
     ended, since the first to end are the shortest.
     """
-    with (run_dir / "progress.csv").open(newline="") as log:
-        points = _curve_points(csv.DictReader(log))
+    points = curve_points(run_dir)
     stride = -(-len(points) // CURVE_POINTS) or 1
     return points[::-1][::stride][::-1]
+
+
+def curve_points(run_dir: Path) -> list[list[float | None]]:
+    """The points of all updates that have one, from the run's log."""
+    with (run_dir / "progress.csv").open(newline="") as log:
+        return _curve_points(csv.DictReader(log))
 
 
 def _curve_points(rows: Iterable[Mapping[str, Any]]) -> list[list[float | None]]:

@@ -140,14 +140,23 @@ def _is_gymnasium(spec: EnvSpec) -> bool:
 
 def _missing_ids(config: CoverageConfig, rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
     """(family, id) of the environments to measure."""
-    by_id = {id_: family for family in config.families for id_ in environments(family)}
     if config.ids:
-        yield from ((by_id.get(id_, OTHER), id_) for id_ in config.ids)
+        yield from ((_family_of(id_), id_) for id_ in config.ids)
         return
+    by_id = {id_: family for family in config.families for id_ in environments(family)}
     for id_, family in by_id.items():
         row = rows.get(id_)
         if row is None or config.redo == "all" or (config.redo == "failed" and not row.runs):
             yield family, id_
+
+
+def _family_of(id_: str) -> str:
+    """The family of an id. No package need be installed for it."""
+    for family, (package, prefix) in PREFIXES.items():
+        if id_.removeprefix(f"{package}:").startswith(prefix):
+            return family
+    spec = gym.registry.get(id_)
+    return "gymnasium" if spec is not None and _is_gymnasium(spec) else OTHER
 
 
 def _is_selected(row: Row, config: CoverageConfig) -> bool:

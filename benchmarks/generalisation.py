@@ -6,20 +6,22 @@
 
 Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
-its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row is not played again. Each
-row is also kept beside the run's directory as soon as it is known, so that a stop loses one length at most. What was
-kept of a policy that has changed since is left out.
+its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row of the same flags is not
+played again. Each row is also kept beside the run's directory as soon as it is known, so that a stop loses one length
+at most. Rows of a policy that has changed since are left out.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -28,14 +30,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cells import check_settings
+from benchmarks.comparison_cells import IMMATERIAL
 from benchmarks.coverage import current_commit
 from benchmarks.learning import split_arguments
 from benchmarks.workers import WorkersConfig, check_no_actors, results_of
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, choice
+from expire_span_rl.cli.settings import parse_config, saved_config
+from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import evaluate
 from expire_span_rl.files import write_atomically
 from expire_span_rl.policies import KINDS, load_policy
+from expire_span_rl.saved_settings import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH: dict[str, tuple[str, ...]] = {
@@ -45,6 +52,15 @@ LENGTH: dict[str, tuple[str, ...]] = {
     "TMaze-v0": ("length",),
 }
 """Keyword arguments of the environment that make its episodes longer."""
+LENGTHS: dict[str, tuple[int, ...]] = {
+    "Corridor-v0": (200, 1000, 10_000, 100_000),
+    "Portal-v0": (10, 20, 50),
+    "Switch-v0": (8, 80),
+    "TMaze-v0": (50, 500, 5000, 50_000),
+}
+"""The default lengths: as in training, and longer ones."""
+UNKNOWN = "unknown"
+"""The flags of a row of before 30 November 2026."""
 MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
 BATCH = 64
 """Environments that play at a time. Times of batches of different sizes could not be compared."""
@@ -58,8 +74,9 @@ class GeneralisationConfig(WorkersConfig):
     """Memory kinds."""
     seeds: int = 5
     """Seeds 1, 2, ..., each a training of its own."""
-    lengths: tuple[int, ...] = (200, 1000, 10_000, 100_000)
-    """Lengths of the episodes: tiles, rooms, junctions that a signal holds, or steps."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of the episodes: tiles, rooms, junctions that a signal holds, or steps. None: some for each task, up to
+    100,000 tiles, 50 rooms, 80 junctions or 50,000 steps."""
     episodes: int = 64
     """Episodes of each length."""
     runs: str = "runs/generalisation"
@@ -76,8 +93,10 @@ class GeneralisationConfig(WorkersConfig):
         for kind in self.kinds:
             choice("--kinds", kind, KINDS)
         check_at_least(self, seeds=1, episodes=1, jobs=1)
-        if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"--lengths: expected at least one length of at least 1, got {self.lengths}")
+        if not self.lengths:
+            object.__setattr__(self, "lengths", LENGTHS[self.env])
+        if min(self.lengths) < 1:
+            raise ValueError(f"--lengths: expected lengths of at least 1, got {self.lengths}")
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,8 @@ class Row:
     ms_per_step: float
     """Milliseconds of acting for one step of the batch, without the environments."""
     commit: str
+    flags: str = UNKNOWN
+    """Flags of train_rl.py that the training had, beside those that the benchmark sets."""
 
 
 def main() -> None:
@@ -107,16 +128,21 @@ def main() -> None:
     folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
     cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
     rows = {key: row for cell in cells for key, row in kept_rows(config, *cell).items()}
-    rows |= read_rows(folder / "results.csv")
+    rows |= finished_rows(config, folder / "results.csv")
     check_no_actors(config.ray_address, training_flags)
     if not config.report:
+        for length in config.lengths:
+            longer: dict[str, Any] = dict.fromkeys(LENGTH[config.env], length)
+            make_env(config.env, **longer).close()
+        check_flags(config, cells, training_flags, rows.values(), folder)
         if rows:
             write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
         os.environ["OMP_NUM_THREADS"] = "1"
-        jobs = [
-            (config, kind, seed, training_flags, _missing_lengths(config, kind, seed, config.lengths, rows))
-            for kind, seed in cells
-        ]
+
+        def missing(kind: str, seed: int) -> list[int]:
+            return _missing_lengths(config.lengths, _by_length(rows, kind, seed), config, training_flags)
+
+        jobs = [(config, kind, seed, training_flags, missing(kind, seed)) for kind, seed in cells]
         for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             write_rows(folder / "results.csv", rows.values())
@@ -126,12 +152,54 @@ def main() -> None:
         print(f"rows: {folder / 'results.csv'}")
 
 
+def check_flags(
+    config: GeneralisationConfig,
+    cells: Sequence[tuple[str, int]],
+    flags: Sequence[str],
+    rows: Iterable[Row],
+    folder: Path,
+) -> None:
+    """Raises UsageError, one line, for rows or runs of these cells that had other flags of train_rl.py."""
+    for row in rows:
+        if (row.kind, row.seed) in cells and row.flags not in (UNKNOWN, shlex.join(flags)):
+            raise cli.UsageError(
+                f"{folder}: expected the flags {row.flags or 'of no flags'!r} as in its row of {row.kind}, seed "
+                f"{row.seed}, got {shlex.join(flags)!r}: name another --out and --runs for other flags"
+            )
+    for kind, seed in cells:
+        run = run_of(config, kind, seed)
+        if (run / "config.json").exists():
+            saved = complete(saved_config(run), str(run))
+            current = parse_config(["--env", config.env, "--memory", kind, "--seed", str(seed), *flags]).flat()
+            saved, current = (json.loads(json.dumps(settings)) for settings in (saved, current))
+            names = sorted(current.keys() - IMMATERIAL)
+            check_settings(Path(config.runs), run.name, saved, current, names=names, other="--runs and --out")
+
+
+def finished_rows(config: GeneralisationConfig, file: Path) -> dict[tuple[str, int, int], Row]:
+    """The rows of results, without those of policies that are newer."""
+    rows = read_rows(file)
+    policies = {row: run_of(config, row.kind, row.seed) / "policy.safetensors" for row in rows.values()}
+    return {
+        key: row
+        for key, row in rows.items()
+        if not policies[row].exists() or policies[row].stat().st_mtime_ns <= file.stat().st_mtime_ns
+    }
+
+
 def _missing_lengths(
-    config: GeneralisationConfig, kind: str, seed: int, lengths: Sequence[int], rows: Mapping[tuple, Row]
+    lengths: Sequence[int], rows: Mapping[int, Row], config: GeneralisationConfig, flags: Sequence[str]
 ) -> list[int]:
-    """The lengths that have no row with enough episodes."""
-    seed_rows = {length: rows.get((kind, seed, length)) for length in lengths}
-    return [length for length, row in seed_rows.items() if row is None or row.episodes < config.episodes]
+    """The lengths that have no row of these flags with enough episodes. rows: by length, of one kind and seed."""
+    return [
+        length
+        for length in lengths
+        if length not in rows or rows[length].episodes < config.episodes or rows[length].flags != shlex.join(flags)
+    ]
+
+
+def _by_length(rows: Mapping[tuple[str, int, int], Row], kind: str, seed: int) -> dict[int, Row]:
+    return {length: row for (*cell, length), row in rows.items() if cell == [kind, seed]}
 
 
 def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:
@@ -140,7 +208,8 @@ def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[in
     config, kind, seed, flags, lengths = job
     _train(config, kind, seed, flags)
     rows = kept_rows(config, kind, seed)
-    for row in play_lengths(config, kind, seed, _missing_lengths(config, kind, seed, lengths, rows)):
+    missing = _missing_lengths(lengths, _by_length(rows, kind, seed), config, flags)
+    for row in play_lengths(config, kind, seed, flags, missing):
         rows[kind, seed, row.length] = row
         write_rows(kept_file(run_of(config, kind, seed)), rows.values())
     return [rows[kind, seed, length] for length in lengths]
@@ -181,11 +250,13 @@ def kept_rows(config: GeneralisationConfig, kind: str, seed: int) -> dict[tuple[
     return read_rows(file)
 
 
-def play_lengths(config: GeneralisationConfig, kind: str, seed: int, lengths: Sequence[int]) -> Iterator[Row]:
-    """A row for each length."""
-    policy, _ = load_policy(run_of(config, kind, seed))
+def play_lengths(
+    config: GeneralisationConfig, kind: str, seed: int, flags: Sequence[str], lengths: Sequence[int]
+) -> Iterator[Row]:
+    """A row for each length. All else in the environment is as it was in training."""
+    policy, info = load_policy(run_of(config, kind, seed))
     for length in lengths:
-        kwargs = dict.fromkeys(LENGTH[config.env], length)
+        kwargs = {**info.get("env_kwargs", {}), **dict.fromkeys(LENGTH[config.env], length)}
         episodes, batch = config.episodes, min(config.episodes, BATCH)
         result = evaluate(policy, config.env, kwargs, episodes, num_envs=batch, seed=1, max_steps=MAX_STEPS)
         live = result["live_memories_mean"]
@@ -200,6 +271,7 @@ def play_lengths(config: GeneralisationConfig, kind: str, seed: int, lengths: Se
             live_largest_layer=max(live, default=float("nan")),
             ms_per_step=1000 * batch / result["acting_steps_per_second"],
             commit=current_commit(),
+            flags=shlex.join(flags),
         )
         print(f"{kind} {seed}: {result['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
 
@@ -217,7 +289,7 @@ def _parse_row(text: Mapping[str, str]) -> Row:
     integers: dict[str, Any] = {name: int(text[name]) for name in ("seed", "length", "episodes")}
     names = ("success", "mean_return", "live_mean", "live_largest_layer", "ms_per_step")
     floats: dict[str, Any] = {name: float(text[name]) for name in names}
-    return Row(kind=text["kind"], commit=text["commit"], **integers, **floats)
+    return Row(kind=text["kind"], commit=text["commit"], flags=text.get("flags", UNKNOWN), **integers, **floats)
 
 
 def write_rows(path: Path, rows: Any) -> None:

@@ -86,10 +86,11 @@ def main() -> None:
     excluded = ("seed", "torch_threads", "run_dir")
     common_flags = {key: value for key, value in settings.flat().items() if key not in excluded}
     common_flags = json.loads(json.dumps(common_flags))  # as it is read from a file
-    report = _read_report(out, common_flags) or {
+    evaluation = {"hard": hard, "eval_every": config.eval_every, "eval_episodes": config.eval_episodes}
+    report = _read_report(out, common_flags, evaluation) or {
         "command": "python -m benchmarks.learning " + " ".join(sys.argv[1:]),
         "flags": common_flags,
-        "hard": hard,
+        **evaluation,
         "seeds": [],
     }
     results = report["seeds"]
@@ -105,13 +106,16 @@ def main() -> None:
     print(f"results: {out}")
 
 
-def _read_report(out: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
-    """The results that are there. None if there are none. Raises UsageError if they have other settings."""
+def _read_report(out: Path, flags: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """The results that are there. None if there are none. Raises UsageError if they have other settings, of the
+    training (`flags`) or of its evaluations. Results of before 30 November 2026 only tell the hard episodes of
+    these."""
     if not out.exists():
         return None
     report = json.loads(out.read_text(encoding="utf-8"))
     names = flags.keys() | report["flags"].keys()
     changes = sorted(name for name in names if flags.get(name) != report["flags"].get(name))
+    changes += [name for name, value in evaluation.items() if report.get(name, value) != value]
     if changes:
         raise cli.UsageError(
             f"--out: expected new results or those of the same settings, {out} differs in {changes[0]}"
@@ -247,7 +251,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "seed": result["seed"],
         "steps to 95%": f"{entry['timesteps'] / 1e6:.1f}M" if entry else "never",
         "minutes": f"{entry['minutes']:.1f}" if entry else "-",
-        "lowest after": f"{min(h['success_rate'] for h in history[solved[0] :]):.1%}" if entry else "-",
+        "lowest after": f"{min(h['success_rate'] or 0 for h in history[solved[0] :]):.1%}" if entry else "-",
         "last: all": _score(result["last"]["all"]),
         "last: hard": _score(result["last"]["hard"]),
         "live on hard": f"{_mean(result['last']['hard']['live_memories_mean']) or 0:.1f}",
@@ -286,7 +290,10 @@ def plot(report: dict[str, Any], path: str) -> None:
 
     rows = [row for result in report["seeds"] for row in result["curve"]]
     panels = [i for i in range(len(CURVE)) if any(row[i + 1] is not None for row in rows)]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 1.9 * len(panels)), sharex=True, constrained_layout=True)
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(9, 1.9 * len(panels)), sharex=True, squeeze=False, constrained_layout=True
+    )
+    axes = axes[:, 0]
     for ax, i in zip(axes, panels, strict=True):
         for result in report["seeds"]:
             points = [(row[0] / 1e6, row[i + 1]) for row in result["curve"] if row[i + 1] is not None]

@@ -248,6 +248,19 @@ class Bench:
         current = json.loads(json.dumps(self.settings(cell.kind, cell.seed, chosen).flat()))
         names = sorted((saved.keys() | current.keys()) - IMMATERIAL)
         check_settings(self.out, cell, saved, current, names=names, other="--variant or --out")
+        planned = self.evaluations(self.settings(cell.kind, cell.seed, chosen), is_trial(cell._asdict()))
+        done = known[cell]["evaluations"]
+        if len(planned) != len(done) or not all(map(_is_same_evaluation, planned, done)):
+            raise cli.UsageError(
+                f"{self.out}: expected the evaluations of its cell {cell}, got others (--delays, --streams, "
+                "--eval-steps or --eval-kwargs): name another --variant or --out for them"
+            )
+
+
+def _is_same_evaluation(planned: Mapping[str, Any], done: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of a cell is one that is planned. `done` has more keyword arguments, those of training."""
+    is_same_size = all(planned[name] == done[name] for name in ("streams", "steps"))
+    return is_same_size and all(done["env_kwargs"].get(name) == value for name, value in planned["env_kwargs"].items())
 
 
 def _own_settings(items: Sequence[str], kind: str) -> dict[str, str]:

@@ -68,8 +68,13 @@ def summary(cells: Sequence[Mapping[str, Any]], bits: bool) -> list[dict[str, An
     """One row per kind, variant and evaluation. Values are triples (mean, lowest, highest) over seeds."""
     rows = []
     for (kind, variant), group in groupby(cells, lambda cell: (cell["kind"], cell["variant"])):
-        runs = list(group)
-        for evaluations in zip(*(cell["evaluations"] for cell in runs), strict=False):
+        by_protocol: dict[tuple[str, int, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+        for cell in group:
+            for evaluation in cell["evaluations"]:
+                protocol = (evaluated(evaluation), evaluation["streams"], evaluation["steps"])
+                by_protocol.setdefault(protocol, []).append((cell, evaluation))
+        for pairs in by_protocol.values():
+            runs, evaluations = zip(*pairs, strict=True)
             layers = np.array([evaluation["live_mean"] for evaluation in evaluations])
             rows.append(
                 {

@@ -20,6 +20,7 @@ from expire_span_rl.agents import Trainer
 from expire_span_rl.building import build
 from expire_span_rl.policies import load_policy
 from expire_span_rl.policies.io import write_atomically
+from expire_span_rl.saved_settings import complete
 from expire_span_rl.settings import Settings
 
 WARM_UP, BLOCKS = 40, 40  # a window of 2,048 steps is full after 32 blocks
@@ -92,7 +93,7 @@ def trainer_at(path: Path, config: Mapping[str, Any], delay: int) -> Any:
             settings[name] = value
     if "fixed_pressure" in settings:
         settings["fixed_pressure"] = 1.0  # the loss of spans is computed, as in a training that forgets
-    trainer = cast(Trainer, build(Settings.from_flat(settings), say=lambda line: None).trainer)
+    trainer = cast(Trainer, build(Settings.from_flat(complete(settings, str(path))), say=lambda line: None).trainer)
     trainer.policy.load_state_dict(policy.state_dict())
     trainer.agent.update = Stopwatch(trainer.agent.update, trainer.policy.device)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer

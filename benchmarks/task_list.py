@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,13 @@ class BenchmarkTask:
         """Whether the target is reached at a point of a learning curve."""
         value = self.value(point)
         return self.target is not None and value is not None and value >= self.target
+
+    def progress(self, points: Iterable[Sequence[float | None]]) -> dict[str, float | None]:
+        """Of a training's learning curve: the highest measure, and the steps at which the target was first reached."""
+        points = list(points)
+        values = [value for point in points if (value := self.value(point)) is not None]
+        steps = next((point[0] for point in points if self.is_reached(point)), None)
+        return {"best": max(values, default=None), "steps_to_target": steps}
 
     def score(self, value: float) -> float:
         """The measure between floor and top, as a number from 0 to 1."""

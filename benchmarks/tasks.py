@@ -49,7 +49,7 @@ class TasksConfig(WorkersConfig):
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks by name. Those of a package that is not installed are left out."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """Memory kinds. Each is compared with the first one."""
+    """Memory kinds. The table compares each with the first of this list's order that has results."""
     seeds: int = 5
     """Number of seeds, each a training of its own."""
     first_seed: int = 1
@@ -194,10 +194,11 @@ def finish_task(work: tuple[str, Any, float]) -> tuple[str, dict[str, Any]]:
     `TasksConfig.end_after`."""
     name, cell, end_after = work
     _, settings, *_ = cell
+    task = TASKS[name]
     if not end_after:
-        return name, finish_cell(cell)
-    callback = EndAfter(TASKS[name], end_after, Path(settings.run.run_dir))
-    return name, finish_cell(cell, callback, is_trained=callback.has_ended)
+        return name, finish_cell(cell, progress=task.progress)
+    callback = EndAfter(task, end_after, Path(settings.run.run_dir))
+    return name, finish_cell(cell, callback, is_trained=callback.has_ended, progress=task.progress)
 
 
 class EndAfter:

@@ -14,6 +14,7 @@ from benchmarks.comparison_report import Estimate, estimate_text
 from benchmarks.statistics import iqm_interval, probability_of_improvement
 from benchmarks.task_list import SUCCESS, TASKS
 from expire_span_rl.files import write_atomically
+from expire_span_rl.policies import KINDS
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 """By task: its cells, each the content of a JSON file."""
@@ -27,11 +28,12 @@ COLUMNS = (
 LEGEND = (
     "Interquartile mean over seeds [95% stratified bootstrap interval]. One seed has no interval. *Final*: an "
     "evaluation, with sampled actions, of the policy that train_rl.py keeps. *Best*: the highest mean over the last "
-    "training episodes (100 for returns, 1,000 for success), read at up to 250 points of a training once 100 episodes "
-    "have ended. *Steps to target*: the first of these points at the target. It is the median of the seeds that reach "
-    "the target, with their number. Live memories: mean over steps and layers, the query's own step included. Minutes "
-    "are of one core, which other work may have shared. A star after the seeds: some trainings were ended some time "
-    "after they had reached the target (--end-after), as trained_timesteps in results.csv tells."
+    "training episodes (100 for returns, 1,000 for success) once 100 episodes have ended. *Steps to target*: the first "
+    "update at which it is at the target. It is the median of the seeds that reach the target, with their number. Some "
+    "cells of before 30 November 2026 have both from 250 points of a training only. Live memories: mean over steps and "
+    "layers, the query's own step included. Minutes are of one core, which other work may have shared. A star after "
+    "the seeds: some trainings were ended some time after they had reached the target (--end-after), as "
+    "trained_timesteps in results.csv tells."
 )
 
 SOLVED_LEGEND = (
@@ -67,19 +69,18 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     # A missing rate means that no episode succeeded: some environments report success only if there is one.
     final = (metrics["success"] or 0.0) if task.measure == SUCCESS else metrics["return"]
     curve = cell.get("curve", [])
-    values = [value for point in curve if (value := task.value(point)) is not None]
-    steps_at_target = [point[0] for point in curve if task.is_reached(point)]
+    progress = metrics if "steps_to_target" in metrics else task.progress(curve)  # cells from before 30 November 2026
     return {
         "task": name,
         "kind": cell["kind"],
         "seed": cell["seed"],
         "measure": task.measure,
         "final": final,
-        "best": max(values, default=None),
+        "best": progress["best"],
         "best_epoch": metrics.get("best_epoch"),  # cells from before 5e7ec6e may lack it
         "published": task.published,
         "target": task.target,
-        "steps_to_target": steps_at_target[0] if steps_at_target else None,
+        "steps_to_target": progress["steps_to_target"],
         "score": task.score(final),
         **{name: metrics[name] for name in ("live_mean", "live_peak", "bytes", "training_minutes")},
         "training_steps_per_second": metrics["training_steps_per_second"],
@@ -141,7 +142,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str
     A row has the interquartile mean of the kind's scores, `score`, and the `probability` that a run of the first kind
     scores higher than one of this kind (None for the first kind). Both are Estimates.
     """
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    kinds = sorted({row["kind"] for row in rows}, key=list(KINDS).index)
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         scores.setdefault(row["task"], {}).setdefault(row["kind"], []).append(row["score"])
@@ -199,7 +200,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
 
 def _solved_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many seeds of the first kind solve each task with a target, as lines of Markdown. The README shows them."""
-    kind = rows[0]["kind"] if rows else ""
+    kind = min((row["kind"] for row in rows), key=list(KINDS).index, default="")
     solved = [row for row in summary(rows) if row["kind"] == kind and row["target"] is not None]
     if not solved:
         return []

@@ -92,9 +92,16 @@ def main() -> None:
     results: dict[str, Any] = {"commit": current_commit()}
     for part in config.parts:
         results[part] = MEASUREMENTS[part](config)
+        write_atomically(config.out, (json.dumps(results, indent=1) + "\n").encode())
         _print_table(part, results[part])
-    write_atomically(config.out, (json.dumps(results, indent=1) + "\n").encode())
     print(f"results: {config.out}")
+
+
+def _cell_text(value: str | float | None) -> str:
+    """A number with four digits, "-" for none."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:,.4g}"
 
 
 def _print_table(part: str, rows: list[dict[str, Any]]) -> None:
@@ -102,7 +109,7 @@ def _print_table(part: str, rows: list[dict[str, Any]]) -> None:
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:,.4g}" for value in row.values()))
+        table.add_row(*map(_cell_text, row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -25,6 +25,8 @@ POLICIES = (
     "pretrained/corridor-compressive.safetensors",
     "pretrained/portal-expire_span.safetensors",
     "pretrained/portal-transformer_xl.safetensors",
+    "pretrained/portal-adaptive_span.safetensors",
+    "pretrained/portal-compressive.safetensors",
 )
 EPISODES = 200
 RESIDENT_UPDATES = 8  # of the training whose largest resident memory is noted

@@ -35,7 +35,17 @@ def test_learning_reports_every_seed_and_continues(tmp_path, monkeypatch, capsys
     assert call(learning, [*TINY, "--gamma", "0.9", "--out", "x.json"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "x.json differs in gamma" in error and error.count("\n") == 1
+    harder = ["--hard-env-kwargs", '{"min_length": 4}']
+    for flags, name in ((harder, "hard"), (["--eval-episodes", "21"], "eval_episodes")):
+        assert call(learning, [*TINY, *flags, "--out", "x.json"], monkeypatch) == 2
+        assert f"x.json differs in {name}" in capsys.readouterr().err
     assert json.loads(Path("x.json").read_text()) == both
+    one_panel = {
+        **both,
+        "seeds": [{**r, "curve": [[512, 1.0, *[None] * (len(r["curve"][0]) - 2)]]} for r in both["seeds"]],
+    }
+    learning.plot(one_panel, "one.png")
+    assert Path("one.png").stat().st_size > 3_000
     assert call(learning, ["--replot", "--out", "x.json"], monkeypatch) == 0
     assert "steps to 95%" in capsys.readouterr().out
 
@@ -68,6 +78,12 @@ def test_throughput_says_what_each_kind_costs_and_reaches(tmp_path, monkeypatch,
         assert row["update_ms"] > 0 and row["acting_step_ms"] > 0 and row["peak_mb"] > 100
     assert rows[0]["live"] < 12 and rows[1]["live"] == 1
     assert "acting step ms" in capsys.readouterr().out
+
+
+def test_the_table_shows_what_is_missing(capsys):
+    """CartPole reports no success."""
+    throughput._print_table("kinds", [{"task": "CartPole-v1", "success": None, "update_ms": 1234.5}])
+    assert "│ CartPole-v1 │       - │" in capsys.readouterr().out
 
 
 def test_scaling_measures_one_process_a_fed_learner_and_actors(tmp_path, monkeypatch, capsys):

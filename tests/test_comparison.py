@@ -130,7 +130,13 @@ def test_a_sweep_refuses_other_settings(in_folder, trainings, monkeypatch, capsy
     ):
         assert sweep([*TINY, "--kinds", "gru", *flags], monkeypatch) == 2
         assert message in capsys.readouterr().err
-    Path("sweep/cells/transformer_xl-8-1.json").unlink()
+    file = Path("sweep/cells/transformer_xl-8-1.json")
+    made = json.loads(file.read_text())
+    del made["config"]["adaptive_lambda"]  # of before there was one: it had none
+    file.write_text(json.dumps(made))
+    assert sweep(TINY, monkeypatch) == 2
+    assert "expected --adaptive-lambda False as in its cell transformer_xl-8-1, got True" in capsys.readouterr().err
+    file.unlink()
     assert sweep([*TINY, "--kinds", "expire_span", "--gamma", "0.5"], monkeypatch) == 2
     assert "expected --gamma 0.99 as in its cell expire_span-8-1" in capsys.readouterr().err
     assert len(trainings) == 2

@@ -79,3 +79,9 @@ def test_the_failure_of_a_command_is_one_line(script, failure, tmp_path: Path, m
     (tmp_path / "broken.py").write_text(script)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert coverage._run_script("broken", [], tmp_path, 2 if "no end" in failure else 60) == failure
+
+
+def test_ids_are_measured_without_packages_of_others():
+    config = coverage.CoverageConfig(ids=("CartPole-v1", "popgym:popgym-Autoencode-v0", "BabyAI-GoToObj-v0", "a.py:B"))
+    families = [family for family, _ in coverage._missing_ids(config, {})]
+    assert families == ["gymnasium", "popgym", "babyai", "other"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -78,6 +79,45 @@ def test_a_training_that_was_interrupted_goes_on_first(tmp_path, monkeypatch):
         assert list(kept) == [("expire_span", 1, 5)]
 
 
+def test_rows_and_runs_of_other_flags_are_refused(tmp_path, monkeypatch, capsys):
+    """In one line, before anything is trained. Rows of before flags were noted are played again."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", "--lengths", "5", *TINY]
+    assert call(flags, monkeypatch) == 0
+    capsys.readouterr()
+    assert call([*flags, "--gamma", "0.5"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "as in its row of expire_span, seed 1" in error and "--gamma 0.5" in error and error.count("\n") == 1
+    generalisation.kept_file(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1").unlink()
+    assert call([*flags, "--gamma", "0.5", "--out", "other"], monkeypatch) == 2
+    assert "expected --gamma 0.99 as in its cell TMaze-v0-expire_span-1, got 0.5" in capsys.readouterr().err
+    (row,) = generalisation.read_rows(tmp_path / "out/results.csv").values()
+    config = generalisation.GeneralisationConfig(env="TMaze-v0", lengths=(5,), episodes=4)
+    for flags_of_row, missing in ((row.flags, []), (generalisation.UNKNOWN, [5])):
+        rows = {5: dataclasses.replace(row, flags=flags_of_row)}
+        assert generalisation._missing_lengths([5], rows, config, TINY) == missing
+    os.utime(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors")  # a new policy
+    assert generalisation.finished_rows(config, tmp_path / "out/results.csv") == {}
+
+
+def test_only_the_length_differs_from_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    played = generalisation.evaluate
+    monkeypatch.setattr(generalisation, "evaluate", lambda *a, **kw: calls.append(a[2]) or played(*a, **kw))
+    config = generalisation.GeneralisationConfig(env="Portal-v0", kinds=("none",), episodes=4, lengths=(2,))
+    assert dataclasses.replace(config, lengths=()).lengths == (10, 20, 50)
+    flags = ["--env-kwargs", '{"room_length": 4, "max_rooms": 3}', "--wrap", "stretch=2", *TINY[:6]]
+    generalisation.train_and_play((config, "none", 1, flags, [2]))
+    assert calls == [{"room_length": 4, "min_rooms": 2, "max_rooms": 2, "wraps": ["stretch=2"]}]
+
+
+def test_a_length_that_the_task_does_not_have_is_told_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(["--env", "Portal-v0", "--lengths", "20", "51"], monkeypatch) == 2
+    assert "expected a whole number from 1 to 50, got 51" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def _stop(*args, **kwargs):
     raise KeyboardInterrupt
 
@@ -94,7 +134,7 @@ def test_a_memory_without_slots_is_drawn_alone(tmp_path, monkeypatch):
     [
         (["--env", "CartPole-v1"], "--env: expected one of"),
         (["--kinds", "expire_spam"], "--kinds: expected one of"),
-        (["--lengths", "0"], "--lengths: expected at least one length of at least 1, got (0,)"),
+        (["--lengths", "0"], "--lengths: expected lengths of at least 1, got (0,)"),
         (
             ["--agent", "impala", "--num-actors", "2", "--ray-address", "auto"],
             "--num-actors: expected 0 with --ray-address, where each training has one CPU",

@@ -20,6 +20,8 @@ LEAST = {
     "memory_s17_random-expire_span": 0.95,
     "portal-expire_span": 0.95,
     "portal-transformer_xl": 0.95,
+    "portal-adaptive_span": 0.95,
+    "portal-compressive": 0.95,
     "portal-gru": 0.2,
     "repeat_previous_medium-expire_span": 0.95,
     "tmaze_1500-expire_span": 0.95,

@@ -126,8 +126,15 @@ def test_trials_are_the_same_for_all_kinds_and_the_best_one_is_chosen():
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
-    def cell(seed: int, accuracy: float) -> dict:
-        evaluation = {"env_kwargs": {"delay": 64}, "streams": 2, "asked": 40, "accuracy": accuracy, "bits": 1.0}
+    def cell(seed: int, accuracy: float, delay: int = 64) -> dict:
+        evaluation = {
+            "env_kwargs": {"delay": delay},
+            "streams": 2,
+            "steps": 104,
+            "asked": 40,
+            "accuracy": accuracy,
+            "bits": 1.0,
+        }
         evaluation |= {"flawless": 0.5, "live_mean": [10.0, 20.0], "live_max": [11, 21], "memory_bytes": 100.0}
         made = {"kind": "expire_span", "variant": "default", "seed": seed, "evaluations": [evaluation], "given": {}}
         made |= {"ms_per_block": 2.0 * seed, "peak_memory": 3_000_000, "seconds": 1.5, "blocks": 7, "timesteps": 900}
@@ -138,6 +145,8 @@ def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
     assert row["score"] == (0.75, 0.5, 1.0) and row["layers"] == [10.0, 20.0] and row["live"] == (15.0, 15.0, 15.0)
     (same,) = summary([cell(1, 0.1), cell(2, 0.1), cell(3, 0.1)], bits=False)
     assert same["score"] == (0.1, 0.1, 0.1)  # their mean is 0.10000000000000002, which is no place within a range
+    others = summary([cell(1, 0.5), cell(2, 1.0, delay=512), cell(3, 0.7)], bits=False)
+    assert [(r["evaluated"], r["seeds"]) for r in others] == [("64", 2), ("512", 1)]  # not one mean of both
     assert row["ms_per_block"] == (3.0, 2.0, 4.0) and row["seeds"] == 2 and row["evaluated"] == "64"
     (tmp_path / "x.csv").write_text(results_csv(cells))
     rows = csv_rows(tmp_path / "x.csv")

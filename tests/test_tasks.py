@@ -228,6 +228,27 @@ def test_the_summary_of_rows():
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
 
 
+def test_steps_to_the_target_are_those_of_every_update(tmp_path):
+    """The curve of a cell has up to 250 points of a training. What is noted of all updates counts."""
+    coarse = cell("lstm", 1, 475, [[10, None, 470.0], [30, None, 480.0]])
+    (row,) = rows_of({"CartPole-v1": [coarse]})
+    assert (row["steps_to_target"], row["best"]) == (30, 480)
+    coarse["figures"] |= TASKS["CartPole-v1"].progress([[10, None, 470.0], [20, None, 490.0], [30, None, 480.0]])
+    (row,) = rows_of({"CartPole-v1": [coarse]})
+    assert (row["steps_to_target"], row["best"]) == (20, 490)
+
+
+def test_kinds_are_compared_with_the_first_in_their_order():
+    """Though the first task has no cell of it."""
+    cells = {
+        "CartPole-v1": [cell("gru", 1, 475, [])],
+        "Acrobot-v1": [cell("expire_span", 1, -90, []), cell("gru", 1, -90, [])],
+    }
+    cells["CartPole-v1"].append(cell("expire_span", 1, 475, []))
+    _, kinds = overall(rows_of(cells))
+    assert [row["kind"] for row in kinds] == ["expire_span", "gru"] and kinds[0]["probability"] is None
+
+
 def test_the_table_of_what_is_solved(tmp_path):
     """Of the first kind: two of three seeds came to the target, after 10 and 30 steps."""
     curves = [[[10, None, 480.0]], [[30, None, 480.0], [100, None, 9.0]], [[100, None, 50.0]]]

@@ -104,6 +104,7 @@ class Film:
         self._tiles = np.zeros(0, int)  # of the latest frame
         self._shape = (0, 0)  # pixels: height, width
         self._stride = 1  # 2: every second frame is kept, and so on
+        self._is_reduced = False  # whether frames are smaller than what was rendered
         self._count = 0  # frames so far
 
     def __call__(self, env: gym.Env) -> None:
@@ -115,6 +116,7 @@ class Film:
             self._clear()
             return
         step = -(-max(frame.shape[:2]) // MAX_SIDE)
+        self._is_reduced |= step > 1
         self._add(frame[::step, ::step])
         while len(self._atlas) > MAX_TILES:
             self._shrink()
@@ -168,6 +170,7 @@ class Film:
         is_small = max(height, width) <= 128
         smaller = Film()
         smaller._stride = 2 * self._stride if is_small else self._stride
+        self._is_reduced |= not is_small
         for frame in self.frames():
             smaller._add(frame if is_small else frame[::2, ::2])
         for name in ("_atlas", "_changes", "_tiles", "_shape", "_stride", "_count"):
@@ -192,7 +195,8 @@ class Film:
         if not self._changes:
             return None
         height, width = self._shape
-        has_places = all(place is not None and place.tile_size == TILE for place in self.places)
+        # Places are in cells of TILE pixels, which a smaller picture does not have.
+        has_places = not self._is_reduced and all(p is not None and p.tile_size == TILE for p in self.places)
         columns = [place.columns if place is not None else None for place in self.places]
         repeats = [i > 0 and columns[i] == columns[i - 1] for i in range(len(columns))]
         agents = [list(place.agent) for place in self.places if place is not None]

@@ -10,6 +10,7 @@ import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from minigrid.envs import EmptyEnv
 from viewer_cases import STORING, make_policy, play_steps
 
 from expire_span_rl.envs import make_env, render_observation
@@ -233,3 +234,12 @@ def test_the_video_has_a_frame_per_step(tmp_path, kind, has_frames):
     assert reader.get_meta_data()["codec"] == "h264"
     for before, after in zip(pictures, back):
         assert abs(before.astype(float) - after).mean() < 6
+
+
+def test_a_film_that_is_smaller_than_the_world_names_no_places():
+    """A world of 40×40 cells has pictures of 1,280×1,280 pixels, of which every second one is kept."""
+    env, film = EmptyEnv(size=40, render_mode="rgb_array"), Film()
+    env.reset(seed=1)
+    film(env)
+    packed = film.packed()
+    assert (packed["width"], packed["places"], packed["shown"]) == (640, None, None)
