@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -226,6 +227,16 @@ def test_the_summary_of_rows():
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+
+
+@pytest.mark.parametrize("kind, code", [("expire_span", 0), ("gru", 2)])
+def test_a_kind_is_not_mixed_with_cells_of_other_defaults(kind, code, in_folder, monkeypatch, capsys):
+    """The committed cells of the GRU are from before lambda was adaptive. Those of other kinds are left alone."""
+    shutil.copytree(ROOT / "benchmarks/results/tasks/MemoryS7", "out/MemoryS7")
+    monkeypatch.setattr(tasks, "run", lambda sweeps, config: None)
+    assert call(tasks, ["--tasks", "MemoryS7", "--kinds", kind, "--seeds", "9", "--out", "out"], monkeypatch) == code
+    error = capsys.readouterr().err
+    assert ("expected --adaptive-lambda False as in its cell gru-any-1" in error) == (code == 2)
 
 
 def test_steps_to_the_target_are_those_of_every_update(tmp_path):
