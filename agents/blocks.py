@@ -23,7 +23,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.episodes import finished_episodes
 from expire_span_rl.agents.guard import Deadline
-from expire_span_rl.agents.rollout import ALL_HEADS_FROM, check_arrays, restore_generator, select_prefix
+from expire_span_rl.agents.rollout import check_arrays, restore_generator, select_prefix
 from expire_span_rl.protocols import LearningPolicy, Memory, Unroll
 
 
@@ -99,14 +99,13 @@ class BlockSource:
         self.episodes: list[dict[str, Any]] = []
         """Episodes that ended and are not reported yet."""
 
-    def collect(self, progress: float = 0.0) -> tuple[Block, list[dict[str, Any]]]:
-        """Returns the next block, and the episodes that ended in the block before it. progress: fraction of the
-        training that is over. Raises TrainingEnded some seconds after `stop` was set, and whatever the environments
-        raise."""
+    def collect(self, all_heads: bool = False) -> tuple[Block, list[dict[str, Any]]]:
+        """Returns the next block, and the episodes that ended in the block before it. all_heads: no head is left
+        out. Raises TrainingEnded some seconds after `stop` was set, and whatever the environments raise."""
         self._count_answers()
         episodes = self.episodes
         self.episodes = []
-        memory = self.policy.draw(self.memory, self.generator, all_heads=progress >= ALL_HEADS_FROM)
+        memory = self.policy.draw(self.memory, self.generator, all_heads=all_heads)
         self.live = self._live(memory)
         self.block = self._step_streams(memory)
         return self.block, episodes

@@ -18,7 +18,6 @@ from expire_span_rl.agents.episodes import IS_CONTROL, finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.novelty import EpisodicNovelty
 from expire_span_rl.agents.rollout import (
-    ALL_HEADS_FROM,
     Rollout,
     check_arrays,
     far_seed,
@@ -117,9 +116,8 @@ class Collector:
         else:
             self._needs_reset = True
 
-    def collect(self, progress: float = 0.0) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Collects one rollout. Returns it and the episodes that ended in it. progress: fraction of the training that
-        is over.
+    def collect(self, all_heads: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Collects one rollout. Returns it and the episodes that ended in it. all_heads: no head is left out.
 
         Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
         step's own memory counts. `live` is empty for a memory without slots.
@@ -130,7 +128,7 @@ class Collector:
             self._reset(_new_seed(self.seed, self.generator.get_state()))
         policy = self.policy
         device = policy.device
-        memory = policy.draw(self.memory, self.generator, all_heads=progress >= ALL_HEADS_FROM)
+        memory = policy.draw(self.memory, self.generator, all_heads=all_heads)
         acting = self._begin_acting(memory)
         buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
         episodes: list[dict[str, Any]] = []

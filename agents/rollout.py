@@ -22,9 +22,6 @@ from torch import Tensor
 from expire_span_rl.agents.guard import Deadline, TrainingEnded
 from expire_span_rl.protocols import LearningPolicy, Memory
 
-ALL_HEADS_FROM = 0.9
-"""From this fraction of the training on no head is left out of rollouts (`--head-dropout`). The last updates then train
-the policy as it will be used, and the log shows what that policy can do."""
 FAR_SEEDS = 2**60
 """The smallest `far_seed`."""
 LARGEST_DIFFERENCE = {"float32": 1e-2, "bf16": 1e-1}
@@ -99,9 +96,9 @@ class RolloutSource(Protocol):
     notes: list[str]
     """Remarks of the last `load_state`, one line each."""
 
-    def collect(self, progress: float = 0.0) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns a rollout and the episodes that ended in it. progress: fraction of the training that is over. Raises
-        TrainingEnded."""
+    def collect(self, all_heads: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Returns a rollout and the episodes that ended in it. all_heads: no head is left out (`--head-dropout`).
+        Raises TrainingEnded."""
         ...
 
     def snapshot(self) -> Any:

@@ -31,6 +31,9 @@ from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
+ALL_HEADS_FROM = 0.9
+"""From this fraction of the training on no head is left out of rollouts (`--head-dropout`). The last updates then train
+the policy as it will be used, and the log shows what that policy can do."""
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
 
@@ -152,7 +155,7 @@ class Trainer:
         """Does the work of `update`. backup: of what the agent changes."""
         # Collect.
         start_time = time.perf_counter()
-        rollout, episodes = self.collector.collect(self._progress())
+        rollout, episodes = self.collector.collect(self._progress() >= ALL_HEADS_FROM)
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.

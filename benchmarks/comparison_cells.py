@@ -107,15 +107,12 @@ def finish_cell(
         protocol["eval_episodes"],
         deterministic=not protocol["eval_stochastic"],
     )
+    points = curve_points(run_dir)
     data = {
         **cell._asdict(),
-        "figures": {
-            **evaluation_metrics(result),
-            **training_metrics(run_dir, settings),
-            **progress(curve_points(run_dir)),
-        },
+        "figures": {**evaluation_metrics(result), **training_metrics(run_dir, settings), **progress(points)},
         "policy_timesteps": info["timesteps"],
-        "curve": learning_curve(run_dir),
+        "curve": thinned(points),
         "commit": current_commit(),
         **protocol,
         "config": {name: value for name, value in settings.flat().items() if name not in IMMATERIAL},
@@ -167,19 +164,18 @@ def best_epoch(curve: Sequence[Sequence[float | None]]) -> float | None:
     return max((sum(returns) / len(returns) for returns in epochs.values()), default=None)
 
 
-def learning_curve(run_dir: Path) -> list[list[float | None]]:
-    """[environment steps, success, return] at up to CURVE_POINTS updates, the last one included, from the run's log.
-
-    Success and return are means over the latest training episodes. The curve begins when MIN_EPISODES episodes have
-    ended, since the first to end are the shortest.
-    """
-    points = curve_points(run_dir)
+def thinned(points: list[list[float | None]]) -> list[list[float | None]]:
+    """Up to CURVE_POINTS of the points, the last one included."""
     stride = -(-len(points) // CURVE_POINTS) or 1
     return points[::-1][::stride][::-1]
 
 
 def curve_points(run_dir: Path) -> list[list[float | None]]:
-    """The points of all updates that have one, from the run's log."""
+    """[environment steps, success, return] of all updates, from the run's log.
+
+    Success and return are means over the latest training episodes. The curve begins when MIN_EPISODES episodes have
+    ended, since the first to end are the shortest.
+    """
     with (run_dir / "progress.csv").open(newline="") as log:
         return _curve_points(csv.DictReader(log))
 

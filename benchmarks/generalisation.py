@@ -13,26 +13,20 @@ at most. Rows of a policy that has changed since are left out.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.cells import check_settings
 from benchmarks.comparison_cells import IMMATERIAL
 from benchmarks.coverage import current_commit
+from benchmarks.generalisation_report import BATCH, UNKNOWN, Row, plot, print_table, read_rows, write_rows
 from benchmarks.learning import split_arguments
 from benchmarks.workers import WorkersConfig, check_no_actors, results_of
 from expire_span_rl import cli
@@ -40,7 +34,6 @@ from expire_span_rl.checks import check_at_least, choice
 from expire_span_rl.cli.settings import parse_config, saved_config
 from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import evaluate
-from expire_span_rl.files import write_atomically
 from expire_span_rl.policies import KINDS, load_policy
 from expire_span_rl.saved_settings import complete
 
@@ -59,11 +52,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "TMaze-v0": (50, 500, 5000, 50_000),
 }
 """The default lengths: as in training, and longer ones."""
-UNKNOWN = "unknown"
-"""The flags of a row of before 30 November 2026."""
 MAX_STEPS = 10**9  # no limit: every episode of these tasks ends
-BATCH = 64
-"""Environments that play at a time. Times of batches of different sizes could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +88,6 @@ class GeneralisationConfig(WorkersConfig):
             raise ValueError(f"--lengths: expected lengths of at least 1, got {self.lengths}")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A policy in episodes of one length."""
-
-    kind: str
-    seed: int
-    length: int
-    episodes: int
-    success: float
-    mean_return: float
-    live_mean: float
-    """Live memories, mean over steps and layers. NaN if there are none."""
-    live_largest_layer: float
-    """The mean over steps of the layer that has most."""
-    ms_per_step: float
-    """Milliseconds of acting for one step of the batch, without the environments."""
-    commit: str
-    flags: str = UNKNOWN
-    """Flags of train_rl.py that the training had, beside those that the benchmark sets."""
-
-
 def main() -> None:
     benchmark_flags, training_flags = split_arguments(GeneralisationConfig, sys.argv[1:])
     config = cli.parse(
@@ -138,11 +106,10 @@ def main() -> None:
         if rows:
             write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
         os.environ["OMP_NUM_THREADS"] = "1"
-
-        def missing(kind: str, seed: int) -> list[int]:
-            return _missing_lengths(config.lengths, _by_length(rows, kind, seed), config, training_flags)
-
-        jobs = [(config, kind, seed, training_flags, missing(kind, seed)) for kind, seed in cells]
+        jobs = [
+            (config, *cell, training_flags, _missing_lengths(config.lengths, rows, cell, config, training_flags))
+            for cell in cells
+        ]
         for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             write_rows(folder / "results.csv", rows.values())
@@ -163,8 +130,8 @@ def check_flags(
     for row in rows:
         if (row.kind, row.seed) in cells and row.flags not in (UNKNOWN, shlex.join(flags)):
             raise cli.UsageError(
-                f"{folder}: expected the flags {row.flags or 'of no flags'!r} as in its row of {row.kind}, seed "
-                f"{row.seed}, got {shlex.join(flags)!r}: name another --out and --runs for other flags"
+                f"{folder}: expected {row.flags or 'no flags of train_rl.py'} as in its row of {row.kind}, seed "
+                f"{row.seed}, got {shlex.join(flags) or 'none'}: name another --out and --runs for other flags"
             )
     for kind, seed in cells:
         run = run_of(config, kind, seed)
@@ -179,27 +146,26 @@ def check_flags(
 def finished_rows(config: GeneralisationConfig, file: Path) -> dict[tuple[str, int, int], Row]:
     """The rows of results, without those of policies that are newer."""
     rows = read_rows(file)
-    policies = {row: run_of(config, row.kind, row.seed) / "policy.safetensors" for row in rows.values()}
-    return {
-        key: row
-        for key, row in rows.items()
-        if not policies[row].exists() or policies[row].stat().st_mtime_ns <= file.stat().st_mtime_ns
-    }
+    return {key: row for key, row in rows.items() if not _is_newer(run_of(config, row.kind, row.seed), file)}
+
+
+def _is_newer(run: Path, file: Path) -> bool:
+    """Whether a run has a policy that is newer than `file`."""
+    policy = run / "policy.safetensors"
+    return policy.exists() and policy.stat().st_mtime_ns > file.stat().st_mtime_ns
 
 
 def _missing_lengths(
-    lengths: Sequence[int], rows: Mapping[int, Row], config: GeneralisationConfig, flags: Sequence[str]
+    lengths: Sequence[int],
+    rows: Mapping[tuple[str, int, int], Row],
+    cell: tuple[str, int],
+    config: GeneralisationConfig,
+    flags: Sequence[str],
 ) -> list[int]:
-    """The lengths that have no row of these flags with enough episodes. rows: by length, of one kind and seed."""
-    return [
-        length
-        for length in lengths
-        if length not in rows or rows[length].episodes < config.episodes or rows[length].flags != shlex.join(flags)
-    ]
-
-
-def _by_length(rows: Mapping[tuple[str, int, int], Row], kind: str, seed: int) -> dict[int, Row]:
-    return {length: row for (*cell, length), row in rows.items() if cell == [kind, seed]}
+    """The lengths that have no row of these flags with enough episodes. cell: kind and seed."""
+    found = {length: rows.get((*cell, length)) for length in lengths}
+    wanted = shlex.join(flags)
+    return [n for n, row in found.items() if row is None or row.episodes < config.episodes or row.flags != wanted]
 
 
 def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:
@@ -208,7 +174,7 @@ def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[in
     config, kind, seed, flags, lengths = job
     _train(config, kind, seed, flags)
     rows = kept_rows(config, kind, seed)
-    missing = _missing_lengths(lengths, _by_length(rows, kind, seed), config, flags)
+    missing = _missing_lengths(lengths, rows, (kind, seed), config, flags)
     for row in play_lengths(config, kind, seed, flags, missing):
         rows[kind, seed, row.length] = row
         write_rows(kept_file(run_of(config, kind, seed)), rows.values())
@@ -244,10 +210,9 @@ def kept_file(run: Path) -> Path:
 def kept_rows(config: GeneralisationConfig, kind: str, seed: int) -> dict[tuple[str, int, int], Row]:
     """The rows that are kept of a run's policy, as `read_rows`. Empty if the policy is newer than they are."""
     run = run_of(config, kind, seed)
-    policy, file = run / "policy.safetensors", kept_file(run)
-    if not (policy.exists() and file.exists()) or file.stat().st_mtime_ns < policy.stat().st_mtime_ns:
-        return {}
-    return read_rows(file)
+    file = kept_file(run)
+    is_current = (run / "policy.safetensors").exists() and file.exists() and not _is_newer(run, file)
+    return read_rows(file) if is_current else {}
 
 
 def play_lengths(
@@ -274,92 +239,6 @@ def play_lengths(
             flags=shlex.join(flags),
         )
         print(f"{kind} {seed}: {result['success_rate']:.1%} at {length:,}", file=sys.stderr, flush=True)
-
-
-def read_rows(path: Path) -> dict[tuple[str, int, int], Row]:
-    """The rows of a file by kind, seed and length. Empty if there is no file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = [_parse_row(text) for text in csv.DictReader(file)]
-    return {(row.kind, row.seed, row.length): row for row in rows}
-
-
-def _parse_row(text: Mapping[str, str]) -> Row:
-    integers: dict[str, Any] = {name: int(text[name]) for name in ("seed", "length", "episodes")}
-    names = ("success", "mean_return", "live_mean", "live_largest_layer", "ms_per_step")
-    floats: dict[str, Any] = {name: float(text[name]) for name in names}
-    return Row(kind=text["kind"], commit=text["commit"], flags=text.get("flags", UNKNOWN), **integers, **floats)
-
-
-def write_rows(path: Path, rows: Any) -> None:
-    """Writes the rows, sorted, into a folder that need not be there yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.kind, row.seed, row.length)))
-    write_atomically(path, text.getvalue().encode())
-
-
-def print_table(rows: Any) -> None:
-    """Prints for each kind and length the success of every seed. Live memories and milliseconds per step are mean and
-    range over seeds."""
-    columns = ["kind", "length", "episodes", "success of each seed", "live per layer", "ms per step"]
-    table = Table(*columns)
-    for (kind, length), group in groupby(sorted(rows, key=lambda row: (row.kind, row.length, row.seed)), _cell):
-        seeds = list(group)
-        success = " ".join(f"{row.success:.1%}" for row in seeds)
-        episodes = str(min(row.episodes for row in seeds))
-        live = _range([row.live_mean for row in seeds], ".1f")
-        milliseconds = _range([row.ms_per_step for row in seeds], ".2f")
-        cells = [kind, f"{length:,}", episodes, success, live, milliseconds]
-        table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _cell(row: Row) -> tuple[str, int]:
-    return row.kind, row.length
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    if any(math.isnan(value) for value in values):
-        return "-"
-    return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def plot(env: str, rows: Sequence[Row], path: Path) -> None:
-    """Draws success, live memories and milliseconds per step against length, a line for each kind, a point for each
-    seed. Live memories are left out where no kind has slots, and times unless all lengths were played in batches of
-    the same size."""
-    from matplotlib.figure import Figure
-
-    panels = {"success": "success"}
-    if not all(math.isnan(row.live_mean) for row in rows):  # a recurrent memory has no slots
-        panels["live_mean"] = "live memories per layer"
-    if len({min(row.episodes, BATCH) for row in rows}) == 1:
-        panels["ms_per_step"] = f"ms per step of {min(rows[0].episodes, BATCH)} environments"
-    figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, kind in enumerate(sorted({row.kind for row in rows})):
-        kind_rows = [row for row in rows if row.kind == kind]
-        lengths = sorted({row.length for row in kind_rows})
-        for ax, (name, title) in zip(axes, panels.items(), strict=True):
-            points = [(row.length, getattr(row, name)) for row in kind_rows]
-            values = [[v for at, v in points if at == length and not math.isnan(v)] for length in lengths]
-            means = [sum(v) / len(v) if v else math.nan for v in values]
-            ax.plot(lengths, means, color=f"C{number}", label=kind)
-            ax.scatter(*zip(*points, strict=True), s=12, c=f"C{number}", alpha=0.5)
-            ax.set(xscale="log", xlabel=f"length of the episodes, {env}", title=title)
-    for ax, name in zip(axes, panels, strict=True):  # limits last: they end the scaling to what is drawn
-        if name == "success":
-            ax.set_ylim(-0.03, 1.03)
-        else:
-            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
-    axes[0].legend(frameon=False, fontsize="small", loc="lower left", ncols=2)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    write_atomically(path, image.getvalue())
 
 
 if __name__ == "__main__":

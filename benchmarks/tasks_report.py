@@ -91,6 +91,11 @@ def _row(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def kinds_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The memory kinds of some rows, in the order of KINDS: the first is what others are compared with."""
+    return sorted({row["kind"] for row in rows}, key=list(KINDS).index)
+
+
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -142,7 +147,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str
     A row has the interquartile mean of the kind's scores, `score`, and the `probability` that a run of the first kind
     scores higher than one of this kind (None for the first kind). Both are Estimates.
     """
-    kinds = sorted({row["kind"] for row in rows}, key=list(KINDS).index)
+    kinds = kinds_of(rows)
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         scores.setdefault(row["task"], {}).setdefault(row["kind"], []).append(row["score"])
@@ -162,12 +167,13 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
+    summaries = summary(rows)
     lines = ["# Memory kinds on third-party tasks and our own", "", LEGEND, ""]
     lines += [
         "| task | steps | target | memory | seeds | final | best | steps to target | live mean | minutes |",
         "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in summary(rows):
+    for row in summaries:
         number_format = "{:.1%}" if row["measure"] == SUCCESS else "{:.4g}"
         target = "-" if row["target"] is None else f"{row['measure']} {number_format.format(row['target'])}"
         steps = f"{row['steps_to_target'] / 1e6:.2f}M, " if row["reached"] else ""
@@ -182,8 +188,8 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         head = f"| {row['task']} | {row['timesteps'] / 1e6:.2f}M | {target} | {row['kind']} | "
         head += f"{row['seeds']}{' *' * bool(row['ended_early'])} | "
         lines.append(head + " | ".join(cells) + " |")
-    lines += _solved_lines(rows)
-    lines += _published_lines(rows)
+    lines += _solved_lines(rows, summaries)
+    lines += _published_lines(summaries)
     tasks, kinds = overall(rows)
     if len(kinds) > 1:
         heading = f"Over the tasks that all kinds were trained on ({', '.join(tasks)}), each scored from 0 to 1:"
@@ -198,10 +204,10 @@ def _markdown(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     return "\n".join(lines)
 
 
-def _solved_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _solved_lines(rows: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many seeds of the first kind solve each task with a target, as lines of Markdown. The README shows them."""
-    kind = min((row["kind"] for row in rows), key=list(KINDS).index, default="")
-    solved = [row for row in summary(rows) if row["kind"] == kind and row["target"] is not None]
+    kind = next(iter(kinds_of(rows)), "")
+    solved = [row for row in summaries if row["kind"] == kind and row["target"] is not None]
     if not solved:
         return []
     lines = ["", SOLVED_LEGEND.format(kind=kind), ""]
@@ -224,9 +230,9 @@ def _solved_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _published_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _published_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The comparison with published figures, as lines of Markdown. None without any."""
-    compared = [row for row in summary(rows) if row["published"] is not None and row["best_epoch"] is not None]
+    compared = [row for row in summaries if row["published"] is not None and row["best_epoch"] is not None]
     if not compared:
         return []
     lines = ["", PUBLISHED_LEGEND, ""]
@@ -250,7 +256,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    kinds = kinds_of(rows)
     colours = {kind: f"C{i}" for i, kind in enumerate(kinds)}
     common_tasks, kind_rows = overall(rows)
     size = (10, 1.6 + 0.55 * len(tasks))

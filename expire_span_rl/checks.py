@@ -35,10 +35,15 @@ def quoted(text: object, most: int = USER_TEXT) -> str:
     return f"{escaped[: most + 1]}{escaped[0]}..."  # escapes take more than one character each
 
 
+def printable(text: str) -> str:
+    """The text on one line. Characters that a terminal would not print are escaped."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def shown(text: object, most: int = USER_TEXT) -> str:
-    """The same without quotation marks, on one line. Characters that a terminal would not print are escaped."""
-    line = " ".join(str(text)[: 4 * most].split())
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    """The same without quotation marks, as `printable`."""
+    escaped = printable(str(text)[: 4 * most])
     return escaped if len(escaped) <= most else f"{escaped[:most]}..."
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expire_span_rl.checks import printable
 from expire_span_rl.files import write_atomically
 
 STEP = "time/total_timesteps"  # the column by which rows are ordered
@@ -37,7 +38,7 @@ class ProgressTable:
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """One row. Raises OSError."""
-        values = {_one_line(name): str(value) for name, value in metrics.items()}
+        values = {printable(name) or "unnamed": str(value) for name, value in metrics.items()}
         new = sorted(values.keys() - set(self._columns))
         if new:
             self._file.close()
@@ -162,9 +163,3 @@ def _line(values: Sequence[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(values)
     return out.getvalue()
-
-
-def _one_line(name: str) -> str:
-    """A column's name. Characters that a terminal would not print are escaped."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(name.split()))
-    return line or "unnamed"

@@ -9,12 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, choice, flag
+from expire_span_rl.checks import LARGEST_SETTING, check_above_zero, check_at_least, check_at_most, choice, flag
 
 MAX_WIDTH = 2**16
 MAX_LAYERS = 128
 MAX_POSITIONS = 10**6
-MOST_STEPS = 2**31 - 1
 SPAN_MODELS = ("survival", "sigmoid")
 FLOAT32, BF16 = "float32", "bf16"
 PRECISIONS = (FLOAT32, BF16)
@@ -97,7 +96,7 @@ class TransformerConfig(EncoderConfig):
         check_above_zero(self, "sharpness")
         if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
             raise ValueError(f"--sharpen-beyond: expected 0 (never) or at least 2, got {self.sharpen_beyond}")
-        check_at_most(self, sharpen_beyond=MOST_STEPS)
+        check_at_most(self, sharpen_beyond=LARGEST_SETTING)
         check_at_most(self, width=MAX_WIDTH, num_layers=MAX_LAYERS, num_positions=MAX_POSITIONS)
         for name in ("head_dropout", "position_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -202,7 +201,7 @@ class ExpireSpanConfig:
     def __post_init__(self):
         check_spans(self)
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
-        check_at_most(self, renew_every=MOST_STEPS)
+        check_at_most(self, renew_every=LARGEST_SETTING)
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
             raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")

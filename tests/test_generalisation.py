@@ -94,8 +94,8 @@ def test_rows_and_runs_of_other_flags_are_refused(tmp_path, monkeypatch, capsys)
     (row,) = generalisation.read_rows(tmp_path / "out/results.csv").values()
     config = generalisation.GeneralisationConfig(env="TMaze-v0", lengths=(5,), episodes=4)
     for flags_of_row, missing in ((row.flags, []), (generalisation.UNKNOWN, [5])):
-        rows = {5: dataclasses.replace(row, flags=flags_of_row)}
-        assert generalisation._missing_lengths([5], rows, config, TINY) == missing
+        rows = {("expire_span", 1, 5): dataclasses.replace(row, flags=flags_of_row)}
+        assert generalisation._missing_lengths([5], rows, ("expire_span", 1), config, TINY) == missing
     os.utime(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors")  # a new policy
     assert generalisation.finished_rows(config, tmp_path / "out/results.csv") == {}
 

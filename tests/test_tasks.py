@@ -324,5 +324,5 @@ def test_a_learning_curve_is_thinned_and_begins_with_enough_episodes(tmp_path, m
     lines += [f"{100 * i},{40 * i},{'' if i < 5 else 0.5},{i / 3}" for i in range(1, 8)]
     (tmp_path / "progress.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(comparison_cells, "CURVE_POINTS", 3)
-    curve = comparison_cells.learning_curve(tmp_path)
+    curve = comparison_cells.thinned(comparison_cells.curve_points(tmp_path))
     assert curve == [[300, None, 1.0], [500, 0.5, 1.6667], [700, 0.5, 2.3333]]

@@ -187,7 +187,7 @@ class TransformerActing:
     def memory(self) -> Memory:
         """What survives, compacted. Slots that the next query cannot see are removed for good."""
         layers = tuple(self._compact(buffers, kind) for buffers, kind in zip(self.layers, self.kinds, strict=False))
-        return Memory(layers, self.time.clone(), self.noise.clone() if self.static else self.noise)
+        return Memory(layers, self.time.clone(), self.noise.clone())
 
     def _compact(self, buffers: LayerBuffers, kind: MemoryKind) -> LayerMemory:
         size = self.num_slots

@@ -74,10 +74,8 @@ class Transformer(nn.Module):
         noise = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
         skipped_steps = kind.skipped_steps(noise)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        head_weights = self._draw_head_weights(len(time), generator).to(noise)
+        head_weights = self._draw_head_weights(len(time), generator, all_heads).to(noise)
         reach = self._draw_position_reach(len(time), generator).to(noise)
-        if all_heads:
-            head_weights = torch.ones_like(head_weights)
         memory = replace(memory, noise=torch.cat([head_weights, reach, noise], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
@@ -87,12 +85,14 @@ class Transformer(nn.Module):
             layers = [layer.renewed() for layer in layers]
         return replace(memory, layers=tuple(layers))
 
-    def _draw_head_weights(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+    def _draw_head_weights(self, batch_size: int, generator: torch.Generator | None, all_heads: bool) -> Tensor:
         """[B,(L-1)H]: 0 for the heads that are left out (DropHead: Zhou et al., 2020, arXiv 2004.13342), and for the
-        others a factor that keeps the mean. [B,0] without `head_dropout`. Heads of the first layer stay."""
-        dropout, config = self.config.head_dropout, self.config
-        if not dropout:
+        others a factor that keeps the mean. [B,0] without `head_dropout`. Heads of the first layer stay, with
+        `all_heads` those of all layers."""
+        config = self.config
+        if not config.head_dropout:
             return torch.zeros(batch_size, 0)
+        dropout = 0.0 if all_heads else config.head_dropout
         device = None if generator is None else generator.device
         shape = (batch_size, (config.num_layers - 1) * config.num_heads)
         return (torch.rand(shape, generator=generator, device=device) >= dropout) / (1 - dropout)

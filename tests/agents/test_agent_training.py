@@ -102,13 +102,14 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
     assert is_same(before, weights(trainer))
 
 
-def test_the_collector_is_told_how_much_of_the_training_is_over(monkeypatch):
-    trainer = corridor_trainer(updates=4)
+def test_in_the_last_tenth_of_a_training_no_head_is_left_out(monkeypatch):
+    trainer = corridor_trainer(updates=100)
     collect, told = trainer.collector.collect, []
-    monkeypatch.setattr(trainer.collector, "collect", lambda progress: told.append(progress) or collect(progress))
-    while not trainer.done:
+    monkeypatch.setattr(trainer.collector, "collect", lambda all_heads: told.append(all_heads) or collect(all_heads))
+    for rollouts in (0, 89, 90, 99):
+        trainer.timesteps = rollouts * trainer.rollout_size
         trainer.update()
-    assert told == [0.0, 0.25, 0.5, 0.75]
+    assert told == [False, False, True, True]
 
 
 def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch) -> list[dict]:
@@ -118,7 +119,7 @@ def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float],
     updates = itertools.count()
     acting_weights = []
 
-    def scripted_collect(progress):
+    def scripted_collect(all_heads):
         rollout, _ = collect()
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}
