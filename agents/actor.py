@@ -26,8 +26,8 @@ class Request:
 
     version: int
     """Version of the weights: the number of updates that led to them."""
-    all_heads: bool = False
-    """Leave no head out."""
+    noiseless: bool = False
+    """Collect without training noise."""
     context: bool = False
     """Send what the learner needs to compute the memory again."""
     check: bool = False
@@ -94,7 +94,7 @@ class Actor:
                 )
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
-            rollout, episodes = self.collector.collect(request.all_heads)
+            rollout, episodes = self.collector.collect(request.noiseless)
             self.context.add(rollout)
             difference = acting_learning_difference(self.policy, rollout) if request.check else None
         except Exception as error:  # noqa: BLE001, an environment may raise anything

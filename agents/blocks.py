@@ -99,13 +99,13 @@ class BlockSource:
         self.episodes: list[dict[str, Any]] = []
         """Episodes that ended and are not reported yet."""
 
-    def collect(self, all_heads: bool = False) -> tuple[Block, list[dict[str, Any]]]:
-        """Returns the next block, and the episodes that ended in the block before it. all_heads: no head is left
-        out. Raises TrainingEnded some seconds after `stop` was set, and whatever the environments raise."""
+    def collect(self, noiseless: bool = False) -> tuple[Block, list[dict[str, Any]]]:
+        """Returns the next block, and the episodes that ended in the block before it. noiseless: without
+        training noise. Raises TrainingEnded some seconds after `stop` was set, and whatever the environments raise."""
         self._count_answers()
         episodes = self.episodes
         self.episodes = []
-        memory = self.policy.draw(self.memory, self.generator, all_heads=all_heads)
+        memory = self.policy.draw(self.memory, self.generator, noiseless=noiseless)
         self.live = self._live(memory)
         self.block = self._step_streams(memory)
         return self.block, episodes

@@ -116,8 +116,8 @@ class Collector:
         else:
             self._needs_reset = True
 
-    def collect(self, all_heads: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Collects one rollout. Returns it and the episodes that ended in it. all_heads: no head is left out.
+    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Collects one rollout. Returns it and the episodes that ended in it. noiseless: without training noise.
 
         Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
         step's own memory counts. `live` is empty for a memory without slots.
@@ -128,7 +128,7 @@ class Collector:
             self._reset(_new_seed(self.seed, self.generator.get_state()))
         policy = self.policy
         device = policy.device
-        memory = policy.draw(self.memory, self.generator, all_heads=all_heads)
+        memory = policy.draw(self.memory, self.generator, noiseless=noiseless)
         acting = self._begin_acting(memory)
         buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
         episodes: list[dict[str, Any]] = []

@@ -99,8 +99,8 @@ class ActorPool:
         self.deaths: Counter[int] = Counter()  # by the actor's index: processes that died since its last rollout
         self.pending: dict[Any, int] = {}  # the index of each request's actor, oldest request first
         self.incarnations: dict[int, str] = {}
-        self.all_heads = False
-        """Whether no head is left out of the rollouts that are asked for."""
+        self.noiseless = False
+        """Whether rollouts are asked for without training noise."""
         self._metrics: dict[str, float] = {}
         self._times: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
         self._collect_end: float | None = None  # when the last `collect` returned
@@ -117,12 +117,13 @@ class ActorPool:
             self.close()
             raise
 
-    def collect(self, all_heads: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns the oldest rollout that is ready, or waits for the next. all_heads: of the requests that are
-        sent now no head is left out. Raises RolloutsEnded when `stop` was set or the environments failed too often."""
+    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Returns the oldest rollout that is ready, or waits for the next. noiseless: the requests that are sent
+        now are for rollouts without training noise. Raises RolloutsEnded when `stop` was set or the environments failed
+        too often."""
         start_time = time.perf_counter()
         try:
-            self.all_heads = all_heads
+            self.noiseless = noiseless
             self._send_requests()
             ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
             delivery = self._receive()
@@ -190,7 +191,7 @@ class ActorPool:
     def _send_requests(self) -> None:
         """Sends requests with the present weights to every actor that has room in its queue."""
         is_due = self.version % CHECK_EVERY == 1
-        request = Request(self.version, self.all_heads, context=bool(self.refresh) or is_due, check=is_due)
+        request = Request(self.version, self.noiseless, context=bool(self.refresh) or is_due, check=is_due)
         weights = None
         for index, actor in enumerate(self.actors):
             for _ in range(QUEUE - sum(owner == index for owner in self.pending.values())):

@@ -96,9 +96,9 @@ class RolloutSource(Protocol):
     notes: list[str]
     """Remarks of the last `load_state`, one line each."""
 
-    def collect(self, all_heads: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns a rollout and the episodes that ended in it. all_heads: no head is left out (`--head-dropout`).
-        Raises TrainingEnded."""
+    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Returns a rollout and the episodes that ended in it. noiseless: without training noise
+        (`LearningPolicy.draw`). Raises TrainingEnded."""
         ...
 
     def snapshot(self) -> Any:

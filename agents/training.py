@@ -31,9 +31,9 @@ from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
-ALL_HEADS_FROM = 0.9
-"""From this fraction of the training on no head is left out of rollouts (`--head-dropout`). The last updates then train
-the policy as it will be used, and the log shows what that policy can do."""
+NOISELESS_FROM = 0.9
+"""From this fraction of the training on rollouts are without training noise (`LearningPolicy.draw`). The last updates
+then train the policy as it will be used, and the log shows what that policy can do."""
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
 
@@ -155,7 +155,7 @@ class Trainer:
         """Does the work of `update`. backup: of what the agent changes."""
         # Collect.
         start_time = time.perf_counter()
-        rollout, episodes = self.collector.collect(self._progress() >= ALL_HEADS_FROM)
+        rollout, episodes = self.collector.collect(self._is_noiseless)
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.
@@ -222,6 +222,8 @@ class Trainer:
         """Has no more time skipped once this is known to harm. Adds to the metrics what it costs. episodes: that ended
         in this update."""
         if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
+            return
+        if self._is_noiseless:  # no time is skipped
             return
         compared = [episode for episode in episodes if IS_CONTROL in episode]
         scores = self.window.scores(compared).tolist()
@@ -356,6 +358,11 @@ class Trainer:
     def _progress(self) -> float:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
+
+    @property
+    def _is_noiseless(self) -> bool:
+        """Whether rollouts are without training noise."""
+        return self._progress() >= NOISELESS_FROM
 
     def _check_due(self, rollout: Rollout) -> bool:
         """Whether acting is to be compared with learning: at the first rollout that begins with memories and has an

@@ -284,8 +284,10 @@ class LearningPolicy(Policy, Protocol):
         """`step`, and [B,G], from which `predicted_rewards` predicts the reward of an action."""
         ...
 
-    def draw(self, memory: Any, generator: torch.Generator | None = None, *, all_heads: bool = False) -> Memory:
-        """`memory` with what is drawn at random once per training rollout. all_heads: no head is left out."""
+    def draw(self, memory: Any, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Memory:
+        """`memory` with what is drawn at random once per training rollout. noiseless: without training
+        noise. No head is left out, no age is unknown to attention, no time is skipped and no span is limited by
+        chance."""
         ...
 
     def value(self, observation: Mapping[str, Tensor], acting: Any, rows: Tensor) -> Tensor:

@@ -215,10 +215,12 @@ class ActorCritic(Predictor, nn.Module):
         of each."""
         return Memory.join(parts, rows)
 
-    def draw(self, memory: Memory, generator: torch.Generator | None = None, *, all_heads: bool = False) -> Memory:
-        """`memory` for the start of a training rollout: with the random numbers of its kind (Expire-Span: span
-        limits), and with spans renewed. all_heads: no head is left out (`--head-dropout`)."""
-        return self.core.draw(memory, generator, all_heads=all_heads)
+    def draw(self, memory: Memory, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Memory:
+        """`memory` for the start of a training rollout: with training noise, which is drawn once per rollout, and
+        with spans renewed. The noise leaves out heads (`--head-dropout`), hides ages from attention
+        (`--position-dropout`), skips time (`--time-skips`, `--time-gaps`) or limits spans (`--span-dropout`).
+        noiseless: does nothing of that."""
+        return self.core.draw(memory, generator, noiseless=noiseless)
 
     @torch.no_grad()
     def begin(self, memory: Memory, horizon: int, into: Acting | None = None, *, in_rollout: bool = False) -> Acting:

@@ -79,12 +79,13 @@ class TransformerConfig(EncoderConfig):
     policy trained on hundreds was never shown. 0: never."""
     head_dropout: float = 0.1
     """Chance that a head of a layer above the first is left out of a training rollout of an environment (DropHead).
-    Every head then learns to find all of what a query looks for, instead of a part of it. In the last tenth of the
-    training none is left out."""
+    Every head then learns to find all of what a query looks for, instead of a part of it. 0 in the last tenth of the
+    training."""
     position_dropout: float = 0.0
     """Chance that attention knows ages up to fewer than P steps in a training rollout of an environment. How many is
     drawn from 1 to P. What is older is then found by its content alone, so that a policy does not come to rely on facts
-    being as recent as they are in training. It harms tasks that ask for what was seen N steps ago."""
+    being as recent as they are in training. It harms tasks that ask for what was seen N steps ago. 0 in the last tenth
+    of the training."""
     gating: bool = False
     """Gated residual connections (GTrXL) instead of sums. Corridors are learned sooner and on more seeds, but a step
     takes a quarter longer (docs/results.md)."""
@@ -164,7 +165,7 @@ class ExpireSpanConfig:
     remembered, or of --max-span with --span-model sigmoid. It must exceed the recall delay of an untrained policy."""
     span_dropout: bool = False
     """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per
-    rollout (section 3.3 of the Expire-Span paper)."""
+    rollout (section 3.3 of the Expire-Span paper). Not in the last tenth of the training."""
     span_lr_scale: float = 1.5
     """Learning rate of the span predictor's weights, as a multiple of --learning-rate; twice that with --span-model
     survival. The weights make the spans of memories differ. The rate holds at full pressure."""
@@ -184,11 +185,12 @@ class ExpireSpanConfig:
     time_skips: float = 0.25
     """With --span-model survival: chance that time is skipped before a rollout of an environment, in training, up to
     four ramps of steps. What was only just seen then has expired, so that the policy learns to act by what it keeps and
-    what it sees. 0: never."""
+    what it sees. 0: never. 0 in the last tenth of the training."""
     time_gaps: float = 0.03
     """With --span-model survival: chance that in a training rollout of an environment every memory looks older to
     every query, by up to four ramps, as if so much time had been skipped right before it. Where that is more than a
-    ramp, only what is kept for longer is in sight, for the whole rollout. 0: never."""
+    ramp, only what is kept for longer is in sight, for the whole rollout. 0: never. 0 in the last tenth of the
+    training."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0

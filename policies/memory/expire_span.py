@@ -57,8 +57,8 @@ class ExpireSpan(MemoryKind):
         mean = {"span_mean": float(finite.mean())} if finite.numel() else {}
         return {**mean, "kept_for_good": 1 - finite.numel() / spans.numel()}
 
-    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.span.draw(batch_size, generator)
+    def draw(self, batch_size: int, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Tensor:
+        return self.span.draw(batch_size, generator, noiseless)
 
     def skipped_steps(self, noise: Tensor) -> Tensor | None:
         return self.span.skipped_steps(noise)

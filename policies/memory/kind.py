@@ -143,9 +143,9 @@ class MemoryKind(nn.Module):
         """Metrics for the log, of slots with normalised hidden vectors [N,D]."""
         return {}
 
-    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, batch_size: int, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Tensor:
         """The random numbers [B,K] of one training rollout, the same for acting and learning. K is 0 if there are
-        none."""
+        none. noiseless: numbers that have no effect, as many."""
         return torch.zeros(batch_size, 0)
 
     def skipped_steps(self, noise: Tensor) -> Tensor | None:

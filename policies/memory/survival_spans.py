@@ -90,9 +90,10 @@ class SurvivalSpans(nn.Module):
         """Span and ramp of all memories before `release`; None after it."""
         return self.initial_limit + self.config.ramp if float(self.released) < RELEASED else None
 
-    def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+    def draw(self, batch_size: int, generator: torch.Generator | None, noiseless: bool) -> Tensor:
         """[B,2]: steps to skip before a training rollout, and by how many steps memories look older in it. 0 in most
-        rows, in those of controls, before `release` and after `keep_time`. [B,0] if there are never any."""
+        rows, in those of controls, before `release`, after `keep_time`, and if noiseless. [B,0] if there are never
+        any."""
         chances = (self.config.time_skips, self.config.time_gaps)
         if not any(chances):
             return torch.zeros(batch_size, 0)
@@ -101,7 +102,8 @@ class SurvivalSpans(nn.Module):
         steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
         is_skipping = (self.released == RELEASED).to(device)
         controls = is_control(torch.arange(batch_size, device=device), batch_size)
-        return torch.where((chance < chance.new_tensor(chances)) & is_skipping & ~controls[:, None], steps, 0)
+        may_skip = is_skipping & ~controls[:, None] & (not noiseless)
+        return torch.where((chance < chance.new_tensor(chances)) & may_skip, steps, 0)
 
     def limited(self, spans: Tensor, noise: Tensor) -> Tensor:
         """The spans [B,C]: nothing that is drawn limits them."""

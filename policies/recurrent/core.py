@@ -95,7 +95,7 @@ class RecurrentCore(nn.Module):
         state = weight.new_zeros(batch_size, self.num_states, self.width)
         return Memory((), time, weight.new_zeros(batch_size, 0), state)
 
-    def draw(self, memory: Memory, generator: torch.Generator | None, *, all_heads: bool = False) -> Memory:
+    def draw(self, memory: Memory, generator: torch.Generator | None, *, noiseless: bool = False) -> Memory:
         """`memory`: nothing is drawn."""
         return memory
 

@@ -66,16 +66,17 @@ class Transformer(nn.Module):
         time = torch.zeros(batch_size, dtype=torch.int32, device=weight.device)
         return Memory(layers, time, weight.new_zeros(batch_size, 0))
 
-    def draw(self, memory: Memory, generator: torch.Generator | None, *, all_heads: bool = False) -> Memory:
+    def draw(self, memory: Memory, generator: torch.Generator | None, *, noiseless: bool = False) -> Memory:
         """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), the reach
         of positions (`_draw_position_reach`), then those that the kind draws. If the kind asks for it, uses are
-        tracked, spans renewed, and steps of the clock skipped. all_heads: no head is left out."""
+        tracked, spans renewed, and steps of the clock skipped. noiseless: the numbers have no effect."""
         kind = self._kinds[0]
-        noise = kind.draw(len(memory.time), generator).to(memory.time.device, self.norm.weight.dtype)
+        noise = kind.draw(len(memory.time), generator, noiseless=noiseless)
+        noise = noise.to(memory.time.device, self.norm.weight.dtype)
         skipped_steps = kind.skipped_steps(noise)
         time = memory.time if skipped_steps is None else memory.time + skipped_steps.to(memory.time.dtype)
-        head_weights = self._draw_head_weights(len(time), generator, all_heads).to(noise)
-        reach = self._draw_position_reach(len(time), generator).to(noise)
+        head_weights = self._draw_head_weights(len(time), generator, noiseless).to(noise)
+        reach = self._draw_position_reach(len(time), generator, noiseless).to(noise)
         memory = replace(memory, noise=torch.cat([head_weights, reach, noise], 1), time=time)
         layers = [replace(layer, known_need=None) for layer in memory.layers]
         if not kind.tracks_use():
@@ -85,23 +86,25 @@ class Transformer(nn.Module):
             layers = [layer.renewed() for layer in layers]
         return replace(memory, layers=tuple(layers))
 
-    def _draw_head_weights(self, batch_size: int, generator: torch.Generator | None, all_heads: bool) -> Tensor:
+    def _draw_head_weights(self, batch_size: int, generator: torch.Generator | None, noiseless: bool) -> Tensor:
         """[B,(L-1)H]: 0 for the heads that are left out (DropHead: Zhou et al., 2020, arXiv 2004.13342), and for the
-        others a factor that keeps the mean. [B,0] without `head_dropout`. Heads of the first layer stay, with
-        `all_heads` those of all layers."""
+        others a factor that keeps the mean. [B,0] without `head_dropout`. Heads of the first layer stay. noiseless:
+        all stay."""
         config = self.config
         if not config.head_dropout:
             return torch.zeros(batch_size, 0)
-        dropout = 0.0 if all_heads else config.head_dropout
+        dropout = 0.0 if noiseless else config.head_dropout
         device = None if generator is None else generator.device
         shape = (batch_size, (config.num_layers - 1) * config.num_heads)
         return (torch.rand(shape, generator=generator, device=device) >= dropout) / (1 - dropout)
 
-    def _draw_position_reach(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        """[B,1]: from 1 to P in the rows that are drawn, and P in the others. [B,0] without `position_dropout`."""
+    def _draw_position_reach(self, batch_size: int, generator: torch.Generator | None, noiseless: bool) -> Tensor:
+        """[B,1]: from 1 to P in the rows that are drawn, and P in the others. [B,0] without `position_dropout`.
+        noiseless: none is drawn."""
         chance, reach = self.config.position_dropout, self.config.num_positions
         if not chance:
             return torch.zeros(batch_size, 0)
+        chance = 0.0 if noiseless else chance
         device = None if generator is None else generator.device
         draw, size = torch.rand(2, batch_size, 1, generator=generator, device=device)
         return torch.where(draw < chance, 1 + (size * reach).floor().clamp(max=reach - 1), reach)

@@ -181,10 +181,10 @@ def test_the_kind_draws_again_for_each_rollout():
     assert numbers[0].shape == numbers[1].shape == (B, 1) and not torch.isin(*numbers).any()
 
 
-def test_no_head_is_left_out_where_that_is_asked_for():
+def test_rollouts_are_without_noise_where_that_is_asked_for():
     collector = make_collector("transformer_xl", layers=2)
     early, late = (
-        torch.cat([collector.collect(all_heads)[0].memory.noise for _ in range(20)]) for all_heads in (False, True)
+        torch.cat([collector.collect(noiseless)[0].memory.noise for _ in range(20)]) for noiseless in (False, True)
     )
     assert early.shape == (20 * B, 2) and (early == 0).any() and (late == 1).all()
 

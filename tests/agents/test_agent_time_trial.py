@@ -9,7 +9,7 @@ import pytest
 import torch
 from agent_cases import make_trainer, through_a_file
 
-from expire_span_rl.agents import ForgettingConfig, forgetting, time_trial
+from expire_span_rl.agents import ForgettingConfig, forgetting, time_trial, training
 from expire_span_rl.agents.time_trial import KEPT, LARGEST_LOSS, SETTLED, TimeTrial
 from expire_span_rl.protocols import CONTROL_EVERY
 
@@ -96,6 +96,10 @@ def test_no_time_is_skipped_once_that_is_known_to_harm(monkeypatch, tmp_path):
     episodes = [episode for update in seen for episode in update]
     assert 0 < sum(is_control for _, is_control in episodes) < len(episodes) / 2
     assert {score for score, _ in episodes} <= {0.0, 1.0}
+    count = len(seen)
+    monkeypatch.setattr(training, "NOISELESS_FROM", 0.0)  # no time is skipped in the last tenth: nothing to compare
+    assert "memory/skipped_time_loss" not in trainer.update() and len(seen) == count
+    monkeypatch.setattr(training, "NOISELESS_FROM", 0.9)
     policy = trainer.policy
     assert policy.can_skip_time
 

@@ -102,10 +102,10 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
     assert is_same(before, weights(trainer))
 
 
-def test_in_the_last_tenth_of_a_training_no_head_is_left_out(monkeypatch):
+def test_the_last_tenth_of_a_training_is_without_noise(monkeypatch):
     trainer = corridor_trainer(updates=100)
     collect, told = trainer.collector.collect, []
-    monkeypatch.setattr(trainer.collector, "collect", lambda all_heads: told.append(all_heads) or collect(all_heads))
+    monkeypatch.setattr(trainer.collector, "collect", lambda noiseless: told.append(noiseless) or collect(noiseless))
     for rollouts in (0, 89, 90, 99):
         trainer.timesteps = rollouts * trainer.rollout_size
         trainer.update()
@@ -119,7 +119,7 @@ def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float],
     updates = itertools.count()
     acting_weights = []
 
-    def scripted_collect(all_heads):
+    def scripted_collect(noiseless):
         rollout, _ = collect()
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}

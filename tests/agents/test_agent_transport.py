@@ -142,12 +142,12 @@ def test_an_actor_delivers_what_a_collector_collects():
     assert deliveries[0].idle_seconds == 0 < deliveries[1].idle_seconds
 
 
-def test_an_actor_leaves_no_head_out_where_that_is_asked_for():
+def test_an_actor_collects_without_noise_where_that_is_asked_for():
     collector, _ = collect("transformer_xl", 1)
     actor = Actor(lambda: collector.env, collector.policy, T, T, 5)
     early, late = (
-        [actor.collect(weights_of(collector.policy), Request(0, all_heads)).rollout["memory/noise"] for _ in range(20)]
-        for all_heads in (False, True)
+        [actor.collect(weights_of(collector.policy), Request(0, noiseless)).rollout["memory/noise"] for _ in range(20)]
+        for noiseless in (False, True)
     )
     assert np.shape(early) == (20, B, 2) and (np.array(early) == 0).any() and (np.array(late) == 1).all()
 

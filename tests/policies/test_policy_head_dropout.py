@@ -35,25 +35,6 @@ def test_heads_above_the_first_layer_are_left_out_by_chance_and_the_mean_stays()
     assert torch.equal(again, noise)
 
 
-def test_no_head_is_left_out_where_all_are_asked_for():
-    """What the kind draws is the same, and the policy then does what it does outside of training."""
-    policy = make_policy("expire_span", {"span_model": "sigmoid", "span_dropout": True}, core=CORE)
-    some, every = (
-        policy.draw(policy.initial_memory(50), torch.Generator().manual_seed(2), all_heads=value).noise
-        for value in (False, True)
-    )
-    assert some.shape == every.shape == (50, 2 * CORE.num_heads + 1)
-    assert (some[:, :-1] == 0).any() and (every[:, :-1] == 1).all()
-    assert torch.equal(some[:, -1], every[:, -1])
-    plain = make_policy("transformer_xl", core=CORE)
-    rollout = experience(torch.Generator().manual_seed(4), 5, 3)
-    logits = [
-        plain.unroll(rollout.observation, memory, rollout.start).logits
-        for memory in (plain.initial_memory(3), plain.draw(plain.initial_memory(3), None, all_heads=True))
-    ]
-    assert torch.equal(*logits)
-
-
 def test_a_head_that_is_left_out_changes_nothing_whatever_it_would_have_given():
     policy = make_policy("transformer_xl", core=replace(CORE, num_layers=2))
     rollout = experience(torch.Generator().manual_seed(3), 6, 2, final_probability=0)
