@@ -258,6 +258,16 @@ def make_trainer(
     return Trainer(env, policy, learner, forgetting, total=total, seed=seed)
 
 
+def train_until_learned(trainer: Trainer, id: str, success: float = 1.0) -> float:
+    """Updates `trainer` until its policy has `success` or more in 200 episodes of `id`, which is looked at every 20
+    updates, or until its training is over. Returns the success in 200 episodes."""
+    while not trainer.done:
+        trainer.update()
+        if trainer.updates % 20 == 0 and play(trainer.policy, id, 200).mean() >= success:
+            break
+    return play(trainer.policy, id, 200).mean()
+
+
 def play(policy: ActorCritic, id: str, episodes: int, num_envs: int = 50, **env_kwargs) -> np.ndarray:
     """Success in the first `episodes // num_envs` episodes of each environment, with deterministic actions."""
     env = envs.make_vec_env(id, num_envs, **env_kwargs)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from agent_cases import P, Q, Table, make_policy, make_rollout, make_trainer, play
+from agent_cases import P, Q, Table, make_policy, make_rollout, make_trainer, train_until_learned
 
 from expire_span_rl import envs
 from expire_span_rl.agents import Impala, ImpalaConfig
@@ -177,10 +177,7 @@ def test_each_environment_is_used_once():
 @pytest.mark.parametrize("kind", ["expire_span", "gru"])
 def test_a_cue_is_remembered(kind):
     """Above 95%. Without memory no policy is above 50% (test_agent_learning)."""
-    trainer = make_trainer("ProbeRecall-v0", kind, 200, agent="impala")
-    while not trainer.done:
-        trainer.update()
-    assert play(trainer.policy, "ProbeRecall-v0", 200).mean() > 0.95
+    assert train_until_learned(make_trainer("ProbeRecall-v0", kind, 200, agent="impala"), "ProbeRecall-v0") > 0.95
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():

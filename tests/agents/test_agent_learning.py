@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agent_cases import make_trainer, play
+from agent_cases import make_trainer, play, train_until_learned
 
 from expire_span_rl import envs
 from expire_span_rl.agents import PPO, ForgettingConfig, PPOConfig, Trainer
@@ -68,8 +68,8 @@ def test_the_policy_learns_what_the_observation_asks_for():
 def test_actions_of_other_spaces_are_learned(probe, agent):
     """Several whole numbers that count from 0 and 1, switches, and two real numbers. The right real numbers are in the
     middle of the range and at its bound."""
-    trainer, _ = train(f"Probe{probe}-v0", "none", 200 if probe == "RightReals" else 60, agent=agent)
-    assert play(trainer.policy, f"Probe{probe}-v0", 100).mean() == 1
+    trainer = make_trainer(f"Probe{probe}-v0", "none", 200 if probe == "RightReals" else 60, agent=agent)
+    assert train_until_learned(trainer, f"Probe{probe}-v0") == 1
 
 
 def test_an_action_that_a_mask_forbids_is_never_taken():
@@ -81,8 +81,7 @@ def test_an_action_that_a_mask_forbids_is_never_taken():
 @pytest.mark.parametrize("kind", MEMORIES)
 def test_a_cue_is_remembered(kind):
     """Above 95%. Without memory no policy is above 50% (the test below)."""
-    trainer, _ = train("ProbeRecall-v0", kind, 60)
-    assert play(trainer.policy, "ProbeRecall-v0", 200).mean() > 0.95
+    assert train_until_learned(make_trainer("ProbeRecall-v0", kind, 60), "ProbeRecall-v0") > 0.95
 
 
 def test_without_memory_no_cue_is_remembered():
