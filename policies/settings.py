@@ -144,6 +144,7 @@ def check_spans(config: Any) -> None:
 class ExpireSpanConfig:
     EARLIER: ClassVar[dict[str, Any]] = {
         "span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0, "time_gaps": 0.0,
+        "attention_cost": 0.0,
     }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
@@ -191,6 +192,10 @@ class ExpireSpanConfig:
     every query, by up to four ramps, as if so much time had been skipped right before it. Where that is more than a
     ramp, only what is kept for longer is in sight, for the whole rollout. 0: never. 0 in the last tenth of the
     training."""
+    attention_cost: float = 0.0
+    """With --span-model survival: weight of a loss that grows with attention to memories older than the ramp, under
+    positive pressure. Heads that have nothing to look for then look at what is recent, instead of at some memory, which
+    would be kept since it was looked at. 0: none."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0
@@ -203,6 +208,7 @@ class ExpireSpanConfig:
     def __post_init__(self):
         check_spans(self)
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
+        check_at_least(self, attention_cost=0)
         check_at_most(self, renew_every=LARGEST_SETTING)
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
@@ -211,6 +217,8 @@ class ExpireSpanConfig:
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
             )
+        if self.attention_cost and self.span_model != "survival":
+            raise ValueError("--attention-cost: expected --span-model survival with it")
         for name in ("time_skips", "time_gaps"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{flag(name)}: expected a chance from 0 to 1, got {getattr(self, name)}")

@@ -101,6 +101,14 @@ class ExpireSpan(MemoryKind):
     def unreleased_reach(self) -> float | None:
         return self.span.unreleased_reach()
 
+    def attention_cost(self, weights: Tensor, age: Tensor, pressure: float) -> Tensor | None:
+        """--attention-cost times the mean share of a head's attention that goes to memories older than the ramp."""
+        cost = self.config.attention_cost * pressure
+        if cost <= 0 or not self.tracks_use():
+            return None
+        is_old = age > self.config.ramp
+        return cost * (weights * is_old[:, None]).sum(-1).mean()
+
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""
         return self.config.span_coef * self.span.loss(normed.detach(), is_new, lives, pressure)

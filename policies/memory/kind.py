@@ -211,6 +211,11 @@ class MemoryKind(nn.Module):
         least = lift / (num_visible + (lift - 1))  # w / (1 - w) * others > lift, solved for w
         return weights.amax(1) > least.clamp(min=self.use_share())
 
+    def attention_cost(self, weights: Tensor, age: Tensor, pressure: float) -> Tensor | None:
+        """A loss on what queries attend to, a scalar, or None. weights: [B,H,N,C], with a gradient; age: [B,N,C];
+        pressure: the controller's, in [-1, 1]."""
+        return None
+
     def loss(
         self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float
     ) -> Tensor | None:

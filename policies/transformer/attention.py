@@ -92,7 +92,7 @@ def attend_rollout(
     bias: [B,T,C] for all heads or [B,H,T,C]; extension_age: [B,T,E], age of the first E slots at all queries, None for
     E = 0; age_bias: [H,P], newest_first, order, known_ages and age_values: [H,P,d] as in `attend`.
 
-    Returns (output [B,H,T,d], weights [B,H,T,C]); the weights have no gradient.
+    Returns (output [B,H,T,d], weights [B,H,T,C]).
     """
     q = (q * q.shape[-1] ** -0.5).contiguous()
     # The scores of the ages P - 1 .. 0, [B,H,T,P], as they lie on the diagonals: the oldest first.
@@ -153,8 +153,7 @@ class _RolloutAttention(torch.autograd.Function):
     The position scores come in three parts: `band` [B,H,T,P] for the rollout's own slots, which lie on diagonals;
     `corner` [B,H,n,m] for the youngest memory slots; `extension_scores` [B,H,T,E] for the merged slots.
 
-    Returns (output [B,H,T,d], weights [B,H,T,C] without gradient), and with `returns_parts` the weights of the three
-    parts as well, with a gradient.
+    Returns (output [B,H,T,d], weights [B,H,T,C]), and with `returns_parts` the weights of the three parts as well.
     """
 
     @staticmethod
@@ -184,7 +183,6 @@ class _RolloutAttention(torch.autograd.Function):
         ctx.corner_shape = corner.shape
         ctx.extension_size = extension_scores.shape[3]
         ctx.shared_bias = bias.ndim == 3
-        ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
         if not returns_parts:
             return output, weights
@@ -195,13 +193,15 @@ class _RolloutAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None, *part_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 10
-        grad = grad.contiguous()
+    def backward(
+        ctx: Any, grad: Tensor | None, own_grad: Tensor | None, *part_grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
+        grad = torch.zeros_like(q) if grad is None else grad.contiguous()
         grad_v = torch.matmul(weights.transpose(2, 3), grad)  # [B,H,C,d]
         grad_weights = torch.matmul(grad, v.transpose(2, 3))  # [B,H,T,C]
+        if own_grad is not None:
+            grad_weights += own_grad
         if part_grads and part_grads[0] is not None:
             _add_part_gradients(grad_weights, part_grads[0], *part_grads[1:])
         softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]

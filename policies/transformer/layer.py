@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     age: Tensor  # [B,N,C]
     visible: Tensor  # [B,N,C] bool
     num_visible: Tensor  # int64 [B,N]
-    weights: Tensor  # [B,H,N,C], without gradient
+    weights: Tensor  # [B,H,N,C]
 
 
 class Layer(nn.Module):

@@ -187,6 +187,9 @@ class _LayerPass:
         is_new = torch.zeros_like(slots.position, dtype=torch.bool)
         is_new[:, -self.axis.num_steps :] = True
         loss = kind.loss(self.projection.normed, is_new, lives, self.layer.kind_noise(self.axis.noise), pressure)
+        attention_cost = kind.attention_cost(self.reading.weights, self.reading.age, pressure)
+        if attention_cost is not None:
+            loss = attention_cost if loss is None else loss + attention_cost
         if extension is not None and slots.num_unordered:
             visible = self.reading.visible[:, :, : slots.num_unordered]
             queries = self.reading.queries.detach()
@@ -197,7 +200,7 @@ class _LayerPass:
     def _latest_use(self) -> Tensor:
         """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
         reading = self.reading
-        is_used = self.layer.kind.is_used(reading.weights, reading.num_visible[..., None])  # [B,T,C]
+        is_used = self.layer.kind.is_used(reading.weights.detach(), reading.num_visible[..., None])  # [B,T,C]
         return reading.age.masked_fill(~is_used, -1).amax(1)
 
     def _lives(self) -> Lives:
