@@ -113,8 +113,8 @@ for number, (language, text) in enumerate(json.load(open("blocks.json"))):
 """
 """Runs the page's blocks one after the other in one process. Processes of their own would mostly import."""
 SHORT = "--num-envs 8 --total-timesteps 2048 --memory-image-every 0"
-LEARNED = "--num-envs 32 --total-timesteps 1e5"
-"""A third of what the page's first training takes, and enough to learn its task."""
+LEARNED = "--num-envs 32 --total-timesteps 6e4"
+"""Two fifths of what the page's first training takes, and enough to learn its task."""
 
 
 def test_the_page_about_your_environment_holds(tmp_path):
