@@ -3,6 +3,7 @@ needs Ray."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -94,7 +95,7 @@ class Actor:
                 )
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
-            rollout, episodes = self.collector.collect(request.noiseless)
+            rollout, episodes = self.collector.collect(0 if request.noiseless else math.inf)
             self.context.add(rollout)
             difference = acting_learning_difference(self.policy, rollout) if request.check else None
         except Exception as error:  # noqa: BLE001, an environment may raise anything

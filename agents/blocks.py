@@ -99,13 +99,13 @@ class BlockSource:
         self.episodes: list[dict[str, Any]] = []
         """Episodes that ended and are not reported yet."""
 
-    def collect(self, noiseless: bool = False) -> tuple[Block, list[dict[str, Any]]]:
-        """Returns the next block, and the episodes that ended in the block before it. noiseless: without
+    def collect(self, num_noisy: float = math.inf) -> tuple[Block, list[dict[str, Any]]]:
+        """Returns the next block, and the episodes that ended in the block before it. num_noisy: 0 for one without
         training noise. Raises TrainingEnded some seconds after `stop` was set, and whatever the environments raise."""
         self._count_answers()
         episodes = self.episodes
         self.episodes = []
-        memory = self.policy.draw(self.memory, self.generator, noiseless=noiseless)
+        memory = self.policy.draw(self.memory, self.generator, noiseless=not num_noisy)
         self.live = self._live(memory)
         self.block = self._step_streams(memory)
         return self.block, episodes

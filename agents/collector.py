@@ -5,6 +5,7 @@ T time steps, B environments.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
@@ -116,8 +117,9 @@ class Collector:
         else:
             self._needs_reset = True
 
-    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Collects one rollout. Returns it and the episodes that ended in it. noiseless: without training noise.
+    def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Collects one rollout. Returns it and the episodes that ended in it. num_noisy: 0 for one
+        without training noise.
 
         Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
         step's own memory counts. `live` is empty for a memory without slots.
@@ -128,7 +130,7 @@ class Collector:
             self._reset(_new_seed(self.seed, self.generator.get_state()))
         policy = self.policy
         device = policy.device
-        memory = policy.draw(self.memory, self.generator, noiseless=noiseless)
+        memory = policy.draw(self.memory, self.generator, noiseless=not num_noisy)
         acting = self._begin_acting(memory)
         buffer = RolloutBuffer(self.num_steps, self.env.num_envs, device)
         episodes: list[dict[str, Any]] = []

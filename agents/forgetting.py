@@ -107,6 +107,8 @@ class ForgettingController:
         """The best score of the time before spans followed needs."""
         self.setbacks = 0
         """How often spans followed needs and the return then fell below what it had been before."""
+        self.best_with_noise: dict[str, float | None] | None = None
+        """The best score, the best loss and the mean bits when training noise ended. None while there is noise."""
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
 
     @property
@@ -153,6 +155,22 @@ class ForgettingController:
             f"how long they are needed is watched for {self._needed_updates:.0f} updates first, so far for "
             f"{self.observed:.0f} since {since}; a longer training goes on from there"
         )
+
+    def set_noise(self, has_noise: bool) -> bool:
+        """Tells whether the next rollout has training noise. What was reached without it is no measure for a policy
+        that has to do with it again. Returns whether noise has returned, so that scores so far do not count."""
+        best = self.best_with_noise
+        if best is None:
+            if not has_noise:
+                loss, bits = (None, None) if self.loss is None else (self.loss.best, self.loss.bits)
+                self.best_with_noise = {"score": self.best_score, "loss": loss, "bits": bits}
+            return False
+        if has_noise:
+            self.best_score = best["score"]
+            if self.loss is not None:
+                self.loss.best, self.loss.bits = best["loss"], best["bits"]
+            self.best_with_noise = None
+        return has_noise
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
@@ -290,6 +308,7 @@ class ForgettingController:
             "stage": self.stage,
             "stage_score": self.stage_score,
             "is_flat": self.is_flat,
+            "best_with_noise": self.best_with_noise,
         }
         return state if self.loss is None else {**state, "loss": self.loss.state_dict()}
 
@@ -310,5 +329,8 @@ class ForgettingController:
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         for name in ("stage", "setbacks"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
+        best = state.get("best_with_noise")
+        names = ("score", "loss", "bits")
+        self.best_with_noise = best and {name: number_or_none(f"best_with_noise/{name}", best[name]) for name in names}
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])

@@ -54,6 +54,10 @@ class TrainingLoop(Protocol):
         """The schedules of the agent's settings."""
         ...
 
+    def go_on(self, timesteps: int) -> None:
+        """Makes this a training of so many steps more, rounded up to whole rollouts."""
+        ...
+
     def update(self) -> dict[str, float]:
         """One rollout and what is learned from it. Returns metrics for the log. Raises TrainingEnded."""
         ...

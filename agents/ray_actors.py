@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -99,8 +100,8 @@ class ActorPool:
         self.deaths: Counter[int] = Counter()  # by the actor's index: processes that died since its last rollout
         self.pending: dict[Any, int] = {}  # the index of each request's actor, oldest request first
         self.incarnations: dict[int, str] = {}
-        self.noiseless = False
-        """Whether rollouts are asked for without training noise."""
+        self.num_noisy = math.inf
+        """How many rollouts have training noise, from the one on that `collect` returns next."""
         self._metrics: dict[str, float] = {}
         self._times: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
         self._collect_end: float | None = None  # when the last `collect` returned
@@ -117,13 +118,13 @@ class ActorPool:
             self.close()
             raise
 
-    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns the oldest rollout that is ready, or waits for the next. noiseless: the requests that are sent
-        now are for rollouts without training noise. Raises RolloutsEnded when `stop` was set or the environments failed
-        too often."""
+    def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Returns the oldest rollout that is ready, or waits for the next. num_noisy: so many from this one on should
+        have training noise. Which they are is decided when they are asked for, by the number of those that were asked
+        for before. Raises RolloutsEnded when `stop` was set or the environments failed too often."""
         start_time = time.perf_counter()
         try:
-            self.noiseless = noiseless
+            self.num_noisy = num_noisy
             self._send_requests()
             ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
             delivery = self._receive()
@@ -191,12 +192,13 @@ class ActorPool:
     def _send_requests(self) -> None:
         """Sends requests with the present weights to every actor that has room in its queue."""
         is_due = self.version % CHECK_EVERY == 1
-        request = Request(self.version, self.noiseless, context=bool(self.refresh) or is_due, check=is_due)
+        request = Request(self.version, context=bool(self.refresh) or is_due, check=is_due)
         weights = None
         for index, actor in enumerate(self.actors):
             for _ in range(QUEUE - sum(owner == index for owner in self.pending.values())):
                 if weights is None:
                     weights = ray.put({name: t.detach().cpu().numpy() for name, t in self.policy.state_dict().items()})
+                request = replace(request, noiseless=len(self.pending) >= self.num_noisy)
                 self.pending[actor.collect.remote(weights, request, [self._shared])] = index
 
     def _receive(self) -> Delivery:

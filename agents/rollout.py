@@ -10,6 +10,7 @@ truncated episode, and the last one of the rollout where the episode goes on.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -96,9 +97,9 @@ class RolloutSource(Protocol):
     notes: list[str]
     """Remarks of the last `load_state`, one line each."""
 
-    def collect(self, noiseless: bool = False) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns a rollout and the episodes that ended in it. noiseless: without training noise
-        (`LearningPolicy.draw`). Raises TrainingEnded."""
+    def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Returns a rollout and the episodes that ended in it. num_noisy: so many rollouts from this one on have
+        training noise (`LearningPolicy.draw`). Raises TrainingEnded."""
         ...
 
     def snapshot(self) -> Any:

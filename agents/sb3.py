@@ -91,6 +91,10 @@ class SB3Trainer:
     def done(self) -> bool:
         return self.timesteps >= self.total_timesteps
 
+    def go_on(self, timesteps: int) -> None:
+        """Makes this a training of so many steps more, rounded up to whole rollouts."""
+        self.total_timesteps = self.timesteps + -(-timesteps // self.rollout_size) * self.rollout_size
+
     def update(self) -> dict[str, float]:
         """One rollout, and learning from it (one turn of `OnPolicyAlgorithm.learn`). Returns metrics for the log.
 

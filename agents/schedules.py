@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+NOISELESS_PART = 10
+"""The last part, one in so many, of the rollouts of a training, or of what it is continued by, has no training noise
+(`LearningPolicy.draw`). It trains the policy as it will be used, and the log shows what that policy can do."""
 _SETTING_NAMES = {
     "learning_rate": "the learning rate",
     "ent_coef": "the entropy bonus",
@@ -67,6 +70,13 @@ class Schedules:
         hint = "" if rate_changed else " (--learning-rate sets another)"
         changes = f", over which {', '.join(ranges)}{hint}" if ranges else ""
         return f"{total - timesteps:,} steps remain{changes}"
+
+
+def noisy_rollouts(begun: int, timesteps: int, total: int, rollout_size: int) -> int:
+    """How many of the rollouts that are left after `timesteps` of `total` steps have training noise: all but the last
+    part of those from step `begun` on, and but the last one."""
+    num_rollouts, num_left = (-(-(total - since) // rollout_size) for since in (begun, timesteps))
+    return max(0, num_left - max(1, num_rollouts // NOISELESS_PART))
 
 
 def between(start: float, end: float, progress: float) -> float:

@@ -26,14 +26,11 @@ from expire_span_rl.agents.rollout import (
     check_difference,
     select_prefix,
 )
-from expire_span_rl.agents.schedules import Schedules
+from expire_span_rl.agents.schedules import Schedules, noisy_rollouts
 from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
-NOISELESS_FROM = 0.9
-"""From this fraction of the training on rollouts are without training noise (`LearningPolicy.draw`). The last updates
-then train the policy as it will be used, and the log shows what that policy can do."""
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
 
@@ -41,7 +38,9 @@ CHECK_EVERY = 50
 class Trainer:
     """Trains `policy` with `agent` in `env`, one rollout per `update()`."""
 
-    _COUNTERS = ("timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row", "failure_rate")
+    _COUNTERS = (
+        "timesteps", "updates", "episodes", "last_check", "skipped", "skipped_in_a_row", "failure_rate", "begun",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +75,8 @@ class Trainer:
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
         self.timesteps = 0
+        self.begun = 0
+        """The step at which this training was last given another length (`go_on`, `load_state`)."""
         self.updates = 0
         self.episodes = 0
         self.last_check: int | None = None
@@ -123,6 +124,11 @@ class Trainer:
         """Whether all steps of the training are done."""
         return self.timesteps >= self.total_timesteps
 
+    def go_on(self, timesteps: int) -> None:
+        """Makes this a training of so many steps more, rounded up to whole rollouts."""
+        self.total_timesteps = self.timesteps + -(-timesteps // self.rollout_size) * self.rollout_size
+        self.begun = self.timesteps
+
     def update(self) -> dict[str, float]:
         """Collects one rollout and learns from it. Returns metrics for the log.
 
@@ -155,7 +161,10 @@ class Trainer:
         """Does the work of `update`. backup: of what the agent changes."""
         # Collect.
         start_time = time.perf_counter()
-        rollout, episodes = self.collector.collect(self._is_noiseless)
+        num_noisy = noisy_rollouts(self.begun, self.timesteps, self.total_timesteps, self.rollout_size)
+        if self.controller.set_noise(num_noisy > 0):
+            self.window.hard.clear()
+        rollout, episodes = self.collector.collect(num_noisy)
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.
@@ -188,7 +197,8 @@ class Trainer:
         self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.config.forgetting:
             self._let_spans_follow_needs(was_known)
-            self._try_skipped_time(episodes, metrics)
+            if num_noisy:  # otherwise no time is skipped
+                self._try_skipped_time(episodes, metrics)
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
@@ -222,8 +232,6 @@ class Trainer:
         """Has no more time skipped once this is known to harm. Adds to the metrics what it costs. episodes: that ended
         in this update."""
         if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
-            return
-        if self._is_noiseless:  # no time is skipped
             return
         compared = [episode for episode in episodes if IS_CONTROL in episode]
         scores = self.window.scores(compared).tolist()
@@ -326,6 +334,8 @@ class Trainer:
             last_update = self.timesteps - self.rollout_size
             note = self.agent.schedules.load_state(schedules, self.timesteps, last_update, self.total_timesteps)
             self.notes += [note] if note else []
+            if schedules["total"] != self.total_timesteps > self.timesteps:
+                self.begun = self.timesteps
         self.window.load_state_dict(metadata["window"])
         self.controller.load_state_dict(metadata["controller"])
         if "time_trial" in metadata:  # runs from before 8de04c8 have none
@@ -358,11 +368,6 @@ class Trainer:
     def _progress(self) -> float:
         """The fraction of the schedules that is over."""
         return self.agent.schedules.progress(self.timesteps, self.total_timesteps)
-
-    @property
-    def _is_noiseless(self) -> bool:
-        """Whether rollouts are without training noise."""
-        return self._progress() >= NOISELESS_FROM
 
     def _check_due(self, rollout: Rollout) -> bool:
         """Whether acting is to be compared with learning: at the first rollout that begins with memories and has an

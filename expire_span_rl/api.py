@@ -103,7 +103,8 @@ class Model:
         """Trains for `total_timesteps` environment steps, rounded up to whole rollouts, and returns the model.
 
         A second call trains for so many more steps. Schedules (learning rate, entropy) run over all steps since the
-        first call, so a second call of equal length begins in the middle of them.
+        first call, so a second call of equal length begins in the middle of them. The last tenth of each call is
+        without training noise.
         callback: is called with the model after every update; returns False to end the training.
         run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or
         that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the current update is finished. A second
@@ -116,8 +117,7 @@ class Model:
         if path is not None and path != self._directory:
             check_run_dir(path, resume=False, overwrite=run.settings.run.overwrite)
         trainer.stop.clear()
-        rollouts = -(-int(total_timesteps) // trainer.rollout_size)
-        trainer.total_timesteps = trainer.timesteps + rollouts * trainer.rollout_size
+        trainer.go_on(int(total_timesteps))
         run.settings = run.settings.replace(total_timesteps=trainer.total_timesteps, run_dir=str(run_dir or ""))
         files = None
         if path is not None:

@@ -286,8 +286,7 @@ class LearningPolicy(Policy, Protocol):
 
     def draw(self, memory: Any, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Memory:
         """`memory` with what is drawn at random once per training rollout. noiseless: without training
-        noise. No head is left out, no age is unknown to attention, no time is skipped and no span is limited by
-        chance."""
+        noise. No head is left out, no age is hidden from attention, and no time is skipped."""
         ...
 
     def value(self, observation: Mapping[str, Tensor], acting: Any, rows: Tensor) -> Tensor:

@@ -216,10 +216,9 @@ class ActorCritic(Predictor, nn.Module):
         return Memory.join(parts, rows)
 
     def draw(self, memory: Memory, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Memory:
-        """`memory` for the start of a training rollout: with training noise, which is drawn once per rollout, and
-        with spans renewed. The noise leaves out heads (`--head-dropout`), hides ages from attention
-        (`--position-dropout`), skips time (`--time-skips`, `--time-gaps`) or limits spans (`--span-dropout`).
-        noiseless: does nothing of that."""
+        """`memory` for the start of a training rollout: with what is drawn once per rollout, and with spans
+        renewed. Training noise leaves out heads (`--head-dropout`), hides ages from attention (`--position-dropout`)
+        and skips time (`--time-skips`, `--time-gaps`). noiseless: nothing of that."""
         return self.core.draw(memory, generator, noiseless=noiseless)
 
     @torch.no_grad()

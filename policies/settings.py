@@ -166,7 +166,7 @@ class ExpireSpanConfig:
     remembered, or of --max-span with --span-model sigmoid. It must exceed the recall delay of an untrained policy."""
     span_dropout: bool = False
     """With --span-model sigmoid: in training, limit spans to a random fraction of --max-span, drawn uniformly once per
-    rollout (section 3.3 of the Expire-Span paper). Not in the last tenth of the training."""
+    rollout (section 3.3 of the Expire-Span paper)."""
     span_lr_scale: float = 1.5
     """Learning rate of the span predictor's weights, as a multiple of --learning-rate; twice that with --span-model
     survival. The weights make the spans of memories differ. The rate holds at full pressure."""

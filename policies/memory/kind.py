@@ -145,7 +145,7 @@ class MemoryKind(nn.Module):
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Tensor:
         """The random numbers [B,K] of one training rollout, the same for acting and learning. K is 0 if there are
-        none. noiseless: numbers that have no effect, as many."""
+        none. noiseless: without training noise, but as many."""
         return torch.zeros(batch_size, 0)
 
     def skipped_steps(self, noise: Tensor) -> Tensor | None:

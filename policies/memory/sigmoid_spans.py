@@ -36,12 +36,12 @@ class SigmoidSpans(nn.Linear):
         return self.max_span * torch.sigmoid(super().forward(normed).squeeze(-1))
 
     def draw(self, batch_size: int, generator: torch.Generator | None, noiseless: bool) -> Tensor:
-        """[B,1]: with span dropout the fractions of L_max that limit spans, 1 if noiseless; [B,0] without."""
+        """[B,1]: with span dropout the fractions of L_max that limit spans, also if noiseless, since the span loss
+        reckons with them; [B,0] without."""
         if not self.config.span_dropout:
             return torch.zeros(batch_size, 0)
         device = None if generator is None else generator.device
-        limits = torch.rand(batch_size, 1, generator=generator, device=device)
-        return torch.ones_like(limits) if noiseless else limits
+        return torch.rand(batch_size, 1, generator=generator, device=device)
 
     def limited(self, spans: Tensor, noise: Tensor) -> Tensor:
         """The spans [B,C] within the limits that were drawn."""

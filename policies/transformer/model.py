@@ -69,7 +69,7 @@ class Transformer(nn.Module):
     def draw(self, memory: Memory, generator: torch.Generator | None, *, noiseless: bool = False) -> Memory:
         """`memory` with the random numbers of one training rollout: weights of heads (`_draw_head_weights`), the reach
         of positions (`_draw_position_reach`), then those that the kind draws. If the kind asks for it, uses are
-        tracked, spans renewed, and steps of the clock skipped. noiseless: the numbers have no effect."""
+        tracked, spans renewed, and steps of the clock skipped. noiseless: without training noise."""
         kind = self._kinds[0]
         noise = kind.draw(len(memory.time), generator, noiseless=noiseless)
         noise = noise.to(memory.time.device, self.norm.weight.dtype)

@@ -54,6 +54,38 @@ def test_pressure_rises_while_the_target_is_met_and_not_above_1():
     assert all(0 < a < b or a == b == 1 for a, b in itertools.pairwise(rising[1:]))
 
 
+def test_what_was_reached_without_noise_is_no_measure_once_it_returns(tmp_path):
+    """A return of 0.9 with training noise, and of 1.0 in the last tenth without it. In a continuation 0.9 is as good as
+    it was before, also where the last tenth was saved and loaded."""
+    controller = make_controller()
+    controller.set_noise(True)
+    assert pressures(controller, [0.0, *[0.9] * 20], is_success=False)[-1] == 1
+    controller.set_noise(False)
+    assert pressures(controller, [1.0] * 20, is_success=False)[-1] == 1
+    loaded = make_controller()
+    loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    for again in (controller, loaded):
+        assert again.best_score == 1 and pressures(again, [0.81], is_success=False)[0] < 0
+        again.set_noise(False)  # still without
+        assert again.best_score == 1
+        again.set_noise(True)
+        assert pressures(again, [0.82] * 20, is_success=False)[-1] == 1
+        assert again.best_score == 0.9 and again.best_with_noise is None
+
+
+def test_what_a_loss_reached_without_noise_is_no_measure_once_it_returns():
+    controller = make_controller(loss_tolerance=0.01)
+    for has_noise, bits in ((True, 1.55), (False, 1.5)):
+        controller.set_noise(has_noise)
+        for _ in range(300):
+            controller.observe_bits(bits)
+    assert controller.loss.best == pytest.approx(1.5, abs=0.01)
+    assert controller.set_noise(True)
+    for _ in range(300):
+        controller.observe_bits(1.55)
+    assert controller.loss.violation <= 0 and not controller.set_noise(True)
+
+
 def test_lost_success_lengthens_spans_in_proportion():
     """Below the target the pressure is negative in proportion to the shortfall, and -1 from the slack on. A score at
     the target is no violation."""

@@ -183,9 +183,7 @@ def test_the_kind_draws_again_for_each_rollout():
 
 def test_rollouts_are_without_noise_where_that_is_asked_for():
     collector = make_collector("transformer_xl", layers=2)
-    early, late = (
-        torch.cat([collector.collect(noiseless)[0].memory.noise for _ in range(20)]) for noiseless in (False, True)
-    )
+    early, late = (torch.cat([collector.collect(num_noisy)[0].memory.noise for _ in range(20)]) for num_noisy in (1, 0))
     assert early.shape == (20 * B, 2) and (early == 0).any() and (late == 1).all()
 
 

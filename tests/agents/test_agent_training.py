@@ -12,6 +12,7 @@ from agent_cases import make_trainer, through_a_file
 
 from expire_span_rl.agents import ForgettingConfig, Trainer, forgetting
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.schedules import noisy_rollouts
 from expire_span_rl.policies.memory.survival_spans import OBSERVING
 
 STEPS = 4
@@ -105,11 +106,53 @@ def test_acting_that_differs_from_learning_stops_the_training(error, message, mo
 def test_the_last_tenth_of_a_training_is_without_noise(monkeypatch):
     trainer = corridor_trainer(updates=100)
     collect, told = trainer.collector.collect, []
-    monkeypatch.setattr(trainer.collector, "collect", lambda noiseless: told.append(noiseless) or collect(noiseless))
+    monkeypatch.setattr(trainer.collector, "collect", lambda num_noisy: told.append(num_noisy) or collect(num_noisy))
     for rollouts in (0, 89, 90, 99):
         trainer.timesteps = rollouts * trainer.rollout_size
         trainer.update()
-    assert told == [False, False, True, True]
+    assert told == [90, 1, 0, 0]
+    trainer.go_on(20 * trainer.rollout_size)  # the schedules are those of 120 rollouts, the noise is that of 20
+    assert trainer.total_timesteps == 120 * trainer.rollout_size
+    for rollouts in (100, 117, 118, 119):
+        trainer.timesteps = rollouts * trainer.rollout_size
+        trainer.update()
+    assert told[4:] == [18, 1, 0, 0] and trainer.done
+
+
+def test_even_the_shortest_training_ends_without_noise():
+    assert [noisy_rollouts(0, done, 9, 1) for done in range(9)] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert noisy_rollouts(0, 0, 1, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "learning_rate", "expected"), [(100, 0.1, [5, 0]), (100, 0.2, [5, 0]), (135, 0.1, [45, 40])]
+)
+def test_a_resumed_training_ends_without_noise(total, learning_rate, expected, tmp_path):
+    """Saved after 85 of 100 rollouts, and looked at after 85 and 90. Another length makes it a training of the rest,
+    another learning rate does not."""
+    first = corridor_trainer(updates=100)
+    first.timesteps = 85 * first.rollout_size
+    second = corridor_trainer(updates=total, learning_rate=learning_rate)
+    second.load_state(*through_a_file(first.state(), tmp_path))
+    counts = []
+    for rollouts in (85, 90):
+        second.timesteps = rollouts * second.rollout_size
+        counts.append(noisy_rollouts(second.begun, second.timesteps, second.total_timesteps, second.rollout_size))
+    third = corridor_trainer(updates=total, learning_rate=learning_rate)
+    third.load_state(*through_a_file(second.state(), tmp_path))
+    assert third.begun == second.begun
+    assert counts == expected
+
+
+def test_the_controller_is_told_when_noise_ends_and_returns():
+    trainer = corridor_trainer(updates=10)
+    trainer.timesteps = 9 * trainer.rollout_size
+    trainer.update()
+    assert trainer.controller.best_with_noise is not None
+    trainer.window.hard.extend([{"length": 100, "is_success": True}] * 50)
+    trainer.go_on(10 * trainer.rollout_size)
+    trainer.update()
+    assert trainer.controller.best_with_noise is None and not any(e["is_success"] for e in trainer.window.hard)
 
 
 def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch) -> list[dict]:
@@ -119,7 +162,7 @@ def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float],
     updates = itertools.count()
     acting_weights = []
 
-    def scripted_collect(noiseless):
+    def scripted_collect(num_noisy):
         rollout, _ = collect()
         i = next(updates)
         trainer.collector.live = {"mean": [live[i]], "max": [int(live[i])]}

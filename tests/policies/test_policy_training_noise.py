@@ -13,7 +13,7 @@ from expire_span_rl.policies.transformer.layer import TransformerConfig
 
 NOISY_CORE = replace(CORE, head_dropout=0.5, position_dropout=0.7)
 SETTINGS = {
-    "sigmoid": {"span_model": "sigmoid", "max_span": 6, "ramp": 3, "span_dropout": True},
+    "sigmoid": {"span_model": "sigmoid", "max_span": 6, "ramp": 3},
     "survival": {"initial_limit": 24, "ramp": 3, "time_skips": 1.0, "time_gaps": 1.0},
 }
 CASES = [pytest.param(kind, {}, id=kind) for kind in KINDS] + [
