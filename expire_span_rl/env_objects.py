@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from expire_span_rl.environments import public_kwargs
-from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
-from expire_span_rl.envs.env_wrappers import PreviousActionReward
+from expire_span_rl.envs import env_ids, make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 """What the Python interface takes for an environment."""
@@ -43,14 +44,32 @@ def check_given(env: Any, settings: Mapping[str, Any]) -> None:
 
 def reference(env: Any) -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
-    Gymnasium made it and JSON can hold them."""
-    spec = getattr(env, "spec", None)
-    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _MAKE_VEC_ARGUMENTS} if spec is not None else {}
+    Gymnasium made it, it has no other wrappers than then, and JSON can hold them."""
+    kwargs = _remaking(env)
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
-        spec = None
-    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, **public_kwargs(spec.id, kwargs)}
+        kwargs = None
+    return (
+        {"env": "", "env_kwargs": {}} if kwargs is None else {"env": env.spec.id, **public_kwargs(env.spec.id, kwargs)}
+    )
+
+
+def _remaking(env: Any) -> dict[str, Any] | None:
+    """The keyword arguments with which `make_env` makes such an environment of its id, among them a time limit that the
+    id does not have; None if there are none."""
+    bare = _bare(env)
+    spec = getattr(bare, "spec", None)
+    if spec is None or isinstance(bare, VectorWrapper) or spec.kwargs.get("wrappers"):
+        return None
+    registered = gym.registry.get(spec.id, spec)
+    if spec.additional_wrappers != registered.additional_wrappers:
+        return None
+    kwargs = {name: value for name, value in spec.kwargs.items() if name not in _MAKE_VEC_ARGUMENTS}
+    if spec.max_episode_steps != registered.max_episode_steps:
+        limit = spec.max_episode_steps
+        kwargs.setdefault("max_episode_steps", -1 if limit is None else limit)  # -1: none, for Gymnasium
+    return None if spec.id in env_ids() and kwargs.get("max_episode_steps") else kwargs  # tasks take no such argument
 
 
 def maker_of(env: gym.Env) -> str:
@@ -88,8 +107,8 @@ def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:
     return _bare(make())
 
 
-def _bare(env: gym.Env) -> gym.Env:
-    """The environment without what `make_env` puts around it."""
-    while isinstance(env, (PreviousActionReward, AdaptedEnv)):
+def _bare(env: Any) -> Any:
+    """The environment, or the vector, without what `make_env` and `make_vec_env` put around it."""
+    while isinstance(env, (PreviousActionReward, AdaptedEnv, VectorPreviousActionReward, AdaptedVectorEnv)):
         env = env.env
     return env

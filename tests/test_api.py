@@ -20,6 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 import evaluate as evaluate_script
 import expire_span_rl as es
 import train_rl
+from expire_span_rl.env_objects import reference
 from expire_span_rl.policies import ActorCritic
 
 SMALL = {"num_envs": 8, "num_steps": 16, "torch_threads": 1, "device": "cpu"}
@@ -228,7 +229,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("case", ENVIRONMENTS)
 def test_environments_that_are_no_ids(case, tmp_path):
     """They train, evaluate and are shown; a policy's file names those that Gymnasium can make again."""
-    make, settings, name, reference = ENVIRONMENTS[case]
+    make, settings, name, reference_id = ENVIRONMENTS[case]
     env = make()
     model = es.PPO("gru", env, num_steps=16, torch_threads=1, device="cpu", **settings).learn(16)
     number = settings.get("num_envs", 3)
@@ -237,9 +238,9 @@ def test_environments_that_are_no_ids(case, tmp_path):
     assert figures["episodes"] == 3 and figures["agent"] == "ppo"
     model.save(tmp_path / "p.safetensors")
     policy = es.load(tmp_path / "p.safetensors")
-    assert policy.info["env"] == reference
+    assert policy.info["env"] == reference_id
     assert es.evaluate(policy, env, episodes=3)["mean_return"] == figures["mean_return"]
-    if reference:
+    if reference_id:
         assert es.evaluate(policy, episodes=3)["episodes"] == 3
     else:
         with pytest.raises(ValueError, match="--env: expected an environment id"):
@@ -249,6 +250,41 @@ def test_environments_that_are_no_ids(case, tmp_path):
             es.show(model, env)
     else:
         assert es.show(model, env).numbers["episodes"][0]["env"] == name
+
+
+def _limited(id: str, steps: int):
+    options = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    return gym.make_vec(id, 2, vectorization_mode="sync", vector_kwargs=options, max_episode_steps=steps)
+
+
+def _wrapped_vector(id: str):
+    return gym.wrappers.vector.TransformReward(_same_step(id, 2), lambda reward: reward)
+
+
+REFERENCES = {
+    "plain": (lambda: gym.make("CartPole-v1"), "CartPole-v1", {}),
+    "limit": (lambda: gym.make("CartPole-v1", max_episode_steps=5), "CartPole-v1", {"max_episode_steps": 5}),
+    "limit of make_env": (lambda: es.make_env("CartPole-v1", max_episode_steps=5), "CartPole-v1",
+                          {"max_episode_steps": 5}),
+    "limit of a vector": (lambda: _limited("CartPole-v1", 5), "CartPole-v1", {"max_episode_steps": 5}),
+    "no limit": (lambda: gym.make("CartPole-v1", max_episode_steps=-1), "CartPole-v1", {"max_episode_steps": -1}),
+    "wrapper": (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), float), "", {}),
+    "wrapper of a vector": (lambda: _wrapped_vector("CartPole-v1"), "", {}),
+    "task": (lambda: gym.make("Corridor-v0", max_length=6), "Corridor-v0", SHORT),
+    "limit of a task": (lambda: gym.make("Corridor-v0", max_episode_steps=5), "", {}),
+    "limit of a vector of tasks": (lambda: _limited("Corridor-v0", 5), "", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_the_reference_of_an_environment_makes_its_like_or_is_empty(case):
+    make, env, kwargs = REFERENCES[case]
+    assert reference(make()) == {"env": env, "env_kwargs": kwargs}
+
+
+def test_evaluation_has_the_time_limit_of_the_environment_that_trained():
+    model = es.PPO("none", gym.make("CartPole-v1", max_episode_steps=5), num_envs=1, num_steps=4, device="cpu")
+    assert es.evaluate(model, episodes=5)["mean_episode_length"] == 5
 
 
 def test_environments_of_es_make_env_are_taken_as_they_are():
