@@ -20,6 +20,7 @@ from expire_span_rl.envs.factories import (
     MakeEnv,
     Registration,
     adapted_env_makers,
+    expect_separate,
     is_registered,
     load_entry_point,
     make_vector_form,
@@ -171,6 +172,7 @@ def make_vec_env(
             vector = AsyncEnvs(makers, cast(AdaptedEnv, makers[0].existing))
         else:
             vector = SyncEnvs(makers)
+            expect_separate(vector.envs, factory.name)
     except RuntimeError as error:  # Gymnasium's, if the environments' spaces differ
         raise EnvError(f"{factory.name}: {one_line(error)}") from error
     return VectorPreviousActionReward(vector)
@@ -251,7 +253,9 @@ def _build_core(
     else:
         if factory.render_mode == "human":  # the toolkit's own window shows the picture
             factory.kwargs["render_mode"] = "rgb_array"
-        core = GymEnvCore([make() for make in adapted_env_makers(factory, num_envs, timeout)])
+        adapted_envs = [make() for make in adapted_env_makers(factory, num_envs, timeout)]
+        expect_separate(adapted_envs, factory.name)
+        core = GymEnvCore(adapted_envs)
     for build in builders:
         core = build(core)
     return core
