@@ -170,7 +170,7 @@ class AdaptedEnv(gym.Wrapper):
         if not isinstance(info, Mapping):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
         if has_terminated or has_truncated:
-            self._check_last_info(info)
+            info = self._complete_last_info(info)
         entries = self._read_observation(observation, info, is_final=has_terminated or has_truncated)
         return entries, reward, has_terminated, has_truncated, self._plain_info(info) if info else {}
 
@@ -190,7 +190,7 @@ class AdaptedEnv(gym.Wrapper):
         try:
             entries = self._flatten(observation)
             if self._masks is not None:
-                entries[ACTION_MASK] = self._masks(self._find_mask(observation, info), is_final)
+                entries[ACTION_MASK] = self._masks(self._find_mask(observation, info, is_final), is_final)
         except SpaceError as error:
             self._fail(str(error), error)
         if len(self._flatten.outside) > self._outside_count:
@@ -198,9 +198,12 @@ class AdaptedEnv(gym.Wrapper):
             warn_outside(self.adaptation.name, self._flatten.outside)
         return entries
 
-    def _find_mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        """The mask as the environment gives it; None if it gives none."""
+    def _find_mask(self, observation: Any, info: Mapping[str, Any], is_final: bool) -> Any:
+        """The mask as the environment gives it; None if it gives none. is_final: the episode has ended, so a method of
+        the environment need not answer for it."""
         if self._mask_method is not None:
+            if is_final:
+                return None
             try:
                 return self._mask_method()
             except KeyboardInterrupt:
@@ -217,11 +220,16 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"reward: expected a number, got {_type_name(reward)}")
         return float(array.reshape(())[()])
 
-    def _check_last_info(self, info: Mapping[str, Any]) -> None:
-        """Fails for an episode whose success or difficulty cannot be counted."""
+    def _complete_last_info(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The info of an episode's last step, with what a toolkit task says of an episode that a time limit cut short.
+        Fails for an episode whose success or difficulty cannot be counted."""
+        task = self.unwrapped
+        if isinstance(task, SingleEnv):
+            info = {**task.cut_info(), **info}
         problem = last_info_problem(info, self.metadata.get("difficulty_key"))
         if problem and not self._is_trial:
             self._fail(problem)
+        return info
 
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
         return plain_info(info, self.adaptation.shaping)
