@@ -262,14 +262,15 @@ def _build_core(
 
 
 def _check_kwargs(id: str, kwargs: Mapping[str, Any]) -> None:
-    """Raises EnvError for an unknown id, an unknown keyword, or a render mode that the environment does not have."""
+    """Raises EnvError for an unknown id, an unknown keyword, or a render mode that the environment does not have. What
+    is made by a function tells its render modes only when it is made."""
     env_class = load_entry_point(id, _spec(id).entry_point)
     valid = _keywords(env_class)
     for name in kwargs:
         if valid is not None and name not in valid:
             raise unknown_name(f"{id} keyword", name, valid)
-    if "render_mode" in kwargs:
-        modes = getattr(env_class, "metadata", {}).get("render_modes", [])
+    if "render_mode" in kwargs and hasattr(env_class, "metadata"):
+        modes = env_class.metadata.get("render_modes", [])
         expect_choice("render_mode", kwargs["render_mode"], [None, *modes])
 
 
