@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from expire_span_rl.environments import public_kwargs
-from expire_span_rl.envs import env_ids, make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.envs import EnvError, env_ids, make_env, make_vec_env, wrap_env, wrap_vec_env
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
 from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 """What the Python interface takes for an environment."""
+_Made = TypeVar("_Made")
 _MAKE_VEC_ARGUMENTS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
 """What the spec of a vector environment has among the keyword arguments of the environment."""
 
@@ -42,10 +44,12 @@ def check_given(env: Any, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
 
 
-def reference(env: Any) -> dict[str, Any]:
+def reference(env: Any, encoder: str = "auto") -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
-    Gymnasium made it, it has no other wrappers than then, and JSON can hold them."""
+    Gymnasium made it, it has no other wrappers than then, and JSON can hold them. encoder: as of `make_env`."""
     kwargs = _remaking(env)
+    if kwargs is not None and encoder != "auto":
+        kwargs["encoder"] = encoder
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
@@ -101,6 +105,16 @@ def single_of(env: Any, encoder: str = "auto", env_timeout: float = 0.0) -> gym.
     if isinstance(env, gym.Env):
         return wrap_env(env, encoder, env_timeout)
     return make_env(functools.partial(_make_bare, env), encoder=encoder, env_timeout=env_timeout)
+
+
+def as_read(make: Callable[[str], _Made], observation: Any) -> _Made:
+    """What `make` makes with the encoder ("auto" or "cells") that reads images as a policy does whose observation spec
+    is `observation`. Where no image can be read so, it is "auto", and `check_spaces` tells the difference."""
+    image = observation.get("image") if isinstance(observation, Mapping) else None
+    if isinstance(image, Mapping) and image.get("kind") == "cells":
+        with contextlib.suppress(EnvError):
+            return make("cells")
+    return make("auto")
 
 
 def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:

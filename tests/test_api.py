@@ -464,6 +464,54 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
         assert torch.equal(weight, model.policy.state_dict()[name])
 
 
+class Celled(Recall):
+    """Its picture holds cells, which nobody but its user knows."""
+
+    observation_space = gym.spaces.Box(0, 255, (3, 3, 3), np.uint8)
+
+    def reset(self, **options):
+        return np.full((3, 3, 3), 1 + super().reset(**options)[0], np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((3, 3, 3), np.uint8), *super().step(action)[1:]
+
+
+def _celled_vector():
+    return gym.vector.SyncVectorEnv([Celled] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.mark.parametrize("made", [lambda: Celled, lambda: lambda: Celled(), Celled, _celled_vector])
+def test_cells_on_demand_of_environments_that_are_no_ids(made, tmp_path):
+    """Evaluation, pictures and loading read them as the training did."""
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    env = made()
+    number = {"num_envs": 1} if isinstance(env, gym.Env) else {"num_envs": 2}
+    settings = {**number, "num_steps": 16, "device": "cpu", "encoder": "cells"}
+    model = es.PPO("none", env, **settings)
+    assert model.policy.config.observation["image"]["kind"] == "cells"
+    assert es.evaluate(model, env, episodes=2)["mean_episode_length"] == 3
+    if not isinstance(env, gym.vector.VectorEnv):
+        assert len(es.show(model, env).numbers["episodes"]) == 1
+    with pytest.raises(ValueError, match="expected an environment with observation 'image' cells .*, Recall has "):
+        es.evaluate(model, Recall, episodes=2)
+    given = {"features_extractor_class": FlattenExtractor}
+    model = es.PPO("none", env, **given, **settings)
+    model.save(tmp_path / "p.safetensors")
+    loaded = es.load(tmp_path / "p.safetensors", env=env, **given)
+    assert loaded.config.observation == model.policy.config.observation
+
+
+def test_the_reference_of_an_environment_says_that_it_has_cells():
+    gym.register("Celled-v0", Celled)
+    try:
+        model = es.PPO("none", gym.make("Celled-v0"), num_envs=1, num_steps=16, device="cpu", encoder="cells")
+        assert model.policy.info["env_kwargs"] == {"encoder": "cells"}
+        assert es.evaluate(model, episodes=2)["mean_episode_length"] == 3
+    finally:
+        del gym.registry["Celled-v0"]
+
+
 def test_evaluations_on_the_way_need_an_id(tmp_path, monkeypatch):
     """An evaluation cannot make an environment again of which only the class is known. This is said before anything is
     trained."""
