@@ -277,8 +277,9 @@ def find_horizon(env: VectorEnv) -> Any:
         if getattr(part, "memory_horizon", None) is not None:
             return cast(Any, part).memory_horizon
     inner = env.unwrapped
-    is_asked = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call("has_wrapper_attr", "memory_horizon")
-    return inner.get_attr("memory_horizon")[0] if is_asked and is_asked[0] else None
+    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call("has_wrapper_attr", "memory_horizon")[0]:
+        return inner.get_attr("memory_horizon")[0]
+    return None
 
 
 def _has_tasks(env: VectorEnv) -> bool:

@@ -66,7 +66,7 @@ def _remaking(env: Any) -> dict[str, Any] | None:
     spec = getattr(bare, "spec", None)
     if spec is None or isinstance(bare, VectorWrapper) or spec.kwargs.get("wrappers"):
         return None
-    registered = gym.registry.get(spec.id, spec)
+    registered: Any = gym.registry.get(spec.id, spec)
     if spec.additional_wrappers != registered.additional_wrappers:
         return None
     kwargs = {name: value for name, value in spec.kwargs.items() if name not in _MAKE_VEC_ARGUMENTS}
