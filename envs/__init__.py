@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import EnvironmentWarning
-from expire_span_rl.envs.naming import import_modules, importable, load_environment
+from expire_span_rl.envs.naming import import_modules, importable, load_environment, meant_ids
 from expire_span_rl.envs.registration import (
     check_id,
     env_ids,
@@ -41,6 +41,7 @@ __all__ = [
     "load_environment",
     "make_env",
     "make_vec_env",
+    "meant_ids",
     "parse_wraps",
     "private_kwargs",
     "render_observation",

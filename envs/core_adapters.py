@@ -108,10 +108,21 @@ class SingleEnv(_CoreAdapter, gym.Env):
             raise ResetNeeded("expected reset() before step(): no episode has begun, or it is over")
         reward, terminated, truncated = self.core.step(_check_actions(np.asarray(action)[None], self.action_space, 1))
         self._show()
-        info = {key: array[0].item() for key, array in self.core.final_info().items()} if self.core.over[0] else {}
+        info = self._final_info() if self.core.over[0] else {}
         if self.core.shaping is not None:
             info["shaping"] = self.core.shaping[0].item()
         return _first_row(self.core.observe()), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def cut_info(self) -> dict[str, Any]:
+        """The info of the last step of an episode that somebody else ends, such as a time limit: what `final_info` says
+        of it so far, and no success. {} if the episode is over by itself, since its last step had the info."""
+        if self.core.over[0]:
+            return {}
+        info = self._final_info()
+        return {**info, "is_success": False} if "is_success" in info else info
+
+    def _final_info(self) -> dict[str, Any]:
+        return {key: array[0].item() for key, array in self.core.final_info().items()}
 
     def render(self) -> np.ndarray | None:
         """The picture [height, width, 3] in `rgb_array` mode; None otherwise (in `human` mode, steps draw it)."""

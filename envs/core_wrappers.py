@@ -37,7 +37,7 @@ from expire_span_rl.envs.core import EnvCore, MaskedCore, counter_uniform
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import NAME, EnvError
 from expire_span_rl.envs.tiles import LARGEST_VIEW
-from expire_span_rl.spaces import Cells, Mask
+from expire_span_rl.spaces import Cells, Mask, Words
 
 if TYPE_CHECKING:
     from expire_span_rl.envs.rendering import Place
@@ -246,7 +246,8 @@ class Hide(CoreWrapper):
         space = self.single_observation_space
         entries: dict[Any, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {None: space}
         boxes = {key: entry for key, entry in entries.items() if isinstance(entry, spaces.Box)}
-        vectors = [key for key, box in boxes.items() if len(box.shape) == 1 and not isinstance(box, Mask)]
+        boxes = {key: box for key, box in boxes.items() if not isinstance(box, (Mask, Words))}
+        vectors = [key for key, box in boxes.items() if len(box.shape) == 1]
         if len(vectors) != 1:
             found = ", ".join(f"{key or 'observation'} {list(box.shape)}" for key, box in boxes.items())
             raise EnvError(f"wrap hide: expected an observation with one vector, got {shown(found, NAME) or 'no Box'}")

@@ -28,7 +28,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, adapt
-from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv, find_horizon
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 from expire_span_rl.spaces import (
     ADDED,
@@ -207,7 +207,7 @@ class VectorPreviousActionReward(VectorWrapper):
     @property
     def memory_horizon(self) -> int | None:
         """The steps for which the longest-lived fact must be remembered; None if the environment does not say."""
-        return getattr(self.unwrapped, "memory_horizon", None)
+        return find_horizon(self.env)
 
     def _batch_final(self, final: Any, done: np.ndarray) -> Any:
         """Final observations as one batch. Rows outside `done` have no meaning."""

@@ -128,6 +128,12 @@ def adapted_env_makers(factory: EnvFactory, num_envs: int, timeout: float = 0.0)
     return [AdaptedEnvMaker(factory, env.adaptation, i, existing=env if i == 0 else None) for i in range(num_envs)]
 
 
+def expect_separate(envs: Sequence[gym.Env], name: str) -> None:
+    """Raises EnvError, one line, if two environments of a vector are the same one. name: for the message."""
+    if len({id(env.unwrapped) for env in envs}) < len(envs):
+        raise EnvError(f"{name}: expected a new environment from each call, got the same one again")
+
+
 def make_vector_form(factory: EnvFactory, num_envs: int) -> VectorEnv | None:
     """Makes the environment's own vector form, if it has one that can reset in the same step; None otherwise."""
     spec = None if factory.id is None else gym.registry[factory.id]

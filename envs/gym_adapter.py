@@ -89,7 +89,7 @@ class AdaptedEnv(gym.Wrapper):
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
         self.own_observation: Any = None  # the latest one, as the environment gave it: the viewer shows its texts
-        self.memory_horizon = _memory_horizon(env)
+        self.memory_horizon = check_horizon(find_attribute(env, "memory_horizon"))
         entries = dict(self._flatten.space.spaces)
         # Actions and their masks.
         previous_action_space(env.action_space)  # raises SpaceError for actions that no policy supports
@@ -170,7 +170,7 @@ class AdaptedEnv(gym.Wrapper):
         if not isinstance(info, Mapping):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
         if has_terminated or has_truncated:
-            self._check_last_info(info)
+            info = self._complete_last_info(info)
         entries = self._read_observation(observation, info, is_final=has_terminated or has_truncated)
         return entries, reward, has_terminated, has_truncated, self._plain_info(info) if info else {}
 
@@ -190,7 +190,7 @@ class AdaptedEnv(gym.Wrapper):
         try:
             entries = self._flatten(observation)
             if self._masks is not None:
-                entries[ACTION_MASK] = self._masks(self._find_mask(observation, info), is_final)
+                entries[ACTION_MASK] = self._masks(self._find_mask(observation, info, is_final), is_final)
         except SpaceError as error:
             self._fail(str(error), error)
         if len(self._flatten.outside) > self._outside_count:
@@ -198,9 +198,12 @@ class AdaptedEnv(gym.Wrapper):
             warn_outside(self.adaptation.name, self._flatten.outside)
         return entries
 
-    def _find_mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        """The mask as the environment gives it; None if it gives none."""
+    def _find_mask(self, observation: Any, info: Mapping[str, Any], is_final: bool) -> Any:
+        """The mask as the environment gives it; None if it gives none. is_final: the episode has ended, so a method of
+        the environment need not answer for it."""
         if self._mask_method is not None:
+            if is_final:
+                return None
             try:
                 return self._mask_method()
             except KeyboardInterrupt:
@@ -217,11 +220,16 @@ class AdaptedEnv(gym.Wrapper):
             self._fail(f"reward: expected a number, got {_type_name(reward)}")
         return float(array.reshape(())[()])
 
-    def _check_last_info(self, info: Mapping[str, Any]) -> None:
-        """Fails for an episode whose success or difficulty cannot be counted."""
+    def _complete_last_info(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The info of an episode's last step, with what a toolkit task says of an episode that a time limit cut short.
+        Fails for an episode whose success or difficulty cannot be counted."""
+        task = self.unwrapped
+        if isinstance(task, SingleEnv):
+            info = {**task.cut_info(), **info}
         problem = last_info_problem(info, self.metadata.get("difficulty_key"))
         if problem and not self._is_trial:
             self._fail(problem)
+        return info
 
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
         return plain_info(info, self.adaptation.shaping)
@@ -285,9 +293,8 @@ def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> A
     return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv), timeout=timeout)
 
 
-def _memory_horizon(env: gym.Env) -> int | None:
-    """The environment's attribute `memory_horizon`, in steps; None if it has none. Raises SpaceError."""
-    horizon = find_attribute(env, "memory_horizon")
+def check_horizon(horizon: Any) -> int | None:
+    """An environment's attribute `memory_horizon`, in steps; None if it has none. Raises SpaceError."""
     if horizon is None or (isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and horizon > 0):
         return None if horizon is None else int(horizon)
     raise SpaceError(f"memory_horizon: expected a whole number of steps of at least 1, or None, got {horizon!r}")
@@ -340,7 +347,7 @@ def plain_info(info: Mapping[str, Any], shaping: bool = False) -> dict[str, Any]
     plain = {}
     for key, value in info.items():
         if type(value) not in _PLAIN:
-            value = _plain_value(value)
+            value = plain_value(value)
             if value is None:
                 continue
         is_reserved = key in _RESERVED or (key == "shaping" and not shaping)
@@ -353,9 +360,9 @@ def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> st
     """What is wrong with the success or the difficulty in the info of an episode's last step, "" if nothing is. Without
     a success, the return is reported."""
     success = info.get("is_success")
-    if success is not None and not is_share(_plain_value(success)):
+    if success is not None and not is_share(plain_value(success)):
         return f"is_success: expected a flag or a number from 0 to 1, got {shown(repr(success), 40)}"
-    if difficulty_key is not None and not is_difficulty(_plain_value(info.get(difficulty_key))):
+    if difficulty_key is not None and not is_difficulty(plain_value(info.get(difficulty_key))):
         return (
             f"info of the last step: expected a number of at least 0 as {difficulty_key!r}, which metadata["
             f"'difficulty_key'] names, got {shown(repr(info.get(difficulty_key)), 40)}"
@@ -363,7 +370,7 @@ def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> st
     return ""
 
 
-def _plain_value(value: Any) -> bool | int | float | str | None:
+def plain_value(value: Any) -> bool | int | float | str | None:
     """The value as Python's own type; None if it is no number, flag or text."""
     if isinstance(value, np.ndarray) and value.ndim == 0 or isinstance(value, np.generic):
         value = value.item()

@@ -41,6 +41,13 @@ def importable(name: str) -> str | None:
     return module if colon else None
 
 
+def meant_ids(name: str) -> list[str]:
+    """The ids that `load_environment` may return for `name`: the one in it, and that of a class of its module. Imports
+    nothing."""
+    module, _, id = name.rpartition(":")
+    return [id, f"{Path(module).stem if module.endswith('.py') else module}/{id}"] if module else [id]
+
+
 def load_environment(name: str) -> str:
     """Imports the module that `name` asks for. Returns the registered id; a plain id is returned as it is.
 

@@ -20,6 +20,7 @@ from expire_span_rl.envs.factories import (
     MakeEnv,
     Registration,
     adapted_env_makers,
+    expect_separate,
     is_registered,
     load_entry_point,
     make_vector_form,
@@ -171,6 +172,7 @@ def make_vec_env(
             vector = AsyncEnvs(makers, cast(AdaptedEnv, makers[0].existing))
         else:
             vector = SyncEnvs(makers)
+            expect_separate(vector.envs, factory.name)
     except RuntimeError as error:  # Gymnasium's, if the environments' spaces differ
         raise EnvError(f"{factory.name}: {one_line(error)}") from error
     return VectorPreviousActionReward(vector)
@@ -251,21 +253,24 @@ def _build_core(
     else:
         if factory.render_mode == "human":  # the toolkit's own window shows the picture
             factory.kwargs["render_mode"] = "rgb_array"
-        core = GymEnvCore([make() for make in adapted_env_makers(factory, num_envs, timeout)])
+        adapted_envs = [make() for make in adapted_env_makers(factory, num_envs, timeout)]
+        expect_separate(adapted_envs, factory.name)
+        core = GymEnvCore(adapted_envs)
     for build in builders:
         core = build(core)
     return core
 
 
 def _check_kwargs(id: str, kwargs: Mapping[str, Any]) -> None:
-    """Raises EnvError for an unknown id, an unknown keyword, or a render mode that the environment does not have."""
+    """Raises EnvError for an unknown id, an unknown keyword, or a render mode that the environment does not have. What
+    is made by a function tells its render modes only when it is made."""
     env_class = load_entry_point(id, _spec(id).entry_point)
     valid = _keywords(env_class)
     for name in kwargs:
         if valid is not None and name not in valid:
             raise unknown_name(f"{id} keyword", name, valid)
-    if "render_mode" in kwargs:
-        modes = getattr(env_class, "metadata", {}).get("render_modes", [])
+    if "render_mode" in kwargs and hasattr(env_class, "metadata"):
+        modes = env_class.metadata.get("render_modes", [])
         expect_choice("render_mode", kwargs["render_mode"], [None, *modes])
 
 

@@ -13,18 +13,21 @@ from typing import Any, NoReturn, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from expire_span_rl.envs.cells import ENCODERS, forced_cells
+from expire_span_rl.envs.core_adapters import BatchedVectorEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
+    check_horizon,
     describe_error,
     episode_seed,
     failure,
     last_info_problem,
     plain_info,
+    plain_value,
     sample_action,
     warn_outside,
 )
@@ -67,6 +70,8 @@ class AdaptedVectorEnv(VectorWrapper):
         self._flatten = Flattener(space, forced_cells(env.single_observation_space) if encoder == "cells" else {})
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
+        self._has_shaping = self._call(lambda: _has_tasks(env))
+        self.memory_horizon = check_horizon(self._call(lambda: find_horizon(env)))
         entries = dict(self._flatten.space.spaces)
         _, infos = self._call(lambda: env.reset(seed=0))
         self._mask_source = self._find_mask_source(has_mask, infos)
@@ -234,13 +239,14 @@ class AdaptedVectorEnv(VectorWrapper):
         """The numbers, flags and texts of infos: arrays [B] with their masks."""
         plain: dict[str, Any] = {}
         for key, value in infos.items():
-            is_column = (
-                isinstance(value, np.ndarray) and value.shape == (self.num_envs,) and value.dtype.kind in "biufU"
-            )
-            if is_column and plain_info({key: 0}):
-                plain[key] = value.copy()
-                mask = infos.get(f"_{key}")
-                plain[f"_{key}"] = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
+            is_column = isinstance(value, np.ndarray) and value.shape == (self.num_envs,)
+            if not is_column or not plain_info({key: 0}, self._has_shaping):
+                continue
+            mask = infos.get(f"_{key}")
+            mask = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
+            column, mask = _plain_column(value, mask) if value.dtype == object else (value.copy(), mask)
+            if column.dtype.kind in "biufUO" and (mask.any() or value.dtype != object):
+                plain[key], plain[f"_{key}"] = column, mask
         return plain
 
     def _check_last_infos(self, final_info: Mapping[str, Any], rows: np.ndarray) -> None:
@@ -262,6 +268,39 @@ class AdaptedVectorEnv(VectorWrapper):
         """Raises EnvironmentFailed with the step. index: the environment's number; None if unknown."""
         location = f"step {self._steps} after the reset" if self._steps else "reset"
         raise failure(self._name, index, location, problem) from cause
+
+
+def find_horizon(env: VectorEnv) -> Any:
+    """The attribute `memory_horizon` of a vector, or that of the first environment of one of Gymnasium's own vectors;
+    None if neither has it."""
+    for part in (env, env.unwrapped):
+        if getattr(part, "memory_horizon", None) is not None:
+            return cast(Any, part).memory_horizon
+    inner = env.unwrapped
+    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call("has_wrapper_attr", "memory_horizon")[0]:
+        return inner.get_attr("memory_horizon")[0]
+    return None
+
+
+def _has_tasks(env: VectorEnv) -> bool:
+    """Whether a vector is of this toolkit's tasks, in a user's wrappers: `shaping` then has its meaning."""
+    inner = env.unwrapped
+    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
+        return all(inner.call("has_wrapper_attr", "core_class"))  # of `core_adapters.SingleEnv`
+    return isinstance(inner, BatchedVectorEnv)
+
+
+def _plain_column(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A column of objects as numbers, flags or texts, and the mask of the rows that have one. Numbers and texts
+    together stay objects."""
+    plain = [plain_value(value) if is_given else None for value, is_given in zip(values, mask, strict=True)]
+    mask = np.array([value is not None for value in plain])
+    present = [value for value in plain if value is not None]
+    has_texts = {isinstance(value, str) for value in present}
+    array = np.array(present, object if len(has_texts) == 2 else None)
+    column = np.zeros(len(values), array.dtype)
+    column[mask] = array
+    return column, mask
 
 
 def _split_rows(observation: Any, count: int) -> list[Any]:

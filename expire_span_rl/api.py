@@ -22,13 +22,22 @@ from expire_span_rl import training
 from expire_span_rl.building import build
 from expire_span_rl.checks import is_number
 from expire_span_rl.devices import choose_device, random_numbers_of
-from expire_span_rl.env_objects import Environment, check_given, maker_of, name_of, reference, single_of, vector_of
+from expire_span_rl.env_objects import (
+    Environment,
+    as_read,
+    check_given,
+    maker_of,
+    name_of,
+    reference,
+    single_of,
+    vector_of,
+)
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
 from expire_span_rl.policies import ActorCritic, check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
-from expire_span_rl.policies.io import policy_info
+from expire_span_rl.policies.io import policy_info, policy_observation
 from expire_span_rl.protocols import Policy
 from expire_span_rl.run_directory import RunDirectory, save_best
 from expire_span_rl.run_files import check_run_dir
@@ -86,7 +95,7 @@ class Model:
         else:
             vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
             self._run = build(resolved, vector, extractor, training.say, times_devices=True)
-            self._run.info |= reference(env)
+            self._run.info |= reference(env, run.encoder)
             if not isinstance(env, (gym.Env, VectorEnv)):
                 self._run.make_env = lambda: single_of(env, run.encoder, run.env_timeout)
         self._set_info()
@@ -219,10 +228,11 @@ def _observation_space(env: Environment | None, info: Mapping[str, Any], path: A
         name, kwargs = environment_of(env or "", (), info, path)
         single = make_env(name, **kwargs)
     elif isinstance(env, VectorEnv):
-        return cast(spaces.Dict, vector_of(env, env.num_envs).single_observation_space)
+        vector = as_read(lambda encoder: vector_of(env, env.num_envs, encoder), policy_observation(path))
+        return cast(spaces.Dict, vector.single_observation_space)
     else:
         check_given(env, {})
-        single = single_of(env)
+        single = as_read(lambda encoder: single_of(env, encoder), policy_observation(path))
     if not isinstance(env, gym.Env):
         single.close()
     return cast(spaces.Dict, single.observation_space)
@@ -256,7 +266,8 @@ def evaluate(
         vector = vector_env(name, min(num_envs, episodes), kwargs)
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
-        name, vector = name_of(env), vector_of(env, min(num_envs, episodes))
+        name, count = name_of(env), min(num_envs, episodes)
+        vector = as_read(lambda encoder: vector_of(env, count, encoder), actor.config.observation)
     try:
         check_spaces(actor.config, vector.single_observation_space, vector.single_action_space, path, name)
         with random_numbers_of(seed, actor.device):
@@ -298,7 +309,8 @@ def show(
         raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
-        name, single = name_of(env), single_of(env)
+        name = name_of(env)
+        single = as_read(lambda encoder: single_of(env, encoder), actor.config.observation)
         check_spaces(actor.config, single.observation_space, single.action_space, path, name)
     showing = show_in(
         actor,

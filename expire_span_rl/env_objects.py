@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from expire_span_rl.environments import public_kwargs
-from expire_span_rl.envs import make_env, make_vec_env, wrap_env, wrap_vec_env
-from expire_span_rl.envs.env_wrappers import PreviousActionReward
+from expire_span_rl.envs import EnvError, env_ids, make_env, make_vec_env, wrap_env, wrap_vec_env
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 """What the Python interface takes for an environment."""
+_Made = TypeVar("_Made")
 _MAKE_VEC_ARGUMENTS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
 """What the spec of a vector environment has among the keyword arguments of the environment."""
 
@@ -41,16 +44,36 @@ def check_given(env: Any, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected an environment id with it, got an environment: set it there")
 
 
-def reference(env: Any) -> dict[str, Any]:
+def reference(env: Any, encoder: str = "auto") -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
-    Gymnasium made it and JSON can hold them."""
-    spec = getattr(env, "spec", None)
-    kwargs = {k: v for k, v in spec.kwargs.items() if k not in _MAKE_VEC_ARGUMENTS} if spec is not None else {}
+    Gymnasium made it, it has no other wrappers than then, and JSON can hold them. encoder: as of `make_env`."""
+    kwargs = _remaking(env)
+    if kwargs is not None and encoder != "auto":
+        kwargs["encoder"] = encoder
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
-        spec = None
-    return {"env": "", "env_kwargs": {}} if spec is None else {"env": spec.id, **public_kwargs(spec.id, kwargs)}
+        kwargs = None
+    return (
+        {"env": "", "env_kwargs": {}} if kwargs is None else {"env": env.spec.id, **public_kwargs(env.spec.id, kwargs)}
+    )
+
+
+def _remaking(env: Any) -> dict[str, Any] | None:
+    """The keyword arguments with which `make_env` makes such an environment of its id, among them a time limit that the
+    id does not have; None if there are none."""
+    bare = _bare(env)
+    spec = getattr(bare, "spec", None)
+    if spec is None or isinstance(bare, VectorWrapper) or spec.kwargs.get("wrappers"):
+        return None
+    registered: Any = gym.registry.get(spec.id, spec)
+    if spec.additional_wrappers != registered.additional_wrappers:
+        return None
+    kwargs = {name: value for name, value in spec.kwargs.items() if name not in _MAKE_VEC_ARGUMENTS}
+    if spec.max_episode_steps != registered.max_episode_steps:
+        limit = spec.max_episode_steps
+        kwargs.setdefault("max_episode_steps", -1 if limit is None else limit)  # -1: none, for Gymnasium
+    return None if spec.id in env_ids() and kwargs.get("max_episode_steps") else kwargs  # tasks take no such argument
 
 
 def maker_of(env: gym.Env) -> str:
@@ -84,12 +107,22 @@ def single_of(env: Any, encoder: str = "auto", env_timeout: float = 0.0) -> gym.
     return make_env(functools.partial(_make_bare, env), encoder=encoder, env_timeout=env_timeout)
 
 
+def as_read(make: Callable[[str], _Made], observation: Any) -> _Made:
+    """What `make` makes with the encoder ("auto" or "cells") that reads images as a policy does whose observation spec
+    is `observation`. Where no image can be read so, it is "auto", and `check_spaces` tells the difference."""
+    image = observation.get("image") if isinstance(observation, Mapping) else None
+    if isinstance(image, Mapping) and image.get("kind") == "cells":
+        with contextlib.suppress(EnvError):
+            return make("cells")
+    return make("auto")
+
+
 def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:
     return _bare(make())
 
 
-def _bare(env: gym.Env) -> gym.Env:
-    """The environment without what `make_env` puts around it."""
-    while isinstance(env, (PreviousActionReward, AdaptedEnv)):
+def _bare(env: Any) -> Any:
+    """The environment, or the vector, without what `make_env` and `make_vec_env` put around it."""
+    while isinstance(env, (PreviousActionReward, AdaptedEnv, VectorPreviousActionReward, AdaptedVectorEnv)):
         env = env.env
     return env

@@ -54,21 +54,21 @@ def environment_of(
     """
     file_env, file_kwargs = info.get("env"), info.get("env_kwargs")
     file_env = file_env if isinstance(file_env, str) else ""
-    registered = file_env.rpartition(":")[2]
+    registered = envs.meant_ids(file_env)
     if not name and not file_env:
         raise ValueError(f"--env: expected an environment id, since {shown(path)} names none")
     if name:
         id = named_environment(name, imports)
     else:
         envs.import_modules(imports)
-        id = registered
+        id = next((id for id in registered if id in gym.registry), registered[0])
         if id not in gym.registry and (flags := _flags(file_env, info)):
             raise ValueError(
                 f"{shown(path)}: expected its environment {shown(id, NAME)} to be imported, which a policy file cannot "
                 f"ask for; where you trust it, name it yourself: {flags}"
             )
     user_kwargs = dict(env_kwargs or {})
-    if id != registered or not isinstance(file_kwargs, dict):
+    if id not in registered or not isinstance(file_kwargs, dict):
         return id, user_kwargs
     private = envs.private_kwargs(id)
     kwargs = {key: value for key, value in file_kwargs.items() if key not in user_kwargs}

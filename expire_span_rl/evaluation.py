@@ -27,6 +27,7 @@ from expire_span_rl.envs.core_adapters import BatchedVectorEnv
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
+from expire_span_rl.spaces import EPISODE_LOST
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
 FIRST_SEED = 10**12  # evaluation seeds begin here; training's are below, or beyond 2^61
@@ -286,9 +287,11 @@ class _Player:
             start = terminated | truncated
             for row in np.flatnonzero(start & active):
                 final_info = _final_info(infos, int(row))
+                if final_info.get(EPISODE_LOST):  # counts nowhere: the row plays another
+                    continue
                 session.end_episode(int(row), returns[row], lengths[row], final_info)
                 progress(1)
-            quota[start & active] -= 1
+                quota[row] -= 1
             for totals in (returns, lengths, session.episode_live, session.asked, session.surprise):
                 if totals is not None:
                     totals[start] = 0

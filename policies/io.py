@@ -95,6 +95,14 @@ def policy_info(path: str | Path) -> dict[str, Any]:
         return _read_info(file, _read_header(file, opened))
 
 
+def policy_observation(path: str | Path) -> Any:
+    """The observation spec of the policy at `path`, as the file has it, unchecked. Raises PolicyFileError."""
+    file = policy_path(path)
+    with _open(file, "cpu") as opened:
+        config = _read_header(file, opened).get("config")
+    return config.get("observation") if isinstance(config, dict) else None
+
+
 def _read_info(file: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """The info in the header. Raises PolicyFileError."""
     info = header.get("info")

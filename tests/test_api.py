@@ -20,6 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 import evaluate as evaluate_script
 import expire_span_rl as es
 import train_rl
+from expire_span_rl.env_objects import reference
 from expire_span_rl.policies import ActorCritic
 
 SMALL = {"num_envs": 8, "num_steps": 16, "torch_threads": 1, "device": "cpu"}
@@ -228,7 +229,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("case", ENVIRONMENTS)
 def test_environments_that_are_no_ids(case, tmp_path):
     """They train, evaluate and are shown; a policy's file names those that Gymnasium can make again."""
-    make, settings, name, reference = ENVIRONMENTS[case]
+    make, settings, name, reference_id = ENVIRONMENTS[case]
     env = make()
     model = es.PPO("gru", env, num_steps=16, torch_threads=1, device="cpu", **settings).learn(16)
     number = settings.get("num_envs", 3)
@@ -237,9 +238,9 @@ def test_environments_that_are_no_ids(case, tmp_path):
     assert figures["episodes"] == 3 and figures["agent"] == "ppo"
     model.save(tmp_path / "p.safetensors")
     policy = es.load(tmp_path / "p.safetensors")
-    assert policy.info["env"] == reference
+    assert policy.info["env"] == reference_id
     assert es.evaluate(policy, env, episodes=3)["mean_return"] == figures["mean_return"]
-    if reference:
+    if reference_id:
         assert es.evaluate(policy, episodes=3)["episodes"] == 3
     else:
         with pytest.raises(ValueError, match="--env: expected an environment id"):
@@ -249,6 +250,41 @@ def test_environments_that_are_no_ids(case, tmp_path):
             es.show(model, env)
     else:
         assert es.show(model, env).numbers["episodes"][0]["env"] == name
+
+
+def _limited(id: str, steps: int):
+    options = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    return gym.make_vec(id, 2, vectorization_mode="sync", vector_kwargs=options, max_episode_steps=steps)
+
+
+def _wrapped_vector(id: str):
+    return gym.wrappers.vector.TransformReward(_same_step(id, 2), lambda reward: reward)
+
+
+REFERENCES = {
+    "plain": (lambda: gym.make("CartPole-v1"), "CartPole-v1", {}),
+    "limit": (lambda: gym.make("CartPole-v1", max_episode_steps=5), "CartPole-v1", {"max_episode_steps": 5}),
+    "limit of make_env": (lambda: es.make_env("CartPole-v1", max_episode_steps=5), "CartPole-v1",
+                          {"max_episode_steps": 5}),
+    "limit of a vector": (lambda: _limited("CartPole-v1", 5), "CartPole-v1", {"max_episode_steps": 5}),
+    "no limit": (lambda: gym.make("CartPole-v1", max_episode_steps=-1), "CartPole-v1", {"max_episode_steps": -1}),
+    "wrapper": (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), float), "", {}),
+    "wrapper of a vector": (lambda: _wrapped_vector("CartPole-v1"), "", {}),
+    "task": (lambda: gym.make("Corridor-v0", max_length=6), "Corridor-v0", SHORT),
+    "limit of a task": (lambda: gym.make("Corridor-v0", max_episode_steps=5), "", {}),
+    "limit of a vector of tasks": (lambda: _limited("Corridor-v0", 5), "", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_the_reference_of_an_environment_makes_its_like_or_is_empty(case):
+    make, env, kwargs = REFERENCES[case]
+    assert reference(make()) == {"env": env, "env_kwargs": kwargs}
+
+
+def test_evaluation_has_the_time_limit_of_the_environment_that_trained():
+    model = es.PPO("none", gym.make("CartPole-v1", max_episode_steps=5), num_envs=1, num_steps=4, device="cpu")
+    assert es.evaluate(model, episodes=5)["mean_episode_length"] == 5
 
 
 def test_environments_of_es_make_env_are_taken_as_they_are():
@@ -426,6 +462,54 @@ def test_a_policy_of_a_features_extractor_is_loaded_with_its_class(tmp_path):
     assert actions[0] == actions[1]
     for name, weight in loaded.state_dict().items():
         assert torch.equal(weight, model.policy.state_dict()[name])
+
+
+class Celled(Recall):
+    """Its picture holds cells, which nobody but its user knows."""
+
+    observation_space = gym.spaces.Box(0, 255, (3, 3, 3), np.uint8)
+
+    def reset(self, **options):
+        return np.full((3, 3, 3), 1 + super().reset(**options)[0], np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((3, 3, 3), np.uint8), *super().step(action)[1:]
+
+
+def _celled_vector():
+    return gym.vector.SyncVectorEnv([Celled] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.mark.parametrize("made", [lambda: Celled, lambda: lambda: Celled(), Celled, _celled_vector])
+def test_cells_on_demand_of_environments_that_are_no_ids(made, tmp_path):
+    """Evaluation, pictures and loading read them as the training did."""
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    env = made()
+    number = {"num_envs": 1} if isinstance(env, gym.Env) else {"num_envs": 2}
+    settings = {**number, "num_steps": 16, "device": "cpu", "encoder": "cells"}
+    model = es.PPO("none", env, **settings)
+    assert model.policy.config.observation["image"]["kind"] == "cells"
+    assert es.evaluate(model, env, episodes=2)["mean_episode_length"] == 3
+    if not isinstance(env, gym.vector.VectorEnv):
+        assert len(es.show(model, env).numbers["episodes"]) == 1
+    with pytest.raises(ValueError, match="expected an environment with observation 'image' cells .*, Recall has "):
+        es.evaluate(model, Recall, episodes=2)
+    given = {"features_extractor_class": FlattenExtractor}
+    model = es.PPO("none", env, **given, **settings)
+    model.save(tmp_path / "p.safetensors")
+    loaded = es.load(tmp_path / "p.safetensors", env=env, **given)
+    assert loaded.config.observation == model.policy.config.observation
+
+
+def test_the_reference_of_an_environment_says_that_it_has_cells():
+    gym.register("Celled-v0", Celled)
+    try:
+        model = es.PPO("none", gym.make("Celled-v0"), num_envs=1, num_steps=16, device="cpu", encoder="cells")
+        assert model.policy.info["env_kwargs"] == {"encoder": "cells"}
+        assert es.evaluate(model, episodes=2)["mean_episode_length"] == 3
+    finally:
+        del gym.registry["Celled-v0"]
 
 
 def test_evaluations_on_the_way_need_an_id(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorWrapper
 from script_cases import ROOT, SHORT, SMALL, call, log
 
 import evaluate
 import train_rl
-from expire_span_rl import envs, evaluation
+from expire_span_rl import envs, evaluation, spaces
 from expire_span_rl.building import environment_seed
 from expire_span_rl.policies import ActorCritic, load_policy, save_policy
 
@@ -60,6 +61,32 @@ def test_each_environment_plays_as_it_would_alone(run_dir, monkeypatch):
     for key in ("success_rate", "mean_episode_length", "live_memories_per_episode", "live_memories_at_end"):
         assert together[key] == pytest.approx(sum(one[key] for one in apart) / 12)
     assert together["live_memories_max"] == [max(layer) for layer in zip(*(one["live_memories_max"] for one in apart))]
+
+
+class _Loses(VectorWrapper):
+    """The first episode of environment 0 ends unfinished, as with a process that died."""
+
+    is_lost = False
+
+    def step(self, actions):
+        *outcome, infos = self.env.step(actions)
+        if not self.is_lost and infos.get("_final_obs", [False])[0]:
+            self.is_lost = True
+            mark = np.arange(self.num_envs) == 0
+            infos["final_info"] |= {spaces.EPISODE_LOST: mark, f"_{spaces.EPISODE_LOST}": mark}
+            infos["final_info"]["is_success"] = np.where(mark, False, infos["final_info"]["is_success"])
+        return *outcome, infos
+
+
+def test_an_episode_that_is_lost_with_its_process_counts_nowhere():
+    """Its environment plays another one in its place."""
+    policy, _ = load_policy(ROOT / "pretrained/corridor-expire_span.safetensors")
+    counted = []
+    vector = _Loses(envs.make_vec_env("Corridor-v0", 2, max_length=6))
+    protocol = evaluation.Protocol(4, 0, True, 1000)
+    result = evaluation.evaluate_in(policy, vector, "Corridor-v0", protocol, progress=counted.append)
+    assert vector.is_lost and len(counted) == result["episodes"] == 4
+    assert result["success_rate"] == 1
 
 
 def test_every_environment_plays_its_share():

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from file_cases import SECONDS, WHOLE, changed, contents, header, loaded, weights, with_header
@@ -449,6 +450,27 @@ def test_what_the_user_names_is_not_bounded():
         environment_of("", (), info, "x")
     given = {"max_length": 10**8}
     assert environment_of("", (), info, "x", given) == ("Corridor-v0", {"min_length": 4, "max_length": 10**8})
+
+
+@pytest.mark.parametrize("named", ["meant_envs.py:Plate", "meant_envs:Plate", "meant_envs.py:Plate-v0"])
+def test_an_environment_that_is_named_by_its_class_keeps_its_arguments(named, in_folder, monkeypatch):
+    """Also where its id has the name of its module, since another id begins with that of the class."""
+    Path("meant_envs.py").write_text(
+        "import gymnasium as gym\nclass Plate(gym.Env):\n    pass\ngym.register('Plate-v0', entry_point=Plate)\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    info = {"env": named, "env_kwargs": {"delay": 50, "wraps": ["stretch=2"]}}
+    expected = ("Plate-v0" if named.endswith("-v0") else "meant_envs/Plate", info["env_kwargs"])
+    try:
+        with pytest.raises(ValueError, match="which a policy file cannot ask for"):
+            environment_of("", (), info, "x")
+        assert environment_of(named, (), info, "x") == expected
+        assert environment_of("", (), info, "x") == expected  # it is imported now
+        assert environment_of("meant_envs.py:Plate", (), {**info, "env": "Other-v0"}, "x") == ("meant_envs/Plate", {})
+    finally:
+        sys.modules.pop("meant_envs", None)
+        for id in [id for id in gym.registry if "Plate" in id]:
+            del gym.registry[id]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_cases import assert_same
+from env_cases import Stranger, assert_same
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
@@ -319,6 +319,11 @@ def test_only_numbers_that_a_vector_has_are_hidden():
         envs.EnvError, match=r"^wrap hide: expected an observation with one vector, got observation \[3, 3, 3\]$"
     ):
         envs.make_vec_env("Corridor-v0", 2, wraps=["hide=1"])
+    space = spaces.Dict({"mission": spaces.Text(20), "pose": spaces.Box(-1, 1, (2,), np.float32)})
+    env = envs.make_env(lambda: Stranger(space), wraps=["hide=1"])  # a text is none, though it has numbers
+    assert env.reset(seed=0)[0]["pose"][1] == 0
+    with pytest.raises(envs.EnvError, match="^wrap hide: expected an observation with one vector, got no Box$"):
+        envs.make_env(lambda: Stranger(spaces.Text(20)), wraps=["hide=1"])
     env = envs.make_env("CartPole-v1", wraps=["hide=0,2"])
     observation, _ = env.reset(seed=1)
     assert not observation["observation"][[0, 2]].any() and observation["observation"][[1, 3]].all()

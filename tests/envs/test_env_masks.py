@@ -80,7 +80,8 @@ def test_a_mask_becomes_the_same_entry_from_every_source(source, name, wrapped):
         assert vector.observation_space.contains(observation)
         if terminated[0]:
             reference.t = 3
-            assert infos["final_obs"]["action_mask"][0].tolist() == reference.allowed().tolist()
+            final_mask = [1] * size if source == "method" else reference.allowed().tolist()  # which is not asked then
+            assert infos["final_obs"]["action_mask"][0].tolist() == final_mask
             assert "action_mask" not in infos["final_info"]
 
 
@@ -95,6 +96,27 @@ def test_a_mask_without_an_allowed_action_is_an_error(source):
         envs.EnvError, match="^Masked: action_mask: expected at least one action that is allowed, got none$"
     ):
         envs.make_vec_env(lambda: Masked(source, mask=np.zeros(3, np.int8)), 2)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_method_is_not_asked_for_the_mask_of_an_episode_that_is_over(vectorization):
+    """An environment may refuse to answer then."""
+    vector = envs.make_vec_env(Maker(Refusing, source="method", length=2), 2, vectorization=vectorization)
+    observation, _ = vector.reset(seed=0)
+    for _ in range(5):
+        observation, _, terminated, _, infos = vector.step(observation["action_mask"].argmax(-1))
+        if terminated.any():
+            assert infos["final_obs"]["action_mask"].tolist() == [[1, 1, 1]] * 2
+    vector.close()
+
+
+class Refusing(Masked):
+    """Raises an error when it is asked for a mask after its episode."""
+
+    def allowed(self) -> Any:
+        if self.t >= self.length:
+            raise RuntimeError("the game is over")
+        return super().allowed()
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,21 @@ def test_invalid_input_gives_an_error_of_one_line(make, name, kwargs, beginning,
     assert "\n" not in message
 
 
+def _make_cart_pole(**kwargs):
+    return gym.make("CartPole-v1", **kwargs).unwrapped
+
+
+@pytest.mark.parametrize("wraps", [[], ["stretch=2"]])
+def test_an_environment_that_a_function_makes_has_render_modes(wraps):
+    gym.register("Made-v0", _make_cart_pole)
+    try:
+        env = envs.make_env("Made-v0", wraps, render_mode="rgb_array")
+        env.reset(seed=0)
+        assert env.render().shape == (400, 600, 3)
+    finally:
+        del gym.registry["Made-v0"]
+
+
 @pytest.mark.parametrize("num_envs", [0, -1, 2.0, None])
 def test_the_number_of_environments_is_checked(num_envs):
     with pytest.raises(envs.EnvError, match="^num_envs: expected a whole number of at least 1, got "):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Stranger, assert_same
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
 from expire_span_rl import envs
 from expire_span_rl.envs.gym_adapter import EnvironmentWarning, episode_seed
@@ -165,3 +166,14 @@ def test_an_unknown_vectorisation_is_refused():
     with pytest.raises(envs.EnvError, match="^vectorization: expected one of 'auto', 'sync', 'async', got 'asinc'$"):
         envs.make_vec_env("CartPole-v1", 2, vectorization="asinc")
     assert VECTORIZATIONS == ("auto", "sync", "async")
+
+
+@pytest.mark.parametrize("wraps", [[], ["stretch=2"]])
+def test_a_function_that_makes_the_same_environment_again_is_refused(wraps):
+    """In whatever wrappers: its rows would share one state."""
+    same = Counter()
+    message = "^Counter: expected a new environment from each call, got the same one again$"
+    for make in (lambda: same, lambda: TimeLimit(same, 5)):
+        with pytest.raises(envs.EnvError, match=message):
+            envs.make_vec_env(make, 2, wraps)
+        assert envs.make_vec_env(make, 1, wraps).num_envs == 1

@@ -466,6 +466,20 @@ def test_time_limits_of_gym_make_are_respected():
         del gym.registry["Limited-v0"]
 
 
+@pytest.mark.parametrize("id", envs.env_ids())
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_time_limit_around_a_toolkit_task_ends_episodes_that_count(id, vectorization):
+    """As no success, with what the task says of its episodes."""
+    vector = envs.make_vec_env(lambda: gym.make(id, max_episode_steps=2), 2, vectorization=vectorization)
+    vector.reset(seed=0)
+    vector.step(np.zeros(2, int))
+    *_, truncated, infos = vector.step(np.zeros(2, int))
+    vector.close()
+    assert truncated.all() and infos["_final_info"].all()
+    assert (infos["final_info"][vector.metadata["difficulty_key"]] >= 0).all()
+    assert not np.any(infos["final_info"].get("is_success", False))
+
+
 def test_a_toolkit_task_in_a_users_wrapper_keeps_its_shaping():
     kwargs = {"progress_reward": 0.1}
     task = envs.make_env("Portal-v0", **kwargs)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_cases import Batch, Counter
+from env_cases import Batch, Counter, Maker, Patched, Stranger
 
 from expire_span_rl import envs
+from expire_span_rl.envs.vector_adapter import _plain_column
 
 
 def test_a_vector_environment_of_another_package():
@@ -70,3 +71,78 @@ def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_ste
     finally:
         del gym.registry["Own-v0"]
     assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
+
+
+VECTORS = [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv]
+"""Gymnasium's own."""
+
+
+def _gymnasium_vector(vector_class, make):
+    return vector_class([make] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+def test_infos_that_gymnasium_keeps_as_objects_are_passed_on():
+    """NumPy's flags, and texts. What is neither is left out, row by row."""
+    told = [np.bool_(True), "text", np.float32(0.5), None, [1]]
+
+    def info(env):
+        return {"is_success": np.bool_(env.t == 2), "word": "text", "ragged": None, "mixed": told[env.t]}
+
+    make = Maker(Patched, method="info", replacement=info, length=2)
+    vector = envs.wrap_vec_env(_gymnasium_vector(gym.vector.SyncVectorEnv, make))
+    _, infos = vector.reset(seed=0)
+    assert infos["word"].tolist() == ["text"] * 2 and infos["mixed"].dtype == bool and "ragged" not in infos
+    vector.step(np.zeros(2, int))
+    *_, infos = vector.step(np.zeros(2, int))
+    final_info = infos["final_info"]
+    assert final_info["is_success"].tolist() == [True] * 2 and final_info["is_success"].dtype == bool
+    assert final_info["_is_success"].tolist() == [True] * 2
+    values, mask = _plain_column(np.array(told, object), np.array([True, False, True, True, True]))
+    assert values.tolist() == [1, 0, 0.5, 0, 0] and mask.tolist() == [True, False, True, False, False]
+    values, _ = _plain_column(np.array(told, object), np.ones(5, bool))
+    assert values.tolist()[:3] == [True, "text", 0.5]
+
+
+@pytest.mark.parametrize("kind", ["Sync", "Async", "batch"])
+def test_shaping_of_tasks_in_a_users_wrappers_is_not_in_the_previous_reward(kind):
+    def make():
+        return gym.wrappers.TransformReward(gym.make("Portal-v0", **kwargs), float)
+
+    kwargs = {"progress_reward": 0.5, "min_rooms": 5, "max_rooms": 5}
+    if kind == "batch":
+        vector = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec("Portal-v0", 2, **kwargs))
+    else:
+        vector = _gymnasium_vector(getattr(gym.vector, f"{kind}VectorEnv"), make)
+    vector = envs.wrap_vec_env(vector)
+    vector.reset(seed=0)
+    vector.action_space.seed(0)
+    paid = []
+    for _ in range(200):
+        observation, reward, *_ = vector.step(vector.action_space.sample())
+        assert observation["previous_reward"].max() == 0
+        paid.append(reward.max())
+    vector.close()
+    assert max(paid) == 0.5
+
+
+@pytest.mark.parametrize("vector_class", VECTORS)
+def test_the_memory_horizon_of_gymnasiums_vectors_is_that_of_their_environments(vector_class):
+    for make, expected in ((Maker(Stranger), None), (Maker(_Horizon), 40), (_corridor, 30)):
+        vector = envs.wrap_vec_env(_gymnasium_vector(vector_class, make))
+        assert vector.memory_horizon == expected
+        vector.close()
+    with pytest.raises(envs.EnvError, match="memory_horizon: expected a whole number of steps of at least 1, or None"):
+        envs.wrap_vec_env(_gymnasium_vector(vector_class, Maker(_Horizon, horizon="long")))
+    batch = Batch()
+    batch.memory_horizon = 7
+    assert envs.wrap_vec_env(batch).memory_horizon == 7
+
+
+class _Horizon(Stranger):
+    def __init__(self, horizon=40):
+        super().__init__()
+        self.memory_horizon = horizon
+
+
+def _corridor():
+    return gym.make("Corridor-v0", max_length=30)
