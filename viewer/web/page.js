@@ -160,6 +160,7 @@ const page = {
     this.seen = await Seen.of(data.seen);
     this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
     this.beyond = 0;
+    byId("episode").value = index;
     byId("thumbs").replaceChildren();
     delete byId("effect").dataset.state;
     this.buildTimelines();
@@ -340,7 +341,6 @@ function begin() {
   byId("address-note").hidden = location.protocol === "about:";
   listen();
   const { e, t } = parseAddress(), index = e !== undefined && e < list.length ? e : 0;
-  byId("episode").value = index;
   page.open(index, t).catch((error) => {
     byId("title").textContent = `The page could not be read: ${error.message}`;
     throw error;
