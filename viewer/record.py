@@ -17,11 +17,21 @@ from torch import Tensor
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.viewer.entries import entries
 from expire_span_rl.viewer.naming import describe_observations
-from expire_span_rl.viewer.play import Episode, LayerLives, action_places, action_text, outcome, plain_value
+from expire_span_rl.viewer.play import (
+    MAX_ATTENDED,
+    Episode,
+    LayerLives,
+    action_places,
+    action_text,
+    outcome,
+    plain_value,
+    strongest,
+)
 from expire_span_rl.viewer.story import story
 from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
+MIN_WEIGHT = 0.005  # attention that some head must give to an observation that the record names
 MAX_LIFE = 1 << 22  # steps; what lives longer counts as never expiring
 VERSION = 1
 
@@ -148,8 +158,16 @@ def _layer(policy: ActorCritic, index: int, lives: LayerLives) -> dict[str, Any]
         "remembered": (np.arange(1, steps + 1) - forgotten).tolist(),
         "mean_live": round_nested(lives.live.mean()),
         "peak": round_nested(lives.peak),
-        "attention": [{"to": to.tolist(), "weights": round_nested(weights, 3)} for to, weights in lives.attention],
+        "attention": [_attention(to, weights) for to, weights in lives.attention],
     }
+
+
+def _attention(to: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """What a step attended to, at most MAX_ATTENDED observations, each with MIN_WEIGHT or more. to [n], weights
+    [H,n]."""
+    to, weights = strongest(weights, to, MAX_ATTENDED)
+    is_kept = weights.max(0) >= MIN_WEIGHT
+    return {"to": to[is_kept].tolist(), "weights": round_nested(weights[:, is_kept], 3)}
 
 
 @torch.no_grad()

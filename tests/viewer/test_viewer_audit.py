@@ -16,6 +16,7 @@ from expire_span_rl.policies import as_tensors, load_policy
 from expire_span_rl.policies.transformer.slots import GONE
 from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
+from expire_span_rl.viewer.record import MIN_WEIGHT, record
 from expire_span_rl.viewer.replay import replay
 
 SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # kinds that merge no slots
@@ -167,6 +168,21 @@ def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
         weights += attention.max(0)[births < 10].tolist()
     assert [weight for *_, weight in memories] == sorted(weights, reverse=True)[:4]
     assert all(birth < 10 for _, birth, _ in memories)
+
+
+def test_diffuse_attention_is_audited_although_no_weight_is_large_enough_to_be_shown():
+    policy = make_policy("transformer_xl", settings={"window": 400}, min_length=400, max_length=400)
+    for layer in policy.core.layers:
+        torch.nn.init.zeros_(layer.query.weight)  # every head attends to all memories alike
+    episode = play_steps(policy, 300, min_length=400, max_length=400)
+    episode = replace(episode, decisions=np.arange(300) == 299)
+    lives = look(policy, episode, 5)
+    told = audit(policy, episode, lives, 3, swap=None)
+    assert [row["step"] for row in told["memories"]] == [299] * 3
+    assert all(0 < row["attention"] < MIN_WEIGHT for row in told["memories"])
+    data = record(policy, episode, lives, names=["n", "e", "s", "w"], about={"env": "x"}, audit=told)
+    assert "3 measured" in data["story"]["headline"] or data["story"]["matters"]
+    assert data["layers"][0]["attention"][299]["to"] == []  # nothing that could be seen
 
 
 def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
