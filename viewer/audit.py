@@ -79,14 +79,24 @@ def _answers(params: Tensor, values: Tensor) -> list[Answer]:
     return [Answer(row, float(value)) for row, value in zip(params, values, strict=True)]
 
 
-def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
-    """The influence of memory as a whole, [T]: the total variation between the actions' distribution and that of the
-    same policy had the episode begun with this observation."""
+def emptied(policy: ActorCritic, episode: Episode) -> Tensor:
+    """The parameters of the actions' distribution at every step [T,P], had the episode begun with this observation."""
     steps = len(episode.actions)
     observations = {key: value[:, 0] for key, value in tensors_of(policy, episode.observations).items()}  # [T,...]
     acting = policy.begin(policy.initial_memory(steps), 1)
-    params, _ = policy.step(observations, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))
-    return shifts(policy, params, episode.params)
+    return policy.step(observations, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))[0]
+
+
+def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
+    """The influence of memory as a whole, [T]: the total variation between the actions' distribution and that of the
+    same policy had the episode begun with this observation."""
+    return shifts(policy, emptied(policy, episode), episode.params)
+
+
+def _changes_action(policy: ActorCritic, params: Tensor, base: Tensor) -> list[bool]:
+    """Whether the most likely action differs between distributions with parameters [T,P]."""
+    differs = policy.actions.mode(params.double()) != policy.actions.mode(base.double())
+    return differs.reshape(len(base), -1).any(1).tolist()
 
 
 def decisions(episode: Episode, influences: np.ndarray) -> list[int]:
@@ -125,16 +135,19 @@ def audit(
 ) -> dict[str, Any]:
     """Measures at each decision what the `count` most attended memories change. The result is JSON-able.
 
-    `influence` [T] and `decisions` are those of the functions of that name. `decisions_named` says whether the
+    `influence` [T] and `decisions` are those of the functions of that name. `changes_action` [T] says whether another
+    action is the most likely one with an empty memory. `decisions_named` says whether the
     environment names the decisions, and `measured_per_decision` is `count`. `memories` is a list with one entry for
     each memory and decision: what became of the decision under the four EFFECTS. swap: from an environment's image to
     its counterpart, None if it has none. names: `action_names`, by default the labels of the policy's actions.
     """
     names = policy.actions.labels() if names is None else names
-    influences = influence(policy, episode)
+    params_emptied = emptied(policy, episode)
+    influences = shifts(policy, params_emptied, episode.params)
     steps = decisions(episode, influences)
     report: dict[str, Any] = {
         "influence": round_nested(influences),
+        "changes_action": _changes_action(policy, params_emptied, episode.params),
         "decisions": steps,
         "decisions_named": episode.decisions is not None,
         "measured_per_decision": count,

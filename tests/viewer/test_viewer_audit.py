@@ -14,7 +14,7 @@ from expire_span_rl.envs.corridor import Corridor
 from expire_span_rl.envs.switch import Switch
 from expire_span_rl.policies import as_tensors, load_policy
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, table
+from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, emptied, influence, most_attended, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
 from expire_span_rl.viewer.record import MIN_WEIGHT, record
 from expire_span_rl.viewer.replay import replay
@@ -146,6 +146,15 @@ def test_influence_is_the_shift_when_the_episode_begins_anew():
         assert shift == pytest.approx(abs(chances(logits)[0] - episode.marginals[t]).sum() / 2, abs=1e-5)
     none = make_policy("none")
     np.testing.assert_allclose(influence(none, play_steps(none, 12)), 0, atol=1e-5)
+
+
+def test_an_empty_memory_changes_the_action_where_the_probabilities_say_so():
+    policy = make_policy("gru")
+    episode = play_steps(policy, 12)
+    params = emptied(policy, episode).double()
+    params[5] *= -1  # there the agent preferred what it would like least with an empty memory
+    told = audit(policy, replace(episode, params=params), [], 1, swap=None)
+    assert np.flatnonzero(told["changes_action"]).tolist() == [5]
 
 
 def test_decisions_are_the_environments_or_the_peaks_of_influence():
