@@ -1,7 +1,8 @@
 """Every number of the page as one JSON-able dict, which is also what `--json` writes.
 
 T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are
-counted from 0. Weights and probabilities are rounded to DIGITS.
+counted from 0. Weights and probabilities have at most DIGITS digits behind the point. Rewards, returns and values may
+be of any size: they have LONG_DIGITS significant ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.entries import entries
+from expire_span_rl.viewer.entries import entries, short_number
 from expire_span_rl.viewer.naming import describe_observations
 from expire_span_rl.viewer.play import (
     MAX_ATTENDED,
@@ -31,6 +32,7 @@ from expire_span_rl.viewer.story import story
 from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
+LONG_DIGITS = 8  # significant digits of rewards, returns and values
 MIN_WEIGHT = 0.005  # attention that some head must give to an observation that the record names
 MAX_LIFE = 1 << 22  # steps; what lives longer counts as never expiring
 VERSION = 1
@@ -87,11 +89,17 @@ def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> d
     """JSON-able: the actions, the distributions they were taken from, rewards and values."""
     return {
         **_actions(policy, episode, names),
-        "rewards": round_nested(episode.rewards),
-        "return": round_nested(episode.rewards.sum()),
-        "values": round_nested(episode.values),
+        "rewards": _short(episode.rewards),
+        "return": short_number(float(episode.rewards.sum()), LONG_DIGITS),
+        "returns": _short(episode.rewards.cumsum()),
+        "values": _short(episode.values),
         distribution_key(policy): round_nested(episode.marginals),
     }
+
+
+def _short(numbers: np.ndarray) -> list[float | int | None]:
+    """Numbers [T] of any size, of which many may be summed up."""
+    return [short_number(number, LONG_DIGITS) for number in numbers.tolist()]
 
 
 def distribution_key(policy: ActorCritic) -> str:

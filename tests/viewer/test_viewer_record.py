@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import gymnasium as gym
@@ -29,7 +30,7 @@ from expire_span_rl.viewer.film import (
     pack_observations,
 )
 from expire_span_rl.viewer.play import look
-from expire_span_rl.viewer.record import record
+from expire_span_rl.viewer.record import numbers_of, record
 from expire_span_rl.viewer.video import WIDE, scenes, video
 
 
@@ -45,6 +46,18 @@ def numbers(kind: str, steps: int = 40) -> dict:
         about={"env": "x"},
         audit=audit(policy, episode, lives, 1, swap=None),
     )
+
+
+def test_small_rewards_add_up_to_their_return():
+    """-1/1499 at each of 1,499 steps, as in a T-maze, and one reward that is large."""
+    policy = make_policy("gru")
+    rewards = np.array([*[-1 / 1499] * 1499, 123456.75])
+    data = numbers_of(policy, replace(play_steps(policy, 3), rewards=rewards), ["n", "e", "s", "w"])
+    assert data["returns"][1498] == -1 and data["returns"][0] == data["rewards"][0] == -0.00066711141
+    assert sum(data["rewards"][:1499]) == pytest.approx(-1, abs=1e-6)
+    assert data["return"] == data["returns"][-1] == 123455.75
+    unknown = numbers_of(policy, replace(play_steps(policy, 3), rewards=np.array([1.0, np.nan, 1.0])), list("nesw"))
+    assert unknown["rewards"] == [1, None, 1] and unknown["returns"] == [1, None, None] and unknown["return"] is None
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

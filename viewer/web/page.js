@@ -87,13 +87,11 @@ const page = {
     const { record, t } = this;
     if (this.film) this.drawWorld();
     this.seen.draw(byId("view"), t);
-    let returnSoFar = 0;
-    for (let i = 0; i <= t; i++) returnSoFar += record.rewards[i];
     const facts = {
       step: t,
       action: actionText(record, t),
       reward: trimmed(record.rewards[t]),
-      "return so far": trimmed(returnSoFar),
+      "return so far": trimmed(record.returns[t]),
       value: record.values[t]?.toFixed(3) ?? "–",
     };
     const nodes = Object.entries(facts).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]);
@@ -191,7 +189,11 @@ const page = {
   },
 };
 
-const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
+/** A number with four digits behind the point, or four significant ones if it is small. */
+const trimmed = (number) => {
+  const value = number ?? NaN;
+  return String(Number(Math.abs(value) < 0.1 ? value.toPrecision(4) : value.toFixed(4)));
+};
 
 /** What is known of an observation, for the tip at the pointer. */
 function tipText(page, written) {
