@@ -246,6 +246,23 @@ def test_in_switch_a_swap_changes_one_signal_only():
     assert max(row["total_swapped"]["shift"] for row in told["memories"]) > 0.01
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"wraps": ["stretch=2"]}], ids=["plain", "stretched"])
+def test_in_the_t_maze_a_swap_changes_the_side_that_the_first_observation_names(kwargs):
+    policy = make_policy(env_id="TMaze-v0", length=4, **kwargs)
+    env = make_env("TMaze-v0", length=4, **kwargs)
+    episode = replace(play(policy, env, 1, 5, False), decisions=np.arange(5) == 4)
+    assert episode.facts.tolist() == [0, -1, -1, -1, -1]
+    rows = audit(policy, episode, look(policy, episode), 3, swap=env.unwrapped.core.swap_observation)["memories"]
+    first = episode.observations[0]["observation"]
+    other = [{**episode.observations[0], "observation": first * [1, -1]}, *episode.observations[1:]]
+    expected = by_hand(policy, replace(episode, observations=other), lambda t, acting: None)[0][4]
+    assert len(rows) == 3
+    for row in rows:
+        np.testing.assert_allclose(row["total_swapped"]["probabilities"], expected, atol=2e-4)
+        assert row["direct_swapped"] is not None
+    assert rows[0]["total_swapped"]["shift"] > 0.001
+
+
 # What it finds in the shipped policy
 
 
