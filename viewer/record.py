@@ -71,7 +71,7 @@ def record(
         "ended": episode.ended,
         "info": {key: value for key, value in info.items() if value is not None},
         "memory": policy.config.memory,
-        "state_bytes": int(episode.memories[0].bytes()[0]),
+        "state_bytes": _state_bytes(episode, lives),
         "steps": steps,
         "action_names": list(names),
         **numbers_of(policy, episode, names),
@@ -83,6 +83,14 @@ def record(
         "facts": None if episode.facts is None else episode.facts.tolist(),
     }
     return {**numbers, "story": story(numbers)} if audit else numbers
+
+
+def _state_bytes(episode: Episode, lives: Sequence[LayerLives]) -> int:
+    """The bytes of what is remembered, the mean over the episode's steps. A state without slots always has as many."""
+    memory = episode.memories[0]
+    if not lives:
+        return int(memory.bytes()[0])
+    return round(float(np.dot([layer.live.mean() for layer in lives], memory.slot_bytes())))
 
 
 def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:

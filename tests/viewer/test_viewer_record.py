@@ -67,6 +67,13 @@ def test_the_record_of_any_kind_is_json_and_its_sums_are_right(kind):
     assert all(sum(row) == pytest.approx(1, abs=3e-4) for row in data["probabilities"])
     assert data["return"] == pytest.approx(sum(data["rewards"]))
     assert len(data["layers"]) == (2 if KINDS[kind].stores else 0)
+    memory = make_policy(kind).initial_memory(1)
+    if KINDS[kind].stores:
+        sizes = zip(data["layers"], memory.slot_bytes(), strict=True)
+        mean_bytes = sum(np.mean(layer["live"]) * size for layer, size in sizes)
+        assert data["state_bytes"] == pytest.approx(mean_bytes, abs=0.5) and data["state_bytes"] > 0
+    else:
+        assert data["state_bytes"] == int(memory.bytes()[0])
     oldest = 0
     for layer in data["layers"]:
         for t in range(40):
