@@ -170,6 +170,22 @@ def test_the_agent_stands_where_the_place_says(env_id):
             break
 
 
+@pytest.mark.parametrize(("wrap", "is_one_world"), [("fresh_episodes=2", False), ("episodes=2", True)])
+def test_fresh_episodes_have_worlds_of_their_own(wrap, is_one_world):
+    """A place of the first episode is not looked for in the picture of the second, unless both have the same draw."""
+    env = make_env("Corridor-v0", wraps=[wrap], min_length=3, max_length=3, render_mode="rgb_array")
+    env.reset(seed=0)
+    film = Film()
+    for action in (1, 1, 0, 1):  # the door is at the third step
+        film(env)
+        env.step(action)
+    packed = film.packed()
+    shown = [columns for columns in packed["shown"] if columns != -1]
+    assert len(shown) == (1 if is_one_world else 2)
+    assert [packed["places"][0][0] in columns for columns in shown] == ([True] if is_one_world else [True, False])
+    assert packed["places"][3][0] in shown[-1]
+
+
 def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():
     env = make_env("Corridor-v0", wraps=["stretch=2"], min_length=3, max_length=3)
     env.reset(seed=0)
