@@ -46,7 +46,7 @@ class EvaluateConfig:
     max_steps: int = MAX_STEPS
     """Most steps of an episode. The evaluation stops with an error if one is longer."""
     num_envs: int = 100
-    """Environments that are stepped together."""
+    """Environments that are stepped together. Which episodes are played depends on it."""
     seed: int = 0
     """Seed of the episodes, which are the same for every policy."""
     stochastic: bool = False

@@ -26,6 +26,7 @@ Names: B environments, R rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,6 +201,15 @@ class Episodes(CoreWrapper):
         """Facts of fresh episodes get different numbers in each episode."""
         facts = self.inner.facts()
         return facts if facts is None or not self.fresh else np.where(facts < 0, -1, facts + (self.played << 32))
+
+    def place(self, row: int) -> Place | None:
+        """Columns of fresh episodes get different numbers in each episode: each has a world of its own."""
+        place = self.inner.place(row)
+        if place is None or not self.fresh:
+            return place
+        first = int(self.played[row]) << 32
+        columns = [None if column is None else column + first for column in place.columns]
+        return replace(place, agent=(place.agent[0] + first, place.agent[1]), columns=columns)
 
     def final_info(self) -> dict[str, np.ndarray]:
         info = self.inner.final_info()

@@ -254,8 +254,9 @@ def evaluate(
     """A policy's success, return, memory use and speed over `episodes` episodes: what evaluate.py writes of it as JSON.
 
     policy: the policy, a model, or the path of a policy file or a run directory. env: see the module; None: the one
-    that the policy was trained in. env_kwargs: over those of its training. seed: which episodes; every policy plays the
-    same. Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
+    that the policy was trained in. env_kwargs: over those of its training. seed, num_envs: which episodes; every policy
+    plays the same. In a Gymnasium VectorEnv, only the first episode of each environment is determined by the seed.
+    Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
     `max_steps` steps.
     """
     _check_counts({"episodes": episodes, "num_envs": num_envs, "max_steps": max_steps})

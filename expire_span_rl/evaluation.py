@@ -71,7 +71,8 @@ def compare(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. Returns
-    what evaluate.py writes: `env`, `env_kwargs`, `seed` and, under `policies`, the metrics of each.
+    what evaluate.py writes: `env`, `env_kwargs`, what else the episodes depend on (`seed`, `num_envs`, `deterministic`)
+    and, under `policies`, the metrics of each.
 
     env, imports: what the user named, as `environments.environment_of` takes it for the first policy; env_kwargs:
     replace those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act
@@ -86,18 +87,26 @@ def compare(
     sample.close()
     for path, (policy, _) in zip(paths, loaded, strict=True):
         check_spaces(policy.config, sample.single_observation_space, sample.single_action_space, str(path), env_id)
+    num_envs = min(num_envs, protocol.episodes)
     results = []
     for path, (policy, info) in zip(paths, loaded, strict=True):
         bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
         with bar, random_numbers_of(protocol.seed, device):  # so that actions do not depend on policies before it
-            vector = vector_env(env_id, min(num_envs, protocol.episodes), kwargs)
+            vector = vector_env(env_id, num_envs, kwargs)
             try:
                 result = evaluate_in(policy, vector, env_id, protocol, progress=bar.update)
             finally:
                 vector.close()
         results.append({"path": str(path), "memory": policy.config.memory, "agent": info.get("agent"), **result})
     fill_missing_success(results)
-    return {"env": env_id, "env_kwargs": kwargs, "seed": protocol.seed, "policies": results}
+    return {
+        "env": env_id,
+        "env_kwargs": kwargs,
+        "seed": protocol.seed,
+        "num_envs": num_envs,
+        "deterministic": protocol.deterministic,
+        "policies": results,
+    }
 
 
 def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> VectorEnv:

@@ -24,7 +24,7 @@ from expire_span_rl.viewer.figure import draw
 from expire_span_rl.viewer.film import Film, observation_pictures, pack_observations
 from expire_span_rl.viewer.naming import observation_names
 from expire_span_rl.viewer.page import page
-from expire_span_rl.viewer.play import Episode, LayerLives, action_names, core_of, look, outcome, play
+from expire_span_rl.viewer.play import MAX_ATTENDED, Episode, LayerLives, action_names, core_of, look, outcome, play
 from expire_span_rl.viewer.record import record, shared
 from expire_span_rl.viewer.summary import summary
 from expire_span_rl.viewer.video import scenes, video
@@ -196,7 +196,8 @@ class _Player:
             raise ValueError(
                 f"--max-steps: expected an episode of at most {self.max_steps} steps, that of seed {seed} is longer"
             )
-        lives = look(policy, episode)
+        # The audit needs the most attended memories of a layer; one of them may be the step's own.
+        lives = look(policy, episode, max(MAX_ATTENDED, self.audited + 1))
         swap = getattr(core_of(env), "swap_observation", None)
         audit = audit_memories(policy, episode, lives, self.audited, swap=swap, names=names)
         if film.trouble is not None:

@@ -32,7 +32,8 @@ def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch
     ]
     assert call(evaluate, [*arguments, "--json", "out.json", "--plot", "out.png"], monkeypatch) == 0
     report = json.loads(Path("out.json").read_text())
-    assert set(report) == {"env", "env_kwargs", "seed", "policies"}
+    assert set(report) == {"env", "env_kwargs", "seed", "num_envs", "deterministic", "policies"}
+    assert (report["seed"], report["num_envs"], report["deterministic"]) == (0, 30, True)  # no more than episodes
     assert report["env"] == "Corridor-v0" and report["env_kwargs"] == {"max_length": 6}
     keys = {"path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return"}
     keys |= {"mean_episode_length", "live_memories_mean", "live_memories_max", "memory_bytes"}
@@ -135,6 +136,7 @@ def test_a_policys_drawn_actions_do_not_depend_on_who_is_evaluated_before_it(in_
         assert call(evaluate, [*paths, *arguments], monkeypatch) == 0
         lengths += [p["mean_episode_length"] for p in json.loads(Path("out.json").read_text())["policies"]]
     assert len(lengths) == 3 and len(set(lengths)) == 1
+    assert json.loads(Path("out.json").read_text())["deterministic"] is False  # two runs of a seed may differ in this
 
 
 def test_trainings_and_evaluations_share_no_seed():

@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic, Memory
+from expire_span_rl.spaces import PREVIOUS_ACTION, PREVIOUS_REWARD
 from expire_span_rl.viewer.effects import action_short, is_another
 from expire_span_rl.viewer.play import Episode, LayerLives, action_text, shifts, tensors_of
 from expire_span_rl.viewer.record import distribution_key, round_nested
@@ -38,7 +39,7 @@ MIN_INFLUENCE = 0.1  # influence of memory that such a decision needs
 MAX_ROWS = 30  # of the table on a terminal
 EFFECTS = ("direct_removed", "direct_swapped", "total_removed", "total_swapped")
 Swap = Callable[[np.ndarray], np.ndarray | None]
-"""From an environment's image to its counterpart; None if it has none."""
+"""From what an environment shows to its counterpart; None if it has none."""
 
 
 class Candidate(NamedTuple):
@@ -79,14 +80,24 @@ def _answers(params: Tensor, values: Tensor) -> list[Answer]:
     return [Answer(row, float(value)) for row, value in zip(params, values, strict=True)]
 
 
-def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
-    """The influence of memory as a whole, [T]: the total variation between the actions' distribution and that of the
-    same policy had the episode begun with this observation."""
+def emptied(policy: ActorCritic, episode: Episode) -> Tensor:
+    """The parameters of the actions' distribution at every step [T,P], had the episode begun with this observation."""
     steps = len(episode.actions)
     observations = {key: value[:, 0] for key, value in tensors_of(policy, episode.observations).items()}  # [T,...]
     acting = policy.begin(policy.initial_memory(steps), 1)
-    params, _ = policy.step(observations, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))
-    return shifts(policy, params, episode.params)
+    return policy.step(observations, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))[0]
+
+
+def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
+    """The influence of memory as a whole, [T]: the total variation between the actions' distribution and that of the
+    same policy had the episode begun with this observation."""
+    return shifts(policy, emptied(policy, episode), episode.params)
+
+
+def _changes_action(policy: ActorCritic, params: Tensor, base: Tensor) -> list[bool]:
+    """Whether the most likely action differs between distributions with parameters [T,P]."""
+    differs = policy.actions.mode(params.double()) != policy.actions.mode(base.double())
+    return differs.reshape(len(base), -1).any(1).tolist()
 
 
 def decisions(episode: Episode, influences: np.ndarray) -> list[int]:
@@ -125,16 +136,19 @@ def audit(
 ) -> dict[str, Any]:
     """Measures at each decision what the `count` most attended memories change. The result is JSON-able.
 
-    `influence` [T] and `decisions` are those of the functions of that name. `decisions_named` says whether the
+    `influence` [T] and `decisions` are those of the functions of that name. `changes_action` [T] says whether another
+    action is the most likely one with an empty memory. `decisions_named` says whether the
     environment names the decisions, and `measured_per_decision` is `count`. `memories` is a list with one entry for
-    each memory and decision: what became of the decision under the four EFFECTS. swap: from an environment's image to
-    its counterpart, None if it has none. names: `action_names`, by default the labels of the policy's actions.
+    each memory and decision: what became of the decision under the four EFFECTS. swap: from what an environment
+    shows to its counterpart, None if it has none. names: `action_names`, by default the labels of the policy's actions.
     """
     names = policy.actions.labels() if names is None else names
-    influences = influence(policy, episode)
+    params_emptied = emptied(policy, episode)
+    influences = shifts(policy, params_emptied, episode.params)
     steps = decisions(episode, influences)
     report: dict[str, Any] = {
         "influence": round_nested(influences),
+        "changes_action": _changes_action(policy, params_emptied, episode.params),
         "decisions": steps,
         "decisions_named": episode.decisions is not None,
         "measured_per_decision": count,
@@ -287,9 +301,10 @@ def _replay_swapped(
         if fact is not None:
             last_decision[fact] = candidate.step
     facts = episode.facts
-    if not last_decision or facts is None or swap is None or "image" not in episode.observations[0]:
+    name = _own_entry(episode)
+    if not last_decision or facts is None or swap is None or name is None:
         return answers, vectors
-    if swap(episode.observations[0]["image"]) is None:
+    if swap(episode.observations[0][name]) is None:
         return answers, vectors
     for batch in _batches(sorted(last_decision, key=lambda fact: int((facts == fact).argmax()))):
         begin, observations, memory = repeat_episode(
@@ -299,7 +314,7 @@ def _replay_swapped(
             first_step=int((facts == batch[0]).argmax()),
             end_step=max(last_decision[fact] for fact in batch) + 1,
         )
-        observations["image"] = _swap_images(observations["image"], facts[begin:], batch, swap)
+        observations[name] = _swap_facts(observations[name], facts[begin:], batch, swap)
         slots = {(c.layer, c.birth) for c in candidates if _fact(episode, c.birth) in batch}
         steps_after = sorted({birth + 1 for _, birth in slots})
         for t, params, values, memory_before in replay(
@@ -317,14 +332,20 @@ def _replay_swapped(
     return answers, vectors
 
 
-def _swap_images(images: Tensor, facts: np.ndarray, batch: Sequence[int], swap: Swap) -> Tensor:
-    """Images [t,V,...] in which each variant sees the counterpart of its own fact of `batch` [V]. facts: the fact that
-    each step shows, for t steps or more."""
-    step_facts = torch.as_tensor(facts[: len(images)], device=images.device)
-    is_swapped = step_facts[:, None] == torch.tensor(batch, device=images.device)  # [t,V]
-    is_swapped = is_swapped.reshape(*is_swapped.shape, *[1] * (images.ndim - 2))
-    counterparts = torch.as_tensor(swap(images.cpu().numpy()), device=images.device)
-    return torch.where(is_swapped, counterparts, images)
+def _own_entry(episode: Episode) -> str | None:
+    """The one entry of the observation that the environment itself shows. None if it shows several."""
+    names = [name for name in episode.observations[0] if name not in (PREVIOUS_ACTION, PREVIOUS_REWARD)]
+    return names[0] if len(names) == 1 else None
+
+
+def _swap_facts(shown: Tensor, facts: np.ndarray, batch: Sequence[int], swap: Swap) -> Tensor:
+    """Observations [t,V,...] in which each variant sees the counterpart of its own fact of `batch` [V]. facts: the fact
+    that each step shows, for t steps or more."""
+    step_facts = torch.as_tensor(facts[: len(shown)], device=shown.device)
+    is_swapped = step_facts[:, None] == torch.tensor(batch, device=shown.device)  # [t,V]
+    is_swapped = is_swapped.reshape(*is_swapped.shape, *[1] * (shown.ndim - 2))
+    counterparts = torch.as_tensor(swap(shown.cpu().numpy()), device=shown.device)
+    return torch.where(is_swapped, counterparts, shown)
 
 
 def _batches(items: Sequence[int]) -> list[Sequence[int]]:

@@ -14,10 +14,9 @@ import gymnasium as gym
 import numpy as np
 
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.effects import MIN_SHIFT
 from expire_span_rl.viewer.play import Episode, Forgetting, outcome, play
 from expire_span_rl.viewer.record import numbers_of
-from expire_span_rl.viewer.story import observation_name
+from expire_span_rl.viewer.story import empties_to_another_action, is_without_decisions, observation_name
 
 STEPS_FACTOR = 3
 """A counterfactual has at most this many times the steps of the episode, plus EXTRA_STEPS."""
@@ -31,7 +30,7 @@ def forgetting_of(record: Mapping[str, Any]) -> Forgetting | None:
     if record["layers"]:
         return Forgetting(story["step"], story["written"]) if story["written"] in story["matters"] else None
     # A memory without slots. At step 0 it is empty.
-    matters = record["state_bytes"] and (record["audit"]["influence"][story["step"]] or 0) >= MIN_SHIFT
+    matters = not is_without_decisions(record) and empties_to_another_action(record, story["step"])
     return Forgetting(story["step"], None) if matters and story["step"] else None
 
 

@@ -56,7 +56,7 @@ def _numbers(
         labels = list(env_labels)
         extra = {"named": True}
     values = [
-        [_short_number(number) for number in np.ravel(observation[name]).tolist()]
+        [short_number(number) for number in np.ravel(observation[name]).tolist()]
         for observation in episode.observations
     ]
     return {"name": name, "kind": entry["kind"], "labels": labels, "values": values, **extra}
@@ -81,8 +81,8 @@ def _texts(name: str, episode: Episode) -> dict[str, Any]:
     return {"texts": list(index), "which": which}
 
 
-def _short_number(number: float) -> float | int | None:
-    """A number of DIGITS significant digits; None if it is not finite."""
+def short_number(number: float, digits: int = DIGITS) -> float | int | None:
+    """A number of `digits` significant digits; None if it is not finite."""
     if isinstance(number, (bool, int)):
         return int(number)
-    return float(f"{number:.{DIGITS}g}") if np.isfinite(number) else None
+    return float(f"{number:.{digits}g}") if np.isfinite(number) else None

@@ -85,17 +85,19 @@ def _describe(policy: ActorCritic, episode: Episode, names: Names) -> list[str]:
 
 
 def describe_cells(image: np.ndarray) -> str:
-    """The objects of MiniGrid's cells uint8 [V,V,3] without floor and walls: "red door and blue door". Of more than
-    MAX_OBJECTS it gives how many there are of each: "2 doors, 2 balls and one key"."""
+    """The objects of MiniGrid's cells uint8 [V,V,3] without floor and walls, each different one once: "red door and
+    blue door". Of more than MAX_OBJECTS different ones it gives how many there are of each kind: "2 doors and 3 balls".
+    """
     objects = []
     for kind, colour, _ in np.asarray(image).reshape(-1, 3).tolist():
         name = IDX_TO_OBJECT.get(kind)
         if name is None or name in BACKGROUND:
             continue
-        text = f"{IDX_TO_COLOR.get(colour, '')} {name}".strip()
-        if text not in objects:
-            objects.append(text)
-    if len(objects) > MAX_OBJECTS:
+        objects.append(f"{IDX_TO_COLOR.get(colour, '')} {name}".strip())
+    different = list(dict.fromkeys(objects))
+    if len(different) <= MAX_OBJECTS:
+        objects = different
+    else:
         kinds = Counter(text.split()[-1] for text in objects)
         objects = [
             f"{count} {'boxes' if kind == 'box' else f'{kind}s'}" if count > 1 else f"one {kind}"

@@ -25,7 +25,6 @@ from expire_span_rl.spaces import find_entry, word_numbers
 
 CHUNK = 256  # steps inspected at once; what is shown does not depend on it
 MAX_ATTENDED = 64  # observations per step and layer whose attention is kept
-MIN_WEIGHT = 0.005  # attention that some head must give to such an observation
 
 
 @dataclass(frozen=True)
@@ -287,12 +286,11 @@ def end_steps(visible: np.ndarray) -> np.ndarray:
     return np.where(visible.any(0), len(visible) - visible[::-1].argmax(0), 0)
 
 
-def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
+def look(policy: ActorCritic, episode: Episode, count: int = MAX_ATTENDED) -> list[LayerLives]:
     """The lives of the episode's observations in each layer. Empty for a kind whose memory has no slots.
 
     Where a memory stands for several observations (Compressive-Transformer), each of them lives in it and gets an equal
-    share of its attention. Of each step at most MAX_ATTENDED observations are kept, those with a weight of at least
-    MIN_WEIGHT.
+    share of its attention. Of each step the `count` observations with the largest weights are kept.
     """
     lives: list[LayerLives] = []
     steps = len(episode.actions)
@@ -310,12 +308,12 @@ def look(policy: ActorCritic, episode: Episode) -> list[LayerLives]:
                         span=None if layer.slot_features is None else np.zeros(steps),
                     )
                 )
-            _note_lives(lives[i], layer, begin, end)
+            _note_lives(lives[i], layer, begin, end, count)
     return lives
 
 
-def _note_lives(lives: LayerLives, layer: Any, begin: int, end: int) -> None:
-    """Adds to `lives` what the inspection of a layer says of the steps from `begin` to `end`."""
+def _note_lives(lives: LayerLives, layer: Any, begin: int, end: int, count: int) -> None:
+    """Adds to `lives` what the inspection of a layer says of the steps from `begin` to `end`. count: as in `look`."""
     exists = torch.isfinite(layer.coordinate[0])  # the rest is padding
     lives.live[begin:end] = layer.visible[0][:, exists].sum(1).cpu().numpy()
     # A slot that stands for several steps becomes as many columns, each with its share of the attention.
@@ -332,13 +330,14 @@ def _note_lives(lives: LayerLives, layer: Any, begin: int, end: int) -> None:
     np.maximum.at(lives.peak, birth, later_attention.max(0))
     lives.decision[:] = 0
     np.add.at(lives.decision.T, birth, attention[:, -1].T)
-    lives.attention += [strongest(weights, birth) for weights in attention.transpose(1, 0, 2)]
+    lives.attention += [strongest(weights, birth, count) for weights in attention.transpose(1, 0, 2)]
     if lives.span is not None and layer.slot_features is not None:
         lives.span[birth] = layer.slot_features[0, exists].cpu().numpy()[column]
 
 
-def strongest(weights: np.ndarray, birth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The observations with the largest attention: their steps, ascending, and their weights [H,n].
+def strongest(weights: np.ndarray, birth: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` observations with the largest attention: their steps, ascending, and their weights [H,n]. Those
+    without any attention are left out.
 
     weights: [H,C] of one step; birth: [C], the step at which each slot was written. The weights of slots that were
     written at the same step are added up.
@@ -347,6 +346,6 @@ def strongest(weights: np.ndarray, birth: np.ndarray) -> tuple[np.ndarray, np.nd
     total = np.zeros((len(weights), len(steps)))
     np.add.at(total.T, column, weights.T)
     best = total.max(0)
-    selection = np.sort(np.argsort(-best, kind="stable")[:MAX_ATTENDED])
-    selection = selection[best[selection] >= MIN_WEIGHT]
+    selection = np.sort(np.argsort(-best, kind="stable")[:count])
+    selection = selection[best[selection] > 0]
     return steps[selection], total[:, selection]

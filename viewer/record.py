@@ -1,7 +1,8 @@
 """Every number of the page as one JSON-able dict, which is also what `--json` writes.
 
 T steps, N numbers of an action, M numbers that are shown of the actions' distribution, H heads, L layers. Steps are
-counted from 0. Weights and probabilities are rounded to DIGITS.
+counted from 0. Weights and probabilities have at most DIGITS digits behind the point. Rewards, returns and values may
+be of any size: they have LONG_DIGITS significant ones.
 """
 
 from __future__ import annotations
@@ -15,13 +16,24 @@ import torch
 from torch import Tensor
 
 from expire_span_rl.policies import ActorCritic
-from expire_span_rl.viewer.entries import entries
+from expire_span_rl.viewer.entries import entries, short_number
 from expire_span_rl.viewer.naming import describe_observations
-from expire_span_rl.viewer.play import Episode, LayerLives, action_places, action_text, outcome, plain_value
+from expire_span_rl.viewer.play import (
+    MAX_ATTENDED,
+    Episode,
+    LayerLives,
+    action_places,
+    action_text,
+    outcome,
+    plain_value,
+    strongest,
+)
 from expire_span_rl.viewer.story import story
 from expire_span_rl.viewer.summary import summary
 
 DIGITS = 4
+LONG_DIGITS = 8  # significant digits of rewards, returns and values
+MIN_WEIGHT = 0.005  # attention that some head must give to an observation that the record names
 MAX_LIFE = 1 << 22  # steps; what lives longer counts as never expiring
 VERSION = 1
 
@@ -59,7 +71,7 @@ def record(
         "ended": episode.ended,
         "info": {key: value for key, value in info.items() if value is not None},
         "memory": policy.config.memory,
-        "state_bytes": int(episode.memories[0].bytes()[0]),
+        "state_bytes": _state_bytes(episode, lives),
         "steps": steps,
         "action_names": list(names),
         **numbers_of(policy, episode, names),
@@ -73,15 +85,29 @@ def record(
     return {**numbers, "story": story(numbers)} if audit else numbers
 
 
+def _state_bytes(episode: Episode, lives: Sequence[LayerLives]) -> int:
+    """The bytes of what is remembered, the mean over the episode's steps. A state without slots always has as many."""
+    memory = episode.memories[0]
+    if not lives:
+        return int(memory.bytes()[0])
+    return round(float(np.dot([layer.live.mean() for layer in lives], memory.slot_bytes())))
+
+
 def numbers_of(policy: ActorCritic, episode: Episode, names: Sequence[str]) -> dict[str, Any]:
     """JSON-able: the actions, the distributions they were taken from, rewards and values."""
     return {
         **_actions(policy, episode, names),
-        "rewards": round_nested(episode.rewards),
-        "return": round_nested(episode.rewards.sum()),
-        "values": round_nested(episode.values),
+        "rewards": _short(episode.rewards),
+        "return": short_number(float(episode.rewards.sum()), LONG_DIGITS),
+        "returns": _short(episode.rewards.cumsum()),
+        "values": _short(episode.values),
         distribution_key(policy): round_nested(episode.marginals),
     }
+
+
+def _short(numbers: np.ndarray) -> list[float | int | None]:
+    """Numbers [T] of any size, of which many may be summed up."""
+    return [short_number(number, LONG_DIGITS) for number in numbers.tolist()]
 
 
 def distribution_key(policy: ActorCritic) -> str:
@@ -148,8 +174,16 @@ def _layer(policy: ActorCritic, index: int, lives: LayerLives) -> dict[str, Any]
         "remembered": (np.arange(1, steps + 1) - forgotten).tolist(),
         "mean_live": round_nested(lives.live.mean()),
         "peak": round_nested(lives.peak),
-        "attention": [{"to": to.tolist(), "weights": round_nested(weights, 3)} for to, weights in lives.attention],
+        "attention": [_attention(to, weights) for to, weights in lives.attention],
     }
+
+
+def _attention(to: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """What a step attended to, at most MAX_ATTENDED observations, each with MIN_WEIGHT or more. to [n], weights
+    [H,n]."""
+    to, weights = strongest(weights, to, MAX_ATTENDED)
+    is_kept = weights.max(0) >= MIN_WEIGHT
+    return {"to": to[is_kept].tolist(), "weights": round_nested(weights[:, is_kept], 3)}
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from expire_span_rl.viewer.naming import MAX_LETTERS, join_words
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of the audit's `memories`
+NO_DECISION = "This episode came to no decision that depends on the past: the environment names none."
 COMPASS = ("north", "east", "south", "west")
 
 
@@ -84,11 +85,26 @@ def _best_swapped(record: Record, rows: Sequence[Row]) -> Row:
 
 def opening_step(record: Record) -> int:
     """The step with the largest influence of memory as a whole, once something was forgotten. The last step if memory
-    has no influence."""
+    has no influence. Only decisions count where the environment names some. If memory has no slots, steps at which it
+    changes the action come first."""
     influence = record["audit"]["influence"]
-    steps = range(first_forgetting(record) or 0, record["steps"])
-    best = max(steps, key=lambda step: influence[step] or 0)
+    forgetting = first_forgetting(record) or 0
+    named = record["audit"]["decisions"] if record["audit"].get("decisions_named", False) else []
+    steps = [step for step in named if step >= forgetting] or named or range(forgetting, record["steps"])
+    deciding = [] if record["layers"] else [step for step in steps if empties_to_another_action(record, step)]
+    best = max(deciding or steps, key=lambda step: influence[step] or 0)
     return best if (influence[best] or 0) >= MIN_SHIFT else record["steps"] - 1
+
+
+def empties_to_another_action(record: Record, step: int) -> bool:
+    """Whether the agent would act otherwise at the step with an empty memory, and noticeably so."""
+    audit = record["audit"]
+    return audit["changes_action"][step] and (audit["influence"][step] or 0) >= MIN_SHIFT
+
+
+def is_without_decisions(record: Record) -> bool:
+    """Whether the environment names decisions, but none in this episode."""
+    return record["audit"].get("decisions_named", False) and not record["audit"]["decisions"]
 
 
 def observation_name(record: Record, birth: int) -> str:
@@ -131,11 +147,14 @@ def _without_slots(record: Record, step: int) -> str:
     if not record["state_bytes"]:
         return "Has no memory: every action follows from what the agent sees at that step."
     text = f"Remembers in one state of {record['state_bytes']:,} bytes, in which observations cannot be told apart."
+    if is_without_decisions(record):
+        return f"{text} {NO_DECISION}"
     influence = record["audit"]["influence"][step] or 0
     if influence < MIN_SHIFT:
         return f"{text} Emptied, it would change no action noticeably."
     name = _distribution_name(record)
-    return f"{text} It matters most at step {step}: emptied, it shifts the {name} by {influence:.2f}."
+    text = f"{text} It matters most at step {step}: emptied, it shifts the {name} by {influence:.2f}"
+    return f"{text}." if empties_to_another_action(record, step) else f"{text}, but the action stays the same."
 
 
 def _unmeasured(record: Record) -> str:
@@ -145,8 +164,8 @@ def _unmeasured(record: Record) -> str:
         return "Whether a memory mattered was not measured in this episode (--audit 0)."
     if audit["decisions"]:
         return "No decision of this episode had an earlier observation to attend to: nothing was measured."
-    if audit.get("decisions_named", False):
-        return "This episode came to no decision that depends on the past: the environment names none."
+    if is_without_decisions(record):
+        return NO_DECISION
     largest = max((shift or 0 for shift in audit["influence"]), default=0)
     name = _distribution_name(record)
     return f"Memory decided nothing in this episode: without any, the {name} shift by {largest:.2f} at most."

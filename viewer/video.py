@@ -7,6 +7,7 @@ are imported when they are needed.
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,11 +97,12 @@ def _draw_step(draw: ImageDraw.ImageDraw, record: Mapping[str, Any], t: int, cor
     x, y = corner
     names = record["action_names"]
     action = record["action_texts"][t] if "action_texts" in record else names[record["actions"][t]]
+    so_far = record["returns"][t]
     lines = (
         f"step {t} of {record['steps'] - 1}",
         f"action {action[:MAX_LETTERS]}",
         f"value {record['values'][t] or 0:.3f}",
-        f"return so far {sum(reward or 0 for reward in record['rewards'][: t + 1]):.4g}",
+        f"return so far {math.nan if so_far is None else so_far:.4g}",
     )
     for i, line in enumerate(lines):
         draw.text((x, y + 28 * i), line, INK, _font(19))

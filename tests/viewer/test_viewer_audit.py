@@ -14,8 +14,9 @@ from expire_span_rl.envs.corridor import Corridor
 from expire_span_rl.envs.switch import Switch
 from expire_span_rl.policies import as_tensors, load_policy
 from expire_span_rl.policies.transformer.slots import GONE
-from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, influence, most_attended, table
+from expire_span_rl.viewer.audit import EFFECTS, audit, decisions, emptied, influence, most_attended, table
 from expire_span_rl.viewer.play import Episode, look, play, tensors_of
+from expire_span_rl.viewer.record import MIN_WEIGHT, record
 from expire_span_rl.viewer.replay import replay
 
 SLOTS = ["expire_span", "transformer_xl", "adaptive_span"]  # kinds that merge no slots
@@ -147,6 +148,15 @@ def test_influence_is_the_shift_when_the_episode_begins_anew():
     np.testing.assert_allclose(influence(none, play_steps(none, 12)), 0, atol=1e-5)
 
 
+def test_an_empty_memory_changes_the_action_where_the_probabilities_say_so():
+    policy = make_policy("gru")
+    episode = play_steps(policy, 12)
+    params = emptied(policy, episode).double()
+    params[5] *= -1  # there the agent preferred what it would like least with an empty memory
+    told = audit(policy, replace(episode, params=params), [], 1, swap=None)
+    assert np.flatnonzero(told["changes_action"]).tolist() == [5]
+
+
 def test_decisions_are_the_environments_or_the_peaks_of_influence():
     episode = play_steps(make_policy(), 8)
     named = replace(episode, decisions=np.isin(np.arange(8), [2, 5]))
@@ -167,6 +177,21 @@ def test_the_most_attended_are_ranked_over_all_layers_without_the_present():
         weights += attention.max(0)[births < 10].tolist()
     assert [weight for *_, weight in memories] == sorted(weights, reverse=True)[:4]
     assert all(birth < 10 for _, birth, _ in memories)
+
+
+def test_diffuse_attention_is_audited_although_no_weight_is_large_enough_to_be_shown():
+    policy = make_policy("transformer_xl", settings={"window": 400}, min_length=400, max_length=400)
+    for layer in policy.core.layers:
+        torch.nn.init.zeros_(layer.query.weight)  # every head attends to all memories alike
+    episode = play_steps(policy, 300, min_length=400, max_length=400)
+    episode = replace(episode, decisions=np.arange(300) == 299)
+    lives = look(policy, episode, 5)
+    told = audit(policy, episode, lives, 3, swap=None)
+    assert [row["step"] for row in told["memories"]] == [299] * 3
+    assert all(0 < row["attention"] < MIN_WEIGHT for row in told["memories"])
+    data = record(policy, episode, lives, names=["n", "e", "s", "w"], about={"env": "x"}, audit=told)
+    assert "3 measured" in data["story"]["headline"] or data["story"]["matters"]
+    assert data["layers"][0]["attention"][299]["to"] == []  # nothing that could be seen
 
 
 def test_what_was_compressed_goes_with_the_slot_that_it_is_a_part_of():
@@ -219,6 +244,23 @@ def test_in_switch_a_swap_changes_one_signal_only():
         expected, _ = by_hand(policy, episode, lambda t, acting: None, other)
         np.testing.assert_allclose(row["total_swapped"]["probabilities"], expected[row["step"]], atol=2e-4)
     assert max(row["total_swapped"]["shift"] for row in told["memories"]) > 0.01
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"wraps": ["stretch=2"]}], ids=["plain", "stretched"])
+def test_in_the_t_maze_a_swap_changes_the_side_that_the_first_observation_names(kwargs):
+    policy = make_policy(env_id="TMaze-v0", length=4, **kwargs)
+    env = make_env("TMaze-v0", length=4, **kwargs)
+    episode = replace(play(policy, env, 1, 5, False), decisions=np.arange(5) == 4)
+    assert episode.facts.tolist() == [0, -1, -1, -1, -1]
+    rows = audit(policy, episode, look(policy, episode), 3, swap=env.unwrapped.core.swap_observation)["memories"]
+    first = episode.observations[0]["observation"]
+    other = [{**episode.observations[0], "observation": first * [1, -1]}, *episode.observations[1:]]
+    expected = by_hand(policy, replace(episode, observations=other), lambda t, acting: None)[0][4]
+    assert len(rows) == 3
+    for row in rows:
+        np.testing.assert_allclose(row["total_swapped"]["probabilities"], expected, atol=2e-4)
+        assert row["direct_swapped"] is not None
+    assert rows[0]["total_swapped"]["shift"] > 0.001
 
 
 # What it finds in the shipped policy

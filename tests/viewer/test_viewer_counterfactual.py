@@ -97,7 +97,7 @@ def test_the_shipped_policy_takes_the_other_door_without_the_ball(tmp_path):
     assert counterfactual["probabilities"][139] == pytest.approx(row["total_removed"]["probabilities"], abs=2e-4)
 
 
-@pytest.mark.parametrize(("seed", "is_longer"), [(3, True), (6, False)])
+@pytest.mark.parametrize(("seed", "is_longer"), [(4, True), (10, False)])
 @pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280-light", "390-dark"])
 def test_both_episodes_are_shown_until_the_last_is_over(open_page, tmp_path, seed, is_longer, viewport, scheme):
     page, (record,) = make_page(tmp_path, GRU, "--seed", str(seed))

@@ -166,6 +166,20 @@ def test_the_list_of_episodes(open_page, corridor):
     assert tab.troubles == []
 
 
+def test_another_episode_replaces_the_view_even_if_its_look_has_the_same_number(open_page, corridor):
+    path, (first, second) = corridor
+    assert first["shows"]["texts"][0] != second["shows"]["texts"][0]  # balls of different colours
+    tab = open_page(path, "#t=0")
+    for episode, seed in ((1, 4), (0, 3)):
+        tab.page.evaluate(f"location.hash = '#e={episode}&t=0'")
+        tab.until(f"document.documentElement.dataset.ready === '{episode}' && !page.due")
+        tab.wait_for_step(0)
+        image = make_env("Corridor-v0", **CORRIDOR).reset(seed=seed)[0]["image"]
+        np.testing.assert_array_equal(tab.image("#view"), render_observation(image, 16))
+        assert tab.page.input_value("#episode") == str(episode)  # the list follows the address
+    assert tab.troubles == []
+
+
 def test_sorting_layers_and_heads(open_page, corridor):
     path, (record, _) = corridor
     tab, t = open_page(path, "#t=60"), 60

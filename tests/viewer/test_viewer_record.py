@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import gymnasium as gym
@@ -29,7 +30,7 @@ from expire_span_rl.viewer.film import (
     pack_observations,
 )
 from expire_span_rl.viewer.play import look
-from expire_span_rl.viewer.record import record
+from expire_span_rl.viewer.record import numbers_of, record
 from expire_span_rl.viewer.video import WIDE, scenes, video
 
 
@@ -47,6 +48,18 @@ def numbers(kind: str, steps: int = 40) -> dict:
     )
 
 
+def test_small_rewards_add_up_to_their_return():
+    """-1/1499 at each of 1,499 steps, as in a T-maze, and one reward that is large."""
+    policy = make_policy("gru")
+    rewards = np.array([*[-1 / 1499] * 1499, 123456.75])
+    data = numbers_of(policy, replace(play_steps(policy, 3), rewards=rewards), ["n", "e", "s", "w"])
+    assert data["returns"][1498] == -1 and data["returns"][0] == data["rewards"][0] == -0.00066711141
+    assert sum(data["rewards"][:1499]) == pytest.approx(-1, abs=1e-6)
+    assert data["return"] == data["returns"][-1] == 123455.75
+    unknown = numbers_of(policy, replace(play_steps(policy, 3), rewards=np.array([1.0, np.nan, 1.0])), list("nesw"))
+    assert unknown["rewards"] == [1, None, 1] and unknown["returns"] == [1, None, None] and unknown["return"] is None
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_record_of_any_kind_is_json_and_its_sums_are_right(kind):
     data = json.loads(json.dumps(numbers(kind), allow_nan=False))
@@ -54,6 +67,13 @@ def test_the_record_of_any_kind_is_json_and_its_sums_are_right(kind):
     assert all(sum(row) == pytest.approx(1, abs=3e-4) for row in data["probabilities"])
     assert data["return"] == pytest.approx(sum(data["rewards"]))
     assert len(data["layers"]) == (2 if KINDS[kind].stores else 0)
+    memory = make_policy(kind).initial_memory(1)
+    if KINDS[kind].stores:
+        sizes = zip(data["layers"], memory.slot_bytes(), strict=True)
+        mean_bytes = sum(np.mean(layer["live"]) * size for layer, size in sizes)
+        assert data["state_bytes"] == pytest.approx(mean_bytes, abs=0.5) and data["state_bytes"] > 0
+    else:
+        assert data["state_bytes"] == int(memory.bytes()[0])
     oldest = 0
     for layer in data["layers"]:
         for t in range(40):
@@ -148,6 +168,22 @@ def test_the_agent_stands_where_the_place_says(env_id):
         assert red.mean() > 0.15
         if any(env.step((1, 1, 0, 1, 2)[t % 5])[2:4]):
             break
+
+
+@pytest.mark.parametrize(("wrap", "is_one_world"), [("fresh_episodes=2", False), ("episodes=2", True)])
+def test_fresh_episodes_have_worlds_of_their_own(wrap, is_one_world):
+    """A place of the first episode is not looked for in the picture of the second, unless both have the same draw."""
+    env = make_env("Corridor-v0", wraps=[wrap], min_length=3, max_length=3, render_mode="rgb_array")
+    env.reset(seed=0)
+    film = Film()
+    for action in (1, 1, 0, 1):  # the door is at the third step
+        film(env)
+        env.step(action)
+    packed = film.packed()
+    shown = [columns for columns in packed["shown"] if columns != -1]
+    assert len(shown) == (1 if is_one_world else 2)
+    assert [packed["places"][0][0] in columns for columns in shown] == ([True] if is_one_world else [True, False])
+    assert packed["places"][3][0] in shown[-1]
 
 
 def test_in_a_wrapped_task_hidden_steps_show_no_fact_and_decide_nothing():

@@ -10,9 +10,10 @@ from viewer_cases import SHIPPED, make_policy, play_steps
 
 from expire_span_rl.envs import make_env
 from expire_span_rl.policies import load_policy
+from expire_span_rl.viewer.counterfactual import forgetting_of
 from expire_span_rl.viewer.naming import describe_cells, describe_observations
-from expire_span_rl.viewer.play import play
-from expire_span_rl.viewer.story import first_forgetting, story
+from expire_span_rl.viewer.play import Forgetting, play
+from expire_span_rl.viewer.story import NO_DECISION, first_forgetting, story
 
 NAMES = ["north", "east", "south", "west"]
 
@@ -35,7 +36,7 @@ def record(rows=(), *, decisions=(9,), ends=(10, 3, 4, *[10] * 7), span=None, **
     layer = {"end": list(ends), "span": span, "live": [min(t + 1, 8) for t in range(10)]}
     audit = {
         "memories": list(rows), "decisions": list(decisions), "influence": [0.0] * 10, "decisions_named": True,
-        "measured_per_decision": 3,
+        "measured_per_decision": 3, "changes_action": [False] * 10,
     }  # fmt: skip
     return {
         "layers": [layer], "steps": 10, "action_names": NAMES, "state_bytes": 0, "deterministic": True, "audit": audit,
@@ -121,7 +122,7 @@ def test_nothing_that_was_measured():
 
 def test_memories_without_slots():
     data = record(layers=[], decisions=(2,), state_bytes=256)
-    data["audit"]["influence"] = [0.0, 0.0, 0.4, *[0.1] * 7]
+    data["audit"] |= {"influence": [0.0, 0.0, 0.4, *[0.1] * 7], "changes_action": [True] * 10}
     assert story(data)["step"] == 2 and story(data)["detail"] == "" and story(data)["written"] is None
     assert headline(data) == (
         "Remembers in one state of 256 bytes, in which observations cannot be told apart. "
@@ -132,6 +133,28 @@ def test_memories_without_slots():
     none = story(record(layers=[], decisions=()))
     assert none["headline"] == "Has no memory: every action follows from what the agent sees at that step."
     assert none["step"] == 9
+
+
+def test_a_memory_without_slots_is_judged_at_the_decisions_that_the_environment_names():
+    data = record(layers=[], decisions=(4, 6), state_bytes=256)
+    data["audit"] |= {"influence": [0.0, 0.0, 0.9, 0.0, 0.4, 0.0, 0.3, *[0.1] * 3], "changes_action": [True] * 10}
+    data["story"] = story(data)
+    assert data["story"]["step"] == 4 and forgetting_of(data) == Forgetting(4, None)
+    data["audit"]["changes_action"][4] = False
+    data["story"] = story(data)
+    assert data["story"]["step"] == 6 and forgetting_of(data) == Forgetting(6, None)
+    data["audit"]["changes_action"][6] = False
+    data["story"] = story(data)
+    assert headline(data).endswith(
+        "It matters most at step 4: emptied, it shifts the action probabilities by 0.40, but the action stays the same."
+    )
+    assert forgetting_of(data) is None
+    data["audit"] |= {"changes_action": [True] * 10, "decisions": []}
+    data["story"] = story(data)
+    assert headline(data).endswith(f"cannot be told apart. {NO_DECISION}")
+    assert forgetting_of(data) is None
+    data["audit"]["decisions_named"] = False
+    assert story(data)["step"] == 2  # where it names none at all, any step may be one
 
 
 @pytest.mark.parametrize(("ends", "step"), [((10, 3, 4, *[10] * 7), 8), ((10,) * 10, 2), ((10, 9, *[10] * 8), 9)])

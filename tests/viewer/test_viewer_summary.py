@@ -99,6 +99,9 @@ def test_of_many_kinds_the_ends_are_shown():
 def test_many_things_are_counted():
     cells = np.array([[[5, 0, 0], [5, 1, 0], [7, 2, 0]], [[4, 0, 1], [4, 2, 1], [1, 0, 0]]], np.uint8)
     assert describe_cells(cells) == "one box, 2 doors and 2 keys"
+    balls = [[6, 0, 0]] * 3 + [[6, 2, 0]]  # three red ones and a blue one
+    assert describe_cells(np.array(balls + [[5, 0, 0], [4, 0, 1]])) == "4 balls, one door and one key"
+    assert describe_cells(np.array(balls)) == "red ball and blue ball"
 
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280-light", "390-dark"])

@@ -84,13 +84,13 @@ class Seen {
   }
 
   draw(canvas, t) {
-    const look = this.which[t];
-    if (canvas.dataset.look === String(look)) return;
-    canvas.dataset.look = look;
+    const look = this.looks[this.which[t]];
+    if (canvas.look === look) return; // drawn already; every episode has looks of its own
+    canvas.look = look;
     canvas.width = this.width;
     canvas.height = this.height;
     const context = canvas.getContext("2d");
-    this.looks[look].forEach((tile, i) => {
+    look.forEach((tile, i) => {
       drawTile(context, this, tile, (i % this.wide) * this.size, Math.floor(i / this.wide) * this.size);
     });
   }

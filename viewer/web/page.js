@@ -87,13 +87,11 @@ const page = {
     const { record, t } = this;
     if (this.film) this.drawWorld();
     this.seen.draw(byId("view"), t);
-    let returnSoFar = 0;
-    for (let i = 0; i <= t; i++) returnSoFar += record.rewards[i];
     const facts = {
       step: t,
       action: actionText(record, t),
       reward: trimmed(record.rewards[t]),
-      "return so far": trimmed(returnSoFar),
+      "return so far": trimmed(record.returns[t]),
       value: record.values[t]?.toFixed(3) ?? "–",
     };
     const nodes = Object.entries(facts).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]);
@@ -160,6 +158,7 @@ const page = {
     this.seen = await Seen.of(data.seen);
     this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
     this.beyond = 0;
+    byId("episode").value = index;
     byId("thumbs").replaceChildren();
     delete byId("effect").dataset.state;
     this.buildTimelines();
@@ -190,7 +189,11 @@ const page = {
   },
 };
 
-const trimmed = (number) => String(Number((number ?? NaN).toFixed(4)));
+/** A number with four digits behind the point, or four significant ones if it is small. */
+const trimmed = (number) => {
+  const value = number ?? NaN;
+  return String(Number(Math.abs(value) < 0.1 ? value.toPrecision(4) : value.toFixed(4)));
+};
 
 /** What is known of an observation, for the tip at the pointer. */
 function tipText(page, written) {
@@ -340,7 +343,6 @@ function begin() {
   byId("address-note").hidden = location.protocol === "about:";
   listen();
   const { e, t } = parseAddress(), index = e !== undefined && e < list.length ? e : 0;
-  byId("episode").value = index;
   page.open(index, t).catch((error) => {
     byId("title").textContent = `The page could not be read: ${error.message}`;
     throw error;
