@@ -28,7 +28,7 @@ from expire_span_rl import building, checks, files, outputs, visualization
 from expire_span_rl import settings as config
 from expire_span_rl.agents.checkpoint import check_metadata
 from expire_span_rl.environments import environment_of
-from expire_span_rl.envs import EnvError, make_env
+from expire_span_rl.envs import EnvError, make_env, naming
 from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.policies.io import LONGEST_HEADER, policy_info
 
@@ -459,6 +459,8 @@ def test_an_environment_that_is_named_by_its_class_keeps_its_arguments(named, in
         "import gymnasium as gym\nclass Plate(gym.Env):\n    pass\ngym.register('Plate-v0', entry_point=Plate)\n"
     )
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for memory in ("_imported", "_registered", "_classes"):  # what later tests would import in their own processes
+        monkeypatch.setattr(naming, memory, dict(getattr(naming, memory)))
     info = {"env": named, "env_kwargs": {"delay": 50, "wraps": ["stretch=2"]}}
     expected = ("Plate-v0" if named.endswith("-v0") else "meant_envs/Plate", info["env_kwargs"])
     try:

