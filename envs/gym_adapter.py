@@ -29,10 +29,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from expire_span_rl.checks import is_difficulty, is_share, shown
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.infos import last_info_problem, plain_info
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
 from expire_span_rl.envs.minigrid_view import speed_up
 from expire_span_rl.envs.timeout import Overdue, call_within
@@ -41,8 +41,6 @@ from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_a
 SEEDS = 2**31
 """Environments get seeds below this, since NumPy's legacy generator and many simulators accept none above 2^32."""
 LARGEST_REWARD = float(np.finfo(np.float32).max)
-_RESERVED = {"final_obs", "final_info", "final_observation", ACTION_MASK}
-_PLAIN = {bool, int, float, str}
 
 
 class EnvironmentWarning(UserWarning):
@@ -337,47 +335,6 @@ def warn_outside(name: str, entries: set[str]) -> None:
 
 _WARNINGS: set[str] = set()
 """Warnings that were issued; each is issued once."""
-
-
-def plain_info(info: Mapping[str, Any], shaping: bool = False) -> dict[str, Any]:
-    """The numbers, flags and texts of an info, without everything else.
-
-    shaping: whether to pass on `shaping`. The key has a meaning in this toolkit (`envs.core`) and may have another one
-    in other packages."""
-    plain = {}
-    for key, value in info.items():
-        if type(value) not in _PLAIN:
-            value = plain_value(value)
-            if value is None:
-                continue
-        is_reserved = key in _RESERVED or (key == "shaping" and not shaping)
-        if isinstance(key, str) and not is_reserved and not key.startswith("_"):
-            plain[key] = value
-    return plain
-
-
-def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> str:
-    """What is wrong with the success or the difficulty in the info of an episode's last step, "" if nothing is. Without
-    a success, the return is reported."""
-    success = info.get("is_success")
-    if success is not None and not is_share(plain_value(success)):
-        return f"is_success: expected a flag or a number from 0 to 1, got {shown(repr(success), 40)}"
-    if difficulty_key is not None and not is_difficulty(plain_value(info.get(difficulty_key))):
-        return (
-            f"info of the last step: expected a number of at least 0 as {difficulty_key!r}, which metadata["
-            f"'difficulty_key'] names, got {shown(repr(info.get(difficulty_key)), 40)}"
-        )
-    return ""
-
-
-def plain_value(value: Any) -> bool | int | float | str | None:
-    """The value as Python's own type; None if it is no number, flag or text."""
-    if isinstance(value, np.ndarray) and value.ndim == 0 or isinstance(value, np.generic):
-        value = value.item()
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return None
 
 
 def _check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:

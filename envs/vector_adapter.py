@@ -25,12 +25,10 @@ from expire_span_rl.envs.gym_adapter import (
     describe_error,
     episode_seed,
     failure,
-    last_info_problem,
-    plain_info,
-    plain_value,
     sample_action,
     warn_outside,
 )
+from expire_span_rl.envs.infos import last_info_problem, plain_column, plain_info
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
 from expire_span_rl.envs.timeout import call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
@@ -244,7 +242,7 @@ class AdaptedVectorEnv(VectorWrapper):
                 continue
             mask = infos.get(f"_{key}")
             mask = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
-            column, mask = _plain_column(value, mask) if value.dtype == object else (value.copy(), mask)
+            column, mask = plain_column(value, mask) if value.dtype == object else (value.copy(), mask)
             if column.dtype.kind in "biufUO" and (mask.any() or value.dtype != object):
                 plain[key], plain[f"_{key}"] = column, mask
         return plain
@@ -288,19 +286,6 @@ def _has_tasks(env: VectorEnv) -> bool:
     if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
         return all(inner.call("has_wrapper_attr", "core_class"))  # of `core_adapters.SingleEnv`
     return isinstance(inner, BatchedVectorEnv)
-
-
-def _plain_column(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of objects as numbers, flags or texts, and the mask of the rows that have one. Numbers and texts
-    together stay objects."""
-    plain = [plain_value(value) if is_given else None for value, is_given in zip(values, mask, strict=True)]
-    mask = np.array([value is not None for value in plain])
-    present = [value for value in plain if value is not None]
-    has_texts = {isinstance(value, str) for value in present}
-    array = np.array(present, object if len(has_texts) == 2 else None)
-    column = np.zeros(len(values), array.dtype)
-    column[mask] = array
-    return column, mask
 
 
 def _split_rows(observation: Any, count: int) -> list[Any]:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expire_span_rl import envs
-from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning, adapt, episode_seed, plain_info
+from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning, adapt, episode_seed
+from expire_span_rl.envs.infos import plain_info
 from expire_span_rl.spaces import no_action, previous_action
 
 NESTS = {

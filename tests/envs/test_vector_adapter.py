@@ -8,7 +8,7 @@ import pytest
 from env_cases import Batch, Counter, Maker, Patched, Stranger
 
 from expire_span_rl import envs
-from expire_span_rl.envs.vector_adapter import _plain_column
+from expire_span_rl.envs.infos import plain_column
 
 
 def test_a_vector_environment_of_another_package():
@@ -97,9 +97,9 @@ def test_infos_that_gymnasium_keeps_as_objects_are_passed_on():
     final_info = infos["final_info"]
     assert final_info["is_success"].tolist() == [True] * 2 and final_info["is_success"].dtype == bool
     assert final_info["_is_success"].tolist() == [True] * 2
-    values, mask = _plain_column(np.array(told, object), np.array([True, False, True, True, True]))
+    values, mask = plain_column(np.array(told, object), np.array([True, False, True, True, True]))
     assert values.tolist() == [1, 0, 0.5, 0, 0] and mask.tolist() == [True, False, True, False, False]
-    values, _ = _plain_column(np.array(told, object), np.ones(5, bool))
+    values, _ = plain_column(np.array(told, object), np.ones(5, bool))
     assert values.tolist()[:3] == [True, "text", 0.5]
 
 
