@@ -25,6 +25,7 @@ from expire_span_rl.agents.actor import Actor, Delivery, Request
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.ray_cluster import RayCluster
 from expire_span_rl.agents.rollout import Rollout, RolloutsEnded, check_difference, far_seed
+from expire_span_rl.agents.schedules import whole_rollouts
 from expire_span_rl.agents.transport import recompute_memory, size, unpack
 from expire_span_rl.interrupts import unblock
 from expire_span_rl.protocols import LearningPolicy
@@ -180,7 +181,7 @@ class ActorPool:
     @property
     def _context_steps(self) -> int:
         """Steps of context that actors keep, in whole rollouts. It is at least one rollout, to measure the drift."""
-        return -(-max(self.refresh, 1) // self.num_steps) * self.num_steps
+        return whole_rollouts(max(self.refresh, 1), self.num_steps)
 
     def _start_actor(self) -> Any:
         """Starts an actor, with a seed that no other one had."""

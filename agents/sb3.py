@@ -21,7 +21,7 @@ from expire_span_rl.agents.episodes import MEAN_EPISODES
 from expire_span_rl.agents.guard import Backup, Deadline, NotFinite, TrainingEnded, check_modules, report_skipped_update
 from expire_span_rl.agents.kept_policy import KeptPolicy
 from expire_span_rl.agents.rollout import check_arrays, far_seed, select_prefix
-from expire_span_rl.agents.schedules import Schedules
+from expire_span_rl.agents.schedules import Schedules, whole_rollouts
 from expire_span_rl.agents.settings import SB3Config
 
 SAME_NAMES = (
@@ -60,7 +60,7 @@ class SB3Trainer:
             raise ValueError(
                 f"--batch-size: expected no minibatch of one of {self.rollout_size}, got {config.batch_size}"
             )
-        self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
+        self.total_timesteps = whole_rollouts(total, self.rollout_size)
         self.updates = 0
         self._env_seed = env_seed
         self.stop = threading.Event()
@@ -93,7 +93,7 @@ class SB3Trainer:
 
     def go_on(self, timesteps: int) -> None:
         """Makes this a training of so many steps more, rounded up to whole rollouts."""
-        self.total_timesteps = self.timesteps + -(-timesteps // self.rollout_size) * self.rollout_size
+        self.total_timesteps = self.timesteps + whole_rollouts(timesteps, self.rollout_size)
 
     def update(self) -> dict[str, float]:
         """One rollout, and learning from it (one turn of `OnPolicyAlgorithm.learn`). Returns metrics for the log.

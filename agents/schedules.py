@@ -72,6 +72,11 @@ class Schedules:
         return f"{total - timesteps:,} steps remain{changes}"
 
 
+def whole_rollouts(steps: int, rollout_size: int) -> int:
+    """The steps, rounded up to whole rollouts."""
+    return -(-steps // rollout_size) * rollout_size
+
+
 def noisy_rollouts(begun: int, timesteps: int, total: int, rollout_size: int) -> int:
     """How many of the rollouts that are left after `timesteps` of `total` steps have training noise: all but the last
     part of those from step `begun` on, and but the last one."""

@@ -26,7 +26,7 @@ from expire_span_rl.agents.rollout import (
     check_difference,
     select_prefix,
 )
-from expire_span_rl.agents.schedules import Schedules, noisy_rollouts
+from expire_span_rl.agents.schedules import Schedules, noisy_rollouts, whole_rollouts
 from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
@@ -73,7 +73,7 @@ class Trainer:
             replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
         )
         self.rollout_size = agent.config.num_steps * env.num_envs
-        self.total_timesteps = -(-total // self.rollout_size) * self.rollout_size
+        self.total_timesteps = whole_rollouts(total, self.rollout_size)
         self.timesteps = 0
         self.begun = 0
         """The step at which this training was last given another length (`go_on`, `load_state`)."""
@@ -126,7 +126,7 @@ class Trainer:
 
     def go_on(self, timesteps: int) -> None:
         """Makes this a training of so many steps more, rounded up to whole rollouts."""
-        self.total_timesteps = self.timesteps + -(-timesteps // self.rollout_size) * self.rollout_size
+        self.total_timesteps = self.timesteps + whole_rollouts(timesteps, self.rollout_size)
         self.begun = self.timesteps
 
     def update(self) -> dict[str, float]:

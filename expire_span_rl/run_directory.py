@@ -20,6 +20,7 @@ import gymnasium as gym
 
 from expire_span_rl.agents.checkpoint import check_metadata, not_finite
 from expire_span_rl.agents.guard import NotFinite, check_modules
+from expire_span_rl.agents.schedules import whole_rollouts
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
 from expire_span_rl.envs import EnvError, EnvironmentFailed
@@ -347,7 +348,7 @@ def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     if rate is not None:
         state = {**state, "learning_rate": rate, "starts": {**state["starts"], "learning_rate": rate}}
     if total is not None:
-        state["total"] = -(-int(total) // trainer.rollout_size) * trainer.rollout_size
+        state["total"] = whole_rollouts(int(total), trainer.rollout_size)
     return state
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from expire_span_rl.agents.schedules import whole_rollouts
 from expire_span_rl.checks import shown
 from expire_span_rl.files import write_atomically
 
@@ -150,7 +151,7 @@ def snapshot_path(path: Path, timesteps: int) -> Path:
 def snapshot_spacing(checkpoint_every: int, rollout_size: int) -> int:
     """Steps between two snapshots: `checkpoint_every`, rounded up to whole rollouts. Snapshots are of its multiples, so
     that a run which is resumed has those of one that was never stopped."""
-    return -(-checkpoint_every // rollout_size) * rollout_size
+    return whole_rollouts(checkpoint_every, rollout_size)
 
 
 def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
