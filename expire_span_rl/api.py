@@ -223,7 +223,7 @@ def load(
 
 
 def _observation_space(env: Environment | None, info: Mapping[str, Any], path: Any) -> spaces.Dict:
-    """That of an environment as `make_env` wraps it."""
+    """That of an environment as `make_env` wraps it, read as the policy at `path` reads it."""
     if env is None or isinstance(env, str):
         name, kwargs = environment_of(env or "", (), info, path)
         single = make_env(name, **kwargs)

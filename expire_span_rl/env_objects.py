@@ -54,9 +54,9 @@ def reference(env: Any, encoder: str = "auto") -> dict[str, Any]:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
         kwargs = None
-    return (
-        {"env": "", "env_kwargs": {}} if kwargs is None else {"env": env.spec.id, **public_kwargs(env.spec.id, kwargs)}
-    )
+    if kwargs is None:
+        return {"env": "", "env_kwargs": {}}
+    return {"env": env.spec.id, **public_kwargs(env.spec.id, kwargs)}
 
 
 def _remaking(env: Any) -> dict[str, Any] | None:

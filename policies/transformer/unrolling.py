@@ -186,16 +186,16 @@ class _LayerPass:
             lives = self._lives()
         is_new = torch.zeros_like(slots.position, dtype=torch.bool)
         is_new[:, -self.axis.num_steps :] = True
-        loss = kind.loss(self.projection.normed, is_new, lives, self.layer.kind_noise(self.axis.noise), pressure)
-        attention_cost = kind.attention_cost(self.reading.weights, self.reading.age, pressure)
-        if attention_cost is not None:
-            loss = attention_cost if loss is None else loss + attention_cost
+        losses = [
+            kind.loss(self.projection.normed, is_new, lives, self.layer.kind_noise(self.axis.noise), pressure),
+            kind.attention_cost(self.reading.weights, self.reading.age, pressure),
+        ]
         if extension is not None and slots.num_unordered:
             visible = self.reading.visible[:, :, : slots.num_unordered]
             queries = self.reading.queries.detach()
-            merge_loss = kind.merge_loss(self.layer.frozen_keys_values, queries, extension.blocks, visible)
-            loss = merge_loss if loss is None or merge_loss is None else loss + merge_loss
-        return loss
+            losses.append(kind.merge_loss(self.layer.frozen_keys_values, queries, extension.blocks, visible))
+        given = [loss for loss in losses if loss is not None]
+        return sum(given[1:], given[0]) if given else None
 
     def _latest_use(self) -> Tensor:
         """[B,C] the largest age at which attention used each slot in this rollout; -1 if never."""
