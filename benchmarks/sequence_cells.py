@@ -175,14 +175,14 @@ def evaluate_blocks(
     Returns what was evaluated, `asked` answers, `accuracy`, `bits` (-log2 of the probability of the right action),
     `flawless`: the share of streams in which every action was right, the silent ones too. In these a policy that gets
     its own previous actions acts the same. Live memories (`live_mean`, `live_max` [L]) are counted at the first step of
-    each block."""
+    each block. There is no training noise."""
     env = make_vec_env(env_id, streams, **env_kwargs)
     source = BlockSource(env, policy, num_steps, FIRST_SEED)
     sums, flawless = np.zeros(3), torch.ones(streams, dtype=torch.bool)  # asked, right, nats
     means, largest, occupied = [], [], []
     with torch.no_grad():
         for begun in range(0, steps, num_steps):
-            block, _ = source.collect()
+            block, _ = source.collect(num_noisy=0)
             out = policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
             block.answers = answers_of(policy, out, block)
             counts = (begun + torch.arange(num_steps, device=block.is_query.device) < steps)[:, None]

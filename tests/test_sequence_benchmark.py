@@ -109,6 +109,17 @@ def test_a_policy_that_knows_nothing_is_at_chance():
     assert result["bits"] == pytest.approx(2.32, abs=0.2)  # log2 of 5 actions
 
 
+def test_evaluations_have_no_training_noise():
+    """The same weights answer alike, whether heads are left out in training or not."""
+    dropouts = [["--head-dropout", "0.5"], ["--head-dropout", "0"]]
+    noisy, plain = (build(parse_sequence([*SMALL, "--num-layers", "3", *flags])).policy for flags in dropouts)
+    torch.nn.init.normal_(plain.policy_head.weight)  # it begins as 0, which hides all heads
+    noisy.load_state_dict(plain.state_dict())
+    kwargs = {"delay": 6, "length": 3, "vocabulary": 3}
+    results = [evaluate_blocks(policy, "Copy-v0", kwargs, streams=20, steps=60) for policy in (noisy, plain)]
+    assert results[0]["bits"] == pytest.approx(results[1]["bits"], rel=1e-4)
+
+
 def test_trials_are_the_same_for_all_kinds_and_the_best_one_is_chosen():
     kinds = ("expire_span", "transformer_xl", "adaptive_span", "compressive")
     assert all(trial_settings(kind, 1) == {} for kind in kinds)
