@@ -36,6 +36,10 @@ class Schedules:
         """Every value at `progress`, by name."""
         return {name: between(start, self.ends[name], progress) for name, start in self.starts.items()}
 
+    def noisy_rollouts(self, begun: int, timesteps: int, total: int, rollout_size: int) -> float:
+        """How many of the rollouts that are left have training noise (`noisy_rollouts`)."""
+        return noisy_rollouts(begun, timesteps, total, rollout_size)
+
     def state(self, total: int) -> dict[str, Any]:
         """The schedules' state, JSON-able. total: steps of the training."""
         return {"begun": self.start_step, "starts": self.starts, "total": total, "learning_rate": self.learning_rate}

@@ -26,7 +26,7 @@ from expire_span_rl.agents.rollout import (
     check_difference,
     select_prefix,
 )
-from expire_span_rl.agents.schedules import Schedules, noisy_rollouts, whole_rollouts
+from expire_span_rl.agents.schedules import Schedules, whole_rollouts
 from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
@@ -161,7 +161,7 @@ class Trainer:
         """Does the work of `update`. backup: of what the agent changes."""
         # Collect.
         start_time = time.perf_counter()
-        num_noisy = noisy_rollouts(self.begun, self.timesteps, self.total_timesteps, self.rollout_size)
+        num_noisy = self.schedules.noisy_rollouts(self.begun, self.timesteps, self.total_timesteps, self.rollout_size)
         if self.controller.set_noise(num_noisy > 0):
             self.window.hard.clear()
         rollout, episodes = self.collector.collect(num_noisy)

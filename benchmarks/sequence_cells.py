@@ -21,7 +21,7 @@ from benchmarks.clock import Clock
 from benchmarks.coverage import current_commit
 from expire_span_rl.agents.blocks import BlockSource, answers_of
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
-from expire_span_rl.agents.schedules import Schedules
+from expire_span_rl.agents.schedules import NOISELESS_PART, Schedules
 from expire_span_rl.building import build
 from expire_span_rl.envs import make_vec_env
 from expire_span_rl.evaluation import FIRST_SEED
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 
 
 class TimedSchedules(Schedules):
-    """Schedules that follow the time that was spent, not the steps."""
+    """Schedules that follow the time that was spent, not the steps. Training noise ends with the time, too."""
 
     def __init__(self, schedules: Schedules, clock: Clock, limit: float):
         super().__init__(schedules.starts, schedules.ends)
@@ -55,6 +55,11 @@ class TimedSchedules(Schedules):
     def progress(self, timesteps: int, total: int) -> float:
         """The fraction of the time that is over."""
         return min(1.0, self.clock.seconds() / self.limit)
+
+    def noisy_rollouts(self, begun: int, timesteps: int, total: int, rollout_size: int) -> float:
+        """0 in the last part of the time, infinite before it: how many are left then is not known."""
+        is_last_part = NOISELESS_PART * (1 - self.progress(timesteps, total)) <= 1
+        return 0 if is_last_part else math.inf
 
 
 def read_cells(out: Path) -> dict[Cell, dict[str, Any]]:

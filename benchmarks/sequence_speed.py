@@ -17,6 +17,7 @@ from benchmarks.sequence_cells import Cell, Stopwatch, evaluate_blocks, peak_mem
 from benchmarks.workers import in_processes
 from expire_span_rl import cli
 from expire_span_rl.agents import Trainer
+from expire_span_rl.agents.schedules import Schedules
 from expire_span_rl.building import build
 from expire_span_rl.policies import load_policy
 from expire_span_rl.policies.io import write_atomically
@@ -29,6 +30,14 @@ COLUMNS = (
     "peak_memory_mb", "commit",
 )  # fmt: skip
 SHORT = 20_000  # steps: longer evaluations are not repeated here
+
+
+class NoiselessSchedules(Schedules):
+    """Schedules of blocks without training noise, which would skip time, and so drop memories."""
+
+    def noisy_rollouts(self, begun: int, timesteps: int, total: int, rollout_size: int) -> float:
+        """None of them has any."""
+        return 0
 
 
 def compare_speed(
@@ -82,7 +91,8 @@ def compare_speed(
 
 
 def trainer_at(path: Path, config: Mapping[str, Any], delay: int) -> Any:
-    """A trainer that goes on from a policy without changing it, in streams that all have this delay."""
+    """A trainer that goes on from a policy without changing it, in streams that all have this delay, without training
+    noise."""
     kwargs = json.loads(config["env_kwargs"])
     if "delay" in kwargs:
         kwargs |= {"delay": delay, "min_delay": delay}
@@ -95,6 +105,7 @@ def trainer_at(path: Path, config: Mapping[str, Any], delay: int) -> Any:
         settings["fixed_pressure"] = 1.0  # the loss of spans is computed, as in a training that forgets
     trainer = cast(Trainer, build(Settings.from_flat(complete(settings, str(path))), say=lambda line: None).trainer)
     trainer.policy.load_state_dict(policy.state_dict())
+    trainer.agent.schedules = NoiselessSchedules(trainer.schedules.starts, trainer.schedules.ends)
     trainer.agent.update = Stopwatch(trainer.agent.update, trainer.policy.device)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from script_cases import call, csv_rows
 
-from benchmarks import sequence, sequence_speed
+from benchmarks import sequence, sequence_cells, sequence_speed
 from benchmarks.sequence_cells import Cell, evaluate_blocks, read_cells, train_for
 from benchmarks.sequence_report import results_csv, summary
 from benchmarks.sequence_search import best_trial, trial_settings
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
 from expire_span_rl.evaluation import evaluate
+from expire_span_rl.policies import save_policy
 
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16"]
 SMALL += ["--delay", "6", "--length", "3", "--vocabulary", "3"]
@@ -86,6 +87,31 @@ def test_a_training_that_was_stopped_goes_on_with_its_time(tmp_path):
     assert again["blocks"] == whole["blocks"] and again["ms_per_block"] == whole["ms_per_block"]
     ours, theirs = third.policy.state_dict(), second.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_last_tenth_of_the_time_is_without_noise(monkeypatch):
+    """However many steps the settings name. The clock goes on by 0.25 s per block here."""
+    trainer = build(parse_sequence([*SMALL, "--total-blocks", "2"])).trainer
+    collect, noise, seconds = trainer.collector.collect, [], [0.0]
+    monkeypatch.setattr(sequence_cells.Clock, "seconds", lambda clock: seconds[0])
+
+    def timed_collect(num_noisy):
+        noise.append(num_noisy > 0)
+        seconds[0] += 0.25
+        return collect(num_noisy)
+
+    monkeypatch.setattr(trainer.collector, "collect", timed_collect)
+    train_for(trainer, limit=5.0)
+    assert noise == [True] * 18 + [False] * 2
+
+
+def test_speed_is_measured_without_noise(tmp_path, monkeypatch):
+    run = build(parse_sequence([*SMALL, "--head-dropout", "0.5"]))
+    save_policy(run.policy, tmp_path / "policy.safetensors", run.info)
+    trainer = sequence_speed.trainer_at(tmp_path / "policy.safetensors", run.settings.flat(), 5)
+    trainer.update()
+    head_weights = trainer.collector.block.memory.noise[:, :4]
+    assert head_weights.shape == (8, 4) and bool((head_weights == 1).all())
 
 
 def test_blocks_are_answered_as_an_evaluation_answers():

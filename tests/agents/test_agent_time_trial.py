@@ -9,7 +9,7 @@ import pytest
 import torch
 from agent_cases import make_trainer, through_a_file
 
-from expire_span_rl.agents import ForgettingConfig, forgetting, time_trial, training
+from expire_span_rl.agents import ForgettingConfig, forgetting, time_trial
 from expire_span_rl.agents.time_trial import KEPT, LARGEST_LOSS, SETTLED, TimeTrial
 from expire_span_rl.protocols import CONTROL_EVERY
 
@@ -98,7 +98,7 @@ def test_no_time_is_skipped_once_that_is_known_to_harm(monkeypatch, tmp_path):
     assert {score for score, _ in episodes} <= {0.0, 1.0}
     count = len(seen)
     with monkeypatch.context() as last_tenth:  # no time is skipped in it: nothing to compare
-        last_tenth.setattr(training, "noisy_rollouts", lambda *steps: 0)
+        last_tenth.setattr(trainer.schedules, "noisy_rollouts", lambda *steps: 0)
         assert "memory/skipped_time_loss" not in trainer.update() and len(seen) == count
     policy = trainer.policy
     assert policy.can_skip_time
