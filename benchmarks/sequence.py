@@ -7,7 +7,8 @@
 Flags of train_sequence.py may follow. A flag that only some kinds have goes to those kinds, and --set gives one to a
 single kind. A cell is one kind with one seed. It trains for --seconds of its process's CPU time (wall time on a GPU),
 in a process of its own, one cell at a time. Its schedules end with that time. The same command again continues where
-it was killed, in the middle of a training too. More kinds, seeds or variants make the table grow.
+it was killed, in the middle of a training too. What is there of other settings or seconds is refused. More kinds, seeds
+or variants make the table grow.
 --search gives every kind the same number of trials on a seed of their own, and the seeds then train with the best one's
 settings. --variant names cells of other flags, so that they stand beside the others.
 
@@ -25,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import check_settings, lock_directory
+from benchmarks.cells import lock_directory
 from benchmarks.learning import split_arguments
-from benchmarks.sequence_cells import Cell, finish_cell, read_cells
+from benchmarks.sequence_cells import Cell, checkpoint_file, finish_cell, read_cells
+from benchmarks.sequence_checks import check_cell, check_checkpoint
 from benchmarks.sequence_report import is_trial, write_report
 from benchmarks.sequence_search import SEARCH_SEED, best_trial, trial_settings
 from benchmarks.sequence_speed import compare_speed
@@ -42,7 +44,6 @@ from expire_span_rl.settings import Settings
 
 SET_FLAGS = ("--memory", "--seed", "--run-dir", "--resume", "--overwrite", "--total-blocks", "--progress-bar")
 """Flags of train_sequence.py that the benchmark itself sets."""
-IMMATERIAL = {"run_dir", "torch_threads", "progress_bar", "total_timesteps", "quiet", "checkpoint_every"}
 OTHERS = ("expire_span", "transformer_xl", "adaptive_span", "compressive")
 
 
@@ -173,6 +174,11 @@ class Bench:
             for delay in delays
         ]
 
+    def seconds(self, cell: Cell) -> dict[str, float]:
+        """The seconds that a cell is trained for, by the name of their setting."""
+        name = "search_seconds" if is_trial(cell._asdict()) else "seconds"
+        return {name: getattr(self.config, name)}
+
     def planned(self, known: Mapping[Cell, Mapping[str, Any]]) -> list[tuple[Cell, dict[str, Any]]]:
         """The cells, by seed first, and what they set beside the flags: trials, and the seeds as far as the trials are
         there."""
@@ -197,7 +203,10 @@ class Bench:
         known = read_cells(self.out)
         while missing := [(cell, chosen) for cell, chosen in self.planned(known) if cell not in known]:
             cell, chosen = missing[0]
+            remark = self._check_same(cell, chosen, known)
             _say(f"{len(missing)} to go: {cell} {json.dumps(chosen)}")
+            if remark:
+                _say(remark)
             known[cell] = self._finish(cell, chosen)
             _write(self.config, known)
         _write(self.config, known)
@@ -206,11 +215,11 @@ class Bench:
 
     def _finish(self, cell: Cell, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """One cell, in a process of its own."""
-        trial = is_trial(cell._asdict())
         settings = self.settings(cell.kind, cell.seed, chosen)
-        seconds = self.config.search_seconds if trial else self.config.seconds
+        (seconds,) = self.seconds(cell).values()
+        evaluations = self.evaluations(settings, is_trial(cell._asdict()))
         given = {"chosen": dict(chosen), "given": {**self._given(cell.kind), **chosen, **self.own[cell.kind]}}
-        work = (cell, settings, str(self.out), seconds, self.evaluations(settings, trial), given)
+        work = (cell, settings, str(self.out), seconds, evaluations, given)
         (result,) = in_processes(finish_cell, [work], 1)
         scores = ", ".join(f"{e['accuracy']:.4f} ({e['bits']:.3f} bits)" for e in result["evaluations"])
         _say(f"{cell}: {scores}, {result['timesteps'] / 1e6:.2f}M steps in {result['seconds']:.0f} s")
@@ -240,27 +249,16 @@ class Bench:
                 values[name] = argument
         return values
 
-    def _check_same(self, cell: Cell, chosen: Mapping[str, Any], known: Mapping[Cell, Mapping[str, Any]]) -> None:
-        """Raises UsageError if the cell that is there was made with other settings."""
+    def _check_same(self, cell: Cell, chosen: Mapping[str, Any], known: Mapping[Cell, Mapping[str, Any]]) -> str:
+        """Raises UsageError if what is there of a cell was made with other settings. Returns a remark on the checkpoint
+        of one that is not finished, empty if there is none to make."""
+        settings = self.settings(cell.kind, cell.seed, chosen)
+        seconds = self.seconds(cell)
         if cell not in known:
-            return
-        saved = known[cell]["config"]
-        current = json.loads(json.dumps(self.settings(cell.kind, cell.seed, chosen).flat()))
-        names = sorted((saved.keys() | current.keys()) - IMMATERIAL)
-        check_settings(self.out, cell, saved, current, names=names, other="--variant or --out")
-        planned = self.evaluations(self.settings(cell.kind, cell.seed, chosen), is_trial(cell._asdict()))
-        done = known[cell]["evaluations"]
-        if len(planned) != len(done) or not all(map(_is_same_evaluation, planned, done)):
-            raise cli.UsageError(
-                f"{self.out}: expected the evaluations of its cell {cell}, got others (--delays, --streams, "
-                "--eval-steps or --eval-kwargs): name another --variant or --out for them"
-            )
-
-
-def _is_same_evaluation(planned: Mapping[str, Any], done: Mapping[str, Any]) -> bool:
-    """Whether an evaluation of a cell is one that is planned. `done` has more keyword arguments, those of training."""
-    is_same_size = all(planned[name] == done[name] for name in ("streams", "steps"))
-    return is_same_size and all(done["env_kwargs"].get(name) == value for name, value in planned["env_kwargs"].items())
+            return check_checkpoint(self.out, cell, checkpoint_file(self.out, cell), settings.flat(), seconds)
+        evaluations = self.evaluations(settings, is_trial(cell._asdict()))
+        check_cell(self.out, cell, known[cell], settings.flat(), seconds, evaluations)
+        return ""
 
 
 def _own_settings(items: Sequence[str], kind: str) -> dict[str, str]:

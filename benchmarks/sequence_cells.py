@@ -71,6 +71,11 @@ def read_cells(out: Path) -> dict[Cell, dict[str, Any]]:
     return read_cell_files(out, Cell, owner="benchmarks.sequence", is_complete=is_complete)
 
 
+def checkpoint_file(out: Path, cell: Cell) -> Path:
+    """Where the state of a cell's training is kept."""
+    return out / "runs" / f"{cell}.safetensors"
+
+
 Work = tuple[Cell, Settings, str, float, Sequence[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -81,7 +86,8 @@ def finish_cell(work: Work) -> dict[str, Any]:
     cell, settings, out, limit, evaluations, more = work
     folder = Path(out)
     run = build(settings, say=lambda line: None)
-    trained = train_for(run.trainer, limit, folder / "runs" / f"{cell}.safetensors")
+    request = {"settings": settings.flat(), "seconds": limit}
+    trained = train_for(run.trainer, limit, checkpoint_file(folder, cell), request)
     policy = run.policy
     if run.trainer.best is not None:
         policy.load_state_dict(run.trainer.best.weights)
@@ -92,6 +98,7 @@ def finish_cell(work: Work) -> dict[str, Any]:
     result = {
         **cell._asdict(),
         **more,
+        "requested_seconds": limit,
         **trained,
         "policy_timesteps": run.trainer.best.timesteps if run.trainer.best else run.trainer.timesteps,
         "parameters": sum(p.numel() for p in policy.parameters()),
@@ -106,8 +113,11 @@ def finish_cell(work: Work) -> dict[str, Any]:
     return result
 
 
-def train_for(trainer: Any, limit: float, file: Path | None = None) -> dict[str, Any]:
-    """Updates until `limit` seconds are spent, with schedules that end there. file: keeps the state meanwhile.
+def train_for(
+    trainer: Any, limit: float, file: Path | None = None, request: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Updates until `limit` seconds are spent, with schedules that end there. file: keeps the state meanwhile, and
+    `request`, what the training was asked for, JSON-able.
 
     Returns `seconds`, `blocks`, `timesteps`, `ms_per_block` (forward and backward: the median over the second half of
     the time), `peak_memory` in bytes (allocated on a GPU, resident on a CPU) and `curve` ([seconds, steps, *CURVE])."""
@@ -130,9 +140,9 @@ def train_for(trainer: Any, limit: float, file: Path | None = None) -> dict[str,
         progress |= {"seconds": spent, "peak_memory": max(progress["peak_memory"], peak_memory(device))}
         if file is not None and spent > saved + SAVE_EVERY:
             saved = spent
-            _save(trainer, progress, file)
+            _save(trainer, progress, file, request)
     if file is not None:
-        _save(trainer, progress, file)
+        _save(trainer, progress, file, request)
     every = -(-len(progress["curve"]) // CURVE_POINTS) or 1
     return {
         "seconds": progress["seconds"],
@@ -144,10 +154,10 @@ def train_for(trainer: Any, limit: float, file: Path | None = None) -> dict[str,
     }
 
 
-def _save(trainer: Any, progress: Mapping[str, Any], file: Path) -> None:
+def _save(trainer: Any, progress: Mapping[str, Any], file: Path, request: Mapping[str, Any] | None) -> None:
     tensors, figures = trainer.state()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, checkpoint_bytes(tensors, {"trainer": figures, "progress": progress}))
+    write_atomically(file, checkpoint_bytes(tensors, {"trainer": figures, "progress": progress, "request": request}))
 
 
 class Stopwatch:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_cases import call, csv_rows
+from script_cases import ROOT, call, csv_rows
 
 from benchmarks import sequence, sequence_cells, sequence_speed
 from benchmarks.sequence_cells import Cell, evaluate_blocks, read_cells, train_for
+from benchmarks.sequence_checks import is_trained_for
 from benchmarks.sequence_report import results_csv, summary
 from benchmarks.sequence_search import best_trial, trial_settings
+from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence
 from expire_span_rl.evaluation import evaluate
@@ -65,6 +67,13 @@ def test_cells_are_written_once_and_the_table_grows(in_benchmark, monkeypatch, c
     assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2", "--width", "32"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "x: expected --width 16 as in its cell" in error and "name another --variant or --out" in error
+    for flags, setting in (
+        (["--seconds", "0.4"], "--seconds 0.2"),
+        (["--search-seconds", "9"], "--search-seconds 0.1"),
+    ):
+        assert call(sequence, [*TINY, *TWO, "--seeds", "2", "--search", "2", *flags], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert f"x: expected {setting} as in its cell" in error and error.count("\n") == 1
     assert call(sequence, ["--speed-at", "5", *TWO[:3], "--out", "x"], monkeypatch) == 0
     speed = Path("x/speed.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in speed[1:]] == [
@@ -87,6 +96,50 @@ def test_a_training_that_was_stopped_goes_on_with_its_time(tmp_path):
     assert again["blocks"] == whole["blocks"] and again["ms_per_block"] == whole["ms_per_block"]
     ours, theirs = third.policy.state_dict(), second.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(in_benchmark, monkeypatch, capsys):
+    """The training was stopped. Only its own command goes on with it."""
+    flags = [*TINY, "--kinds", "gru", "--seeds", "1"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sequence_cells, "evaluate_blocks", interrupt)
+        assert call(sequence, flags, stopped) == 130
+    file = Path("x/runs/gru-default-1.safetensors")
+    assert file.is_file() and read_cells(Path("x")) == {}
+    capsys.readouterr()
+    for changed, setting in ((["--width", "32"], "--width 16"), (["--seconds", "0.4"], "--seconds 0.2")):
+        assert call(sequence, [*flags, *changed], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert f"x: expected {setting} as in its cell gru-default-1, got" in error
+        assert f"or delete {file}, for other settings" in error and error.count("\n") == 1
+    tensors, metadata = load_checkpoint(file)
+    del metadata["request"]  # as in earlier versions
+    file.write_bytes(checkpoint_bytes(tensors, metadata))
+    assert call(sequence, [*flags, "--seconds", "0.01"], monkeypatch) == 2
+    assert "expected --seconds at least 0." in capsys.readouterr().err
+    assert call(sequence, flags, monkeypatch) == 0
+    assert f"{file}: of an earlier version, which did not save its settings" in capsys.readouterr().err
+    (cell,) = read_cells(Path("x")).values()
+    assert cell["requested_seconds"] == 0.2
+    (Path("x/cells") / "gru-default-1.json").unlink()
+    file.write_bytes(checkpoint_bytes(tensors, {"counters": {}}))
+    assert call(sequence, flags, monkeypatch) == 2
+    assert f"{file}: expected a checkpoint of benchmarks.sequence" in capsys.readouterr().err
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["Copy-v0", "Text-v0"])
+def test_cells_that_do_not_name_their_seconds_are_judged_by_their_last_updates(name):
+    """The committed ones, which had whole tens of them."""
+    for cell in read_cells(ROOT / f"benchmarks/results/sequence-{name}").values():
+        requested = round(cell["seconds"], -1)
+        accepted = [is_trained_for(cell, factor * requested) for factor in (0.9, 1.0, 1.1)]
+        assert "requested_seconds" not in cell and accepted == [False, True, False]
+    assert is_trained_for({"seconds": 60.04, "curve": [[59.0], [60.04]]}, 60.0)
+    assert is_trained_for({"seconds": 59.99, "curve": [[59.0], [59.99]]}, 60.0)  # saving took what was left
 
 
 def test_the_last_tenth_of_the_time_is_without_noise(monkeypatch):
