@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.cells import lock_directory
 from benchmarks.learning import split_arguments
 from benchmarks.sequence_cells import Cell, checkpoint_file, finish_cell, read_cells
-from benchmarks.sequence_checks import check_cell, check_checkpoint
+from benchmarks.sequence_checks import check_cell, check_checkpoint, check_environment, check_is_asked
 from benchmarks.sequence_report import is_trial, write_report
 from benchmarks.sequence_search import SEARCH_SEED, best_trial, trial_settings
 from benchmarks.sequence_speed import compare_speed
@@ -64,7 +64,7 @@ class SequenceBenchmark:
     eval_steps: int = 4096
     """Steps of each stream in an evaluation, of tasks that have no delay."""
     eval_kwargs: str = "{}"
-    """What an evaluation sets of the environment, a JSON object over the training's."""
+    """What an evaluation sets of the environment, a JSON object over the training's. The policy must fit."""
     search: int = 0
     """Trials of each kind before the seeds, each with other settings. 0: none."""
     search_seconds: float = 60.0
@@ -145,9 +145,10 @@ class Bench:
         for item in config.set:
             if item.split(".")[0] not in config.kinds:
                 raise cli.UsageError(f"--set: expected KIND.SETTING=VALUE with one of --kinds, got {item!r}")
+        self.eval_kwargs = cli.json_object("--eval-kwargs", config.eval_kwargs)
         known = read_cells(config.folder)
         for kind in config.kinds:
-            build(self.settings(kind, 1, {}), say=lambda line: None).trainer.close()
+            self._check_evaluations(kind)
         for cell, settings in self.planned(known):
             self._check_same(cell, settings, known)
 
@@ -162,17 +163,34 @@ class Bench:
         return settings.replace(torch_threads=1)
 
     def evaluations(self, settings: Settings, is_trial: bool) -> list[dict[str, Any]]:
-        """What a cell is evaluated on; a trial where it was trained."""
+        """What a cell is evaluated on; a trial where it was trained. Where there is a delay: one whole string."""
         kwargs = json.loads(settings.run.env_kwargs)
-        streams = self.config.streams
-        own = cli.json_object("--eval-kwargs", self.config.eval_kwargs)
+        streams, own = self.config.streams, self.eval_kwargs
         if "delay" not in kwargs:
             return [{"env_kwargs": own, "streams": streams, "steps": self.config.eval_steps}]
         delays = [kwargs["delay"]] if is_trial else self.config.delays
+        length = own.get("length", kwargs["length"])
         return [
-            {"env_kwargs": {**own, "delay": delay}, "streams": streams, "steps": 2 * kwargs["length"] + delay}
-            for delay in delays
+            {"env_kwargs": {**own, "delay": delay}, "streams": streams, "steps": 2 * length + delay} for delay in delays
         ]
+
+    def _check_evaluations(self, kind: str) -> None:
+        """Builds a training of a kind, and the environments of its evaluations. Raises ValueError, one line, for what
+        cannot be built, or where the policy would have nothing to answer."""
+        settings = self.settings(kind, 1, {})
+        run = build(settings, say=lambda line: None)
+        run.trainer.close()
+        env = settings.run.env
+        for name, reason in (("delay", "--delays sets it"), ("wraps", "streams have none")):
+            if name in self.eval_kwargs:
+                raise cli.UsageError(f"--eval-kwargs: expected no {name!r}, since {reason}")
+        check_environment(run.policy, env, {**run.env_kwargs, **self.eval_kwargs}, "--eval-kwargs")
+        for evaluation in self.evaluations(settings, is_trial=False):
+            kwargs = {**run.env_kwargs, **evaluation["env_kwargs"]}
+            if "delay" in kwargs:
+                check_environment(run.policy, env, kwargs, "--delays")
+            else:
+                check_is_asked(env, kwargs, evaluation["streams"], evaluation["steps"])
 
     def seconds(self, cell: Cell) -> dict[str, float]:
         """The seconds that a cell is trained for, by the name of their setting."""

@@ -1,4 +1,5 @@
-"""What benchmarks.sequence refuses before it trains: cells and checkpoints that were made with other settings."""
+"""What benchmarks.sequence refuses before it trains: cells and checkpoints that were made with other settings, and
+evaluations that cannot be."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from typing import Any
 from benchmarks.cells import check_settings
 from expire_span_rl import cli
 from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.envs import EnvError, make_vec_env
+from expire_span_rl.evaluation import FIRST_SEED
+from expire_span_rl.policies import check_spaces
 
 IMMATERIAL = {"run_dir", "torch_threads", "progress_bar", "total_timesteps", "quiet", "checkpoint_every"}
 """Settings that change nothing of a cell."""
@@ -74,6 +78,35 @@ def check_checkpoint(
     if trained - requested > 0.1 * requested:
         check_settings(out, cell, {name: f"at least {trained:.3g}"}, seconds, names=[name], other=other)
     return f"{file}: of an earlier version, which did not save its settings; continued as if they were these"
+
+
+def check_environment(policy: Any, env_id: str, env_kwargs: Mapping[str, Any], flag: str) -> None:
+    """Raises UsageError, one line that begins with the flag, unless these are keyword arguments of the environment, in
+    which the policy can act."""
+    try:
+        env = make_vec_env(env_id, 1, **env_kwargs)
+    except EnvError as error:
+        raise cli.UsageError(f"{flag}: {error}") from None
+    env.close()
+    check_spaces(policy.config, env.single_observation_space, env.single_action_space, flag, env_id)
+
+
+def check_is_asked(env_id: str, env_kwargs: Mapping[str, Any], streams: int, steps: int) -> None:
+    """Raises UsageError, one line, unless an evaluation of so many steps of these streams asks for an answer."""
+    env = make_vec_env(env_id, streams, **env_kwargs)
+    env.reset(seed=FIRST_SEED)
+    core: Any = env.unwrapped
+    is_asked = core.decisions().any()
+    for _ in range(steps - 1):
+        if is_asked:
+            break
+        env.step(core.target())
+        is_asked = core.decisions().any()
+    env.close()
+    if not is_asked:
+        raise cli.UsageError(
+            f"--eval-steps: expected so many that an answer is asked for, got {steps:,}, in which there is none"
+        )
 
 
 def _check_settings(out: Path, cell: Any, saved: Mapping[str, Any], current: Mapping[str, Any], *, other: str) -> None:

@@ -23,6 +23,7 @@ from expire_span_rl.policies import save_policy
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16"]
 SMALL += ["--delay", "6", "--length", "3", "--vocabulary", "3"]
 TINY = [*SMALL, "--seconds", "0.2", "--search-seconds", "0.1", "--streams", "4", "--delays", "5", "40", "--out", "x"]
+SILENT = ["--task", "collision", "--kinds", "gru", "--eval-kwargs", '{"question_share": 0}']
 TWO = ["--kinds", "expire_span", "transformer_xl", "--set", "transformer_xl.window=30"]
 
 
@@ -96,6 +97,15 @@ def test_a_training_that_was_stopped_goes_on_with_its_time(tmp_path):
     assert again["blocks"] == whole["blocks"] and again["ms_per_block"] == whole["ms_per_block"]
     ours, theirs = third.policy.state_dict(), second.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_evaluation_has_a_length_of_its_own(in_benchmark, monkeypatch):
+    """Longer strings than in training are asked for to their end."""
+    flags = [*TINY, "--kinds", "gru", "--seeds", "1", "--no-place", "--eval-kwargs", '{"length": 9}']
+    assert call(sequence, flags, monkeypatch) == 0
+    (cell,) = read_cells(Path("x")).values()
+    assert [(e["steps"], e["asked"]) for e in cell["evaluations"]] == [(23, 36), (58, 36)]
+    assert all(0 <= e["accuracy"] <= 1 for e in cell["evaluations"])
 
 
 def test_a_checkpoint_of_other_settings_is_refused(in_benchmark, monkeypatch, capsys):
@@ -260,6 +270,13 @@ def test_a_row_is_the_mean_over_seeds_with_its_range(tmp_path):
         ),
         (["--set", "transformer_xl.windo=9"], "unknown flag --windo"),
         (["--variant", "a/b"], "--variant: expected a name"),
+        (["--kinds", "gru", "--eval-kwargs", "[1]"], "--eval-kwargs: expected a JSON object"),
+        (["--kinds", "gru", "--eval-kwargs", '{"lenght": 2}'], "--eval-kwargs: unknown Copy-v0 keyword 'lenght'"),
+        (["--kinds", "gru", "--eval-kwargs", '{"length": "x"}'], "--eval-kwargs: length: expected a whole number"),
+        (["--kinds", "gru", "--eval-kwargs", '{"length": 9}'], "--eval-kwargs: expected an environment with obs"),
+        (["--kinds", "gru", "--eval-kwargs", '{"delay": 9}'], "--eval-kwargs: expected no 'delay', since --delays"),
+        (["--kinds", "gru", "--delays", "9999999999"], "--delays: delay: expected a whole number from 1 to"),
+        ([*SILENT, "--streams", "2", "--eval-steps", "9"], "--eval-steps: expected so many that an answer is asked"),
         (["--report"], "--report: expected a directory with finished cells"),
         (["--speed-at", "64"], "--speed-at: expected a directory with finished cells"),
     ],
