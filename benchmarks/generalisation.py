@@ -8,7 +8,8 @@ Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
 its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row of the same flags is not
 played again. Each row is also kept beside the run's directory as soon as it is known, so that a stop loses one length
-at most. Rows of a policy that has changed since are left out.
+at most. Rows of a policy that has changed since are left out. Where a policy is gone, its rows stay, and no other
+lengths join them.
 """
 
 from __future__ import annotations
@@ -103,14 +104,13 @@ def main() -> None:
             longer: dict[str, Any] = dict.fromkeys(LENGTH[config.env], length)
             make_env(config.env, **longer).close()
         check_flags(config, cells, training_flags, rows.values(), folder)
+        missing = {cell: _missing_lengths(config.lengths, rows, cell, config, training_flags) for cell in cells}
+        check_policies(config, [cell for cell in cells if missing[cell]], rows.values(), folder)
         if rows:
             write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
         os.environ["OMP_NUM_THREADS"] = "1"
-        jobs = [
-            (config, *cell, training_flags, _missing_lengths(config.lengths, rows, cell, config, training_flags))
-            for cell in cells
-        ]
-        for new_rows in results_of(train_and_play, [job for job in jobs if job[-1]], config.jobs, config.ray_address):
+        jobs = [(config, *cell, training_flags, lengths) for cell, lengths in missing.items() if lengths]
+        for new_rows in results_of(train_and_play, jobs, config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
             write_rows(folder / "results.csv", rows.values())
     print_table(rows.values())
@@ -141,6 +141,20 @@ def check_flags(
             saved, current = (json.loads(json.dumps(settings)) for settings in (saved, current))
             names = sorted(current.keys() - IMMATERIAL)
             check_settings(Path(config.runs), run.name, saved, current, names=names, other="--runs and --out")
+
+
+def check_policies(
+    config: GeneralisationConfig, cells: Sequence[tuple[str, int]], rows: Iterable[Row], folder: Path
+) -> None:
+    """Raises UsageError, one line, for rows of these cells, which have lengths to play, whose policy is gone. One that
+    is trained anew would share a seed with them, and be another."""
+    for row in rows:
+        policy = run_of(config, row.kind, row.seed) / "policy.safetensors"
+        if (row.kind, row.seed) in cells and not policy.exists():
+            raise cli.UsageError(
+                f"{folder / 'results.csv'}: expected the policy of its rows of {row.kind}, seed {row.seed}, to play "
+                f"other lengths, {policy} is gone: bring it back, or name another --out to train anew"
+            )
 
 
 def finished_rows(config: GeneralisationConfig, file: Path) -> dict[tuple[str, int, int], Row]:

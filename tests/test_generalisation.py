@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from script_cases import log
 
 from benchmarks import generalisation
+from benchmarks.generalisation_report import write_rows
 from expire_span_rl import cli
 
 TINY = ["--num-envs", "8", "--num-steps", "8", "--total-timesteps", "128", "--width", "16", "--num-heads", "2"]
@@ -98,6 +100,23 @@ def test_rows_and_runs_of_other_flags_are_refused(tmp_path, monkeypatch, capsys)
         assert generalisation._missing_lengths([5], rows, ("expire_span", 1), config, TINY) == missing
     os.utime(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors")  # a new policy
     assert generalisation.finished_rows(config, tmp_path / "out/results.csv") == {}
+
+
+def test_no_row_joins_those_of_a_policy_that_is_gone(tmp_path, monkeypatch, capsys):
+    """In one line, before anything is trained. Nothing that is there is lost, and what is there is still shown."""
+    monkeypatch.chdir(tmp_path)
+    row = generalisation.Row("expire_span", 1, 5, 4, 1.0, 1.0, 2.0, 2.0, 0.1, "abc", shlex.join(TINY))
+    write_rows(tmp_path / "out/results.csv", [row])
+    before = (tmp_path / "out/results.csv").read_bytes()
+    flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", *TINY, "--lengths", "5"]
+    assert call([*flags, "9"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "out/results.csv: expected the policy of its rows of expire_span, seed 1" in error
+    assert "name another --out to train anew" in error and error.count("\n") == 1
+    assert (tmp_path / "out/results.csv").read_bytes() == before and not (tmp_path / "runs").exists()
+    monkeypatch.setattr(generalisation, "results_of", lambda function, jobs, *rest: iter(jobs and _stop()))
+    assert call(flags, monkeypatch) == 0 and "100.0%" in capsys.readouterr().out
+    assert (tmp_path / "out/results.csv").read_bytes() == before
 
 
 def test_only_the_length_differs_from_training(tmp_path, monkeypatch):
