@@ -8,11 +8,13 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expire_span_rl import cli
 from expire_span_rl.locks import FileLock
 from expire_span_rl.policies import KINDS
+
+Row = TypeVar("Row")
 
 
 def read_cell_files(out: Path, cell_type: type, *, owner: str, is_complete: Callable[[dict[str, Any]], Any]) -> dict:
@@ -28,12 +30,27 @@ def read_cell_files(out: Path, cell_type: type, *, owner: str, is_complete: Call
             data = json.loads(file.read_text(encoding="utf-8"))
             cell = cell_type(**{name: data[name] for name in cell_type._fields})
             is_cell = cell.kind in KINDS and is_complete(data)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
             is_cell = False
         if not is_cell:
             raise cli.UsageError(f"{file}: expected a cell of {owner}, could not read it")
         cells[cell] = data
     return cells
+
+
+def read_csv(file: Path, parse: Callable[[dict[str, Any]], Row], *, owner: str) -> list[Row]:
+    """The rows of a CSV file, each parsed. owner: what writes such rows, for messages. Raises UsageError, one line, for
+    a file that does not have them."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        is_whole = not any(None in row or None in row.values() for row in rows)  # lines with an entry per column
+        parsed = [parse(row) for row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error):
+        is_whole = False
+    if not is_whole:
+        raise cli.UsageError(f"{file}: expected rows of {owner}, could not read them")
+    return parsed
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import chaos_inputs, chaos_long, chaos_runs
+from benchmarks.cells import read_csv
 from benchmarks.chaos_trial import Outcome, Trial
 from benchmarks.coverage import current_commit
 from expire_span_rl import cli
@@ -216,11 +217,10 @@ def summary(rows: dict[tuple[str, int], Row]) -> dict[str, dict[str, object]]:
 
 
 def read_rows(path: Path) -> dict[tuple[str, int], Row]:
-    """The rows of a file by part and number. Empty if there is no file."""
+    """The rows of a file by part and number. Empty if there is no file. Raises UsageError as `read_csv`."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = [_parse_row(row) for row in csv.DictReader(file)]
+    rows = read_csv(path, _parse_row, owner="benchmarks.chaos")
     return {(row.part, row.number): row for row in rows}
 
 

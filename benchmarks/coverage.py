@@ -41,6 +41,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.cells import read_csv
 from expire_span_rl import cli
 from expire_span_rl.files import write_atomically
 
@@ -269,11 +270,10 @@ def current_commit() -> str:
 
 
 def read_rows(path: Path) -> dict[str, Row]:
-    """The rows of a file by id. Empty if there is no file."""
+    """The rows of a file by id. Empty if there is no file. Raises UsageError as `read_csv`."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {row["id"]: _parse_row(row) for row in csv.DictReader(file)}
+    return {row.id: row for row in read_csv(path, _parse_row, owner="benchmarks.coverage")}
 
 
 def _parse_row(text: dict[str, str]) -> Row:

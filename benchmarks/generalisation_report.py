@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cells import read_csv
 from expire_span_rl.files import write_atomically
 
 UNKNOWN = "unknown"
@@ -45,11 +46,10 @@ class Row:
 
 
 def read_rows(path: Path) -> dict[tuple[str, int, int], Row]:
-    """The rows of a file by kind, seed and length. Empty if there is no file."""
+    """The rows of a file by kind, seed and length. Empty if there is no file. Raises UsageError as `read_csv`."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = [_parse_row(text) for text in csv.DictReader(file)]
+    rows = read_csv(path, _parse_row, owner="benchmarks.generalisation")
     return {(row.kind, row.seed, row.length): row for row in rows}
 
 

@@ -77,7 +77,7 @@ def main() -> None:
     check_no_actors(config.ray_address, training_flags)
     out = Path(config.out or f"benchmarks/results/learning-{settings.run.env}-{settings.run.memory}.json")
     if config.replot:
-        _show(json.loads(out.read_text(encoding="utf-8")), config.plot)
+        _show(_load_report(out), config.plot)
         return
     kwargs = cli.json_object("--env-kwargs", settings.run.env_kwargs)
     hard = cli.json_object("--hard-env-kwargs", config.hard_env_kwargs or "{}")
@@ -112,7 +112,7 @@ def _read_report(out: Path, flags: dict[str, Any], evaluation: dict[str, Any]) -
     these."""
     if not out.exists():
         return None
-    report = json.loads(out.read_text(encoding="utf-8"))
+    report = _load_report(out)
     names = flags.keys() | report["flags"].keys()
     changes = sorted(name for name in names if flags.get(name) != report["flags"].get(name))
     changes += [name for name, value in evaluation.items() if report.get(name, value) != value]
@@ -120,6 +120,24 @@ def _read_report(out: Path, flags: dict[str, Any], evaluation: dict[str, Any]) -
         raise cli.UsageError(
             f"--out: expected new results or those of the same settings, {out} differs in {changes[0]}"
         )
+    return report
+
+
+def _load_report(out: Path) -> dict[str, Any]:
+    """The results in a file. Raises UsageError, one line, if it has none."""
+    try:
+        report = json.loads(out.read_text(encoding="utf-8"))
+        is_report = (
+            report["command"]
+            and report["flags"].keys()
+            and [(r["seed"], r["history"], r["last"]) for r in report["seeds"]]
+        )
+    except FileNotFoundError:
+        raise cli.UsageError(f"{out}: expected results of benchmarks.learning, there is no such file") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        is_report = False
+    if not is_report:
+        raise cli.UsageError(f"{out}: expected results of benchmarks.learning, could not read them")
     return report
 
 

@@ -3,7 +3,6 @@ so that a busy moment of the machine hits all. They keep their weights: the lear
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.cells import csv_text
+from benchmarks.cells import csv_text, read_csv
 from benchmarks.coverage import current_commit
 from benchmarks.sequence_cells import Cell, Stopwatch, evaluate_blocks, peak_memory
 from benchmarks.workers import in_processes
@@ -83,7 +82,7 @@ def compare_speed(
         for (path, cell), times, layers, sizes, peak in zip(chosen, milliseconds, live, occupied, peaks, strict=True)
     ]
     file = folder / "speed.csv"
-    others = _read(file) if file.is_file() else []
+    others = read_csv(file, _parse_row, owner="--speed-at") if file.is_file() else []
     made = {(row["kind"], row["variant"], str(row["delay"])) for row in rows}
     text = csv_text(COLUMNS, [row for row in others if (row["kind"], row["variant"], row["delay"]) not in made] + rows)
     write_atomically(file, text.encode())
@@ -130,6 +129,5 @@ def accuracy_at(path: Path, cell: Mapping[str, Any], delay: int) -> float | None
     return evaluate_blocks(load_policy(path)[0], cell["config"]["env"], kwargs, 100, steps)["accuracy"]
 
 
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
-        return list(csv.DictReader(opened))
+def _parse_row(text: dict[str, str]) -> dict[str, str]:
+    return {name: text[name] for name in COLUMNS}

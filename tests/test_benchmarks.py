@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from script_cases import ROOT, call
 
-from benchmarks import learning, scaling, throughput, throughput_kinds, training
+from benchmarks import (
+    chaos,
+    coverage,
+    generalisation,
+    learning,
+    scaling,
+    sequence,
+    throughput,
+    throughput_kinds,
+    training,
+)
+from expire_span_rl import cli
 from expire_span_rl.evaluation import evaluate
 from expire_span_rl.policies import load_policy
 
@@ -100,3 +111,41 @@ def test_scaling_measures_one_process_a_fed_learner_and_actors(tmp_path, monkeyp
     assert "one learner can take in" in capsys.readouterr().out and Path("x.png").stat().st_size > 5_000
     assert call(scaling, [policy, "--actors", "0"], monkeypatch) == 2
     assert "--actors: expected at least 1, got 0" in capsys.readouterr().err
+
+
+ROWS = {
+    generalisation: generalisation.Row("gru", 1, 5, 4, 1.0, 1.0, 2.0, 2.0, 0.1, "abc"),
+    coverage: coverage.Row("own", "Copy-v0", True, "", 1.0, 64, "abc"),
+    chaos: chaos.Row("kills", 1, 2, "a training", True, "", 1.0, 3, "abc"),
+}
+
+
+@pytest.mark.parametrize("module", ROWS, ids=lambda module: module.__name__)
+def test_a_damaged_csv_is_one_line(module, tmp_path):
+    file = tmp_path / "results.csv"
+    header = ",".join(vars(ROWS[module]))
+    line = ",".join(str(value) for value in vars(ROWS[module]).values())
+    file.write_text(f"{header}\n{line}\n")
+    assert list(module.read_rows(file).values()) == [ROWS[module]]
+    for text in (f"{header}\n{line[:9]}", f"{header}\n{line},more", f"a{header}\n{line}", f"{header}\n{line}\n\xff"):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(cli.UsageError, match=f"results.csv: expected rows of {module.__name__}, could not read"):
+            module.read_rows(file)
+
+
+def test_damaged_results_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for text in ("{", "[]", '{"command": "x", "flags": {}, "seeds": [{"seed": 1}]}'):
+        Path("x.json").write_text(text)
+        assert call(learning, ["--replot", "--out", "x.json"], monkeypatch) == 2
+        assert "x.json: expected results of benchmarks.learning, could not read" in capsys.readouterr().err
+    assert call(learning, ["--replot", "--out", "y.json"], monkeypatch) == 2
+    assert "y.json: expected results of benchmarks.learning, there is no such file" in capsys.readouterr().err
+    Path("x/cells").mkdir(parents=True)
+    Path("x/cells/a.json").write_bytes(b"\xff")
+    assert call(sequence, ["--report", "--out", "x"], monkeypatch) == 2
+    assert "x/cells/a.json: expected a cell of benchmarks.sequence" in capsys.readouterr().err
+    Path("x/results.csv").write_text("kind,seed\ngru,1\n")
+    assert call(generalisation, ["--report", "--out", "x"], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "x/results.csv: expected rows of benchmarks.generalisation" in error and error.count("\n") == 1
