@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ def is_captured(value: Tensor) -> bool:
 class WordsEncoder(EntryEncoder):
     """int64 [W] numbers of words, 0 behind the end. Not predicted: a text names the task and does not change."""
 
+    factors: Tensor
+
     def __init__(self, entry: Mapping[str, Any]):
         super().__init__(entry)
         self.size = 2 * WIDTH
@@ -36,6 +39,9 @@ class WordsEncoder(EntryEncoder):
         self.pairs = nn.Embedding(BYTES * 256, WIDTH)
         for embedding in (self.words, self.pairs):
             nn.init.normal_(embedding.weight, std=BYTES**-0.5)
+        # Factors that follow a rule would give texts of the same words one hash.
+        factors = np.random.default_rng(0).integers(2**63, size=entry["shape"][0]) | 1
+        self.register_buffer("factors", torch.tensor(factors), persistent=False)
 
     @classmethod
     def spec_of(cls, space: spaces.Space) -> dict[str, Any] | None:
@@ -46,11 +52,19 @@ class WordsEncoder(EntryEncoder):
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         if is_captured(value):  # how many texts there are would have to be asked
             return self._columns(value).to(dtype)
-        # Each different text is embedded once: a mission does not change within an episode. A hash identifies a text.
-        factors = torch.arange(1, 2 * value.shape[1], 2, device=value.device) * PAIR
-        hashes, index = torch.unique((value * factors).sum(1), return_inverse=True)
-        rows = torch.empty_like(hashes).scatter_(0, index, torch.arange(len(value), device=value.device))
-        return self._columns(value[rows]).to(dtype)[index]
+        # Each different text is embedded once: a mission does not change within an episode.
+        texts, index = self._distinct(value)
+        return self._columns(texts).to(dtype)[index]
+
+    def _distinct(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """[N,W] -> the different texts [M,W], and int64 [N]: which of them each text is. A hash groups them, since
+        sorting texts takes ten times as long. Where two texts have one hash, they are sorted nevertheless."""
+        hashes, index = torch.unique((texts * self.factors).sum(1), return_inverse=True)
+        rows = torch.empty_like(hashes).scatter_(0, index, torch.arange(len(texts), device=texts.device))
+        different = texts[rows]
+        if not torch.equal(different[index], texts):
+            different, index = torch.unique(texts, dim=0, return_inverse=True)
+        return different, index
 
     def _columns(self, texts: Tensor) -> Tensor:
         """[N,W] -> [N,C]."""

@@ -273,6 +273,22 @@ def test_the_words_of_a_text_count_and_so_does_their_order():
     assert columns[4].abs().max() == 0
 
 
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_texts_of_the_same_words_are_not_taken_for_each_other(has_hash):
+    """Also where all have one hash: each text has the columns that it has alone."""
+    encoder = WordsEncoder({"shape": [48]})
+    if not has_hash:
+        encoder.factors.zero_()
+    rng = np.random.default_rng(0)
+    shuffled = [" ".join(rng.permutation(list("aabbccdd"))) for _ in range(50)]
+    texts = ["red blue blue red", "blue red red blue", *shuffled]
+    value = torch.stack([torch.as_tensor(word_numbers(text, 48).copy()) for text in texts * 2])
+    columns = encoder(value, torch.float32)
+    for i in range(len(value)):
+        assert torch.allclose(columns[i], encoder(value[i : i + 1], torch.float32)[0], atol=1e-6), texts[i % len(texts)]
+    assert (columns[0] - columns[1]).abs().max() > 0.05
+
+
 def test_the_number_of_a_word_is_the_same_everywhere():
     """The numbers are saved in files, so they must not depend on a process's hash seed."""
     assert word_numbers("red ball!", 5).tolist() == [3947933639, 4073961314, 1584705409, 0, 0]
