@@ -22,6 +22,7 @@ from expire_span_rl.policies.encoders import observation_spec
 from expire_span_rl.policies.encoders.encoder import Encoder
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.encoders.vector import VectorEncoder
+from expire_span_rl.policies.entry_checks import EntryCheck
 from expire_span_rl.policies.memory import KINDS
 from expire_span_rl.policies.memory.state import Memory, elapsed_steps
 from expire_span_rl.policies.policy_config import PolicyConfig
@@ -69,6 +70,7 @@ class ActorCritic(Predictor, nn.Module):
         self.config = replace(config, memory_config=memory_config, core=core)
         width = core.width
         self.actions = make_actions(self.config.actions)
+        self.entry_checks = {key: EntryCheck(key, entry) for key, entry in config.observation.items()}
         self.encoder = Encoder(config.observation, width, core.action_gain, extractor)
         self.core: MemoryCore = kind.build(core, memory_config)
         self.policy_head = nn.Linear(width, self.actions.num_outputs)

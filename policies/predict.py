@@ -17,6 +17,7 @@ from torch import Tensor
 from expire_span_rl.policies.actions import Actions
 from expire_span_rl.policies.core import Acting
 from expire_span_rl.policies.encoders import as_tensors
+from expire_span_rl.policies.entry_checks import EntryCheck, check_masks, read_rewards, read_starts
 from expire_span_rl.spaces import ACTION_MASK, ADDED, PREVIOUS_ACTION, PREVIOUS_REWARD, find_entry, word_numbers
 
 PREDICT_HORIZON = 64  # steps between two compactions of the memory; results do not depend on it
@@ -38,6 +39,9 @@ class PredictingPolicy(Protocol):
 
     config: Any
     actions: Actions
+
+    @property
+    def entry_checks(self) -> Mapping[str, EntryCheck]: ...  # by the name of the entry
 
     @property
     def device(self) -> torch.device: ...
@@ -73,20 +77,24 @@ class Predictor:
         every part; state: what the last call returned, None to begin; each state serves one call, since acting writes
         into it; episode_start: bool [B], where an episode begins; None for nowhere; reward: of the previous step, [B]
         or a number, if the observation does not hold it; None: the mean reward of training;
-        action_masks: [B,A] or [A], if actions are forbidden and the observation does not say so; None: all are allowed.
+        action_masks: [B,A] or [A], 1 for an allowed action and 0 for others, if actions are forbidden and the
+        observation does not say so; None: all are allowed. Each number of an action needs an allowed value.
 
         Warns where a policy that knows masks gets none.
-        Raises ValueError, one line, for a state that was used before or is of another number of environments, and for
-        an observation without a part that the policy reads, or with one of another shape or with numbers that its space
-        does not have. Raises TypeError for what is no state.
+        Raises ValueError, one line, for a state that was used before or is of another number of environments; for an
+        observation without a part that the policy reads, or with one of another shape; for numbers that are not finite,
+        and for whole numbers that the space does not have (real ones have no bounds here, nor have whole ones that are
+        read as real ones, such as those of a large MultiDiscrete); for a mask that allows nothing; and for an
+        `episode_start` or a `reward` of another length. Raises TypeError for what is no state.
         """
         spec = self.config.observation
-        arrays, is_single = _batch_entries(observation, spec, action_masks)
+        arrays, is_single = _batch_entries(self, observation, action_masks)
         batch = len(next(iter(arrays.values())))
         if ACTION_MASK in spec and ACTION_MASK not in arrays:
             warnings.warn("predict: there are no action_masks, so that all actions count as allowed", stacklevel=2)
+        start = np.zeros(batch, bool) if episode_start is None else read_starts(episode_start, batch)
+        reward = None if reward is None else read_rewards(reward, batch)
         acting, call_counter = _begin_or_resume(self, state, batch)
-        start = np.zeros(batch, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
         arrays = {**_added_entries(self, state, start, reward), **arrays}
         arrays = {key: arrays[key] for key in spec}
         params, _, reward_outputs = self.step_with_rewards(
@@ -109,9 +117,10 @@ class Predictor:
 
 
 def _batch_entries(
-    observation: Any, spec: Mapping[str, Any], action_masks: np.ndarray | None
+    policy: PredictingPolicy, observation: Any, action_masks: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], bool]:
     """The entries that the observation holds, [B, ...] each, and whether it was a single one. Raises ValueError."""
+    spec, checks = policy.config.observation, policy.entry_checks
     own = [key for key in spec if key not in ADDED]
     if len(own) > 1 and not isinstance(observation, (Mapping, tuple)):
         names = ", ".join(map(repr, own))
@@ -123,44 +132,19 @@ def _batch_entries(
         if ACTION_MASK not in spec:
             raise ValueError("action_masks: expected none, since the policy was trained without")
         entries[ACTION_MASK] = action_masks
-    arrays = {key: _checked(key, value, spec[key]) for key, value in entries.items()}
+    arrays = {key: checks[key](value) for key, value in entries.items()}
     key, first = next(iter(arrays.items()))
-    is_single = first.ndim == _rank(spec[key])
+    is_single = first.ndim == len(checks[key].shape)
     batch = () if is_single else first.shape[:1]
     for other, array in arrays.items():
-        got = array.shape[: array.ndim - _rank(spec[other])]
+        got = array.shape[: array.ndim - len(checks[other].shape)]
         if got != batch:
             axes = ["no batch axis" if not shape else f"a batch of {shape[0]}" for shape in (batch, got)]
             raise ValueError(f"observation {other!r}: expected {axes[0]}, as {key!r} has, got {axes[1]}")
-    return {key: array[None] if is_single else array for key, array in arrays.items()}, is_single
-
-
-def _checked(key: str, value: Any, entry: Mapping[str, Any]) -> np.ndarray:
-    """The value of an entry, with or without a batch axis, as an array. Raises ValueError."""
-    shape = tuple(entry.get("shape", ()))
-    array = np.asarray(value) if not isinstance(value, Tensor) else value.cpu().numpy()
-    if any(stride < 0 for stride in array.strides):  # such as a picture turned round, which PyTorch does not take
-        array = array.copy()
-    if not shape and array.ndim == 2 and array.shape[1] == 1:  # Stable-Baselines3 has no spaces of a bare number
-        array = array[:, 0]
-    own_shape = array.shape[array.ndim - len(shape) :]
-    if array.dtype.kind not in "biuf" or array.ndim - len(shape) not in (0, 1) or own_shape != shape:
-        got = f"an array of shape {array.shape}" if array.dtype.kind in "biuf" else type(value).__name__
-        expected = f"an array of shape {shape}" if shape else "a number"
-        raise ValueError(f"observation {key!r}: expected {expected}, or a batch of them, got {got}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"observation {key!r}: expected finite numbers, got {array[~np.isfinite(array)].flat[0]}")
-    if entry["kind"] == "discrete" and array.size:
-        first = entry.get("start", 0)
-        outside = array[(array < first) | (array >= first + entry["n"])]
-        if outside.size and key not in ADDED:
-            last = first + entry["n"] - 1
-            raise ValueError(f"observation {key!r}: expected a number from {first} to {last}, got {outside.flat[0]}")
-    return array
-
-
-def _rank(entry: Mapping[str, Any]) -> int:
-    return len(entry.get("shape", []))
+    arrays = {key: array[None] if is_single else array for key, array in arrays.items()}
+    if ACTION_MASK in arrays:
+        check_masks(arrays[ACTION_MASK], policy.actions.sizes)
+    return arrays, is_single
 
 
 def _environment_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> Any:
@@ -182,7 +166,7 @@ def _environment_entry(observation: Any, key: str, spec: Mapping[str, Any]) -> A
 
 
 def _added_entries(
-    policy: PredictingPolicy, state: PredictState | None, start: np.ndarray, reward: Any
+    policy: PredictingPolicy, state: PredictState | None, start: np.ndarray, reward: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """The entries that an environment's own observation lacks, [B, ...] each."""
     batch = len(start)
@@ -196,7 +180,7 @@ def _added_entries(
         previous_action = np.where(is_absent, no_action, state.action)
         previous_reward = state.reward
     if reward is not None:
-        previous_reward = np.broadcast_to(np.asarray(reward, np.float32), (batch,))
+        previous_reward = reward
     return {
         PREVIOUS_ACTION: previous_action,
         PREVIOUS_REWARD: np.where(start | (state is None), np.float32(0), previous_reward),

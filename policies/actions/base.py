@@ -7,7 +7,7 @@ axes, such as T, B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,8 @@ class Actions(nn.Module):
 
     num_outputs: int
     """Number of the policy head's outputs."""
+    sizes: Sequence[int] = ()
+    """How many values each number of an action has; none for real numbers."""
     num_features: int
     """F: number of features that `encode` gives for an action."""
     continuous: ClassVar[bool] = False

@@ -20,6 +20,7 @@ class DiscreteActions(base.Actions):
     def __init__(self, spec: Mapping[str, Any]):
         super().__init__(spec)
         self.num_outputs = self.num_features = int(spec["n"])
+        self.sizes = [self.num_outputs]
 
     @staticmethod
     def spec_of(space: spaces.Discrete) -> dict[str, Any]:

@@ -37,6 +37,12 @@ class EntryEncoder(nn.Module):
         """The entry's part of the spec, a dict for JSON without the kind; None for a space of another encoder."""
         raise NotImplementedError
 
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[Any, Any] | None:
+        """The smallest and the largest whole number of an entry of a spec, or arrays of them; None for real numbers,
+        and where the spec does not say."""
+        return None
+
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Values [N, ...] as the environment gave them -> [N,C] of the given type."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
@@ -62,6 +63,10 @@ class CellsEncoder(Integers):
         if getattr(space, "encoder", None) == "cells" and isinstance(space, spaces.Box):
             return {"shape": list(space.shape)}
         return None
+
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[int, np.ndarray]:
+        return 0, np.array(CELL_BOUNDS)
 
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         indices = self._indices(value)

@@ -34,6 +34,11 @@ class DiscreteEncoder(EntryEncoder):
             return None
         return {"n": int(space.n), **({"start": int(space.start)} if space.start else {})}
 
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[int, int]:
+        start = int(entry.get("start", 0))
+        return start, start + int(entry["n"]) - 1
+
     def _binary(self, value: Tensor) -> Tensor:
         """[N] -> bool [N, digits]."""
         index = (value.long() - self.start).clamp(min=0)
@@ -71,3 +76,9 @@ class MultiDiscreteEncoder(Integers):
             return None
         start = {"start": [int(smallest) for smallest in low]} if any(low) else {}
         return {"shape": list(space.shape or ()), "nvec": [int(size) for size in sizes], **start}
+
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        nvec = np.reshape(entry["nvec"], entry["shape"])
+        low = np.reshape(entry["start"], entry["shape"]) if "start" in entry else np.zeros_like(nvec)
+        return low, low + nvec - 1

@@ -26,6 +26,10 @@ class MaskEncoder(EntryEncoder):
             return {"shape": list(space.shape or ())}
         return None
 
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[int, int]:
+        return 0, 1
+
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         return value.to(dtype)
 

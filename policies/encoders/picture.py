@@ -73,6 +73,10 @@ class PictureEncoder(EntryEncoder):
         has_codes = MultiDiscreteEncoder.spec_of(space) is not None
         return None if has_codes else {"shape": shape, "channels": channels, "brightest": brightest}
 
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[int, int]:
+        return 0, int(entry.get("brightest", BRIGHTEST))
+
     def _pixels(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, ...] -> [N, channels, height, width] in [0, 1]."""
         value = value[..., None] if self.gray else value

@@ -49,6 +49,10 @@ class WordsEncoder(EntryEncoder):
             return {"shape": list(space.shape or ())}
         return None
 
+    @classmethod
+    def bounds_of(cls, entry: Mapping[str, Any]) -> tuple[int, int]:
+        return 0, 2**32
+
     def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         if is_captured(value):  # how many texts there are would have to be asked
             return self._columns(value).to(dtype)
