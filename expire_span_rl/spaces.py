@@ -27,6 +27,9 @@ ADDED = (PREVIOUS_ACTION, PREVIOUS_REWARD, ACTION_MASK)
 EPISODE_LOST = "\0episode_lost"  # no environment's own entry has such a name
 """The entry of an episode's last info that is true if the episode ended because its process died. Such an episode is
 truncated, and counts nowhere."""
+LARGEST_BOUND = 1e30
+"""Bounds of a Box beyond it, such as the largest float32, count as none: scaled by them, numbers overflow or are all
+alike."""
 MOST_WORDS = 48
 """Words of a text that are read; the rest is not read."""
 CELL_BOUNDS = (10, 5, 3)
@@ -367,9 +370,15 @@ def previous_action(space: spaces.Space, action: Any) -> np.ndarray:
     return action.reshape(*batch, -1).astype(np.int64)
 
 
+def real_bounds(low: Any, high: Any, largest: float = LARGEST_BOUND) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds of each number of a Box in float64, infinite where they are beyond `largest`."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    return np.where(low < -largest, -np.inf, low), np.where(high > largest, np.inf, high)
+
+
 def box_scale(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(middle, half the width) of each number of a Box: (0, 1) where a side is unbounded."""
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    low, high = real_bounds(low, high)
     bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
     low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
     return (low + high) / 2, (high - low) / 2

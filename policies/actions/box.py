@@ -17,11 +17,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from expire_span_rl.policies.actions.base import Actions
-from expire_span_rl.spaces import box_scale
+from expire_span_rl.spaces import box_scale, real_bounds
 
 INITIAL_LOG_STD = -0.5  # 0.6 of the half width of a bounded number
 LOG_STD_RANGE = (-5.0, 2.0)
 FAR = 30.0  # distance to a missing bound, in standard deviations: it has no mass and gives no gradient
+LARGEST_CANONICAL = 1e15  # the square of a farther bound, in standard deviations, would be infinite in float32
 
 
 class BoxActions(Actions):
@@ -38,23 +39,26 @@ class BoxActions(Actions):
         super().__init__(spec)
         low = np.array([-math.inf if bound is None else bound for bound in spec["low"]], np.float64)
         high = np.array([math.inf if bound is None else bound for bound in spec["high"]], np.float64)
+        low, high = real_bounds(low, high)
         self.middle, self.half_width = box_scale(low, high)
         self.size = len(low)
         self.num_outputs = self.size
         self.num_features = 1 + 2 * self.size
         self.bounds = low, high
-        for name, bound in (("low", low), ("high", high)):
-            canonical = (bound - self.middle) / self.half_width
+        canonical_low, canonical_high = ((bound - self.middle) / self.half_width for bound in (low, high))
+        canonical_bounds = real_bounds(canonical_low, canonical_high, LARGEST_CANONICAL)
+        for name, canonical in zip(("low", "high"), canonical_bounds, strict=True):
             self.register_buffer(name, torch.tensor(canonical, dtype=torch.float32), persistent=False)
         self.log_std = nn.Parameter(torch.full((self.size,), INITIAL_LOG_STD))
 
     @staticmethod
     def spec_of(space: spaces.Box) -> dict[str, Any]:
+        low, high = real_bounds(space.low, space.high)
         return {
             "kind": "box",
             "shape": list(space.shape),
-            "low": _finite_or_none(space.low),
-            "high": _finite_or_none(space.high),
+            "low": _finite_or_none(low),
+            "high": _finite_or_none(high),
             "dtype": space.dtype.name,
         }
 

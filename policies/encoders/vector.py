@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from expire_span_rl.policies.encoders.base import EntryEncoder, squared_error
-from expire_span_rl.spaces import box_scale
+from expire_span_rl.spaces import box_scale, real_bounds
 
 MAX_NORMALIZED = 10.0  # normalised numbers are clipped here
 MIN_VARIANCE = 1e-8
@@ -48,10 +48,12 @@ class VectorEncoder(EntryEncoder):
     def set_initial_statistics(self, space: spaces.Box) -> None:
         """Until there are observations, numbers with two bounds are normalised as if uniform between them."""
         if self.normalize and isinstance(space, spaces.Box):
-            middle, half = box_scale(space.low.ravel(), space.high.ravel())
+            low, high = real_bounds(space.low.ravel(), space.high.ravel())
+            middle, half = box_scale(low, high)
             self.mean.copy_(torch.as_tensor(middle))
-            bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.high > space.low)
-            self.variance.copy_(torch.as_tensor(np.where(bounded.ravel(), half**2 / 3, 1.0)))
+            bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
+            variance = np.minimum(half**2 / 3, HUGE_VARIANCE)
+            self.variance.copy_(torch.as_tensor(np.where(bounded, variance, 1.0)))
 
     def ignore_until_observed(self) -> None:
         """Until there are observations, numbers read as 0, since their size is unknown."""

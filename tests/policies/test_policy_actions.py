@@ -12,6 +12,7 @@ from gymnasium import spaces
 from expire_span_rl.policies.actions import ACTIONS, action_spec, make_actions
 from expire_span_rl.spaces import no_action, previous_action, previous_action_space
 
+FLOAT32, FLOAT64 = np.finfo(np.float32), np.finfo(np.float64)
 SPACES = {
     "discrete": spaces.Discrete(4),
     "discrete from -1": spaces.Discrete(3, start=-1),
@@ -23,8 +24,22 @@ SPACES = {
     "box of other bounds": spaces.Box(np.array([0.0, -3.0]), np.array([10.0, 1.0]), dtype=np.float64),
     "box, one side": spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 5.0]), dtype=np.float32),
     "box, no bounds": spaces.Box(-np.inf, np.inf, (2, 2), np.float32),
+    "box, float32's bounds": spaces.Box(FLOAT32.min, FLOAT32.max, (2,), np.float32),
+    "box, float64's bounds": spaces.Box(FLOAT64.min, FLOAT64.max, (2,), np.float64),
+    "box, a far side": spaces.Box(np.array([0.0, -1e29]), np.array([FLOAT64.max, np.inf]), dtype=np.float64),
 }
 WHOLE = [name for name in SPACES if not name.startswith("box")]
+
+
+@pytest.mark.parametrize("name", ["box, float32's bounds", "box, float64's bounds"])
+def test_bounds_at_the_end_of_a_type_are_none(name):
+    """The numbers are the environment's own, as without bounds."""
+    actions, _ = rebuilt(SPACES[name])
+    assert torch.isinf(actions.low).all() and torch.isinf(actions.high).all()
+    assert actions.spec["low"] == actions.spec["high"] == [None, None]
+    old_spec = {**actions.spec, "low": SPACES[name].low.tolist(), "high": SPACES[name].high.tolist()}
+    for own in (actions, make_actions(old_spec)):
+        assert own.to_env(torch.tensor([[0.5, -3.0]])).tolist() == [[0.5, -3.0]]
 
 
 def rebuilt(space: spaces.Space, batch: int = 5, seed: int = 0):

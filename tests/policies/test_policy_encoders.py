@@ -238,6 +238,12 @@ def test_before_any_statistics_a_bounded_number_lies_around_0_by_its_bounds():
     (_, x), (_, y) = policy.encoder.entries()
     torch.testing.assert_close(x(torch.tensor([[100.0, 300.0]]), torch.float32), torch.tensor([[-(3**0.5), 3**0.5]]))
     assert y(torch.tensor([[4.0]]), torch.float32) == 4
+    for dtype in (np.float32, np.float64):
+        ends = np.finfo(dtype)
+        space = spaces.Dict({"far": spaces.Box(ends.min, ends.max, (1,), dtype), "wide": spaces.Box(-1e25, 1e25, (1,))})
+        (_, far), (_, wide) = ActorCritic.for_spaces(space, spaces.Discrete(2)).encoder.entries()
+        assert far(torch.tensor([[4.0]]), torch.float32) == 4  # as without bounds
+        assert torch.isfinite(wide.variance).all()
     large_numbers = ActorCritic.for_spaces(
         spaces.Dict({"x": spaces.Box(0, 10**6, (1,), np.int64)}), spaces.Discrete(2), False
     )
