@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from script_cases import ROOT
 
+import expire_span_rl as es
+
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 PAGE = ROOT / "docs" / "your_environment.md"
 SCRIPTS = ("train_rl.py", "evaluate.py", "visualize.py")
@@ -81,6 +83,38 @@ def test_control_loop_with_a_policy_from_the_repository():
     ).groups()
     assert int(successes) == 5
     assert float(milliseconds) > 0 and int(steps.replace(",", "")) >= 15
+
+
+MASKED = """
+import gymnasium as gym
+import numpy as np
+
+
+class Masked(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(2, np.float32), {"action_mask": np.eye(5, dtype=np.int8)[3]}
+
+    def step(self, action):
+        assert action == 3
+        self.time += 1
+        return np.zeros(2, np.float32), 1.0, self.time == 4, False, {"action_mask": np.eye(5, dtype=np.int8)[3]}
+"""
+
+
+@pytest.mark.parametrize(
+    "name, settings", [("my_envs.py:Recall-v0", {"wrap": ["stretch=1"]}), ("masked.py:Masked", {})]
+)
+def test_control_loop_with_a_file_of_yours_with_wraps_and_with_masks(name, settings, tmp_path):
+    shutil.copy(ROOT / "examples" / "my_envs.py", tmp_path)
+    (tmp_path / "masked.py").write_text(MASKED)
+    env, policy = str(tmp_path / name), tmp_path / "policy.safetensors"
+    es.PPO("none", env, num_envs=1, num_steps=8, **settings).save(policy)
+    steps, mean_return = (41, "[0-9.]+") if settings else (4, "4")
+    output = example("control_loop", policy, 1, env)
+    assert re.fullmatch(rf"mean return {mean_return}, [0-9.]+ ms a step over {steps} steps\n", output)
 
 
 @needs("wandb")
