@@ -70,6 +70,8 @@ class BlockSource:
     """
 
     on_policy: ClassVar[bool] = False  # the policy does not act, so acting cannot be compared with learning
+    num_actors = 1
+    queue: ClassVar[int] = 0
     _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
     """Attributes that `collect` changes."""
 

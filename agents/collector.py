@@ -39,6 +39,8 @@ class Collector:
     episodes under way. It is a `RolloutSource`."""
 
     on_policy: ClassVar[bool] = True
+    num_actors = 1
+    queue: ClassVar[int] = 0
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ IS_CONTROL = "is_control"
 MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
 MOST_ROLLOUTS = 256
-"""Rollouts over which live memories are averaged, at most."""
+"""Rollouts of an actor over which live memories are averaged, at most."""
 HARD_FRACTION = 0.75
 """Episodes are hard from this fraction of the largest difficulty so far: the hardest quarter."""
 QUARTERS = 4
@@ -95,9 +95,10 @@ class EpisodeWindow:
     """The latest episodes and, separately, the latest hard ones. Otherwise many easy episodes would hide the hard ones
     in a mean."""
 
-    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100):
+    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100, num_actors: int = 1):
         """difficulty_key: the entry that says how hard an episode is. None: all are hard, and the log's quarters are of
-        the number of steps."""
+        the number of steps. num_actors: as of the `RolloutSource`."""
+        self.num_actors = num_actors
         self.has_difficulty = difficulty_key is not None
         self.hard_fraction = HARD_FRACTION if self.has_difficulty else 0.0
         self.difficulty_key = difficulty_key or "steps"
@@ -106,7 +107,7 @@ class EpisodeWindow:
         """Whether any episode so far reported success. Those that report nothing then did not succeed."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
-        self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS)
+        self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS * num_actors)
         """Live memories per layer in the latest rollouts."""
 
     def add(self, episodes: Iterable[dict[str, Any]]) -> int:
@@ -153,8 +154,8 @@ class EpisodeWindow:
         return float(self.scores(self.hard).std(ddof=1) / len(self.hard) ** 0.5)
 
     def mean_live(self, num_steps: int) -> float | None:
-        """Live memories per layer over as many of the latest rollouts as the mean episode is long. None for a memory
-        without slots. num_steps: of a rollout.
+        """Live memories per layer over as many of the latest rollouts of each actor as the mean episode is long. None
+        for a memory without slots. num_steps: of a rollout.
 
         Where all episodes end at the same step, a rollout at their start has few memories whatever is forgotten.
         """
@@ -163,10 +164,18 @@ class EpisodeWindow:
         return float(np.mean(list(self.live)[-self.rollouts_of_an_episode(num_steps) :]))
 
     def rollouts_of_an_episode(self, num_steps: int) -> int:
-        """The rollouts, of `num_steps` steps each, that the mean of the latest episodes is long; at most MOST_ROLLOUTS.
-        1 before any has ended."""
+        """The rollouts, of `num_steps` steps each, that the mean of the latest episodes is long: at most MOST_ROLLOUTS
+        of each actor, 1 before any episode has ended. Consecutive rollouts are those of different actors."""
         latest = [episode["steps"] for episode in itertools.islice(reversed(self.recent), MEAN_EPISODES)]
-        return min(math.ceil(np.mean(latest) / num_steps), MOST_ROLLOUTS) if latest else 1
+        of_each_actor = min(math.ceil(np.mean(latest) / num_steps), MOST_ROLLOUTS) if latest else 1
+        return of_each_actor * self.num_actors
+
+    def is_live_measured(self, num_steps: int, *, spans_released: bool, queue: int) -> bool:
+        """Whether live memories were counted over a whole episode since they were last cleared. spans_released: spans
+        have been released since, so that the episode must have begun afterwards; queue: as of the `RolloutSource`,
+        rollouts with older spans that came in first."""
+        needed = self.rollouts_of_an_episode(num_steps) * (2 if spans_released else 1) + queue * self.num_actors
+        return len(self.live) >= min(needed, MOST_ROLLOUTS * self.num_actors)
 
     def summary(self) -> dict[str, float]:
         """Metrics for the log, under Stable-Baselines3's names where it has one. They include success by the episodes'

@@ -63,6 +63,7 @@ class ActorPool:
     `RolloutSource`."""
 
     on_policy: ClassVar[bool] = False  # actors lag behind; each compares its acting with its own weights' learning
+    queue: ClassVar[int] = QUEUE
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class ActorPool:
             acting_policy.precision = ACTING_PRECISION
             self._shared = ray.put((pickled_env, acting_policy, settings))
             self.actors = [self._start_actor() for _ in range(num_actors or num_cpus)]
+            self.num_actors = len(self.actors)
         except BaseException:
             self.close()
             raise

@@ -92,6 +92,11 @@ class RolloutSource(Protocol):
     """Set it to end the training."""
     deadline: Deadline
     """When to give up after `stop` was set."""
+    num_actors: int
+    """Actors, whose rollouts come in turn. 1 for the trainer's own process."""
+    queue: ClassVar[int]
+    """Rollouts of each actor that are asked for before the one that is learned from, so that older weights act in
+    them."""
     live: dict[str, list[float]]
     """Mean and maximum of the live memories per layer. Empty for a memory without slots."""
     notes: list[str]

@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
-from expire_span_rl.agents.episodes import IS_CONTROL, MOST_ROLLOUTS, EpisodeWindow
+from expire_span_rl.agents.episodes import IS_CONTROL, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController, Score
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
@@ -68,7 +68,9 @@ class Trainer:
                 reward_outputs=agent.needs_reward_outputs,
             )
         self.collector = source
-        self.window = EpisodeWindow(env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes)
+        self.window = EpisodeWindow(
+            env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes, num_actors=source.num_actors
+        )
         self.controller = ForgettingController(
             replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
         )
@@ -280,13 +282,15 @@ class Trainer:
     def _candidate(self) -> Candidate:
         """What is known of the policy as it is now."""
         hard_score, count = self.window.hard_score()
+        num_steps, released = self.agent.config.num_steps, self.controller.needs_known
+        is_measured = self.window.is_live_measured(num_steps, spans_released=released, queue=self.collector.queue)
         loss = self.controller.loss
         value = hard_score if loss is None or loss.bits is None else -loss.bits
         error = 0.0 if loss is not None else self.window.hard_error()
         return Candidate(
             score=Score(value, count, self._scores_are_success, error, self.window.has_difficulty),
-            live=self.window.mean_live(self.agent.config.num_steps),
-            is_live_measured=self._is_live_measured,
+            live=self.window.mean_live(num_steps),
+            is_live_measured=is_measured or not self.policy.can_forget,  # else they still grow
             timesteps=self.timesteps,
         )
 
@@ -389,14 +393,3 @@ class Trainer:
         """Live memories per layer in the last rollout. None for a memory without slots."""
         live = self.collector.live
         return float(np.mean(live["mean"])) if live else None
-
-    @property
-    def _is_live_measured(self) -> bool:
-        """Whether live memories were counted over a whole episode that began after spans were released. Until then
-        they still grow. Always True where nothing is forgotten."""
-        if not self.policy.can_forget:
-            return True
-        needed = self.window.rollouts_of_an_episode(self.agent.config.num_steps)
-        if self.controller.needs_known:
-            needed = min(2 * needed, MOST_ROLLOUTS)
-        return len(self.window.live) >= needed

@@ -11,6 +11,7 @@ import torch
 from agent_cases import make_trainer, through_a_file
 
 from expire_span_rl.agents import ForgettingConfig, Trainer, forgetting
+from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.agents.schedules import noisy_rollouts
 from expire_span_rl.policies.memory.survival_spans import OBSERVING
@@ -232,6 +233,15 @@ def test_where_episodes_end_together_memories_are_counted_over_whole_episodes(mo
     acting_weights = run_together(trainer, {3: 1.0, 7: 1.0, 11: 1.0}, [1, 3, 5, 7] * 3, monkeypatch)
     assert trainer.best.live == 4 and is_same(trainer.best.weights, acting_weights[-1])
     assert trainer.window.mean_live(trainer.agent.config.num_steps) == 4
+
+
+def test_with_actors_memories_are_counted_over_whole_episodes_of_each(monkeypatch):
+    """As above, with two actors whose rollouts come in turn."""
+    monkeypatch.setattr(Collector, "num_actors", 2)
+    trainer = corridor_trainer(forgetting=ForgettingConfig(success_target=0.9))
+    live = [1, 1, 3, 3, 5, 5, 7, 7] * 2
+    acting_weights = run_together(trainer, {7: 1.0, 15: 1.0}, live, monkeypatch)
+    assert trainer.best.live == 4 and is_same(trainer.best.weights, acting_weights[-1])
 
 
 def test_after_spans_are_released_memories_are_counted_over_a_whole_episode_first(monkeypatch):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from expire_span_rl.agents.episodes import EpisodeWindow, finished_episodes, quotients, ratio_parts
+from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow, finished_episodes, quotients, ratio_parts
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.spaces import EPISODE_LOST
 
@@ -76,3 +76,29 @@ def test_a_window_of_failures_alone_is_still_one_of_success(tmp_path):
     earlier = {name: value for name, value in window.state_dict().items() if name != "reports_success"}
     loaded.load_state_dict(earlier)
     assert not loaded.reports_success  # states of before 30 November 2026 know of the window only
+
+
+@pytest.mark.parametrize("num_actors", [1, 3])
+def test_live_memories_are_averaged_over_an_episode_of_every_actor(num_actors):
+    """Episodes are four rollouts long, in which memories grow from 1 to 4. The actors' rollouts come in turn."""
+    window = EpisodeWindow(None, num_actors=num_actors)
+    window.add([{"return": 0.0, "steps": 8}])
+    for live in (1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0):
+        window.live.extend([live] * num_actors)
+        assert window.mean_live(2) == 2.5 or len(window.live) < 4 * num_actors
+
+
+@pytest.mark.parametrize("num_actors", [1, 3])
+@pytest.mark.parametrize("steps, of_an_episode", [(8, 4), (2 * MOST_ROLLOUTS, MOST_ROLLOUTS)])
+@pytest.mark.parametrize("spans_released, queue", [(False, 0), (True, 0), (False, 2), (True, 2)])
+def test_live_memories_are_measured_after_an_episode_of_every_actor(
+    num_actors, steps, of_an_episode, spans_released, queue
+):
+    """After spans were released the episode must have begun afterwards, in a rollout that was asked for afterwards."""
+    window = EpisodeWindow(None, num_actors=num_actors)
+    window.add([{"return": 0.0, "steps": steps}])
+    needed = num_actors * min(of_an_episode * (1 + spans_released) + queue, MOST_ROLLOUTS)
+    window.live.extend([1.0] * (needed - 1))
+    assert not window.is_live_measured(2, spans_released=spans_released, queue=queue)
+    window.live.append(1.0)
+    assert window.is_live_measured(2, spans_released=spans_released, queue=queue)

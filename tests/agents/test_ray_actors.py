@@ -102,7 +102,7 @@ def test_two_nodes_train_and_one_actor_is_killed():
             # Not at once: a policy that learns from old rollouts may be worse after a step, and recover.
             if len(trainer.window.recent) == 1000 and pool.restarts and metrics["rollout/success_rate"] > 0.98:
                 solved = play(policy, "Corridor-v0", 400, **corridor).mean() >= 0.95
-        assert solved
+        assert solved and trainer.window.num_actors == 2
         assert pool.restarts == 1 and pool.incarnations[1] != killed
         assert lines == ["actor 1 died and was restarted by Ray (restart 1 of this training)"]
         assert len(nodes) == 2 and max(lags) >= 1 and drifts and min(drifts) > 0
