@@ -128,8 +128,10 @@ class ForgettingController:
 
     @property
     def gain(self) -> float:
-        """By how much the best score certainly exceeds the first. 0 before there is any."""
-        return max((self.best_score or 0.0) - (self.first_score or 0.0), 0.0)
+        """By how much the best score certainly exceeds the first. 0 before there are both."""
+        if self.first_score is None or self.best_score is None:
+            return 0.0
+        return max(self.best_score - self.first_score, 0.0)
 
     def missing(self, score: Score) -> str:
         """Why spans do not follow needs yet, for a message. score: as of `update`."""
@@ -166,11 +168,22 @@ class ForgettingController:
                 self.best_with_noise = {"score": self.best_score, "loss": loss, "bits": bits}
             return False
         if has_noise:
-            self.best_score = best["score"]
+            self._set_best_score(best["score"])
             if self.loss is not None:
                 self.loss.best, self.loss.bits = best["loss"], best["bits"]
             self.best_with_noise = None
         return has_noise
+
+    def _set_best_score(self, best: float | None) -> None:
+        """Goes back to an earlier best score, and to no first one if there was none. No score that others are measured
+        by is above it."""
+        self.best_score = best
+        if best is None:
+            self.first_score = self.stage_score = self.bound_score = None
+        for name in ("stage_score", "bound_score"):
+            score = getattr(self, name)
+            if best is not None and score is not None:
+                setattr(self, name, min(score, best))
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
@@ -186,6 +199,11 @@ class ForgettingController:
         if is_success or self.first_score is None:
             return self.config.success_target
         return self.first_score + self.config.success_target * self.gain
+
+    def has_target(self, is_success: bool) -> bool:
+        """Whether a score can meet or miss the target, or fail its test. The target of a return is relative, so that
+        there is none before anything was learned. is_success: as for `target`."""
+        return is_success or self.loss is not None or self.gain > 0
 
     def meets_target(self, score: Score) -> bool:
         """Whether a score is at the target. A return is, unless it is certainly lower."""
@@ -234,6 +252,8 @@ class ForgettingController:
             self.first_score = score.highest
             self.best_score = score.lowest
             self.learned = False  # what returns said says nothing of success, which is reported from now on
+            if self.best_with_noise is not None:
+                self.best_with_noise["score"] = None
         self.is_success = is_success
         self.best_score = max(self.best_score, score.lowest)
         self.learned |= self.meets_target(score) and (is_success or self.gain > 0)
@@ -288,9 +308,7 @@ class ForgettingController:
         anything was learned."""
         if self.loss is not None:
             return self.learned and self.loss.violation <= 0
-        if not score.is_success and self.gain <= 0:
-            return False
-        return self.is_enough(score.episodes) and self.meets_target(score)
+        return self.has_target(score.is_success) and self.is_enough(score.episodes) and self.meets_target(score)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's state, JSON-able."""

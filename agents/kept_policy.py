@@ -70,14 +70,16 @@ class PolicyKeeper:
         if self.kept is None:
             return
         kept = now._replace(value=self.kept.score, is_success=self.kept.is_success, error=self.kept.error)
-        if kept.is_success != now.is_success or not self.controller.meets_target(kept):
+        misses_target = self.controller.has_target(now.is_success) and not self.controller.meets_target(kept)
+        if kept.is_success != now.is_success or misses_target:
             self.kept = None
 
     def _test(self, now: Candidate) -> None:
         """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
         end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
         which had longer spans."""
-        if self.kept is not None and not self.kept.tested and self.controller.is_enough(now.score.episodes):
+        can_fail = self.controller.has_target(now.score.is_success) and self.controller.is_enough(now.score.episodes)
+        if self.kept is not None and not self.kept.tested and can_fail:
             holds = self.controller.holds(now.score)
             self.kept = replace(self.kept, tested=True) if holds else None
 

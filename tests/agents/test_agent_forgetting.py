@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from expire_span_rl.agents import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.episodes import EpisodeWindow
 from expire_span_rl.agents.forgetting import Score
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
 
 MANY = 10_000
 """Hard episodes, more than the controller needs."""
@@ -71,6 +73,59 @@ def test_what_was_reached_without_noise_is_no_measure_once_it_returns(tmp_path):
         again.set_noise(True)
         assert pressures(again, [0.82] * 20, is_success=False)[-1] == 1
         assert again.best_score == 0.9 and again.best_with_noise is None
+
+
+def controller_of_a_short_training() -> ForgettingController:
+    """Fewer episodes than are needed ended before the last tenth. There the return rose from -500 to -400. The training
+    goes on, with noise again."""
+    controller = make_controller()
+    controller.set_noise(True)
+    controller.update(Score(-500, 40, False, 1), None, 40, 0.5)
+    controller.set_noise(False)
+    controller.update(Score(-500, 100, False, 1), None, 60, 0.95)
+    controller.update(Score(-400, 100, False, 1), None, 60, 0.99)
+    assert controller.gain == pytest.approx(95) and controller.bound_score == -402.5
+    assert controller.set_noise(True)
+    return controller
+
+
+def test_where_no_score_had_noise_there_is_none_once_it_returns():
+    """The first score with noise is then the first one."""
+    controller = controller_of_a_short_training()
+    assert controller.gain == 0 and not controller.has_target(False) and controller.has_target(True)
+    assert controller.first_score is controller.best_score is controller.bound_score is None
+    controller.update(Score(-450, 100, False, 1), None, 60, 0.5)
+    assert (controller.first_score, controller.best_score, controller.gain) == (-447.5, -452.5, 0)
+    assert not controller.learned
+    controller.update(Score(-350, 100, False, 1), None, 60, 0.5)
+    assert controller.gain == 95 and controller.target(False) == pytest.approx(-447.5 + TARGET * 95)
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_where_no_score_had_noise_the_kept_policy_stays_until_the_return_has_risen(tested):
+    """It has a return of -400. The first scores with noise say nothing of it. The third tests it, and the last is
+    certainly better."""
+    controller = controller_of_a_short_training()
+    keeper = PolicyKeeper(SimpleNamespace(), controller)
+    keeper.kept = KeptPolicy(-400, False, 1, None, 8, 0.0, released=False, tested=tested, weights={})
+    states = []
+    for value in (-500, -480, -480, -300, -300):
+        now = Score(value, 100, False, 1)
+        keeper.review(Candidate(now, None, is_live_measured=True, timesteps=9), 60)
+        controller.update(now, None, 60, 0.5)
+        states.append(keeper.kept and keeper.kept.tested)
+    assert states == [tested, tested, True, True, None]
+
+
+def test_success_reported_without_noise_makes_no_score_of_returns():
+    """A return of 30 with noise, and then success. Success of 0.5 is no gain over that return when noise returns."""
+    controller = make_controller()
+    controller.set_noise(True)
+    pressures(controller, [10.0, 30.0], is_success=False)
+    controller.set_noise(False)
+    pressures(controller, [0.4, 0.5])
+    controller.set_noise(True)
+    assert controller.best_score is None and controller.gain == 0
 
 
 def test_what_a_loss_reached_without_noise_is_no_measure_once_it_returns():
