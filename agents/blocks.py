@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -71,6 +72,7 @@ class BlockSource:
 
     on_policy: ClassVar[bool] = False  # the policy does not act, so acting cannot be compared with learning
     num_actors = 1
+    log_dir: Path | None = None
     queue: ClassVar[int] = 0
     _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
     """Attributes that `collect` changes."""

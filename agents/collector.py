@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -40,6 +41,7 @@ class Collector:
 
     on_policy: ClassVar[bool] = True
     num_actors = 1
+    log_dir: Path | None = None
     queue: ClassVar[int] = 0
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -26,6 +27,8 @@ class TrainingLoop(Protocol):
     updates: int
     keeps_evaluated: bool
     """Keep a policy only where `keep_evaluated` reports an evaluation that passed."""
+    log_dir: Path | None
+    """The run directory, to which the logs of actors are copied at the end. None: they are copied nowhere."""
     notes: list[str]
     """What the last `load_state` has to report, in lines."""
 

@@ -76,19 +76,18 @@ class ActorPool:
         address: str = "",
         refresh: int = 0,
         novelty: bool = False,
-        log_dir: Path | None = None,
         say: Callable[[str], None] = print,
         log: Callable[[str], None] = lambda text: None,
     ):
-        """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine, and its logs
-        go to `log_dir` at the end. refresh: steps before each rollout from which its memory is computed again.
-        novelty: as for `Collector`. say: takes a line for the user. log: takes text that is only for the log, such as
-        tracebacks. Raises ValueError, one line, before any actor starts."""
+        """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine. refresh: steps
+        before each rollout from which its memory is computed again. novelty: as for `Collector`. say: takes a line for
+        the user. log: takes text that is only for the log, such as tracebacks. Raises ValueError, one line, before any
+        actor starts."""
         self.policy = policy
         self.num_steps = num_steps
         self.seed = seed
         self.refresh = refresh
-        self.log_dir = log_dir
+        self.log_dir: Path | None = None
         self.say = say
         self.log = log
         self.live: dict[str, list[float]] = {}

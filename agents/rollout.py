@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -97,6 +98,8 @@ class RolloutSource(Protocol):
     queue: ClassVar[int]
     """Rollouts of each actor that are asked for before the one that is learned from, so that older weights act in
     them."""
+    log_dir: Path | None
+    """To which directory `close` copies logs of actors. None: to none."""
     live: dict[str, list[float]]
     """Mean and maximum of the live memories per layer. Empty for a memory without slots."""
     notes: list[str]

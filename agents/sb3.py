@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class SB3Trainer:
     best: KeptPolicy | None = None
     """Always None: there are no memories to be fewer, so the run keeps the last policy."""
     keeps_evaluated = False
+    log_dir: Path | None = None
 
     def __init__(
         self,

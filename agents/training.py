@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class Trainer:
         """Updates that were taken back because numbers were not finite."""
         self.skipped_in_a_row = 0
         self.agent.check_deadline = self.collector.deadline.check
+        self.log_dir: Path | None = None
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
         self.time_trial = TimeTrial()
@@ -349,6 +351,7 @@ class Trainer:
 
     def close(self) -> None:
         """Ends the environments and the actors."""
+        self.collector.log_dir = self.log_dir
         self.collector.close()
 
     def _learn(self, rollout: Rollout, pressure: float, backup: Backup) -> dict[str, float]:

@@ -131,7 +131,7 @@ class Model:
         files = None
         if path is not None:
             files = RunDirectory.again(path, run) if path == self._directory else RunDirectory.begin(path, run)
-            self._directory = path
+            self._directory = trainer.log_dir = path
 
         def report(metrics: dict[str, float]) -> Any:
             self.metrics = metrics

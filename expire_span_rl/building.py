@@ -213,7 +213,6 @@ class _Builder:
             address=config.ray_address,
             refresh=config.refresh_memory,
             novelty=config.novelty_coef > 0,
-            log_dir=run_dir_of(self.settings),
             say=self.say,
             log=hear,
         )

@@ -67,6 +67,7 @@ def _train(
     with listening(lines.append):
         directory = _resume(path, run, lock) if resuming else RunDirectory.begin(path, run, lock)
     began, steps_before = time.time(), trainer.timesteps
+    trainer.log_dir = path
     with directory.training(lines):
         requested = settings.total_timesteps
         if trainer.total_timesteps != requested:

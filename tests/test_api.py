@@ -173,6 +173,18 @@ def test_impala_is_an_agent_too():
     assert model.num_timesteps == ROLLOUT and model.policy.info["agent"] == "impala"
 
 
+def test_logs_of_actors_go_to_the_run_directory_that_learn_was_last_given(tmp_path):
+    """Without one they go nowhere, also not to the directory that train_rl.py would have written."""
+    model = es.IMPALA("expire_span", "Corridor-v0", **SMALL)
+    model.learn(1)
+    assert model._run.trainer.log_dir is None
+    for name in ("x", "y"):
+        model.learn(1, run_dir=tmp_path / name)
+    model.learn(1)
+    model.close()
+    assert model._run.trainer.collector.log_dir == tmp_path / "y"
+
+
 def test_evaluate_gives_what_the_script_writes(tmp_path, monkeypatch):
     path = ROOT / "pretrained/corridor-expire_span.safetensors"
     arguments = [path, "--episodes", 40, "--seed", 2, "--torch-threads", 1, "--json", tmp_path / "out.json"]
