@@ -70,15 +70,16 @@ class Actor:
         seed: int,
         *,
         novelty: bool = False,
+        reward_outputs: bool = False,
     ):
         """make_env is called at the first rollout. context_steps: K of `Context`, rounded up to whole rollouts;
-        novelty: as for `Collector`."""
+        novelty, reward_outputs: as for `Collector`."""
         torch.set_num_threads(1)
         self.make_env = make_env
         self.policy = policy
         self.num_steps = num_steps
         self.seed = seed
-        self.novelty = novelty
+        self.extras = {"novelty": novelty, "reward_outputs": reward_outputs}
         self.context = Context(-(-context_steps // num_steps))
         self.collector: Collector | None = None
         self.incarnation = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -90,9 +91,7 @@ class Actor:
         idle_seconds = 0.0 if self.idle_since is None else start_time - self.idle_since
         try:
             if self.collector is None:
-                self.collector = Collector(
-                    self.make_env(), self.policy, self.num_steps, self.seed, novelty=self.novelty
-                )
+                self.collector = Collector(self.make_env(), self.policy, self.num_steps, self.seed, **self.extras)
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
             rollout, episodes = self.collector.collect(0 if request.noiseless else math.inf)

@@ -47,8 +47,9 @@ class AgentInputs:
     device: str
     make_policy: Callable[[], LearningPolicy]
     """Makes a policy with the chosen memory kind."""
-    make_actors: Callable[[LearningPolicy], RolloutSource]
-    """Starts actors in other processes that play with a policy. Raises ValueError where that cannot be."""
+    make_actors: Callable[[LearningPolicy, bool], RolloutSource]
+    """Starts actors in other processes that play with a policy. Whether their rollouts have `reward_outputs` is the
+    second argument. Raises ValueError where that cannot be."""
     make_network: Callable[[str], Network]
     """Makes a policy of another library, by its name. Raises ValueError, one line, if its package is not installed."""
 

@@ -29,6 +29,12 @@ class Impala(Learner):
     """Uses each minibatch once. Its targets are computed with the weights that it then changes."""
 
     Config = ImpalaConfig
+    supports_action_baseline = True
+
+    @property
+    def needs_reward_outputs(self) -> bool:
+        """False: they are computed anew, with the weights that learn."""
+        return False
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         metrics = means([self._step(rollout.rows(rows), weights) for rows in self._minibatches(rollout)])

@@ -53,14 +53,21 @@ class Learner:
 
     Config: ClassVar[type[OptimizerConfig]]
     learns_from: ClassVar[str] = REWARDS
+    supports_action_baseline: ClassVar[bool] = False
+    """Whether it learns from `_action_baseline`. Otherwise --action-baseline is refused."""
 
     def __init__(self, policy: LearningPolicy, config: Any, num_envs: int, seed: int, horizon: int | None = None):
         """config: a `Config`; horizon: steps for which the task's facts must be remembered, None if unknown. Raises
-        ValueError if there are more minibatches than environments."""
+        ValueError if there are more minibatches than environments, and for --action-baseline where it is not used."""
         if config.num_minibatches > num_envs:
             raise ValueError(
                 f"--num-minibatches: expected at most --num-envs ({num_envs}), since a minibatch is a set of "
                 f"environments, got {shown(str(config.num_minibatches), 40)}"
+            )
+        if getattr(config, "action_baseline", False) and not self.supports_action_baseline:
+            raise ValueError(
+                f"--action-baseline: expected an agent that uses it (ppo, impala, or a class of your own with "
+                f"supports_action_baseline = True), got {type(self).__name__}"
             )
         config = with_default_entropy(config, horizon)
         self.policy = policy
@@ -87,12 +94,14 @@ class Learner:
 
     @property
     def needs_reward_outputs(self) -> bool:
-        """Whether its rollouts must have what the reward head of the policy that acted put out."""
-        return False
+        """Whether its rollouts must have what the reward head of the policy that acted put out, `reward_outputs`."""
+        return bool(getattr(self.config, "uses_action_baseline", False))
 
     def make_source(self, inputs: AgentInputs) -> RolloutSource | None:
         """The source of its rollouts. None: the trainer collects them in its own process."""
-        return inputs.make_actors(self.policy) if getattr(self.config, "distributed", False) else None
+        if not getattr(self.config, "distributed", False):
+            return None
+        return inputs.make_actors(self.policy, self.needs_reward_outputs)
 
     def _make_optimizer(self) -> torch.optim.Adam:
         """Adam over the policy's parameter groups and the predictor's parameters."""

@@ -81,6 +81,7 @@ class PPO(Learner):
     """Several epochs over each rollout, with a clipped policy loss."""
 
     Config = PPOConfig
+    supports_action_baseline = True
 
     def __init__(self, policy: LearningPolicy, config: PPOConfig, num_envs: int, seed: int, horizon: int | None = None):
         super().__init__(policy, config, num_envs, seed, horizon)
@@ -90,10 +91,6 @@ class PPO(Learner):
     def _statistics(self) -> Mapping[str, HasState]:
         adaptive = {} if self.adaptive_lambda is None else {"adaptive_lambda": self.adaptive_lambda}
         return {**super()._statistics, **adaptive}
-
-    @property
-    def needs_reward_outputs(self) -> bool:
-        return self.config.uses_action_baseline
 
     def _learn(self, rollout: Rollout, weights: LossWeights) -> dict[str, float]:
         """Learns in up to `update_epochs` epochs over a rollout. Ends after an epoch whose mean KL divergence exceeds

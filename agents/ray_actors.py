@@ -76,13 +76,14 @@ class ActorPool:
         address: str = "",
         refresh: int = 0,
         novelty: bool = False,
+        reward_outputs: bool = False,
         say: Callable[[str], None] = print,
         log: Callable[[str], None] = lambda text: None,
     ):
         """num_actors: 0 for one per free CPU. address: of a Ray cluster; "" starts Ray on this machine. refresh: steps
-        before each rollout from which its memory is computed again. novelty: as for `Collector`. say: takes a line for
-        the user. log: takes text that is only for the log, such as tracebacks. Raises ValueError, one line, before any
-        actor starts."""
+        before each rollout from which its memory is computed again. novelty, reward_outputs: as for `Collector`. say:
+        takes a line for the user. log: takes text that is only for the log, such as tracebacks. Raises ValueError, one
+        line, before any actor starts."""
         self.policy = policy
         self.num_steps = num_steps
         self.seed = seed
@@ -110,7 +111,8 @@ class ActorPool:
         self._cluster = RayCluster(address)
         try:
             num_cpus = _free_cpus(num_actors)
-            settings = {"num_steps": num_steps, "context_steps": self._context_steps, "novelty": novelty}
+            settings = {"num_steps": num_steps, "context_steps": self._context_steps}
+            settings |= {"novelty": novelty, "reward_outputs": reward_outputs}
             acting_policy = copy.deepcopy(policy).to("cpu")
             acting_policy.precision = ACTING_PRECISION
             self._shared = ray.put((pickled_env, acting_policy, settings))

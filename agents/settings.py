@@ -85,7 +85,7 @@ class LearnerConfig(OptimizerConfig):
     action_baseline: bool = False
     """Learn from the rewards that are predicted of all actions instead of from the predicted part of the one reward
     that was got. The expected gradient is the same, with less noise where the prediction is good. Without
-    --reward-prediction-coef nothing is predicted."""
+    --reward-prediction-coef nothing is predicted. An agent of your own that does not use it refuses it."""
     observation_prediction_coef: float = 0.0
     """Weight of an auxiliary loss: predict the observation that follows each action (cross-entropy, in nats). It
     teaches the memory which action led where, long before rewards do. 0: none."""

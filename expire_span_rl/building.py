@@ -194,9 +194,9 @@ class _Builder:
         policy.precision = run.precision
         return policy
 
-    def start_actors(self, policy: LearningPolicy) -> RolloutSource:
-        """The rollouts of Ray actors that play with `policy`. Raises ValueError, one line, before any of them
-        starts."""
+    def start_actors(self, policy: LearningPolicy, reward_outputs: bool = False) -> RolloutSource:
+        """The rollouts of Ray actors that play with `policy`. reward_outputs: as for `Collector`. Raises ValueError,
+        one line, before any of them starts."""
         if self.make_envs is None:
             raise ValueError(
                 "--num-actors: expected an environment id, from which actors can make their own, got environments"
@@ -213,6 +213,7 @@ class _Builder:
             address=config.ray_address,
             refresh=config.refresh_memory,
             novelty=config.novelty_coef > 0,
+            reward_outputs=reward_outputs,
             say=self.say,
             log=hear,
         )

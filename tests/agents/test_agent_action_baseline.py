@@ -5,7 +5,9 @@ The policy is a table with probabilities of 3/4 and 1/4. Every step is an episod
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from agent_cases import P, Q, Table, make_rollout, make_trainer, train_until_lea
 from test_agent_impala import make_impala
 from test_agent_ppo import make_ppo
 
+from expire_span_rl import agents
 from expire_span_rl.agents.action_baseline import action_baseline
+from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.returns import gae, td_errors
+from expire_span_rl.agents.settings import LearnerConfig
 
 REWARDS = (0.7, -0.4)
 """Of the two actions."""
@@ -136,3 +141,40 @@ def test_a_memory_task_is_learned_with_it(agent):
     trainer = make_trainer("ProbeRecall-v0", "expire_span", 200, agent=agent, action_baseline=True)
     explained = [trainer.update()["train/action_baseline_explained"] for _ in range(40)]
     assert train_until_learned(trainer, "ProbeRecall-v0") > 0.95 and max(explained) > 0.1
+
+
+class A2C(Learner):
+    """An agent of a user's own, as in docs/your_agent.md."""
+
+    Config = LearnerConfig
+    supports_action_baseline = True
+
+    def _learn(self, rollout, weights):
+        outputs = rollout.reward_outputs
+        baseline = self._action_baseline(rollout, outputs, rollout.logits, rollout.values, rollout.next_values)
+        assert (baseline is None) != self.config.action_baseline
+        return {"train/explained": math.nan if baseline is None else float(baseline.explained)}
+
+
+class Without(A2C):
+    supports_action_baseline = False
+
+
+def test_an_agent_of_the_users_own_learns_with_it_or_refuses_it(monkeypatch):
+    monkeypatch.setitem(agents.AGENTS, "a2c", A2C)
+    monkeypatch.setitem(agents.AGENTS, "without", Without)
+    for is_used in (False, True):
+        trainer = make_trainer("ProbeRecall-v0", "none", 2, agent="a2c", action_baseline=is_used)
+        assert math.isfinite(trainer.update()["train/explained"]) == is_used
+    assert make_trainer("ProbeRecall-v0", "none", 2, agent="without").update()
+    with pytest.raises(ValueError, match="^--action-baseline: expected an agent that uses it .+, got Without$"):
+        make_trainer("ProbeRecall-v0", "none", 2, agent="without", action_baseline=True)
+
+
+@pytest.mark.parametrize("agent, is_asked", [("a2c", True), ("ppo", True), ("impala", False)])
+def test_actors_are_asked_for_the_reward_heads_outputs_where_they_are_used(agent, is_asked, monkeypatch):
+    monkeypatch.setitem(agents.AGENTS, "a2c", A2C)
+    learner = make_trainer("ProbeRecall-v0", "none", 2, agent=agent, action_baseline=True).agent
+    learner.config = SimpleNamespace(**vars(learner.config), distributed=True, uses_action_baseline=True)
+    inputs = SimpleNamespace(make_actors=lambda policy, reward_outputs: reward_outputs)
+    assert learner.make_source(inputs) is is_asked

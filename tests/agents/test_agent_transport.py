@@ -152,6 +152,14 @@ def test_an_actor_collects_without_noise_where_that_is_asked_for():
     assert np.shape(early) == (20, B, 2) and (np.array(early) == 0).any() and (np.array(late) == 1).all()
 
 
+def test_an_actor_delivers_what_the_reward_head_put_out_where_that_is_asked_for():
+    collector, _ = collect("none", 1)
+    for reward_outputs, width in ((False, 0), (True, collector.policy.reward_head.out_features)):
+        actor = Actor(lambda: collector.env, collector.policy, T, T, 5, reward_outputs=reward_outputs)
+        delivery = actor.collect(weights_of(collector.policy), Request(0))
+        assert delivery.rollout["reward_outputs"].shape == (T, B, width) and width != 1
+
+
 def test_an_error_inside_is_delivered_with_its_traceback():
     """An error while the environment is made is delivered too. Errors of one place are of the same kind."""
     env = envs.make_vec_env("Corridor-v0", B, **LONG)
