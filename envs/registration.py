@@ -146,7 +146,8 @@ def make_vec_env(
     id, wraps, encoder: as in `make_env`.
     vectorization: "sync" steps the environments one after the other, "async" each in its own process. "auto" steps them
         as a batch if the environment has a suitable vector form (`vector_entry_point`, as the toolkit's tasks),
-        otherwise "sync". Only "sync" and "async" give later episodes their own seeds. With wraps it is "sync".
+        otherwise "sync". Only "sync" and "async" give later episodes their own seeds. With wraps it is always "sync",
+        and "async" is refused.
     env_timeout: the seconds after which a reset or a step of another package's environment counts as failed; 0: never
         (`envs.timeout`).
 
@@ -156,6 +157,7 @@ def make_vec_env(
     expect_choice("vectorization", vectorization, VECTORIZATIONS)
     factory, builders = _prepare(id, wraps, encoder, kwargs)
     if builders:
+        expect_choice("vectorization with wraps", vectorization, ("auto", "sync"))
         from expire_span_rl.envs.core_wrappers import LongTrajectoryVectorEnv
 
         core = _build_core(factory, num_envs, builders, env_timeout)

@@ -138,7 +138,7 @@ class RunConfig:
     reads as noise, since nothing was learned about it."""
     vectorization: str = "auto"
     """How environments are stepped. auto: as a batch where the environment can be, else one after the other. sync: one
-    after the other. async: each in a process of its own."""
+    after the other. async: each in a process of its own, not with --wrap."""
     env_timeout: float = 0.0
     """Seconds that a step or a reset of an environment may take before it counts as failed. Native code that hangs is
     only ended in processes of its own (--vectorization async, --num-actors). 0: any time."""
@@ -180,6 +180,8 @@ class RunConfig:
         choice("--precision", self.precision, PRECISIONS)
         choice("--keep-snapshots", self.keep_snapshots, SNAPSHOTS)
         choice("--vectorization", self.vectorization, VECTORIZATIONS)
+        if self.wrap and self.vectorization == "async":
+            raise ValueError("--vectorization: expected auto or sync with --wrap, got async")
 
 
 def parts_of(memory: str, agent: str) -> dict[str, type]:

@@ -257,6 +257,10 @@ BAD = {
     "missing dependency": (["--env", "needy.py:Own-v0"], "needy.py: cannot be imported: No module named 'wind'"),
     "encoder": (["--encoder", "cell"], "--encoder: expected one of auto, cells, got 'cell'; did you mean 'cells'?"),
     "vectorization": (["--vectorization", "x"], "--vectorization: expected one of auto, sync, async, got 'x'"),
+    "vectorization with wraps": (
+        ["--wrap", "stretch=2", "--vectorization", "async"],
+        "--vectorization: expected auto or sync with --wrap, got async",
+    ),
 }
 
 

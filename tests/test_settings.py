@@ -107,6 +107,12 @@ def test_flat_settings_and_parts_are_the_same(memory, agent):
     assert parts_of(settings.run.memory, agent) == {name: part for name, part in expected.items() if part is not None}
 
 
+def test_a_saved_run_with_wraps_was_in_one_process_whatever_it_says():
+    """Its settings are refused today."""
+    saved = {**resolve("expire_span", wrap=("stretch=2",)).flat(), "vectorization": "async"}
+    assert complete(json.loads(json.dumps(saved)), "config.json")["vectorization"] == "auto"
+
+
 def test_a_replaced_setting_must_be_one_of_the_run():
     with pytest.raises(ValueError, match="^unknown setting 'window' of expire_span memory and ppo: transformer_xl"):
         resolve().replace(window=4)

@@ -165,6 +165,13 @@ def test_an_unpickled_maker_makes_the_same_environments():
 def test_an_unknown_vectorisation_is_refused():
     with pytest.raises(envs.EnvError, match="^vectorization: expected one of 'auto', 'sync', 'async', got 'asinc'$"):
         envs.make_vec_env("CartPole-v1", 2, vectorization="asinc")
+
+
+def test_wrapped_environments_are_stepped_in_one_process():
+    for vectorization in ("auto", "sync"):
+        envs.make_vec_env("CartPole-v1", 2, ["hide=1"], vectorization=vectorization).close()
+    with pytest.raises(envs.EnvError, match="^vectorization with wraps: expected one of 'auto', 'sync', got 'async'$"):
+        envs.make_vec_env("CartPole-v1", 2, ["hide=1"], vectorization="async")
     assert VECTORIZATIONS == ("auto", "sync", "async")
 
 
