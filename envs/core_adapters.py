@@ -89,6 +89,8 @@ class SingleEnv(_CoreAdapter, gym.Env):
         self.render_mode = expect_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.observation_space = self.core.single_observation_space
         self.action_space = self.core.single_action_space
+        self.cut_episode_info: dict[str, Any] = {}
+        """`cut_info` of the episode before, when the last reset began. A vector resets before it can be asked."""
         self._window: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -99,6 +101,7 @@ class SingleEnv(_CoreAdapter, gym.Env):
         if seed is None and not self._has_seed:
             seed = int(self.np_random.integers(_SEED_MASK))
         self._has_seed = True
+        self.cut_episode_info = self.cut_info() if hasattr(self, "core_class") else {}  # tasks can say it at any step
         self.core.reset(np.arange(1), None if seed is None else np.array([seed]))
         self._show()
         return _first_row(self.core.observe()), {}

@@ -28,7 +28,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, adapt
-from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv, find_horizon
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv, complete_final_info, find_horizon
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 from expire_span_rl.spaces import (
     ADDED,
@@ -174,6 +174,8 @@ class VectorPreviousActionReward(VectorWrapper):
         if "final_obs" in infos:
             final = self._batch_final(infos["final_obs"], done)
             infos = {**infos, "final_obs": self._entries.add(final, action_entry, reward_entry)}
+            if isinstance(self.env, SyncVectorEnv) and not isinstance(self.env, _FLAT_VECTORS):
+                infos["final_info"] = complete_final_info(self.env, infos.get("final_info"), np.flatnonzero(done))
             # The observation after an episode's end has no previous action and reward.
             done_rows = done if action_entry.ndim == 1 else done[:, None]
             action_entry = np.where(done_rows, self._no_action, action_entry)

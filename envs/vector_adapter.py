@@ -68,7 +68,7 @@ class AdaptedVectorEnv(VectorWrapper):
         self._flatten = Flattener(space, forced_cells(env.single_observation_space) if encoder == "cells" else {})
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
-        self._has_shaping = self._call(lambda: _has_tasks(env))
+        self._has_tasks = self._call(lambda: _has_tasks(env))
         self.memory_horizon = check_horizon(self._call(lambda: find_horizon(env)))
         entries = dict(self._flatten.space.spaces)
         _, infos = self._call(lambda: env.reset(seed=0))
@@ -117,6 +117,8 @@ class AdaptedVectorEnv(VectorWrapper):
             if infos.get("final_obs") is None:
                 self._fail(int(rows[0]), "expected its last observation in infos['final_obs'], got none")
             final_info = infos.get("final_info")
+            if self._has_tasks:
+                final_info = self._call(lambda: complete_final_info(self.env, final_info, rows))
             plain_infos["final_obs"] = self._read_final(infos["final_obs"], final_info, rows)
             plain_infos["final_info"] = self._plain_infos(final_info) if isinstance(final_info, Mapping) else {}
             self._check_last_infos(final_info if isinstance(final_info, Mapping) else {}, rows)
@@ -238,7 +240,7 @@ class AdaptedVectorEnv(VectorWrapper):
         plain: dict[str, Any] = {}
         for key, value in infos.items():
             is_column = isinstance(value, np.ndarray) and value.shape == (self.num_envs,)
-            if not is_column or not plain_info({key: 0}, self._has_shaping):
+            if not is_column or not plain_info({key: 0}, self._has_tasks):
                 continue
             mask = infos.get(f"_{key}")
             mask = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
@@ -286,6 +288,25 @@ def _has_tasks(env: VectorEnv) -> bool:
     if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
         return all(inner.call("has_wrapper_attr", "core_class"))  # of `core_adapters.SingleEnv`
     return isinstance(inner, BatchedVectorEnv)
+
+
+def complete_final_info(env: VectorEnv, final_info: Any, rows: np.ndarray) -> Any:
+    """The `final_info` of a vector of this toolkit's tasks, with what they say of episodes that somebody else ended,
+    such as a time limit (`SingleEnv.cut_info`). rows [R]: the environments whose episodes ended."""
+    key, inner = env.metadata.get("difficulty_key"), env.unwrapped
+    final_info = dict(final_info) if isinstance(final_info, Mapping) else {}
+    has_difficulty = final_info.get(f"_{key}", np.full(env.num_envs, key in final_info))
+    if has_difficulty[rows].all() or not isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
+        return final_info
+    cut_infos = inner.get_attr("cut_episode_info")
+    for row in rows[~has_difficulty[rows]].tolist():
+        for name, value in cut_infos[row].items():
+            is_given = final_info.setdefault(f"_{name}", np.zeros(env.num_envs, bool))
+            dtype = object if isinstance(value, str) else type(value)
+            column = final_info.setdefault(name, np.zeros(env.num_envs, dtype))
+            if not is_given[row]:
+                column[row], is_given[row] = value, True
+    return final_info
 
 
 def _split_rows(observation: Any, count: int) -> list[Any]:

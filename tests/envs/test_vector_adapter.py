@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from env_cases import Batch, Counter, Maker, Patched, Stranger
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from expire_span_rl import envs
 from expire_span_rl.envs.infos import plain_column
@@ -146,3 +147,26 @@ class _Horizon(Stranger):
 
 def _corridor():
     return gym.make("Corridor-v0", max_length=30)
+
+
+@pytest.mark.parametrize("has_wrapper", [False, True])
+@pytest.mark.parametrize(
+    "id, vector_class", [*((id, SyncVectorEnv) for id in envs.env_ids()), ("Corridor-v0", AsyncVectorEnv)]
+)
+def test_a_time_limit_around_a_task_in_gymnasiums_vector_ends_episodes_that_count(id, has_wrapper, vector_class):
+    """As no success, with what the task says of them, as where a function makes each environment."""
+
+    def make():
+        env = gym.wrappers.TimeLimit(gym.make(id), 2)
+        return gym.wrappers.TransformReward(env, lambda reward: reward) if has_wrapper else env
+
+    vector = envs.wrap_vec_env(vector_class([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    last_infos = []
+    for env in (vector, envs.make_vec_env(make, 2, vectorization="sync")):
+        env.reset(seed=0)
+        env.step(np.zeros(2, int))
+        *_, truncated, infos = env.step(np.zeros(2, int))
+        env.close()
+        assert truncated.all() and not np.any(infos["final_info"].get("is_success", False))
+        last_infos.append({name: column.tolist() for name, column in infos["final_info"].items()})
+    assert last_infos[0] == last_infos[1] and vector.metadata["difficulty_key"] in last_infos[0]
