@@ -16,7 +16,7 @@ from expire_span_rl.agents.checkpoint import checkpoint_bytes
 from expire_span_rl.building import Run
 from expire_span_rl.policies import ActorCritic
 from expire_span_rl.policies.settings import BF16
-from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, NEWEST_SNAPSHOTS, snapshot_spacing, superfluous
+from expire_span_rl.run_files import ALL_SNAPSHOTS, CHECKPOINTS, snapshot_spacing, thinned_count
 from expire_span_rl.settings import Settings, tuned
 
 SPEED_AFTER = 10.0  # seconds of training after which its speed is reported
@@ -203,10 +203,9 @@ def _disk_line(run: Run, path: Path) -> str:
     # Later it also holds Adam's three moments of every weight, the best policy, and memories.
     checkpoint = len(checkpoint_bytes(*trainer.state())) + (4 * snapshot if trainer.timesteps == 0 else 0)
     spacing = snapshot_spacing(settings.checkpoint_every, trainer.rollout_size)
-    steps = range(spacing, trainer.total_timesteps + spacing, spacing)
-    number = len(steps)
-    if settings.keep_snapshots != ALL_SNAPSHOTS and number > NEWEST_SNAPSHOTS:
-        number -= len(superfluous(steps, spacing))
+    number = -(-trainer.total_timesteps // spacing)
+    if settings.keep_snapshots != ALL_SNAPSHOTS:
+        number = thinned_count(number)
     log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
     copies = len(CHECKPOINTS)
     whole = copies * checkpoint + (number + 1) * snapshot + log
@@ -216,6 +215,8 @@ def _disk_line(run: Run, path: Path) -> str:
     text += f", about {size(whole)} in all"
     parent = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     free = shutil.disk_usage(parent).free
+    if settings.overwrite and path.is_dir():  # the old run makes room
+        free += sum(file.lstat().st_size for file in path.rglob("*"))
     return f"{text}; {size(free)} free" + ("" if free > 2 * whole else ", which may not be enough")
 
 

@@ -89,6 +89,7 @@ class RunDirectory:
         lock = lock or take_lock(path)
         try:
             check_run_dir(path, False, overwrite)  # again: another process may have been quicker
+            run.trainer.state()  # what cannot be saved replaces no run
             clear(path)
             (path / "checkpoints").mkdir()
             _write_config(path, run.settings.flat())

@@ -171,6 +171,15 @@ def superfluous(steps: Iterable[int], spacing: int) -> list[int]:
     return removed
 
 
+def thinned_count(number: int) -> int:
+    """How many of `number` snapshots with equal distances thinning leaves, which is `number` less those of
+    `superfluous`. It takes no time, however many there are."""
+    if number <= NEWEST_SNAPSHOTS:
+        return number
+    # Distances of the others, in spacings, are NEWEST_SNAPSHOTS to number - 1. One stays for each number of bits.
+    return NEWEST_SNAPSHOTS + (number - 1).bit_length() - NEWEST_SNAPSHOTS.bit_length() + 1
+
+
 def thin(path: Path, timesteps: int, spacing: int) -> None:
     """Removes the superfluous snapshots up to `timesteps`."""
     steps = [step for step in snapshot_steps(path) if step <= timesteps]

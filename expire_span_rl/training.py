@@ -63,7 +63,8 @@ def _train(
 ) -> None:
     """Trains what was built. lines: messages from before there was a directory."""
     trainer, settings = run.trainer, run.settings.run
-    check_rollout_fits(run)  # before a run is replaced
+    check_rollout_fits(run)  # before a run is replaced, as is whatever else can fail
+    size_lines = [] if resuming or settings.quiet else preflight(run, path)
     with listening(lines.append):
         directory = _resume(path, run, lock) if resuming else RunDirectory.begin(path, run, lock)
     began, steps_before = time.time(), trainer.timesteps
@@ -72,9 +73,10 @@ def _train(
         requested = settings.total_timesteps
         if trainer.total_timesteps != requested:
             say(f"total timesteps rounded up from {requested:,} to {trainer.total_timesteps:,}, whole rollouts")
-        if not settings.quiet:
-            for line in preflight(run, path):
-                say(line)
+        if resuming and not settings.quiet:
+            size_lines = preflight(run, path)
+        for line in size_lines:
+            say(line)
         if trainer.done:
             name, _ = length_flag(run.settings)
             where = " in train_sequence.py" if name == "--total-blocks" else ""

@@ -1,0 +1,73 @@
+"""That no run loses what it has: when another takes its place, when something raises, and when the disk is full."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from script_cases import FORGETFUL, SHORT, SMALL, call
+
+import train_rl
+from expire_span_rl import training
+from expire_span_rl.agents import Trainer
+from expire_span_rl.building import build
+from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.preflight import preflight
+from expire_span_rl.run_files import superfluous, thinned_count
+
+TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch) -> None:
+    """Nothing here cuts the power, and flushing to the disk takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def run(in_folder, monkeypatch, capsys) -> Iterator[Path]:
+    """A run of two updates, of 128 steps each."""
+    assert call(train_rl, [*TRAIN, "--quiet", "--total-timesteps", "256"], monkeypatch) == 0
+    capsys.readouterr()
+    return Path("x")
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run, by its path."""
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+# Another run takes its place
+
+
+@pytest.mark.parametrize("spacing", [1, 500_000])
+def test_snapshots_that_stay_are_counted_as_thinning_leaves_them(spacing):
+    for number in range(1, 200):
+        steps = range(spacing, (number + 1) * spacing, spacing)
+        assert thinned_count(number) == number - len(superfluous(steps, spacing))
+
+
+@pytest.mark.parametrize("keep", ["thinned", "all"])
+def test_the_longest_training_begins_at_once(keep):
+    """Counting its snapshots took minutes, and the machine's memory."""
+    flags = [*TRAIN, "--total-timesteps", "1e18", "--checkpoint-every", "128", "--keep-snapshots", keep]
+    run = build(parse_config(flags))
+    run.trainer.close()
+    lines = preflight(run, Path("x"))
+    number = thinned_count(10**18 // 128) if keep == "thinned" else 10**18 // 128
+    assert any("3 checkpoints of about" in line and f", {number} snapshots of " in line for line in lines)
+
+
+@pytest.mark.parametrize("broken", ["preflight", "state"])
+def test_a_training_that_cannot_begin_replaces_no_run(broken, run, monkeypatch):
+    def fails(*arguments):
+        raise MemoryError(broken)
+
+    monkeypatch.setattr(training if broken == "preflight" else Trainer, broken, fails)
+    before = contents(run)
+    quiet = ["--quiet"] if broken == "state" else []
+    with pytest.raises(MemoryError):
+        training.train(parse_config([*TRAIN, *quiet, "--overwrite"]))
+    assert contents(run) == before
