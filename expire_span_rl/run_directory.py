@@ -102,11 +102,15 @@ class RunDirectory:
 
     @classmethod
     def again(cls, path: Path, run: Run) -> RunDirectory:
-        """The directory in which `run` was trained before, with its settings of now."""
+        """The directory in which `run` was trained before, with its settings of now, and a checkpoint that has them:
+        otherwise a training that dies before its first one would be resumed with new schedules. Raises ValueError,
+        DirectoryFailed and WeightsLost, one line."""
         lock = take_lock(path)
         try:
+            directory = cls(path, run, lock)
+            directory.checkpoint(with_policy=False)
             _write_config(path, run.settings.flat())
-            return cls(path, run, lock)
+            return directory
         except BaseException:
             lock.release()
             raise

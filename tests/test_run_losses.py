@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from script_cases import FORGETFUL, SHORT, SMALL, call
+from script_cases import FORGETFUL, SHORT, SMALL, call, log
 
+import expire_span_rl as es
 import train_rl
 from expire_span_rl import training
 from expire_span_rl.agents import Trainer
+from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.preflight import preflight
@@ -71,3 +73,25 @@ def test_a_training_that_cannot_begin_replaces_no_run(broken, run, monkeypatch):
     with pytest.raises(MemoryError):
         training.train(parse_config([*TRAIN, *quiet, "--overwrite"]))
     assert contents(run) == before
+
+
+# It is trained on
+
+
+def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(in_folder, monkeypatch):
+    """As if the process were killed in its first update."""
+    model = es.PPO("gru", num_envs=8, num_steps=16, num_minibatches=2, env_kwargs={"max_length": 6})
+    model.learn(256, run_dir="x")
+
+    def dies(trainer):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(256, run_dir="x")
+    model.close()
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar", "--quiet"], monkeypatch) == 0
+    rates = [float(row["train/learning_rate"]) for row in log(Path("x"))]
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # over all 512 steps since the first call
+    assert load_checkpoint("x/checkpoint.safetensors")[1]["schedules"]["begun"] == 0
