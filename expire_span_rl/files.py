@@ -31,10 +31,12 @@ class OutputError(ValueError):
     """A path where nothing may be written. One line."""
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes, before_rename: Callable[[], None] | None = None) -> None:
     """Writes `data`. An existing regular file at `path` stays until the new one is complete, and keeps its permissions.
     A new file gets those of the umask. Warns where `path` is a link. Raises OSError, or OutputError for a path that
-    cannot be written to."""
+    cannot be written to.
+
+    before_rename: is called once the new file is complete on disk, before it takes the place of the one at `path`."""
     path = Path(path)
     descriptor = open_already(path)
     if descriptor is not None:
@@ -56,10 +58,10 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     if mode is not None and not os.access(path, os.W_OK):
         raise PermissionError(13, "it is read-only", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, data, None if mode is None else stat.S_IMODE(mode))
+    _replace(path, data, None if mode is None else stat.S_IMODE(mode), before_rename)
 
 
-def _replace(path: Path, data: bytes, permissions: int | None) -> None:
+def _replace(path: Path, data: bytes, permissions: int | None, before_rename: Callable[[], None] | None) -> None:
     """Replaces `path` by a new regular file. permissions: None for those of the umask."""
     temporary = path.with_name(f".{path.name[:LONGEST_STEM]}.{secrets.token_hex(4)}{TEMPORARY}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -70,6 +72,8 @@ def _replace(path: Path, data: bytes, permissions: int | None) -> None:
             os.fsync(file.fileno())
         if permissions is not None:
             os.chmod(temporary, permissions)
+        if before_rename is not None:
+            before_rename()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def newest_checkpoint(path: Path) -> Newest:
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], damaged: Iterable[str] = ()
 ) -> None:
-    """Writes a checkpoint into the run directory `path`. The whole ones there become those before it. damaged: names of
-    checkpoints that could not be used. Raises OSError and OutputError."""
-    _rotate(path, set(damaged))
-    write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(tensors, metadata))
+    """Writes a checkpoint into the run directory `path`. The whole ones there become those before it, once the new one
+    is complete on disk. damaged: names of checkpoints that could not be used. Raises OSError and OutputError."""
+    rotate = partial(_rotate, path, set(damaged))
+    write_atomically(path / CHECKPOINTS[0], checkpoint_bytes(tensors, metadata), before_rename=rotate)
 
 
 def _rotate(path: Path, damaged: set[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from script_cases import FORGETFUL, SHORT, SMALL, call, log
 
 import expire_span_rl as es
@@ -17,7 +19,8 @@ from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.preflight import preflight
-from expire_span_rl.run_files import superfluous, thinned_count
+from expire_span_rl.run_checkpoints import write_checkpoint
+from expire_span_rl.run_files import CHECKPOINTS, superfluous, thinned_count
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
 
@@ -95,3 +98,26 @@ def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(in_f
     rates = [float(row["train/learning_rate"]) for row in log(Path("x"))]
     assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # over all 512 steps since the first call
     assert load_checkpoint("x/checkpoint.safetensors")[1]["schedules"]["begun"] == 0
+
+
+# The disk is full
+
+
+def test_checkpoints_that_cannot_be_written_cost_none_of_the_older_ones(tmp_path, monkeypatch):
+    def steps() -> list[int]:
+        return [load_checkpoint(tmp_path / name)[1]["step"] for name in CHECKPOINTS]
+
+    def fails(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for step in range(3):
+        write_checkpoint(tmp_path, {"x": torch.ones(2)}, {"step": step})
+    assert steps() == [2, 1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        for step in (3, 4):
+            with pytest.raises(OSError, match="No space"):
+                write_checkpoint(tmp_path, {"x": torch.ones(2)}, {"step": step})
+    assert steps() == [2, 1, 0]
+    write_checkpoint(tmp_path, {"x": torch.ones(2)}, {"step": 5})
+    assert steps() == [5, 2, 1] and len(list(tmp_path.iterdir())) == 3
