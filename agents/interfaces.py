@@ -25,6 +25,8 @@ class TrainingLoop(Protocol):
     total_timesteps: int
     """Environment steps of the whole training, a multiple of `rollout_size`."""
     updates: int
+    is_whole: bool
+    """Whether the state is the one between two updates. False after an update that failed and could not be undone."""
     keeps_evaluated: bool
     """Keep a policy only where `keep_evaluated` reports an evaluation that passed."""
     log_dir: Path | None

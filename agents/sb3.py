@@ -64,6 +64,7 @@ class SB3Trainer:
             )
         self.total_timesteps = whole_rollouts(total, self.rollout_size)
         self.updates = 0
+        self.is_whole = True
         self._env_seed = env_seed
         self.stop = threading.Event()
         self.notes: list[str] = []  # what `load_state` reports, in lines
@@ -107,8 +108,9 @@ class SB3Trainer:
         backup = Backup({"policy": algorithm.policy}, algorithm.policy.optimizer)
         episodes = {name: tensor.clone() for name, tensor in {**self._episode_state(), **_generators()}.items()}
         recent = list(algorithm.ep_info_buffer), list(algorithm.ep_success_buffer)
+        self.is_whole = False
         try:
-            return self._run_update(backup)
+            metrics = self._run_update(backup)
         except BaseException as error:
             backup.restore()
             # Stable-Baselines3 may stop between a step of the environments and recording it.
@@ -118,9 +120,12 @@ class SB3Trainer:
                 buffer.clear()
                 buffer.extend(before)
             algorithm.num_timesteps, algorithm._n_updates, self.updates, self.skipped, self.skipped_in_a_row = counters
+            self.is_whole = True
             if isinstance(error, ValueError):  # PyTorch's, for a distribution with parameters that are not finite
                 raise TrainingEnded(f"Stable-Baselines3: {' '.join(str(error).split())[:200]}") from error
             raise
+        self.is_whole = True
+        return metrics
 
     def _run_update(self, backup: Backup) -> dict[str, float]:
         """See `update`. backup: of the weights and the optimiser."""

@@ -81,6 +81,7 @@ class Trainer:
         self.begun = 0
         """The step at which this training was last given another length (`go_on`, `load_state`)."""
         self.updates = 0
+        self.is_whole = True
         self.episodes = 0
         self.last_check: int | None = None
         """Number of updates at the last comparison of acting with learning."""
@@ -147,8 +148,9 @@ class Trainer:
         snapshot = self.collector.snapshot()
         backup = self.agent.backup()
         generator = self.agent.generator.get_state()
+        self.is_whole = False
         try:
-            return self._update(backup)
+            metrics = self._update(backup)
         except BaseException:
             self.collector.restore(snapshot)
             backup.restore()
@@ -159,7 +161,10 @@ class Trainer:
             self.keeper.kept = kept
             for name, value in attributes.items():
                 setattr(self, name, value)
+            self.is_whole = True
             raise
+        self.is_whole = True
+        return metrics
 
     def _update(self, backup: Backup) -> dict[str, float]:
         """Does the work of `update`. backup: of what the agent changes."""

@@ -114,7 +114,8 @@ class Model:
         A second call trains for so many more steps. Schedules (learning rate, entropy) run over all steps since the
         first call, so a second call of equal length begins in the middle of them. The last tenth of each call is
         without training noise.
-        callback: is called with the model after every update; returns False to end the training.
+        callback: is called with the model after every update; returns False to end the training. What it raises is
+        raised once the run directory has a checkpoint.
         run_dir: writes what train_rl.py writes: log, checkpoints, policy.safetensors. The directory must be new, or
         that of the last call. Raises KeyboardInterrupt after Ctrl-C, once the current update is finished. A second
         Ctrl-C interrupts at once.

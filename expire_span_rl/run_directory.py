@@ -203,14 +203,21 @@ class RunDirectory:
     def end(self, error: Exception | None) -> Exception | None:
         """Saves the state of a training that ends before its total, and reports it.
 
-        error: what ended the training; None if nothing went wrong. Returns that error, or the error of saving."""
+        error: what ended the training; None if nothing went wrong. Returns that error, or the error of saving if there
+        was none. An error of saving that it hides is a message."""
         trainer = self.run.trainer
         if isinstance(error, WeightsLost) or (trainer.done and error is None):
+            return error
+        if not trainer.is_whole:
+            say(f"not saved, since an update could not be undone: {self._goes_on_from_last}")
             return error
         try:
             self.save()
         except WeightsLost as lost:
-            return error if error is not None and not isinstance(error, DirectoryFailed) else lost
+            if error is None or isinstance(error, DirectoryFailed):
+                return lost
+            say(str(lost))
+            return error
         except DirectoryFailed as failed:
             elsewhere = None if self._lock.is_in_place else self._save_elsewhere()
             if elsewhere is not None:
@@ -222,8 +229,18 @@ class RunDirectory:
                     "elsewhere"
                 )
             return failed if error is None else error
+        except Exception as failed:
+            if error is None:
+                raise
+            say(f"not saved ({type(failed).__name__}: {shown(failed)}): {self._goes_on_from_last}")
+            return error
         say(f"stopped after {trainer.timesteps:,} steps; --resume {self.path} goes on")
         return error
+
+    @property
+    def _goes_on_from_last(self) -> str:
+        """What can be resumed after a training whose end is not saved."""
+        return f"the checkpoint of step {self.saved:,} stays; --resume {self.path} goes on from there"
 
     @contextlib.contextmanager
     def training(self, lines: Iterable[str] = ()) -> Iterator[None]:

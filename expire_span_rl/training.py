@@ -14,13 +14,13 @@ from tqdm import tqdm
 from expire_span_rl.agents import AGENTS
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.building import Run, build, run_dir_of
-from expire_span_rl.envs import EnvironmentFailed, importable
+from expire_span_rl.envs import importable
 from expire_span_rl.interrupts import Interrupted, finishing
 from expire_span_rl.locks import FileLock
 from expire_span_rl.messages import listening, say
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.preflight import check_rollout_fits, preflight, speed
-from expire_span_rl.run_directory import DirectoryFailed, RunDirectory, WeightsLost, take_lock
+from expire_span_rl.run_directory import RunDirectory, take_lock
 from expire_span_rl.run_files import MARKER, check_run_dir
 from expire_span_rl.settings import Settings, length_flag
 
@@ -29,8 +29,8 @@ def train(settings: Settings, callback: Callable[[dict[str, float]], Any] | None
     """Runs a training and returns its run directory. `settings.run.resume` continues the run in that directory.
     `callback` gets the metrics of each update, and ends the training by returning False.
 
-    Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost, after saving what can
-    be saved."""
+    Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost, and whatever else ends the
+    training, such as what `callback` raises, after saving what can be saved."""
     path, resuming = run_dir_of(settings), bool(settings.run.resume)
     check_run_dir(path, resuming, settings.run.overwrite)
     # An existing run is locked at once, so that a second process is refused before it builds everything.
@@ -140,7 +140,8 @@ def learn(
     """Updates until the trainer's total is reached, or `callback`, which gets each update's metrics, returns False.
 
     Saves the state in `directory` at the end, also of a training that did not reach its total. Raises
-    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed and WeightsLost after that."""
+    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost and whatever `callback` raises
+    after that."""
     trainer, evaluation = run.trainer, PeriodicEvaluation(run, say)
     ended: Exception | None = None
     with finishing(trainer.stop) as request, tqdm(
@@ -158,7 +159,7 @@ def learn(
                 bar.update(trainer.rollout_size)
                 bar.set_postfix_str(_summary(metrics))
                 going = callback is None or callback(metrics) is not False
-        except (TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost) as error:
+        except Exception as error:  # noqa: BLE001, what a callback raises must not cost what was learned
             ended = error
         if directory is not None:
             ended = directory.end(ended)

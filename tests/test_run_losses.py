@@ -20,6 +20,7 @@ from expire_span_rl.building import build
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.preflight import preflight
 from expire_span_rl.run_checkpoints import write_checkpoint
+from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, superfluous, thinned_count
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
@@ -37,6 +38,14 @@ def run(in_folder, monkeypatch, capsys) -> Iterator[Path]:
     assert call(train_rl, [*TRAIN, "--quiet", "--total-timesteps", "256"], monkeypatch) == 0
     capsys.readouterr()
     return Path("x")
+
+
+@pytest.fixture
+def model(in_folder) -> Iterator[es.PPO]:
+    """A model that was not trained."""
+    model = es.PPO("gru", num_envs=8, num_steps=16, num_minibatches=2, env_kwargs={"max_length": 6})
+    yield model
+    model.close()
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -81,9 +90,8 @@ def test_a_training_that_cannot_begin_replaces_no_run(broken, run, monkeypatch):
 # It is trained on
 
 
-def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(in_folder, monkeypatch):
+def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(model, monkeypatch):
     """As if the process were killed in its first update."""
-    model = es.PPO("gru", num_envs=8, num_steps=16, num_minibatches=2, env_kwargs={"max_length": 6})
     model.learn(256, run_dir="x")
 
     def dies(trainer):
@@ -93,11 +101,57 @@ def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(in_f
         patch.setattr(Trainer, "update", dies)
         with pytest.raises(KeyboardInterrupt):
             model.learn(256, run_dir="x")
-    model.close()
     assert call(train_rl, ["--resume", "x", "--no-progress-bar", "--quiet"], monkeypatch) == 0
     rates = [float(row["train/learning_rate"]) for row in log(Path("x"))]
     assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # over all 512 steps since the first call
     assert load_checkpoint("x/checkpoint.safetensors")[1]["schedules"]["begun"] == 0
+
+
+# Something raises
+
+
+class Pruned(Exception):
+    """As a callback of a search raises it."""
+
+
+def prune(model: es.Model) -> None:
+    """A callback that raises after the second update."""
+    if model.num_timesteps == 256:
+        raise Pruned("of little promise")
+
+
+def test_a_callback_that_raises_costs_nothing(model, monkeypatch):
+    with pytest.raises(Pruned, match="of little promise"):
+        model.learn(1024, run_dir="x", callback=prune)
+    assert load_checkpoint("x/checkpoint.safetensors")[1]["counters"]["timesteps"] == 256
+    assert call(train_rl, ["--resume", "x", "--no-progress-bar", "--quiet"], monkeypatch) == 0
+    assert len(log(Path("x"))) == 8
+
+
+def test_an_error_of_saving_does_not_hide_what_a_callback_raised(model, monkeypatch, capsys):
+    def fails(directory):
+        raise MemoryError("for a checkpoint")
+
+    monkeypatch.setattr(RunDirectory, "save", fails)
+    with pytest.raises(Pruned, match="of little promise"):
+        model.learn(1024, run_dir="x", callback=prune)
+    message = "not saved (MemoryError: for a checkpoint): the checkpoint of step 0 stays; --resume x goes on from there"
+    assert message in capsys.readouterr().err and message in Path("x/run.log").read_text()
+
+
+def test_a_state_in_the_middle_of_an_update_is_not_saved(model, monkeypatch, capsys):
+    def fails(*arguments):
+        raise MemoryError("of an update")
+
+    trainer = model._run.trainer
+    model.learn(256, run_dir="x")
+    monkeypatch.setattr(trainer.agent, "update", fails)
+    monkeypatch.setattr(trainer.collector, "restore", fails)
+    with pytest.raises(MemoryError, match="of an update"):
+        model.learn(256, run_dir="x")
+    message = "not saved, since an update could not be undone: the checkpoint of step 256 stays; --resume x goes on"
+    assert message in capsys.readouterr().err
+    assert load_checkpoint("x/checkpoint.safetensors")[1]["counters"]["timesteps"] == 256
 
 
 # The disk is full
