@@ -26,6 +26,7 @@ from expire_span_rl.settings import (
     resolve,
     run_parts,
     tuned,
+    whole_path,
 )
 
 _CHOICES = {
@@ -124,20 +125,6 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _with_whole_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose files of environments are named from the folder that it was started in, whatever the
-    current folder is."""
-    start = config.get("folder")
-    if not isinstance(start, str):  # a run from before November 2026
-        return config
-
-    def whole(name: str) -> str:
-        path, colon, id = name.rpartition(":") if ".py:" in name else (name, "", "")
-        return f"{Path(start) / path}{colon}{id}" if path.endswith(".py") else name
-
-    return {**config, "env": whole(config["env"]), "imports": [whole(name) for name in config.get("imports", [])]}
-
-
 def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -> Settings:
     """All settings of the run in the folder `resume`, with what the command line changes of them.
 
@@ -147,10 +134,12 @@ def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -
     fields = tuple(field for field in RESUMABLE if not (in_blocks and field == "total_timesteps"))
     _check_resumable(arguments, fields, ["--total-blocks"] if in_blocks else [])
     folder = Path(resume)
-    config = _with_whole_paths(saved_config(folder))
+    config = saved_config(folder)
+    start = config.get("folder")
     from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
 
-    import_modules(config.get("imports", ()))  # the user's own modules, from the start of the run
+    # The user's own modules, from the start of the run. Files are named from the folder that it was started in.
+    import_modules(whole_path(name, start if isinstance(start, str) else "") for name in config.get("imports", ()))
     cli.choice("--memory", config["memory"], [*KINDS, *NETWORKS])
     config = complete(config, str(folder / "config.json"))
     flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)

@@ -89,7 +89,7 @@ def build(
         )
     if env is not None:
         return _Builder(settings, env, features_extractor, None, say, times_devices).build(info)
-    name = named_environment(run.env, run.imports)
+    name = named_environment(*settings.importable_names())
     # A run goes on as it began: its settings have what training set at its start (of runs since November 2026).
     usual = training_kwargs(name)
     training = usual if settings.training_kwargs is None else settings.training_kwargs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
@@ -227,6 +228,9 @@ class Settings:
     """The `CoreConfig` of the memory kind; None for an agent that brings its own policy."""
     training_kwargs: Mapping[str, Any] | None = None
     """Keyword arguments of the environment that training sets; None: those of today (old runs have none)."""
+    folder: str = ""
+    """Folder from which files of environments and imports are named, that in which a resumed run was started; "": the
+    current one."""
 
     def __post_init__(self):
         budget = 0 if self.forgetting is None else self.forgetting.memory_budget
@@ -248,7 +252,9 @@ class Settings:
         are no settings of such a run are left out. Raises ValueError, one line."""
         run = part(RunConfig, flat)
         parts = {name: part(config, flat) for name, config in parts_of(run.memory, run.agent).items()}
-        return cls(**parts, training_kwargs=flat.get("training_kwargs"))
+        folder = flat.get("folder")  # runs from before November 2026 have none
+        folder = folder if isinstance(folder, str) else ""
+        return cls(**parts, training_kwargs=flat.get("training_kwargs"), folder=folder)
 
     def flat(self) -> dict[str, Any]:
         """All settings by name, JSON-able: what config.json has."""
@@ -259,7 +265,12 @@ class Settings:
             if config is not None
             for field in dataclasses.fields(config)
         }
-        return flat if self.training_kwargs is None else {**flat, "training_kwargs": dict(self.training_kwargs)}
+        flat |= {} if self.training_kwargs is None else {"training_kwargs": dict(self.training_kwargs)}
+        return {**flat, "folder": self.folder} if self.folder else flat
+
+    def importable_names(self) -> tuple[str, tuple[str, ...]]:
+        """The names of the environment and of the imports as they can be imported in any folder."""
+        return whole_path(self.run.env, self.folder), tuple(whole_path(name, self.folder) for name in self.run.imports)
 
     def replace(self, **changes: Any) -> Settings:
         """The same settings but for these, by name. Raises ValueError, one line, for a name or a value that will not
@@ -269,6 +280,12 @@ class Settings:
         for name in unknown:
             raise _unknown_setting(name, settings.flat(), self.run.memory, self.run.agent)
         return settings
+
+
+def whole_path(name: str, folder: str) -> str:
+    """The name of an environment or of an import, with the path from `folder` on if it names a Python file."""
+    path, colon, id = name.rpartition(":") if ".py:" in name else (name, "", "")
+    return f"{Path(folder) / path}{colon}{id}" if folder and path.endswith(".py") else name
 
 
 def length_flag(settings: Settings) -> tuple[str, int]:

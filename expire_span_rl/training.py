@@ -40,7 +40,8 @@ def train(settings: Settings, callback: Callable[[dict[str, float]], Any] | None
         with listening(lines.append):
             if resuming and path.is_symlink():
                 say(f"{path} is a link to {path.resolve()}, where the run goes on")
-            if resuming and (names := [*settings.run.imports, *filter(None, [importable(settings.run.env)])]):
+            env, imports = settings.importable_names()
+            if resuming and (names := [*imports, *filter(None, [importable(env)])]):
                 say(f"imports {', '.join(names)}, as when the run began")
             run = build(settings, say=say, times_devices=True)
         try:

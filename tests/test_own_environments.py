@@ -16,6 +16,7 @@ import expire_span_rl as es
 import train_rl
 import visualize
 from expire_span_rl.envs import naming
+from expire_span_rl.policies.io import policy_info
 
 SOURCE = '''
 import gymnasium as gym
@@ -145,6 +146,22 @@ def test_a_run_goes_on_with_the_imports_that_it_began_with(forget, monkeypatch, 
     file = Path("own_envs.py").resolve()  # from the folder that the run was started in
     assert capsys.readouterr().err.startswith(f"imports own_envs, {file}, as when the run began\n")
     assert [float(row["time/total_timesteps"]) for row in log(Path("x"))] == [128, 256, 384]
+
+
+def test_a_resumed_runs_policies_name_files_as_those_of_a_run_that_was_never_stopped(forget, monkeypatch):
+    """Not by their paths on this machine, whatever the folder is that it is resumed in."""
+    flags = [*RUN, "--import", "own_envs.py", "--env", "own_envs.py:OwnRecall-v0"]
+    assert call(train_rl, flags, monkeypatch) == 0
+    run = Path("x").resolve()
+    config = json.loads((run / "config.json").read_text())
+    names = {"env": "own_envs.py:OwnRecall-v0", "imports": ["own_envs.py"]}
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    forget()
+    assert call(train_rl, ["--resume", run, "--no-progress-bar", "--total-timesteps", "384"], monkeypatch) == 0
+    for file in (run / "policy.safetensors", run / "checkpoints/policy_000000384.safetensors"):
+        assert {name: policy_info(file)[name] for name in names} == names
+    assert json.loads((run / "config.json").read_text()) == {**config, "total_timesteps": 384}
 
 
 def test_large_seeds_and_texts_in_infos_do_no_harm(forget, monkeypatch):
