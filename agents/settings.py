@@ -5,10 +5,10 @@ Nothing here imports torch, so that a command line answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions, is_number
 
 ENT_COEF = 0.01
 """Default weight of the entropy bonus at the start, where facts last ENT_HORIZON steps or less."""
@@ -19,6 +19,15 @@ ENT_HORIZON = 200
 only when a fact is used. The rarer that is, the more the bonus would outweigh the reward."""
 MOST_EPOCHS = 10_000
 """Largest number of passes over a rollout."""
+LARGEST_FLOAT = 1e30
+"""Largest number that a setting may have. Those with a fraction are computed with in float32, which ends at 3.4e38."""
+
+
+def _check_numbers(config: Any) -> None:
+    """Raises ValueError, one line, for the first number of a dataclass above LARGEST_FLOAT: the first update would end
+    in an error of PyTorch's that does not name it."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    check_at_most(config, **{name: LARGEST_FLOAT for name, value in values.items() if is_number(value)})
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class OptimizerConfig:
         check_above_zero(self, "adam_eps", "max_grad_norm")
         if not 0 <= self.adam_beta2 < 1:
             raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
+        _check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -246,6 +256,7 @@ class ForgettingConfig:
         check_fractions(self, "fixed_pressure")
         if not 0 < self.success_target <= 1:
             raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
+        _check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -281,3 +292,4 @@ class SB3Config:
         check_fractions(self, "gamma", "gae_lambda")
         check_at_most(self, n_epochs=MOST_EPOCHS)
         check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch
+        _check_numbers(self)

@@ -78,7 +78,7 @@ def check_at_least(config: Any, **least: int) -> None:
             raise ValueError(f"{flag(name)}: expected {expected}, got {shown(str(value), 40)}")
 
 
-def check_at_most(config: Any, **most: int) -> None:
+def check_at_most(config: Any, **most: float) -> None:
     """Raises ValueError, one line, for the first of the named settings that is above its largest value. Beyond it
     nothing could be built, or the run would never end."""
     for name, high in most.items():

@@ -44,6 +44,20 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     assert type(resolve(memory, agent=agent, **given).run.seed) is int
 
 
+LEARNING = {entry.Config for entry in AGENTS.values()} | {ForgettingConfig}
+
+
+@pytest.mark.parametrize("config", sorted(LEARNING, key=lambda config: config.__name__))
+def test_a_number_that_float32_cannot_hold_is_refused_by_its_flag(config):
+    """Its first update would fail, after --overwrite removed the old run."""
+    for field in dataclasses.fields(config):
+        if "float" in str(field.type):
+            flag = f"--{field.name.replace('_', '-')}"
+            for value in (1e300, float("inf"), float("nan")):
+                with pytest.raises(ValueError, match=f"^{flag}: expected .*, got {value}$".replace("+", r"\+")):
+                    config(**{field.name: value})
+
+
 @pytest.mark.parametrize(
     "flags, expected",
     [
