@@ -158,7 +158,7 @@ class RunDirectory:
         with self._writing():
             self._table.write(metrics)
             self._events.write(metrics, trainer.timesteps, picture)
-        if trainer.timesteps % self._spacing == 0 or trainer.done:
+        if self._has_snapshot:
             self.save()
         elif time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes:
             self.checkpoint()
@@ -172,6 +172,12 @@ class RunDirectory:
     def _spacing(self) -> int:
         """Steps between two snapshots."""
         return snapshot_spacing(self.run.settings.run.checkpoint_every, self.run.trainer.rollout_size)
+
+    @property
+    def _has_snapshot(self) -> bool:
+        """Whether there is a snapshot of the step that the training is at, wherever it is stopped."""
+        trainer = self.run.trainer
+        return trainer.done or (trainer.timesteps > 0 and trainer.timesteps % self._spacing == 0)
 
     def save(self) -> None:
         """Writes checkpoint, snapshot of the policy, and the run's policy. Raises DirectoryFailed and WeightsLost."""
@@ -212,7 +218,7 @@ class RunDirectory:
             say(f"not saved, since an update could not be undone: {self._goes_on_from_last}")
             return error
         try:
-            self.save()
+            self.save() if self._has_snapshot else self.checkpoint()
         except WeightsLost as lost:
             if error is None or isinstance(error, DirectoryFailed):
                 return lost

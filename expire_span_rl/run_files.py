@@ -149,8 +149,8 @@ def snapshot_path(path: Path, timesteps: int) -> Path:
 
 
 def snapshot_spacing(checkpoint_every: int, rollout_size: int) -> int:
-    """Steps between two snapshots: `checkpoint_every`, rounded up to whole rollouts. Snapshots are of its multiples, so
-    that a run which is resumed has those of one that was never stopped."""
+    """Steps between two snapshots: `checkpoint_every`, rounded up to whole rollouts. Snapshots are of its multiples
+    and of the training's end. So a run that was stopped and resumed has those of one that was never stopped."""
     return whole_rollouts(checkpoint_every, rollout_size)
 
 

@@ -17,11 +17,11 @@ from expire_span_rl import training
 from expire_span_rl.agents import Trainer
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.building import build
-from expire_span_rl.cli.settings import parse_config
+from expire_span_rl.cli.settings import parse_config, resumed_config
 from expire_span_rl.preflight import preflight
 from expire_span_rl.run_checkpoints import write_checkpoint
 from expire_span_rl.run_directory import RunDirectory
-from expire_span_rl.run_files import CHECKPOINTS, superfluous, thinned_count
+from expire_span_rl.run_files import CHECKPOINTS, snapshot_steps, superfluous, thinned_count
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
 
@@ -107,6 +107,20 @@ def test_a_second_learn_that_dies_at_once_is_resumed_with_its_own_schedules(mode
     assert load_checkpoint("x/checkpoint.safetensors")[1]["schedules"]["begun"] == 0
 
 
+# It is stopped
+
+
+def test_a_run_that_was_stopped_often_has_the_snapshots_of_one_that_never_was(in_folder, monkeypatch):
+    """Every second update, here; the last is the end of the training."""
+    flags = [*TRAIN, "--quiet", "--total-timesteps", "1920", "--checkpoint-every", "256"]
+    assert call(train_rl, [*flags, "--run-dir", "whole"], monkeypatch) == 0
+    settings = parse_config(flags)
+    for stop in (3, 5, 8, 11, 15):
+        training.train(settings, callback=lambda metrics, stop=stop: metrics["time/total_timesteps"] < 128 * stop)
+        settings = resumed_config("x", ["--resume", "x", "--no-progress-bar", "--quiet"])
+    assert snapshot_steps(Path("x")) == snapshot_steps(Path("whole")) == [256, 1024, 1280, 1536, 1792, 1920]
+
+
 # Something raises
 
 
@@ -132,9 +146,12 @@ def test_an_error_of_saving_does_not_hide_what_a_callback_raised(model, monkeypa
     def fails(directory):
         raise MemoryError("for a checkpoint")
 
-    monkeypatch.setattr(RunDirectory, "save", fails)
+    def prune_when_memory_is_full(model):
+        monkeypatch.setattr(RunDirectory, "checkpoint", fails)
+        prune(model)
+
     with pytest.raises(Pruned, match="of little promise"):
-        model.learn(1024, run_dir="x", callback=prune)
+        model.learn(1024, run_dir="x", callback=prune_when_memory_is_full)
     message = "not saved (MemoryError: for a checkpoint): the checkpoint of step 0 stays; --resume x goes on from there"
     assert message in capsys.readouterr().err and message in Path("x/run.log").read_text()
 
