@@ -19,7 +19,7 @@ from expire_span_rl.checks import choice, quoted
 from expire_span_rl.cli.errors import UsageError
 from expire_span_rl.cli.fields import Flag, flags_of, plain_dataclass
 from expire_span_rl.cli.help import help_text
-from expire_span_rl.cli.values import check_flag, converted, flag_of
+from expire_span_rl.cli.values import check_flag, check_path, converted, flag_of
 
 T = TypeVar("T")
 SHELLS = ("bash", "zsh", "fish")
@@ -118,7 +118,7 @@ def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str
 
 
 def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
-    """The arguments without a flag. Raises UsageError for too many or too few."""
+    """The arguments without a flag. Raises UsageError for too many or too few, and for an empty name of a file."""
     places = [flag for flag in flags if flag.is_positional]
     required = [flag.metavar or flag.field for flag in places if _with_default(flag).default is MISSING]
     if len(bare) > len(places) and not any(flag.takes_many for flag in places):
@@ -127,6 +127,8 @@ def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
     if len(bare) < len(required):
         missing = required[len(bare)]
         raise UsageError(f"{missing}: expected {_summary(places[len(bare)])}, got none; see --help")
+    for i, text in enumerate(bare):
+        check_path(places[min(i, len(places) - 1)], text)
     return list(bare)
 
 

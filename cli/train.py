@@ -12,7 +12,7 @@ from expire_span_rl.cli.settings import parse_config, resumed_config
 def main() -> None:
     arguments = sys.argv[1:]
     resume = cli.value_of("resume", arguments)
-    if resume is None or resume.startswith("-"):  # a flag in its place is refused
+    if not resume or resume.startswith("-"):  # a flag or nothing in its place is refused
         settings = parse_config(arguments)
         from expire_span_rl.environments import named_environment  # Gymnasium takes a while, and --help needs none
 

@@ -35,7 +35,7 @@ _EXAMPLES = ("--seed 2", "--delay 1024 --memory transformer_xl --window 2048", "
 def main() -> None:
     arguments = sys.argv[1:]
     resume = cli.value_of("resume", arguments)
-    if resume is None or resume.startswith("-"):  # a flag instead of a folder: `parse_sequence` reports it
+    if not resume or resume.startswith("-"):  # no folder: `parse_sequence` reports it
         settings = parse_sequence(arguments)
     else:
         settings = resumed_sequence(resume, arguments)

@@ -63,6 +63,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """By flag: what people who come from other libraries type for it."""
 
 
+PATHS = {"file", "json", "out", "path", "plot", "png", "policies", "policy", "resume", "run_dir", "runs", "video"}
+"""Fields whose text names a file or a folder. The empty text would mean the current folder, or that there is none."""
+
+
 def flag_of(argument: str) -> str:
     """The flag in --some_flag=value, as it is listed."""
     return argument.split("=")[0].replace("_", "-")
@@ -108,8 +112,16 @@ def whole_number(flag: str, text: str) -> int:
     raise UsageError(f"{flag}: expected a whole number such as 1000 or 1e6, got {quoted(text)}")
 
 
+def check_path(flag: Flag, text: str) -> None:
+    """Raises UsageError for an empty name of a file or a folder, such as a shell's variable that is not set."""
+    if flag.field in PATHS and not text:
+        name = (flag.metavar or flag.field) if flag.is_positional else flag.name
+        raise UsageError(f"{name}: expected the name of a file or a folder, got ''")
+
+
 def converted(flag: Flag, text: str) -> str:
     """A flag's value, checked, spelled as tyro reads it."""
+    check_path(flag, text)
     if flag.choices:
         return choice(flag.name, text, flag.choices)
     if flag.takes_none and text.lower() == "none":

@@ -122,6 +122,8 @@ class Model:
         """
         if not is_number(total_timesteps) or not 1 <= total_timesteps < math.inf:
             raise ValueError(f"total_timesteps: expected a number of at least 1, got {total_timesteps!r}")
+        if run_dir == "":
+            raise ValueError("run_dir: expected the name of a folder, got ''")
         run, trainer = self._run, self._run.trainer
         path = None if run_dir is None else Path(run_dir)
         if path is not None and path != self._directory:

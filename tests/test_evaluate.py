@@ -242,6 +242,8 @@ def _foreign(path: Path) -> None:
 BAD_EVALUATION = {
     "no policy": ([], "policies: expected "),
     "missing": (["gone.safetensors"], "found nothing there"),
+    "no name": ([""], "policies: expected the name of a file or a folder, got ''"),
+    "no name of a file": (["RUN", "--json="], "--json: expected the name of a file or a folder, got ''"),
     "truncated": (["short.safetensors"], "expected a whole safetensors file"),
     "foreign": (["foreign.safetensors"], "got another safetensors file"),
     "empty folder": (["folder"], "which it does not have"),

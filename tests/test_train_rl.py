@@ -399,6 +399,7 @@ BAD_TRAINING = {
     "memory twice": (["--memory", "transformer_xl", "--memory", "gru", "--window", "4"], "unknown flag --window"),
     "heads": (["--width", "30"], "--width: expected a multiple of --num-heads"),
     "device": (["--device", "tpu"], "--device: expected"),
+    "no folder to resume": (["--resume", ""], "--resume: expected the name of a file or a folder, got ''"),
     "nothing to resume": (["--resume", "nowhere"], "expected a run directory with config.json"),
     "resume and more": (["--resume", "nowhere", "--seed", "2"], "expected no other flags"),
 }

@@ -148,6 +148,7 @@ BAD = [
     (["{p}", "--audit", "-1"], "--audit: expected at least 0, got -1"),
     (["{p}", "--max-steps", "2"], "--max-steps: expected an episode of at most 2 steps, that of seed 0 is longer"),
     (["{p}", "--out", "none/x.png"], "--out: expected a folder that exists, there is no 'none'"),
+    (["{p}", "--png", ""], "--png: expected the name of a file or a folder, got ''"),
     (["{p}", "--env-kwargs", "{{"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", "3"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", '{{"max_len": 3}}'], "unknown Corridor-v0 keyword 'max_len': "),
