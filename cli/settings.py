@@ -145,7 +145,8 @@ def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -
     flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)
     offered = [flag for flag in flags_of(flags) if flag.field in (*fields, "resume")]
     description = f"Continues the run in {resume}. Its settings are its own, but for these."
-    description += " --total-blocks NUMBER trains on, up to this number of blocks in all." if in_blocks else ""
+    if in_blocks:
+        description += " --total-blocks NUMBER trains on, up to this number of blocks in all (0: as many as before)."
     changes = dataclasses.asdict(cli.parse(plain_dataclass(offered), arguments, description, (f"--resume {resume}",)))
     return Settings.from_flat({**config, **changes, "resume": resume, "run_dir": resume, "overwrite": False})
 

@@ -75,8 +75,8 @@ def sequence_parts(task: str, memory: str) -> tuple[type, ...]:
 
 
 def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
-    """All settings of the run in the folder `resume`. The command line may change --total-blocks, and whatever
-    train_rl.py --resume may change. Raises ValueError, one line."""
+    """All settings of the run in the folder `resume`. The command line may change --total-blocks (0: the run keeps its
+    own), and whatever train_rl.py --resume may change. Raises ValueError, one line."""
     saved = saved_config(Path(resume))
     if saved["agent"] not in AGENTS or AGENTS[saved["agent"]].learns_from != TARGETS:
         raise cli.UsageError(
@@ -88,6 +88,8 @@ def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
         return resumed_config(resume, list(arguments), in_blocks=True)
     config = cli.parse(SequenceConfig, ["--total-blocks", total_blocks], "")
     settings = resumed_config(resume, cli.arguments_without("total-blocks", arguments), in_blocks=True)
+    if not config.total_blocks:
+        return settings
     _, block_size = length_flag(settings)
     return settings.replace(total_timesteps=config.total_blocks * block_size)
 

@@ -16,7 +16,7 @@ import train_sequence
 import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build
-from expire_span_rl.cli.train_sequence import parse_sequence
+from expire_span_rl.cli.train_sequence import parse_sequence, resumed_sequence
 from expire_span_rl.env_objects import reference
 from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.sequences import TASKS
@@ -38,7 +38,10 @@ def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, 
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert call(train_sequence, ["--resume", "x", "--total-blocks", "14", "--no-progress-bar"], monkeypatch) == 0
     assert len(log(Path("x"))) == 14
+    resumed = resumed_sequence("x", ["--resume", "x", "--total-blocks", "0"])
+    assert resumed.run.total_timesteps == 14 * 8 * 16  # 0: as many as before
     for arguments, message in (
+        (["--resume="], "--resume: expected the name of a file or a folder, got ''"),
         (["--total-blocks", "3"], "--total-blocks: expected more than the 14 blocks of the run so far, got 3"),
         (["--total-timesteps", "9"], "--quiet, --no-quiet, --learning-rate, --total-blocks, since the run's own"),
     ):
