@@ -43,7 +43,8 @@ class VisualizeConfig:
     """Keyword arguments of the environment, as a JSON object. In the policy's own environment they replace those of its
     training, name by name."""
     seed: int = 0
-    """Seed of the first episode. The next ones have seed + 1, seed + 2 and so on."""
+    """Seed of the first episode. The next ones have seed + 1, seed + 2 and so on. A training with --seed 0 begins
+    with the same seeds. No training has those from 1e12 to 2e18."""
     episodes: int = 1
     """Episodes in --json and in the table of what is kept. The page has the first 50, figure and film the first."""
     stochastic: bool = False

@@ -24,6 +24,7 @@ from expire_span_rl.agents.schedules import whole_rollouts
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
 from expire_span_rl.envs import EnvError, EnvironmentFailed
+from expire_span_rl.evaluation import FIRST_SEED
 from expire_span_rl.events import EventLog
 from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
@@ -46,7 +47,7 @@ from expire_span_rl.run_files import (
 from expire_span_rl.run_log import RunLog
 from expire_span_rl.settings import length_flag
 
-IMAGE_SEED = 3  # of the episode whose memories are drawn
+IMAGE_SEED = FIRST_SEED + 3  # of the episode whose memories are drawn, one of evaluation's
 IMAGE_STEPS = 500  # the most steps of it
 
 
@@ -318,7 +319,7 @@ class RunDirectory:
         )
 
     def _memory_picture(self, policy: ActorCritic, make_env: Callable[[], gym.Env]) -> tuple[str, Any] | None:
-        """A picture of what the policy remembers, always in the same episode, which training does not have. None, with
+        """A picture of what the policy remembers, always in the same episode, which no training has. None, with
         a message, if the environment fails: the training can do without."""
         from expire_span_rl.viewer.snapshot import snapshot  # importing it takes a second
 

@@ -16,11 +16,11 @@ import train_rl
 from expire_span_rl import training
 from expire_span_rl.agents import Trainer
 from expire_span_rl.agents.checkpoint import load_checkpoint
-from expire_span_rl.building import build
+from expire_span_rl.building import build, environment_seed
 from expire_span_rl.cli.settings import parse_config, resumed_config
 from expire_span_rl.preflight import preflight
 from expire_span_rl.run_checkpoints import write_checkpoint
-from expire_span_rl.run_directory import RunDirectory
+from expire_span_rl.run_directory import IMAGE_SEED, RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, snapshot_steps, superfluous, thinned_count
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
@@ -192,3 +192,12 @@ def test_checkpoints_that_cannot_be_written_cost_none_of_the_older_ones(tmp_path
     assert steps() == [2, 1, 0]
     write_checkpoint(tmp_path, {"x": torch.ones(2)}, {"step": 5})
     assert steps() == [5, 2, 1] and len(list(tmp_path.iterdir())) == 3
+
+
+# What training does not have
+
+
+@pytest.mark.parametrize("seed", [0, 1, 998_999, 999_000, 2**31 - 1])
+def test_the_picture_is_of_an_episode_that_no_training_begins_with(seed):
+    first = environment_seed(seed)
+    assert not first <= IMAGE_SEED < first + 1_000_003
