@@ -43,9 +43,11 @@ SOLVED_LEGEND = (
 )
 
 PUBLISHED_LEGEND = (
-    "*Best epoch*: the highest mean return over 65,536 steps of a training, as POPGym's paper measures it, of the "
-    "seeds for which it is known (interquartile mean [interval]). *Published*: the highest mean of three trainings of "
-    "any of the paper's 13 memories, after 15M steps. *As good*: the seeds that reached it, in its three decimals."
+    "*Best epoch*: the highest mean return over 65,536 steps of a training, of the seeds for which it is known "
+    "(interquartile mean [interval]). The paper takes the mean of all episodes of such an epoch. Here it is the mean "
+    "of the epoch's updates, and of each the mean of the latest 100 episodes. *Published*: the highest mean of three "
+    "trainings of any of the paper's 13 memories, after 15M steps. *As good*: the seeds that reached it, in its three "
+    "decimals."
 )
 
 
