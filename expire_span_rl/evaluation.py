@@ -7,10 +7,8 @@ B environments, L layers.
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,11 +17,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
-from expire_span_rl.agents.episodes import quotients, ratio_parts
+from expire_span_rl.agents.episodes import ratio_parts
 from expire_span_rl.devices import random_numbers_of
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv
+from expire_span_rl.evaluation_metrics import buckets_of, fill_missing_success, metrics_of
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
@@ -31,7 +30,6 @@ from expire_span_rl.spaces import EPISODE_LOST
 
 HORIZON = 32  # steps between two compactions of the memory; results do not depend on it
 FIRST_SEED = 10**12  # evaluation seeds begin here; training's are below, or beyond 2^61
-BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 
 class EndlessEpisode(RuntimeError):
@@ -171,12 +169,12 @@ def evaluate_in(
     memory = cast(Memory, session.memory)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
-        **_metrics(episodes, stores, ratios),
+        **metrics_of(episodes, stores, ratios),
         "live_memories_mean": live.tolist(),
         "live_memories_max": session.live_max.tolist() if stores else [],
         "memory_bytes": float(live @ memory.slot_bytes()) if stores else float(memory.bytes()[0]),
         "acting_steps_per_second": session.acted / session.seconds,
-        "buckets": _buckets(episodes, stores, ratios, key or "steps"),
+        "buckets": buckets_of(episodes, stores, ratios, key or "steps"),
     }
 
 
@@ -345,62 +343,3 @@ def _number(info: Mapping[str, Any], name: str) -> float | None:
     """An entry of an info as a number; None if it is missing or no number (a text, a list, None)."""
     value = np.asarray(info.get(name))
     return value.item() if value.ndim == 0 and value.dtype.kind in "biuf" else None
-
-
-def _buckets(
-    episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any], by: str
-) -> list[dict[str, Any]]:
-    """Metrics of the episodes by quarters of the largest difficulty, without the quarters that have no episode. `low`
-    and `high` are the smallest and the largest difficulty that occurred in a quarter."""
-    largest = max(episode["difficulty"] for episode in episodes)
-    buckets = []
-    bounds = [-math.inf, *(largest * i / BUCKETS for i in range(1, BUCKETS + 1))]
-    for low, high in itertools.pairwise(bounds):
-        inside = [episode for episode in episodes if low < episode["difficulty"] <= high]
-        if inside:
-            difficulties = [episode["difficulty"] for episode in inside]
-            occurred = {"by": by, "low": min(difficulties), "high": max(difficulties)}
-            buckets.append({**occurred, **_metrics(inside, stores, ratios)})
-    return buckets
-
-
-def _metrics(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
-    metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
-    if episodes[0]["success"] is not None:
-        successes = sum(episode["success"] for episode in episodes)
-        metrics["success_rate"] = successes / len(episodes)
-        metrics["success_rate_ci95"] = list(wilson(successes, len(episodes)))
-    metrics["mean_return"] = _mean(episodes, "return")
-    metrics["mean_episode_length"] = _mean(episodes, "steps")
-    metrics |= quotients([episode["ratio_parts"] for episode in episodes], ratios)
-    if "asked" in episodes[0]:
-        asked = sum(episode["asked"] for episode in episodes)
-        metrics["bits"] = sum(episode["surprise"] for episode in episodes) / asked / math.log(2) if asked else None
-    if stores:
-        metrics["live_memories_per_episode"] = _mean(episodes, "live")
-        metrics["live_memories_at_end"] = _mean(episodes, "live_last")
-    return metrics
-
-
-def _mean(episodes: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([episode[name] for episode in episodes]))
-
-
-def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:
-    """Where an environment reports success for some policies only, the others' success rate becomes 0, in place."""
-    metrics = [part for result in results for part in (result, *result["buckets"])]
-    if any(part["success_rate"] is not None for part in metrics):
-        for part in metrics:
-            if part["success_rate"] is None:
-                part |= {"success_rate": 0.0, "success_rate_ci95": list(wilson(0, part["episodes"]))}
-
-
-def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval (Wilson, 1927) of a proportion; 95% for z = 1.96. Of shares from 0 to 1 it is at least
-    as wide as need be, since flags with the same mean vary most."""
-    p = successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    # Where all or none succeeded, one end is exactly the rate itself, without rounding.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)

@@ -18,6 +18,7 @@ import evaluate
 import train_rl
 from expire_span_rl import envs, evaluation, spaces
 from expire_span_rl.building import environment_seed
+from expire_span_rl.evaluation_metrics import wilson
 from expire_span_rl.policies import ActorCritic, load_policy, save_policy
 
 
@@ -228,8 +229,8 @@ def test_wraps_travel_with_the_policy_until_others_are_asked_for(in_folder, monk
 
 def test_wilson_interval_known_values():
     """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
-    assert evaluation.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert evaluation.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
 def _foreign(path: Path) -> None:
