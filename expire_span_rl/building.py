@@ -54,6 +54,9 @@ class Run:
     """Of the environments of evaluations in this run. The policy's file lacks those that are private."""
     make_env: Callable[[], gym.Env] | None = None
     """Makes one environment as evaluation does; None where only those exist that are trained in."""
+    env_id: str = ""
+    """The registered id of its environments; "" where only those exist that are trained in. `info` has the name that
+    the user gave, which may be that of a file in another folder."""
 
 
 def build(
@@ -100,6 +103,7 @@ def build(
     make_envs = vec_env_maker(name, run.num_envs, **kwargs)
     built = _Builder(settings, make_envs(), features_extractor, make_envs, say, times_devices).build(info)
     built.env_kwargs = evaluation_kwargs
+    built.env_id = name
     built.make_env = lambda: make_env(name, env_timeout=run.env_timeout, **evaluation_kwargs)
     return built
 

@@ -56,7 +56,7 @@ class PeriodicEvaluation:
         try:
             result = evaluate(
                 run.policy,
-                run.info["env"],
+                run.env_id,
                 {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout},
                 episodes,
                 num_envs=min(NUM_ENVS, episodes),

@@ -95,6 +95,10 @@ def forget(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
 
 
 RUN = [*SMALL, "--memory", "gru", "--total-timesteps", "256", "--memory-image-every", "0", "--run-dir", "x"]
+SB3_RUN = [
+    "--agent", "sb3-ppo", "--num-envs", "8", "--num-steps", "16", "--batch-size", "64", "--total-timesteps", "256",
+    "--torch-threads", "1", "--no-progress-bar", "--run-dir", "x",
+]  # fmt: skip
 PLAYED = ["x", "--episodes", "8", "--num-envs", "4", "--torch-threads", "1", "--json", "out.json"]
 
 
@@ -148,10 +152,11 @@ def test_a_run_goes_on_with_the_imports_that_it_began_with(forget, monkeypatch, 
     assert [float(row["time/total_timesteps"]) for row in log(Path("x"))] == [128, 256, 384]
 
 
-def test_a_resumed_runs_policies_name_files_as_those_of_a_run_that_was_never_stopped(forget, monkeypatch):
-    """Not by their paths on this machine, whatever the folder is that it is resumed in."""
-    flags = [*RUN, "--import", "own_envs.py", "--env", "own_envs.py:OwnRecall-v0"]
-    assert call(train_rl, flags, monkeypatch) == 0
+@pytest.mark.parametrize("flags", [RUN, SB3_RUN], ids=["ppo", "sb3-ppo"])
+def test_a_resumed_runs_policies_name_files_as_those_of_a_run_that_was_never_stopped(flags, forget, monkeypatch):
+    """Not by their paths on this machine, whatever the folder is that it is resumed in. Evaluations find them too."""
+    named = ["--import", "own_envs.py", "--env", "own_envs.py:OwnRecall-v0"]
+    assert call(train_rl, [*flags, *named, "--eval-every", "128", "--n-eval-episodes", "4"], monkeypatch) == 0
     run = Path("x").resolve()
     config = json.loads((run / "config.json").read_text())
     names = {"env": "own_envs.py:OwnRecall-v0", "imports": ["own_envs.py"]}
@@ -162,6 +167,7 @@ def test_a_resumed_runs_policies_name_files_as_those_of_a_run_that_was_never_sto
     for file in (run / "policy.safetensors", run / "checkpoints/policy_000000384.safetensors"):
         assert {name: policy_info(file)[name] for name in names} == names
     assert json.loads((run / "config.json").read_text()) == {**config, "total_timesteps": 384}
+    assert [bool(row["eval/mean_reward"]) for row in log(run)] == [True] * 3
 
 
 def test_large_seeds_and_texts_in_infos_do_no_harm(forget, monkeypatch):
