@@ -207,7 +207,7 @@ class RunDirectory:
         self.saved = trainer.timesteps
         self._saved_at = time.monotonic()
 
-    def end(self, error: Exception | None) -> Exception | None:
+    def end(self, error: Exception | SystemExit | None) -> Exception | SystemExit | None:
         """Saves the state of a training that ends before its total, and reports it.
 
         error: what ended the training; None if nothing went wrong. Returns that error, or the error of saving if there

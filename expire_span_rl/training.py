@@ -30,7 +30,7 @@ def train(settings: Settings, callback: Callable[[dict[str, float]], Any] | None
     `callback` gets the metrics of each update, and ends the training by returning False.
 
     Raises KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost, and whatever else ends the
-    training, such as what `callback` raises, after saving what can be saved."""
+    training, such as what `callback` raises (SystemExit too), after saving what can be saved."""
     path, resuming = run_dir_of(settings), bool(settings.run.resume)
     check_run_dir(path, resuming, settings.run.overwrite)
     # An existing run is locked at once, so that a second process is refused before it builds everything.
@@ -141,10 +141,10 @@ def learn(
     """Updates until the trainer's total is reached, or `callback`, which gets each update's metrics, returns False.
 
     Saves the state in `directory` at the end, also of a training that did not reach its total. Raises
-    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost and whatever `callback` raises
-    after that."""
+    KeyboardInterrupt, TrainingEnded, EnvironmentFailed, DirectoryFailed, WeightsLost and whatever `callback` raises,
+    SystemExit too, after that. A KeyboardInterrupt that is raised itself, as by the second Ctrl-C, saves nothing."""
     trainer, evaluation = run.trainer, PeriodicEvaluation(run, say)
-    ended: Exception | None = None
+    ended: Exception | SystemExit | None = None
     with finishing(trainer.stop) as request, tqdm(
         total=trainer.total_timesteps, initial=trainer.timesteps, unit="step", unit_scale=True,
         disable=not progress_bar, dynamic_ncols=True, mininterval=1,
@@ -160,7 +160,8 @@ def learn(
                 bar.update(trainer.rollout_size)
                 bar.set_postfix_str(_summary(metrics))
                 going = callback is None or callback(metrics) is not False
-        except Exception as error:  # noqa: BLE001, what a callback raises must not cost what was learned
+        # What a callback raises, also by sys.exit, must not cost what was learned. A second Ctrl-C ends it at once.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             ended = error
         if directory is not None:
             ended = directory.end(ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,15 +129,16 @@ class Pruned(Exception):
     """As a callback of a search raises it."""
 
 
-def prune(model: es.Model) -> None:
+def prune(model: es.Model, error: type[BaseException] = Pruned) -> None:
     """A callback that raises after the second update."""
     if model.num_timesteps == 256:
-        raise Pruned("of little promise")
+        raise error("of little promise")
 
 
-def test_a_callback_that_raises_costs_nothing(model, monkeypatch):
-    with pytest.raises(Pruned, match="of little promise"):
-        model.learn(1024, run_dir="x", callback=prune)
+@pytest.mark.parametrize("error", [Pruned, SystemExit])
+def test_a_callback_that_raises_costs_nothing(error, model, monkeypatch):
+    with pytest.raises(error, match="of little promise"):
+        model.learn(1024, run_dir="x", callback=partial(prune, error=error))
     assert load_checkpoint("x/checkpoint.safetensors")[1]["counters"]["timesteps"] == 256
     assert call(train_rl, ["--resume", "x", "--no-progress-bar", "--quiet"], monkeypatch) == 0
     assert len(log(Path("x"))) == 8
