@@ -48,7 +48,7 @@ def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
                 flat[name] = field.default if LATER[name] is None else LATER[name]
             else:
                 raise ValueError(f"{source}: expected {name!r} among the settings of the run, which is missing")
-    if flat.get("wrap") and flat.get("vectorization") == "async":  # runs of before 1 December 2026: it was ignored
+    if flat.get("wrap") and flat.get("vectorization") == "async":  # runs from before 30 November 2026: it was ignored
         flat["vectorization"] = "auto"
     training_kwargs = config.get("training_kwargs", {})
     if not isinstance(training_kwargs, dict):
