@@ -197,7 +197,8 @@ def size(number: float) -> str:
 
 
 def _disk_line(run: Run, path: Path) -> str:
-    """The size of checkpoints, snapshots and the log of the whole training, and the free space."""
+    """The size of checkpoints, snapshots and the log of the whole training, and the free space. The oldest checkpoint
+    stays until a new one is complete, so that there is one more for a moment."""
     trainer, settings = run.trainer, run.settings.run
     snapshot = sum(p.numel() * p.element_size() for p in run.policy.state_dict().values())
     # Later it also holds Adam's three moments of every weight, the best policy, and memories.
@@ -208,11 +209,9 @@ def _disk_line(run: Run, path: Path) -> str:
         number = thinned_count(number)
     log = ROW_BYTES * trainer.total_timesteps // trainer.rollout_size
     copies = len(CHECKPOINTS)
-    whole = copies * checkpoint + (number + 1) * snapshot + log
-    text = (
-        f"{copies} checkpoints of about {size(checkpoint)}, {number} snapshot{'s' * (number > 1)} of {size(snapshot)}"
-    )
-    text += f", about {size(whole)} in all"
+    whole = (copies + 1) * checkpoint + (number + 1) * snapshot + log
+    text = f"{copies} checkpoints of about {size(checkpoint)} and one more while it is written"
+    text += f", {number} snapshot{'s' * (number > 1)} of {size(snapshot)}, about {size(whole)} in all"
     parent = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     free = shutil.disk_usage(parent).free
     if settings.overwrite and path.is_dir():  # the old run makes room

@@ -75,6 +75,16 @@ def test_the_longest_training_begins_at_once(keep):
     assert any("3 checkpoints of about" in line and f", {number} snapshots of " in line for line in lines)
 
 
+def test_room_is_counted_for_the_checkpoint_that_is_written_beside_the_others(monkeypatch):
+    """Each of 1 GB: nothing else of this run is of that size."""
+    monkeypatch.setattr("expire_span_rl.preflight.checkpoint_bytes", lambda *state: range(10**9))
+    run = build(parse_config([*TRAIN, "--total-timesteps", "256"]))
+    run.trainer.close()
+    line = next(line for line in preflight(run, Path("x")) if "on disk" in line)
+    assert "3 checkpoints of about 1 GB and one more while it is written, 1 snapshot of" in line
+    assert ", about 4.0" in line and " GB in all" in line
+
+
 @pytest.mark.parametrize("broken", ["preflight", "state"])
 def test_a_training_that_cannot_begin_replaces_no_run(broken, run, monkeypatch):
     def fails(*arguments):
