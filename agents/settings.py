@@ -5,10 +5,11 @@ Nothing here imports torch, so that a command line answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions, is_number
+from expire_span_rl.checks import check_above_zero, check_at_least, check_at_most, check_fractions
 
 ENT_COEF = 0.01
 """Default weight of the entropy bonus at the start, where facts last ENT_HORIZON steps or less."""
@@ -19,15 +20,15 @@ ENT_HORIZON = 200
 only when a fact is used. The rarer that is, the more the bonus would outweigh the reward."""
 MOST_EPOCHS = 10_000
 """Largest number of passes over a rollout."""
-LARGEST_FLOAT = 1e30
-"""Largest number that a setting may have. Those with a fraction are computed with in float32, which ends at 3.4e38."""
+LARGEST_FLOAT = 1e37
+"""Largest finite number of settings that PyTorch takes as float32, which ends at 3.4e38. Adam's first step is ten times
+its learning rate."""
 
 
-def _check_numbers(config: Any) -> None:
-    """Raises ValueError, one line, for the first number of a dataclass above LARGEST_FLOAT: the first update would end
-    in an error of PyTorch's that does not name it."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    check_at_most(config, **{name: LARGEST_FLOAT for name, value in values.items() if is_number(value)})
+def _check_float32(config: Any, *names: str) -> None:
+    """Raises ValueError, one line, for the first of the named settings above LARGEST_FLOAT and not infinite: the first
+    update would end in an error of PyTorch's that does not name it."""
+    check_at_most(config, **{name: LARGEST_FLOAT for name in names if getattr(config, name) != math.inf})
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class OptimizerConfig:
         check_above_zero(self, "adam_eps", "max_grad_norm")
         if not 0 <= self.adam_beta2 < 1:
             raise ValueError(f"--adam-beta2: expected at least 0 and below 1, got {self.adam_beta2}")
-        _check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class LearnerConfig(OptimizerConfig):
         check_at_least(self, reward_prediction_coef=0, observation_prediction_coef=0)
         check_at_least(self, **{name: 0 for name in ("ent_coef", "final_ent_coef") if getattr(self, name) is not None})
         check_above_zero(self, "advantage_std_floor")
+        _check_float32(self, "advantage_std_floor")
         check_fractions(self, "gamma")
 
     @property
@@ -147,6 +148,7 @@ class PPOConfig(LearnerConfig):
         check_at_least(self, update_epochs=1)
         check_at_most(self, update_epochs=MOST_EPOCHS)
         check_above_zero(self, "clip_coef", "target_kl")
+        _check_float32(self, "clip_coef")
         check_fractions(self, "gae_lambda")
 
 
@@ -183,6 +185,7 @@ class ImpalaConfig(LearnerConfig):
         check_above_zero(self, "c_clip")
         if not self.rho_clip >= self.c_clip:
             raise ValueError(f"--rho-clip: expected at least --c-clip ({self.c_clip}), got {self.rho_clip}")
+        _check_float32(self, "rho_clip", "c_clip")
 
     @property
     def distributed(self) -> bool:
@@ -256,7 +259,6 @@ class ForgettingConfig:
         check_fractions(self, "fixed_pressure")
         if not 0 < self.success_target <= 1:
             raise ValueError(f"--success-target: expected a fraction up to 1, got {self.success_target}")
-        _check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -292,4 +294,4 @@ class SB3Config:
         check_fractions(self, "gamma", "gae_lambda")
         check_at_most(self, n_epochs=MOST_EPOCHS)
         check_at_least(self, batch_size=2)  # advantages are normalised over a minibatch
-        _check_numbers(self)
+        _check_float32(self, "learning_rate", "clip_range")
