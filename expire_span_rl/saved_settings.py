@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from expire_span_rl.agents import AGENTS
 from expire_span_rl.checks import shown
+from expire_span_rl.messages import say
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 from expire_span_rl.settings import run_parts
 
@@ -48,13 +50,24 @@ def complete(config: Mapping[str, Any], source: str) -> dict[str, Any]:
                 flat[name] = field.default if LATER[name] is None else LATER[name]
             else:
                 raise ValueError(f"{source}: expected {name!r} among the settings of the run, which is missing")
-    if flat.get("wrap") and flat.get("vectorization") == "async":  # runs from before 30 November 2026: it was ignored
-        flat["vectorization"] = "auto"
+    _leave_out_ignored(flat, source)
     training_kwargs = config.get("training_kwargs", {})
     if not isinstance(training_kwargs, dict):
         got = shown(repr(training_kwargs), LONGEST_SHOWN)
         raise ValueError(f"{source}: training_kwargs: expected an object, got {got}")  # noqa: TRY004, as for all settings
     return flat
+
+
+def _leave_out_ignored(flat: dict[str, Any], source: str) -> None:
+    """Takes back settings that did nothing in runs from before 30 November 2026, and would be refused today."""
+    if flat.get("wrap") and flat.get("vectorization") == "async":
+        flat["vectorization"] = "auto"
+    agent = AGENTS[flat["agent"]]
+    if not flat.get("action_baseline") or agent.is_builtin:  # a user's own class exists already: nothing is imported
+        return
+    if not getattr(agent.load(), "supports_action_baseline", False):
+        say(f"{source}: --action-baseline is ignored, since {agent.class_name} has no supports_action_baseline = True")
+        flat["action_baseline"] = False
 
 
 def _converted(name: str, value: Any, expected: Any, source: str) -> Any:

@@ -20,6 +20,8 @@ from expire_span_rl.agents.action_baseline import action_baseline
 from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.returns import gae, td_errors
 from expire_span_rl.agents.settings import LearnerConfig
+from expire_span_rl.saved_settings import complete
+from expire_span_rl.settings import resolve
 
 REWARDS = (0.7, -0.4)
 """Of the two actions."""
@@ -169,6 +171,16 @@ def test_an_agent_of_the_users_own_learns_with_it_or_refuses_it(monkeypatch):
     assert make_trainer("ProbeRecall-v0", "none", 2, agent="without").update()
     with pytest.raises(ValueError, match="^--action-baseline: expected an agent that uses it .+, got Without$"):
         make_trainer("ProbeRecall-v0", "none", 2, agent="without", action_baseline=True)
+
+
+def test_a_saved_run_of_an_agent_that_ignored_it_goes_on_without(monkeypatch, capsys):
+    """It is refused in a new run. One line says so."""
+    for name, agent in (("a2c", A2C), ("without", Without)):
+        monkeypatch.setitem(agents.AGENTS, name, agent)
+        saved = resolve(agent=name, action_baseline=True).flat()
+        assert complete(saved, "x/config.json")["action_baseline"] == agent.supports_action_baseline
+    line = "x/config.json: --action-baseline is ignored, since Without has no supports_action_baseline = True\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("agent, is_asked", [("a2c", True), ("ppo", True), ("impala", False)])
