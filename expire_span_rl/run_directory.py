@@ -30,6 +30,8 @@ from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
 from expire_span_rl.messages import listening, say
 from expire_span_rl.policies import ActorCritic, save_policy
+from expire_span_rl.policies.actions.box import FAR_BOUNDS, has_far_bounds
+from expire_span_rl.policies.io import PolicyFileError, policy_actions
 from expire_span_rl.progress import ProgressTable
 from expire_span_rl.run_checkpoints import newest_checkpoint, write_checkpoint
 from expire_span_rl.run_files import (
@@ -120,9 +122,10 @@ class RunDirectory:
     def resume(cls, path: Path, run: Run, lock: FileLock | None = None) -> tuple[RunDirectory, bool]:
         """An existing run directory, whose newest whole checkpoint is loaded into `run`; and whether its episodes go
         on. lock: its lock, if it is taken already. Raises ValueError, one line, where no checkpoint is whole, or where
-        they do not belong to the config."""
+        they do not belong to the config, and for a run whose actions had another unit."""
         lock = lock or take_lock(path)
         try:
+            _check_actions(path)
             sweep(path)
             before = _saved_config(path)
             newest = newest_checkpoint(path)
@@ -379,6 +382,14 @@ def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     if total is not None:
         state["total"] = whole_rollouts(int(total), trainer.rollout_size)
     return state
+
+
+def _check_actions(path: Path) -> None:
+    """Raises ValueError, one line, for a run that would go on with another unit of its actions. Its policy tells: the
+    checkpoint has weights only."""
+    with contextlib.suppress(PolicyFileError):  # no policy: nothing was learned yet, or it will be written anew
+        if has_far_bounds(policy_actions(path / "policy.safetensors")):
+            raise ValueError(f"{path}: actions: {FAR_BOUNDS}; begin a new run")
 
 
 def _check_total(run: Run) -> None:

@@ -97,10 +97,20 @@ def policy_info(path: str | Path) -> dict[str, Any]:
 
 def policy_observation(path: str | Path) -> Any:
     """The observation spec of the policy at `path`, as the file has it, unchecked. Raises PolicyFileError."""
+    return _read_config(path).get("observation")
+
+
+def policy_actions(path: str | Path) -> Any:
+    """The spec of its actions, likewise."""
+    return _read_config(path).get("actions")
+
+
+def _read_config(path: str | Path) -> dict[str, Any]:
+    """The config in the header, unchecked; {} if there is none. Raises PolicyFileError."""
     file = policy_path(path)
     with _open(file, "cpu") as opened:
         config = _read_header(file, opened).get("config")
-    return config.get("observation") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _read_info(file: Path, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from script_cases import SMALL, call, log
 
@@ -16,6 +18,7 @@ import expire_span_rl as es
 import train_rl
 import visualize
 from expire_span_rl.envs import naming
+from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.policies.io import policy_info
 
 SOURCE = '''
@@ -168,6 +171,25 @@ def test_a_resumed_runs_policies_name_files_as_those_of_a_run_that_was_never_sto
         assert {name: policy_info(file)[name] for name in names} == names
     assert json.loads((run / "config.json").read_text()) == {**config, "total_timesteps": 384}
     assert [bool(row["eval/mean_reward"]) for row in log(run)] == [True] * 3
+
+
+def test_a_run_with_another_unit_of_its_actions_is_not_resumed(in_folder, monkeypatch, capsys):
+    """Until 30 November 2026, float32's largest number was the unit between bounds like these."""
+    flags = [*SMALL, "--env", "Pendulum-v1", "--memory", "gru", "--total-timesteps", "256", "--quiet", "--run-dir", "x"]
+    assert call(train_rl, flags, monkeypatch) == 0
+    policy, info = load_policy("x")
+    end = float(np.finfo(np.float32).max)
+    policy.config = dataclasses.replace(policy.config, actions={**policy.config.actions, "low": [-end], "high": [end]})
+    save_policy(policy, "x/policy.safetensors", info)
+    capsys.readouterr()
+    for script, arguments, named in (
+        (train_rl, ["--resume", "x", "--total-timesteps", "384"], "x: actions"),
+        (evaluate, PLAYED, "x/policy.safetensors: "),
+    ):
+        assert call(script, arguments, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert f"error: {named}" in error and "expected bounds up to 1e+30, got farther ones" in error
+    assert len(log(Path("x"))) == 2
 
 
 def test_large_seeds_and_texts_in_infos_do_no_harm(forget, monkeypatch):

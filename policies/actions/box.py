@@ -16,13 +16,17 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from expire_span_rl.checks import is_number
 from expire_span_rl.policies.actions.base import Actions
-from expire_span_rl.spaces import box_scale, real_bounds
+from expire_span_rl.spaces import LARGEST_BOUND, box_scale, real_bounds
 
 INITIAL_LOG_STD = -0.5  # 0.6 of the half width of a bounded number
 LOG_STD_RANGE = (-5.0, 2.0)
 FAR = 30.0  # distance to a missing bound, in standard deviations: it has no mass and gives no gradient
 LARGEST_CANONICAL = 1e15  # the square of a farther bound, in standard deviations, would be infinite in float32
+FAR_BOUNDS = (
+    f"expected bounds up to {LARGEST_BOUND:g}, got farther ones, by which actions were scaled until 30 November 2026"
+)
 
 
 class BoxActions(Actions):
@@ -37,6 +41,8 @@ class BoxActions(Actions):
 
     def __init__(self, spec: Mapping[str, Any]):
         super().__init__(spec)
+        if has_far_bounds(spec):
+            raise ValueError(f"actions: {FAR_BOUNDS}")
         low = np.array([-math.inf if bound is None else bound for bound in spec["low"]], np.float64)
         high = np.array([math.inf if bound is None else bound for bound in spec["high"]], np.float64)
         low, high = real_bounds(low, high)
@@ -147,6 +153,15 @@ class BoxActions(Actions):
     def to_env(self, actions: Tensor) -> np.ndarray:
         numbers = np.clip(self.middle + self.half_width * actions.detach().double().cpu().numpy(), *self.bounds)
         return numbers.reshape(len(numbers), *self.spec["shape"]).astype(self.spec["dtype"])
+
+
+def has_far_bounds(spec: Any) -> bool:
+    """Whether a saved spec, unchecked, has a number between two bounds of which one counts as none now: the unit of
+    that number has changed, so that a policy would act otherwise than it was trained."""
+    if not isinstance(spec, Mapping) or not all(isinstance(spec.get(name), list) for name in ("low", "high")):
+        return False
+    pairs = zip(spec["low"], spec["high"], strict=False)
+    return any(is_number(a) and is_number(b) and max(abs(a), abs(b)) > LARGEST_BOUND for a, b in pairs)
 
 
 def _finite_or_none(bounds: np.ndarray) -> list[float | None]:
