@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from expire_span_rl.checks import shown
 from expire_span_rl.policies.encoders import ENCODERS
+from expire_span_rl.setting_values import LONGEST_SHOWN
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 
@@ -62,34 +64,38 @@ class EntryCheck:
         raise ValueError(f"observation {self.name!r}: expected a number from {first} to {last}, got {bad}")
 
 
-def check_masks(masks: np.ndarray, sizes: Sequence[int]) -> None:
-    """Raises ValueError for masks [B,A] that allow no value of a number of the action. sizes: how many values each
-    number has."""
+def read_masks(masks: np.ndarray, sizes: Sequence[int], *, is_single: bool) -> np.ndarray:
+    """Masks [B,A] of which each allows an action. sizes: how many values each number of the action has.
+
+    In a batch, a mask of zeros alone is of an environment whose episode has ended, and which ignores the action: it
+    counts as one that allows everything. Raises ValueError for any other mask that allows no value of a number, and
+    for a single mask, or a batch, of zeros alone."""
+    is_empty = ~np.any(masks, axis=-1, keepdims=True)[:, 0]  # [B]
+    if is_empty.any() and not is_single and not is_empty.all():
+        masks = np.where(is_empty[:, None], np.ones_like(masks), masks)
     starts = np.cumsum([0, *sizes[:-1]])
     has_choice = np.logical_or.reduceat(masks, starts, axis=-1)  # [B,N]
     if has_choice.all():
-        return
+        return masks
     b, i = np.argwhere(~has_choice)[0]
-    number = f" for number {i} of the action" if len(sizes) > 1 else ""
-    env = f" in environment {b}" if len(masks) > 1 else ""
+    number = f" for number {i} of the action" if len(sizes) > 1 and not is_empty[b] else ""
+    env = "" if is_single else " in any environment" if is_empty.all() else f" in environment {b}"
     raise ValueError(f"action_masks: expected at least one allowed action{number}{env}, got none")
 
 
 def read_starts(episode_start: Any, batch: int) -> np.ndarray:
-    """bool [B] of what `predict` is given. Raises ValueError."""
-    starts = np.atleast_1d(_numbers(episode_start))
-    if starts.shape != (batch,) or starts.dtype.kind not in "biuf":
-        raise ValueError(
-            f"episode_start: expected {_values(batch, 'truth value')}, got {_shown(episode_start, starts)}"
-        )
-    return starts.astype(bool)
+    """bool [B] of what `predict` is given, a value for all environments or one for each. Raises ValueError."""
+    starts = _numbers(episode_start)
+    if starts.shape not in ((), (1,), (batch,)) or starts.dtype.kind not in "biuf":
+        raise ValueError(f"episode_start: expected {_values('a truth value', batch)}, got {_shown(episode_start)}")
+    return np.broadcast_to(starts, (batch,)).astype(bool)
 
 
 def read_rewards(reward: Any, batch: int) -> np.ndarray:
     """float32 [B] of what `predict` is given, a number for all environments or one for each. Raises ValueError."""
     rewards = _numbers(reward)
-    if rewards.shape not in ((), (batch,)) or rewards.dtype.kind not in "biuf":
-        raise ValueError(f"reward: expected a number or {_values(batch, 'number')}, got {_shown(reward, rewards)}")
+    if rewards.shape not in ((), (1,), (batch,)) or rewards.dtype.kind not in "biuf":
+        raise ValueError(f"reward: expected {_values('a number', batch)}, got {_shown(reward)}")
     if not (abs(rewards) <= LARGEST_REWARD).all():  # nor is NaN
         bad = rewards[~(abs(rewards) <= LARGEST_REWARD)].flat[0]
         raise ValueError(f"reward: expected finite numbers of float32, got {bad}")
@@ -106,9 +112,12 @@ def _numbers(value: Any) -> np.ndarray:
         return np.asarray(None)
 
 
-def _values(batch: int, name: str) -> str:
-    return f"{batch} {name}{'s' if batch > 1 else ''}, one for each environment"
+def _values(name: str, batch: int) -> str:
+    return name if batch == 1 else f"{name}, or {batch}, one for each environment"
 
 
-def _shown(value: Any, array: np.ndarray) -> str:
-    return f"an array of shape {array.shape}" if array.dtype.kind in "biuf" else type(value).__name__
+def _shown(value: Any) -> str:
+    """What a message shows of a value: of arrays the shape alone, unless they have no numbers."""
+    if isinstance(value, (np.ndarray, Tensor)) and _numbers(value).dtype.kind in "biuf":
+        return f"an array of shape {tuple(value.shape)}"
+    return shown(repr(value), LONGEST_SHOWN)

@@ -17,7 +17,7 @@ from torch import Tensor
 from expire_span_rl.policies.actions import Actions
 from expire_span_rl.policies.core import Acting
 from expire_span_rl.policies.encoders import as_tensors
-from expire_span_rl.policies.entry_checks import EntryCheck, check_masks, read_rewards, read_starts
+from expire_span_rl.policies.entry_checks import EntryCheck, read_masks, read_rewards, read_starts
 from expire_span_rl.spaces import ACTION_MASK, ADDED, PREVIOUS_ACTION, PREVIOUS_REWARD, find_entry, word_numbers
 
 PREDICT_HORIZON = 64  # steps between two compactions of the memory; results do not depend on it
@@ -75,17 +75,19 @@ class Predictor:
 
         observation: the environment's own, of any structure, or that of `envs.make_env`; batches have the batch axis in
         every part; state: what the last call returned, None to begin; each state serves one call, since acting writes
-        into it; episode_start: bool [B], where an episode begins; None for nowhere; reward: of the previous step, [B]
-        or a number, if the observation does not hold it; None: the mean reward of training;
+        into it; episode_start: where an episode begins, bool [B] or one for all; None for nowhere; reward: of the
+        previous step, [B] or one for all, if the observation does not hold it; None: the mean reward of training;
         action_masks: [B,A] or [A], 1 for an allowed action and 0 for others, if actions are forbidden and the
-        observation does not say so; None: all are allowed. Each number of an action needs an allowed value.
+        observation does not say so; None: all are allowed. Each number of an action needs an allowed value. In a batch,
+        a mask of zeros alone, as of an environment whose episode has ended, allows every action.
 
         Warns where a policy that knows masks gets none.
         Raises ValueError, one line, for a state that was used before or is of another number of environments; for an
         observation without a part that the policy reads, or with one of another shape; for numbers that are not finite,
         and for whole numbers that the space does not have (real ones have no bounds here, nor have whole ones that are
-        read as real ones, such as those of a large MultiDiscrete); for a mask that allows nothing; and for an
-        `episode_start` or a `reward` of another length. Raises TypeError for what is no state.
+        read as real ones, such as those of a large MultiDiscrete); for a mask that allows nothing, unless
+        another mask of the batch allows an action; and for an `episode_start` or a `reward` of another length. Raises
+        TypeError for what is no state.
         """
         spec = self.config.observation
         arrays, is_single = _batch_entries(self, observation, action_masks)
@@ -143,7 +145,7 @@ def _batch_entries(
             raise ValueError(f"observation {other!r}: expected {axes[0]}, as {key!r} has, got {axes[1]}")
     arrays = {key: array[None] if is_single else array for key, array in arrays.items()}
     if ACTION_MASK in arrays:
-        check_masks(arrays[ACTION_MASK], policy.actions.sizes)
+        arrays[ACTION_MASK] = read_masks(arrays[ACTION_MASK], policy.actions.sizes, is_single=is_single)
     return arrays, is_single
 
 

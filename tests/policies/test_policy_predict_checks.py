@@ -63,7 +63,7 @@ def test_whole_numbers_at_the_bounds_are_read_whatever_their_type(whole_policy):
     "action_space, masks, message",
     [
         (gym.spaces.Discrete(3), [0, 0, 0], ""),
-        (gym.spaces.Discrete(3), [[0, 1, 0], [0, 0, 0]], " in environment 1"),
+        (gym.spaces.Discrete(3), [[0, 0, 0], [0, 0, 0]], " in any environment"),
         (gym.spaces.MultiDiscrete([2, 3]), [1, 1, 0, 0, 0], " for number 1 of the action"),
         (gym.spaces.MultiBinary(2), [[1, 1, 1, 1], [0, 0, 1, 1]], " for number 0 of the action in environment 1"),
     ],
@@ -79,22 +79,52 @@ def test_a_mask_that_allows_nothing_is_refused(action_space, masks, message):
     policy.predict(observation, action_masks=np.ones_like(masks))
 
 
+def test_a_vector_loop_goes_on_where_an_episode_has_ended_with_a_mask_of_zeros():
+    """As Gymnasium's NEXT_STEP vectors give it: the environment ignores the action. Others keep their masks."""
+    seen = {"seen": gym.spaces.Box(-1, 1, (2,)), "action_mask": Mask(3)}
+    policy = ActorCritic.for_spaces(gym.spaces.Dict(seen), gym.spaces.Discrete(3), memory="none")
+    masks, state = np.array([[0, 1, 0], [0, 0, 0]], np.int8), None
+    actions = []
+    for _ in range(30):
+        action, state = policy.predict(np.zeros((2, 2)), state, action_masks=masks)
+        actions.append(action)
+    assert {int(action[0]) for action in actions} == {1}
+    assert {int(action[1]) for action in actions} == {0, 1, 2}
+    assert masks.tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_start_and_one_reward_count_for_all_environments(shape):
+    policy = make_policy("gru", dtype=torch.float32)
+    own = {"image": (np.arange(2 * 27) % 4).astype(np.uint8).reshape(2, 3, 3, 3)}
+    for is_start in (True, False):
+        results = []
+        for size in (shape, (2,)):
+            _, state = policy.predict(own, deterministic=True)
+            starts, rewards = np.full(size, is_start).tolist(), np.full(size, 0.5).tolist()
+            results.append(policy.predict(own, state, starts, deterministic=True, reward=rewards))
+        (actions, state), (expected, expected_state) = results
+        assert actions.tolist() == expected.tolist()
+        assert state.reward.tolist() == expected_state.reward.tolist()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (
             {"episode_start": np.zeros(3, bool)},
-            r"episode_start: expected 2 truth values, one for each environment, got an array of shape \(3,\)",
+            r"episode_start: expected a truth value, or 2, one for each environment, got an array of shape \(3,\)",
         ),
-        ({"episode_start": True}, "episode_start: expected 2 truth values, .*"),
-        ({"episode_start": ["a", "b"]}, "episode_start: .*, got list"),
+        ({"episode_start": "no"}, "episode_start: .*, got 'no'"),
+        ({"episode_start": ["a", "b"]}, r"episode_start: .*, got \['a', 'b'\]"),
+        ({"episode_start": np.array(["a", "b"])}, r"episode_start: .*, got array\(\['a', 'b'\].*"),
         (
-            {"reward": [1.0]},
-            r"reward: expected a number or 2 numbers, one for each environment, got an array of shape \(1,\)",
+            {"reward": [1.0, 2.0, 3.0]},
+            r"reward: expected a number, or 2, one for each environment, got \[1.0, 2.0, 3.0\]",
         ),
         ({"reward": np.zeros((2, 1))}, r"reward: .*, got an array of shape \(2, 1\)"),
-        ({"reward": "much"}, "reward: .*, got str"),
-        ({"reward": [[1], [2, 3]]}, "reward: .*, got list"),
+        ({"reward": "much"}, "reward: .*, got 'much'"),
+        ({"reward": [[1], [2, 3]]}, r"reward: .*, got \[\[1\], \[2, 3\]\]"),
         ({"reward": np.nan}, "reward: expected finite numbers of float32, got nan"),
         ({"reward": [0.0, 1e300]}, r"reward: expected finite numbers of float32, got 1e\+300"),
     ],
