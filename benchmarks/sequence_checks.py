@@ -14,6 +14,7 @@ from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.envs import EnvError, make_vec_env
 from expire_span_rl.evaluation import FIRST_SEED
 from expire_span_rl.policies import check_spaces
+from expire_span_rl.saved_settings import complete
 
 IMMATERIAL = {"run_dir", "torch_threads", "progress_bar", "total_timesteps", "quiet", "checkpoint_every"}
 """Settings that change nothing of a cell."""
@@ -110,8 +111,12 @@ def check_is_asked(env_id: str, env_kwargs: Mapping[str, Any], streams: int, ste
 
 
 def _check_settings(out: Path, cell: Any, saved: Mapping[str, Any], current: Mapping[str, Any], *, other: str) -> None:
-    """Raises UsageError, one line, unless all settings that matter are the same."""
+    """Raises UsageError, one line, unless all settings that matter are the same. A setting that `saved` lacks is
+    younger than it, and had the effect that `saved_settings.LATER` names."""
     current = json.loads(json.dumps(current))  # as they are read from a file
+    # These two first: they say which settings there are.
+    check_settings(out, cell, saved, current, names=["memory", "agent"], other=other)
+    saved = json.loads(json.dumps(complete(saved, f"{out}: cell {cell}")))
     check_settings(out, cell, saved, current, names=sorted((saved.keys() | current.keys()) - IMMATERIAL), other=other)
 
 

@@ -137,6 +137,24 @@ def test_a_checkpoint_of_other_settings_is_refused(in_benchmark, monkeypatch, ca
     assert f"{file}: expected a checkpoint of benchmarks.sequence" in capsys.readouterr().err
 
 
+def test_a_setting_that_an_old_cell_lacks_counts_as_without_it(in_benchmark, monkeypatch, capsys):
+    """Not as today's default, and the message says what the cell had."""
+    flags = [*TINY, "--kinds", "transformer_xl", "--seeds", "1"]
+    assert call(sequence, flags, monkeypatch) == 0
+    file = Path("x/cells/transformer_xl-default-1.json")
+    data = json.loads(file.read_text())
+    del data["config"]["precision"], data["config"]["qk_norm"]
+    file.write_text(json.dumps(data))
+    capsys.readouterr()
+    assert call(sequence, flags, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "x: expected --qk-norm False as in its cell transformer_xl-default-1, got True: name another" in error
+    assert error.count("\n") == 1
+    before = file.read_bytes()
+    assert call(sequence, [*flags, "--no-qk-norm"], monkeypatch) == 0
+    assert file.read_bytes() == before
+
+
 def interrupt(*arguments):
     raise KeyboardInterrupt
 
