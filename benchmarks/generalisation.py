@@ -1,15 +1,18 @@
 """Success against length: policies that were trained on short episodes play longer and longer ones.
 
     python -m benchmarks.generalisation                                   # five seeds of expire_span, Corridor-v0
-    python -m benchmarks.generalisation --kinds expire_span transformer_xl gru --seeds 3
-    python -m benchmarks.generalisation --env TMaze-v0 --lengths 50 500 5000 50000 --total-timesteps 1000000
+    python -m benchmarks.generalisation --kinds expire_span transformer_xl gru --seeds 3 --out runs/kinds
+    python -m benchmarks.generalisation --env TMaze-v0 --lengths 50 500 --total-timesteps 1000000 --out runs/tmaze
 
 Flags of train_rl.py may follow; they apply to all trainings. Each kind and seed is trained unless its run is there, and
 a run that was interrupted is continued. Then its `policy.safetensors` plays `--episodes` episodes of each length with
-its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row of the same flags is not
-played again. Each row is also kept beside the run's directory as soon as it is known, so that a stop loses one length
-at most. Rows of a policy that has changed since are left out. Where a policy is gone, its rows stay, and no other
-lengths join them.
+its most likely actions, at most BATCH at a time, and acting is timed. A length that has a row of the same flags and
+enough episodes is not played again. Each row is also kept beside the run's directory as soon as it is known, so that a
+stop loses one length at most. Rows of a policy that has changed since are left out. Where a policy is gone, its rows
+stay, and no other lengths join them.
+
+Rows of before 30 November 2026, as in the repository, do not say their flags. They count as those of any flags, which a
+line says, and where their policies are gone no other seeds of their kind join them. --out names a folder to train anew.
 """
 
 from __future__ import annotations
@@ -94,29 +97,44 @@ def main() -> None:
     config = cli.parse(
         GeneralisationConfig, benchmark_flags, "Success against length. Flags of train_rl.py may follow."
     )
-    folder = Path(config.out or f"benchmarks/results/generalisation-{config.env}")
+    file = Path(config.out or f"benchmarks/results/generalisation-{config.env}") / "results.csv"
     cells = [(kind, seed) for kind in config.kinds for seed in range(1, config.seeds + 1)]
-    rows = {key: row for cell in cells for key, row in kept_rows(config, *cell).items()}
-    rows |= finished_rows(config, folder / "results.csv")
+    kept = {key: row for cell in cells for key, row in kept_rows(config, *cell).items()}
+    finished = finished_rows(config, file)
+    rows = kept | finished
     check_no_actors(config.ray_address, training_flags)
     if not config.report:
         for length in config.lengths:
             longer: dict[str, Any] = dict.fromkeys(LENGTH[config.env], length)
             make_env(config.env, **longer).close()
-        check_flags(config, cells, training_flags, rows.values(), folder)
+        check_flags(config, cells, training_flags, rows.values(), file.parent)
         missing = {cell: _missing_lengths(config.lengths, rows, cell, config, training_flags) for cell in cells}
-        check_policies(config, [cell for cell in cells if missing[cell]], rows.values(), folder)
-        if rows:
-            write_rows(folder / "results.csv", rows.values())  # what was kept and is not there yet
+        missing = {cell: lengths for cell, lengths in missing.items() if lengths}
+        check_policies(config, missing, rows.values(), file)
+        if kept.keys() - finished.keys():
+            write_rows(file, rows.values())
+        _name_unknown([rows.get((*cell, length)) for cell in cells for length in config.lengths], file)
         os.environ["OMP_NUM_THREADS"] = "1"
-        jobs = [(config, *cell, training_flags, lengths) for cell, lengths in missing.items() if lengths]
+        jobs = [(config, *cell, training_flags, lengths) for cell, lengths in missing.items()]
         for new_rows in results_of(train_and_play, jobs, config.jobs, config.ray_address):
             rows |= {(row.kind, row.seed, row.length): row for row in new_rows}
-            write_rows(folder / "results.csv", rows.values())
+            write_rows(file, rows.values())
     print_table(rows.values())
     if rows:
-        plot(config.env, list(rows.values()), folder / "generalisation.png")
-        print(f"rows: {folder / 'results.csv'}")
+        plot(config.env, list(rows.values()), file.with_name("generalisation.png"))
+        print(f"rows: {file}")
+
+
+def _name_unknown(rows: Iterable[Row | None], file: Path) -> None:
+    """Prints whose rows count though their flags are unknown. None: a row that is still missing."""
+    kinds = sorted({row.kind for row in rows if row is not None and row.flags == UNKNOWN})
+    if kinds:
+        print(
+            f"{file}: rows of {', '.join(kinds)} do not say their flags of train_rl.py, and count as of these; name "
+            "another --out to train anew",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def check_flags(
@@ -144,16 +162,28 @@ def check_flags(
 
 
 def check_policies(
-    config: GeneralisationConfig, cells: Sequence[tuple[str, int]], rows: Iterable[Row], folder: Path
+    config: GeneralisationConfig, missing: Mapping[tuple[str, int], Sequence[int]], rows: Iterable[Row], file: Path
 ) -> None:
-    """Raises UsageError, one line, for rows of these cells, which have lengths to play, whose policy is gone. One that
-    is trained anew would share a seed with them, and be another."""
-    for row in rows:
-        policy = run_of(config, row.kind, row.seed) / "policy.safetensors"
-        if (row.kind, row.seed) in cells and not policy.exists():
+    """Raises UsageError, one line, for rows whose policy is gone, if others that are trained anew would join them:
+    other lengths of its seed, or, where the row does not say its flags, other seeds of its kind.
+
+    missing: the lengths to play by cell, for cells with any. file: the rows' own."""
+    gone = [row for row in rows if not (run_of(config, row.kind, row.seed) / "policy.safetensors").exists()]
+    for row in gone:
+        lengths = missing.get((row.kind, row.seed))
+        if lengths:
+            policy = run_of(config, row.kind, row.seed) / "policy.safetensors"
             raise cli.UsageError(
-                f"{folder / 'results.csv'}: expected the policy of its rows of {row.kind}, seed {row.seed}, to play "
-                f"other lengths, {policy} is gone: bring it back, or name another --out to train anew"
+                f"{file}: expected the policy of its rows of {row.kind}, seed {row.seed}, to play {config.episodes} "
+                f"episodes of length {', '.join(map(str, lengths))}, {policy} is gone: bring it back, or name another "
+                "--out to train anew"
+            )
+    for row in gone:
+        seeds = [seed for kind, seed in missing if kind == row.kind]
+        if seeds and row.flags == UNKNOWN:
+            raise cli.UsageError(
+                f"{file}: expected flags of train_rl.py in its rows of {row.kind}, to put seed {seeds[0]} beside them, "
+                "they do not say them: name another --out to train anew"
             )
 
 
@@ -176,10 +206,10 @@ def _missing_lengths(
     config: GeneralisationConfig,
     flags: Sequence[str],
 ) -> list[int]:
-    """The lengths that have no row of these flags with enough episodes. cell: kind and seed."""
+    """The lengths that have no row of these flags, or of unknown ones, with enough episodes. cell: kind and seed."""
     found = {length: rows.get((*cell, length)) for length in lengths}
-    wanted = shlex.join(flags)
-    return [n for n, row in found.items() if row is None or row.episodes < config.episodes or row.flags != wanted]
+    fitting = (UNKNOWN, shlex.join(flags))
+    return [n for n, row in found.items() if row is None or row.episodes < config.episodes or row.flags not in fitting]
 
 
 def train_and_play(job: tuple[GeneralisationConfig, str, int, list[str], list[int]]) -> list[Row]:

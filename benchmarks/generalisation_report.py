@@ -98,14 +98,15 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def plot(env: str, rows: Sequence[Row], path: Path) -> None:
     """Draws success, live memories and milliseconds per step against length, a line for each kind, a point for each
-    seed. Live memories are left out where no kind has slots, and times unless all lengths were played in batches of
-    the same size."""
+    seed. Live memories are left out where no kind has slots, and times where none is known, or unless all lengths were
+    played in batches of the same size."""
     from matplotlib.figure import Figure
 
     panels = {"success": "success"}
     if not all(math.isnan(row.live_mean) for row in rows):  # a recurrent memory has no slots
         panels["live_mean"] = "live memories per layer"
-    if len({min(row.episodes, BATCH) for row in rows}) == 1:
+    has_times = not all(math.isnan(row.ms_per_step) for row in rows)
+    if has_times and len({min(row.episodes, BATCH) for row in rows}) == 1:
         panels["ms_per_step"] = f"ms per step of {min(rows[0].episodes, BATCH)} environments"
     figure = Figure((3.7 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from doc_commands import PAGES, blocks, commands
 from script_cases import log
 
 from benchmarks import generalisation
@@ -82,7 +85,7 @@ def test_a_training_that_was_interrupted_goes_on_first(tmp_path, monkeypatch):
 
 
 def test_rows_and_runs_of_other_flags_are_refused(tmp_path, monkeypatch, capsys):
-    """In one line, before anything is trained. Rows of before flags were noted are played again."""
+    """In one line, before anything is trained. Rows of before flags were noted count."""
     monkeypatch.chdir(tmp_path)
     flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", "--lengths", "5", *TINY]
     assert call(flags, monkeypatch) == 0
@@ -95,7 +98,7 @@ def test_rows_and_runs_of_other_flags_are_refused(tmp_path, monkeypatch, capsys)
     assert "expected --gamma 0.99 as in its cell TMaze-v0-expire_span-1, got 0.5" in capsys.readouterr().err
     (row,) = generalisation.read_rows(tmp_path / "out/results.csv").values()
     config = generalisation.GeneralisationConfig(env="TMaze-v0", lengths=(5,), episodes=4)
-    for flags_of_row, missing in ((row.flags, []), (generalisation.UNKNOWN, [5])):
+    for flags_of_row, missing in ((row.flags, []), (generalisation.UNKNOWN, []), ("--gamma 0.5", [5])):
         rows = {("expire_span", 1, 5): dataclasses.replace(row, flags=flags_of_row)}
         assert generalisation._missing_lengths([5], rows, ("expire_span", 1), config, TINY) == missing
     os.utime(tmp_path / "runs/generalisation/TMaze-v0-expire_span-1/policy.safetensors")  # a new policy
@@ -111,12 +114,64 @@ def test_no_row_joins_those_of_a_policy_that_is_gone(tmp_path, monkeypatch, caps
     flags = ["--env", "TMaze-v0", "--seeds", "1", "--episodes", "4", "--out", "out", *TINY, "--lengths", "5"]
     assert call([*flags, "9"], monkeypatch) == 2
     error = capsys.readouterr().err
-    assert "out/results.csv: expected the policy of its rows of expire_span, seed 1" in error
+    assert (
+        "out/results.csv: expected the policy of its rows of expire_span, seed 1, to play 4 episodes of length 9"
+        in error
+    )
     assert "name another --out to train anew" in error and error.count("\n") == 1
     assert (tmp_path / "out/results.csv").read_bytes() == before and not (tmp_path / "runs").exists()
     monkeypatch.setattr(generalisation, "results_of", lambda function, jobs, *rest: iter(jobs and _stop()))
     assert call(flags, monkeypatch) == 0 and "100.0%" in capsys.readouterr().out
     assert (tmp_path / "out/results.csv").read_bytes() == before
+
+
+def test_rows_that_do_not_say_their_flags_count_and_get_no_other_seeds(tmp_path, monkeypatch, capsys):
+    """As those in the repository: they are shown as they are, and a line says so."""
+    monkeypatch.chdir(tmp_path)
+    row = generalisation.Row("expire_span", 1, 5, 4, 1.0, 1.0, 2.0, 2.0, float("nan"), "abc")
+    write_rows(tmp_path / "out/results.csv", [row])
+    text = "\n".join(line.rsplit(",", 1)[0] for line in (tmp_path / "out/results.csv").read_text().splitlines())
+    (tmp_path / "out/results.csv").write_text(text)  # without the column
+    flags = ["--env", "TMaze-v0", "--episodes", "4", "--out", "out", "--lengths", "5", *TINY]
+    assert call([*flags, "--seeds", "1"], monkeypatch) == 0
+    output, error = capsys.readouterr()
+    assert "100.0%" in output and "rows of expire_span do not say their flags" in error
+    for changed, message in (
+        (["--seeds", "2"], "expected flags of train_rl.py in its rows of expire_span, to put seed 2 beside them"),
+        (["--seeds", "1", "--episodes", "5"], "seed 1, to play 5 episodes of length 5, runs/generalisation/"),
+    ):
+        assert call([*flags, *changed], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert (tmp_path / "out/results.csv").read_text() == text and not (tmp_path / "runs").exists()
+
+
+DOCUMENTED = [
+    (page, command)
+    for page in PAGES
+    for block in blocks(page)
+    if block.language == "sh"
+    for command in commands(block.text)
+    if command.startswith("python -m benchmarks.generalisation ")
+]
+
+
+@pytest.mark.parametrize("page, command", DOCUMENTED, ids=[command[-40:] for _, command in DOCUMENTED])
+def test_a_documented_command_begins_in_a_fresh_clone(page, command, tmp_path, monkeypatch, capsys):
+    """It trains into a folder of its own, or shows rows of the repository and trains nothing."""
+    shutil.copytree(generalisation.ROOT / "benchmarks/results", tmp_path / "benchmarks/results", ignore=_not_rows)
+    monkeypatch.chdir(tmp_path)
+    jobs = []
+    monkeypatch.setattr(generalisation, "results_of", lambda function, work, *rest: jobs.extend(work) or [])
+    monkeypatch.setattr(generalisation, "plot", lambda *arguments: None)
+    arguments = shlex.split(command, comments=True)[3:]
+    assert call(arguments, monkeypatch) == 0
+    assert bool(jobs) == ("--out" in arguments)
+    assert ("do not say their flags" in capsys.readouterr().err) != bool(jobs)
+
+
+def _not_rows(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder).name == "results" and not name.startswith("generalisation-")]
 
 
 def test_only_the_length_differs_from_training(tmp_path, monkeypatch):
