@@ -69,9 +69,9 @@ def read_masks(masks: np.ndarray, sizes: Sequence[int], *, is_single: bool) -> n
 
     In a batch, a mask of zeros alone is of an environment whose episode has ended, and which ignores the action: it
     counts as one that allows everything. Raises ValueError for any other mask that allows no value of a number, and
-    for a single mask, or a batch, of zeros alone."""
+    for a single mask of zeros alone."""
     is_empty = ~np.any(masks, axis=-1, keepdims=True)[:, 0]  # [B]
-    if is_empty.any() and not is_single and not is_empty.all():
+    if is_empty.any() and not is_single:
         masks = np.where(is_empty[:, None], np.ones_like(masks), masks)
     starts = np.cumsum([0, *sizes[:-1]])
     has_choice = np.logical_or.reduceat(masks, starts, axis=-1)  # [B,N]
@@ -79,7 +79,7 @@ def read_masks(masks: np.ndarray, sizes: Sequence[int], *, is_single: bool) -> n
         return masks
     b, i = np.argwhere(~has_choice)[0]
     number = f" for number {i} of the action" if len(sizes) > 1 and not is_empty[b] else ""
-    env = "" if is_single else " in any environment" if is_empty.all() else f" in environment {b}"
+    env = "" if is_single else f" in environment {b}"
     raise ValueError(f"action_masks: expected at least one allowed action{number}{env}, got none")
 
 

@@ -85,9 +85,8 @@ class Predictor:
         Raises ValueError, one line, for a state that was used before or is of another number of environments; for an
         observation without a part that the policy reads, or with one of another shape; for numbers that are not finite,
         and for whole numbers that the space does not have (real ones have no bounds here, nor have whole ones that are
-        read as real ones, such as those of a large MultiDiscrete); for a mask that allows nothing, unless
-        another mask of the batch allows an action; and for an `episode_start` or a `reward` of another length. Raises
-        TypeError for what is no state.
+        read as real ones, such as those of a large MultiDiscrete); for a single mask that allows nothing; and for an
+        `episode_start` or a `reward` of another length. Raises TypeError for what is no state.
         """
         spec = self.config.observation
         arrays, is_single = _batch_entries(self, observation, action_masks)
