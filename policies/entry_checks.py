@@ -14,9 +14,9 @@ from torch import Tensor
 
 from expire_span_rl.checks import shown
 from expire_span_rl.policies.encoders import ENCODERS
-from expire_span_rl.setting_values import LONGEST_SHOWN
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
+LONGEST_SHOWN = 60  # characters of a value in a message
 
 
 class EntryCheck:
