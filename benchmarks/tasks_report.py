@@ -144,7 +144,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """(names of the tasks that all kinds were trained on, a row for each kind over these tasks).
+    """(names of the tasks that all kinds were trained on, a row for each kind over these tasks). Both are empty if that
+    is only one task of several.
 
     A row has the interquartile mean of the kind's scores, `score`, and the `probability` that a run of the first kind
     scores higher than one of this kind (None for the first kind). Both are Estimates.
@@ -154,7 +155,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str
     for row in rows:
         scores.setdefault(row["task"], {}).setdefault(row["kind"], []).append(row["score"])
     common_tasks = [task for task, by_kind in scores.items() if by_kind.keys() == set(kinds)]
-    if not common_tasks:
+    if len(common_tasks) < min(2, len(scores)):
         return [], []
     strata = {kind: [scores[task][kind] for task in common_tasks] for kind in kinds}
     reference = strata[kinds[0]]

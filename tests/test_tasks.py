@@ -227,6 +227,8 @@ def test_the_summary_of_rows():
     assert kinds[1]["score"][0] == pytest.approx(0.75)
     assert kinds[1]["probability"][0] == pytest.approx((1 / 3 + 1) / 2)  # two ties and a loss; a win
     assert overall([row for row in rows if row["task"] == "MemoryS7" or row["kind"] == "none"]) == ([], [])
+    assert overall([row for row in rows if row["task"] != "Corridor-v0"]) == ([], [])  # one common task of two
+    assert overall([row for row in rows if row["task"] == "CartPole-v1"])[0] == ["CartPole-v1"]
 
 
 @pytest.mark.parametrize("kind, code", [("expire_span", 0), ("gru", 2)])
@@ -297,7 +299,7 @@ def test_published_figures_stand_beside_the_best_epochs(tmp_path):
     table = (tmp_path / "table.md").read_text()
     rows = table[table.index("| task | memory | seeds | best epoch |") :].splitlines()[2:]
     assert rows[0].startswith("| CountRecallEasy | lstm | 3 | 0.606 [") and rows[0].endswith("| 0.509 | 2 of 3 |")
-    assert rows[1] == "" and rows[2].startswith("Over the tasks")
+    assert rows[1] == "" and rows[2].startswith("Last call:")
     assert TASKS["CartPole-v1"].published is None
     write_report(tmp_path, {"CountRecallEasy": [cell("lstm", 4, 0.1, [])]}, "command")
     assert "best epoch |" not in (tmp_path / "table.md").read_text()
