@@ -12,27 +12,22 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
 from expire_span_rl.agents.checkpoint import check_metadata, not_finite
 from expire_span_rl.agents.guard import NotFinite, check_modules
-from expire_span_rl.agents.schedules import whole_rollouts
 from expire_span_rl.building import Run
 from expire_span_rl.checks import shown
-from expire_span_rl.envs import EnvError, EnvironmentFailed
-from expire_span_rl.evaluation import FIRST_SEED
 from expire_span_rl.events import EventLog
 from expire_span_rl.files import OutputError, write_atomically
 from expire_span_rl.locks import FileLock
+from expire_span_rl.memory_picture import memory_picture
 from expire_span_rl.messages import listening, say
 from expire_span_rl.policies import ActorCritic, save_policy
-from expire_span_rl.policies.actions.box import FAR_BOUNDS, has_far_bounds
-from expire_span_rl.policies.io import PolicyFileError, policy_actions
 from expire_span_rl.progress import ProgressTable
+from expire_span_rl.resuming import check_actions, check_total, config_of, schedules_of
 from expire_span_rl.run_checkpoints import newest_checkpoint, write_checkpoint
 from expire_span_rl.run_files import (
     ALL_SNAPSHOTS,
@@ -47,10 +42,6 @@ from expire_span_rl.run_files import (
     thin,
 )
 from expire_span_rl.run_log import RunLog
-from expire_span_rl.settings import length_flag
-
-IMAGE_SEED = FIRST_SEED + 3  # of the episode whose memories are drawn, one of evaluation's
-IMAGE_STEPS = 500  # the most steps of it
 
 
 class DirectoryFailed(RuntimeError):
@@ -125,18 +116,18 @@ class RunDirectory:
         they do not belong to the config, and for a run whose actions had another unit."""
         lock = lock or take_lock(path)
         try:
-            _check_actions(path)
+            check_actions(path)
             sweep(path)
-            before = _saved_config(path)
+            before = config_of(path)
             newest = newest_checkpoint(path)
-            metadata = {"schedules": _schedules_of(before, run), **newest.metadata}
+            metadata = {"schedules": schedules_of(before, run), **newest.metadata}
             try:
                 check_metadata(metadata, run.trainer.state()[1])
                 goes_on = run.trainer.load_state(newest.tensors, metadata)
             except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
                 message = shown(error, 150)
                 raise ValueError(f"{path}: expected config and checkpoint that belong together ({message})") from None
-            _check_total(run)
+            check_total(run)
             for error in newest.damaged.values():
                 say(f"{error}: the checkpoint before it, of step {run.trainer.timesteps:,}, is used")
             flat = run.settings.flat()
@@ -158,7 +149,7 @@ class RunDirectory:
         picture = None
         # Baselines have no memories to look at.
         if every and make_env is not None and isinstance(policy, ActorCritic) and trainer.updates % every == 1 % every:
-            picture = self._memory_picture(policy, make_env)
+            picture = memory_picture(self.run, policy, make_env)
         with self._writing():
             self._table.write(metrics)
             self._events.write(metrics, trainer.timesteps, picture)
@@ -321,20 +312,6 @@ class RunDirectory:
             f"stays; --resume {self.path} --learning-rate LOWER goes on from there"
         )
 
-    def _memory_picture(self, policy: ActorCritic, make_env: Callable[[], gym.Env]) -> tuple[str, Any] | None:
-        """A picture of what the policy remembers, always in the same episode, which no training has. None, with
-        a message, if the environment fails: the training can do without."""
-        from expire_span_rl.viewer.snapshot import snapshot  # importing it takes a second
-
-        title = f"{self.run.settings.run.env} after {self.run.trainer.timesteps:,} steps"
-        try:
-            with contextlib.closing(make_env()) as env:
-                picture = snapshot(policy, env, IMAGE_SEED, IMAGE_STEPS, title)
-        except (EnvError, EnvironmentFailed) as error:
-            say(f"no picture of what is remembered: {error}")
-            return None
-        return None if picture is None else ("memory/timeline", picture)
-
 
 def take_lock(path: Path) -> FileLock:
     """The lock of an existing run directory. Raises ValueError, one line, if another process trains in it, or it cannot
@@ -361,44 +338,3 @@ def save_best(run: Run, path: str | Path) -> None:
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
     write_atomically(path / "config.json", (json.dumps({"folder": os.getcwd(), **config}, indent=2) + "\n").encode())
-
-
-def _saved_config(path: Path) -> dict[str, Any]:
-    """The contents of config.json; {} where it cannot be read, which the command line refuses earlier."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def _schedules_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The schedules of a checkpoint that has none: those of the settings that the run had."""
-    trainer = run.trainer
-    state = trainer.schedules.state(trainer.total_timesteps)
-    rate, total = config.get("learning_rate"), config.get("total_timesteps")
-    if rate is not None:
-        state = {**state, "learning_rate": rate, "starts": {**state["starts"], "learning_rate": rate}}
-    if total is not None:
-        state["total"] = whole_rollouts(int(total), trainer.rollout_size)
-    return state
-
-
-def _check_actions(path: Path) -> None:
-    """Raises ValueError, one line, for a run that would go on with another unit of its actions. Its policy tells: the
-    checkpoint has weights only."""
-    with contextlib.suppress(PolicyFileError):  # no policy: nothing was learned yet, or it will be written anew
-        if has_far_bounds(policy_actions(path / "policy.safetensors")):
-            raise ValueError(f"{path}: actions: {FAR_BOUNDS}; begin a new run")
-
-
-def _check_total(run: Run) -> None:
-    """Raises ValueError, one line, if the run has been trained for more steps than its settings say."""
-    trainer = run.trainer
-    if trainer.total_timesteps < trainer.timesteps:
-        name, size = length_flag(run.settings)
-        unit = "steps" if size == 1 else "blocks"
-        raise ValueError(
-            f"{name}: expected more than the {trainer.timesteps // size:,} {unit} of the run so far, got "
-            f"{run.settings.run.total_timesteps // size:,}"
-        )

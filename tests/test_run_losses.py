@@ -19,9 +19,10 @@ from expire_span_rl.agents import Trainer
 from expire_span_rl.agents.checkpoint import load_checkpoint
 from expire_span_rl.building import build, environment_seed
 from expire_span_rl.cli.settings import parse_config, resumed_config
+from expire_span_rl.memory_picture import IMAGE_SEED
 from expire_span_rl.preflight import preflight
 from expire_span_rl.run_checkpoints import write_checkpoint
-from expire_span_rl.run_directory import IMAGE_SEED, RunDirectory
+from expire_span_rl.run_directory import RunDirectory
 from expire_span_rl.run_files import CHECKPOINTS, snapshot_steps, superfluous, thinned_count
 
 TRAIN = [*SMALL, *SHORT, *FORGETFUL, "--memory-image-every", "0", "--run-dir", "x"]
