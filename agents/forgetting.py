@@ -180,10 +180,10 @@ class ForgettingController:
         self.best_score = best
         if best is None:
             self.first_score = self.stage_score = self.bound_score = None
+            return
         for name in ("stage_score", "bound_score"):
             score = getattr(self, name)
-            if best is not None and score is not None:
-                setattr(self, name, min(score, best))
+            setattr(self, name, None if score is None else min(score, best))
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.

@@ -108,10 +108,10 @@ class SB3Trainer:
         backup = Backup({"policy": algorithm.policy}, algorithm.policy.optimizer)
         episodes = {name: tensor.clone() for name, tensor in {**self._episode_state(), **_generators()}.items()}
         recent = list(algorithm.ep_info_buffer), list(algorithm.ep_success_buffer)
-        self.is_whole = False
         try:
-            metrics = self._run_update(backup)
+            return self._run_update(backup)
         except BaseException as error:
+            self.is_whole = False  # until all is as before
             backup.restore()
             # Stable-Baselines3 may stop between a step of the environments and recording it.
             self._load_episodes(episodes)
@@ -124,8 +124,6 @@ class SB3Trainer:
             if isinstance(error, ValueError):  # PyTorch's, for a distribution with parameters that are not finite
                 raise TrainingEnded(f"Stable-Baselines3: {' '.join(str(error).split())[:200]}") from error
             raise
-        self.is_whole = True
-        return metrics
 
     def _run_update(self, backup: Backup) -> dict[str, float]:
         """See `update`. backup: of the weights and the optimiser."""

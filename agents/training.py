@@ -148,10 +148,10 @@ class Trainer:
         snapshot = self.collector.snapshot()
         backup = self.agent.backup()
         generator = self.agent.generator.get_state()
-        self.is_whole = False
         try:
-            metrics = self._update(backup)
+            return self._update(backup)
         except BaseException:
+            self.is_whole = False  # until all is as before
             self.collector.restore(snapshot)
             backup.restore()
             self.agent.generator.set_state(generator)
@@ -163,8 +163,6 @@ class Trainer:
                 setattr(self, name, value)
             self.is_whole = True
             raise
-        self.is_whole = True
-        return metrics
 
     def _update(self, backup: Backup) -> dict[str, float]:
         """Does the work of `update`. backup: of what the agent changes."""

@@ -168,17 +168,17 @@ def check_policies(
     other lengths of its seed, or, where the row does not say its flags, other seeds of its kind.
 
     missing: the lengths to play by cell, for cells with any. file: the rows' own."""
-    gone = [row for row in rows if not (run_of(config, row.kind, row.seed) / "policy.safetensors").exists()]
-    for row in gone:
+    policies = [(row, run_of(config, row.kind, row.seed) / "policy.safetensors") for row in rows]
+    gone = [(row, policy) for row, policy in policies if not policy.exists()]
+    for row, policy in gone:
         lengths = missing.get((row.kind, row.seed))
         if lengths:
-            policy = run_of(config, row.kind, row.seed) / "policy.safetensors"
             raise cli.UsageError(
                 f"{file}: expected the policy of its rows of {row.kind}, seed {row.seed}, to play {config.episodes} "
                 f"episodes of length {', '.join(map(str, lengths))}, {policy} is gone: bring it back, or name another "
                 "--out to train anew"
             )
-    for row in gone:
+    for row, _ in gone:
         seeds = [seed for kind, seed in missing if kind == row.kind]
         if seeds and row.flags == UNKNOWN:
             raise cli.UsageError(

@@ -20,6 +20,7 @@ from expire_span_rl.settings import (
     VECTORIZATIONS,
     RunConfig,
     Settings,
+    folder_of,
     no_memory_kind,
     owners_of,
     parts_of,
@@ -135,11 +136,10 @@ def resumed_config(resume: str, arguments: list[str], in_blocks: bool = False) -
     _check_resumable(arguments, fields, ["--total-blocks"] if in_blocks else [])
     folder = Path(resume)
     config = saved_config(folder)
-    start = config.get("folder")
     from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help of a new run needs none
 
     # The user's own modules, from the start of the run. Files are named from the folder that it was started in.
-    import_modules(whole_path(name, start if isinstance(start, str) else "") for name in config.get("imports", ()))
+    import_modules(whole_path(name, folder_of(config)) for name in config.get("imports", ()))
     cli.choice("--memory", config["memory"], [*KINDS, *NETWORKS])
     config = complete(config, str(folder / "config.json"))
     flags = cli.joined(*run_parts(config["memory"], config["agent"]), defaults=config)

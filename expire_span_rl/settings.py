@@ -252,9 +252,7 @@ class Settings:
         are no settings of such a run are left out. Raises ValueError, one line."""
         run = part(RunConfig, flat)
         parts = {name: part(config, flat) for name, config in parts_of(run.memory, run.agent).items()}
-        folder = flat.get("folder")  # runs from before November 2026 have none
-        folder = folder if isinstance(folder, str) else ""
-        return cls(**parts, training_kwargs=flat.get("training_kwargs"), folder=folder)
+        return cls(**parts, training_kwargs=flat.get("training_kwargs"), folder=folder_of(flat))
 
     def flat(self) -> dict[str, Any]:
         """All settings by name, JSON-able: what config.json has."""
@@ -280,6 +278,12 @@ class Settings:
         for name in unknown:
             raise _unknown_setting(name, settings.flat(), self.run.memory, self.run.agent)
         return settings
+
+
+def folder_of(flat: Mapping[str, Any]) -> str:
+    """The folder that a saved run was started in; "" for a run from before November 2026, whose settings lack it."""
+    folder = flat.get("folder")
+    return folder if isinstance(folder, str) else ""
 
 
 def whole_path(name: str, folder: str) -> str:
