@@ -29,6 +29,9 @@ class Candidate:
     """Whether they were counted over whole episodes."""
     timesteps: int
     """Environment steps that it was trained for."""
+    is_own: bool = False
+    """Whether it played as many whole episodes as the score counts. Else earlier policies, which may have had longer
+    spans, played a part of them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class KeptPolicy:
     """Whether spans had been released."""
     tested: bool
     """Whether the score is of new episodes, of an evaluation, or of a loss that every block has."""
+    own: bool
+    """`Candidate.is_own`."""
     weights: dict[str, Tensor]
 
 
@@ -86,7 +91,10 @@ class PolicyKeeper:
     def keep(self, now: Candidate, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
         fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
-        score is of new episodes, or of an evaluation."""
+        score is of new episodes, or of an evaluation.
+
+        After a setback all spans are long again. The policy that was kept before stays if its score was its own: it
+        holds fewer memories, and what went wrong came after it."""
         if not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
@@ -94,6 +102,8 @@ class PolicyKeeper:
         if self.controller.config.forgetting and now.live is not None:
             cost = max(now.live, budget)  # within the budget, fewer memories are no better
         is_released = self.policy.unreleased_reach() is None
+        if self.kept is not None and self.kept.released and self.kept.own and not is_released:
+            return
         fewest = cost
         if self.kept is not None and self.kept.released == is_released:
             fewest = min(cost, self.kept.fewest)
@@ -108,6 +118,7 @@ class PolicyKeeper:
             fewest=fewest,
             released=is_released,
             tested=is_tested,
+            own=now.is_own,
             weights={key: value.detach().clone() for key, value in self.policy.state_dict().items()},
         )
 
@@ -124,8 +135,8 @@ class PolicyKeeper:
         if metadata is None:
             return
         # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as
-        # tested.
-        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0}
+        # tested. Until the 30th nothing said whose episodes a score was of.
+        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0, "own": False}
         entries |= {"released": True, **metadata}
         numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps")]
         if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):

@@ -185,7 +185,7 @@ class Trainer:
             self.failure_rate = 1.0
         elif self.controller.is_enough(count):
             self.failure_rate = 1 - hard_score
-        now = self._candidate()
+        now = self._candidate(is_own=self._is_own(new_hard_episodes))
         self.keeper.review(now, new_hard_episodes)
         if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
@@ -277,15 +277,20 @@ class Trainer:
         else:
             score = result["mean_return"]
         if score >= self.controller.target(is_success):
-            self.keeper.keep(self._candidate(), is_tested=True)
+            self.keeper.keep(self._candidate(is_own=True), is_tested=True)
 
     @property
     def _scores_are_success(self) -> bool:
         """Whether scores are success rates. Else they are returns, or minus the bits per answer."""
         return self.window.reports_success and self.controller.loss is None
 
-    def _candidate(self) -> Candidate:
-        """What is known of the policy as it is now."""
+    def _is_own(self, new_hard_episodes: int) -> bool:
+        """Whether as many hard episodes as the score counts began and ended in the last rollout. In each environment
+        one may have begun before it."""
+        return self.collector.on_policy and new_hard_episodes - self.env.num_envs >= len(self.window.hard)
+
+    def _candidate(self, *, is_own: bool = False) -> Candidate:
+        """What is known of the policy as it is now. is_own: of `Candidate`."""
         hard_score, count = self.window.hard_score()
         num_steps, released = self.agent.config.num_steps, self.controller.needs_known
         is_measured = self.window.is_live_measured(num_steps, spans_released=released, queue=self.collector.queue)
@@ -297,6 +302,7 @@ class Trainer:
             live=self.window.mean_live(num_steps),
             is_live_measured=is_measured or not self.policy.can_forget,  # else they still grow
             timesteps=self.timesteps,
+            is_own=is_own,
         )
 
     def unfinished(self) -> str | None:

@@ -107,7 +107,7 @@ def test_where_no_score_had_noise_the_kept_policy_stays_until_the_return_has_ris
     certainly better."""
     controller = controller_of_a_short_training()
     keeper = PolicyKeeper(SimpleNamespace(), controller)
-    keeper.kept = KeptPolicy(-400, False, 1, None, 8, 0.0, released=False, tested=tested, weights={})
+    keeper.kept = KeptPolicy(-400, False, 1, None, 8, 0.0, released=False, tested=tested, own=False, weights={})
     states = []
     for value in (-500, -480, -480, -300, -300):
         now = Score(value, 100, False, 1)

@@ -278,6 +278,25 @@ def test_a_policy_that_no_episode_has_tested_is_dropped_if_the_next_ones_fail(mo
     assert trainer.best.tested and is_same(trainer.best.weights, acting_weights[11])
 
 
+@pytest.mark.parametrize("window, live", [(100, 3.0), (200, 50.0)])
+def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_path, monkeypatch):
+    """Spans follow needs, and 3 memories are live, until the return falls. Then all spans are long again, and 50 are
+    live. Of 200 episodes in an update, those that began in it are more than 100. If the score counts 200, earlier
+    policies played a part of some, so that what went wrong may not show in it."""
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    config = ForgettingConfig(success_target=0.9, min_hard_episodes=window)
+    trainer = corridor_trainer(forgetting=config)
+    trainer.controller.has_waited = True
+    with monkeypatch.context() as patch:
+        run_scripted(trainer, [10, 100, 100, 100, 100], [9, 9, 3, 3, 3], patch, is_success=False)
+    assert trainer.best.released and trainer.best.live == 3
+    loaded = corridor_trainer(forgetting=config)
+    loaded.load_state(*through_a_file(trainer.state(), tmp_path))
+    run_scripted(loaded, [20, 100, 100], [3, 50, 50], monkeypatch, is_success=False)
+    assert loaded.controller.setbacks == 1 and loaded.policy.unreleased_reach() is not None
+    assert loaded.best.live == live and loaded.best.released == (live == 3)
+
+
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
 def test_where_nothing_is_forgotten_the_latest_policy_that_meets_the_constraint_is_kept(kind, forgetting, monkeypatch):
     """There is no pressure, whatever the success is. Live memories do not matter."""
