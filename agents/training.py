@@ -306,9 +306,11 @@ class Trainer:
         )
 
     def unfinished(self) -> str | None:
-        """A line that says so if spans are not released, so that the policy cannot remember for longer; else None."""
+        """A line that says so if the spans of the kept policy are not released, so that it cannot remember for longer;
+        else None."""
         reach = self.policy.unreleased_reach()
-        if reach is None or not self.controller.config.forgetting:
+        is_kept_released = self.best is not None and self.best.released
+        if reach is None or is_kept_released or not self.controller.config.forgetting:
             return None
         missing = self.controller.missing(self._candidate().score)
         return f"memories were not shortened, each lasts {reach:,.0f} steps: {missing}"

@@ -295,6 +295,7 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     run_scripted(loaded, [20, 100, 100], [3, 50, 50], monkeypatch, is_success=False)
     assert loaded.controller.setbacks == 1 and loaded.policy.unreleased_reach() is not None
     assert loaded.best.live == live and loaded.best.released == (live == 3)
+    assert (loaded.unfinished() is None) == loaded.best.released
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
