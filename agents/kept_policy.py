@@ -94,7 +94,8 @@ class PolicyKeeper:
         score is of new episodes, or of an evaluation.
 
         After a setback all spans are long again. The policy that was kept before stays if its score was its own: it
-        holds fewer memories, and what went wrong came after it."""
+        holds fewer memories, and what went wrong came after it. So that it is not the one with which it began to go
+        wrong, one whose mean return misses the target, be it by chance, does not follow one whose mean reached it."""
         if not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
@@ -102,7 +103,7 @@ class PolicyKeeper:
         if self.controller.config.forgetting and now.live is not None:
             cost = max(now.live, budget)  # within the budget, fewer memories are no better
         is_released = self.policy.unreleased_reach() is None
-        if self.kept is not None and self.kept.released and self.kept.own and not is_released:
+        if self._stays(now, is_released):
             return
         fewest = cost
         if self.kept is not None and self.kept.released == is_released:
@@ -121,6 +122,16 @@ class PolicyKeeper:
             own=now.is_own,
             weights={key: value.detach().clone() for key, value in self.policy.state_dict().items()},
         )
+
+    def _stays(self, now: Candidate, is_released: bool) -> bool:
+        """Whether the kept policy stays, however few memories the present one has. is_released: its spans are."""
+        kept = self.kept
+        if kept is None or not kept.released:
+            return False
+        if not is_released:
+            return kept.own
+        target = self.controller.target(kept.is_success)
+        return kept.score >= target > now.score.value
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         """The kept weights by name, and JSON-able metadata; None for no policy."""

@@ -373,6 +373,8 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
     trainer.window.live.extend([7.0] * 5)
     play(0.1)
     assert released() == {OBSERVING} and not trainer.window.live
+    assert trainer.best.released and trainer.unfinished() is None
+    trainer.keeper.kept = None
     assert "since memories were last shortened and the return fell" in str(trainer.unfinished())
     trainer.time_trial.is_over = True
     play(*[1.0] * 8)
