@@ -66,8 +66,8 @@ class Block:
 class BlockSource:
     """Blocks of the streams of a vector environment (SAME_STEP autoreset). It is a `RolloutSource`.
 
-    An episode is reported when its answers have been counted: with the block after the one in which it ended. Raises
-    ValueError, one line, for environments that do not give the right actions.
+    An episode is reported when its answers have been counted: with the block after the one in which it ended. One that
+    asked nothing is not reported. Raises ValueError, one line, for environments that do not give the right actions.
     """
 
     on_policy: ClassVar[bool] = False  # the policy does not act, so acting cannot be compared with learning
@@ -181,7 +181,8 @@ class BlockSource:
         starts = np.zeros(batch, np.int64)  # the first step of each stream's episode in this block
         for t, row, info in block.episode_ends:
             episode_counts = self.counts[:, row] + sums[:, t + 1, row] - sums[:, starts[row], row]  # [3]
-            self.episodes.append(_episode(info, episode_counts))
+            if episode_counts[0]:  # one that asked nothing says nothing about the policy
+                self.episodes.append(_episode(info, episode_counts))
             self.counts = self.counts.copy()  # a snapshot may share the array
             self.counts[:, row] = 0
             starts[row] = t + 1
@@ -255,12 +256,12 @@ def answers_of(policy: LearningPolicy, out: Unroll, block: Block) -> Answers:
 def _episode(info: Mapping[str, Any], counts: np.ndarray) -> dict[str, Any]:
     """An episode for the log: the environment's info, and the bits of the policy's answers.
 
-    counts [3]: the numbers of answers and of right answers, and the sum of nats. If the environment reports success,
-    the accuracy replaces it and is the return. Otherwise the return is minus the bits.
+    counts [3]: the numbers of answers, at least 1, and of right answers, and the sum of nats. If the environment
+    reports success, the accuracy replaces it and is the return. Otherwise the return is minus the bits.
     """
     num_answers, num_right, nats = counts
-    accuracy = num_right / num_answers if num_answers else 0.0
-    bits = nats / num_answers / math.log(2) if num_answers else 0.0
+    accuracy = num_right / num_answers
+    bits = nats / num_answers / math.log(2)
     score = {"is_success": accuracy, "return": accuracy} if "is_success" in info else {"return": -bits}
     entries = {name: value for name, value in info.items() if name not in ("right", "asked")}
     return {**entries, **score, "bits": bits}

@@ -163,10 +163,11 @@ class Collision(EnvCore):
         return np.concatenate([particles.reshape(self.num_envs, 6), self.question], 1)  # [B,8]
 
     def final_info(self) -> dict[str, np.ndarray]:
-        """`is_success` (every answer is right), `right` (right answers), `asked` (questions that count), and `length`
-        (steps of the stream)."""
+        """`is_success` (every answer is right; none where nothing was asked), `right` (right answers), `asked`
+        (questions that count), and `length` (steps of the stream)."""
         return {
             "is_success": self.right == self.asked,
+            "_is_success": self.asked > 0,
             "right": self.right.copy(),
             "asked": self.asked.copy(),
             "length": self.length.copy(),

@@ -113,7 +113,8 @@ class EnvCore(ABC):
 
     @abstractmethod
     def final_info(self) -> dict[str, np.ndarray]:
-        """The info of an episode's last step: new arrays [B]. They include `is_success` (bool) and the difficulty."""
+        """The info of an episode's last step: new arrays [B]. They include `is_success` (bool) and the difficulty.
+        `_NAME`, bool [B], says for which environments the entry `NAME` is given. Without it, for all."""
 
     def render(self, row: int) -> np.ndarray:
         """A picture of environment `row`: uint8 [height, width, 3], the same size for every step and episode. The

@@ -125,7 +125,9 @@ class SingleEnv(_CoreAdapter, gym.Env):
         return {**info, "is_success": False} if "is_success" in info else info
 
     def _final_info(self) -> dict[str, Any]:
-        return {key: array[0].item() for key, array in self.core.final_info().items()}
+        info = self.core.final_info()
+        given = [key for key in info if not key.startswith("_") and info.get(f"_{key}", [True])[0]]
+        return {key: info[key][0].item() for key in given}
 
     def render(self) -> np.ndarray | None:
         """The picture [height, width, 3] in `rgb_array` mode; None otherwise (in `human` mode, steps draw it)."""
@@ -220,8 +222,11 @@ class BatchedVectorEnv(_CoreAdapter, VectorEnv):
         values = core.final_info() if shaping is None else {**core.final_info(), "shaping": shaping}
         final_info: dict[str, np.ndarray] = {}
         for key, array in values.items():
-            final_info[key] = array
-            final_info[f"_{key}"] = done
+            given = values.get(f"_{key}")
+            if key.startswith("_") or not (given is None or (done & given).any()):
+                continue
+            final_info[key] = array if given is None else array * given  # as in Gymnasium's vectors, 0 where none is
+            final_info[f"_{key}"] = done if given is None else done & given
         infos |= {"final_obs": observation, "_final_obs": done, "final_info": final_info, "_final_info": done}
         core.reset(np.flatnonzero(done))
         return core.observe(), reward, terminated, truncated, infos

@@ -215,6 +215,7 @@ class Episodes(CoreWrapper):
         info = self.inner.final_info()
         if self._has_success:
             info["is_success"] = np.asarray(self.succeeded.all(1))
+            info.pop("_is_success", None)
             info["trajectories"] = np.ones(self.num_envs, np.int64)
             info |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
         return info

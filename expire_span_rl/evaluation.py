@@ -22,7 +22,7 @@ from expire_span_rl.devices import random_numbers_of
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv
-from expire_span_rl.evaluation_metrics import buckets_of, fill_missing_success, metrics_of
+from expire_span_rl.evaluation_metrics import asks_nothing, buckets_of, fill_missing_success, metrics_of
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
@@ -162,9 +162,11 @@ def evaluate_in(
     stores = session.live is not None
     for episode in episodes:
         _read_info(episode, ratios, key)
-    if any(episode["success"] is not None for episode in episodes):  # an episode without the entry did not succeed
+    if any(episode["success"] is not None for episode in episodes):
+        # An episode without the entry did not succeed, unless nothing was asked in it.
         for episode in episodes:
-            episode["success"] = episode["success"] or 0.0
+            if episode["success"] is None and not asks_nothing([episode["ratio_parts"]], ratios):
+                episode["success"] = 0.0
     live = session.live_sum / session.steps if stores else np.zeros(0)
     memory = cast(Memory, session.memory)
     return {

@@ -11,6 +11,8 @@ import numpy as np
 
 from expire_span_rl.agents.episodes import quotients
 
+ACCURACY = "accuracy"
+"""The entry of `metadata["ratios"]` for right answers by answers."""
 BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 
@@ -32,12 +34,13 @@ def buckets_of(
 
 
 def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of some episodes. live_memories_at_end: mean over layers at the last step of an episode."""
+    """Metrics of some episodes. success_rate: of those with a success that is not None; live_memories_at_end: mean over
+    layers at the last step of an episode."""
     metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
-    if episodes[0]["success"] is not None:
-        successes = sum(episode["success"] for episode in episodes)
-        metrics["success_rate"] = successes / len(episodes)
-        metrics["success_rate_ci95"] = list(wilson(successes, len(episodes)))
+    successes = [episode["success"] for episode in episodes if episode["success"] is not None]
+    if successes:
+        metrics["success_rate"] = sum(successes) / len(successes)
+        metrics["success_rate_ci95"] = list(wilson(sum(successes), len(successes)))
     metrics["mean_return"] = _mean(episodes, "return")
     metrics["mean_episode_length"] = _mean(episodes, "steps")
     metrics |= quotients([episode["ratio_parts"] for episode in episodes], ratios)
@@ -54,9 +57,16 @@ def _mean(episodes: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([episode[name] for episode in episodes]))
 
 
+def asks_nothing(ratio_parts: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) -> bool:
+    """Whether an environment that names the share of right answers, `ACCURACY`, asked nothing in these episodes."""
+    return bool(ratios.get(ACCURACY)) and quotients(ratio_parts, {ACCURACY: ratios[ACCURACY]})[ACCURACY] is None
+
+
 def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:
-    """Where an environment reports success for some policies only, the others' success rate becomes 0, in place."""
-    metrics = [part for result in results for part in (result, *result["buckets"])]
+    """Where an environment reports success for some policies only, the others' success rate becomes 0, in place. That
+    of episodes in which nothing was asked (`ACCURACY` is None) stays None."""
+    parts = [part for result in results for part in (result, *result["buckets"])]
+    metrics = [part for part in parts if part.get(ACCURACY, 0.0) is not None]
     if any(part["success_rate"] is not None for part in metrics):
         for part in metrics:
             if part["success_rate"] is None:

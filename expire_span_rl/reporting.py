@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,10 +124,11 @@ def plot(report: Mapping[str, Any], ending: str) -> bytes:
         name = path.stem if path.suffix else path.name
         label = f"{policy['memory']} ({shown(name, 60)})".replace("$", r"\$")  # no formula
         x = [(bucket["low"] + bucket["high"]) / 2 for bucket in buckets]
-        y = [bucket["success_rate"] if with_success else bucket["mean_return"] for bucket in buckets]
-        (line,) = left.plot(x, y, label=label, **style)
+        nothing = (math.nan, math.nan)  # a gap in the line, where no episode says anything about success
+        y = [bucket["success_rate" if with_success else "mean_return"] for bucket in buckets]
+        (line,) = left.plot(x, [math.nan if value is None else value for value in y], label=label, **style)
         if with_success:
-            low, high = zip(*(bucket["success_rate_ci95"] for bucket in buckets), strict=True)
+            low, high = zip(*(bucket["success_rate_ci95"] or nothing for bucket in buckets), strict=True)
             left.fill_between(x, low, high, alpha=0.15, color=line.get_color())
         if policy["live_memories_mean"]:  # a recurrent state is no number of memories
             live = [bucket["live_memories_per_episode"] for bucket in buckets]

@@ -16,9 +16,9 @@ from script_cases import ROOT, SHORT, SMALL, call, log
 
 import evaluate
 import train_rl
-from expire_span_rl import envs, evaluation, spaces
+from expire_span_rl import envs, evaluation, reporting, spaces
 from expire_span_rl.building import environment_seed
-from expire_span_rl.evaluation_metrics import wilson
+from expire_span_rl.evaluation_metrics import fill_missing_success, wilson
 from expire_span_rl.policies import ActorCritic, load_policy, save_policy
 
 
@@ -89,6 +89,27 @@ def test_an_episode_that_is_lost_with_its_process_counts_nowhere():
     result = evaluation.evaluate_in(policy, vector, "Corridor-v0", protocol, progress=counted.append)
     assert vector.is_lost and len(counted) == result["episodes"] == 4
     assert result["success_rate"] == 1
+
+
+def test_streams_that_ask_nothing_say_nothing_of_success():
+    """Silence is wrong wherever something is asked. Streams that ask nothing must not count as right, nor as wrong."""
+    env = envs.make_vec_env("Collision-v0", 1)
+    policy = ActorCritic.for_spaces(env.single_observation_space, env.single_action_space, memory="none")
+    with torch.no_grad():
+        policy.policy_head.weight.zero_()
+        policy.policy_head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 9.0]))
+    kwargs = {"stream_length": 40, "min_stream_length": 1, "grid": 4, "colours": 2}
+    for vectorization in ("sync", "auto"):
+        kwargs["vectorization"] = vectorization
+        result = evaluation.evaluate(policy, "Collision-v0", kwargs, 60, num_envs=20)
+        assert result["success_rate"] == 0 and result["success_rate_ci95"][1] > wilson(0, 55)[1]  # of fewer than 60
+    policy.policy_head.bias.data = torch.tensor([9.0, 0.0, 0.0, 0.0, 0.0])
+    result = evaluation.evaluate(policy, "Collision-v0", {**kwargs, "question_share": 0.02}, 60, num_envs=20)
+    assert result["buckets"][0]["success_rate"] is None and result["success_rate"] > 0
+    fill_missing_success([result])
+    assert result["buckets"][0]["success_rate"] is None
+    named = {**result, "path": "a", "memory": "none"}
+    assert reporting.plot({"env": "Collision-v0", "policies": [named]}, "svg").startswith(b"<?xml")
 
 
 def test_every_environment_plays_its_share():

@@ -12,6 +12,7 @@ import torch
 
 from expire_span_rl import envs
 from expire_span_rl.agents import BlockSource, ForgettingConfig, Supervised, SupervisedConfig, Trainer
+from expire_span_rl.agents.blocks import Answers
 from expire_span_rl.agents.guard import NotFinite, TrainingEnded
 from expire_span_rl.policies import KINDS, ActorCritic
 from expire_span_rl.policies.settings import TransformerConfig
@@ -148,6 +149,25 @@ def test_answers_are_counted_across_blocks():
     answered = sorted((e["steps"], e["is_success"], e["bits"]) for e in runs[1])
     for (*counts, bits), (*answered_counts, answered_bits) in zip(sorted(expected), answered, strict=True):
         assert counts == answered_counts and bits == pytest.approx(answered_bits, rel=0, abs=5e-5)
+
+
+def test_a_perfect_answerer_has_hard_score_1():
+    """Though some streams ask nothing: they are no episodes with wrong answers."""
+    trainer = make_trainer("transformer_xl", streams=8, task="Collision-v0")
+    source = trainer.collector
+    num_ended = 0
+    for _ in range(40):
+        trainer.window.add(source.collect()[1])
+        block = source.block
+        num_ended += int(block.episode_start.sum()) - 8 * (num_ended == 0)
+        with torch.no_grad():
+            out = source.policy.unroll(block.observation, block.memory, block.episode_start, keep=True)
+        right = torch.ones_like(block.is_query)
+        block.answers = Answers(out.memory, right, torch.zeros(right.shape))
+    score, count = trainer.window.hard_score()
+    assert count == 10 and score == 1.0
+    assert trainer.window.summary()["rollout/success_rate"] == 1.0
+    assert 0 < len(trainer.window.recent) < num_ended  # some were left out
 
 
 @pytest.mark.parametrize("task", STREAMS)

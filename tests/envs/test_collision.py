@@ -127,6 +127,7 @@ def test_the_core_follows_the_plain_rules(grid, colours, colour_change, question
             counts = [stream.num_right, stream.num_questions, stream.length]
             assert [info[name][row] for name in ("right", "asked", "length")] == counts
             assert info["is_success"][row] == (stream.num_right == stream.num_questions)
+            assert info["_is_success"][row] == (stream.num_questions > 0)
             num_ended += 1
             num_meetings += stream.num_meetings
             streams[row] = PlainCollision(seed + row, stream.episode + 1, 20, 50, **rules)
@@ -174,6 +175,23 @@ def test_right_answers_to_all_questions_give_reward_1_and_silence_gives_0():
             reward, terminated, _ = core.step(core.target() if is_right else np.full(8, 4))
         assert terminated.all() and (core.asked > 0).all() and reward.tolist() == [expected] * 8
         assert core.final_info()["is_success"].tolist() == [is_right] * 8
+
+
+def test_a_stream_that_asked_nothing_says_nothing_of_success():
+    """Alone and in a vector."""
+    asked_nothing = {"grid": 16, "question_share": 0.0, "stream_length": 3}
+    single = envs.make_env("Collision-v0", **asked_nothing)
+    single.reset(seed=0)
+    infos = [single.step(4)[-1] for _ in range(3)]
+    assert infos[-1] == {"right": 0, "asked": 0, "length": 3}
+    vector = envs.make_vec_env("Collision-v0", 8, grid=4, stream_length=6)
+    vector.reset(seed=0)
+    for _ in range(6):
+        *_, infos = vector.step(vector.unwrapped.target())
+    info = infos["final_info"]
+    assert set(info["asked"] > 0) == {True, False}
+    np.testing.assert_array_equal(info["_is_success"], info["asked"] > 0)
+    assert info["is_success"][info["_is_success"]].all()
 
 
 def test_a_particle_moves_to_the_middle_if_every_attempted_velocity_leaves_the_grid():
