@@ -22,10 +22,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import finished_episodes
+from expire_span_rl.agents.episodes import IS_CONTROL, finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.rollout import check_arrays, restore_generator, select_prefix
-from expire_span_rl.protocols import LearningPolicy, Memory, Unroll
+from expire_span_rl.protocols import LearningPolicy, Memory, Unroll, is_control
 
 
 @dataclass
@@ -136,7 +136,8 @@ class BlockSource:
             if self.episode_start.any():
                 rows = np.flatnonzero(self.episode_start)
                 episodes = finished_episodes(infos, rewards, lengths)
-                episode_ends += [(t, row, episode) for row, episode in episodes.items()]
+                for row, episode in episodes.items():
+                    episode_ends.append((t, row, {**episode, IS_CONTROL: is_control(row, self.env.num_envs)}))
                 lengths[rows] = 0
         self.lengths = lengths
         return Block(

@@ -56,6 +56,11 @@ class LossConstraint:
             self.earlier = self.bits
 
     @property
+    def gain(self) -> float:
+        """The bits by which the best average is below the first one. 0 before there are both."""
+        return 0.0 if self.first is None or self.best is None else max(self.first - self.best, 0.0)
+
+    @property
     def limit(self) -> float:
         """The bits that the average must not exceed."""
         return math.inf if self.best is None else self._best_that_counts * (1 + self.tolerance)

@@ -243,7 +243,7 @@ class Trainer:
         compared = [episode for episode in episodes if IS_CONTROL in episode]
         scores = self.window.scores(compared).tolist()
         self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
-        if self.time_trial.is_harmful(1.0 if self._scores_are_success else self.controller.gain):
+        if self.time_trial.is_harmful(self._score_gain):
             self.time_trial.is_over = True
             self.policy.keep_time()
         if self.time_trial.loss is not None:
@@ -288,6 +288,14 @@ class Trainer:
         """Whether as many hard episodes as the score counts began and ended in the last rollout. In each environment
         one may have begun before it."""
         return self.collector.on_policy and new_hard_episodes - self.env.num_envs >= len(self.window.hard)
+
+    @property
+    def _score_gain(self) -> float:
+        """By how much the scores of episodes have risen in this training (`EpisodeWindow.scores`). 1 of success."""
+        if self.window.reports_success:
+            return 1.0
+        loss = self.controller.loss
+        return self.controller.gain if loss is None else loss.gain
 
     def _candidate(self, *, is_own: bool = False) -> Candidate:
         """What is known of the policy as it is now. is_own: of `Candidate`."""

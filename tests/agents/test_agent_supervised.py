@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from expire_span_rl import envs
-from expire_span_rl.agents import BlockSource, ForgettingConfig, Supervised, SupervisedConfig, Trainer
+from expire_span_rl.agents import BlockSource, ForgettingConfig, Supervised, SupervisedConfig, Trainer, forgetting
 from expire_span_rl.agents.blocks import Answers
 from expire_span_rl.agents.guard import NotFinite, TrainingEnded
+from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.policies import KINDS, ActorCritic
 from expire_span_rl.policies.settings import TransformerConfig
+from expire_span_rl.protocols import CONTROL_EVERY
 
 SMALL = {
     "expire_span": {"initial_limit": 40, "ramp": 4},
@@ -168,6 +170,30 @@ def test_a_perfect_answerer_has_hard_score_1():
     assert count == 10 and score == 1.0
     assert trainer.window.summary()["rollout/success_rate"] == 1.0
     assert 0 < len(trainer.window.recent) < num_ended  # some were left out
+
+
+def test_streams_with_and_without_skipped_time_are_compared(monkeypatch):
+    """One stream in eight is a control. Whether skipping costs too much is measured by what scores can rise by: 1 of
+    accuracy, and without success the bits that the loss has fallen by."""
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    seen, gains = [], []
+    monkeypatch.setattr(TimeTrial, "add", lambda trial, episodes: seen.extend(episodes))
+    monkeypatch.setattr(TimeTrial, "is_harmful", lambda trial, gain: gains.append(gain) or False)
+    trainer = make_trainer(forgetting=ForgettingConfig(success_target=0.01, min_hard_episodes=5))
+    for _ in range(40):
+        trainer.update()
+    groups = [is_control for _, is_control in seen]
+    assert len(seen) > 100 and sum(groups) / len(groups) == pytest.approx(1 / CONTROL_EVERY, rel=0.3)
+    assert set(gains) == {1.0}
+    trainer = make_trainer(task="Text-v0", forgetting=ForgettingConfig(loss_tolerance=0.01))
+    trainer.controller.learned = trainer.controller.has_waited = True
+    trainer.controller.observed = 9.0
+    loss = trainer.controller.loss
+    loss.first, loss.best, loss.bits, loss.earlier = 7.0, 4.0, 4.0, 4.0
+    gains.clear()
+    for _ in range(3):
+        trainer.update()
+    assert gains and gains[-1] == pytest.approx(3.0, rel=0.01)
 
 
 @pytest.mark.parametrize("task", STREAMS)
