@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
+from expire_span_rl.agents.entries import TARGETS
 from expire_span_rl.agents.episodes import IS_CONTROL, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController, Score
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
@@ -267,13 +268,16 @@ class Trainer:
 
     def keep_evaluated(self, result: Mapping[str, Any]) -> None:
         """Keeps the present policy if it meets the constraint both in training and in an evaluation. result: of the
-        evaluation, `success_rate`, `mean_return` and, where the right actions are known, `bits` per answer. See
+        evaluation, `success_rate`, `mean_return` and, where the right actions are known, `bits` per answer and
+        `accuracy`. An agent that learns from the right actions has the accuracy as its score in training. See
         `keeps_evaluated`."""
         is_success = self._scores_are_success
         if self.controller.loss is not None:
             score = -math.inf if result.get("bits") is None else -result["bits"]
         elif is_success:
-            score = result["success_rate"] or 0.0  # None: no episode reported any
+            accuracy = result.get("accuracy") if self.agent.learns_from == TARGETS else None
+            has_accuracy = isinstance(accuracy, (int, float))
+            score = accuracy if has_accuracy else result["success_rate"] or 0.0  # None: no episode reported any
         else:
             score = result["mean_return"]
         if score >= self.controller.target(is_success):

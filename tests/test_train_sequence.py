@@ -15,9 +15,11 @@ import train_rl
 import train_sequence
 import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
+from expire_span_rl.agents.episodes import MOST_ROLLOUTS
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence, resumed_sequence
 from expire_span_rl.env_objects import reference
+from expire_span_rl.periodic_evaluation import PeriodicEvaluation
 from expire_span_rl.policies import load_policy, save_policy
 from expire_span_rl.sequences import TASKS
 
@@ -55,6 +57,21 @@ def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, 
     assert 0 <= figures["accuracy"] <= 1 and figures["mean_episode_length"] == 12 and figures["agent"] == "supervised"
     assert call(visualize, ["x", "--out", "memory.html", "--json", "memory.json"], monkeypatch) == 0
     assert Path("memory.html").stat().st_size > 10_000 and "Copy-v0" in capsys.readouterr().out
+
+
+def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
+    """As in training. The share of strings without any mistake is lower."""
+    run = build(parse_sequence([*TINY, "--eval-every", "1"]))
+    trainer = run.trainer
+    PeriodicEvaluation(run, print)
+    trainer.update()
+    trainer.window.hard_score = lambda: (1.0, 1000)
+    trainer.window.reports_success = True
+    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    for accuracy, success, is_kept in ((0.97, 0.99, False), (0.99, 0.8, True)):
+        trainer.keep_evaluated({"success_rate": success, "mean_return": 0.0, "bits": 0.1, "accuracy": accuracy})
+        assert (trainer.best is not None) == is_kept
+    trainer.close()
 
 
 def write_text(path: Path) -> list[str]:
