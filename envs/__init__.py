@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import EnvironmentWarning
+from expire_span_rl.envs.lengths import longest_episode
 from expire_span_rl.envs.naming import import_modules, importable, load_environment, meant_ids
 from expire_span_rl.envs.registration import (
     check_id,
@@ -39,6 +40,7 @@ __all__ = [
     "import_modules",
     "importable",
     "load_environment",
+    "longest_episode",
     "make_env",
     "make_vec_env",
     "meant_ids",

@@ -114,6 +114,7 @@ class Collision(EnvCore):
         self.single_observation_space = spaces.MultiDiscrete([*particle_sizes, *particle_sizes, *question_sizes])
         self.single_action_space = spaces.Discrete(SILENCE + 1)
         # A pair of colours meets about once in colours^2 * grid^2 steps.
+        self.longest_episode = self.longest
         self.memory_horizon = min(self.longest, self.colours**2 * self.grid**2)
         super().__init__(num_envs)
         self.length = np.full(num_envs, self.longest)

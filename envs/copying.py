@@ -75,6 +75,7 @@ class Copying(EnvCore):
         self.single_observation_space = spaces.MultiDiscrete(sizes if self.shows_place else sizes[:1])
         self.single_action_space = spaces.Discrete(self.vocabulary + 1)
         self.memory_horizon = self.longest + self.length
+        self.longest_episode = self.longest + 2 * self.length
         super().__init__(num_envs)
         self.delay = np.full(num_envs, self.longest)
         self.string = np.zeros((num_envs, self.length), np.int64)

@@ -82,6 +82,8 @@ class EnvCore(ABC):
     memory_horizon: int | None
     """About how many steps the longest-lived fact must be remembered in an efficient episode (Portal: in expectation);
     None if unknown."""
+    longest_episode: int | None = None
+    """Steps of the longest episode; None if unknown."""
     left_out: Mapping[str, str] = {}
     """Parts of the observation that are not read: {name: reason} (`envs.gym_core`)."""
     shaping: np.ndarray | None = None

@@ -52,6 +52,11 @@ class _CoreAdapter:
         """The steps for which the longest-lived fact must be remembered in an efficient episode; None if unknown."""
         return self.core.memory_horizon
 
+    @property
+    def longest_episode(self) -> int | None:
+        """The steps of the longest episode; None if unknown."""
+        return self.core.longest_episode
+
     def target(self) -> np.ndarray | None:
         """The correct next actions, int64 [B]; None if the task does not say (`EnvCore.target`)."""
         return self.core.target()

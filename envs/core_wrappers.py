@@ -58,6 +58,7 @@ class CoreWrapper(MaskedCore):
         self.single_observation_space = inner.single_observation_space
         self.single_action_space = inner.single_action_space
         self.memory_horizon = inner.memory_horizon
+        self.longest_episode = inner.longest_episode
         self.left_out = inner.left_out
         self._first_draw = getattr(inner, "_first_draw", 0) + _DRAW_OFFSET
         super().__init__(inner.num_envs)
@@ -123,6 +124,8 @@ class Stretch(CoreWrapper):
         self.distraction_steps = steps
         if inner.memory_horizon is not None:
             self.memory_horizon = inner.memory_horizon * (steps + 1)
+        if inner.longest_episode is not None:
+            self.longest_episode = inner.longest_episode * (steps + 1)
         self.wait = np.zeros(self.num_envs, np.int64)  # distracting observations until the next real one
         self._distractions = _make_distractions(self.single_observation_space)
 
@@ -168,6 +171,8 @@ class Episodes(CoreWrapper):
         self.fresh = fresh
         if inner.memory_horizon is not None and not fresh:
             self.memory_horizon = inner.memory_horizon * count
+        if inner.longest_episode is not None:
+            self.longest_episode = inner.longest_episode * count
         self.played = np.zeros(self.num_envs, np.int64)
         self.succeeded = np.zeros((self.num_envs, count), bool)
         self._has_success = "is_success" in inner.final_info()

@@ -99,6 +99,7 @@ class Corridor(EnvCore):
         self.single_observation_space = Cells(view_size, view_size)
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = max_length
+        self.longest_episode = _step_limit(max_length) if max_steps is None else max_steps
         super().__init__(num_envs)
         self.length = np.full(num_envs, min_length)  # tiles
         self.ball = np.zeros(num_envs, np.int64)  # its colour, 0 red, 1 blue
@@ -120,7 +121,7 @@ class Corridor(EnvCore):
         self.y = np.where(self.x == last_tile, STEP_Y[actions], 0)  # [B]; only the last tile has doors
         self.x = (self.x + STEP_X[actions]).clip(0, last_tile)
         terminated = self.y != 0
-        limit = 4 * self.length + 20 if self.max_steps is None else self.max_steps
+        limit = _step_limit(self.length) if self.max_steps is None else self.max_steps
         truncated = ~terminated & (self.steps >= limit)
         return (self.y == self.door).astype(np.float64), terminated, truncated
 
@@ -166,6 +167,11 @@ class Corridor(EnvCore):
         return Strip(
             code_at, span=(-1, length), max_columns=self.max_length + 2, agent=(x, y), reach=self.view_size // 2
         )
+
+
+def _step_limit(length: Any) -> Any:
+    """The step limit of corridors of `length` tiles."""
+    return 4 * length + 20
 
 
 def _window_index(r: int, west: Any, east: Any, *, y: Any, ball: Any, door: Any) -> Any:

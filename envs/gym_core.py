@@ -14,6 +14,7 @@ from gymnasium.vector.utils import create_empty_array
 
 from expire_span_rl.envs.core import MaskedCore
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
+from expire_span_rl.envs.lengths import longest_episode
 
 _OF_INFOS = ("difficulty_key", "ratios")
 """Metadata that name entries of infos (`EnvCore.metadata`)."""
@@ -30,6 +31,7 @@ class GymEnvCore(MaskedCore):
         self.single_action_space = envs[0].action_space
         self.left_out = envs[0].left_out
         self.memory_horizon = envs[0].memory_horizon
+        self.longest_episode = longest_episode(envs[0])
         super().__init__(len(envs))
         batch = create_empty_array(self.single_observation_space, len(envs), fn=np.zeros)
         self._observations = cast(dict[str, np.ndarray], batch)

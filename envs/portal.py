@@ -140,6 +140,7 @@ class Portal(EnvCore):
         # A fact learned in the first room is used until the last return. (An agent that writes it to memory again on
         # every visit needs it for one walk through all rooms at most.)
         self.memory_horizon = int(np.ceil(oracle_steps(max_rooms, room_length)))
+        self.longest_episode = _step_limit(max_rooms, room_length) if max_steps is None else max_steps
         super().__init__(num_envs)
         self._allocate_state()
         if self.progress_reward:
@@ -217,7 +218,7 @@ class Portal(EnvCore):
 
     def _step_limit(self) -> Any:
         """`max_steps`, or 4 times the oracle's expectation, which is a whole number."""
-        return self.room_length * self.rooms * (self.rooms + 5) if self.max_steps is None else self.max_steps
+        return _step_limit(self.rooms, self.room_length) if self.max_steps is None else self.max_steps
 
     def observe(self) -> np.ndarray:
         r = self.view_size // 2
@@ -289,6 +290,11 @@ class Portal(EnvCore):
 def oracle_steps(rooms: Any, room_length: Any) -> Any:
     """The expected steps of an agent that remembers everything, through `rooms` rooms (see the module)."""
     return room_length * (rooms + rooms * (rooms + 1) / 4)
+
+
+def _step_limit(rooms: Any, room_length: int) -> Any:
+    """The step limit of so many rooms: 4 times the oracle's expectation."""
+    return room_length * rooms * (rooms + 5)
 
 
 def _window_index(x: Any, is_first_room: Any, north: Any, y: Any) -> Any:

@@ -114,6 +114,7 @@ class Switch(EnvCore):
         self.single_observation_space = Cells(view_size, view_size)
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = min(passage_length * max_hold, max_steps)
+        self.longest_episode = max_steps
         super().__init__(num_envs)
         self.passage = np.zeros(num_envs, np.int64)  # its number, counted from 0
         self.x = np.zeros(num_envs, np.int64)

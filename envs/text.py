@@ -80,6 +80,7 @@ class Text(EnvCore):
         self.shortest = min(min_stream_length or self.longest, self.longest)
         self.single_observation_space = spaces.Discrete(CHARACTERS)
         self.single_action_space = spaces.Discrete(CHARACTERS)
+        self.longest_episode = self.longest
         self.memory_horizon = min(self.longest, _HORIZON)
         super().__init__(num_envs)
         self.length = np.full(num_envs, self.longest)

@@ -53,6 +53,7 @@ class TMaze(EnvCore):
         self.single_observation_space = spaces.Box(-1, 1, (2,), np.float32)
         self.single_action_space = spaces.Discrete(4)
         self.memory_horizon = length
+        self.longest_episode = length + 1
         super().__init__(num_envs)
         self.goal = np.ones(num_envs, np.int64)  # y of the goal's arm, +1 north, -1 south
         self.x = np.zeros(num_envs, np.int64)

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from expire_span_rl.building import Run
-from expire_span_rl.envs import EnvError, EnvironmentFailed
-from expire_span_rl.evaluation import EndlessEpisode, evaluate
+from expire_span_rl.envs import EnvError, EnvironmentFailed, longest_episode
+from expire_span_rl.evaluation import EndlessEpisode, Protocol, evaluate_in, vector_env
 from expire_span_rl.settings import MAX_STEPS
 
 NUM_ENVS = 100
@@ -50,19 +50,18 @@ class PeriodicEvaluation:
             return {}
 
     def _evaluate(self) -> dict[str, float]:
-        """The metrics of an evaluation; empty if an episode of it does not end. Raises EnvironmentFailed."""
+        """The metrics of an evaluation; empty if an episode of it does not end, which is known after `MAX_STEPS` steps
+        or, where that is more, the environment's longest episode. Raises EnvironmentFailed."""
         run = self._run
         episodes = run.settings.run.n_eval_episodes
+        kwargs = {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout}
         try:
-            result = evaluate(
-                run.policy,
-                run.env_id,
-                {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout},
-                episodes,
-                num_envs=min(NUM_ENVS, episodes),
-                max_steps=MAX_STEPS,
-                check=self._check_stop,
-            )
+            env = vector_env(run.env_id, min(NUM_ENVS, episodes), kwargs)
+            protocol = Protocol(episodes, max_steps=max(MAX_STEPS, longest_episode(env) or 0))
+            try:
+                result = evaluate_in(run.policy, env, run.env_id, protocol, check=self._check_stop)
+            finally:
+                env.close()
         except EnvError as error:  # they could be made before
             raise EnvironmentFailed(f"an evaluation's environments: {error}") from error
         except EndlessEpisode as error:

@@ -328,6 +328,7 @@ def test_an_evaluation_on_the_way_ends_when_the_training_is_asked_to_stop(in_fol
 
 def test_an_evaluation_that_does_not_end_is_told_once_and_the_training_goes_on(in_folder, monkeypatch, capsys):
     monkeypatch.setattr("expire_span_rl.periodic_evaluation.MAX_STEPS", 2)
+    monkeypatch.setattr("expire_span_rl.periodic_evaluation.longest_episode", lambda env: None)
     assert call(train_rl, [*SMALL, *SHORT, "--total-timesteps", "640", "--eval-every", "128"], monkeypatch) == 0
     said = capsys.readouterr().err
     assert said.count("an evaluation failed: Corridor-v0, environment") == 1 and "Traceback" not in said

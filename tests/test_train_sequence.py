@@ -74,6 +74,15 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
     trainer.close()
 
 
+def test_strings_longer_than_the_usual_limit_are_evaluated(in_folder, monkeypatch):
+    monkeypatch.setattr("expire_span_rl.periodic_evaluation.MAX_STEPS", 5)
+    run = build(parse_sequence([*TINY, "--eval-every", "1", "--n-eval-episodes", "2"]))
+    evaluation = PeriodicEvaluation(run, print)
+    run.trainer.update()
+    assert evaluation.metrics()["eval/mean_ep_length"] == 12
+    run.trainer.close()
+
+
 def write_text(path: Path) -> list[str]:
     """A text of 2,000 characters, and the flags of a small training on it."""
     path.write_text("".join(f"{i} and {i + 1} make {2 * i + 1}. " for i in range(200))[:2000])

@@ -204,6 +204,35 @@ def test_reports_success_difficulty_and_horizon(id):
 
 
 @every_task
+@pytest.mark.parametrize("wraps", [[], ["stretch=2"], ["episodes=2"], ["stretch=1", "episodes=2"]])
+def test_no_episode_is_longer_than_the_task_says(id, wraps):
+    """And with some action one is as long, but for the steps of distraction after its end."""
+    short = {"Corridor-v0": {"max_length": 5}, "Portal-v0": {"max_rooms": 2}, "Switch-v0": {"max_steps": 30}}
+    short |= {"TMaze-v0": {"length": 9}, "Copy-v0": {"delay": 5, "length": 3}}
+    streams = {"stream_length": 20}
+    env = envs.make_vec_env(id, B, wraps=wraps, **short.get(id, streams))
+    env.reset(seed=0)
+    longest = envs.longest_episode(env)
+    found = 0
+    steps = np.zeros(B, int)
+    for _ in range(3 * longest):
+        *_, terminated, truncated, _ = env.step(np.zeros(B, int))
+        steps += 1
+        found = max(found, steps.max())
+        steps[terminated | truncated] = 0
+    assert 0.9 * longest - 4 <= found <= longest
+
+
+@pytest.mark.parametrize(
+    "kwargs, longest",
+    [({}, 500), ({"max_episode_steps": 77}, 77), ({"max_episode_steps": -1}, None), ({"wraps": ["stretch=1"]}, 1000)],
+)
+def test_gymnasiums_time_limit_is_the_longest_episode(kwargs, longest):
+    env = envs.make_vec_env("CartPole-v1", 2, vectorization="sync", **kwargs)
+    assert envs.longest_episode(env) == longest
+
+
+@every_task
 def test_renders_frames_of_one_size(id):
     single = gym.make(id, render_mode="rgb_array")
     batched = make_batched(id, 2, render_mode="rgb_array")
