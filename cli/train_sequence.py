@@ -14,7 +14,15 @@ from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.cli.settings import resumed_config, saved_config
 from expire_span_rl.policies import KINDS, core_config
-from expire_span_rl.sequences import AGENT, SPAN_LOSSES, TASKS, SequenceConfig, SpanLossConfig, sequence_settings
+from expire_span_rl.sequences import (
+    AGENT,
+    SPAN_LOSSES,
+    TASKS,
+    SequenceConfig,
+    SpanLossConfig,
+    check_span_loss,
+    sequence_settings,
+)
 from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, length_flag, run_parts, tuned
 
 _HIDDEN = (
@@ -65,7 +73,10 @@ def parse_sequence(arguments: list[str]) -> Settings:
     flags = flags_of(cli.joined(*configs, defaults=tuned(env, AGENT), groups=groups, choices=_CHOICES))
     flag_class = plain_dataclass(flag for flag in flags if flag.field not in _HIDDEN)
     description = _DESCRIPTION.format(selection=f"--task {task} --memory {memory}")
-    return sequence_settings(dataclasses.asdict(cli.parse(flag_class, arguments, description, _EXAMPLES)))
+    settings = dataclasses.asdict(cli.parse(flag_class, arguments, description, _EXAMPLES))
+    typed = {cli.flag_of(argument) for argument in arguments if argument.startswith("--")}
+    check_span_loss(settings, [flag.field for flag in flags if typed.intersection(flag.names)])
+    return sequence_settings(settings)
 
 
 def sequence_parts(task: str, memory: str) -> tuple[type, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ SPAN_LOSSES = ("learned", "paper")
 PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
 """The settings of `--span-loss paper`: bounded spans, with a fixed span penalty from the first update on. Only the
 task's gradient acts against the penalty."""
+_BESIDE_PAPER_LOSS: dict[str, Any] = {**PAPER_LOSS, "forgetting": True, "loss_tolerance": 0.0}
+"""The values that settings may be given beside `--span-loss paper`. It sets them, or makes them void."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class SpanLossConfig:
 
     span_loss: str = "learned"
     """The loss that spans learn from. learned: the ages at which memories were last used, as long as the answers stay
-    right. paper: a fixed span penalty, --span-coef, from the first update on, against the gradient of the task."""
+    right. paper: a fixed span penalty, --span-coef, from the first update on, against the gradient of the task. It
+    sets --span-model sigmoid and --use-coef 0, and knows neither --no-forgetting nor --loss-tolerance."""
 
     def __post_init__(self):
         choice("--span-loss", self.span_loss, SPAN_LOSSES)
@@ -133,6 +136,24 @@ def sequence_settings(settings: Mapping[str, Any]) -> Settings:
     return resolve(
         memory, config_class.env, AGENT, env_kwargs=env_kwargs, total_timesteps=total_timesteps, **run_settings
     )
+
+
+def check_span_loss(settings: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raises ValueError, one line, for a setting that the user gave and `--span-loss paper` would overwrite or make
+    void. settings: as of `sequence_settings`; given: the names of those that the user gave."""
+    if settings.get("span_loss") != "paper":
+        return
+    for name, value in _BESIDE_PAPER_LOSS.items():
+        if name in given and settings[name] != value:
+            expected, got = (_on_command_line(name, number) for number in (value, settings[name]))
+            raise ValueError(f"--span-loss paper: expected {expected}, got {got}")
+
+
+def _on_command_line(name: str, value: Any) -> str:
+    """A setting as the user types it."""
+    if isinstance(value, bool):
+        return flag(name) if value else f"--no-{flag(name)[2:]}"
+    return f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"
 
 
 def _check_span_limits(run_settings: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> None:

@@ -177,7 +177,8 @@ def test_copying_over_64_steps_is_learned():
 @pytest.mark.parametrize("task", TASKS)
 def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans(task, in_folder):
     flags = {"copy": TINY, "text": write_text(Path("a.txt")), "collision": ["--task", "collision", "--width", "16"]}
-    settings = parse_sequence([*flags[task], "--span-loss", "paper", "--span-coef", "0.5", "--max-span", "32"])
+    paper = ["--span-loss", "paper", "--span-model", "sigmoid", "--use-coef", "0"]  # the last two say the same
+    settings = parse_sequence([*flags[task], *paper, "--span-coef", "0.5", "--max-span", "32"])
     assert (settings.memory.span_model, settings.memory.use_coef) == ("sigmoid", 0.0)
     assert settings.forgetting.fixed_pressure == 1.0
     trainer = build(settings).trainer
@@ -228,6 +229,16 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--env", "Corridor-v0"], "unknown flag --env"),
         (["--total-timesteps", "9"], "unknown flag --total-timesteps: did you mean --total-blocks?"),
         (["--memory", "gru", "--window", "3"], "unknown flag --window"),
+        (
+            ["--span-loss", "paper", "--span-model", "survival", "--use-coef", "5"],
+            "--span-loss paper: expected --span-model sigmoid, got --span-model survival",
+        ),
+        (["--use_coef=5", "--span-loss=paper"], "--span-loss paper: expected --use-coef 0, got --use-coef 5"),
+        (["--span-loss", "paper", "--no-forgetting"], "--span-loss paper: expected --forgetting, got --no-forgetting"),
+        (
+            ["--span-loss", "paper", "--loss-tolerance", "0.01"],
+            "--span-loss paper: expected --loss-tolerance 0, got --loss-tolerance 0.01",
+        ),
         (["--span-loss", "papr"], "--span-loss: expected one of learned, paper, got 'papr'"),
         (["--num-envs", "4", "--num-minibatches", "8"], "--num-minibatches: expected at most --num-envs (4)"),
         (["--resume", "nowhere"], "nowhere: expected a run directory with config.json"),
