@@ -217,6 +217,7 @@ class EnvCore(ABC):
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Restores the state of a core of the same task and size. Raises EnvError for any other, and then changes
         nothing."""
+        state = self.complete_state(state)
         targets = self._arrays()
         if sorted(targets) != sorted(state):
             raise EnvError(f"environment state: expected the fields {sorted(targets)}, got {sorted(state)}")
@@ -226,8 +227,16 @@ class EnvCore(ABC):
             if (array.shape, array.dtype) != (target.shape, target.dtype):
                 expected = f"{target.dtype}{list(target.shape)}"
                 raise EnvError(f"environment state {name!r}: expected {expected}, got {array.dtype}{list(array.shape)}")
+        self.check_state(arrays)
         for name, array in arrays.items():
             targets[name][...] = array
+
+    def complete_state(self, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """A saved state with the fields that those of earlier versions lack."""
+        return state
+
+    def check_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Raises EnvError, one line, for a state with the right fields that this core cannot go on from."""
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the state themselves, by name; no copies."""

@@ -26,6 +26,7 @@ Names: B environments, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 DISTRACTIONS = 256
 """The number of different distracting observations."""
+_INNER = "inner."
+"""What the names of an inner core's arrays begin with in the state of a wrap."""
 _DRAW_OFFSET = 1 << 40
 """The distance between the draws of a wrap and those of its inner core. A task never has as many draws."""
 
@@ -107,10 +110,22 @@ class CoreWrapper(MaskedCore):
     def close(self) -> None:
         self.inner.close()
 
+    def complete_state(self, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        inner = self.inner.complete_state(_inner_state(state))
+        return {**state, **{_INNER + name: array for name, array in inner.items()}}
+
+    def check_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.inner.check_state(_inner_state(state))
+
     def _arrays(self) -> dict[str, np.ndarray]:
         """Those of the inner core are named "inner.NAME". Empty if the inner core cannot save its state."""
-        inner_arrays = {f"inner.{name}": array for name, array in self.inner._arrays().items()}
+        inner_arrays = {_INNER + name: array for name, array in self.inner._arrays().items()}
         return {**super()._arrays(), **inner_arrays} if inner_arrays else {}
+
+
+def _inner_state(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inner core's part of the state of a wrap."""
+    return {name.removeprefix(_INNER): array for name, array in state.items() if name.startswith(_INNER)}
 
 
 class Stretch(CoreWrapper):

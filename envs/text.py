@@ -10,6 +10,8 @@ evaluation measures it (`bits`). The reward, the share of right actions, comes w
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,6 +38,10 @@ NAMES = tuple(_BLANK_NAMES.get(i, chr(i) if 32 < i < 127 else f"byte {i}") for i
 """Names of the 256 characters, for the viewer."""
 
 
+_TEXT_FIELDS = ("text_size", "text_digest")
+"""Fields of the state that say of which text it is: the characters of the part, and their CRC-32."""
+
+
 class Text(EnvCore):
     """B pieces of a text at once.
 
@@ -57,7 +63,7 @@ class Text(EnvCore):
         "action_names": NAMES,
         "observation_names": NAMES,
     }
-    state_fields = ("length", "offset", "right")
+    state_fields = ("length", "offset", "right", *_TEXT_FIELDS)
 
     def __init__(
         self,
@@ -86,6 +92,8 @@ class Text(EnvCore):
         self.length = np.full(num_envs, self.longest)
         self.offset = np.zeros(num_envs, np.int64)
         self.right = np.zeros(num_envs, np.int64)
+        self.text_size = np.full(num_envs, len(self.characters))
+        self.text_digest = np.full(num_envs, zlib.crc32(self.characters.data))
 
     def begin(self, rows: np.ndarray) -> None:
         draws = self.uniform(rows, 2)  # [2,R]
@@ -102,6 +110,25 @@ class Text(EnvCore):
 
     def observe(self) -> np.ndarray:
         return self._characters_at(self.steps)
+
+    def complete_state(self, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Those of earlier versions do not say of which text they are."""
+        return {**{name: getattr(self, name) for name in _TEXT_FIELDS}, **state}
+
+    def check_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Raises EnvError for a state of another text."""
+        size = len(self.characters)
+        ends = state["offset"] + state["length"]
+        if any((state[name] != getattr(self, name)).any() for name in _TEXT_FIELDS):
+            had = f"{int(state['text_size'].max()):,}"
+        elif (state["offset"] < 0).any() or (ends >= size).any() or (state["steps"] > state["length"]).any():
+            had = f"more than {int(ends.max()):,}"
+        else:
+            return
+        raise EnvError(
+            f"file: expected the text as it was, with {had} characters for {self.part}, got another one, with "
+            f"{size:,}; begin a new run to train on it"
+        )
 
     def final_info(self) -> dict[str, np.ndarray]:
         """`right` (right actions), `asked` (all actions), and `length` (characters of the piece)."""

@@ -102,6 +102,14 @@ def test_a_text_is_learned_continued_evaluated_and_shown(in_folder, monkeypatch,
     _, info = load_policy("x")
     assert info["env_kwargs"] == {"stream_length": 40} and info["private_kwargs"] == ["file"]
     assert str(in_folder).encode() not in Path("x/policy.safetensors").read_bytes()
+    text = Path("a.txt").read_text()
+    for changed in (text[:1500], text + "more"):
+        Path("a.txt").write_text(changed)
+        capsys.readouterr()
+        assert call(train_sequence, ["--resume", "x", "--total-blocks", "14"], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert "file: expected the text as it was, with 1,800 characters for train" in error and error.count("\n") == 1
+    Path("a.txt").write_text(text)
     named = ["--env-kwargs", json.dumps({"file": "a.txt", "part": "test"})]
     for script in (evaluate, visualize):
         capsys.readouterr()

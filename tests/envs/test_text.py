@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expire_span_rl import envs
-from expire_span_rl.envs import characters
+from expire_span_rl.envs import EnvError, characters
 from expire_span_rl.envs.characters import PARTS, read_characters, standard_library
 from expire_span_rl.envs.core import counter_uniform
 from expire_span_rl.envs.text import NAMES, Text
@@ -123,6 +123,33 @@ def test_a_short_part_is_one_piece_and_actions_are_hidden(tmp_path):
         observations.append(int(observation["observation"]))
         assert observation["previous_action"] == 256
     assert observations == [ord(c) for c in text] and info == {"right": 0, "asked": 3, "length": 3}
+
+
+@pytest.mark.parametrize("wraps", [[], ["stretch=1"]])
+def test_a_state_goes_on_in_its_own_text_only(wraps, tmp_path):
+    """A state of an earlier version does not say which text that was: its pieces must lie within the text."""
+    path = tmp_path / "a.txt"
+
+    def envs_of(content: str):
+        path.write_text(content)
+        return envs.make_vec_env("Text-v0", 64, file=str(path), part="train", stream_length=20, wraps=wraps)
+
+    content = "".join(map(str, range(400)))[:1000]
+    env = envs_of(content)
+    env.reset(seed=0)
+    env.step(np.zeros(64, int))
+    state = env.state_dict()
+    older = {name: array for name, array in state.items() if "text_" not in name}
+    envs_of(content).load_state_dict(state)
+    envs_of(content).load_state_dict(older)
+    changed = content[:500] + "x" + content[501:]
+    for other, size in ((content + "more", 903), (content[:500], 450), (changed, 900)):
+        had = f"file: expected the text as it was, with 900 characters for train, got another one, with {size}"
+        with pytest.raises(EnvError, match=f"^{had}; begin a new run to train on it$"):
+            envs_of(other).load_state_dict(state)
+    envs_of(content + "more").load_state_dict(older)
+    with pytest.raises(EnvError, match=r"^file: .* more than [5-8]\d\d characters .* another one, with 450; begin"):
+        envs_of(content[:500]).load_state_dict(older)
 
 
 def test_characters_have_names():
