@@ -44,8 +44,8 @@ def read_characters(path: str, part: str) -> np.ndarray:
 
     The text files of a folder are joined: first its own files by name, then those of each subfolder. A text file is a
     regular file with one of `SUFFIXES`. It is not a link, not hidden and not empty, and holds UTF-8 without zero bytes.
-    Subfolders in `EXCLUDED_FOLDERS` are not read. Of every 20 files, one is for validation and one for the test. With
-    fewer than 20 files, the joined text is split by position as a file is.
+    Subfolders in `EXCLUDED_FOLDERS` are not read. Of every 20 files, one is for validation and one for the test. Which
+    ones depends on the whole list. With fewer than 20 files, the joined text is split by position as a file is.
 
     Texts are cached. A file is read again if it has changed. A folder is not.
     """
