@@ -14,19 +14,20 @@ from expire_span_rl.registry import lazily
 if TYPE_CHECKING:
     from expire_span_rl.checks import check_at_least, choice, json_object, quoted
     from expire_span_rl.cli.fields import field_docs, flag_names, joined
-    from expire_span_rl.cli.parsing import arguments_without, parse, value_of, values_of
+    from expire_span_rl.cli.parsing import arguments_of, arguments_without, parse, value_of, values_of
     from expire_span_rl.cli.values import check_flag, flag_of, suggestion
 
 _LAZY = {
     **dict.fromkeys(("check_at_least", "choice", "json_object", "quoted"), "checks"),
     **dict.fromkeys(("field_docs", "flag_names", "joined"), "cli.fields"),
-    **dict.fromkeys(("arguments_without", "parse", "value_of", "values_of"), "cli.parsing"),
+    **dict.fromkeys(("arguments_of", "arguments_without", "parse", "value_of", "values_of"), "cli.parsing"),
     **dict.fromkeys(("check_flag", "flag_of", "suggestion"), "cli.values"),
 }
 """Names by the module of this project that has them."""
 
 __all__ = [
     "UsageError",
+    "arguments_of",
     "arguments_without",
     "check_at_least",
     "check_flag",

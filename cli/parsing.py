@@ -63,6 +63,11 @@ def values_of(name: str, arguments: Sequence[str]) -> list[str]:
     return [value for _, value in _occurrences(name, arguments) if value is not None]
 
 
+def arguments_of(name: str, arguments: Sequence[str]) -> list[str]:
+    """Every --name in the arguments and its value, if it has one."""
+    return [arguments[i] for places, _ in _occurrences(name, arguments) for i in places if i < len(arguments)]
+
+
 def arguments_without(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments without any --name and its value."""
     left_out = {i for places, _ in _occurrences(name, arguments) for i in places}
@@ -105,7 +110,7 @@ def check_arguments(flags: Sequence[Flag], arguments: Sequence[str]) -> list[str
         elif flag.is_plain:
             if not inline and (not rest or rest[0].startswith("--")):
                 got = quoted(rest[0]) if rest else "nothing"
-                raise UsageError(f"{name}: expected a value after it, got {got}")
+                raise UsageError(f"{name}: expected {_kind_of_value(flag)} after it, got {got}")
             value = converted(flag, inline[0] if inline else rest.pop(0))
             # Apart, an empty value stays one; joined, one that begins with a minus is no flag.
             flagged += [f"{name}={value}"] if value.startswith("-") else [name, value]
@@ -130,6 +135,13 @@ def _check_bare(flags: Sequence[Flag], bare: Sequence[str]) -> list[str]:
     for i, text in enumerate(bare):
         check_path(places[min(i, len(places) - 1)], text)
     return list(bare)
+
+
+def _kind_of_value(flag: Flag) -> str:
+    """What the value of a flag is, for a message."""
+    if flag.takes_none:
+        return "a value"
+    return {int: "a whole number", float: "a number"}.get(flag.element, "a value")
 
 
 def _with_default(flag: Flag) -> Flag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,27 @@ def parse_config(arguments: list[str]) -> Settings:
 def _check_owners(arguments: Iterable[str], memory: str, agent: str) -> None:
     """Raises UsageError, one line, for a flag that only other memory kinds or agents have."""
     chosen = {name for part in run_parts(memory, agent) for name in cli.flag_names(part)}
+    selection = f"--memory {memory} --agent {agent}"
+    refuse_others_flags(arguments, chosen, flag_names(), selection, lambda name: owners_of(name, memory, agent))
+
+
+def refuse_others_flags(
+    arguments: Iterable[str],
+    chosen: Collection[str],
+    known: Collection[str],
+    selection: str,
+    owners_of: Callable[[str], Iterable[tuple[str, str]]],
+) -> None:
+    """Raises UsageError, one line, for a flag that is not among the `chosen`, but is known.
+
+    selection: the flags that chose. owners_of: by a field's name, the flags that would bring it: their names and
+    values."""
     for flag in (cli.flag_of(argument) for argument in arguments if argument.startswith("--")):
-        if flag not in chosen and flag in flag_names():
+        if flag not in chosen and flag in known:
             name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-            owners = ", ".join(f"--{part} {owner}" for part, owner in owners_of(name, memory, agent))
+            owners = ", ".join(f"--{part} {owner}" for part, owner in owners_of(name))
             where = f": {owners} would have it" if owners else ""
-            raise cli.UsageError(f"unknown flag {flag} with --memory {memory} --agent {agent}{where}")
+            raise cli.UsageError(f"unknown flag {flag} with {selection}{where}")
 
 
 def _every_part(kinds: Iterable[str] = KINDS) -> list[type]:

@@ -12,7 +12,7 @@ from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig, SupervisedC
 from expire_span_rl.checks import quoted, shown
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.cli.notices import plain_warnings
-from expire_span_rl.cli.settings import resumed_config, saved_config
+from expire_span_rl.cli.settings import refuse_others_flags, resumed_config, saved_config
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.sequences import (
     AGENT,
@@ -59,6 +59,7 @@ def parse_sequence(arguments: list[str]) -> Settings:
     task = cli.choice("--task", cli.value_of("task", arguments) or SequenceConfig.task, TASKS)
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     _check_task_flags(task, arguments)
+    _check_memory_flags(task, memory, arguments)
     env = TASKS[task].env
     configs = sequence_parts(task, memory)
     groups = {
@@ -94,10 +95,10 @@ def resumed_sequence(resume: str, arguments: Sequence[str]) -> Settings:
             f"--resume: expected a run of train_sequence.py, but {shown(resume)} is one of train_rl.py --agent "
             f"{quoted(saved['agent'], 60)}, which train_rl.py --resume continues"
         )
-    total_blocks = cli.value_of("total-blocks", arguments)
-    if total_blocks is None:
+    typed = cli.arguments_of("total-blocks", arguments)
+    if not typed:
         return resumed_config(resume, list(arguments), in_blocks=True)
-    config = cli.parse(SequenceConfig, ["--total-blocks", total_blocks], "")
+    config = cli.parse(SequenceConfig, typed, "")  # the last one counts
     settings = resumed_config(resume, cli.arguments_without("total-blocks", arguments), in_blocks=True)
     if not config.total_blocks:
         return settings
@@ -113,3 +114,18 @@ def _check_task_flags(task: str, arguments: Sequence[str]) -> None:
         tasks = [task_name for task_name, config in TASKS.items() if name in cli.flag_names(config)]
         if tasks and name not in task_flags:
             raise cli.UsageError(f"{name}: expected only with --task {' or '.join(tasks)}, got --task {task}")
+
+
+def _check_memory_flags(task: str, memory: str, arguments: Sequence[str]) -> None:
+    """Raises UsageError, one line, for a flag that only other memory kinds have."""
+    by_kind = {kind: sequence_parts(task, kind) for kind in KINDS}
+    flags = {kind: {name for part in parts for name in cli.flag_names(part)} for kind, parts in by_kind.items()}
+
+    def owners_of(name: str) -> list[tuple[str, str]]:
+        fields = {
+            kind: {field.name for part in parts for field in dataclasses.fields(part)}
+            for kind, parts in by_kind.items()
+        }
+        return [("memory", kind) for kind in KINDS if name in fields[kind]]
+
+    refuse_others_flags(arguments, flags[memory], set().union(*flags.values()), f"--memory {memory}", owners_of)

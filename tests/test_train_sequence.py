@@ -44,6 +44,8 @@ def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, 
     assert resumed.run.total_timesteps == 14 * 8 * 16  # 0: as many as before
     for arguments, message in (
         (["--resume="], "--resume: expected the name of a file or a folder, got ''"),
+        (["--total-blocks"], "--total-blocks: expected a whole number after it, got nothing"),
+        (["--total-blocks", "20", "--total-blocks", "--quiet"], "expected a whole number after it, got '--quiet'"),
         (["--total-blocks", "3"], "--total-blocks: expected more than the 14 blocks of the run so far, got 3"),
         (["--total-timesteps", "9"], "--quiet, --no-quiet, --learning-rate, --total-blocks, since the run's own"),
     ):
@@ -236,7 +238,12 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--total-blocks", "-1"], "--total-blocks: expected at least 0, got -1"),
         (["--env", "Corridor-v0"], "unknown flag --env"),
         (["--total-timesteps", "9"], "unknown flag --total-timesteps: did you mean --total-blocks?"),
-        (["--memory", "gru", "--window", "3"], "unknown flag --window"),
+        (
+            ["--memory", "gru", "--window", "3"],
+            "unknown flag --window with --memory gru: --memory transformer_xl, --memory compressive would have it",
+        ),
+        (["--memory", "gru", "--span-loss", "paper"], "with --memory gru: --memory expire_span would have it"),
+        (["--memory", "gru", "--no-qk-norm"], "unknown flag --no-qk-norm with --memory gru: --memory expire_span, "),
         (
             ["--span-loss", "paper", "--span-model", "survival", "--use-coef", "5"],
             "--span-loss paper: expected --span-model sigmoid, got --span-model survival",
