@@ -139,9 +139,10 @@ class ForgettingController:
             if self.loss is not None:
                 return "the task was not learned"
             if not self.is_enough(score.episodes):
-                return (
-                    f"{score.episodes or 'no'} {score.counted} ended, {self.config.min_hard_episodes} are needed first"
-                )
+                counted = score.counted[:-1] if score.episodes == 1 else score.counted
+                needed = self.config.min_hard_episodes
+                needs = f"{needed} {'is' if needed == 1 else 'are'} needed first"
+                return f"{score.episodes or 'no'} {counted} ended, {needs}"
             if not score.is_success and self.gain == 0:
                 return f"the mean return of the latest {score.counted}, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")

@@ -594,6 +594,7 @@ def test_an_episode_that_reports_no_success_did_not_succeed_if_others_report_it(
     "updates, episodes, is_success, expected",
     [
         ([], 0, True, "no hard episodes ended, 100 are needed first"),
+        ([], 1, True, "1 hard episode ended, 100 are needed first"),
         ([], 40, True, "40 hard episodes ended, 100 are needed first"),
         ([0.5], MANY, True, "success in the latest hard episodes is 50.0%, the target 90.0%"),
         ([20.0, 15.0], MANY, False, "the mean return of the latest hard episodes, 15, is not above the first"),
