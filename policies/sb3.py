@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from expire_span_rl.policies.actions import Actions, make_actions
 from expire_span_rl.policies.encoders.encoder import Encoder
+from expire_span_rl.policies.entry_checks import EntryCheck
 from expire_span_rl.policies.memory import Memory
 from expire_span_rl.policies.memory.state import hidden_state
 from expire_span_rl.policies.networks import NETWORKS
+from expire_span_rl.policies.predict import Predictor
 from expire_span_rl.spaces import ACTION_MASK
 
 LARGEST_EXACT = 2**24  # whole numbers up to it are float32 numbers
@@ -189,9 +191,9 @@ class SB3Acting:
         return Memory((), self.time, self.state.new_zeros(len(self.time), 0), self.state)
 
 
-class SB3Policy(nn.Module):
+class SB3Policy(Predictor, nn.Module):
     """A network of Stable-Baselines3, and the calls of `ActorCritic` that acting takes. Raises ValueError, one line, if
-    its package is not installed."""
+    its package is not installed. Its `predict` reads a reward that it is not told as 0."""
 
     network: Any  # Stable-Baselines3's or sb3-contrib's ActorCriticPolicy
 
@@ -204,6 +206,7 @@ class SB3Policy(nn.Module):
             network = NETWORKS[config.memory].load()(*spaces_of, lambda _: 0.0, **config.policy_kwargs)
         self.network = network
         self._actions = (make_actions(config.actions),)  # a tuple: its weights, if any, are not this policy's
+        self.entry_checks = {name: EntryCheck(name, entry) for name, entry in config.observation.items()}
         self.recurrent = NETWORKS[config.memory].recurrent
 
     @property
@@ -266,6 +269,17 @@ class SB3Policy(nn.Module):
         outputs = network.action_net(network.mlp_extractor.forward_actor(actor))
         values = network.value_net(network.mlp_extractor.forward_critic(critic)).squeeze(-1)
         return self._params(outputs), values
+
+    def step_with_rewards(
+        self, observation: Mapping[str, Tensor], acting: SB3Acting, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`step`, and the outputs [B,0] of a reward head, which there is none of."""
+        params, values = self.step(observation, acting, episode_start)
+        return params, values, values.new_zeros(len(values), 0)
+
+    def expected_rewards(self, rewards: Tensor, actions: Tensor) -> Tensor:
+        """0 [B]: nothing predicts rewards."""
+        return rewards.new_zeros(len(rewards))
 
     def _params(self, outputs: Tensor) -> Tensor:
         """What the network's actor puts out, as parameters of `policies.actions`: [B,P]."""

@@ -81,6 +81,30 @@ def test_a_baseline_trains_resumes_and_is_evaluated(agent, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("agent", AGENTS)
+def test_a_baseline_predicts_what_it_does_in_steps(agent):
+    """For the environment's own observations, with the state that it hands back; untold rewards are 0."""
+    run = build(parse_config(["--agent", agent, *SMALL]))
+    run.trainer.close()
+    policy = run.policy
+    wrapped = envs.make_env("Corridor-v0", max_length=6, max_steps=9)
+    own = gym.make("Corridor-v0", max_length=6, max_steps=9)
+    observation, plain = wrapped.reset(seed=3)[0], own.reset(seed=3)[0]
+    acting, state, start, reward = policy.begin(policy.initial_memory(1), 1), None, True, 0.0
+    for step in range(30):
+        tensors = {key: torch.as_tensor(np.asarray(value)[None]) for key, value in observation.items()}
+        expected = policy.actions.mode(policy.step(tensors, acting, torch.tensor([start]))[0])
+        told = {} if step < 3 else {"reward": reward}  # the first rewards are 0
+        action, state = policy.predict(plain, state, np.array([start]), deterministic=True, **told)
+        assert action == policy.actions.to_env(expected)[0]
+        observation, reward, terminated, truncated, _ = wrapped.step(action)
+        plain = own.step(action)[0]
+        if start := terminated or truncated:
+            observation, plain = wrapped.reset()[0], own.reset()[0]
+    with pytest.raises(ValueError, match="^observation 'image': expected an array of shape"):
+        policy.predict(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
 def test_a_baselines_state_continues_identically(agent):
     """Environments, draws, the LSTM's state and the latest episodes too."""
     config = parse_config(["--agent", agent, *SMALL, "--total-timesteps", "640"])
