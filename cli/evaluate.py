@@ -34,7 +34,7 @@ class EvaluateConfig:
     env: str = ""
     """Environment id, package:Id or path/to/file.py:Id. Default: the one that the first policy was trained in."""
     imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
-    """Python module, or path of a file, to import first since it registers environments."""
+    """Python module, or path of a file, to import first since it registers environments or memory kinds."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object. They replace those of the first policy's training, name
     by name."""

@@ -54,10 +54,7 @@ def parse_config(arguments: list[str]) -> Settings:
     """All settings of a run. Raises ValueError, one line."""
     values = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
     memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in values.items())
-    if modules := cli.values_of("import", arguments):
-        from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
-
-        import_modules(modules)  # before the flags are read: one may register a memory kind, which has its own flags
+    import_named(arguments)
     cli.choice("--memory", memory, KINDS)
     takes_memory_kind = AGENTS[cli.choice("--agent", agent, AGENTS)].takes_memory_kind
     if values["memory"] is not None and not takes_memory_kind:
@@ -75,6 +72,14 @@ def parse_config(arguments: list[str]) -> Settings:
     if cli.value_of("num-envs", arguments) is None:
         del given["num_envs"]  # its default depends on other settings
     return resolve(**given)
+
+
+def import_named(arguments: Sequence[str]) -> None:
+    """Imports what --import names, before flags are read: it may register a memory kind, which has its own flags."""
+    if modules := cli.values_of("import", arguments):
+        from expire_span_rl.envs import import_modules  # Gymnasium takes a while, and --help needs none
+
+        import_modules(modules)
 
 
 def _check_owners(arguments: Iterable[str], memory: str, agent: str) -> None:

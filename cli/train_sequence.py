@@ -12,7 +12,7 @@ from expire_span_rl.agents import AGENTS, TARGETS, ForgettingConfig, SupervisedC
 from expire_span_rl.checks import quoted, shown
 from expire_span_rl.cli.fields import flags_of, plain_dataclass
 from expire_span_rl.cli.notices import plain_warnings
-from expire_span_rl.cli.settings import refuse_others_flags, resumed_config, saved_config
+from expire_span_rl.cli.settings import import_named, refuse_others_flags, resumed_config, saved_config
 from expire_span_rl.policies import KINDS, core_config
 from expire_span_rl.sequences import (
     AGENT,
@@ -26,7 +26,7 @@ from expire_span_rl.sequences import (
 from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, length_flag, run_parts, tuned
 
 _HIDDEN = (
-    "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "imports", "impute_cells",
+    "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "impute_cells",
     "normalize_cells", "normalize_observations", "total_timesteps", "vectorization", "wrap",
 )  # fmt: skip
 """Settings without a flag: the task determines them, or they do not apply to supervised learning."""
@@ -57,6 +57,7 @@ def main() -> None:
 def parse_sequence(arguments: list[str]) -> Settings:
     """All settings of a new run from the command line's arguments. Raises ValueError, one line."""
     task = cli.choice("--task", cli.value_of("task", arguments) or SequenceConfig.task, TASKS)
+    import_named(arguments)
     memory = cli.choice("--memory", cli.value_of("memory", arguments) or RunConfig.memory, KINDS)
     _check_task_flags(task, arguments)
     _check_memory_flags(task, memory, arguments)

@@ -38,7 +38,7 @@ class VisualizeConfig:
     env: str = ""
     """Environment id, package:Id or path/to/file.py:Id. Default: the one the policy was trained in."""
     imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
-    """Python module, or path of a file, to import first since it registers environments."""
+    """Python module, or path of a file, to import first since it registers environments or memory kinds."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object. In the policy's own environment they replace those of its
     training, name by name."""

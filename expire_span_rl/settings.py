@@ -101,7 +101,7 @@ class RunConfig:
     """Environment id: Corridor-v0, Portal-v0, Switch-v0, TMaze-v0, Copy-v0, Collision-v0, Text-v0 or any that Gymnasium
     knows. package:Id and path/to/file.py:Id import that package or file first."""
     imports: Annotated[UseAppendAction[tuple[str, ...]], arg(name="import")] = ()
-    """Python module, or path of a file, to import first since it registers environments."""
+    """Python module, or path of a file, to import first since it registers environments or memory kinds."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object."""
     wrap: UseAppendAction[tuple[str, ...]] = ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
-from script_cases import call, log
+from script_cases import ROOT, call, log
 
 import evaluate
 import train_rl
@@ -20,7 +20,7 @@ from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence, resumed_sequence
 from expire_span_rl.env_objects import reference
 from expire_span_rl.periodic_evaluation import PeriodicEvaluation
-from expire_span_rl.policies import load_policy, save_policy
+from expire_span_rl.policies import KINDS, load_policy, save_policy
 from expire_span_rl.sequences import TASKS
 
 TINY = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--width", "16", "--no-progress-bar"]
@@ -74,6 +74,16 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
         trainer.keep_evaluated({"success_rate": success, "mean_return": 0.0, "bits": 0.1, "accuracy": accuracy})
         assert (trainer.best is not None) == is_kept
     trainer.close()
+
+
+def test_a_memory_kind_of_ones_own_is_trained_continued_and_evaluated(in_folder, monkeypatch):
+    monkeypatch.setitem(KINDS, "alibi", KINDS["none"])  # so that it is gone after this test
+    named = ["--import", str(ROOT / "examples/own_memory_kind.py")]
+    flags = [*TINY, *named, "--memory", "alibi", "--window", "7", "--total-blocks", "4"]
+    assert call(train_sequence, flags, monkeypatch) == 0
+    assert call(train_sequence, ["--resume", "x", "--total-blocks", "6", "--no-progress-bar"], monkeypatch) == 0
+    assert len(log(Path("x"))) == 6 and json.loads(Path("x/config.json").read_text())["window"] == 7
+    assert call(evaluate, ["x", *named, "--episodes", "2"], monkeypatch) == 0
 
 
 def test_strings_longer_than_the_usual_limit_are_evaluated(in_folder, monkeypatch):
