@@ -176,9 +176,9 @@ class Episodes(CoreWrapper):
 
     When an inner episode ends, the observation is the next one's first. `final_info` is that of the last episode, with
     two differences: `is_success` means that all episodes succeeded, and `success_1`, `success_2`, ... report each one
-    (in evaluations: `success_by_episode`)."""
+    (in evaluations: `success_by_episode`). An episode that says nothing of its success does not fail."""
 
-    state_fields = ("played", "succeeded")
+    state_fields = ("played", "succeeded", "reported")
 
     def __init__(self, inner: EnvCore, count: int, fresh: bool) -> None:
         super().__init__(inner)
@@ -190,6 +190,7 @@ class Episodes(CoreWrapper):
             self.longest_episode = inner.longest_episode * count
         self.played = np.zeros(self.num_envs, np.int64)
         self.succeeded = np.zeros((self.num_envs, count), bool)
+        self.reported = np.zeros(self.num_envs, bool)  # whether any episode so far reported success
         self._has_success = "is_success" in inner.final_info()
         if self._has_success:
             by_episode = {str(i + 1): (f"success_{i + 1}", "trajectories") for i in range(count)}
@@ -198,6 +199,7 @@ class Episodes(CoreWrapper):
     def begin(self, rows: np.ndarray) -> None:
         self.played[rows] = 0
         self.succeeded[rows] = False
+        self.reported[rows] = False
         self._start_inner(rows)
 
     def _start_inner(self, rows: np.ndarray) -> None:
@@ -211,11 +213,18 @@ class Episodes(CoreWrapper):
         if len(rows) == 0:
             return reward, terminated, truncated
         if self._has_success:
-            self.succeeded[rows, self.played[rows]] = self.inner.final_info()["is_success"][rows]
+            info = self.inner.final_info()
+            self.succeeded[rows, self.played[rows]] = info["is_success"][rows]
+            self.reported[rows] |= info["_is_success"][rows] if "_is_success" in info else True
         self.played[rows] += 1
         is_complete = self.played == self.count
         self._start_inner(rows[~is_complete[rows]])
         return reward, terminated & is_complete, truncated & is_complete
+
+    def complete_state(self, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Those of earlier versions lack `reported`."""
+        state = super().complete_state(state)
+        return {"reported": np.ones(self.num_envs, bool), **state} if "succeeded" in state else state
 
     def facts(self) -> np.ndarray | None:
         """Facts of fresh episodes get different numbers in each episode."""
@@ -235,7 +244,8 @@ class Episodes(CoreWrapper):
         info = self.inner.final_info()
         if self._has_success:
             info["is_success"] = np.asarray(self.succeeded.all(1))
-            info.pop("_is_success", None)
+            if "_is_success" in info:
+                info["_is_success"] = self.reported.copy()
             info["trajectories"] = np.ones(self.num_envs, np.int64)
             info |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
         return info
