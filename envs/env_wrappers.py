@@ -28,7 +28,8 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv, SingleEnv
 from expire_span_rl.envs.errors import EnvError
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, adapt
-from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv, complete_final_info, find_horizon
+from expire_span_rl.envs.inner_envs import complete_final_info, find_horizon
+from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 from expire_span_rl.envs.vectors import AsyncEnvs, SyncEnvs
 from expire_span_rl.spaces import (
     ADDED,

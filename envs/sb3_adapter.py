@@ -36,7 +36,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
@@ -154,8 +154,8 @@ class SB3VecEnv(VecEnv):
         each_once: the batched one comes once, for all rows. Raises ValueError if `indices` are not all rows."""
         rows = list(self._get_indices(indices))
         base = self.env.unwrapped
-        if hasattr(base, "envs"):
-            return [cast(Any, base).envs[b] for b in rows]
+        if isinstance(base, SyncVectorEnv):
+            return [base.envs[b] for b in rows]
         if each_once and sorted(rows) != list(range(self.num_envs)):
             raise ValueError(f"indices: expected all {self.num_envs} of a batched environment, got {rows}")
         return [base] if each_once else [base] * len(rows)

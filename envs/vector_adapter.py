@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, cast
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from expire_span_rl.envs.cells import ENCODERS, forced_cells
-from expire_span_rl.envs.core_adapters import BatchedVectorEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
@@ -29,6 +27,7 @@ from expire_span_rl.envs.gym_adapter import (
     warn_outside,
 )
 from expire_span_rl.envs.infos import last_info_problem, plain_column, plain_info
+from expire_span_rl.envs.inner_envs import complete_final_info, find_horizon, has_tasks, have_attribute
 from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
 from expire_span_rl.envs.timeout import call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
@@ -68,7 +67,7 @@ class AdaptedVectorEnv(VectorWrapper):
         self._flatten = Flattener(space, forced_cells(env.single_observation_space) if encoder == "cells" else {})
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
-        self._has_tasks = self._call(lambda: _has_tasks(env))
+        self._has_tasks = self._call(lambda: has_tasks(env))
         self.memory_horizon = check_horizon(self._call(lambda: find_horizon(env)))
         entries = dict(self._flatten.space.spaces)
         _, infos = self._call(lambda: env.reset(seed=0))
@@ -141,8 +140,7 @@ class AdaptedVectorEnv(VectorWrapper):
             return IN_OBSERVATION
         if callable(getattr(self.env.unwrapped, METHOD, None)):
             return BY_METHOD
-        single_envs: Sequence[gym.Env] = getattr(self.env.unwrapped, "envs", ())  # of Gymnasium's SyncVectorEnv
-        if any(env.has_wrapper_attr(METHOD) for env in single_envs[:1]):
+        if self._call(lambda: have_attribute(self.env, METHOD)):
             raise SpaceError(
                 f"{METHOD}: expected a function that makes one environment, or an id: a vector that exists does not "
                 "ask its environments for their masks"
@@ -268,45 +266,6 @@ class AdaptedVectorEnv(VectorWrapper):
         """Raises EnvironmentFailed with the step. index: the environment's number; None if unknown."""
         location = f"step {self._steps} after the reset" if self._steps else "reset"
         raise failure(self._name, index, location, problem) from cause
-
-
-def find_horizon(env: VectorEnv) -> Any:
-    """The attribute `memory_horizon` of a vector, or that of the first environment of one of Gymnasium's own vectors;
-    None if neither has it."""
-    for part in (env, env.unwrapped):
-        if getattr(part, "memory_horizon", None) is not None:
-            return cast(Any, part).memory_horizon
-    inner = env.unwrapped
-    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call("has_wrapper_attr", "memory_horizon")[0]:
-        return inner.get_attr("memory_horizon")[0]
-    return None
-
-
-def _has_tasks(env: VectorEnv) -> bool:
-    """Whether a vector is of this toolkit's tasks, in a user's wrappers: `shaping` then has its meaning."""
-    inner = env.unwrapped
-    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
-        return all(inner.call("has_wrapper_attr", "core_class"))  # of `core_adapters.SingleEnv`
-    return isinstance(inner, BatchedVectorEnv)
-
-
-def complete_final_info(env: VectorEnv, final_info: Any, rows: np.ndarray) -> Any:
-    """The `final_info` of a vector of this toolkit's tasks, with what they say of episodes that somebody else ended,
-    such as a time limit (`SingleEnv.cut_info`). rows [R]: the environments whose episodes ended."""
-    key, inner = env.metadata.get("difficulty_key"), env.unwrapped
-    final_info = dict(final_info) if isinstance(final_info, Mapping) else {}
-    has_difficulty = final_info.get(f"_{key}", np.full(env.num_envs, key in final_info))
-    if has_difficulty[rows].all() or not isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
-        return final_info
-    cut_infos = inner.get_attr("cut_episode_info")
-    for row in rows[~has_difficulty[rows]].tolist():
-        for name, value in cut_infos[row].items():
-            is_given = final_info.setdefault(f"_{name}", np.zeros(env.num_envs, bool))
-            dtype = object if isinstance(value, str) else type(value)
-            column = final_info.setdefault(name, np.zeros(env.num_envs, dtype))
-            if not is_given[row]:
-                column[row], is_given[row] = value, True
-    return final_info
 
 
 def _split_rows(observation: Any, count: int) -> list[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from env_cases import ACTIONS, Batch, Counter, Maker
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from expire_span_rl import envs
 from expire_span_rl.envs.masks import ActionMasks
@@ -186,6 +187,14 @@ def test_masks_of_a_batch(source):
         if source == "observation" and terminated.any():
             assert (infos["final_obs"]["action_mask"].argmin(-1) == clock % 3)[terminated].all()
         clock[terminated] = 0
+
+
+@pytest.mark.parametrize("vector_class", [SyncVectorEnv, AsyncVectorEnv])
+def test_a_gymnasium_vector_whose_environments_have_the_method_is_refused(vector_class):
+    vector = vector_class([Maker(Masked, source="method")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(envs.EnvError, match="VectorEnv: action_masks: expected a function that makes one environment"):
+        envs.wrap_vec_env(vector)
+    vector.close()
 
 
 def test_makers_of_masked_environments_work_in_processes():

@@ -10,6 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from expire_span_rl import envs
 from expire_span_rl.envs.infos import plain_column
+from expire_span_rl.envs.sb3_adapter import SB3VecEnv
 
 
 def test_a_vector_environment_of_another_package():
@@ -72,6 +73,16 @@ def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_ste
     finally:
         del gym.registry["Own-v0"]
     assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
+
+
+@pytest.mark.parametrize("parts", [[object()] * 3, 3])
+def test_an_attribute_called_envs_means_nothing_in_a_vector_of_another_author(parts):
+    batch = Batch()
+    batch.envs = parts
+    vector = envs.wrap_vec_env(batch)
+    vector.reset(seed=0)
+    assert "action_mask" not in vector.single_observation_space.spaces and vector.memory_horizon is None
+    assert SB3VecEnv(vector).get_attr("envs") == [parts] * 3
 
 
 VECTORS = [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv]
