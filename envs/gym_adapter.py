@@ -33,7 +33,15 @@ from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.infos import last_info_problem, plain_info
-from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
+from expire_span_rl.envs.masks import (
+    BY_METHOD,
+    IN_INFO,
+    IN_OBSERVATION,
+    METHOD,
+    ONLY_AFTER_STEPS,
+    ActionMasks,
+    remove_mask,
+)
 from expire_span_rl.envs.minigrid_view import speed_up
 from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
@@ -230,6 +238,8 @@ class AdaptedEnv(gym.Wrapper):
         return info
 
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        if self._is_trial and self._masks is None and ACTION_MASK in info:
+            self._fail(ONLY_AFTER_STEPS)
         return plain_info(info, self.adaptation.shaping)
 
     def _fail(self, problem: str, cause: BaseException | None = None) -> NoReturn:

@@ -16,6 +16,9 @@ from expire_span_rl.spaces import ACTION_MASK, Mask, SpaceError, action_size, ma
 METHOD = "action_masks"
 """The environment's method that gives a mask; the name is sb3-contrib's."""
 
+ONLY_AFTER_STEPS = f"info: expected {ACTION_MASK!r} in that of a reset too, got it only in that of a step"
+"""The error for an environment whose first action would have no mask."""
+
 IN_OBSERVATION = "observation"
 IN_INFO = "info"
 BY_METHOD = "method"

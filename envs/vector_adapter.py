@@ -28,7 +28,15 @@ from expire_span_rl.envs.gym_adapter import (
 )
 from expire_span_rl.envs.infos import last_info_problem, plain_column, plain_info
 from expire_span_rl.envs.inner_envs import complete_final_info, find_horizon, has_tasks, have_attribute
-from expire_span_rl.envs.masks import BY_METHOD, IN_INFO, IN_OBSERVATION, METHOD, ActionMasks, remove_mask
+from expire_span_rl.envs.masks import (
+    BY_METHOD,
+    IN_INFO,
+    IN_OBSERVATION,
+    METHOD,
+    ONLY_AFTER_STEPS,
+    ActionMasks,
+    remove_mask,
+)
 from expire_span_rl.envs.timeout import call_within
 from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_action_space
 
@@ -235,6 +243,8 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _plain_infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers, flags and texts of infos: arrays [B] with their masks."""
+        if self._is_trial and self._masks is None and ACTION_MASK in infos:
+            self._fail(None, ONLY_AFTER_STEPS)
         plain: dict[str, Any] = {}
         for key, value in infos.items():
             is_column = isinstance(value, np.ndarray) and value.shape == (self.num_envs,)

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_cases import ACTIONS, Batch, Counter, Maker
+from env_cases import ACTIONS, Batch, Counter, Maker, Patched
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -195,6 +195,23 @@ def test_a_gymnasium_vector_whose_environments_have_the_method_is_refused(vector
     with pytest.raises(envs.EnvError, match="VectorEnv: action_masks: expected a function that makes one environment"):
         envs.wrap_vec_env(vector)
     vector.close()
+
+
+def _after_steps():
+    return Patched("info", lambda env: {"action_mask": np.ones(3)} if env.t else {})
+
+
+def _batch_after_steps():
+    vector = Batch(masks="info")
+    vector._masks = lambda: {"action_mask": np.ones((3, 3))} if vector.steps else {}
+    return vector
+
+
+@pytest.mark.parametrize("make", [_after_steps, _batch_after_steps])
+def test_masks_that_only_steps_give_are_refused(make):
+    """The first action of an episode would have none."""
+    with pytest.raises(envs.EnvError, match="^(Patched|Batch): info: expected 'action_mask' in that of a reset too, "):
+        envs.make_env(make) if make is _after_steps else envs.wrap_vec_env(make())
 
 
 def test_makers_of_masked_environments_work_in_processes():
