@@ -69,7 +69,8 @@ class Collector:
         self._acting: Acting | None = None
         """The last acting state. The next one uses its buffers again."""
         self._needs_reset = False
-        """True if a rollout was given up and the environments cannot go back to the state before it."""
+        """True if a rollout was given up and the environments cannot go back to the state before it, or if somebody
+        else has played in them."""
         self.novelty = EpisodicNovelty(env.num_envs) if novelty else None
         self._reset(seed)
 
@@ -87,6 +88,10 @@ class Collector:
         if self.novelty is not None:
             self.novelty.add(self.observation, self.episode_start)
         self._needs_reset = False
+
+    def begin_new_episodes(self) -> None:
+        """Has the next rollout begin new episodes, since somebody else has played in the environments."""
+        self._needs_reset = True
 
     def metrics(self) -> dict[str, float]:
         """Empty, since the trainer measures everything itself."""

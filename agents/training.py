@@ -135,6 +135,12 @@ class Trainer:
         self.total_timesteps = self.timesteps + whole_rollouts(timesteps, self.rollout_size)
         self.begun = self.timesteps
 
+    def begin_new_episodes(self) -> None:
+        """Has the next rollout begin new episodes, since somebody else has played in `env`. Environments that a source
+        has for itself go on."""
+        if isinstance(self.collector, Collector):
+            self.collector.begin_new_episodes()
+
     def update(self) -> dict[str, float]:
         """Collects one rollout and learns from it. Returns metrics for the log.
 

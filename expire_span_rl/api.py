@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -66,7 +67,8 @@ class Model:
         **settings: Any,
     ):
         """memory: a memory kind: expire_span, transformer_xl, adaptive_span, compressive, gru, lstm, lru or none.
-        env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`.
+        env: see the module. A `gym.Env` that exists cannot be copied and needs `num_envs=1`. When `evaluate`, `show`
+        or another model has played in it, or in a VectorEnv, the next `learn` begins new episodes.
         features_extractor_class, features_extractor_kwargs: a Stable-Baselines3 BaseFeaturesExtractor that reads
         observations in place of our encoders, and its arguments.
         settings: the flags of train_rl.py (`python train_rl.py --help --memory KIND --agent AGENT`) with underscores,
@@ -93,12 +95,15 @@ class Model:
         if isinstance(env, str):
             self._run = build(resolved, None, extractor, training.say, times_devices=True)
         else:
-            vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
-            self._run = build(resolved, vector, extractor, training.say, times_devices=True)
+            with _playing_in(env):
+                vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
+                self._run = build(resolved, vector, extractor, training.say, times_devices=True)
             self._run.info |= reference(env, run.encoder)
             if not isinstance(env, (gym.Env, VectorEnv)):
                 self._run.make_env = lambda: single_of(env, run.encoder, run.env_timeout)
         self._set_info()
+        self._given_env = None if isinstance(env, str) else env
+        _MODELS.add(self)
         self._directory: Path | None = None
         self.metrics: dict[str, float] = {}
 
@@ -140,7 +145,8 @@ class Model:
             self.metrics = metrics
             return None if callback is None else callback(self)
 
-        with files.training() if files is not None else contextlib.nullcontext():
+        recording = files.training() if files is not None else contextlib.nullcontext()
+        with recording, _playing_in(self._given_env, by=self):
             training.learn(run, files, report, progress_bar)
         self._set_info()
         return self
@@ -183,9 +189,29 @@ class Model:
         """Closes the environments."""
         self._run.trainer.close()
 
+    def _trains_in(self, env: Any) -> bool:
+        """Whether an environment that exists, in whatever wrappers, is the one that it trains in."""
+        given = self._given_env
+        return isinstance(given, (gym.Env, VectorEnv)) and given.unwrapped is env.unwrapped
+
     def _set_info(self) -> None:
         """Sets what the policy's file will say of it."""
         cast(Any, self.policy).info = {**self._run.info, "timesteps": self.num_timesteps}
+
+
+_MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def _playing_in(env: Any, by: Model | None = None) -> Iterator[None]:
+    """Around what plays in `env`. Other models that train in this object begin new episodes in their next rollout."""
+    try:
+        yield
+    finally:
+        if isinstance(env, (gym.Env, VectorEnv)):
+            for model in _MODELS:
+                if model is not by and model._trains_in(env):
+                    cast(Any, model._run.trainer).begin_new_episodes()
 
 
 class PPO(Model):
@@ -231,11 +257,13 @@ def _observation_space(env: Environment | None, info: Mapping[str, Any], path: A
         name, kwargs = environment_of(env or "", (), info, path)
         single = make_env(name, **kwargs)
     elif isinstance(env, VectorEnv):
-        vector = as_read(lambda encoder: vector_of(env, env.num_envs, encoder), policy_observation(path))
+        with _playing_in(env):
+            vector = as_read(lambda encoder: vector_of(env, env.num_envs, encoder), policy_observation(path))
         return cast(spaces.Dict, vector.single_observation_space)
     else:
         check_given(env, {})
-        single = as_read(lambda encoder: single_of(env, encoder), policy_observation(path))
+        with _playing_in(env):
+            single = as_read(lambda encoder: single_of(env, encoder), policy_observation(path))
     if not isinstance(env, gym.Env):
         single.close()
     return cast(spaces.Dict, single.observation_space)
@@ -271,10 +299,11 @@ def evaluate(
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
         name, count = name_of(env), min(num_envs, episodes)
-        vector = as_read(lambda encoder: vector_of(env, count, encoder), actor.config.observation)
+        with _playing_in(env):
+            vector = as_read(lambda encoder: vector_of(env, count, encoder), actor.config.observation)
     try:
         check_spaces(actor.config, vector.single_observation_space, vector.single_action_space, path, name)
-        with random_numbers_of(seed, actor.device):
+        with random_numbers_of(seed, actor.device), _playing_in(env):
             result = evaluate_in(actor, vector, name, protocol)
     finally:
         if not isinstance(env, (gym.Env, VectorEnv)):
@@ -314,19 +343,21 @@ def show(
     else:
         check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
         name = name_of(env)
-        single = as_read(lambda encoder: single_of(env, encoder), actor.config.observation)
+        with _playing_in(env):
+            single = as_read(lambda encoder: single_of(env, encoder), actor.config.observation)
         check_spaces(actor.config, single.observation_space, single.action_space, path, name)
-    showing = show_in(
-        actor,
-        single,
-        name,
-        Path(path).name,
-        seed=seed,
-        episodes=episodes,
-        deterministic=deterministic,
-        max_steps=max_steps,
-        audit=audit,
-    )
+    with _playing_in(env):
+        showing = show_in(
+            actor,
+            single,
+            name,
+            Path(path).name,
+            seed=seed,
+            episodes=episodes,
+            deterministic=deterministic,
+            max_steps=max_steps,
+            audit=audit,
+        )
     if not isinstance(env, gym.Env):
         single.close()
     return showing

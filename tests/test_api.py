@@ -309,6 +309,44 @@ def test_environments_of_es_make_env_are_taken_as_they_are():
     assert es.PPO("gru", env, num_envs=1, num_steps=16, device="cpu").learn(16).num_timesteps == 16
 
 
+class Ten(Recall):
+    """Its episodes have ten steps."""
+
+    def step(self, action):
+        observation, reward, _, _, _ = super().step(action)
+        return observation % 3, reward, self.time == 10, False, {}
+
+
+def _vector_of_tens():
+    return gym.vector.SyncVectorEnv([Ten] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+PLAYED = {
+    "evaluate": (Ten, lambda model, env, older: es.evaluate(model, env, episodes=2)),
+    "evaluate in a vector": (_vector_of_tens, lambda model, env, older: es.evaluate(model, env, episodes=2)),
+    "evaluate a policy, in wrappers": (
+        Ten,
+        lambda model, env, older: es.evaluate(model.policy, gym.wrappers.TimeLimit(env, 7), episodes=2),
+    ),
+    "show": (Ten, lambda model, env, older: es.show(model, env)),
+    "a new model": (Ten, lambda model, env, older: es.PPO("none", env, num_envs=1, num_steps=3)),
+    "an older model": (Ten, lambda model, env, older: older.learn(3)),
+}
+
+
+@pytest.mark.parametrize("case", PLAYED)
+def test_playing_in_the_environment_of_a_model_does_not_spoil_its_training(case):
+    """It begins new episodes."""
+    make, play = PLAYED[case]
+    env = make()
+    settings = {} if isinstance(env, gym.vector.VectorEnv) else {"num_envs": 1}
+    older, model = (es.PPO("none", env, num_steps=steps, device="cpu", **settings) for steps in (3, 4))
+    model.learn(4)
+    play(model, env, older)
+    model.learn(40)
+    assert model.metrics["rollout/ep_len_mean"] == 10
+
+
 class Doubled(BaseFeaturesExtractor):
     def __init__(self, observation_space, features_dim=5, scale=2.0):
         super().__init__(observation_space, features_dim)
