@@ -14,7 +14,8 @@ B environments. The vector environment's names (left) and Stable-Baselines3's (r
     infos["final_obs"], row b              infos[b]["terminal_observation"], if done
     infos["final_info"], row b             entries of infos[b], including `is_success`, if done
     truncated & ~terminated                infos[b]["TimeLimit.truncated"], at every step
-    (counted here, as Monitor does)        infos[b]["episode"] = {"r": return, "l": steps}, if done
+    (counted here, as Monitor does)        infos[b]["episode"] = {"r": return, "l": steps}, if done; not of an episode
+                                           that was lost with its process, which counts nowhere
     other infos, row b                     entries of infos[b]; if done, of reset_infos[b] (SAME_STEP autoreset)
     reset(seed=[s, s + 1, ...])            seed(s), then reset()
 
@@ -42,6 +43,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
+from expire_span_rl.spaces import EPISODE_LOST
 
 
 class SB3VecEnv(VecEnv):
@@ -87,7 +89,10 @@ class SB3VecEnv(VecEnv):
                 self.reset_infos[b] = info
                 info = _row(infos.get("final_info", {}), b)
                 info["terminal_observation"] = {key: value[b] for key, value in final.items()}
-                info["episode"] = {"r": float(self._returns[b]), "l": int(self._lengths[b])}
+                if info.pop(EPISODE_LOST, False):
+                    info.pop("is_success", None)
+                else:
+                    info["episode"] = {"r": float(self._returns[b]), "l": int(self._lengths[b])}
             info["TimeLimit.truncated"] = bool(truncated[b] and not terminated[b])
             row_infos.append(info)
         self._returns[dones] = 0

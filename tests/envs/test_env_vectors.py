@@ -16,6 +16,7 @@ from gymnasium.wrappers import TimeLimit
 from expire_span_rl import envs
 from expire_span_rl.envs.gym_adapter import EnvironmentWarning, episode_seed
 from expire_span_rl.envs.registration import VECTORIZATIONS
+from expire_span_rl.envs.sb3_adapter import SB3VecEnv
 from expire_span_rl.spaces import EPISODE_LOST
 
 NESTED = spaces.Dict({"a": spaces.Tuple((LEAVES["vector"], LEAVES["text"])), "b": LEAVES["picture"]})
@@ -98,6 +99,22 @@ def test_a_process_that_fails_gives_a_warning_and_its_episode_ends_truncated(fai
     for _ in range(2):
         observation, *_ = vector.step(np.ones(2, int))
     assert observation["observation"].tolist() == [[0, 0], [2, 2]]
+    vector.close()
+
+
+def test_an_episode_that_is_lost_counts_nowhere_for_stable_baselines3(own_process):
+    vector = SB3VecEnv(envs.make_vec_env(Maker(Dying, failing_seeds=(1,)), 2, vectorization="async"))
+    vector.seed(0)
+    vector.reset()
+    for _ in range(2):
+        vector.step(np.zeros(2, int))
+    with pytest.warns(EnvironmentWarning):
+        *_, dones, infos = vector.step(np.zeros(2, int))
+    assert dones.tolist() == [False, True]
+    assert infos[1].keys() == {"terminal_observation", "TimeLimit.truncated"}
+    for _ in range(5):
+        *_, infos = vector.step(np.zeros(2, int))
+    assert infos[1]["episode"]["l"] == 5  # the next one counts from its own start
     vector.close()
 
 
