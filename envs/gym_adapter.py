@@ -162,7 +162,7 @@ class AdaptedEnv(gym.Wrapper):
         try:
             observation, reward, terminated, truncated, info = result
         except (TypeError, ValueError):
-            self._fail(f"step: expected five values, got {_type_name(result)}")
+            self._fail(f"step: expected five values, got {type_name(result)}")
         if type(reward) is not float:
             reward = self._reward_as_float(reward)
         if not -LARGEST_REWARD <= reward <= LARGEST_REWARD and not self._is_trial:
@@ -171,7 +171,7 @@ class AdaptedEnv(gym.Wrapper):
             has_terminated = bool(terminated)
             has_truncated = bool(truncated)
         except (TypeError, ValueError):
-            got = _type_name((terminated, truncated))
+            got = type_name((terminated, truncated))
             self._fail(f"step: expected two flags, terminated and truncated, got {got}")
         if not isinstance(info, Mapping):
             self._fail(f"info: expected a dict, got {type(info).__name__}")
@@ -223,7 +223,7 @@ class AdaptedEnv(gym.Wrapper):
         """A reward, which is a number or an array of one number, as a float."""
         array = np.asarray(reward)
         if array.size != 1 or array.dtype.kind not in "biuf":
-            self._fail(f"reward: expected a number, got {_type_name(reward)}")
+            self._fail(f"reward: expected a number, got {type_name(reward)}")
         return float(array.reshape(())[()])
 
     def _complete_last_info(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -259,7 +259,7 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout:
     for attribute in ("observation_space", "action_space"):
         space = getattr(env, attribute, None)
         if not isinstance(space, spaces.Space):
-            raise EnvError(f"{name}: {attribute}: expected a space of Gymnasium, got {_type_name(space)}")
+            raise EnvError(f"{name}: {attribute}: expected a space of Gymnasium, got {type_name(space)}")
     try:
         adaptation = _find_adaptation(env, name, encoder, timeout)
         adapted_env = AdaptedEnv(env, adaptation)
@@ -351,7 +351,7 @@ def _check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
     """The observation and info that a reset returned. Raises SpaceError for anything else."""
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
         return result
-    raise SpaceError(f"reset: expected (observation, info), got {_type_name(result)}")
+    raise SpaceError(f"reset: expected (observation, info), got {type_name(result)}")
 
 
 def describe_error(error: BaseException) -> str:
@@ -361,7 +361,7 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
     """The type of a value, or the types of a tuple's values, for messages."""
     if isinstance(value, tuple):
         return f"({', '.join(type(part).__name__ for part in value)})"

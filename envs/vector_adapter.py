@@ -24,6 +24,7 @@ from expire_span_rl.envs.gym_adapter import (
     episode_seed,
     failure,
     sample_action,
+    type_name,
     warn_outside,
 )
 from expire_span_rl.envs.infos import last_info_problem, plain_column, plain_info
@@ -123,12 +124,10 @@ class AdaptedVectorEnv(VectorWrapper):
             rows = np.flatnonzero(done)
             if infos.get("final_obs") is None:
                 self._fail(int(rows[0]), "expected its last observation in infos['final_obs'], got none")
-            final_info = infos.get("final_info")
-            if self._has_tasks:
-                final_info = self._call(lambda: complete_final_info(self.env, final_info, rows))
+            final_info = self._read_final_info(infos.get("final_info"), rows)
             plain_infos["final_obs"] = self._read_final(infos["final_obs"], final_info, rows)
-            plain_infos["final_info"] = self._plain_infos(final_info) if isinstance(final_info, Mapping) else {}
-            self._check_last_infos(final_info if isinstance(final_info, Mapping) else {}, rows)
+            plain_infos["final_info"] = self._plain_infos(final_info)
+            self._check_last_infos(final_info, rows)
             plain_infos["_final_obs"] = plain_infos["_final_info"] = done
         return self._read_observation(observation, infos), reward, terminated, truncated, plain_infos
 
@@ -185,9 +184,20 @@ class AdaptedVectorEnv(VectorWrapper):
                     self._fail(int(row), str(row_error), row_error)
             self._fail(None, str(error), error)
 
-    def _read_final(self, final: Any, info: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _read_final_info(self, final_info: Any, rows: np.ndarray) -> Mapping[str, Any]:
+        """The infos of the last steps of the environments `rows` [R], by name; empty if there are none."""
+        if final_info is not None and not isinstance(final_info, Mapping):
+            self._fail(
+                int(rows[0]),
+                f"infos['final_info']: expected a dict of columns with {self.num_envs} values each, "
+                f"got {type_name(final_info)}",
+            )
+        if self._has_tasks:
+            return self._call(lambda: complete_final_info(self.env, final_info, rows))
+        return final_info or {}
+
+    def _read_final(self, final: Any, info: Mapping[str, Any], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Final observations of the environments `rows` [R], as a batch of B."""
-        info = info if isinstance(info, Mapping) else {}
         if isinstance(final, np.ndarray) and final.dtype == object:  # one object per row, as in Gymnasium's own vectors
             parts = [self._flatten_rows(_as_batch_of_one(final[row]), np.array([row])) for row in rows]
             entries = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -247,28 +257,43 @@ class AdaptedVectorEnv(VectorWrapper):
             self._fail(None, ONLY_AFTER_STEPS)
         plain: dict[str, Any] = {}
         for key, value in infos.items():
-            is_column = isinstance(value, np.ndarray) and value.shape == (self.num_envs,)
-            if not is_column or not plain_info({key: 0}, self._has_tasks):
+            column = self._as_column(value)
+            if column is None or not plain_info({key: 0}, self._has_tasks):
                 continue
-            mask = infos.get(f"_{key}")
-            mask = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
-            column, mask = plain_column(value, mask) if value.dtype == object else (value.copy(), mask)
-            if column.dtype.kind in "biufUO" and (mask.any() or value.dtype != object):
+            mask = self._mask(infos, key)
+            column, mask = plain_column(column, mask) if column.dtype == object else (column.copy(), mask)
+            if column.dtype.kind in "biufUO" and (mask.any() or not _holds_objects(value)):
                 plain[key], plain[f"_{key}"] = column, mask
         return plain
+
+    def _as_column(self, value: Any) -> np.ndarray | None:
+        """An entry of infos as an array [B], of objects if it is a list; None if it has no value for each
+        environment."""
+        if isinstance(value, (list, tuple)) and len(value) == self.num_envs:
+            column = np.empty(self.num_envs, object)
+            for row, entry in enumerate(value):
+                column[row] = entry
+            return column
+        return value if isinstance(value, np.ndarray) and value.shape == (self.num_envs,) else None
+
+    def _mask(self, infos: Mapping[str, Any], key: str) -> np.ndarray:
+        """The environments of which infos have the entry `key`: bool [B]."""
+        return np.array(infos.get(f"_{key}", np.ones(self.num_envs)), bool)
 
     def _check_last_infos(self, final_info: Mapping[str, Any], rows: np.ndarray) -> None:
         """Fails if one of the episodes that ended, those of `rows`, has a success or a difficulty that cannot be
         counted."""
         key = self.metadata.get("difficulty_key")
         names = [name for name in ("is_success", key) if name is not None and name in final_info]
+        for name in names:
+            values = final_info[name]
+            is_column = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim > 0)
+            if not is_column or len(values) != self.num_envs:
+                expected = f"a list or an array with a value for each of {self.num_envs} environments"
+                self._fail(int(rows[0]), f"infos['final_info'][{name!r}]: expected {expected}, got {type_name(values)}")
+        masks = {name: self._mask(final_info, name) for name in names}
         for row in rows.tolist():
-            given = {name: final_info[name] for name in names if final_info.get(f"_{name}", np.ones(row + 1))[row]}
-            try:
-                info = {name: values[row] for name, values in given.items()}
-            except (TypeError, IndexError, KeyError):
-                info = given
-            problem = last_info_problem(info, key)
+            problem = last_info_problem({name: final_info[name][row] for name in names if masks[name][row]}, key)
             if problem and not self._is_trial:
                 self._fail(row, problem)
 
@@ -276,6 +301,11 @@ class AdaptedVectorEnv(VectorWrapper):
         """Raises EnvironmentFailed with the step. index: the environment's number; None if unknown."""
         location = f"step {self._steps} after the reset" if self._steps else "reset"
         raise failure(self._name, index, location, problem) from cause
+
+
+def _holds_objects(column: Any) -> bool:
+    """Whether the values of a column may be of any type."""
+    return not isinstance(column, np.ndarray) or column.dtype == object
 
 
 def _split_rows(observation: Any, count: int) -> list[Any]:

@@ -85,6 +85,46 @@ def test_an_attribute_called_envs_means_nothing_in_a_vector_of_another_author(pa
     assert SB3VecEnv(vector).get_attr("envs") == [parts] * 3
 
 
+def _ending(vector, **infos):
+    """The infos of the third step of `vector`, where `infos` replace those of episodes that end."""
+    step = vector.step
+
+    def replaced(actions):
+        *result, own = step(actions)
+        return *result, {**own, **(infos if "final_obs" in own else {})}
+
+    vector.step = replaced
+    wrapped = envs.wrap_vec_env(vector)
+    wrapped.reset(seed=0)
+    for _ in range(3):
+        *_, last = wrapped.step(np.zeros(3, int))
+    return last
+
+
+def test_infos_of_a_vector_may_be_lists():
+    final_info = {"is_success": [False, True, None], "_is_success": [False, True, False], "word": ["a", "b", "c"]}
+    infos = _ending(Batch(), final_info=final_info, cards=[1, 2, 3], parts=[[1], [2], [3]])["final_info"]
+    assert infos["is_success"].tolist() == [False, True, False] and infos["is_success"].dtype == bool
+    assert infos["_is_success"].tolist() == [False, True, False] and infos["word"].tolist() == ["a", "b", "c"]
+    infos = _ending(Batch(), cards=[1, 2, 3], parts=[[1], [2], [3]])
+    assert infos["cards"].tolist() == [1, 2, 3] and "parts" not in infos
+
+
+@pytest.mark.parametrize(
+    ("final_info", "name", "expected"),
+    [
+        ([{"is_success": True}] * 3, "", "a dict of columns with 3 values each, got list"),
+        ({"is_success": True}, "['is_success']", "a list or an array with a value for each of 3 environments, "),
+        ({"is_success": np.ones(2)}, "['is_success']", "a list or an array with a value for each of 3 environments, "),
+    ],
+)
+def test_a_success_that_nobody_could_read_is_refused(final_info, name, expected):
+    with pytest.raises(envs.EnvironmentFailed) as caught:
+        _ending(Batch(), final_info=final_info)
+    start = f"Batch, environment 0, step 2 after the reset: infos['final_info']{name}: expected {expected}"
+    assert str(caught.value).startswith(start)
+
+
 VECTORS = [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv]
 """Gymnasium's own."""
 
