@@ -143,7 +143,7 @@ class AdaptedEnv(gym.Wrapper):
         except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
             self._fail(describe_error(error), error)
         try:
-            observation, info = _check_reset_result(result)
+            observation, info = check_reset_result(result)
         except SpaceError as error:
             self._fail(str(error))
         entries = self._read_observation(observation, info, is_final=False)
@@ -287,7 +287,7 @@ def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> A
         raise
     except BaseException as error:
         raise SpaceError(f"reset: {describe_error(error)}") from error
-    observation, info = _check_reset_result(result)
+    observation, info = check_reset_result(result)
     replaced = cells_space(env, encoder)
     if encoder == "auto" and IMAGE in replaced and not fits_cells(observation):
         replaced = {}
@@ -347,7 +347,7 @@ _WARNINGS: set[str] = set()
 """Warnings that were issued; each is issued once."""
 
 
-def _check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
+def check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:
     """The observation and info that a reset returned. Raises SpaceError for anything else."""
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
         return result

@@ -15,11 +15,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
+from expire_span_rl.envs.batches import as_array, as_batch_of_one, as_column, holds_objects, split_rows, take_rows
 from expire_span_rl.envs.cells import ENCODERS, forced_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
     check_horizon,
+    check_reset_result,
     describe_error,
     episode_seed,
     failure,
@@ -79,7 +81,7 @@ class AdaptedVectorEnv(VectorWrapper):
         self._has_tasks = self._call(lambda: has_tasks(env))
         self.memory_horizon = check_horizon(self._call(lambda: find_horizon(env)))
         entries = dict(self._flatten.space.spaces)
-        _, infos = self._call(lambda: env.reset(seed=0))
+        _, infos = check_reset_result(self._call(lambda: env.reset(seed=0)))
         self._mask_source = self._find_mask_source(has_mask, infos)
         self._masks: ActionMasks | None = None
         if self._mask_source is not None:
@@ -104,7 +106,11 @@ class AdaptedVectorEnv(VectorWrapper):
             seed = [None if row_seed is None else episode_seed(row_seed, 0) for row_seed in seed]
         elif seed is not None and seed + self.num_envs > 2**31:
             seed = episode_seed(seed, 0) // 2
-        observation, infos = self._call(lambda: cast(Any, self.env).reset(seed=seed, options=options))
+        result = self._call(lambda: cast(Any, self.env).reset(seed=seed, options=options))
+        try:
+            observation, infos = check_reset_result(result)
+        except SpaceError as error:
+            self._fail(None, str(error))
         return self._read_observation(observation, infos), self._plain_infos(infos)
 
     def step(
@@ -113,8 +119,10 @@ class AdaptedVectorEnv(VectorWrapper):
         self._steps += 1
         result = self._call(lambda: self.env.step(np.array(actions)))
         if not (isinstance(result, tuple) and len(result) == 5):
-            self._fail(None, "step: expected five values")
+            self._fail(None, f"step: expected five values, got {type_name(result)}")
         observation, reward, terminated, truncated, infos = result
+        if not isinstance(infos, Mapping):
+            self._fail(None, f"step: expected infos as a dict, got {type_name(infos)}")
         reward = self._check_rewards(reward)
         terminated = self._check_flags(terminated)
         truncated = self._check_flags(truncated)
@@ -177,7 +185,7 @@ class AdaptedVectorEnv(VectorWrapper):
         try:
             return self._flatten.batched(observation, len(rows))
         except SpaceError as error:
-            for row, row_observation in zip(rows, _split_rows(observation, len(rows)), strict=False):
+            for row, row_observation in zip(rows, split_rows(observation, len(rows)), strict=False):
                 try:
                     self._flatten(row_observation)
                 except SpaceError as row_error:
@@ -199,12 +207,13 @@ class AdaptedVectorEnv(VectorWrapper):
     def _read_final(self, final: Any, info: Mapping[str, Any], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Final observations of the environments `rows` [R], as a batch of B."""
         if isinstance(final, np.ndarray) and final.dtype == object:  # one object per row, as in Gymnasium's own vectors
-            parts = [self._flatten_rows(_as_batch_of_one(final[row]), np.array([row])) for row in rows]
+            batches = [self._take_final(final, row, rows) for row in rows]
+            parts = [self._flatten_rows(batch, np.array([row])) for batch, row in zip(batches, rows, strict=True)]
             entries = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             dicts = {row: cast(Any, final[row]) for row in rows if isinstance(final[row], Mapping)}
             final = {ACTION_MASK: {row: observation.get(ACTION_MASK) for row, observation in dicts.items()}}
         else:
-            entries = self._flatten_rows(_take_rows(final, rows), rows)
+            entries = self._flatten_rows(self._take_final(final, rows, rows), rows)
         if self._masks is not None:
             raw_masks = self._find_masks(final, info, is_final=True)
             entries[ACTION_MASK] = self._read_masks(self._masks, raw_masks, rows, is_final=True)
@@ -213,6 +222,15 @@ class AdaptedVectorEnv(VectorWrapper):
         for name, values in entries.items():
             batch[name][rows] = values
         return batch
+
+    def _take_final(self, final: Any, which: Any, rows: np.ndarray) -> Any:
+        """Final observations as a batch: of the rows `which`, or of one row that is an object of its own. rows: the
+        environments whose episodes ended."""
+        try:
+            return take_rows(final, which) if isinstance(which, np.ndarray) else as_batch_of_one(final[which])
+        except (IndexError, TypeError, KeyError, ValueError):
+            expected = f"one batch of {self.num_envs} observations, or an array of so many objects"
+            self._fail(int(rows[0]), f"infos['final_obs']: expected {expected}, got {type_name(final)}")
 
     def _find_masks(self, observation: Any, infos: Mapping[str, Any], is_final: bool) -> Any:
         """The masks as the environment gives them, indexed by row; None if it gives none. is_final: the episodes have
@@ -230,11 +248,14 @@ class AdaptedVectorEnv(VectorWrapper):
                 row_masks.append(masks(None if raw_masks is None else raw_masks[row], is_final))
             except SpaceError as error:
                 self._fail(int(row), str(error), error)
+            except (IndexError, TypeError, KeyError):
+                expected = f"a mask for each of {self.num_envs} environments"
+                self._fail(int(row), f"{ACTION_MASK}: expected {expected}, got {type_name(raw_masks)}")
         return np.array(row_masks)
 
     def _check_rewards(self, values: Any) -> np.ndarray:
         """The rewards as float64 [B]."""
-        reward = np.asarray(values)
+        reward = as_array(values)
         if reward.shape != (self.num_envs,) or reward.dtype.kind not in "biuf":
             self._fail(None, f"reward: expected {self.num_envs} numbers, got {reward.dtype}{list(reward.shape)}")
         reward = reward.astype(np.float64)
@@ -246,7 +267,7 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _check_flags(self, values: Any) -> np.ndarray:
         """The flags as bool [B]."""
-        flags = np.asarray(values)
+        flags = as_array(values)
         if flags.shape != (self.num_envs,) or flags.dtype.kind not in "biu":
             self._fail(None, f"step: expected {self.num_envs} flags, got {flags.dtype}{list(flags.shape)}")
         return flags.astype(bool)
@@ -257,28 +278,22 @@ class AdaptedVectorEnv(VectorWrapper):
             self._fail(None, ONLY_AFTER_STEPS)
         plain: dict[str, Any] = {}
         for key, value in infos.items():
-            column = self._as_column(value)
+            column = as_column(value, self.num_envs)
             if column is None or not plain_info({key: 0}, self._has_tasks):
                 continue
             mask = self._mask(infos, key)
             column, mask = plain_column(column, mask) if column.dtype == object else (column.copy(), mask)
-            if column.dtype.kind in "biufUO" and (mask.any() or not _holds_objects(value)):
+            if column.dtype.kind in "biufUO" and (mask.any() or not holds_objects(value)):
                 plain[key], plain[f"_{key}"] = column, mask
         return plain
 
-    def _as_column(self, value: Any) -> np.ndarray | None:
-        """An entry of infos as an array [B], of objects if it is a list; None if it has no value for each
-        environment."""
-        if isinstance(value, (list, tuple)) and len(value) == self.num_envs:
-            column = np.empty(self.num_envs, object)
-            for row, entry in enumerate(value):
-                column[row] = entry
-            return column
-        return value if isinstance(value, np.ndarray) and value.shape == (self.num_envs,) else None
-
     def _mask(self, infos: Mapping[str, Any], key: str) -> np.ndarray:
         """The environments of which infos have the entry `key`: bool [B]."""
-        return np.array(infos.get(f"_{key}", np.ones(self.num_envs)), bool)
+        given = infos.get(f"_{key}")
+        mask = np.ones(self.num_envs) if given is None else as_array(given)
+        if mask.shape != (self.num_envs,) or mask.dtype.kind not in "biuf":
+            self._fail(None, f"infos['_{key}']: expected {self.num_envs} flags, got {mask.dtype}{list(mask.shape)}")
+        return mask.astype(bool)
 
     def _check_last_infos(self, final_info: Mapping[str, Any], rows: np.ndarray) -> None:
         """Fails if one of the episodes that ended, those of `rows`, has a success or a difficulty that cannot be
@@ -301,36 +316,3 @@ class AdaptedVectorEnv(VectorWrapper):
         """Raises EnvironmentFailed with the step. index: the environment's number; None if unknown."""
         location = f"step {self._steps} after the reset" if self._steps else "reset"
         raise failure(self._name, index, location, problem) from cause
-
-
-def _holds_objects(column: Any) -> bool:
-    """Whether the values of a column may be of any type."""
-    return not isinstance(column, np.ndarray) or column.dtype == object
-
-
-def _split_rows(observation: Any, count: int) -> list[Any]:
-    """The observations of a batch one by one; [] if it is not a batch."""
-    try:
-        return [_take_rows(observation, row) for row in range(count)]
-    except (IndexError, TypeError, KeyError):
-        return []
-
-
-def _take_rows(observation: Any, rows: Any) -> Any:
-    """The rows of a batch, which consists of arrays, texts, dicts and tuples."""
-    if isinstance(observation, Mapping):
-        return {key: _take_rows(part, rows) for key, part in observation.items()}
-    if isinstance(observation, tuple):
-        if observation and all(isinstance(part, str) for part in observation):  # texts of a batch
-            return tuple(observation[row] for row in rows) if isinstance(rows, np.ndarray) else observation[rows]
-        return tuple(_take_rows(part, rows) for part in observation)
-    return observation[rows]
-
-
-def _as_batch_of_one(observation: Any) -> Any:
-    """The observation with a batch axis in front of every part."""
-    if isinstance(observation, Mapping):
-        return {key: _as_batch_of_one(part) for key, part in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_as_batch_of_one(part) for part in observation)
-    return (observation,) if isinstance(observation, str) else np.asarray(observation)[None]

@@ -227,7 +227,9 @@ class _Entry:
         if not batch and isinstance(value, str):
             return word_numbers(value, self._shape[0]).copy()
         texts = value if batch else [value]
-        if not all(isinstance(text, str) for text in texts):
+        is_batch = isinstance(texts, (tuple, list)) or (isinstance(texts, np.ndarray) and texts.ndim == 1)
+        is_batch = is_batch and len(texts) == (*batch, 1)[0]
+        if not (is_batch and all(isinstance(text, str) for text in texts)):
             raise SpaceError(f"observation {self.name!r}: expected text, got {_shown(value)}")
         return np.stack([word_numbers(text, self._shape[0]) for text in texts])
 

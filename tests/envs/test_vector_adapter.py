@@ -6,11 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from env_cases import Batch, Counter, Maker, Patched, Stranger
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from expire_span_rl import envs
 from expire_span_rl.envs.infos import plain_column
 from expire_span_rl.envs.sb3_adapter import SB3VecEnv
+from expire_span_rl.spaces import Flattener, SpaceError
 
 
 def test_a_vector_environment_of_another_package():
@@ -50,6 +52,15 @@ FAULTS = [
     ({"at": 0, "value": {"inner": {"clock": np.zeros((3, 1), np.float32), "n": np.array([1, 1, 10])}}},
      ("environment 2, step 4 after the reset: observation 'inner/n': "
       "expected numbers in its space Discrete(9, start=1), got 10")),
+    ({"at": 1, "value": [1.0, [2.0], 3.0]}, "step 4 after the reset: reward: expected 3 numbers, got object[]"),
+    ({"at": 3, "value": [True, [True]]}, "step 4 after the reset: step: expected 3 flags, got object[]"),
+    ({"at": 4, "value": None}, "step 4 after the reset: step: expected infos as a dict, got NoneType"),
+    ({"at": 4, "value": {"x": np.ones(3), "_x": True}}, "step 4 after the reset: infos['_x']: expected 3 flags, "),
+    ({"at": 4, "value": {"final_obs": [{}] * 3}}, "infos['final_obs']: expected one batch of 3 observations, or an "),
+    ({"at": 4, "value": {"final_obs": {"inner": {"clock": np.ones((1, 1)), "n": np.ones(1, int)}}}},
+     "environment 0, step 4 after the reset: infos['final_obs']: expected one batch of 3 observations"),
+    ({"at": 4, "value": {"final_obs": np.array([None])}},
+     "infos['final_obs']: expected one batch of 3 observations, or an array of so many objects, got object[1]"),
     ({"at": 0, "value": {"inner": {"n": np.ones(3, int)}}}, "observation 'inner/clock': expected such a part, "),
 ]  # fmt: skip
 
@@ -63,6 +74,33 @@ def test_a_fault_of_a_vector_environment_is_an_error(fault, message):
     with pytest.raises(envs.EnvironmentFailed) as caught:
         vector.step(np.zeros(3, int))
     assert str(caught.value).startswith("Batch") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("result", [0, {}, (0, None), (0, {}, {})])
+def test_a_reset_that_gives_no_observation_and_infos_is_an_error(result):
+    batch = Batch()
+    later = envs.wrap_vec_env(Batch())
+    later.env.env.reset = batch.reset = lambda **_: result
+    with pytest.raises(envs.EnvError, match=r"^Batch: reset: expected \(observation, info\), got "):
+        envs.wrap_vec_env(batch)
+    with pytest.raises(envs.EnvironmentFailed, match=r"^Batch, reset: reset: expected \(observation, info\), got "):
+        later.reset(seed=0)
+
+
+@pytest.mark.parametrize("masks", [np.ones((2, 3)), {"a": 1}, 7])
+def test_a_mask_for_fewer_environments_than_there_are_is_an_error(masks):
+    batch = Batch(masks="info")
+    batch._masks = lambda: {"action_mask": masks}
+    with pytest.raises(envs.EnvError, match="^Batch: action_mask: expected a mask for each of 3 environments, got "):
+        envs.wrap_vec_env(batch)
+
+
+def test_texts_of_a_batch_are_as_many_as_environments():
+    flatten = Flattener(spaces.Text(9))
+    for texts in (None, ("a",), "ab", ("a", 1)):
+        with pytest.raises(SpaceError, match="^observation 'observation': expected text, got "):
+            flatten.batched(texts, 2)
+    assert flatten.batched(("a", "b"), 2)["observation"].shape == (2, 9)
 
 
 def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_step():
