@@ -12,7 +12,7 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from expire_span_rl.envs.env_wrappers import is_toolkit_task
+from expire_span_rl.envs.env_wrappers import PreviousActionReward, is_toolkit_task
 from expire_span_rl.envs.errors import EnvError, one_line
 from expire_span_rl.envs.gym_adapter import Adaptation, AdaptedEnv, adapt, name_of
 from expire_span_rl.envs.naming import import_again, imported_modules
@@ -49,13 +49,15 @@ class Registration:
 
 
 class EnvFactory:
-    """Makes environments of one id, or by a user's function, without the toolkit's wrappers. Can be pickled."""
+    """Makes environments of one id, or by a user's function, without the toolkit's wrappers. If the function puts them
+    around its environments, `encoder` and `timeout` become theirs where they say nothing else. Can be pickled."""
 
     def __init__(self, id: str | None, function: MakeEnv | None, encoder: str, kwargs: Mapping[str, Any]) -> None:
         """id or function: one of them is None."""
         self.id = id
         self.function = function
         self.encoder = encoder
+        self.timeout = 0.0
         self.kwargs = dict(kwargs)
         self.render_mode: str | None = self.kwargs.get("render_mode")
         self.name = id or getattr(function, "__name__", type(function).__name__)
@@ -77,10 +79,20 @@ class EnvFactory:
             raise
         except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
             raise EnvError(f"{self.name}: {one_line(error)}") from error
+        env = self._unwrap(env)
         if not isinstance(env, gym.Env):
             raise EnvError(f"{self.name}: expected a gymnasium.Env, got {type(env).__name__}")
         if self.id is None:
             self.name = name_of(env)
+        return env
+
+    def _unwrap(self, env: Any) -> Any:
+        """The environment without the toolkit's wrappers."""
+        while isinstance(env, (PreviousActionReward, AdaptedEnv)):
+            if isinstance(env, AdaptedEnv):
+                self.encoder = env.adaptation.encoder if self.encoder == "auto" else self.encoder
+                self.timeout = self.timeout or env.adaptation.timeout
+            env = env.env
         return env
 
     def make_vector(self, num_envs: int, **kwargs: Any) -> VectorEnv:
@@ -124,7 +136,7 @@ def adapted_env_makers(factory: EnvFactory, num_envs: int, timeout: float = 0.0)
     if is_toolkit_task(bare_env):
         env = AdaptedEnv(bare_env, Adaptation(factory.name, shaping=True))
     else:
-        env = adapt(bare_env, factory.name, factory.encoder, timeout)
+        env = adapt(bare_env, factory.name, factory.encoder, timeout or factory.timeout)
     return [AdaptedEnvMaker(factory, env.adaptation, i, existing=env if i == 0 else None) for i in range(num_envs)]
 
 

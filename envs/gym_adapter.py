@@ -78,6 +78,8 @@ class Adaptation:
     """Whether `info["shaping"]` has this toolkit's meaning: the environment is a toolkit task in a user's wrappers."""
     timeout: float = 0.0
     """The time limit of a reset or a step, in seconds; 0: none."""
+    encoder: str = "auto"
+    """Which one the user asked for (`cells.cells_space`)."""
 
 
 class AdaptedEnv(gym.Wrapper):
@@ -298,7 +300,8 @@ def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> A
         masks = BY_METHOD
     elif ACTION_MASK in info:
         masks = IN_INFO
-    return Adaptation(name, replaced, masks, shaping=isinstance(env.unwrapped, SingleEnv), timeout=timeout)
+    shaping = isinstance(env.unwrapped, SingleEnv)
+    return Adaptation(name, replaced, masks, shaping=shaping, timeout=timeout, encoder=encoder)
 
 
 def check_horizon(horizon: Any) -> int | None:

@@ -127,7 +127,8 @@ def make_env(
 
         core = _build_core(factory, 1, builders, env_timeout)
         return PreviousActionReward(LongTrajectoryEnv(core, factory.render_mode))
-    return PreviousActionReward(factory.make_env(), encoder, env_timeout)
+    env = factory.make_env()
+    return PreviousActionReward(env, factory.encoder, env_timeout or factory.timeout)
 
 
 def make_vec_env(

@@ -60,7 +60,7 @@ class AdaptedVectorEnv(VectorWrapper):
             raise EnvError(
                 f"{self._name}: autoreset_mode: expected SAME_STEP, got {env.metadata.get('autoreset_mode')}"
             )
-        expect_choice("encoder", encoder, ENCODERS)
+        self.encoder = expect_choice("encoder", encoder, ENCODERS)
         self._steps = 0
         self._timeout = timeout
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -47,7 +46,9 @@ def check_given(env: Any, settings: Mapping[str, Any]) -> None:
 def reference(env: Any, encoder: str = "auto") -> dict[str, Any]:
     """What a policy file says of an environment that exists: the id and keyword arguments that make another like it, if
     Gymnasium made it, it has no other wrappers than then, and JSON can hold them. encoder: as of `make_env`."""
-    kwargs = _remaking(env)
+    bare, given_encoder = _bare(env)
+    kwargs = _remaking(bare)
+    encoder = given_encoder if encoder == "auto" else encoder
     if kwargs is not None and encoder != "auto":
         kwargs["encoder"] = encoder
     try:
@@ -59,10 +60,9 @@ def reference(env: Any, encoder: str = "auto") -> dict[str, Any]:
     return {"env": env.spec.id, **public_kwargs(env.spec.id, kwargs)}
 
 
-def _remaking(env: Any) -> dict[str, Any] | None:
+def _remaking(bare: Any) -> dict[str, Any] | None:
     """The keyword arguments with which `make_env` makes such an environment of its id, among them a time limit that the
     id does not have; None if there are none."""
-    bare = _bare(env)
     spec = getattr(bare, "spec", None)
     if spec is None or isinstance(bare, VectorWrapper) or spec.kwargs.get("wrappers"):
         return None
@@ -96,15 +96,15 @@ def vector_of(
             )
         return wrap_vec_env(env, **options)
     if isinstance(env, gym.Env):
-        return make_vec_env(lambda: _bare(env), 1, vectorization="sync", **options)
-    return make_vec_env(functools.partial(_make_bare, env), num_envs, vectorization=vectorization, **options)
+        return make_vec_env(lambda: env, 1, vectorization="sync", **options)
+    return make_vec_env(env, num_envs, vectorization=vectorization, **options)
 
 
 def single_of(env: Any, encoder: str = "auto", env_timeout: float = 0.0) -> gym.Env:
     """One environment that exists, or one of a function, wrapped as a policy expects."""
     if isinstance(env, gym.Env):
         return wrap_env(env, encoder, env_timeout)
-    return make_env(functools.partial(_make_bare, env), encoder=encoder, env_timeout=env_timeout)
+    return make_env(env, encoder=encoder, env_timeout=env_timeout)
 
 
 def as_read(make: Callable[[str], _Made], observation: Any) -> _Made:
@@ -117,12 +117,13 @@ def as_read(make: Callable[[str], _Made], observation: Any) -> _Made:
     return make("auto")
 
 
-def _make_bare(make: Callable[[], gym.Env]) -> gym.Env:
-    return _bare(make())
-
-
-def _bare(env: Any) -> Any:
-    """The environment, or the vector, without what `make_env` and `make_vec_env` put around it."""
+def _bare(env: Any) -> tuple[Any, str]:
+    """(the environment, or the vector, without what `make_env` and `make_vec_env` put around it; their encoder)."""
+    encoder = "auto"
     while isinstance(env, (PreviousActionReward, AdaptedEnv, VectorPreviousActionReward, AdaptedVectorEnv)):
+        if isinstance(env, AdaptedEnv):
+            encoder = env.adaptation.encoder
+        elif isinstance(env, AdaptedVectorEnv):
+            encoder = env.encoder
         env = env.env
-    return env
+    return env, encoder

@@ -557,9 +557,36 @@ def test_the_reference_of_an_environment_says_that_it_has_cells():
     try:
         model = es.PPO("none", gym.make("Celled-v0"), num_envs=1, num_steps=16, device="cpu", encoder="cells")
         assert model.policy.info["env_kwargs"] == {"encoder": "cells"}
+        assert reference(es.make_env("Celled-v0", encoder="cells"))["env_kwargs"] == {"encoder": "cells"}
         assert es.evaluate(model, episodes=2)["mean_episode_length"] == 3
     finally:
         del gym.registry["Celled-v0"]
+
+
+def _makes_celled():
+    return es.make_env(Celled, encoder="cells", env_timeout=60)
+
+
+@pytest.mark.parametrize("env", [_makes_celled, _makes_celled()])
+def test_the_encoder_and_the_limit_of_es_make_env_are_kept(env):
+    number = {"num_envs": 1} if isinstance(env, gym.Env) else {"num_envs": 2}
+    model = es.PPO("none", env, num_steps=4, device="cpu", **number)
+    assert model.policy.config.observation["image"]["kind"] == "cells"
+    made = model._run.trainer.env.unwrapped.envs[0]
+    assert (made.adaptation.encoder, made.adaptation.timeout) == ("cells", 60)
+    assert es.evaluate(model, env, episodes=2)["mean_episode_length"] == 3
+    assert len(es.show(model, env).numbers["episodes"]) == 1
+    read = es.make_env(lambda: es.make_env(Celled, encoder="cells")).observation_space["image"]
+    assert read.encoder == "cells"
+
+
+def test_an_environment_that_cannot_be_made_is_named():
+    class Broken(Recall):
+        def __init__(self):
+            raise RuntimeError("the licence is missing")
+
+    with pytest.raises(ValueError, match="^Broken: RuntimeError: the licence is missing$"):
+        es.PPO("none", Broken, num_envs=2)
 
 
 def test_evaluations_on_the_way_need_an_id(tmp_path, monkeypatch):
