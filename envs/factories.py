@@ -12,6 +12,7 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, is_toolkit_task
 from expire_span_rl.envs.errors import EnvError, one_line
 from expire_span_rl.envs.gym_adapter import Adaptation, AdaptedEnv, adapt, name_of
@@ -48,6 +49,16 @@ class Registration:
             gym.registry[self.id] = cloudpickle.loads(self.spec)
 
 
+@dataclass(frozen=True)
+class Lent:
+    """Gives an environment that exists. It belongs to somebody else, who closes it."""
+
+    env: gym.Env
+
+    def __call__(self) -> gym.Env:
+        return self.env
+
+
 class EnvFactory:
     """Makes environments of one id, or by a user's function, without the toolkit's wrappers. If the function puts them
     around its environments, `encoder` and `timeout` become theirs where they say nothing else. Can be pickled."""
@@ -59,6 +70,8 @@ class EnvFactory:
         self.encoder = encoder
         self.timeout = 0.0
         self.kwargs = dict(kwargs)
+        self.lends = isinstance(function, Lent)
+        """Whether the environments belong to somebody else, who closes them."""
         self.render_mode: str | None = self.kwargs.get("render_mode")
         self.name = id or getattr(function, "__name__", type(function).__name__)
         self._registration: Registration | None = None  # set by pickling: the registration in the first process
@@ -133,11 +146,23 @@ def adapted_env_makers(factory: EnvFactory, num_envs: int, timeout: float = 0.0)
     """Makers of the adapted environments of a vector. The first environment is made and checked here, so that an
     invalid one gives one error before others are made."""
     bare_env = factory.make_env()
-    if is_toolkit_task(bare_env):
-        env = AdaptedEnv(bare_env, Adaptation(factory.name, shaping=True))
-    else:
-        env = adapt(bare_env, factory.name, factory.encoder, timeout or factory.timeout)
+    with closed_on_error([] if factory.lends else [bare_env]):
+        if is_toolkit_task(bare_env):
+            env = AdaptedEnv(bare_env, Adaptation(factory.name, shaping=True))
+        else:
+            env = adapt(bare_env, factory.name, factory.encoder, timeout or factory.timeout)
     return [AdaptedEnvMaker(factory, env.adaptation, i, existing=env if i == 0 else None) for i in range(num_envs)]
+
+
+def make_all(makers: Sequence[AdaptedEnvMaker], name: str) -> list[AdaptedEnv]:
+    """The environments of all makers. If one cannot be made, or is the same as another, all are closed. name: for the
+    message."""
+    made: list[AdaptedEnv] = []
+    with closed_on_error(made):
+        for make in makers:
+            made.append(make())
+        expect_separate(made, name)
+    return made
 
 
 def expect_separate(envs: Sequence[gym.Env], name: str) -> None:

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from expire_span_rl.checks import quoted
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.envs.core_adapters import SingleEnv
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
 from expire_span_rl.envs.errors import NAME, EnvError, expect_choice, expect_int, one_line, unknown_name
@@ -20,9 +21,9 @@ from expire_span_rl.envs.factories import (
     MakeEnv,
     Registration,
     adapted_env_makers,
-    expect_separate,
     is_registered,
     load_entry_point,
+    make_all,
     make_vector_form,
 )
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
@@ -128,7 +129,8 @@ def make_env(
         core = _build_core(factory, 1, builders, env_timeout)
         return PreviousActionReward(LongTrajectoryEnv(core, factory.render_mode))
     env = factory.make_env()
-    return PreviousActionReward(env, factory.encoder, env_timeout or factory.timeout)
+    with closed_on_error([] if factory.lends else [env]):
+        return PreviousActionReward(env, factory.encoder, env_timeout or factory.timeout)
 
 
 def make_vec_env(
@@ -163,22 +165,29 @@ def make_vec_env(
 
         core = _build_core(factory, num_envs, builders, env_timeout)
         return VectorPreviousActionReward(LongTrajectoryVectorEnv(core, factory.render_mode))
+    vector = _make_vector(factory, num_envs, vectorization, env_timeout)
+    with closed_on_error([] if factory.lends else [vector]):
+        return VectorPreviousActionReward(vector)
+
+
+def _make_vector(factory: EnvFactory, num_envs: int, vectorization: str, timeout: float) -> VectorEnv:
+    """Makes the environments of `make_vec_env`: adapted ones, or a batch of a task."""
     if vectorization == "auto":
         if factory.id in TASKS:
-            return VectorPreviousActionReward(factory.make_vector(num_envs))
+            return factory.make_vector(num_envs)
         vector = make_vector_form(factory, num_envs)
         if vector is not None:
-            return VectorPreviousActionReward(AdaptedVectorEnv(vector, factory.name, encoder, env_timeout))
-    makers = adapted_env_makers(factory, num_envs, env_timeout)
+            with closed_on_error([vector]):
+                return AdaptedVectorEnv(vector, factory.name, factory.encoder, timeout)
+    makers = adapted_env_makers(factory, num_envs, timeout)
     try:
         if vectorization == "async":
-            vector = AsyncEnvs(makers, cast(AdaptedEnv, makers[0].existing))
-        else:
-            vector = SyncEnvs(makers)
-            expect_separate(vector.envs, factory.name)
+            return AsyncEnvs(makers, cast(AdaptedEnv, makers[0].existing))
+        made = make_all(makers, factory.name)
+        with closed_on_error([] if factory.lends else made):
+            return SyncEnvs(made)
     except RuntimeError as error:  # Gymnasium's, if the environments' spaces differ
         raise EnvError(f"{factory.name}: {one_line(error)}") from error
-    return VectorPreviousActionReward(vector)
 
 
 def wrap_env(env: gym.Env, encoder: str = "auto", env_timeout: float = 0.0) -> PreviousActionReward:
@@ -256,11 +265,10 @@ def _build_core(
     else:
         if factory.render_mode == "human":  # the toolkit's own window shows the picture
             factory.kwargs["render_mode"] = "rgb_array"
-        adapted_envs = [make() for make in adapted_env_makers(factory, num_envs, timeout)]
-        expect_separate(adapted_envs, factory.name)
-        core = GymEnvCore(adapted_envs)
-    for build in builders:
-        core = build(core)
+        core = GymEnvCore(make_all(adapted_env_makers(factory, num_envs, timeout), factory.name))
+    with closed_on_error([core]):
+        for build in builders:
+            core = build(core)
     return core
 
 

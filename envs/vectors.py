@@ -30,6 +30,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
 from expire_span_rl.envs.timeout import overdue_message
@@ -85,9 +86,9 @@ class SyncEnvs(_Infos, SyncVectorEnv):
     """Environments that are stepped one after the other. `infos["final_obs"]` is one batch, structured as the
     observation."""
 
-    def __init__(self, makers: Sequence[MakeAdapted]) -> None:
-        super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        env = cast(AdaptedEnv, self.envs[0])
+    def __init__(self, envs: Sequence[AdaptedEnv]) -> None:
+        super().__init__([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)
+        env = envs[0]
         self.left_out = env.left_out
         self.memory_horizon = env.memory_horizon
 
@@ -121,6 +122,10 @@ class SyncEnvs(_Infos, SyncVectorEnv):
         return observations
 
 
+def _same(env: AdaptedEnv) -> AdaptedEnv:
+    return env
+
+
 def _empty_batch(space: spaces.Space, num_envs: int) -> dict[str, np.ndarray]:
     """Uninitialised arrays for a batch of flat observations."""
     return cast(dict[str, np.ndarray], create_empty_array(space, num_envs))
@@ -144,7 +149,8 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self.memory_horizon = env.memory_horizon
         self._name = env.adaptation.name
         self._timeout = env.adaptation.timeout
-        _check_pickles(makers[0])
+        with closed_on_error([env]):
+            _check_pickles(makers[0])
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._process_context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -155,13 +161,14 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._command_times = [0.0] * len(makers)  # of each process's last command
         self._has_answered = [False] * len(makers)  # since the process was started
         self._episodes: list[tuple[int, int] | None] = [None] * len(makers)  # (seed, number) of each row's episode
-        super().__init__(
-            makers,
-            shared_memory=False,  # Gymnasium's shared memory is lost when a process ends
-            context=method,
-            worker=cast(Any, partial(run_worker, buffer)),
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
+        with closed_on_error([self]):
+            super().__init__(
+                makers,
+                shared_memory=False,  # Gymnasium's shared memory is lost when a process ends
+                context=method,
+                worker=cast(Any, partial(run_worker, buffer)),
+                autoreset_mode=AutoresetMode.SAME_STEP,
+            )
         self.observations = read_from_shared_memory(space, buffer, n=self.num_envs)
         self._last_observations = self._copy_observations()
 

@@ -35,6 +35,7 @@ from expire_span_rl.env_objects import (
 )
 from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
 from expire_span_rl.policies import ActorCritic, check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
@@ -97,7 +98,8 @@ class Model:
         else:
             with _playing_in(env):
                 vector = vector_of(env, run.num_envs, run.encoder, run.vectorization, run.env_timeout)
-                self._run = build(resolved, vector, extractor, training.say, times_devices=True)
+                with closed_on_error(_made_for(env, vector)):
+                    self._run = build(resolved, vector, extractor, training.say, times_devices=True)
             self._run.info |= reference(env, run.encoder)
             if not isinstance(env, (gym.Env, VectorEnv)):
                 self._run.make_env = lambda: single_of(env, run.encoder, run.env_timeout)
@@ -334,20 +336,21 @@ def show(
     _check_counts({"episodes": episodes, "max_steps": max_steps})
     _check_counts({"audit": audit}, least=0)
     actor, info, path = _find_policy(policy, "cpu")
-    if env is None or isinstance(env, str):
-        name, single = environment_for(
-            actor, info, path, env=env or "", imports=imports, env_kwargs=dict(env_kwargs or {})
-        )
-    elif isinstance(env, VectorEnv):
-        raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
-    else:
-        check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
-        name = name_of(env)
-        with _playing_in(env):
+    with _playing_in(env), contextlib.ExitStack() as stack:
+        if env is None or isinstance(env, str):
+            name, single = environment_for(
+                actor, info, path, env=env or "", imports=imports, env_kwargs=dict(env_kwargs or {})
+            )
+        elif isinstance(env, VectorEnv):
+            raise TypeError("env: expected an id, one environment, or a function that makes one, got a VectorEnv")
+        else:
+            check_given(env, {"env_kwargs": env_kwargs, "imports": imports})
+            name = name_of(env)
             single = as_read(lambda encoder: single_of(env, encoder), actor.config.observation)
+        for made in _made_for(env, single):
+            stack.callback(made.close)
         check_spaces(actor.config, single.observation_space, single.action_space, path, name)
-    with _playing_in(env):
-        showing = show_in(
+        return show_in(
             actor,
             single,
             name,
@@ -358,9 +361,11 @@ def show(
             max_steps=max_steps,
             audit=audit,
         )
-    if not isinstance(env, gym.Env):
-        single.close()
-    return showing
+
+
+def _made_for(env: Any, wrapped: Any) -> list[Any]:
+    """What must be closed of `wrapped`, an `env` in our wrappers: nothing if `env` is an object that exists."""
+    return [] if isinstance(env, (gym.Env, VectorEnv)) else [wrapped]
 
 
 def _check_counts(counts: Mapping[str, Any], least: int = 1) -> None:

@@ -27,6 +27,7 @@ from expire_span_rl.devices import (
 )
 from expire_span_rl.environments import named_environment, public_kwargs
 from expire_span_rl.envs import make_env, training_kwargs, vec_env_maker
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.messages import hear
 from expire_span_rl.policies import ActorCritic, observation_spec
 from expire_span_rl.policies.settings import FLOAT32
@@ -101,7 +102,9 @@ def build(
     evaluation_kwargs = {key: value for key, value in env_kwargs.items() if key not in usual}
     info |= public_kwargs(name, evaluation_kwargs)
     make_envs = vec_env_maker(name, run.num_envs, **kwargs)
-    built = _Builder(settings, make_envs(), features_extractor, make_envs, say, times_devices).build(info)
+    made = make_envs()
+    with closed_on_error([made]):
+        built = _Builder(settings, made, features_extractor, make_envs, say, times_devices).build(info)
     built.env_kwargs = evaluation_kwargs
     built.env_id = name
     built.make_env = lambda: make_env(name, env_timeout=run.env_timeout, **evaluation_kwargs)

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from expire_span_rl.environments import public_kwargs
 from expire_span_rl.envs import EnvError, env_ids, make_env, make_vec_env, wrap_env, wrap_vec_env
 from expire_span_rl.envs.env_wrappers import PreviousActionReward, VectorPreviousActionReward
+from expire_span_rl.envs.factories import Lent
 from expire_span_rl.envs.gym_adapter import AdaptedEnv
 from expire_span_rl.envs.vector_adapter import AdaptedVectorEnv
 
@@ -96,7 +97,7 @@ def vector_of(
             )
         return wrap_vec_env(env, **options)
     if isinstance(env, gym.Env):
-        return make_vec_env(lambda: env, 1, vectorization="sync", **options)
+        return make_vec_env(Lent(env), 1, vectorization="sync", **options)
     return make_vec_env(env, num_envs, vectorization=vectorization, **options)
 
 

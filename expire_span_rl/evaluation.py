@@ -7,6 +7,7 @@ B environments, L layers.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,8 +82,8 @@ def compare(
     env_id, kwargs = environment_of(env, imports, loaded[0][1], paths[0], env_kwargs)
     with soon(env, paths[0]):
         sample = vector_env(env_id, 1, kwargs)
-        sample.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
-    sample.close()
+        with contextlib.closing(sample):
+            sample.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
     for path, (policy, _) in zip(paths, loaded, strict=True):
         check_spaces(policy.config, sample.single_observation_space, sample.single_action_space, str(path), env_id)
     num_envs = min(num_envs, protocol.episodes)

@@ -15,6 +15,7 @@ import gymnasium as gym
 from expire_span_rl.checks import shown
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
+from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.policies import ActorCritic, check_spaces
 from expire_span_rl.settings import MAX_STEPS
@@ -255,8 +256,10 @@ def environment_for(
     env_id, kwargs = environment_of(env, imports, info, path, env_kwargs)
     with soon(env, path):
         made = make_env(env_id, **kwargs)
-        made.reset(seed=0)
-    check_spaces(policy.config, made.observation_space, made.action_space, path, env_id)
+        with closed_on_error([made]):
+            made.reset(seed=0)
+    with closed_on_error([made]):
+        check_spaces(policy.config, made.observation_space, made.action_space, path, env_id)
     modes = (made.unwrapped.metadata or {}).get("render_modes") or []
     if "rgb_array" in modes and "render_mode" not in kwargs:
         try:

@@ -25,6 +25,7 @@ from gymnasium import spaces
 from script_cases import FORGETFUL, ROOT, SHORT, SMALL, call
 from torch import Tensor
 
+import expire_span_rl as es
 import train_rl
 from expire_span_rl.agents import Trainer, guard
 from expire_span_rl.agents.checkpoint import load_checkpoint
@@ -32,7 +33,7 @@ from expire_span_rl.agents.guard import LARGEST_WEIGHT, MOST_SKIPPED, NotFinite,
 from expire_span_rl.agents.rollout import acting_learning_difference
 from expire_span_rl.agents.storage import check_outputs
 from expire_span_rl.building import build
-from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_vec_env
+from expire_span_rl.envs import EnvError, EnvironmentFailed, EnvironmentWarning, make_env, make_vec_env
 from expire_span_rl.envs.env_wrappers import VectorPreviousActionReward
 from expire_span_rl.envs.timeout import Overdue, call_within
 from expire_span_rl.evaluation import EndlessEpisode
@@ -180,6 +181,106 @@ def failure(env: gym.vector.VectorEnv) -> str:
             env.step(np.zeros(2, int))
     env.close()
     return str(failed.value)
+
+
+# Environments that were made for something that cannot begin
+
+
+class Counted(Stranger):
+    """Counts those that are open; `limit`: so many can be made."""
+
+    opened = 0
+    limit = 99
+
+    def __init__(self):
+        if Counted.opened >= Counted.limit:
+            raise RuntimeError("the port is in use")
+        super().__init__()
+        Counted.opened += 1
+        self.is_open = True
+
+    def close(self):
+        Counted.opened -= self.is_open
+        self.is_open = False
+
+
+class Unsupported(Counted):
+    action_space = spaces.Box(0, 5, (2,), np.int64)
+
+
+class CountedBatch(gym.vector.SyncVectorEnv):
+    def __init__(self, num_envs: int):
+        super().__init__([Unsupported] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+def _one_less():
+    Counted.limit = 2
+    return Counted()
+
+
+def _other_spaces():
+    env = Counted()
+    if Counted.opened > 1:
+        env.action_space = spaces.Discrete(3)
+    return env
+
+
+def _of_an_id(env_class, **settings):
+    gym.registry["Strange-v0"].entry_point = env_class
+    return es.PPO("none", "Strange-v0", num_envs=2, **settings)
+
+
+def _own_batch():
+    gym.registry["Strange-v0"].vector_entry_point = CountedBatch
+    return es.PPO("none", "Strange-v0", num_envs=2)
+
+
+def _unfit() -> Any:
+    return es.load(ROOT / "pretrained" / "corridor-none.safetensors")
+
+
+UNABLE = {
+    "actions": lambda: es.PPO("none", Unsupported, num_envs=2),
+    "actions of an id": lambda: _of_an_id(Unsupported),
+    "actions of a single one": lambda: make_env(Unsupported),
+    "actions of a batch": _own_batch,
+    "the third": lambda: es.PPO("none", _one_less, num_envs=4),
+    "the third in wraps": lambda: make_vec_env(_one_less, 4, ["episodes=2"]),
+    "the spaces of the second": lambda: es.PPO("none", _other_spaces, num_envs=2),
+    "evaluations on the way": lambda: es.PPO("none", Counted, num_envs=2, eval_every=10),
+    "what reads them": lambda: es.PPO("none", Counted, num_envs=2, features_extractor_class=int),
+    "what reads those of an id": lambda: _of_an_id(Counted, features_extractor_class=int),
+    "a wrap": lambda: make_vec_env(Counted, 2, ["hide=77"]),
+    "a policy to look at": lambda: es.show(_unfit(), Counted),
+    "a policy to look at in an id": lambda: (_of_an_id(Counted).close(), es.show(_unfit(), "Strange-v0")),
+    "an episode to look at": lambda: es.show(es.PPO("none", Stranger, num_envs=1), Counted, max_steps=3),
+    "a policy to evaluate": lambda: es.evaluate(_unfit(), Counted, episodes=2),
+}
+
+
+@pytest.mark.parametrize("case", UNABLE)
+def test_environments_are_closed_where_something_cannot_begin(case):
+    Counted.opened, Counted.limit = 0, 99
+    with pytest.raises((ValueError, TypeError)) as caught:
+        UNABLE[case]()
+    del caught
+    assert Counted.opened == 0
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_environment_that_exists_stays_open(wrapped):
+    """It is its owner's."""
+    Counted.opened, Counted.limit = 0, 99
+    env = gym.wrappers.TimeLimit(Counted(), 5) if wrapped else Counted()
+    for use in (lambda: es.show(_unfit(), env), lambda: es.evaluate(_unfit(), env, episodes=2)):
+        with pytest.raises(ValueError, match="expected an environment with"):
+            use()
+    with pytest.raises((ValueError, TypeError)):
+        es.PPO("none", env, num_envs=1, features_extractor_class=int)
+    env.action_space = Unsupported.action_space
+    with pytest.raises(ValueError, match="action space: expected Discrete"):
+        es.PPO("none", env, num_envs=1)
+    assert Counted.opened == 1
 
 
 # Signals

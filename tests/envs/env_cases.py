@@ -133,6 +133,15 @@ class Dying(Counter):
         return super().step(action)
 
 
+class Once(Counter):
+    """Can be made in one worker process only, the one that makes the file `path`."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        if str(os.getpid()) != os.environ.get("PARENT_OF_WORKERS"):
+            open(path, "x").close()
+
+
 class Maker:
     """Makes `env_class(**kwargs)`. Can be pickled."""
 

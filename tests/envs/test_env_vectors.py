@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import time
 import cloudpickle
 import numpy as np
 import pytest
-from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Stranger, assert_same
+from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Once, Stranger, assert_same
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
@@ -159,6 +160,13 @@ def test_close_ends_the_processes_even_if_one_has_died(own_process):
     os.kill(processes[0].pid, signal.SIGKILL)
     vector.close()
     assert [process.is_alive() for process in processes] == [False, False]
+
+
+def test_processes_end_if_one_cannot_make_its_environment(own_process, tmp_path):
+    before = multiprocessing.active_children()
+    with pytest.raises(envs.EnvError, match="^Once: FileExistsError") as caught:
+        envs.make_vec_env(Maker(Once, path=str(tmp_path / "made")), 3, vectorization="async")
+    assert multiprocessing.active_children() == before and caught  # also while somebody holds the error
 
 
 def test_attributes_and_pictures_of_processes():
