@@ -1,4 +1,5 @@
-"""What is passed on of the infos of others' environments: numbers, flags and texts."""
+"""What is passed on of the infos of others' environments: numbers, flags and texts. A vector joins those of its B
+environments."""
 
 from __future__ import annotations
 
@@ -66,3 +67,40 @@ def last_info_problem(info: Mapping[str, Any], difficulty_key: str | None) -> st
             f"'difficulty_key'] names, got {shown(repr(info.get(difficulty_key)), 40)}"
         )
     return ""
+
+
+class JoinedInfos:
+    """Collects the infos of B environments in arrays whose types fit the entries of all environments."""
+
+    num_envs: int
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        """Adds an environment's info. In Gymnasium's method the first environment with an entry sets the array's type;
+        here the type changes when a later entry needs it."""
+        for key, value in env_info.items():
+            if isinstance(value, dict) and key != "final_obs":
+                vector_infos[key] = self._add_info(vector_infos.get(key, {}), value, env_num)
+            else:
+                vector_infos[key] = self._set_entry(vector_infos.get(key), value, env_num)
+            mask = vector_infos.setdefault(f"_{key}", np.zeros(self.num_envs, bool))
+            mask[env_num] = True
+        return vector_infos
+
+    def _set_entry(self, array: np.ndarray | None, value: Any, env_num: int) -> np.ndarray:
+        """An array [B] with the entry of one environment set, of a type that fits all entries. array: the entries so
+        far; None if there are none."""
+        dtype = _DTYPES.get(type(value), object)
+        if array is None:
+            array = np.zeros(self.num_envs, dtype) if dtype is not object else np.full(self.num_envs, None, object)
+        elif array.dtype != dtype:
+            # Flags and numbers become numbers. Anything together with a text becomes an object.
+            array = array.astype(np.result_type(array.dtype, dtype) if object not in (array.dtype, dtype) else object)
+        try:
+            array[env_num] = value
+        except OverflowError:  # a whole number beyond 64 bits
+            array = array.astype(np.float64)
+            array[env_num] = float(value)
+        return array
+
+
+_DTYPES = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}

@@ -12,7 +12,7 @@ import multiprocessing
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -33,8 +33,9 @@ from gymnasium.vector.utils import (
 from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
 from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
+from expire_span_rl.envs.infos import JoinedInfos
 from expire_span_rl.envs.timeout import overdue_message
-from expire_span_rl.envs.vector_worker import run_worker
+from expire_span_rl.envs.vector_worker import Refusal, run_worker
 from expire_span_rl.spaces import EPISODE_LOST
 
 MOST_RESTARTS = 3
@@ -45,44 +46,7 @@ _START_SECONDS = 120.0  # for a process to make its environment, in addition to 
 MakeAdapted = Callable[[], AdaptedEnv]
 
 
-class _Infos:
-    """Collects the infos of B environments in arrays whose types fit the entries of all environments."""
-
-    num_envs: int
-
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        """Adds an environment's info. In Gymnasium's method the first environment with an entry sets the array's type;
-        here the type changes when a later entry needs it."""
-        for key, value in env_info.items():
-            if isinstance(value, dict) and key != "final_obs":
-                vector_infos[key] = self._add_info(vector_infos.get(key, {}), value, env_num)
-            else:
-                vector_infos[key] = self._set_entry(vector_infos.get(key), value, env_num)
-            mask = vector_infos.setdefault(f"_{key}", np.zeros(self.num_envs, bool))
-            mask[env_num] = True
-        return vector_infos
-
-    def _set_entry(self, array: np.ndarray | None, value: Any, env_num: int) -> np.ndarray:
-        """An array [B] with the entry of one environment set, of a type that fits all entries. array: the entries so
-        far; None if there are none."""
-        dtype = _DTYPES.get(type(value), object)
-        if array is None:
-            array = np.zeros(self.num_envs, dtype) if dtype is not object else np.full(self.num_envs, None, object)
-        elif array.dtype != dtype:
-            # Flags and numbers become numbers. Anything together with a text becomes an object.
-            array = array.astype(np.result_type(array.dtype, dtype) if object not in (array.dtype, dtype) else object)
-        try:
-            array[env_num] = value
-        except OverflowError:  # a whole number beyond 64 bits
-            array = array.astype(np.float64)
-            array[env_num] = float(value)
-        return array
-
-
-_DTYPES = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}
-
-
-class SyncEnvs(_Infos, SyncVectorEnv):
+class SyncEnvs(JoinedInfos, SyncVectorEnv):
     """Environments that are stepped one after the other. `infos["final_obs"]` is one batch, structured as the
     observation."""
 
@@ -137,7 +101,7 @@ def _write(batch: dict[str, np.ndarray], row: int, observation: dict[str, np.nda
         batch[name][row] = values
 
 
-class AsyncEnvs(_Infos, AsyncVectorEnv):
+class AsyncEnvs(JoinedInfos, AsyncVectorEnv):
     """Environments in processes, which write their observations to shared memory.
 
     The processes are not forks of this one: a fork of a process that has loaded torch may hang."""
@@ -158,6 +122,7 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         space = env.observation_space
         buffer = create_shared_memory(space, n=len(makers), ctx=self._process_context)
         self._restarts = 0
+        self._numbers = [0] * len(makers)  # of each process's last command
         self._command_times = [0.0] * len(makers)  # of each process's last command
         self._has_answered = [False] * len(makers)  # since the process was started
         self._episodes: list[tuple[int, int] | None] = [None] * len(makers)  # (seed, number) of each row's episode
@@ -239,14 +204,36 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._last_observations = self._copy_observations()
         return self._last_observations, rewards, terminated, truncated, infos
 
+    def call_async(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self._assert_is_running()
+        for i in range(self.num_envs):
+            self._send(i, "_call", (name, args, kwargs))
+        self._state = AsyncState.WAITING_CALL
+
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
+        """The results of a call. Raises AttributeError if an environment has no such attribute, and EnvironmentFailed
+        for any other error. The environments go on."""
         answers = [self._receive(i) for i in range(self.num_envs)]
         self._state = AsyncState.DEFAULT
-        for _, failure in answers:
+        for result, failure in answers:
             if failure is not None:
                 message, trace = failure
                 raise EnvironmentFailed(message) from _cause(trace)
+            if isinstance(result, Refusal):
+                error_class = AttributeError if result.lacks_attribute else EnvironmentFailed
+                raise error_class(f"{self._name}, {result.message}") from _cause(result.trace)
         return tuple(result for result, _ in answers)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Sets an attribute of all environments. values: one for all, or a list or tuple of one for each. Raises as
+        `call_wait`."""
+        self._assert_is_running()
+        values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise EnvError(f"values: expected {self.num_envs}, one per environment, got {len(values)}")
+        for i, value in enumerate(values):
+            self._send(i, "_setattr", (name, value))
+        self.call_wait()
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ends the processes: first by a command, and after a few seconds by force."""
@@ -270,19 +257,23 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
         self._episodes[i] = (seed, number + 1)
 
     def _send(self, i: int, command: str, data: Any) -> None:
-        """Sends a command to process i."""
+        """Sends a command to process i, with a number of its own."""
+        self._numbers[i] += 1
         self._command_times[i] = time.monotonic()
         with contextlib.suppress(OSError):  # `_receive` reports a process that has ended
-            self.parent_pipes[i].send((command, data))
+            self.parent_pipes[i].send((self._numbers[i], command, data))
 
     def _receive(self, i: int) -> tuple[Any, tuple[str, str] | None]:
-        """(answer, None) of process i, or (None, (error message of one line, traceback))."""
+        """(answer, None) of process i to its last command, or (None, (error message of one line, traceback)). Answers
+        to earlier commands, for which nobody waited because of an interrupt, are left out."""
+        number, result, success = 0, None, True
         try:
-            if self._timeout and not self.parent_pipes[i].poll(self._remaining_seconds(i)):
-                self.processes[i].kill()
-                return None, (f"{self._name}, environment {i}: {overdue_message(self._timeout)}", "")
-            result, success = self.parent_pipes[i].recv()
-            self._has_answered[i] = True
+            while success and number != self._numbers[i]:
+                if self._timeout and not self.parent_pipes[i].poll(self._remaining_seconds(i)):
+                    self.processes[i].kill()
+                    return None, (f"{self._name}, environment {i}: {overdue_message(self._timeout)}", "")
+                number, result, success = self.parent_pipes[i].recv()
+                self._has_answered[i] = True
         except (EOFError, OSError):
             process = self.processes[i]
             process.join(_EXIT_SECONDS)
@@ -344,10 +335,6 @@ class AsyncEnvs(_Infos, AsyncVectorEnv):
                 raise EnvError(failure[0])
             if not has_same_spaces:
                 raise EnvError(f"{self._name}, environment {i}: expected the spaces of the first one, got others")
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        if not all(successes):
-            raise EnvironmentFailed(f"{self._name}: an attribute could not be set")
 
 
 def _cause(trace: str) -> Exception | None:

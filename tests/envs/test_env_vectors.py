@@ -10,7 +10,7 @@ import time
 import cloudpickle
 import numpy as np
 import pytest
-from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Once, Stranger, assert_same
+from env_cases import ACTIONS, LEAVES, Counter, Dying, Maker, Once, Patched, Stranger, assert_same
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
@@ -177,8 +177,46 @@ def test_attributes_and_pictures_of_processes():
     assert vector.unwrapped.get_attr("length") == (5, 5)
     vector.unwrapped.set_attr("length", [7, 9])
     assert vector.unwrapped.get_attr("length") == (7, 9)
-    with pytest.raises(envs.EnvironmentFailed, match="no attribute|has no|AttributeError"):
-        vector.unwrapped.get_attr("nothing")
+    vector.close()
+
+
+def test_a_call_that_fails_ends_no_process():
+    vector = envs.make_vec_env(Maker(Patched, method="render", replacement=lambda env: 1 / 0), 2, vectorization="async")
+    vector.reset(seed=0)
+    vector.step(np.zeros(2, int))
+    inner = vector.unwrapped
+    with pytest.raises(AttributeError, match="^Patched, environment 0: AttributeError: .*nothing"):
+        inner.get_attr("nothing")
+    with pytest.raises(AttributeError, match="^Patched, environment 0: AttributeError: "):
+        inner.set_attr("unwrapped", 3)
+    with pytest.raises(envs.EnvironmentFailed, match="^Patched, environment 0: ZeroDivisionError: division by zero$"):
+        inner.call("render")
+    with pytest.raises(envs.EnvironmentFailed, match="environment 0: .*pickle"):
+        inner.call("get_wrapper_attr", "render")  # what cannot be sent
+    with pytest.raises(envs.EnvError, match="^values: expected 2, one per environment, got 3$"):
+        inner.set_attr("length", [1, 2, 3])
+    assert not SB3VecEnv(vector).has_attr("action_masks") and SB3VecEnv(vector).has_attr("length")
+    assert vector.step(np.zeros(2, int))[0]["observation"].tolist() == [[2, 2]] * 2
+    vector.close()
+
+
+@pytest.mark.parametrize("timeout", [0, 60])
+def test_answers_that_an_interrupt_left_behind_are_not_taken_for_others(timeout):
+    vector = envs.make_vec_env(Maker(Counter, length=3), 2, vectorization="async", env_timeout=timeout)
+    inner = vector.unwrapped
+    vector.reset(seed=0)
+    for _ in range(4):
+        inner.step_async(np.zeros(2, int))
+    observation, infos = vector.reset(seed=5)
+    assert observation["observation"].tolist() == [[0, 0]] * 2 and infos["t"].tolist() == [0, 0]
+    inner.step_async(np.zeros(2, int))
+    assert inner.get_attr("length") == (3, 3)
+    inner.call_async("render")
+    inner.set_attr("length", 2)
+    observation, reward, terminated, _, infos = vector.step(np.zeros(2, int))
+    assert (reward.tolist(), terminated.tolist()) == ([2, 2], [True, True])
+    inner.step_async(np.zeros(2, int))
+    assert inner.begin_next(np.array([1]))["observation"].tolist() == [[0, 0]]
     vector.close()
 
 
