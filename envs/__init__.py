@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
-from expire_span_rl.envs.gym_adapter import EnvironmentWarning
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, EnvironmentWarning
 from expire_span_rl.envs.lengths import longest_episode
 from expire_span_rl.envs.naming import import_modules, importable, load_environment, meant_ids
 from expire_span_rl.envs.registration import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,21 @@ class EnvironmentFailed(RuntimeError):
 
     problem: str
     """The last part of the line, in errors that `envs.gym_adapter.failure` makes."""
+
+
+class EnvironmentWarning(UserWarning):
+    """A problem of an environment that does not stop it."""
+
+
+_WARNINGS: set[str] = set()
+"""Warnings that were issued once."""
+
+
+def warn_once(message: str) -> None:
+    """Issues a warning of one line, the first time in this process."""
+    if message not in _WARNINGS:
+        _WARNINGS.add(message)
+        warnings.warn(message, EnvironmentWarning, stacklevel=3)
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], nearest: Iterable[str] | None = None) -> EnvError:

@@ -31,7 +31,7 @@ from gymnasium import spaces
 
 from expire_span_rl.envs.cells import IMAGE, cells_space, fits_cells
 from expire_span_rl.envs.core_adapters import SingleEnv
-from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, EnvironmentWarning, warn_once
 from expire_span_rl.envs.infos import last_info_problem, plain_info
 from expire_span_rl.envs.masks import (
     BY_METHOD,
@@ -49,10 +49,6 @@ from expire_span_rl.spaces import ACTION_MASK, Flattener, SpaceError, previous_a
 SEEDS = 2**31
 """Environments get seeds below this, since NumPy's legacy generator and many simulators accept none above 2^32."""
 LARGEST_REWARD = float(np.finfo(np.float32).max)
-
-
-class EnvironmentWarning(UserWarning):
-    """A problem of an environment that does not stop it."""
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -340,14 +336,7 @@ def failure(name: str, index: int | None, location: str, problem: str) -> Enviro
 def warn_outside(name: str, entries: set[str]) -> None:
     """Warns once, in one line, that observations leave their declared bounds."""
     names = ", ".join(map(repr, sorted(entries)))
-    message = f"{name}: observation {names} is outside the bounds of its space at times; it is read as it is"
-    if message not in _WARNINGS:
-        _WARNINGS.add(message)
-        warnings.warn(message, EnvironmentWarning, stacklevel=2)
-
-
-_WARNINGS: set[str] = set()
-"""Warnings that were issued; each is issued once."""
+    warn_once(f"{name}: observation {names} is outside the bounds of its space at times; it is read as it is")
 
 
 def check_reset_result(result: Any) -> tuple[Any, Mapping[str, Any]]:

@@ -5,12 +5,15 @@ A vector of somebody else has no environments that could be asked, whatever its 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorObservationWrapper, VectorWrapper
 
+from expire_span_rl.envs.cells import cells_space, image_space
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv
 
 
@@ -29,6 +32,26 @@ def find_horizon(env: VectorEnv) -> Any:
     if have_attribute(env, "memory_horizon"):
         return cast(Any, env.unwrapped).get_attr("memory_horizon")[0]
     return None
+
+
+def cells_inside(env: VectorEnv) -> dict[str, spaces.Space]:
+    """`cells.cells_space` of the environments of one of Gymnasium's own vectors, whose wrappers leave the image as it
+    is; {} for any other vector. Those in processes cannot be looked at, so one more is made here for a moment."""
+    inner = env.unwrapped
+    if image_space(env.single_observation_space) is None or not have_attribute(env, "gen_obs_grid"):  # of MiniGridEnv
+        return {}
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, VectorObservationWrapper) or not _has_image_of(env, env.env):
+            return {}
+        env = env.env
+    if isinstance(inner, SyncVectorEnv):
+        return cells_space(inner.envs[0])
+    with contextlib.closing(cast(AsyncVectorEnv, inner).env_fns[0]()) as single:
+        return cells_space(single)
+
+
+def _has_image_of(env: VectorEnv, other: VectorEnv) -> bool:
+    return image_space(env.single_observation_space) == image_space(other.single_observation_space)
 
 
 def has_tasks(env: VectorEnv) -> bool:

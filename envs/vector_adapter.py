@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from expire_span_rl.envs.batches import as_array, as_batch_of_one, as_column, holds_objects, split_rows, take_rows
-from expire_span_rl.envs.cells import ENCODERS, forced_cells
+from expire_span_rl.envs.cells import ENCODERS, fits_cells, forced_cells
 from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, expect_choice
 from expire_span_rl.envs.gym_adapter import (
     LARGEST_REWARD,
@@ -30,7 +30,13 @@ from expire_span_rl.envs.gym_adapter import (
     warn_outside,
 )
 from expire_span_rl.envs.infos import last_info_problem, plain_column, plain_info
-from expire_span_rl.envs.inner_envs import complete_final_info, find_horizon, has_tasks, have_attribute
+from expire_span_rl.envs.inner_envs import (
+    cells_inside,
+    complete_final_info,
+    find_horizon,
+    has_tasks,
+    have_attribute,
+)
 from expire_span_rl.envs.masks import (
     BY_METHOD,
     IN_INFO,
@@ -75,13 +81,13 @@ class AdaptedVectorEnv(VectorWrapper):
         """Sets the spaces and the source of masks, from the environment's spaces and one reset."""
         space, has_mask = remove_mask(env.single_observation_space)
         previous_action_space(env.single_action_space)  # raises SpaceError for actions that no policy supports
-        self._flatten = Flattener(space, forced_cells(env.single_observation_space) if encoder == "cells" else {})
+        observation, infos = check_reset_result(self._call(lambda: env.reset(seed=0)))
+        self._flatten = Flattener(space, self._find_cells(env, encoder, observation))
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
         self._has_tasks = self._call(lambda: has_tasks(env))
         self.memory_horizon = check_horizon(self._call(lambda: find_horizon(env)))
         entries = dict(self._flatten.space.spaces)
-        _, infos = check_reset_result(self._call(lambda: env.reset(seed=0)))
         self._mask_source = self._find_mask_source(has_mask, infos)
         self._masks: ActionMasks | None = None
         if self._mask_source is not None:
@@ -89,6 +95,13 @@ class AdaptedVectorEnv(VectorWrapper):
             entries[ACTION_MASK] = self._masks.space
         self.single_observation_space = spaces.Dict(entries)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def _find_cells(self, env: VectorEnv, encoder: str, observation: Any) -> dict[str, spaces.Space]:
+        """{"image": Cells} if the image of the environments holds cells, else {}. observation: of a reset."""
+        if encoder == "cells":
+            return forced_cells(env.single_observation_space)
+        cells = self._call(lambda: cells_inside(env)) if encoder == "auto" else {}
+        return cells if cells and fits_cells(observation) else {}
 
     def _try(self) -> None:
         """Checks one reset and one step."""

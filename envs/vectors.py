@@ -31,8 +31,8 @@ from gymnasium.vector.utils import (
 )
 
 from expire_span_rl.envs.closing import closed_on_error
-from expire_span_rl.envs.errors import EnvError, EnvironmentFailed
-from expire_span_rl.envs.gym_adapter import AdaptedEnv, EnvironmentWarning
+from expire_span_rl.envs.errors import EnvError, EnvironmentFailed, EnvironmentWarning
+from expire_span_rl.envs.gym_adapter import AdaptedEnv
 from expire_span_rl.envs.infos import JoinedInfos
 from expire_span_rl.envs.timeout import overdue_message
 from expire_span_rl.envs.vector_worker import Refusal, run_worker

@@ -109,12 +109,15 @@ def single_of(env: Any, encoder: str = "auto", env_timeout: float = 0.0) -> gym.
 
 
 def as_read(make: Callable[[str], _Made], observation: Any) -> _Made:
-    """What `make` makes with the encoder ("auto" or "cells") that reads images as a policy does whose observation spec
-    is `observation`. Where no image can be read so, it is "auto", and `check_spaces` tells the difference."""
+    """What `make` makes with the encoder that reads images as a policy does whose observation spec is `observation`.
+    Where no image can be read so, it is "auto", and `check_spaces` tells the difference."""
     image = observation.get("image") if isinstance(observation, Mapping) else None
-    if isinstance(image, Mapping) and image.get("kind") == "cells":
-        with contextlib.suppress(EnvError):
-            return make("cells")
+    if not isinstance(image, Mapping):
+        return make("auto")
+    if image.get("kind") != "cells":
+        return make("plain")
+    with contextlib.suppress(EnvError):
+        return make("cells")
     return make("auto")
 
 

@@ -31,7 +31,7 @@ from expire_span_rl.policies import KINDS
 from expire_span_rl.policies.settings import FLOAT32, PRECISIONS
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 
-ENCODERS = ("auto", "cells")
+ENCODERS = ("auto", "cells", "plain")
 VECTORIZATIONS = ("auto", "sync", "async")
 SNAPSHOTS = ("thinned", "all")
 MOST_EPISODES = 10**6  # of an evaluation on the way
@@ -127,7 +127,7 @@ class RunConfig:
     that --resume FOLDER --help lists."""
     encoder: str = "auto"
     """How images are read. cells: uint8 images of three channels as MiniGrid's cells. auto: as cells only if the
-    environment says so, else as pictures."""
+    environment says so, else as pictures or numbers. plain: never as cells."""
     normalize_observations: bool = True
     """Subtract from float observations their running mean, and divide by their running standard deviation."""
     normalize_cells: bool = True

@@ -563,6 +563,15 @@ def test_the_reference_of_an_environment_says_that_it_has_cells():
         del gym.registry["Celled-v0"]
 
 
+def test_a_policy_trained_in_a_vector_of_minigrid_is_evaluated_by_the_id_and_older_ones_in_the_vector():
+    vector = _same_step("MiniGrid-Empty-5x5-v0", 2)
+    for encoder, kind in (("auto", "cells"), ("plain", "vector")):  # older ones read it as plain numbers
+        model = es.PPO("none", vector, num_steps=4, device="cpu", encoder=encoder)
+        assert model.policy.config.observation["image"]["kind"] == kind
+        for env in (None, vector):
+            assert es.evaluate(model.policy, env, episodes=2)["episodes"] == 2
+
+
 def _makes_celled():
     return es.make_env(Celled, encoder="cells", env_timeout=60)
 

@@ -300,7 +300,7 @@ BAD = {
     "no id": (["--env", "own_envs.py:"], "own_envs.py: expected one of its ids and classes"),
     "raises": (["--env", "raises.py:Own-v0"], "raises.py: cannot be imported: ZeroDivisionError: division by zero"),
     "missing dependency": (["--env", "needy.py:Own-v0"], "needy.py: cannot be imported: No module named 'wind'"),
-    "encoder": (["--encoder", "cell"], "--encoder: expected one of auto, cells, got 'cell'; did you mean 'cells'?"),
+    "encoder": (["--encoder", "cell"], "--encoder: expected one of auto, cells, plain, got 'cell'; did you mean"),
     "vectorization": (["--vectorization", "x"], "--vectorization: expected one of auto, sync, async, got 'x'"),
     "vectorization with wraps": (
         ["--wrap", "stretch=2", "--vectorization", "async"],

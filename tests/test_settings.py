@@ -169,7 +169,7 @@ def test_a_replaced_setting_must_be_one_of_the_run():
         ({"seed": 2**31}, r"--seed: expected 0 to 2\^31 - 1, got 2147483648"),
         ({"loss_tolerance": 0.01}, "--loss-tolerance: expected 0 with ppo, which learns from rewards, got 0.01"),
         ({"clip_coef": 0.0}, "--clip-coef: expected more than 0, got 0.0"),
-        ({"encoder": "cell"}, "--encoder: expected one of auto, cells, got 'cell'; did you mean 'cells'"),
+        ({"encoder": "cell"}, "--encoder: expected one of auto, cells, plain, got 'cell'; did you mean 'cells'"),
     ],
 )
 def test_what_a_config_file_says_is_checked_too(changed, message):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from env_cases import Maker, Patched, Stranger
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 from minigrid import wrappers
+from minigrid.core import constants
+from minigrid.envs import EmptyEnv
 
 from expire_span_rl import envs
+from expire_span_rl.envs import errors
 from expire_span_rl.spaces import Cells, Words
 
 
@@ -60,6 +64,70 @@ def test_cells_are_recognised_through_wrappers(wrap, expected):
         env.reset(seed=0)
 
 
+class Halves(gym.vector.VectorWrapper):
+    """A user's wrapper of a vector, with another space. (Those of Gymnasium refuse SAME_STEP.)"""
+
+    def __init__(self, env):
+        super().__init__(env)
+        image = spaces.Box(0, 127, (7, 7, 3), np.uint8)
+        self.single_observation_space = spaces.Dict({**env.single_observation_space, "image": image})
+        self.observation_space = batch_space(self.single_observation_space, 2)
+
+    def reset(self, **options):
+        observation, infos = super().reset(**options)
+        return {**observation, "image": observation["image"] // 2}, infos
+
+    def step(self, actions):
+        observation, *result = super().step(actions)
+        return {**observation, "image": observation["image"] // 2}, *result
+
+
+VECTORS = {
+    "plain": (lambda vector: vector, True),
+    "statistics": (gym.wrappers.vector.RecordEpisodeStatistics, True),
+    "halves": (Halves, False),
+}
+
+
+@pytest.mark.parametrize(("wrap", "expected"), VECTORS.values(), ids=VECTORS)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_cells_are_recognised_in_gymnasiums_vectors(kind, wrap, expected):
+    options = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    if kind == "async":
+        options["shared_memory"] = False  # which holds no missions
+    vector = envs.wrap_vec_env(wrap(gym.make_vec("MiniGrid-MemoryS7-v0", 2, kind, vector_kwargs=options)))
+    assert isinstance(vector.single_observation_space["image"], Cells) == expected
+    vector.close()
+    rgb = [wrappers.RGBImgPartialObsWrapper]
+    vector = envs.wrap_vec_env(gym.make_vec("MiniGrid-MemoryS7-v0", 2, kind, vector_kwargs=options, wrappers=rgb))
+    assert not isinstance(vector.single_observation_space["image"], Cells)
+    vector.close()
+
+
+def test_a_user_may_have_cells_read_as_numbers():
+    for made in (envs.make_env("MiniGrid-MemoryS7-v0", encoder="plain").observation_space,
+                 envs.make_vec_env("MiniGrid-MemoryS7-v0", 2, encoder="plain").single_observation_space):  # fmt: skip
+        assert made["image"] == spaces.Box(0, 255, (7, 7, 3), np.uint8) and not isinstance(made["image"], Cells)
+
+
+class Own(EmptyEnv):
+    """An environment of a user's own."""
+
+
+TABLES = {"object": "OBJECT_TO_IDX", "colour": "COLOR_TO_IDX", "state": "STATE_TO_IDX"}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_objects_that_cells_cannot_hold_are_seen_before_they_come_into_view(kind, monkeypatch):
+    assert isinstance(envs.make_env(Own).observation_space["image"], Cells)
+    monkeypatch.setitem(getattr(constants, TABLES[kind]), f"my {kind}", 11)
+    monkeypatch.setattr(errors, "_WARNINGS", set())
+    with pytest.warns(envs.EnvironmentWarning, match=f"^Own: MiniGrid's {kind} 'my {kind}' has number 11, ") as warned:
+        vector = envs.make_vec_env(Own, 2)
+    assert len(warned) == 1 and not isinstance(vector.single_observation_space["image"], Cells)
+    assert isinstance(envs.make_env("MiniGrid-Empty-5x5-v0").observation_space["image"], Cells)  # it has none of them
+
+
 def test_missions_are_words_and_the_gridworlds_have_cells():
     space = envs.make_vec_env("BabyAI-GoToLocal-v0", 2).single_observation_space
     assert isinstance(space["mission"], Words) and isinstance(space["image"], Cells)
@@ -98,7 +166,7 @@ def test_a_user_may_declare_that_an_image_holds_cells():
 
 def test_observations_that_cannot_hold_cells_are_refused():
     with pytest.raises(
-        envs.EnvError, match="^encoder: expected one of 'auto', 'cells', got 'cell'|: encoder: expected one"
+        envs.EnvError, match="^encoder: expected one of 'auto', 'cells', 'plain', got 'cell'|: encoder: expected one"
     ):
         envs.make_vec_env("CartPole-v1", 2, encoder="cell")
     with pytest.raises(envs.EnvError, match="^CartPole-v1: encoder: 'cells' needs an entry 'image' of uint8 "):
