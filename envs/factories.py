@@ -172,11 +172,14 @@ def expect_separate(envs: Sequence[gym.Env], name: str) -> None:
 
 
 def make_vector_form(factory: EnvFactory, num_envs: int) -> VectorEnv | None:
-    """Makes the environment's own vector form, if it has one that can reset in the same step; None otherwise."""
+    """Makes the environment's own vector form, if it has one that can reset in the same step and takes the keyword
+    arguments; None otherwise."""
     spec = None if factory.id is None else gym.registry[factory.id]
     if spec is None or spec.vector_entry_point is None or spec.additional_wrappers:
         return None
     vector_class = load_entry_point(spec.id, spec.vector_entry_point)
+    if not _takes(vector_class, factory.kwargs):
+        return None
     autoreset: dict[str, Any] = {}
     if vector_class is not None and "autoreset_mode" in inspect.signature(vector_class).parameters:
         autoreset = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -194,6 +197,13 @@ def make_vector_form(factory: EnvFactory, num_envs: int) -> VectorEnv | None:
         return env
     env.close()
     return None
+
+
+def _takes(vector_class: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a vector form takes these keyword arguments, such as a time limit, as far as its signature says."""
+    parameters = {} if vector_class is None else inspect.signature(vector_class).parameters
+    has_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return has_any or parameters.keys() >= kwargs.keys()
 
 
 def load_entry_point(id: str, entry_point: str | Callable[..., Any] | None) -> Any:

@@ -103,11 +103,20 @@ def test_texts_of_a_batch_are_as_many_as_environments():
     assert flatten.batched(("a", "b"), 2)["observation"].shape == (2, 9)
 
 
+class _Own(Batch):
+    def __init__(self, num_envs, masks=None):
+        super().__init__(num_envs, masks)
+
+
 def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_step():
-    gym.register("Own-v0", Counter, vector_entry_point=Batch)
+    gym.register("Own-v0", Counter, vector_entry_point=_Own)
     try:
         assert isinstance(envs.make_vec_env("Own-v0", 3).unwrapped, Batch)
         assert not isinstance(envs.make_vec_env("Own-v0", 3, vectorization="sync").unwrapped, Batch)
+        limited = envs.make_vec_env("Own-v0", 3, max_episode_steps=2)  # which a batch does not take
+        limited.reset(seed=0)
+        limited.step(np.zeros(3, int))
+        assert limited.step(np.zeros(3, int))[3].all()
     finally:
         del gym.registry["Own-v0"]
     assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
