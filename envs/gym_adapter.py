@@ -140,6 +140,15 @@ class AdaptedEnv(gym.Wrapper):
             raise
         except BaseException as error:  # noqa: BLE001, a stranger's code may raise anything
             self._fail(describe_error(error), error)
+        return self._read_first(result)
+
+    def _begin_trial(self, result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begins an episode of seed 0 for a trial. result: that of the reset, which is not repeated."""
+        self._seed = self.episode = 0
+        return self._read_first(result)
+
+    def _read_first(self, result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The first observation of an episode and its info, from what a reset returned."""
         try:
             observation, info = check_reset_result(result)
         except SpaceError as error:
@@ -259,10 +268,10 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout:
         if not isinstance(space, spaces.Space):
             raise EnvError(f"{name}: {attribute}: expected a space of Gymnasium, got {type_name(space)}")
     try:
-        adaptation = _find_adaptation(env, name, encoder, timeout)
+        adaptation, result = _find_adaptation(env, name, encoder, timeout)
         adapted_env = AdaptedEnv(env, adaptation)
         adapted_env._is_trial = True
-        observation, _ = adapted_env.reset(seed=0)
+        observation, _ = adapted_env._begin_trial(result)
         if adapted_env._masks is not None:
             action = adapted_env._masks.allowed_action(observation[ACTION_MASK])
         else:
@@ -277,10 +286,10 @@ def adapt(env: gym.Env, name: str | None = None, encoder: str = "auto", timeout:
     return adapted_env
 
 
-def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> Adaptation:
-    """Finds the properties of an environment from its spaces and one reset."""
+def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> tuple[Adaptation, Any]:
+    """Finds the properties of an environment from its spaces and one reset. Returns them and the reset's result."""
     try:
-        result = call_within(timeout, env.reset, seed=0)
+        result = call_within(timeout, env.reset, seed=0, options=None)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -297,7 +306,7 @@ def _find_adaptation(env: gym.Env, name: str, encoder: str, timeout: float) -> A
     elif ACTION_MASK in info:
         masks = IN_INFO
     shaping = isinstance(env.unwrapped, SingleEnv)
-    return Adaptation(name, replaced, masks, shaping=shaping, timeout=timeout, encoder=encoder)
+    return Adaptation(name, replaced, masks, shaping=shaping, timeout=timeout, encoder=encoder), result
 
 
 def check_horizon(horizon: Any) -> int | None:

@@ -70,18 +70,18 @@ class AdaptedVectorEnv(VectorWrapper):
         self._steps = 0
         self._timeout = timeout
         try:
-            self._study(env, encoder)
-            self._try()
+            self._try(*self._study(env, encoder))
         except EnvironmentFailed as error:
             raise EnvError(f"{self._name}: {getattr(error, 'problem', error)}") from error
         except (SpaceError, EnvError) as error:
             raise EnvError(f"{self._name}: {error}") from error
 
-    def _study(self, env: VectorEnv, encoder: str) -> None:
-        """Sets the spaces and the source of masks, from the environment's spaces and one reset."""
+    def _study(self, env: VectorEnv, encoder: str) -> tuple[Any, Mapping[str, Any]]:
+        """Sets the spaces and the source of masks, from the environment's spaces and one reset. Returns the reset's
+        observation and infos."""
         space, has_mask = remove_mask(env.single_observation_space)
         previous_action_space(env.single_action_space)  # raises SpaceError for actions that no policy supports
-        observation, infos = check_reset_result(self._call(lambda: env.reset(seed=0)))
+        observation, infos = check_reset_result(self._call(lambda: env.reset(seed=0, options=None)))
         self._flatten = Flattener(space, self._find_cells(env, encoder, observation))
         self._outside_count = 0  # entries that were reported as outside their bounds
         self.left_out = self._flatten.left_out
@@ -95,6 +95,7 @@ class AdaptedVectorEnv(VectorWrapper):
             entries[ACTION_MASK] = self._masks.space
         self.single_observation_space = spaces.Dict(entries)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        return observation, infos
 
     def _find_cells(self, env: VectorEnv, encoder: str, observation: Any) -> dict[str, spaces.Space]:
         """{"image": Cells} if the image of the environments holds cells, else {}. observation: of a reset."""
@@ -103,11 +104,12 @@ class AdaptedVectorEnv(VectorWrapper):
         cells = self._call(lambda: cells_inside(env)) if encoder == "auto" else {}
         return cells if cells and fits_cells(observation) else {}
 
-    def _try(self) -> None:
-        """Checks one reset and one step."""
+    def _try(self, observation: Any, infos: Mapping[str, Any]) -> None:
+        """Checks what a reset gave, and one step."""
         self._is_trial = True  # a trial accepts a bad reward: the run reports it
-        observation, _ = self.reset(seed=0)
-        self.step(self._trial_actions(observation))
+        entries = self._read_observation(observation, infos)
+        self._plain_infos(infos)
+        self.step(self._trial_actions(entries))
         self._is_trial = False
 
     def reset(

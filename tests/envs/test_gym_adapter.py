@@ -335,12 +335,39 @@ class Lacking(Counter):
         self.observation_space = None
 
 
+class Noting(Counter):
+    """Notes how it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def reset(self, **options):
+        self.calls.append(("reset", options["seed"]))
+        return super().reset(**options)
+
+    def step(self, action):
+        self.calls.append(("step", self.t))
+        return super().step(action)
+
+
+def test_the_check_before_a_training_is_one_reset_and_one_step():
+    env = Noting()
+    adapted = envs.wrap_env(env)
+    assert env.calls == [("reset", 0), ("step", 0)]
+    adapted.reset(seed=7)
+    vector = gym.vector.SyncVectorEnv([Noting] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    envs.wrap_vec_env(vector)
+    assert [env.calls for env in vector.envs] == [[("reset", 0), ("step", 0)], [("reset", 1), ("step", 0)]]
+
+
 INTERFACE_VIOLATIONS = [
     (Lacking, "Lacking: observation_space: expected a space of Gymnasium, got NoneType"),
     (lambda: Patched("reset", lambda env, **_: X), "Patched: reset: expected (observation, info), got float32[2]"),
     (lambda: Patched("reset", lambda env, **_: (X, 1)),
      "Patched: reset: expected (observation, info), got (ndarray, int)"),
     (lambda: Patched("reset", lambda env: X), "Patched: reset: TypeError: "),
+    (lambda: Patched("reset", lambda env, seed: (X, {})), "Patched: reset: TypeError: "),
     (lambda: Patched("step", lambda env, action: (X, 1.0, False, {})),
      "Patched: step: expected five values, got (ndarray, float, bool, dict)"),
     (lambda: Patched("step", lambda env, action: None), "Patched: step: expected five values, got NoneType"),
