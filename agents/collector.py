@@ -261,8 +261,9 @@ class Collector:
         return tensors, {"live": self.live}
 
     def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
-        """Continues from `state`. Returns False if that has no state of the environments, as when they cannot save it
-        or when actors had them. All environments then begin a new episode that the run has not had."""
+        """Continues from `state`. Returns False if that has no state of the environments, or they cannot take one, as
+        when they cannot save it or when actors had them. All environments then begin a new episode that the run has
+        not had."""
         generator_state = tensors.get("generator")
         self.notes = [] if generator_state is None else restore_generator(self.generator, generator_state)
         self.live = dict(metadata.get("live", {}))
@@ -270,7 +271,7 @@ class Collector:
         novelty = {name: tensor.numpy() for name, tensor in select_prefix("novelty/", tensors).items()}
         if self.novelty is not None and novelty:
             self.novelty.load_counts(novelty)
-        if not env_state:
+        if not env_state or not self._env_state():  # older runs saved what a user's own vector called its state
             self._reset(_new_seed(self.seed, generator_state))
             return False
         expected = {f"observation/{name}": np.asarray(entry) for name, entry in self.observation.items()}

@@ -195,17 +195,18 @@ class VectorPreviousActionReward(VectorWrapper):
         return self._entries.add(observation, self._no_action[rows], np.zeros(len(rows), np.float32))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The state of the inner environments; empty if they cannot save it."""
-        save = getattr(self.unwrapped, "state_dict", None)
-        return {} if save is None else save()
+        """The state of the inner environments; empty if they cannot save it. Only this toolkit's own batches can: what
+        another package's `state_dict` holds, and whether it is the whole state, nobody says."""
+        inner = self.unwrapped
+        return inner.state_dict() if isinstance(inner, BatchedVectorEnv) else {}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from a `state_dict`. Raises EnvError if the inner environments cannot."""
-        load = getattr(self.unwrapped, "load_state_dict", None)
-        if load is not None:
-            load(state)
+        inner = self.unwrapped
+        if isinstance(inner, BatchedVectorEnv):
+            inner.load_state_dict(state)
         elif state:
-            raise EnvError(f"environment state: expected none for {self.unwrapped}, got {sorted(state)}")
+            raise EnvError(f"environment state: expected none for {inner}, got {sorted(state)}")
 
     @property
     def memory_horizon(self) -> int | None:

@@ -132,6 +132,20 @@ def test_an_attribute_called_envs_means_nothing_in_a_vector_of_another_author(pa
     assert SB3VecEnv(vector).get_attr("envs") == [parts] * 3
 
 
+@pytest.mark.parametrize("state", [{"mean": {"x": 1.0}}, {"mean": np.zeros(3)}])
+def test_a_state_that_a_vector_of_another_author_saves_is_not_taken_for_that_of_its_episodes(state):
+    """After an update that failed, all environments begin new episodes."""
+    batch = Batch()
+    batch.state_dict, batch.load_state_dict = (lambda: state), (lambda state: None)
+    vector = envs.wrap_vec_env(batch)
+    assert vector.state_dict() == {}
+    with pytest.raises(envs.EnvError, match="^environment state: expected none for .*, got "):
+        vector.load_state_dict(state)
+    own = envs.make_vec_env("Corridor-v0", 3)
+    own.reset(seed=0)
+    assert own.state_dict().keys() == own.unwrapped.state_dict().keys() != set()
+
+
 def _ending(vector, **infos):
     """The infos of the third step of `vector`, where `infos` replace those of episodes that end."""
     step = vector.step
