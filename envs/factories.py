@@ -178,7 +178,8 @@ def make_vector_form(factory: EnvFactory, num_envs: int) -> VectorEnv | None:
     if spec is None or spec.vector_entry_point is None or spec.additional_wrappers:
         return None
     vector_class = load_entry_point(spec.id, spec.vector_entry_point)
-    if not _takes(vector_class, factory.kwargs):
+    limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+    if not _takes(vector_class, {**limit, **factory.kwargs}):  # Gymnasium passes the limit of the registration too
         return None
     autoreset: dict[str, Any] = {}
     if vector_class is not None and "autoreset_mode" in inspect.signature(vector_class).parameters:
