@@ -149,12 +149,28 @@ def _without_slots(record: Record, step: int) -> str:
     text = f"Remembers in one state of {record['state_bytes']:,} bytes, in which observations cannot be told apart."
     if is_without_decisions(record):
         return f"{text} {NO_DECISION}"
-    influence = record["audit"]["influence"][step] or 0
-    if influence < MIN_SHIFT:
-        return f"{text} Emptied, it would change no action noticeably."
-    name = _distribution_name(record)
-    text = f"{text} It matters most at step {step}: emptied, it shifts the {name} by {influence:.2f}"
-    return f"{text}." if empties_to_another_action(record, step) else f"{text}, but the action stays the same."
+    return f"{text} {_when_emptied(record, step)}"
+
+
+def _when_emptied(record: Record, step: int) -> str:
+    """What an empty memory would change: at the decisions where the environment names some, else at any step. step:
+    the one to name, of `opening_step`."""
+    audit, name = record["audit"], _distribution_name(record)
+    is_named = audit.get("decisions_named", False)
+    steps = audit["decisions"] if is_named else range(record["steps"])
+    influence = audit["influence"][step] or 0
+    if max(audit["influence"][t] or 0 for t in steps) < MIN_SHIFT:
+        return f"Emptied, it would noticeably change no action{' at a decision' if is_named else ''}."
+    count = sum(empties_to_another_action(record, t) for t in steps)
+    if count:
+        action = "action" if record.get("deterministic", True) else "most likely action"
+        places = f"at {count:,} of {len(steps):,} {'decisions' if is_named else 'steps'}, most at step {step}"
+        if len(steps) == 1:
+            places = f"at its only {'decision' if is_named else 'step'}, step {step}"
+        shift = f"where it shifts the {name} by {influence:.2f}"
+        return f"Emptied, it would noticeably change the {action} {places}, {shift}."
+    where = "Of the decisions, it matters most at" if is_named else "It matters most at"
+    return f"{where} step {step}: emptied, it shifts the {name} by {influence:.2f}, but the action stays the same."
 
 
 def _unmeasured(record: Record) -> str:
