@@ -197,10 +197,19 @@ def _nothing_mattered(record: Record, rows: Sequence[Row], swapped: Row | None) 
         text = "No memory decided: without the only one measured, every action stays"
     if swapped is None:
         return f"{text} (largest shift {largest:.2f})."
-    name = observation_name(record, record["facts"].index(swapped["fact"]))
+    name = _fact_name(record, swapped)
     alternative = would_have(record, swapped["total_swapped"]["action"])
     condition = f"But had it seen the opposite of {name}"
     return f"{text}. {condition}, the agent would have {alternative} at step {swapped['step']}."
+
+
+def _fact_name(record: Record, row: Row) -> str:
+    """The fact that a row's memory carries, by the observation that shows it. Where that is another than the row's,
+    which the page shows, both are named."""
+    facts, written = record["facts"], row["written"]
+    if facts[written] == row["fact"]:
+        return observation_name(record, written)
+    return f"{observation_name(record, facts.index(row['fact']))}, which the memory of step {written} carries"
 
 
 def _detail(record: Record, step: int) -> str:

@@ -101,9 +101,13 @@ def test_nothing_that_mattered():
     rows[1] = row(9, 7, (2, 0.004), (0, 0.98))  # a fact that was copied, or seen twice
     data = story(record(rows))
     assert data["headline"] == (
-        f"{stays}. But had it seen the opposite of the blue ball of step 0, the agent would have gone north at step 9."
+        f"{stays}. But had it seen the opposite of the blue ball of step 0, which the memory of step 7 carries, "
+        "the agent would have gone north at step 9."
     )
     assert (data["step"], data["written"], data["matters"]) == (9, 7, [])
+    shown_again = record(rows, facts=[0, *[-1] * 6, 0, -1, -1])
+    shown_again["shows"]["which"][7] = 0
+    assert "the opposite of the blue ball of step 7, the agent" in story(shown_again)["headline"]
 
 
 def test_nothing_that_was_measured():
