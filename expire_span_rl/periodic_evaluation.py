@@ -1,17 +1,22 @@
-"""Evaluations during a training. Every `--eval-every` steps, and at its end, the policy plays fresh episodes with its
-most likely actions. Their metrics join the row of the update, under Stable-Baselines3's names. The run then keeps a
-policy that met the target both in training and in an evaluation."""
+"""Evaluations during a training. Every `--eval-every` steps, and at its end, the policy plays episodes with its most
+likely actions. No training has these, nor another evaluation of the run, nor evaluate.py. Their metrics join the row of
+the update, under Stable-Baselines3's names. The run then keeps a policy that met the target both in training and in an
+evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from expire_span_rl.building import Run
+from expire_span_rl.checks import SEED_BITS
 from expire_span_rl.envs import EnvError, EnvironmentFailed, longest_episode
 from expire_span_rl.evaluation import EndlessEpisode, Protocol, evaluate_in, vector_env
 from expire_span_rl.settings import MAX_STEPS
 
 NUM_ENVS = 100
+EVALUATION_SEEDS = 2**SEED_BITS
+"""Seeds of evaluations on the way begin here, beyond those that evaluate.py takes. The kept policy is chosen by these
+episodes, so that it would do well in them by luck too."""
 
 
 class PeriodicEvaluation:
@@ -57,7 +62,8 @@ class PeriodicEvaluation:
         kwargs = {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout}
         try:
             env = vector_env(run.env_id, min(NUM_ENVS, episodes), kwargs)
-            protocol = Protocol(episodes, max_steps=max(MAX_STEPS, longest_episode(env) or 0))
+            seed = EVALUATION_SEEDS + run.trainer.updates  # of the checkpoint, so a resumed run has the same
+            protocol = Protocol(episodes, seed=seed, max_steps=max(MAX_STEPS, longest_episode(env) or 0))
             try:
                 result = evaluate_in(run.policy, env, run.env_id, protocol, check=self._check_stop)
             finally:

@@ -151,9 +151,9 @@ class RunConfig:
     """Which snapshots of the policy stay in checkpoints/. thinned: the last five, and before them one in each range of
     steps that is twice as long as the range after it."""
     eval_every: int = 0
-    """Environment steps between two evaluations on the way: fresh episodes with the environment's own settings and the
-    most likely actions. The run then keeps a policy that met the success target both in training and in an evaluation,
-    if any did, else the last. 0: none."""
+    """Environment steps between two evaluations on the way: episodes that no training and no other evaluation has, with
+    the environment's own settings and the most likely actions. The run then keeps a policy that met the success target
+    both in training and in an evaluation, if any did, else the last. 0: none."""
     n_eval_episodes: int = 100
     """Episodes of an evaluation on the way."""
     precision: str = FLOAT32

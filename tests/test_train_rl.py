@@ -208,6 +208,26 @@ def test_evaluations_on_the_way_are_logged_and_change_nothing(in_folder, monkeyp
     assert 0 <= float(rows[3]["eval/success_rate"]) <= 1 and info["env"] == "Corridor-v0" and policy is not None
 
 
+def test_evaluations_on_the_way_have_episodes_of_their_own(monkeypatch):
+    """Others each time, and none that evaluate.py could report again: it takes seeds below 2^31."""
+    seeds = []
+
+    def evaluate(*arguments, seed, **options):
+        seeds.append(seed)
+        return {"mean_return": 0.0, "mean_episode_length": 1.0, "success_rate": None, "live_memories_mean": []}
+
+    monkeypatch.setattr("expire_span_rl.periodic_evaluation.evaluate", evaluate)
+    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
+    evaluation = PeriodicEvaluation(run, lambda text: None)
+    monkeypatch.setattr(run.trainer, "keep_evaluated", lambda result: None)
+    for _ in range(2):
+        run.trainer.update()
+        evaluation.metrics()
+    evaluation.metrics()  # of the same update, as after a resume
+    assert seeds == [2**31 + 1, 2**31 + 2, 2**31 + 2]
+    run.trainer.close()
+
+
 def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
     """Success 1 in training throughout; in evaluations 1, 0.4, 1, 0.97 with a target of 0.98: the third is kept, at the
     step of the weights that were evaluated."""
