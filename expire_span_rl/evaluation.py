@@ -157,7 +157,7 @@ def evaluate_in(
     """`evaluate` in an existing vector environment (of `make_vec_env`), which is not closed. name: for messages."""
     key = env.metadata.get("difficulty_key")
     ratios = {"memory_efficiency": None, **env.metadata.get("ratios", {})}
-    session = _Session(np.zeros(env.num_envs))
+    session = _Session()
     _Player(policy, env, name, protocol).play(session, progress, check)
     episodes = session.episodes
     stores = session.live is not None
@@ -198,12 +198,14 @@ _TIME_LIMIT = """, and many environments take a time limit: --env-kwargs '{"max_
 class _Session:
     """The state of an evaluation."""
 
-    episode_live: np.ndarray
-    """[B] live memories of the current episode: the mean over layers, summed over steps."""
     episodes: list[dict[str, Any]] = field(default_factory=list)
     live: np.ndarray | None = None
     """[B,L] at the latest step; None for a memory without slots."""
-    live_sum: Any = 0.0
+    episode_sum: np.ndarray | None = None
+    """[B,L] live memories of the current episode, summed over its steps."""
+    episode_max: np.ndarray | None = None
+    """[B,L]"""
+    live_sum: Any = 0
     """[L] over the steps of all episodes that count."""
     live_max: Any = 0
     """[L]"""
@@ -237,25 +239,35 @@ class _Session:
         self.asked += asked
         self.surprise -= np.where(asked, log_prob, 0.0)
 
-    def count(self, live: torch.Tensor | None, active: np.ndarray) -> None:
-        """Counts the memories of a step. live: int64 [B,L]; active: bool [B], the environments whose episodes count."""
-        self.steps += int(active.sum())
-        if live is not None:
-            self.live = live.cpu().numpy()
-            self.live_sum = self.live_sum + self.live[active].sum(0)
-            self.live_max = np.maximum(self.live_max, self.live[active].max(0))
-            self.episode_live += self.live.mean(1)
+    def count(self, live: torch.Tensor | None) -> None:
+        """Counts the memories of a step. live: int64 [B,L]. What they are part of counts when its episode ends."""
+        if live is None:
+            return
+        self.live = live.cpu().numpy()
+        if self.episode_sum is None or self.episode_max is None:
+            self.episode_sum, self.episode_max = np.zeros_like(self.live), np.zeros_like(self.live)
+        self.episode_sum += self.live
+        np.maximum(self.episode_max, self.live, out=self.episode_max)
 
     def end_episode(self, row: int, episode_return: float, steps: int, info: Mapping[str, Any]) -> None:
         """Adds the episode that ended in a row."""
         episode = {"return": episode_return, "steps": int(steps), "info": dict(info)}
-        if self.live is not None:
-            episode["live"] = self.episode_live[row] / steps
+        self.steps += int(steps)
+        if self.live is not None and self.episode_sum is not None and self.episode_max is not None:
+            self.live_sum = self.live_sum + self.episode_sum[row]
+            self.live_max = np.maximum(self.live_max, self.episode_max[row])
+            episode["live"] = self.episode_sum[row].mean() / steps
             episode["live_last"] = self.live[row].mean()
         if self.asked is not None and self.surprise is not None:
             episode["asked"] = int(self.asked[row])
             episode["surprise"] = float(self.surprise[row])
         self.episodes.append(episode)
+
+    def begin_episodes(self, start: np.ndarray) -> None:
+        """Forgets what was counted of the episodes that ended. start: bool [B], where others begin."""
+        for totals in (self.episode_sum, self.episode_max, self.asked, self.surprise):
+            if totals is not None:
+                totals[start] = 0
 
 
 @dataclass(frozen=True)
@@ -289,7 +301,7 @@ class _Player:
             session.seconds += time.perf_counter() - began
             session.acted += batch
             active = quota > 0
-            session.count(acting.live, active)
+            session.count(acting.live)
             session.count_answers(policy, params, self.env)
             observation, reward, terminated, truncated, infos = self.env.step(actions)
             returns = returns + reward
@@ -302,9 +314,8 @@ class _Player:
                 session.end_episode(int(row), returns[row], lengths[row], final_info)
                 progress(1)
                 quota[row] -= 1
-            for totals in (returns, lengths, session.episode_live, session.asked, session.surprise):
-                if totals is not None:
-                    totals[start] = 0
+            returns[start] = lengths[start] = 0
+            session.begin_episodes(start)
             self._check_lengths(lengths, quota)
         session.memory = acting.memory()
 

@@ -112,6 +112,31 @@ def test_streams_that_ask_nothing_say_nothing_of_success():
     assert reporting.plot({"env": "Collision-v0", "policies": [named]}, "svg").startswith(b"<?xml")
 
 
+def test_the_memories_of_an_episode_that_is_lost_count_nowhere():
+    """A window longer than every episode: in n steps there are 1 to n live memories. The first of three episodes, which
+    is lost, is the longest."""
+    policy, _ = load_policy(ROOT / "pretrained/corridor-transformer_xl.safetensors")
+    for seed in range(40):
+        lengths = []
+        vector = _Loses(envs.make_vec_env("Corridor-v0", 1, max_length=30))
+        original = vector.step
+
+        def step(actions, original=original, lengths=lengths):
+            outcome = original(actions)
+            lengths.append(bool(outcome[2][0] or outcome[3][0]))
+            return outcome
+
+        vector.step = step
+        result = evaluation.evaluate_in(policy, vector, "Corridor-v0", evaluation.Protocol(2, seed, True, 1000))
+        ends = np.flatnonzero(lengths) + 1
+        lost, *counted = np.diff(ends, prepend=0).tolist()
+        if lost > max(counted):
+            break
+    assert result["live_memories_max"] == [max(counted)] * 2
+    mean = sum(n * (n + 1) / 2 for n in counted) / sum(counted)
+    assert result["live_memories_mean"] == pytest.approx([mean] * 2)
+
+
 def test_every_environment_plays_its_share():
     """Of 11 episodes in 4 environments 3, 3, 3 and 2, so that those who play short ones do not play more of them."""
     policy, _ = load_policy(ROOT / "pretrained/corridor-none.safetensors")
