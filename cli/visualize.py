@@ -14,6 +14,7 @@ import tyro
 from expire_span_rl import cli
 from expire_span_rl.checks import check_at_least, check_seed, env_keywords, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.files import last_name
 from expire_span_rl.outputs import check_outputs
 from expire_span_rl.settings import MAX_STEPS
 
@@ -115,7 +116,7 @@ def main() -> None:
         )
         task = progress.add_task("episodes", total=config.episodes)
         options["after_episode"] = lambda: progress.advance(task)
-        label = Path(config.path).name
+        label = last_name(config.path)
         showing = show_in(policy, env, name, label, seed=config.seed, episodes=config.episodes, **options)
     env.close()
     with plain_warnings():

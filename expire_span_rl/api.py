@@ -37,6 +37,7 @@ from expire_span_rl.environments import environment_of
 from expire_span_rl.envs import make_env
 from expire_span_rl.envs.closing import closed_on_error
 from expire_span_rl.evaluation import Protocol, evaluate_in, vector_env
+from expire_span_rl.files import last_name
 from expire_span_rl.policies import ActorCritic, check_spaces, load_policy, save_policy
 from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.io import policy_info, policy_observation
@@ -354,7 +355,7 @@ def show(
             actor,
             single,
             name,
-            Path(path).name,
+            last_name(path),
             seed=seed,
             episodes=episodes,
             deterministic=deterministic,

@@ -99,6 +99,11 @@ def open_already(path: Path) -> int | None:
     return {"stdin": 0, "stdout": 1, "stderr": 2}.get(match[1]) if match[1] else int(match[2] or match[3])
 
 
+def last_name(path: str | Path) -> str:
+    """The last part of a path, also of "." and "runs/..". Links keep their names."""
+    return Path(os.path.abspath(path)).name
+
+
 def mode_of(path: Path) -> int | None:
     """The mode of the file that `path` leads to; None if there is none."""
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ ALWAYS = {
     "live_memories_at_end", "memory_bytes", "acting_steps_per_second", "buckets",
 }  # fmt: skip
 """A policy's metrics in every report. `memory_efficiency` is in every report too, None where there is no oracle."""
+
+
+MAX_NAME = 60  # characters of a name in the plot
 
 
 def console() -> Console:
@@ -106,6 +111,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def policy_names(paths: Sequence[str]) -> list[str]:
+    """A name for each policy: the last part of its path, with as many folders before it as make it differ from the
+    others. What is alike even so has a number."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for own in parts:
+        count = 1
+        while count < len(own) and any(other != own and other[-count:] == own[-count:] for other in parts):
+            count += 1
+        names.append(shown("/".join(own[-count:]).removesuffix(".safetensors"), MAX_NAME))
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = name if seen[name] == 1 else f"{name}, {seen[name]}"
+    return names
+
+
 def plot(report: Mapping[str, Any], ending: str) -> bytes:
     """Success (or return) and live memories by difficulty, one line per policy. Returns a file's contents.
 
@@ -118,11 +140,11 @@ def plot(report: Mapping[str, Any], ending: str) -> bytes:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     policies = report["policies"]
     with_success = policies[0]["success_rate"] is not None
-    for i, policy in enumerate(policies):
+    names = policy_names([policy["path"] for policy in policies])
+    for i, (policy, name) in enumerate(zip(policies, names, strict=True)):
         style = {"marker": "os^Dv"[i % 5], "markersize": max(4, 9 - 2 * i), "linestyle": ("-", "--", ":", "-.")[i % 4]}
-        path, buckets = Path(policy["path"]), policy["buckets"]
-        name = path.stem if path.suffix else path.name
-        label = f"{policy['memory']} ({shown(name, 60)})".replace("$", r"\$")  # no formula
+        buckets = policy["buckets"]
+        label = f"{policy['memory']} ({name})".replace("$", r"\$")  # no formula
         x = [(bucket["low"] + bucket["high"]) / 2 for bucket in buckets]
         nothing = (math.nan, math.nan)  # a gap in the line, where no episode says anything about success
         y = [bucket["success_rate" if with_success else "mean_return"] for bucket in buckets]
@@ -142,7 +164,7 @@ def plot(report: Mapping[str, Any], ending: str) -> bytes:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    name = shown(report["env"], 60).replace("$", r"\$")
+    name = shown(report["env"], MAX_NAME).replace("$", r"\$")
     figure.suptitle(f"{name}: what is remembered, and what it takes (bands: 95% intervals)", fontsize=11)
     data = io.BytesIO()
     figure.savefig(data, format=ending, dpi=120)

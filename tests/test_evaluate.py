@@ -20,6 +20,7 @@ from expire_span_rl import envs, evaluation, reporting, spaces
 from expire_span_rl.building import environment_seed
 from expire_span_rl.evaluation_metrics import fill_missing_success, wilson
 from expire_span_rl.policies import ActorCritic, load_policy, save_policy
+from expire_span_rl.reporting import policy_names
 
 
 def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch, capsys):
@@ -277,6 +278,16 @@ def test_wilson_interval_known_values():
     """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_a_plot_names_each_policy_by_its_own_name(tmp_path, monkeypatch):
+    """Names of runs have dots. Folders tell policies of one name apart; the same policy twice has a number."""
+    monkeypatch.chdir(tmp_path)
+    assert policy_names(["runs/lr0.001", "runs/lr0.01", "a.safetensors"]) == ["lr0.001", "lr0.01", "a"]
+    assert policy_names(["."]) == [tmp_path.name]
+    two = policy_names(["x/a/policy.safetensors", "x/b/policy.safetensors"])
+    assert two == ["a/policy", "b/policy"]
+    assert policy_names(["a", "a/", "a.safetensors"]) == ["a", "a, 2", "a, 3"]
 
 
 def _foreign(path: Path) -> None:

@@ -137,6 +137,14 @@ def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     assert (env.unwrapped.core.view_size, env.unwrapped.core.max_length) == (5, 7)
 
 
+def test_the_folder_that_one_is_in_has_a_name(tmp_path, monkeypatch, capsys):
+    saved(tmp_path / "policy.safetensors", max_length=5)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, capsys, ".", "--json", "m.json")[0] == 0
+    (told,) = json.loads((tmp_path / "m.json").read_text())["episodes"]
+    assert told["policy"] == tmp_path.name
+
+
 BAD = [
     (["nowhere"], "nowhere: expected a policy file or a run directory, found nothing there"),
     (["{p}", "--out", "x.jpg"], "--out: expected a file name that ends in .html or .png or .pdf or .svg, got 'x.jpg'"),
