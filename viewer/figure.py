@@ -188,7 +188,7 @@ def _write_header(figure: Figure, policy: ActorCritic, title: str, subtitle: str
     config = policy.config
     width, height = figure.get_size_inches()
     left = LEFT / width
-    colour = GOOD if ": success" in title else BAD if ": failure" in title else INK
+    colour = GOOD if ": success," in title else BAD if ": failure," in title else INK
     layers = config.core.num_layers
     shape = f"memory kind {config.memory}, {layers} layer{'s' * (layers != 1)}"
     if layer is not None:

@@ -220,7 +220,8 @@ def outcome(episode: Episode) -> str:
     text = f"return {episode.rewards.sum():.4g} in {steps} step{'s' * (steps != 1)}"
     success = plain_value(episode.info.get("is_success"))
     if isinstance(success, (bool, int, float)) and episode.ended != "stopped":
-        text = f"{'success' if success else 'failure'}, {text}"
+        words = "failure" if success == 0 else "success" if success == 1 else f"success {success:.4g}"
+        text = f"{words}, {text}"
     return text + {"truncated": ", time limit reached", "stopped": ", stopped before its end"}.get(episode.ended, "")
 
 

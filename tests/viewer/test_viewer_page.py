@@ -318,6 +318,21 @@ def test_the_first_screen_tells_the_story(open_page, corridor, viewport, scheme)
     assert tab.page.evaluate("scrollY") == 0 and tab.troubles == []
 
 
+def test_success_and_failure_have_colours_whether_they_are_flags_or_numbers(open_page, corridor):
+    tab = open_page(corridor[0])
+    found = tab.page.evaluate("""() => [["success", 1], ["failure", 0], ["success 0.01", 0.01]].map(([word, share]) => {
+      page.record.info.is_success = share;
+      page.record.outcome = `${word}, return 1 in 2 steps`;
+      describe(page);
+      return `${byId("title").className} ${byId("title").textContent}`;
+    })""")
+    rest = ", return 1 in 2 steps"
+    assert found == [
+        f"{colour} Corridor-v0: {word}{rest}"
+        for colour, word in (("good", "success"), ("bad", "failure"), ("", "success 0.01"))
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_button_saves_the_picture(open_page, corridor, tmp_path, scheme):
     """A PNG of the step, written without a request. It has the world, the view and the timelines of the page."""

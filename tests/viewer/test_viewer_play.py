@@ -147,6 +147,9 @@ def test_a_seed_gives_the_same_drawn_actions_and_another_seed_others():
     [
         ([0, 1], "terminated", {"is_success": True}, "success, return 1 in 2 steps"),
         ([0], "truncated", {"is_success": False}, "failure, return 0 in 1 step, time limit reached"),
+        ([0, 1], "terminated", {"is_success": 1.0}, "success, return 1 in 2 steps"),
+        ([0], "terminated", {"is_success": 0}, "failure, return 0 in 1 step"),
+        ([0], "terminated", {"is_success": np.float64(0.01)}, "success 0.01, return 0 in 1 step"),
         ([0.5, 0.25], "terminated", {}, "return 0.75 in 2 steps"),
         ([0, 0], "stopped", {"is_success": False}, "return 0 in 2 steps, stopped before its end"),
     ],

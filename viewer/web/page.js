@@ -214,11 +214,11 @@ async function unpack(text) {
 
 /** The texts that do not change while an episode is shown. */
 function describe(page) {
-  const { record } = page, title = byId("title"), success = record.info.is_success;
+  const { record } = page, title = byId("title");
   const [result, ...details] = record.outcome.split(", ");
   byId("headline").textContent = record.story.headline;
   byId("detail").textContent = record.story.detail;
-  title.className = success === true ? "good" : success === false ? "bad" : "";
+  title.className = { success: "good", failure: "bad" }[result] ?? ""; // a share of success has no colour
   title.replaceChildren(`${record.env}: `, element("b", "", result), details.length ? `, ${details.join(", ")}` : "");
   byId("about").textContent = aboutTexts(record).join(" · ");
   const hasSlots = record.layers.length > 0;
