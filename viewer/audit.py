@@ -88,12 +88,6 @@ def emptied(policy: ActorCritic, episode: Episode) -> Tensor:
     return policy.step(observations, acting, torch.ones(steps, dtype=torch.bool, device=policy.device))[0]
 
 
-def influence(policy: ActorCritic, episode: Episode) -> np.ndarray:
-    """The influence of memory as a whole, [T]: the total variation between the actions' distribution and that of the
-    same policy had the episode begun with this observation."""
-    return shifts(policy, emptied(policy, episode), episode.params)
-
-
 def _changes_action(policy: ActorCritic, params: Tensor, base: Tensor) -> list[bool]:
     """Whether the most likely action differs between distributions with parameters [T,P]."""
     differs = policy.actions.mode(params.double()) != policy.actions.mode(base.double())
@@ -136,11 +130,10 @@ def audit(
 ) -> dict[str, Any]:
     """Measures at each decision what the `count` most attended memories change. The result is JSON-able.
 
-    `influence` [T] and `decisions` are those of the functions of that name. `changes_action` [T] says whether another
-    action is the most likely one with an empty memory. `decisions_named` says whether the
-    environment names the decisions, and `measured_per_decision` is `count`. `memories` is a list with one entry for
-    each memory and decision: what became of the decision under the four EFFECTS. swap: from what an environment
-    shows to its counterpart, None if it has none. names: `action_names`, by default the labels of the policy's actions.
+    `influence` [T] is the total variation between the actions' distribution and that of `emptied`. `decisions` are
+    those of the function of that name; `decisions_named`: whether the environment names them. `changes_action` [T]:
+    whether the most likely action is another one with an empty memory. `memories` has an entry for each memory and
+    decision: what became of it under the EFFECTS. swap: what an environment shows -> its counterpart.
     """
     names = policy.actions.labels() if names is None else names
     params_emptied = emptied(policy, episode)

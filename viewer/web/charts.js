@@ -65,9 +65,4 @@ class Charts {
   move() {
     for (const plot of this.plots) plot.setCursor({ left: plot.valToPos(this.page.t, "x"), top: 10 }, false);
   }
-
-  resize() {
-    for (const plot of this.plots) plot.setSize({ width: this.box.clientWidth, height: 128 });
-    this.move();
-  }
 }
