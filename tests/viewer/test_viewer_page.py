@@ -257,6 +257,11 @@ def test_with_the_keyboard_alone_a_memory_is_chosen_and_its_effect_told(open_pag
     effects += [row[name] for row in rows for name in ("direct_removed", "direct_swapped")]
     assert len(rows) == 2
     assert text.count("instead") == sum(effect["action"] != rows[0]["base"]["action"] for effect in effects)
+    tab.page.locator("#effect summary").press("Space")  # it folds the details, and does not play
+    tab.until("!document.querySelector('#effect details').open")
+    assert tab.page.evaluate("page.timer") is None
+    tab.page.locator("#effect summary").press("Space")
+    tab.until("document.querySelector('#effect details').open")
     tab.page.evaluate("page.choose(138)")  # it has as much attention, and no effect
     tab.until("page.chosen === 138 && !page.due")
     assert "no difference" in tab.page.inner_text("#effect")

@@ -328,7 +328,7 @@ function pressKey(event) {
     D: () => page.nextDecision(true),
     s: () => savePicture(page),
   };
-  if (event.target.tagName !== "BUTTON") actions[" "] = () => page.play(!page.timer);
+  if (!["BUTTON", "SUMMARY"].includes(event.target.tagName)) actions[" "] = () => page.play(!page.timer);
   if (!(event.key in actions)) return;
   event.preventDefault();
   actions[event.key]();
