@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,8 @@ def page(episodes: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> b
         "SCRIPT": "\n".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     text = (WEB / "page.html").read_text(encoding="utf-8")
-    for name, value in parts.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text.encode()
+    # In one go: a text of the user's may look like a place, too.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], text).encode()
 
 
 def _summary_data(summary: Mapping[str, Any]) -> dict[str, Any]:

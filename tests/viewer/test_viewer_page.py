@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from viewer_browser import CONTRAST, NARROW, WIDE, check_step, live_attention, make_page
+from viewer_browser import CONTRAST, NARROW, WIDE, Tab, check_step, live_attention, make_page
 from viewer_cases import CONFIGS, SHIPPED, make_policy
 
 from expire_span_rl.envs import make_env, render_observation
 from expire_span_rl.policies import KINDS, save_policy
+from expire_span_rl.viewer.page import page
+from expire_span_rl.viewer.summary import summary
 
 CORRIDOR = {"min_length": 100}
 
@@ -336,6 +338,25 @@ def test_success_and_failure_have_colours_whether_they_are_flags_or_numbers(open
         f"{colour} Corridor-v0: {word}{rest}"
         for colour, word in (("good", "success"), ("bad", "failure"), ("", "success 0.01"))
     ]
+
+
+def test_a_text_that_looks_like_a_place_of_the_page_stays_a_text(corridor):
+    record = {**corridor[1][0], "env": "{{DATA}}", "outcome": "{{SCRIPT}} {{LICENCE}}"}
+    text = page([{"record": record, "film": None, "seen": None}], summary([record])).decode()
+    assert "<title>{{DATA}}: {{SCRIPT}} {{LICENCE}}</title>" in text
+    assert text.count("{{SCRIPT}}") == 2 and text.count('id="episode-0"') == 1  # in the title and in the list
+
+
+def test_a_page_that_was_cut_or_changed_says_so(browser, corridor, tmp_path):
+    text = corridor[0].read_text()
+    begin = '<script type="application/json" id="list">'
+    assert begin in text
+    path = tmp_path / "broken.html"
+    path.write_text(text.replace(begin, begin + "oh"))
+    tab = Tab(browser.new_page())
+    tab.page.goto(f"file://{path}")
+    tab.until("document.querySelector('#title').textContent.startsWith('The page could not be read: ')")
+    tab.page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -334,7 +334,7 @@ function pressKey(event) {
   actions[event.key]();
 }
 
-function begin() {
+async function begin() {
   const list = JSON.parse(byId("list").textContent);
   byId("episodes").hidden = list.length < 2;
   const options = list.map(({ seed, outcome }, i) => new Option(`${i + 1}. seed ${seed}: ${outcome}`, i));
@@ -343,10 +343,10 @@ function begin() {
   byId("address-note").hidden = location.protocol === "about:";
   listen();
   const { e, t } = parseAddress(), index = e !== undefined && e < list.length ? e : 0;
-  page.open(index, t).catch((error) => {
-    byId("title").textContent = `The page could not be read: ${error.message}`;
-    throw error;
-  });
+  await page.open(index, t);
 }
 
-begin();
+begin().catch((error) => {
+  byId("title").textContent = `The page could not be read: ${error.message}`;
+  throw error;
+});
