@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
-from expire_span_rl.checks import is_number
+from expire_span_rl.checks import is_number, quoted
 from expire_span_rl.devices import choose_device, random_numbers_of
 from expire_span_rl.env_objects import (
     Environment,
@@ -43,7 +43,7 @@ from expire_span_rl.policies.encoders.extractor import FeaturesExtractor
 from expire_span_rl.policies.io import policy_info, policy_observation
 from expire_span_rl.protocols import Policy
 from expire_span_rl.run_directory import RunDirectory, save_best
-from expire_span_rl.run_files import check_run_dir
+from expire_span_rl.run_files import check_run_dir, is_of_a_run
 from expire_span_rl.settings import MAX_STEPS, RunConfig, resolve
 from expire_span_rl.visualization import AUDITED, Showing, environment_for, show_in
 
@@ -168,7 +168,9 @@ class Model:
         """Writes the policy, a safetensors file that `load`, evaluate.py and visualize.py read.
 
         best: not the latest policy, but the latest that meets the success target and holds at most 20% more memories
-        than the smallest, if there is one."""
+        than the smallest, if there is one. Raises ValueError, one line, for a file that a run writes itself."""
+        if is_of_a_run(Path(path)):
+            raise ValueError(f"path: expected another file than a run's own, got {quoted(path)}")
         self._set_info()
         if best:
             save_best(self._run, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expire_span_rl.checks import shown
 from expire_span_rl.files import OutputError, mode_of, name_of_mode, open_already, takes_bytes, write_atomically
-from expire_span_rl.run_files import is_own_name, is_run, remember_output
+from expire_span_rl.run_files import is_of_a_run, remember_output
 
 
 def write_output(path: str | Path, data: bytes) -> None:
@@ -86,6 +86,5 @@ def _is_input(path: Path, inputs: list[str]) -> bool:
 
 
 def _belongs_to_a_run(path: Path) -> bool:
-    """Whether a file that is there is a policy or a checkpoint, or in a run directory one of those that the run
-    writes."""
-    return path.suffix == ".safetensors" or (is_own_name(path.name) and is_run(path.parent))
+    """Whether a file that is there is a policy or a checkpoint, or one of those that a run writes."""
+    return path.suffix == ".safetensors" or is_of_a_run(path)

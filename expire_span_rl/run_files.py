@@ -209,6 +209,14 @@ def is_own_name(name: str) -> bool:
     return name in _PLAIN or bool(_OWN.fullmatch(name) or _TEMPORARY.fullmatch(name))
 
 
+def is_of_a_run(path: Path) -> bool:
+    """Whether a file at `path` would be one of those that a run writes into its directory, or into its checkpoints."""
+    path = Path(os.path.realpath(path))
+    if path.parent.name == "checkpoints" and _SNAPSHOT.fullmatch(path.name):
+        return is_run(path.parent.parent)
+    return is_own_name(path.name) and is_run(path.parent)
+
+
 def _is_snapshot(file: Path) -> bool:
     return file.is_file() and bool(_SNAPSHOT.fullmatch(file.name) or _TEMPORARY.fullmatch(file.name))
 

@@ -149,6 +149,24 @@ def test_a_run_directory_grows_with_its_model_and_belongs_to_it(tmp_path, model)
         es.PPO("gru", **SMALL).learn(ROLLOUT, run_dir=run)
 
 
+def test_a_policy_replaces_no_file_of_a_run(tmp_path, model):
+    run = tmp_path / "run"
+    model.learn(ROLLOUT, run_dir=run)
+    for name in (
+        "config.json",
+        "policy.safetensors",
+        "checkpoint.safetensors",
+        "checkpoints/policy_000000000.safetensors",
+    ):
+        before = (run / name).read_bytes() if (run / name).exists() else None
+        with pytest.raises(ValueError, match="^path: expected another file than a run's own, got ") as caught:
+            model.save(run / name)
+        assert "\n" not in str(caught.value)
+        assert before == ((run / name).read_bytes() if (run / name).exists() else None)
+    model.save(run / "mine.safetensors")
+    assert es.load(run / "mine.safetensors").info["timesteps"] == ROLLOUT
+
+
 def test_a_saved_policy_acts_as_the_model_did(tmp_path, model):
     model.learn(ROLLOUT).save(tmp_path / "p.safetensors")
     policy = es.load(tmp_path / "p.safetensors")
