@@ -134,15 +134,16 @@ class Model:
             raise ValueError("run_dir: expected the name of a folder, got ''")
         run, trainer = self._run, self._run.trainer
         path = None if run_dir is None else Path(run_dir)
-        if path is not None and path != self._directory:
+        place = None if path is None else path.resolve()  # the same folder may have several names
+        if path is not None and place != self._directory:
             check_run_dir(path, resume=False, overwrite=run.settings.run.overwrite)
         trainer.stop.clear()
         trainer.go_on(int(total_timesteps))
         run.settings = run.settings.replace(total_timesteps=trainer.total_timesteps, run_dir=str(run_dir or ""))
         files = None
         if path is not None:
-            files = RunDirectory.again(path, run) if path == self._directory else RunDirectory.begin(path, run)
-            self._directory = trainer.log_dir = path
+            files = RunDirectory.again(path, run) if place == self._directory else RunDirectory.begin(path, run)
+            self._directory = trainer.log_dir = place
 
         def report(metrics: dict[str, float]) -> Any:
             self.metrics = metrics

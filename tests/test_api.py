@@ -149,6 +149,14 @@ def test_a_run_directory_grows_with_its_model_and_belongs_to_it(tmp_path, model)
         es.PPO("gru", **SMALL).learn(ROLLOUT, run_dir=run)
 
 
+def test_a_run_directory_may_be_named_in_several_ways(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.learn(ROLLOUT, run_dir=tmp_path / "run")
+    for name in ("run", "./run/", "run/../run"):
+        model.learn(ROLLOUT, run_dir=name)
+    assert len(log(tmp_path / "run")) == 4
+
+
 def test_a_policy_replaces_no_file_of_a_run(tmp_path, model):
     run = tmp_path / "run"
     model.learn(ROLLOUT, run_dir=run)
