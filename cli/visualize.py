@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import check_at_least, check_seed, env_keywords, quoted, shown
+from expire_span_rl.checks import EPISODE_SEED_BITS, check_at_least, check_seed, env_keywords, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import last_name
 from expire_span_rl.outputs import check_outputs
@@ -65,7 +65,7 @@ class VisualizeConfig:
     """Also write every number of the page to this file (.json)."""
 
     def __post_init__(self):
-        check_seed(self, bits=63)
+        check_seed(self, bits=EPISODE_SEED_BITS)
         check_at_least(self, max_steps=1, episodes=1, audit=0)
         _check_ending("--out", self.out, (".html", *PICTURES))
         for flag, endings in (("png", PICTURES), ("video", (".mp4",)), ("json", (".json",))):

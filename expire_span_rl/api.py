@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
-from expire_span_rl.checks import is_number, quoted
+from expire_span_rl.checks import EPISODE_SEED_BITS, SEED_BITS, is_number, quoted, shown
 from expire_span_rl.devices import choose_device, random_numbers_of
 from expire_span_rl.env_objects import (
     Environment,
@@ -297,6 +297,7 @@ def evaluate(
     `max_steps` steps.
     """
     _check_counts({"episodes": episodes, "num_envs": num_envs, "max_steps": max_steps})
+    seed = _checked_seed(seed, SEED_BITS)
     actor, info, path = _find_policy(policy, choose_device(device).name)
     protocol = Protocol(episodes, seed, deterministic, max_steps)
     if env is None or isinstance(env, str):
@@ -339,6 +340,7 @@ def show(
     """
     _check_counts({"episodes": episodes, "max_steps": max_steps})
     _check_counts({"audit": audit}, least=0)
+    seed = _checked_seed(seed, EPISODE_SEED_BITS)
     actor, info, path = _find_policy(policy, "cpu")
     with _playing_in(env), contextlib.ExitStack() as stack:
         if env is None or isinstance(env, str):
@@ -377,6 +379,13 @@ def _check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {count!r}")
+
+
+def _checked_seed(seed: Any, bits: int) -> int:
+    """The seed. Raises ValueError, one line, for what is no whole number from 0 to 2^bits - 1."""
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool) and 0 <= int(seed) < 2**bits:
+        return int(seed)
+    raise ValueError(f"seed: expected a whole number from 0 to 2^{bits} - 1, got {shown(repr(seed), 60)}")
 
 
 def _find_policy(policy: Any, device: str) -> tuple[Any, dict[str, Any], str]:

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 SEED_BITS = 31
 """Seeds are multiplied, so that the environments of different runs do not overlap: the products fit into 64 bits."""
+EPISODE_SEED_BITS = 63
+"""Of the seed of a single episode, which nothing multiplies."""
 USER_TEXT = 200  # characters of the user's own text, or of a file's, that a message repeats
 MOST_THREADS = 1024
 """More threads of PyTorch than any machine has use for. Hundreds of thousands end the process."""

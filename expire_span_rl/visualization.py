@@ -68,6 +68,11 @@ class Showing:
     """Their names."""
     episodes: list[PlayedEpisode]
 
+    def __repr__(self) -> str:
+        count = len(self.episodes)
+        episodes = f"{count} episode{'s' * (count != 1)}"
+        return f'<Showing of {episodes}, {shown(self.title)}; save("memory.html") writes the page>'
+
     @property
     def numbers(self) -> dict[str, Any]:
         """All numbers of the page, JSON-able."""

@@ -247,6 +247,18 @@ def test_show_is_a_page_in_a_notebook_and_in_files(tmp_path):
         assert (tmp_path / f"memory{ending}").read_bytes().startswith(beginning)
     with pytest.raises(ValueError, match=r"expected a file name that ends in \.html or"):
         shown.save(tmp_path / "memory.gif")
+    assert repr(shown) == f'<Showing of 1 episode, {shown.title}; save("memory.html") writes the page>'
+
+
+@pytest.mark.parametrize("seed", [1.5, None, -1, True, "3", 2**63])
+def test_a_seed_is_a_whole_number(seed, model):
+    for play in (es.evaluate, es.show):
+        with pytest.raises(
+            ValueError, match=r"^seed: expected a whole number from 0 to 2\^(31|63) - 1, got "
+        ) as caught:
+            play(model, episodes=1, seed=seed)
+        assert "\n" not in str(caught.value)
+    assert es.show(model, seed=np.int64(2**62), audit=0).numbers["episodes"][0]["seed"] == 2**62
 
 
 def _same_step(id: str, num_envs: int):
