@@ -51,7 +51,7 @@ class VisualizeConfig:
     stochastic: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
     max_steps: int = MAX_STEPS
-    """Most steps of an episode. A longer one is refused."""
+    """Most steps of an episode. The command stops with an error if one is longer."""
     audit: int = 3
     """At every decision, measure whether it changes without each of the most attended memories: this many of them. 0:
     no measurement."""

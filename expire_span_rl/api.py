@@ -336,7 +336,8 @@ def show(
     policy, env, env_kwargs: as for `evaluate`, but no VectorEnv. seed: of the first episode; the next ones have seed +
     1, seed + 2 and so on; no training has those from 10^12 to 2 * 10^18. audit: at every decision, measures the effect
     of this many of the memories that are attended to most; 0: no measurement.
-    Raises ValueError, one line, for a policy that cannot act there, and for an episode of more than `max_steps` steps.
+    Raises ValueError, one line, for a policy that cannot act there, and RuntimeError for an episode of more than
+    `max_steps` steps.
     """
     _check_counts({"episodes": episodes, "max_steps": max_steps})
     _check_counts({"audit": audit}, least=0)

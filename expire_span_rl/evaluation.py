@@ -46,6 +46,13 @@ class EndlessEpisode(RuntimeError):
         return type(self), (self.problem, self.advice)
 
 
+def endless(name: str, problem: str) -> EndlessEpisode:
+    """The error for an episode that is too long. name: of the environment, which the problem follows."""
+    limit = """, and many environments take a time limit: --env-kwargs '{"max_episode_steps": 1000}'"""
+    advice = f"--max-steps allows longer ones (max_steps in Python){limit if name not in env_ids() else ''}"
+    return EndlessEpisode(f"{name}{problem}", advice)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How an evaluation is played."""
@@ -191,9 +198,6 @@ def _read_info(episode: dict[str, Any], ratios: Mapping[str, Any], key: str | No
     episode["difficulty"] = float(episode["steps"] if difficulty is None else difficulty)
 
 
-_TIME_LIMIT = """, and many environments take a time limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-
-
 @dataclass
 class _Session:
     """The state of an evaluation."""
@@ -335,11 +339,10 @@ class _Player:
     def _check_lengths(self, lengths: np.ndarray, quota: np.ndarray) -> None:
         """Raises EndlessEpisode for an episode that counts and is too long. lengths, quota: [B]."""
         most = self.protocol.max_steps
-        endless = np.flatnonzero((quota > 0) & (lengths >= most))
-        if len(endless):
-            raise EndlessEpisode(
-                f"{self.name}, environment {endless[0]}: expected an episode of at most {most:,} steps, it goes on",
-                f"--max-steps allows longer ones{_TIME_LIMIT if self.name not in env_ids() else ''}",
+        rows = np.flatnonzero((quota > 0) & (lengths >= most))
+        if len(rows):
+            raise endless(
+                self.name, f", environment {rows[0]}: expected an episode of at most {most:,} steps, it goes on"
             )
 
 

@@ -16,6 +16,7 @@ from expire_span_rl.checks import shown
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import EnvError, make_env
 from expire_span_rl.envs.closing import closed_on_error
+from expire_span_rl.evaluation import endless
 from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.policies import ActorCritic, check_spaces
 from expire_span_rl.settings import MAX_STEPS
@@ -150,7 +151,7 @@ def show_in(
 
     name, label: what the environment and the policy are called. audit: at every decision, measures the effect of this
     many of the memories that are attended to most; 0: no measurement. The first PAGED episodes have pictures, later
-    ones numbers only. Raises ValueError, one line, for an episode that is longer than `max_steps`.
+    ones numbers only. Raises EndlessEpisode, one line, for an episode that is longer than `max_steps`.
     """
     names = action_names(env, policy)
     player = _Player(policy, env, names, max_steps, audit)
@@ -190,7 +191,8 @@ class _Player:
         """Plays one episode and measures it.
 
         metadata: `env`, `policy`, `seed` and `deterministic`. with_pictures: films it, and plays it again without the
-        memory that mattered. Raises ValueError, one line, for an episode that is too long or cannot be drawn."""
+        memory that mattered. Raises EndlessEpisode, one line, for an episode that is too long, and ValueError for one
+        that cannot be drawn."""
         policy, env, names, film = self.policy, self.env, self.names, Film()
         seed, watch = metadata["seed"], film if with_pictures else _no_film
         try:
@@ -199,9 +201,8 @@ class _Player:
             hint = """--env-kwargs '{"render_mode": null}' does without pictures of the world"""
             raise ValueError(f"{metadata['env']}: expected to be able to draw it ({error}); {hint}") from None
         if episode.ended == "stopped":
-            raise ValueError(
-                f"--max-steps: expected an episode of at most {self.max_steps} steps, that of seed {seed} is longer"
-            )
+            problem = f": expected an episode of at most {self.max_steps:,} steps, that of seed {seed} is longer"
+            raise endless(metadata["env"], problem)
         # The audit needs the most attended memories of a layer; one of them may be the step's own.
         lives = look(policy, episode, max(MAX_ATTENDED, self.audited + 1))
         swap = getattr(core_of(env), "swap_observation", None)

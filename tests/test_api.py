@@ -233,6 +233,10 @@ def test_evaluate_gives_what_the_script_writes(tmp_path, monkeypatch):
     assert longer["mean_episode_length"] == 50
     with pytest.raises(RuntimeError, match="Corridor-v0, environment 0: expected an episode of at most 5 steps"):
         es.evaluate(path, episodes=2, max_steps=5, env_kwargs={"min_length": 50, "max_length": 50})
+    with pytest.raises(
+        RuntimeError, match=r"^Corridor-v0: expected an episode of at most 5 steps, .*max_steps in Python"
+    ):
+        es.show(path, max_steps=5, env_kwargs={"min_length": 50, "max_length": 50})
 
 
 def test_show_is_a_page_in_a_notebook_and_in_files(tmp_path):

@@ -231,7 +231,8 @@ def test_an_evaluation_that_does_not_end_is_stopped(forget, monkeypatch, capsys)
     assert call(evaluate, [*PLAYED, "--max-steps", "50"], monkeypatch) == 1
     assert capsys.readouterr().err == (
         "error: OwnEndless-v0, environment 0: expected an episode of at most 50 steps, it goes on; --max-steps allows "
-        "longer ones, and many environments take a time limit: --env-kwargs '{\"max_episode_steps\": 1000}'\n"
+        "longer ones (max_steps in Python), and many environments take a time limit: "
+        "--env-kwargs '{\"max_episode_steps\": 1000}'\n"
     )
     arguments = [*PLAYED, "--max-steps", "30", "--env-kwargs", '{"max_episode_steps": 30}']
     assert call(evaluate, arguments, monkeypatch) == 0
