@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -83,7 +84,6 @@ def main() -> None:
 
     from expire_span_rl.devices import choose_device
     from expire_span_rl.evaluation import Protocol, compare
-    from expire_span_rl.reporting import plot, print_tables
 
     torch.set_num_threads(config.torch_threads)
     protocol = Protocol(config.episodes, config.seed, not config.stochastic, config.max_steps)
@@ -96,7 +96,19 @@ def main() -> None:
             env_kwargs=kwargs,
             num_envs=config.num_envs,
             device=choose_device(config.device).name,
+            on_stop=lambda report: _report(config, report),
         )
+    _report(config, report)
+
+
+def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
+    """Writes the files that were asked for, and prints the tables."""
+    from expire_span_rl.reporting import plot, print_tables
+
+    finished = len(report["policies"])
+    if finished < len(config.policies):
+        text = f"stopped: what follows is of the first {finished} of {len(config.policies)} policies"
+        print(text, file=sys.stderr)
     # Files first: whoever reads the tables may close the pipe early.
     with plain_warnings():
         if config.json:

@@ -75,14 +75,16 @@ def compare(
     env_kwargs: Mapping[str, Any],
     num_envs: int = 100,
     device: str = "cpu",
+    on_stop: Callable[[dict[str, Any]], Any] = lambda report: None,
 ) -> dict[str, Any]:
     """Evaluates the policies of files or run directories on the same episodes, with a progress bar on stderr. Returns
     what evaluate.py writes: `env`, `env_kwargs`, what else the episodes depend on (`seed`, `num_envs`, `deterministic`)
     and, under `policies`, the metrics of each.
 
     env, imports: what the user named, as `environments.environment_of` takes it for the first policy; env_kwargs:
-    replace those of its training. Raises ValueError, one line, before anything is played, for a policy that cannot act
-    there.
+    replace those of its training. on_stop: is called with the report of the policies that are finished, if there are
+    some, before an error or a signal ends the evaluation. Raises ValueError, one line, before anything is played, for a
+    policy that cannot act there.
     """
     import_modules(imports)  # before the policies are read, since a module may register their memory kind
     loaded = [load_policy(path, device) for path in paths]
@@ -93,26 +95,38 @@ def compare(
             sample.reset(seed=FIRST_SEED + protocol.seed * 1_000_003)
     for path, (policy, _) in zip(paths, loaded, strict=True):
         check_spaces(policy.config, sample.single_observation_space, sample.single_action_space, str(path), env_id)
-    num_envs = min(num_envs, protocol.episodes)
-    results = []
-    for path, (policy, info) in zip(paths, loaded, strict=True):
-        bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
-        with bar, random_numbers_of(protocol.seed, device):  # so that actions do not depend on policies before it
-            vector = vector_env(env_id, num_envs, kwargs)
-            try:
-                result = evaluate_in(policy, vector, env_id, protocol, progress=bar.update)
-            finally:
-                vector.close()
-        results.append({"path": str(path), "memory": policy.config.memory, "agent": info.get("agent"), **result})
-    fill_missing_success(results)
-    return {
+    report: dict[str, Any] = {
         "env": env_id,
         "env_kwargs": kwargs,
         "seed": protocol.seed,
-        "num_envs": num_envs,
+        "num_envs": min(num_envs, protocol.episodes),
         "deterministic": protocol.deterministic,
-        "policies": results,
+        "policies": [],
     }
+    try:
+        for path, (policy, info) in zip(paths, loaded, strict=True):
+            result = _compared(policy, path, report, protocol, device)
+            about = {"path": str(path), "memory": policy.config.memory, "agent": info.get("agent")}
+            report["policies"].append({**about, **result})
+    except BaseException:
+        if report["policies"]:
+            fill_missing_success(report["policies"])
+            on_stop(report)
+        raise
+    fill_missing_success(report["policies"])
+    return report
+
+
+def _compared(policy: Policy, path: str, report: Mapping[str, Any], protocol: Protocol, device: str) -> dict[str, Any]:
+    """The metrics of one of the policies that are compared, in environments of its own. report: what `compare` begins
+    with."""
+    bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
+    with bar, random_numbers_of(protocol.seed, device):  # so that actions do not depend on policies before it
+        vector = vector_env(report["env"], report["num_envs"], report["env_kwargs"])
+        try:
+            return evaluate_in(policy, vector, report["env"], protocol, progress=bar.update)
+        finally:
+            vector.close()
 
 
 def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> VectorEnv:

@@ -19,6 +19,7 @@ import train_rl
 from expire_span_rl import envs, evaluation, reporting, spaces
 from expire_span_rl.building import environment_seed
 from expire_span_rl.evaluation_metrics import fill_missing_success, wilson
+from expire_span_rl.interrupts import Interrupted
 from expire_span_rl.policies import ActorCritic, load_policy, save_policy
 from expire_span_rl.reporting import policy_names
 
@@ -278,6 +279,62 @@ def test_wilson_interval_known_values():
     """Newcombe, 1998, table I: 81 of 263 and 0 of 20."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+class EndsForOthers(gym.Env):
+    """Episodes of one step, but for policies whose first action is 1: theirs do not end."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        return self.observation_space.low, 1.0, int(action) == 0, False, {}
+
+
+@pytest.fixture
+def policies_of_which_the_last_has_no_end(in_folder):
+    """Two that act 0, and one that acts 1."""
+    gym.register("EndsForOthers-v0", entry_point=EndsForOthers)
+    env = envs.make_env("EndsForOthers-v0")
+    for name, action in (("a", 0), ("b", 0), ("c", 1)):
+        policy = ActorCritic.for_spaces(env.observation_space, env.action_space, memory="none")
+        with torch.no_grad():
+            policy.policy_head.bias[action] = 100.0
+        save_policy(policy, f"{name}.safetensors", {"env": "EndsForOthers-v0", "env_kwargs": {}, "agent": "ppo"})
+    yield ["a.safetensors", "b.safetensors", "c.safetensors"]
+    del gym.registry["EndsForOthers-v0"]
+
+
+def test_what_is_finished_is_reported_when_another_policy_has_no_end(
+    policies_of_which_the_last_has_no_end, monkeypatch, capsys
+):
+    quick = ["--episodes", "4", "--max-steps", "20", "--json", "out.json", "--plot", "out.png"]
+    assert call(evaluate, [*policies_of_which_the_last_has_no_end, *quick], monkeypatch) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("stopped: what follows is of the first 2 of 3 policies\nerror: EndsForOthers-v0, envir")
+    report = json.loads(Path("out.json").read_text())
+    assert [policy["path"] for policy in report["policies"]] == ["a.safetensors", "b.safetensors"]
+    assert report["policies"][1]["mean_return"] == 1 and Path("out.png").exists() and "b.safetensors" in said.out
+    assert call(evaluate, ["c.safetensors", *quick[:4], "--json", "none.json"], monkeypatch) == 1
+    assert not Path("none.json").exists()
+
+
+def test_what_is_finished_is_reported_after_ctrl_c(policies_of_which_the_last_has_no_end, monkeypatch, capsys):
+    evaluate_in, counts = evaluation.evaluate_in, itertools.count()
+
+    def interrupt(*arguments, **options):
+        if next(counts) == 1:
+            raise Interrupted
+        return evaluate_in(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate_in", interrupt)
+    arguments = [*policies_of_which_the_last_has_no_end, "--episodes", "4", "--json", "out.json"]
+    assert call(evaluate, arguments, monkeypatch) == 130
+    assert len(json.loads(Path("out.json").read_text())["policies"]) == 1
+    assert "of the first 1 of 3 policies\nerror: interrupted" in capsys.readouterr().err
 
 
 def test_a_plot_names_each_policy_by_its_own_name(tmp_path, monkeypatch):
