@@ -14,6 +14,7 @@ import tyro
 from expire_span_rl import cli
 from expire_span_rl.checks import MOST_THREADS, check_at_least, check_at_most, check_seed, env_keywords, quoted, shown
 from expire_span_rl.cli.notices import plain_warnings
+from expire_span_rl.files import STDOUT, open_already
 from expire_span_rl.outputs import check_outputs, write_output
 from expire_span_rl.settings import MAX_STEPS
 
@@ -102,7 +103,7 @@ def main() -> None:
 
 
 def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
-    """Writes the files that were asked for, and prints the tables."""
+    """Writes the files that were asked for, and prints the tables: where a file is stdout itself, on stderr."""
     from expire_span_rl.reporting import plot, print_tables
 
     finished = len(report["policies"])
@@ -115,7 +116,9 @@ def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
             write_output(config.json, (json.dumps(report, indent=2) + "\n").encode())
         if config.plot:
             write_output(config.plot, plot(report, Path(config.plot).suffix[1:]))
-    print_tables(report)
+    is_taken = STDOUT in (open_already(Path(path)) for path in (config.json, config.plot))
+    out = sys.stderr if is_taken else sys.stdout
+    print_tables(report, out)
     for name, path in (("results", config.json), ("plot", config.plot)):
         if path:
-            print(f"{name}: {shown(path)}")
+            print(f"{name}: {shown(path)}", file=out)

@@ -20,6 +20,7 @@ from expire_span_rl.checks import shown
 
 TEMPORARY = ".tmp"  # the ending of files that are not complete
 LONGEST_STEM = 50  # characters of the name that a temporary one repeats: names have 255 bytes at most
+STDOUT = 1  # its descriptor
 OPEN_ALREADY = re.compile(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d+))|/proc/self/fd/(\d+)")
 
 

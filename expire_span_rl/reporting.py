@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -28,15 +28,16 @@ ALWAYS = {
 MAX_NAME = 60  # characters of a name in the plot
 
 
-def console() -> Console:
-    """Prints tables on stdout: as wide as the terminal, or 140 columns in a file or a pipe. Text of a file, or a file's
-    name, is not markup."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
+def console(file: TextIO | None = None) -> Console:
+    """Prints tables, on stdout if `file` is None: as wide as the terminal, or 140 columns in a file or a pipe. Text of
+    a file, or a file's name, is not markup."""
+    width = None if (file or sys.stdout).isatty() else 140
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
-def print_tables(report: Mapping[str, Any]) -> None:
-    """The comparison on stdout."""
-    out = console()
+def print_tables(report: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """The comparison, on stdout if `file` is None."""
+    out = console(file)
     out.print(_policy_table(report))
     out.print(_bucket_table(report))
     for policy in report["policies"]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -335,6 +337,13 @@ def test_what_is_finished_is_reported_after_ctrl_c(policies_of_which_the_last_ha
     assert call(evaluate, arguments, monkeypatch) == 130
     assert len(json.loads(Path("out.json").read_text())["policies"]) == 1
     assert "of the first 1 of 3 policies\nerror: interrupted" in capsys.readouterr().err
+
+
+def test_results_on_stdout_are_alone_there(run_dir):
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(run_dir), "--episodes", "4", "--json", "/dev/stdout"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["policies"][0]["episodes"] == 4
+    assert "success [95%]" in done.stderr and "results: /dev/stdout" in done.stderr
 
 
 def test_a_plot_names_each_policy_by_its_own_name(tmp_path, monkeypatch):
