@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,6 +17,9 @@ from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import last_name
 from expire_span_rl.outputs import check_outputs
 from expire_span_rl.settings import MAX_STEPS
+
+if TYPE_CHECKING:
+    from expire_span_rl.visualization import Showing
 
 PICTURES = (".png", ".pdf", ".svg")
 MOST_TABLES = 10  # episodes of which each has its own table on the terminal
@@ -96,9 +99,6 @@ def main() -> None:
 
     from expire_span_rl.envs import import_modules
     from expire_span_rl.policies import load_policy
-    from expire_span_rl.reporting import console
-    from expire_span_rl.viewer.audit import table
-    from expire_span_rl.viewer.summary import kinds_table
     from expire_span_rl.viewer.video import check_video
     from expire_span_rl.visualization import environment_for, show_in
 
@@ -108,7 +108,11 @@ def main() -> None:
     torch.set_num_threads(1)  # the fastest for a batch of one
     import_modules(config.imports)  # before the policy is read, whose memory kind one may register
     policy, info = load_policy(config.path)
-    options = {"deterministic": not config.stochastic, "max_steps": config.max_steps, "audit": config.audit}
+    options: dict[str, Any] = {
+        "deterministic": not config.stochastic,
+        "max_steps": config.max_steps,
+        "audit": config.audit,
+    }
     few = config.episodes <= MOST_TABLES
     with plain_warnings(), Progress(console=Console(stderr=True), transient=True, disable=few) as progress:
         name, env = environment_for(
@@ -116,16 +120,33 @@ def main() -> None:
         )
         task = progress.add_task("episodes", total=config.episodes)
         options["after_episode"] = lambda: progress.advance(task)
+
+        def stopped(showing: Showing) -> None:
+            progress.stop()
+            text = f"stopped: what follows is of the first {len(showing.episodes)} of {config.episodes} episodes"
+            print(text, file=sys.stderr)
+            _report(config, name, showing)
+
+        options["on_stop"] = stopped
         label = last_name(config.path)
         showing = show_in(policy, env, name, label, seed=config.seed, episodes=config.episodes, **options)
     env.close()
+    _report(config, name, showing)
+
+
+def _report(config: VisualizeConfig, name: str, showing: Showing) -> None:
+    """Writes the files that were asked for, and prints the tables. name: of the environment."""
+    from expire_span_rl.reporting import console
+    from expire_span_rl.viewer.audit import table
+    from expire_span_rl.viewer.summary import kinds_table
+
     with plain_warnings():
         for path in config.outputs():
             showing.save(path)
     out = console()
     for trouble in sorted({played.film.trouble for played in showing.episodes if played.film.trouble}):
         print(f"{name}: the world is not shown ({shown(trouble)})", file=sys.stderr)
-    for played in showing.episodes if few else ():
+    for played in showing.episodes if config.episodes <= MOST_TABLES else ():
         if played.record["audit"]["memories"]:
             out.print(table(played.record))
     summary = showing.summary

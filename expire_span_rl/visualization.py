@@ -146,23 +146,34 @@ def show_in(
     max_steps: int = MAX_STEPS,
     audit: int = AUDITED,
     after_episode: Callable[[], None] = lambda: None,
+    on_stop: Callable[[Showing], Any] = lambda showing: None,
 ) -> Showing:
     """Plays the episodes of `seed`, seed + 1 and so on in an existing environment (of `make_env`), which is not closed.
 
     name, label: what the environment and the policy are called. audit: at every decision, measures the effect of this
     many of the memories that are attended to most; 0: no measurement. The first PAGED episodes have pictures, later
-    ones numbers only. Raises EndlessEpisode, one line, for an episode that is longer than `max_steps`.
+    ones numbers only. on_stop: is called with the episodes that are finished, if there are some, before an error or a
+    signal ends it. Raises EndlessEpisode, one line, for an episode that is longer than `max_steps`.
     """
     names = action_names(env, policy)
     player = _Player(policy, env, names, max_steps, audit)
-    showing = []
-    for i in range(episodes):
-        metadata = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
-        played = player.play(metadata, with_pictures=i < PAGED)
-        showing.append(played if i < PAGED else _numbers_only(played))
-        after_episode()
     subtitle = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
-    return Showing(policy, f"{name}: {outcome(showing[0].episode)}", subtitle, names, showing)
+    finished: list[PlayedEpisode] = []
+
+    def showing() -> Showing:
+        return Showing(policy, f"{name}: {outcome(finished[0].episode)}", subtitle, names, finished)
+
+    try:
+        for i in range(episodes):
+            metadata = {"env": name, "policy": label, "seed": seed + i, "deterministic": deterministic}
+            played = player.play(metadata, with_pictures=i < PAGED)
+            finished.append(played if i < PAGED else _numbers_only(played))
+            after_episode()
+    except BaseException:
+        if finished:
+            on_stop(showing())
+        raise
+    return showing()
 
 
 def _numbers_only(played: PlayedEpisode) -> PlayedEpisode:

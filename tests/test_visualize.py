@@ -106,6 +106,20 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     assert out.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["memory.html"]
 
 
+def test_finished_episodes_are_written_when_a_later_one_is_too_long(tmp_path, monkeypatch, capsys):
+    path = saved(tmp_path / "p.safetensors", max_length=60)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, capsys, path, "--episodes", "9", "--json", "all.json", "--audit", "0")[0] == 0
+    steps = [episode["steps"] for episode in json.loads((tmp_path / "all.json").read_text())["episodes"]]
+    short = next(i for i in range(8) if steps[i] < steps[i + 1])
+    flags = ["--seed", str(short), "--episodes", "2", "--json", "some.json", "--max-steps", str(steps[short])]
+    code, said, complaints = run(monkeypatch, capsys, path, *flags)
+    assert code == 1 and said.endswith(" -> memory.html, some.json\n")
+    assert complaints.startswith("stopped: what follows is of the first 1 of 2 episodes\nerror: Corridor-v0: ")
+    (kept,) = json.loads((tmp_path / "some.json").read_text())["episodes"]
+    assert (kept["seed"], kept["steps"]) == (short, steps[short])
+
+
 def test_what_cannot_draw_is_told_how_to_do_without(tmp_path, monkeypatch, capsys):
     from gymnasium.envs.classic_control import CartPoleEnv
     from gymnasium.error import DependencyNotInstalled
