@@ -102,7 +102,7 @@ class Showing:
             return json.dumps(self.numbers, allow_nan=False).encode()
         if ending == ".mp4":
             observations = observation_pictures(played.episode.observations, self.policy.config.observation)
-            return video(scenes(played.record, list(played.film.frames()) or None, observations), FPS)
+            return video(scenes(played.record, played.film.frames(), observations), FPS)
         return draw(
             self.policy,
             played.episode,

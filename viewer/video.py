@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -35,13 +35,16 @@ WEIGHT = "#d2601f"  # the colour of attention
 
 
 def scenes(
-    record: Mapping[str, Any], frames: Sequence[np.ndarray] | None, views: Sequence[np.ndarray]
+    record: Mapping[str, Any], frames: Iterable[np.ndarray], views: Sequence[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """A picture of each step, uint8 [height, width, 3], all of one size.
 
-    record: `viewer.record`'s. frames: of the world, None if there are none. views: a picture of each observation.
+    record: `viewer.record`'s. frames: of the world, one for each step or none at all; each is taken as it is needed.
+    views: a picture of each observation.
     """
-    world = (WIDE - 2 * MARGIN, 0) if frames is None else _fit(frames[0], WIDE - 2 * MARGIN, MAX_HEIGHT)
+    frames = iter(frames)
+    frame = next(frames, None)
+    world = (WIDE - 2 * MARGIN, 0) if frame is None else _fit(frame, WIDE - 2 * MARGIN, MAX_HEIGHT)
     top = MARGIN + world[1] + (MARGIN if world[1] else 0)
     small_views = [np.asarray(Image.fromarray(view).resize(_fit(view, VIEW, VIEW))) for view in views]
     texts = [entry for entry in record.get("entries", []) if entry["kind"] == "words"][:MAX_TEXTS]
@@ -50,8 +53,9 @@ def scenes(
     for t in range(record["steps"]):
         canvas = Image.new("RGB", (WIDE, height + height % 2), BACK)
         draw = ImageDraw.Draw(canvas)
-        if frames is not None:
-            canvas.paste(Image.fromarray(frames[t]).resize(world), ((WIDE - world[0]) // 2, MARGIN))
+        if frame is not None:
+            canvas.paste(Image.fromarray(frame).resize(world), ((WIDE - world[0]) // 2, MARGIN))
+            frame = next(frames, None)
         canvas.paste(Image.fromarray(small_views[t]), (MARGIN, top))
         _draw_step(draw, record, t, (MARGIN + 132, top))
         for i, entry in enumerate(texts):

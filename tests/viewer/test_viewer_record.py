@@ -260,8 +260,17 @@ def test_the_video_has_a_frame_per_step(tmp_path, kind, has_frames):
     data = numbers(kind, 12)
     policy = make_policy(kind)
     views = observation_pictures(play_steps(policy, 12).observations, policy.config.observation)
-    frames = [np.full((96, 800, 3), 20 * t, np.uint8) for t in range(12)] if has_frames else None
-    pictures = list(scenes(data, frames, views))
+    taken = []
+
+    def frames():
+        for t in range(12 if has_frames else 0):
+            taken.append(t)
+            yield np.full((96, 800, 3), 20 * t, np.uint8)
+
+    pictures = []
+    for picture in scenes(data, frames(), views):
+        pictures.append(picture)
+        assert len(taken) <= len(pictures) + 1  # a film of thousands of steps is never in memory as a whole
     assert len(pictures) == 12 and len({p.shape for p in pictures}) == 1 and pictures[0].shape[1] == WIDE
     (tmp_path / "x.mp4").write_bytes(video(iter(pictures), 10))
     reader = imageio.get_reader(tmp_path / "x.mp4")

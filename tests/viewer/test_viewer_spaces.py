@@ -380,7 +380,7 @@ def test_the_videos_scenes_have_one_size(kind):
     showing, _ = show_sampled(OBSERVATIONS["nested"], ACTIONS[kind])
     played, policy = showing.episodes[0], showing.policy
     seen = observation_pictures(played.episode.observations, policy.config.observation)
-    pictures = list(scenes(played.record, None, seen))
+    pictures = list(scenes(played.record, (), seen))
     assert len(pictures) == 12 and len({picture.shape for picture in pictures}) == 1
     assert all((one != other).any() for one, other in pairwise(pictures))
 
