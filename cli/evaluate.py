@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import MOST_THREADS, check_at_least, check_at_most, check_seed, env_keywords, quoted, shown
+from expire_span_rl.checks import (
+    MOST_THREADS,
+    check_at_least,
+    check_at_most,
+    check_seed,
+    check_wraps,
+    env_keywords,
+    quoted,
+    shown,
+)
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import STDOUT, open_already
 from expire_span_rl.outputs import check_outputs, write_output
@@ -42,7 +51,7 @@ class EvaluateConfig:
     by name."""
     wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Makes episodes longer (stretch=10, episodes=4 or fresh_episodes=4), or hides steps of them (occlude=5-9/20) or
-    numbers of the observation (hide=1,3). Default: as in the first policy's training. none: no wrap."""
+    numbers of the observation (hide=1,3). Default: as in the first policy's training. none, alone: no wrap."""
     episodes: int = 1000
     """Episodes that each policy plays."""
     max_steps: int = MAX_STEPS
@@ -76,9 +85,8 @@ class EvaluateConfig:
 
 def main() -> None:
     config = cli.parse(EvaluateConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
-    kwargs = env_keywords(config.env_kwargs)
-    if config.wrap:
-        kwargs["wraps"] = list(config.wrap)
+    check_wraps(config)
+    kwargs = env_keywords(config)
 
     # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch

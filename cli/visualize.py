@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from expire_span_rl import cli
-from expire_span_rl.checks import EPISODE_SEED_BITS, check_at_least, check_seed, env_keywords, quoted, shown
+from expire_span_rl.checks import (
+    EPISODE_SEED_BITS,
+    check_at_least,
+    check_seed,
+    check_wraps,
+    env_keywords,
+    quoted,
+    shown,
+)
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import last_name
 from expire_span_rl.outputs import check_outputs
@@ -46,6 +54,9 @@ class VisualizeConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object. In the policy's own environment they replace those of its
     training, name by name."""
+    wrap: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Makes episodes longer (stretch=10, episodes=4 or fresh_episodes=4), or hides steps of them (occlude=5-9/20) or
+    numbers of the observation (hide=1,3). Default: as in the policy's training. none, alone: no wrap."""
     seed: int = 0
     """Seed of the first episode. The next ones have seed + 1, seed + 2 and so on. A training with --seed 0 begins
     with the same seeds. No training has those from 1e12 to 2e18."""
@@ -90,7 +101,8 @@ def _check_ending(flag: str, path: str, endings: tuple[str, ...]) -> None:
 
 def main() -> None:
     config = cli.parse(VisualizeConfig, sys.argv[1:], _DESCRIPTION, _EXAMPLES)
-    kwargs = env_keywords(config.env_kwargs)
+    check_wraps(config)
+    kwargs = env_keywords(config)
 
     # Only now: importing torch takes a second, and a misspelled flag is answered without it.
     import torch

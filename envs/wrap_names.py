@@ -102,6 +102,8 @@ def parse_wraps(texts: Sequence[str]) -> list[BuildWrap]:
     length_factor = 1
     for text in [] if list(texts) == ["none"] else texts:
         name, equals, value = text.partition("=")
+        if text == "none":
+            raise EnvError(f"wraps: expected none alone, got it with {len(texts) - 1} more")
         if name not in WRAPS:
             raise unknown_name("wrap", name, WRAPS)
         builder = WRAPS[name].parse(value) if equals else None

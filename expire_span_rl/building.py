@@ -114,9 +114,7 @@ def build(
 def _env_kwargs(settings: Settings) -> dict[str, Any]:
     """The keyword arguments of the environment that the user has set. Raises ValueError, one line."""
     run = settings.run
-    kwargs = env_keywords(run.env_kwargs)
-    if run.wrap:
-        kwargs["wraps"] = list(run.wrap)
+    kwargs = env_keywords(run)
     if run.encoder != "auto":
         kwargs["encoder"] = run.encoder
     return kwargs

@@ -140,19 +140,27 @@ def check_seed(config: Any, bits: int = SEED_BITS) -> None:
         raise ValueError(f"--seed: expected 0 to 2^{bits} - 1, got {config.seed}")
 
 
-OF_FLAGS = {"id": "--env", "num_envs": "--num-envs", "vectorization": "--vectorization", "env_timeout": "--env-timeout"}
-"""Names that `make_vec_env` itself takes, with the flags that set them."""
+OF_FIELDS = {"id": "env", "num_envs": "num_envs", "vectorization": "vectorization", "env_timeout": "env_timeout"}
+"""Names that `make_vec_env` itself takes, with the settings that give them. Not every program has all of these."""
 
 
-def env_keywords(text: str) -> dict[str, Any]:
-    """The value of --env-kwargs. Raises ValueError, one line, for anything but an object, and for names that
-    environments cannot have, since they are the toolkit's."""
-    kwargs = json_object("--env-kwargs", text)
-    for name in kwargs.keys() & OF_FLAGS.keys():
-        raise ValueError(
-            f"--env-kwargs: expected the environment's own keyword arguments, got {name!r}, which {OF_FLAGS[name]} sets"
-        )
-    return kwargs
+def env_keywords(config: Any) -> dict[str, Any]:
+    """The keyword arguments of the environment that `env_kwargs` and `wrap` of settings or of a command line give.
+    Raises ValueError, one line, for an `env_kwargs` that is no object, and for names that environments cannot have,
+    since they are the toolkit's."""
+    kwargs = json_object("--env-kwargs", config.env_kwargs)
+    for name in kwargs.keys() & OF_FIELDS.keys():
+        field = OF_FIELDS[name]
+        whose = f"which {flag(field)} sets" if hasattr(config, field) else "which is the toolkit's"
+        raise ValueError(f"--env-kwargs: expected the environment's own keyword arguments, got {name!r}, {whose}")
+    return {**kwargs, "wraps": list(config.wrap)} if config.wrap else kwargs
+
+
+def check_wraps(config: Any) -> None:
+    """Raises ValueError, one line, for wraps both in `wrap` and in `env_kwargs`. Runs that were saved so go on with
+    `wrap`."""
+    if config.wrap and "wraps" in json_object("--env-kwargs", config.env_kwargs):
+        raise ValueError('--wrap: expected wraps here or as "wraps" in --env-kwargs, got both')
 
 
 def json_object(setting: str, text: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from expire_span_rl.checks import (
     check_at_least,
     check_at_most,
     check_seed,
+    check_wraps,
     choice,
     nearest,
     quoted,
@@ -340,6 +341,7 @@ def resolve(
     types = {name: kind for config in run_parts(memory, agent) for name, kind in field_types(config).items()}
     changes = {name: converted(name, value, types[name]) for name, value in settings.items()}
     resolved = Settings.from_flat({**usual, **changes})
+    check_wraps(resolved.run)
     if "num_envs" not in changes and usual["num_envs"] == RunConfig.num_envs:
         number = default_num_envs(resolved.run.total_timesteps, resolved.agent.num_steps)
         resolved = resolved.replace(num_envs=number)

@@ -379,6 +379,12 @@ BAD_EVALUATION = {
     "no such folder": (["RUN", "--json", "gone/x.json"], "--json: expected a folder that exists"),
     "other spaces": (["RUN", "--env", "CartPole-v1"], "expected an environment with observation"),
     "bad wrap": (["RUN", "--wrap", "stretch=much"], "wrap stretch: expected a whole number of steps"),
+    "wraps in two places": (
+        ["RUN", "--wrap", "stretch=2", "--env-kwargs", '{"wraps": ["episodes=2"]}'],
+        '--wrap: expected wraps here or as "wraps" in --env-kwargs, got both',
+    ),
+    "keyword of a flag": (["RUN", "--env-kwargs", '{"num_envs": 4}'], "got 'num_envs', which --num-envs sets"),
+    "keyword of no flag": (["RUN", "--env-kwargs", '{"env_timeout": 4}'], "'env_timeout', which is the toolkit's"),
     "bad keyword": (["RUN", "--env-kwargs", '{"size": 3}'], "unknown Corridor-v0 keyword 'size'"),
 }
 

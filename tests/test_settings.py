@@ -14,6 +14,7 @@ from script_cases import ROOT
 
 from expire_span_rl.agents import AGENTS, REWARDS, ForgettingConfig
 from expire_span_rl.agents.settings import ImpalaConfig, PPOConfig, SB3Config
+from expire_span_rl.checks import env_keywords
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
 from expire_span_rl.saved_settings import complete
@@ -149,6 +150,15 @@ def test_a_saved_run_with_wraps_was_in_one_process_whatever_it_says():
     """Its settings are refused today."""
     saved = {**resolve("expire_span", wrap=("stretch=2",)).flat(), "vectorization": "async"}
     assert complete(json.loads(json.dumps(saved)), "config.json")["vectorization"] == "auto"
+
+
+def test_a_saved_run_with_wraps_in_two_places_goes_on_with_those_of_the_flag():
+    """A new one is refused."""
+    both = {"wrap": ("stretch=2",), "env_kwargs": '{"wraps": ["episodes=2"], "max_length": 9}'}
+    with pytest.raises(ValueError, match="^--wrap: expected wraps here or as"):
+        resolve("gru", **both)
+    saved = resolve("gru").replace(**both)
+    assert env_keywords(saved.run) == {"wraps": ["stretch=2"], "max_length": 9}
 
 
 def test_a_replaced_setting_must_be_one_of_the_run():

@@ -383,6 +383,10 @@ BAD_TRAINING = {
     "out of range": (["--env-kwargs", '{"max_length": 1}'], "max_length: expected a whole number"),
     "unknown keyword": (["--env-kwargs", '{"max_lenght": 9}'], "did you mean 'max_length'"),
     "keyword of a flag": (["--env-kwargs", '{"num_envs": 4}'], "got 'num_envs', which --num-envs sets"),
+    "wraps in two places": (
+        ["--wrap", "stretch=2", "--env-kwargs", '{"wraps": ["episodes=2"]}'],
+        '--wrap: expected wraps here or as "wraps" in --env-kwargs, got both',
+    ),
     "threads": (["--torch-threads", "1e6"], "--torch-threads: expected at most 1,024, got 1000000"),
     "unknown wrap": (["--wrap", "stretch=2", "--wrap", "epsodes=2"], "did you mean 'episodes'"),
     "minibatches": (

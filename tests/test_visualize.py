@@ -152,6 +152,16 @@ def test_a_run_directory_will_do_and_its_kwargs_are_kept(tmp_path, monkeypatch):
     assert (env.unwrapped.core.view_size, env.unwrapped.core.max_length) == (5, 7)
 
 
+def test_wraps_make_the_episode_longer(tmp_path, monkeypatch, capsys):
+    path = saved(tmp_path / "p.safetensors", min_length=5, max_length=5)
+    monkeypatch.chdir(tmp_path)
+    lengths = []
+    for wraps in ([], ["--wrap", "episodes=3"], ["--wrap", "none"]):
+        assert run(monkeypatch, capsys, path, "--json", "m.json", "--audit", "0", *wraps)[0] == 0
+        lengths.append(json.loads((tmp_path / "m.json").read_text())["episodes"][0]["steps"])
+    assert lengths[0] == lengths[2] < lengths[1]
+
+
 def test_the_folder_that_one_is_in_has_a_name(tmp_path, monkeypatch, capsys):
     saved(tmp_path / "policy.safetensors", max_length=5)
     monkeypatch.chdir(tmp_path)
@@ -175,6 +185,15 @@ BAD = [
     (["{p}", "--env-kwargs", "3"], "--env-kwargs: expected a JSON object such as "),
     (["{p}", "--env-kwargs", '{{"max_len": 3}}'], "unknown Corridor-v0 keyword 'max_len': "),
     (["{p}", "--env-kwargs", '{{"view_size": 5}}'], "{p}: expected an environment with observation 'image' "),
+    (
+        ["{p}", "--env-kwargs", '{{"num_envs": 4}}'],
+        "--env-kwargs: expected the environment's own keyword arguments, got 'num_envs', which is the toolkit's",
+    ),
+    (["{p}", "--wrap", "none", "--wrap", "stretch=2"], "wraps: expected none alone, got it with 1 more"),
+    (
+        ["{p}", "--wrap", "stretch=2", "--env-kwargs", '{{"wraps": ["episodes=2"]}}'],
+        '--wrap: expected wraps here or as "wraps" in --env-kwargs, got both',
+    ),
     (["{p}", "--env", "MiniGrid-MemoryS7-v0"], "{p}: expected an environment without observation "),
     (["{p}", "--env", "Coridor-v0"], "unknown environment 'Coridor-v0': "),
     (["{p}", "--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),

@@ -382,7 +382,8 @@ HIDE = "wrap hide: expected indices of numbers in vectors, from 0 on, as in hide
 LIST = "wraps: expected a list such as ['stretch=10', 'episodes=4'], got "
 BAD = [
     (["strech=3"], f"unknown wrap 'strech': {CHOICES}; did you mean 'stretch'?"),
-    (["none", "stretch=1"], f"unknown wrap 'none': {CHOICES}"),
+    (["none", "stretch=1"], "wraps: expected none alone, got it with 1 more"),
+    (["stretch=1", "none"], "wraps: expected none alone, got it with 1 more"),
     (["stretch"], f"{STRETCH}'stretch'"),
     (["stretch=-1"], f"{STRETCH}'stretch=-1'"),
     (["stretch=1", "episodes=0"], f"{EPISODES}'episodes=0'"),
