@@ -11,8 +11,8 @@ from expire_span_rl.cli.errors import UsageError
 from expire_span_rl.cli.fields import Flag
 
 _SLIP = 0.9  # likeness from which a name counts as a typing error, before other libraries' names are tried
-_NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits
+_NUMBER = re.compile(r"[+-]?\d+(_\d+)*(\.\d*)?(e[+-]?\d{1,9})?", re.ASCII | re.IGNORECASE)
+_LARGEST_EXPONENT = 18  # 1e999999999 would fill the memory with its digits; Decimal refuses more than 18 digits of it
 
 _STEPS = ("steps", "timesteps", "total-steps", "max-steps", "max-timesteps", "num-timesteps", "n-timesteps", "frames")
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -105,7 +105,7 @@ def whole_number(flag: str, text: str) -> int:
     """The whole number that 1000000, 1_000_000, 1e6 or 2.5e5 is."""
     if _NUMBER.fullmatch(text):
         number = Decimal(text.replace("_", ""))
-        if number.adjusted() > _LARGEST_EXPONENT:
+        if number and number.adjusted() > _LARGEST_EXPONENT:
             raise UsageError(f"{flag}: expected a whole number below 1e{_LARGEST_EXPONENT + 1}, got {quoted(text)}")
         if number == number.to_integral_value():
             return int(number)

@@ -148,6 +148,8 @@ WHOLE_WANTED = "--total-timesteps: expected a whole number such as 1000 or 1e6, 
             ["--total-timesteps", "1e999999999"],
             "--total-timesteps: expected a whole number below 1e19, got '1e999999999'",
         ),
+        (["--total-timesteps", "1e99999999999999999999"], f"{WHOLE_WANTED} '1e99999999999999999999'"),
+        (["--total-timesteps", "0e99"], "--total-timesteps: expected at least 1, got 0"),
         (["--total-timesteps"], "--total-timesteps: expected a whole number after it, got nothing"),
         (
             ["--total-timesteps", "--overwrite"],
