@@ -188,12 +188,13 @@ def speed(callback_say: Callable[[str], None], run: Run) -> Callable[[Mapping[st
 
 
 def size(number: float) -> str:
-    """A number of bytes with a unit."""
+    """A number of bytes with a unit, of three significant digits."""
     for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
+        rounded = f"{number:.3g}"
+        if float(rounded) < 1000:
+            return f"{rounded} {unit}"
         number /= 1000
-    return f"{number:,.3g} TB"
+    return f"{float(f'{number:.3g}'):,.0f} TB" if number >= 100 else f"{number:.3g} TB"
 
 
 def _disk_line(run: Run, path: Path) -> str:

@@ -1069,6 +1069,11 @@ def test_run_log_has_the_traceback_of_what_ended_the_training(run, monkeypatch):
     assert not is_taken(run / MARKER)
 
 
+def test_sizes_have_the_unit_of_what_they_are_rounded_to():
+    shown = [size(number) for number in (0, 999.4, 999.7, 999_600, 1.5e9, 1.2346e15)]
+    assert shown == ["0 B", "999 B", "1 kB", "1 MB", "1.5 GB", "1,230 TB"]
+
+
 def test_preflight_says_what_the_run_takes(in_folder, monkeypatch, capsys):
     flags = [
         *SMALL,
