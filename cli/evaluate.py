@@ -77,7 +77,7 @@ class EvaluateConfig:
         check_at_least(self, episodes=1, num_envs=1, torch_threads=1, max_steps=1)
         check_at_most(self, torch_threads=MOST_THREADS)
         check_seed(self)
-        if self.plot and Path(self.plot).suffix not in (".png", ".svg", ".pdf"):
+        if self.plot and Path(self.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {quoted(self.plot)}")
         read = [*self.policies, *self.imports, self.env.partition(":")[0]]
         check_outputs({"--json": self.json, "--plot": self.plot}, read)

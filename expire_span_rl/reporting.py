@@ -132,11 +132,13 @@ def policy_names(paths: Sequence[str]) -> list[str]:
 def plot(report: Mapping[str, Any], ending: str) -> bytes:
     """Success (or return) and live memories by difficulty, one line per policy. Returns a file's contents.
 
-    ending: png, svg or pdf."""
+    ending: png, svg or pdf, in any case."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
+    from expire_span_rl.viewer.strips import without_glyph_warnings
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     policies = report["policies"]
@@ -168,6 +170,7 @@ def plot(report: Mapping[str, Any], ending: str) -> bytes:
     name = shown(report["env"], MAX_NAME).replace("$", r"\$")
     figure.suptitle(f"{name}: what is remembered, and what it takes (bands: 95% intervals)", fontsize=11)
     data = io.BytesIO()
-    figure.savefig(data, format=ending, dpi=120)
+    with without_glyph_warnings():
+        figure.savefig(data, format=ending.lower(), dpi=120)
     plt.close(figure)
     return data.getvalue()

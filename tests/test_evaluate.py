@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -53,6 +54,16 @@ def test_evaluate_writes_the_report_and_the_plot(run_dir, in_folder, monkeypatch
         assert len(policy["live_memories_mean"]) == 2
     assert Path("out.png").stat().st_size > 10_000
     assert "success" in capsys.readouterr().out
+
+
+def test_a_plots_ending_may_be_in_capitals(run_dir, in_folder, monkeypatch):
+    """Its name may have characters that Matplotlib's font lacks."""
+    Path("\u6c34.safetensors").write_bytes((run_dir / "policy.safetensors").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arguments = ["\u6c34.safetensors", "--episodes", "3", "--plot", "out.PNG"]
+        assert call(evaluate, arguments, monkeypatch) == 0
+    assert Path("out.PNG").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_environment_plays_as_it_would_alone(run_dir, monkeypatch):

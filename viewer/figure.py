@@ -43,6 +43,7 @@ from expire_span_rl.viewer.strips import (
     reward_strip,
     spread,
     thumbnails,
+    without_glyph_warnings,
     write_heading,
 )
 
@@ -201,8 +202,11 @@ def _write_header(figure: Figure, policy: ActorCritic, title: str, subtitle: str
 def figure_bytes(figure: Figure, form: str) -> bytes:
     """The figure as a file. The same figure gives the same bytes. Text in an svg or pdf stays text."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory", "pdf.fonttype": 42}):
-        metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory", "pdf.fonttype": 42}),
+        without_glyph_warnings(),
+    ):
         figure.savefig(buffer, format=form, metadata=metadata.get(form))
     return buffer.getvalue()
 

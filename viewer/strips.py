@@ -6,7 +6,9 @@ Names: T steps of the episode, N numbers of an action.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib
@@ -176,3 +178,12 @@ def reward_strip(rewards: np.ndarray, ax: Axes) -> None:
     ax.set_ylabel("reward", rotation=0, ha="right", va="center")
     ax.set_xlabel("step of the episode")
     ax.margins(y=0.15)
+
+
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Within, Matplotlib does not warn of characters that its font lacks, in a name or a text of the user's. They are
+    drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield

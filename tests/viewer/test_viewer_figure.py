@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -76,6 +77,14 @@ def test_the_picture_of_any_kind_and_length_has_its_size(kind, steps):
     width, height = png_size(draw_episode(policy, episode))
     assert width == 1602
     assert (400 < height < 800) if not KINDS[kind].stores else (1500 < height < 2500)
+
+
+def test_characters_that_the_font_lacks_are_no_warning():
+    drawing = Figure()
+    drawing.text(0.5, 0.5, "\u6c34")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert figure.figure_bytes(drawing, "png").startswith(b"\x89PNG")
 
 
 def test_a_policy_without_memory_is_said_to_have_none():
