@@ -80,7 +80,7 @@ class EvaluateConfig:
         if self.plot and Path(self.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {quoted(self.plot)}")
         read = [*self.policies, *self.imports, self.env.partition(":")[0]]
-        check_outputs({"--json": self.json, "--plot": self.plot}, read)
+        check_outputs({"--json": self.json, "--plot": self.plot}, read, kinds={"--json": ".json"})
 
 
 def main() -> None:

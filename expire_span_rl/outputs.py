@@ -1,4 +1,4 @@
-"""Where commands write their results: never over their inputs, nor over a run's own files."""
+"""Where commands write their results: never over their inputs, a run's own files, or what is no earlier result."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from expire_span_rl.checks import shown
 from expire_span_rl.files import OutputError, mode_of, name_of_mode, open_already, takes_bytes, write_atomically
 from expire_span_rl.run_files import is_of_a_run, remember_output
 
+JSON_KEYS = ({"env", "policies"}, {"version", "episodes"})
+"""Keys of what evaluate.py writes, and of what visualize.py writes, in all versions."""
+MARKS = {
+    ".html": b"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    ".mp4": b"Lavf",
+    **dict.fromkeys((".png", ".pdf", ".svg"), b"Matplotlib"),
+}
+"""By ending, what every version of our files has in its beginning or at its end. So have other films of ffmpeg and
+other pictures of Matplotlib."""
+MARKED = 2**20  # bytes of the beginning and of the end that are searched
+
 
 def write_output(path: str | Path, data: bytes) -> None:
     """Writes a result (`files.write_atomically`), and notes in a run directory that it is ours. Raises OutputError, one
@@ -23,16 +34,19 @@ def write_output(path: str | Path, data: bytes) -> None:
     remember_output(path)
 
 
-def check_outputs(outputs: Mapping[str, str], inputs: Iterable[str] = ()) -> None:
+def check_outputs(
+    outputs: Mapping[str, str], inputs: Iterable[str] = (), kinds: Mapping[str, str] | None = None
+) -> None:
     """Raises OutputError, one line, unless a file can be written at each of `outputs`, paths by flag ("" for none).
-    inputs: what the command reads: files, and run directories."""
+    inputs: what the command reads: files, and run directories. kinds: by flag, the ending that stands for what is
+    written (".json"), where the path need not end so."""
     inputs = [path for path in inputs if path]
     places: dict[str, str] = {}
     for flag, path in outputs.items():
         if not path:
             continue
         try:
-            _check_output(flag, Path(path), inputs)
+            _check_output(flag, Path(path), inputs, (kinds or {}).get(flag) or Path(path).suffix.lower())
         except (OSError, ValueError) as error:  # a name too long, or one that the system does not take
             if isinstance(error, OutputError):
                 raise
@@ -45,8 +59,8 @@ def check_outputs(outputs: Mapping[str, str], inputs: Iterable[str] = ()) -> Non
                 raise OutputError(f"{flag}: expected another file than {owner}'s, got {shown(path)!r} twice")
 
 
-def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
-    """Raises OutputError, one line, unless a file can be written at `path`."""
+def _check_output(flag: str, path: Path, inputs: list[str], kind: str) -> None:
+    """Raises OutputError, one line, unless a file of a kind, an ending, can be written at `path`."""
     if open_already(path) is not None:
         return
     name = repr(shown(path))
@@ -64,20 +78,32 @@ def _check_output(flag: str, path: Path, inputs: list[str]) -> None:
     if mode is not None:
         if _is_input(path, inputs):
             raise OutputError(f"{flag}: expected another file than what is read, got {name}")
-        if _belongs_to_a_run(target) or (flag == "--json" and not _is_earlier_result(target)):
-            what = "is a run's or a policy" if _belongs_to_a_run(target) else "is no JSON object"
+        if _belongs_to_a_run(target) or not _is_earlier_result(target, kind):
+            what = "is a run's or a policy" if _belongs_to_a_run(target) else "is something else"
             raise OutputError(f"{flag}: expected a new file or an earlier result, {name} {what}")
     if not os.access(path if mode is not None else target.parent, os.W_OK) or not os.access(target.parent, os.W_OK):
         raise OutputError(f"{flag}: expected a file that can be written, got {name}")
 
 
-def _is_earlier_result(path: Path) -> bool:
-    """Whether a file that is there is empty, or a JSON object, as evaluate.py and visualize.py write it."""
-    data = path.read_bytes()
+def _is_earlier_result(path: Path, kind: str) -> bool:
+    """Whether a file that is there is empty, or of the kind that evaluate.py and visualize.py write."""
+    if not path.stat().st_size:
+        return True
+    if kind != ".json":
+        return kind not in MARKS or MARKS[kind] in _ends_of(path)
     try:
-        return not data or isinstance(json.loads(data), dict)
+        result = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return False
+    return isinstance(result, dict) and any(keys <= result.keys() for keys in JSON_KEYS)
+
+
+def _ends_of(path: Path) -> bytes:
+    """The beginning and the end of a file."""
+    with path.open("rb") as file:
+        beginning = file.read(MARKED)
+        file.seek(max(0, path.stat().st_size - MARKED))
+        return beginning + file.read(MARKED)
 
 
 def _is_input(path: Path, inputs: list[str]) -> bool:

@@ -86,8 +86,8 @@ class Showing:
 
     def save(self, path: str | Path) -> None:
         """Writes, by the name's ending, the page (.html), the figure (.png, .pdf, .svg) or the film (.mp4) of the first
-        episode, or the numbers (.json). What was there stays until the new file is complete; a policy or a run's own
-        files are not replaced. Raises ValueError, one line."""
+        episode, or the numbers (.json). What was there stays until the new file is complete; only an earlier result is
+        replaced. Raises ValueError, one line."""
         ending = Path(path).suffix.lower()
         if ending not in ENDINGS:
             raise ValueError(f"{shown(path)}: expected a file name that ends in {' or '.join(ENDINGS)}")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from script_cases import ROOT, call
 
 import evaluate
+import expire_span_rl as es
 import visualize
 from expire_span_rl import building, checks, files, outputs, visualization
 from expire_span_rl import settings as config
@@ -134,7 +135,7 @@ def run(tmp_path) -> Path:
     (folder / "policy.safetensors").write_bytes(WHOLE.read_bytes())
     config = {"env": "Corridor-v0", "memory": "expire_span", "agent": "ppo", "total_timesteps": 1}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "evaluation.json").write_text("{}")
+    (folder / "evaluation.json").write_text('{"env": "Corridor-v0", "policies": []}')
     (folder / "progress.csv").write_text("a\n1\n")
     return folder
 
@@ -151,7 +152,8 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
     (tmp_path / "link.json").symlink_to(run / "config.json")
     (tmp_path / "plain.json").symlink_to(tmp_path / "new.json")
     (tmp_path / "nowhere.json").symlink_to(tmp_path / "none" / "new.json")
-    (tmp_path / "script.py").write_text("x = 1")
+    (tmp_path / "script.json").write_text("x = 1")
+    (tmp_path / "package.json").write_text('{"name": "mine", "version": "1.0.0"}')
     (tmp_path / "list.json").write_text("[1]")
     place, never = str(tmp_path), {"--plot": ""}
     for path, message in {
@@ -160,8 +162,9 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
         "link.json": "expected a new file or an earlier result",
         "run/progress.csv": "expected a new file or an earlier result",
         "run/policy.safetensors": "expected a new file or an earlier result",
-        "script.py": "expected a new file or an earlier result, .* is no JSON object",
-        "list.json": "expected a new file or an earlier result, .* is no JSON object",
+        "script.json": "expected a new file or an earlier result, .* is something else",
+        "list.json": "expected a new file or an earlier result, .* is something else",
+        "package.json": "expected a new file or an earlier result, .* is something else",
         "run": "expected a file, .* is a folder",
         "none/x.json": "expected a folder that exists, there is no",
         "nowhere.json": "expected a folder that exists, there is no",
@@ -173,6 +176,23 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
         assert str(caught.value).isprintable()
     with pytest.raises(files.OutputError, match="^--plot: expected another file than --json's"):
         outputs.check_outputs({"--json": f"{place}/plain.json", "--plot": f"{place}/new.json"})
+
+
+@pytest.mark.parametrize("ending", [".html", ".png", ".svg", ".pdf", ".mp4", ".json"])
+def test_a_file_of_ones_own_is_not_replaced_and_an_earlier_one_is(ending, tmp_path):
+    """From Python and by flag. An empty file may be replaced, too."""
+    shown = es.show(WHOLE, env_kwargs={"min_length": 3, "max_length": 3}, audit=0)
+    path = tmp_path / f"mine{ending}"
+    path.write_bytes(b"<!doctype html> precious")
+    with pytest.raises(ValueError, match="^path: expected a new file or an earlier result, .* is something else$"):
+        shown.save(path)
+    with pytest.raises(files.OutputError, match="^--out: expected a new file or an earlier result, "):
+        outputs.check_outputs({"--out": str(path)})
+    assert path.read_bytes() == b"<!doctype html> precious"
+    path.write_bytes(b"")
+    shown.save(path)
+    shown.save(path)
+    assert path.stat().st_size > 500
 
 
 @pytest.mark.parametrize("name", ["policy.safetensors", "config.json", "progress.csv"])

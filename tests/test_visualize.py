@@ -93,7 +93,8 @@ def test_several_episodes_follow_the_seed(tmp_path, monkeypatch, capsys):
 
 def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatch, capsys):
     out = tmp_path / "memory.html"
-    out.write_text("precious")
+    assert run(monkeypatch, capsys, SHIPPED, "--out", str(out))[0] == 0
+    before = out.read_bytes()
     code, _, complaints = run(monkeypatch, capsys, SHIPPED, "--out", str(out), "--max-steps", "3")
     assert code == 1 and complaints == (  # as with evaluate.py
         "error: Corridor-v0: expected an episode of at most 3 steps, that of seed 0 is longer; --max-steps allows "
@@ -103,7 +104,7 @@ def test_what_was_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["visualize.py", SHIPPED, "--out", str(out)])
     with pytest.raises(ZeroDivisionError):
         visualize.main()
-    assert out.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["memory.html"]
+    assert out.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["memory.html"]
 
 
 def test_finished_episodes_are_written_when_a_later_one_is_too_long(tmp_path, monkeypatch, capsys):
