@@ -276,6 +276,7 @@ class _Session:
             self.live_max = np.maximum(self.live_max, self.episode_max[row])
             episode["live"] = self.episode_sum[row].mean() / steps
             episode["live_last"] = self.live[row].mean()
+            episode["held"] = (self.live[row] - 1) / steps
         if self.asked is not None and self.surprise is not None:
             episode["asked"] = int(self.asked[row])
             episode["surprise"] = float(self.surprise[row])

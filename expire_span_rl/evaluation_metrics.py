@@ -35,7 +35,8 @@ def buckets_of(
 
 def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of some episodes. success_rate: of those with a success that is not None; live_memories_at_end: mean over
-    layers at the last step of an episode."""
+    layers at the last step of an episode; held_at_end: by layer, those live at the last step, its own not counted, as a
+    share of the episode's steps."""
     metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
     successes = [episode["success"] for episode in episodes if episode["success"] is not None]
     if successes:
@@ -50,6 +51,7 @@ def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapp
     if stores:
         metrics["live_memories_per_episode"] = _mean(episodes, "live")
         metrics["live_memories_at_end"] = _mean(episodes, "live_last")
+        metrics["held_at_end"] = np.mean([episode["held"] for episode in episodes], 0).tolist()
     return metrics
 
 

@@ -20,7 +20,7 @@ from expire_span_rl.checks import shown
 ALWAYS = {
     "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return",
     "mean_episode_length", "live_memories_mean", "live_memories_max", "live_memories_per_episode",
-    "live_memories_at_end", "memory_bytes", "acting_steps_per_second", "buckets",
+    "live_memories_at_end", "held_at_end", "memory_bytes", "acting_steps_per_second", "buckets",
 }  # fmt: skip
 """A policy's metrics in every report. `memory_efficiency` is in every report too, None where there is no oracle."""
 

@@ -150,6 +150,7 @@ def test_the_memories_of_an_episode_that_is_lost_count_nowhere():
     assert result["live_memories_max"] == [max(counted)] * 2
     mean = sum(n * (n + 1) / 2 for n in counted) / sum(counted)
     assert result["live_memories_mean"] == pytest.approx([mean] * 2)
+    assert result["held_at_end"] == pytest.approx([sum((n - 1) / n for n in counted) / len(counted)] * 2)
 
 
 def test_every_environment_plays_its_share():
