@@ -62,10 +62,13 @@ class PolicyKeeper:
         self.controller = controller
         self.kept: KeptPolicy | None = None
 
-    def review(self, now: Candidate, new_hard_episodes: int) -> None:
+    def review(self, now: Candidate, new_hard_episodes: int, *, is_harder: bool = False) -> None:
         """Drops the kept policy if it no longer meets the target, or failed the first test. now: of the policy as it
-        is; new_hard_episodes: how many hard episodes have ended since the last review."""
+        is; new_hard_episodes: how many hard episodes have ended since the last review; is_harder: one of them was
+        harder than any before, so that the kept policy's score was of easier ones."""
         self._drop_outdated(now.score)
+        if self.kept is not None and is_harder:
+            self.kept = replace(self.kept, own=False)
         if new_hard_episodes:
             self._test(now)
 
@@ -126,7 +129,7 @@ class PolicyKeeper:
     def _stays(self, now: Candidate, is_released: bool) -> bool:
         """Whether the kept policy stays, however few memories the present one has. is_released: its spans are."""
         kept = self.kept
-        if kept is None or not kept.released:
+        if kept is None or not kept.released or not self.controller.config.forgetting:
             return False
         if not is_released:
             return kept.own

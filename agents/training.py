@@ -182,6 +182,7 @@ class Trainer:
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.
+        hardest = self.window.hardest
         new_hard_episodes = self.window.add(episodes)
         self.episodes += len(episodes)
         live_now = self._live_now
@@ -193,7 +194,7 @@ class Trainer:
         elif self.controller.is_enough(count):
             self.failure_rate = 1 - hard_score
         now = self._candidate(is_own=self._is_own(new_hard_episodes))
-        self.keeper.review(now, new_hard_episodes)
+        self.keeper.review(now, new_hard_episodes, is_harder=self.window.hardest > hardest)
         if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self.keeper.keep(now, is_tested=is_tested)

@@ -119,17 +119,17 @@ def test_where_no_score_had_noise_the_kept_policy_stays_until_the_return_has_ris
 
 def test_a_return_below_the_target_does_not_follow_one_at_it():
     """The target is 90. Means of 85 and 80 miss it, be it by chance, and their policies hold fewer memories. With spans
-    that were not released, the latest is kept."""
+    that were not released, and where nothing is forgotten, the latest is kept."""
     keepers = []
-    for reach in (None, 100.0):
-        controller = make_controller(success_target=0.9)
+    for reach, can_forget in ((None, True), (100.0, True), (None, False)):
+        controller = make_controller(success_target=0.9, forgetting=can_forget)
         pressures(controller, [0.0, 100.0], is_success=False)
         keeper = PolicyKeeper(SimpleNamespace(unreleased_reach=lambda reach=reach: reach, state_dict=dict), controller)
         for steps, value in enumerate((95.0, 85.0, 92.0, 80.0)):
             score = Score(value, 100, False, 10)
             keeper.keep(Candidate(score, 9.0 - steps, is_live_measured=True, timesteps=steps), is_tested=True)
         keepers.append(keeper)
-    assert [keeper.kept.timesteps for keeper in keepers] == [2, 3]
+    assert [keeper.kept.timesteps for keeper in keepers] == [2, 3, 3]
 
 
 def test_success_reported_without_noise_makes_no_score_of_returns():

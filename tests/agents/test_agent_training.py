@@ -292,10 +292,14 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     assert trainer.best.released and trainer.best.live == 3
     loaded = corridor_trainer(forgetting=config)
     loaded.load_state(*through_a_file(trainer.state(), tmp_path))
-    run_scripted(loaded, [20, 100, 100], [3, 50, 50], monkeypatch, is_success=False)
+    with monkeypatch.context() as patch:
+        run_scripted(loaded, [20, 100, 100], [3, 50, 50], patch, is_success=False)
     assert loaded.controller.setbacks == 1 and loaded.policy.unreleased_reach() is not None
     assert loaded.best.live == live and loaded.best.released == (live == 3)
     assert (loaded.unfinished() is None) == loaded.best.released
+    harder = {"steps": 12, "length": 20, "return": 100.0}  # the kept policy's score says nothing of these
+    run_updates(loaded, [[harder] * 200], [50.0], monkeypatch)
+    assert loaded.best.live == 50
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
