@@ -35,8 +35,8 @@ def buckets_of(
 
 def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of some episodes. success_rate: of those with a success that is not None; live_memories_at_end: mean over
-    layers at the last step of an episode; held_at_end: by layer, those live at the last step, its own not counted, as a
-    share of the episode's steps."""
+    layers at the last step of an episode; held_at_end: by layer, those live at the last step, its own not counted, per
+    step of the episode."""
     metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
     successes = [episode["success"] for episode in episodes if episode["success"] is not None]
     if successes:
