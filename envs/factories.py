@@ -155,13 +155,13 @@ def adapted_env_makers(factory: EnvFactory, num_envs: int, timeout: float = 0.0)
 
 
 def make_all(makers: Sequence[AdaptedEnvMaker], name: str) -> list[AdaptedEnv]:
-    """The environments of all makers. If one cannot be made, or is the same as another, all are closed. name: for the
-    message."""
+    """The environments of all makers. If one cannot be made, all are closed. If one is the same as another, none is:
+    the user's function gave one that existed before, and whoever made it closes it. name: for the message."""
     made: list[AdaptedEnv] = []
     with closed_on_error(made):
         for make in makers:
             made.append(make())
-        expect_separate(made, name)
+    expect_separate(made, name)
     return made
 
 

@@ -240,10 +240,12 @@ def test_wrapped_environments_are_stepped_in_one_process():
 
 @pytest.mark.parametrize("wraps", [[], ["stretch=2"]])
 def test_a_function_that_makes_the_same_environment_again_is_refused(wraps):
-    """In whatever wrappers: its rows would share one state."""
-    same = Counter()
-    message = "^Counter: expected a new environment from each call, got the same one again$"
+    """In whatever wrappers: its rows would share one state. It stays open, for it is the user's."""
+    closed = []
+    same = Patched("close", lambda env: closed.append(env))
+    message = "^Patched: expected a new environment from each call, got the same one again$"
     for make in (lambda: same, lambda: TimeLimit(same, 5)):
         with pytest.raises(envs.EnvError, match=message):
             envs.make_vec_env(make, 2, wraps)
+        assert not closed
         assert envs.make_vec_env(make, 1, wraps).num_envs == 1
