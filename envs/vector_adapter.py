@@ -164,18 +164,20 @@ class AdaptedVectorEnv(VectorWrapper):
             self._fail(None, describe_error(error), error)
 
     def _find_mask_source(self, has_mask: bool, infos: Mapping[str, Any]) -> str | None:
-        """`masks.IN_OBSERVATION`, IN_INFO, BY_METHOD, or None if there are no masks. Raises SpaceError if only the
-        single environments have the method. has_mask: whether the observation has a mask."""
+        """`masks.IN_OBSERVATION`, BY_METHOD, IN_INFO, or None if there are no masks. Raises SpaceError if the single
+        environments have the method and nothing else gives their masks. has_mask: whether the observation has one."""
         if has_mask:
             return IN_OBSERVATION
         if callable(getattr(self.env.unwrapped, METHOD, None)):
             return BY_METHOD
+        if ACTION_MASK in infos:
+            return IN_INFO
         if self._call(lambda: have_attribute(self.env, METHOD)):
             raise SpaceError(
                 f"{METHOD}: expected a function that makes one environment, or an id: a vector that exists does not "
                 "ask its environments for their masks"
             )
-        return IN_INFO if ACTION_MASK in infos else None
+        return None
 
     def _trial_actions(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """Allowed actions for the step of the trial."""

@@ -197,6 +197,24 @@ def test_a_gymnasium_vector_whose_environments_have_the_method_is_refused(vector
     vector.close()
 
 
+@pytest.mark.parametrize("vector_class", [SyncVectorEnv, AsyncVectorEnv])
+def test_a_gymnasium_vector_whose_environments_have_the_method_may_give_masks_in_its_infos(vector_class):
+    made = vector_class([Maker(Both, source="info", length=3)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = envs.wrap_vec_env(made)
+    observation, _ = vector.reset(seed=0)
+    for clock in (0, 1, 2, 0, 1):
+        assert (observation["action_mask"] == (np.arange(3) != clock)).all()
+        observation, *_ = vector.step(observation["action_mask"].argmax(-1))
+    vector.close()
+
+
+class Both(Masked):
+    """Gives the masks of its infos by the method, too."""
+
+    def action_masks(self) -> Any:
+        return self.allowed()
+
+
 def _after_steps():
     return Patched("info", lambda env: {"action_mask": np.ones(3)} if env.t else {})
 
