@@ -40,6 +40,7 @@ from expire_span_rl.envs.masks import (
     METHOD,
     ONLY_AFTER_STEPS,
     ActionMasks,
+    lacks_first_mask,
     remove_mask,
 )
 from expire_span_rl.envs.minigrid_view import speed_up
@@ -245,7 +246,7 @@ class AdaptedEnv(gym.Wrapper):
         return info
 
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        if self._is_trial and self._masks is None and ACTION_MASK in info:
+        if self._is_trial and self._masks is None and lacks_first_mask(info, self.env.action_space):
             self._fail(ONLY_AFTER_STEPS)
         return plain_info(info, self.adaptation.shaping)
 

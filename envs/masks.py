@@ -6,6 +6,7 @@ MultiDiscrete and MultiBinary it has the values of each number, one number after
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def _value_counts(space: spaces.Space) -> list[int]:
     if isinstance(space, spaces.MultiDiscrete):
         return space.nvec.ravel().tolist()
     return [2] * action_size(space)
+
+
+def lacks_first_mask(info: Mapping[str, Any], action_space: spaces.Space) -> bool:
+    """Whether the info of a step has a mask for actions that can have one. For an environment that gave none at its
+    reset, this is an error, `ONLY_AFTER_STEPS`. In that of a Box it means something else."""
+    return ACTION_MASK in info and mask_size(action_space) > 0
 
 
 def remove_mask(space: spaces.Space) -> tuple[spaces.Space, bool]:

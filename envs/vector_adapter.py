@@ -44,6 +44,7 @@ from expire_span_rl.envs.masks import (
     METHOD,
     ONLY_AFTER_STEPS,
     ActionMasks,
+    lacks_first_mask,
     remove_mask,
 )
 from expire_span_rl.envs.timeout import call_within
@@ -291,7 +292,7 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _plain_infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers, flags and texts of infos: arrays [B] with their masks."""
-        if self._is_trial and self._masks is None and ACTION_MASK in infos:
+        if self._is_trial and self._masks is None and lacks_first_mask(infos, self.single_action_space):
             self._fail(None, ONLY_AFTER_STEPS)
         plain: dict[str, Any] = {}
         for key, value in infos.items():

@@ -10,6 +10,7 @@ import pytest
 from env_cases import ACTIONS, Batch, Counter, Maker, Patched
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import batch_space
 
 from expire_span_rl import envs
 from expire_span_rl.envs.masks import ActionMasks
@@ -215,13 +216,15 @@ class Both(Masked):
         return self.allowed()
 
 
-def _after_steps():
-    return Patched("info", lambda env: {"action_mask": np.ones(3)} if env.t else {})
+def _after_steps(actions="discrete"):
+    return Patched("info", lambda env: {"action_mask": np.ones(3)} if env.t else {}, action_space=ACTIONS[actions])
 
 
-def _batch_after_steps():
+def _batch_after_steps(actions="discrete"):
     vector = Batch(masks="info")
     vector._masks = lambda: {"action_mask": np.ones((3, 3))} if vector.steps else {}
+    vector.single_action_space = ACTIONS[actions]
+    vector.action_space = batch_space(ACTIONS[actions], 3)
     return vector
 
 
@@ -230,6 +233,18 @@ def test_masks_that_only_steps_give_are_refused(make):
     """The first action of an episode would have none."""
     with pytest.raises(envs.EnvError, match="^(Patched|Batch): info: expected 'action_mask' in that of a reset too, "):
         envs.make_env(make) if make is _after_steps else envs.wrap_vec_env(make())
+
+
+def test_infos_of_continuous_actions_may_call_anything_after_steps_an_action_mask():
+    """It cannot be a mask, so that nothing is missing after a reset."""
+    batch = _batch_after_steps("box")
+    batch.step = lambda actions: Batch.step(batch, np.zeros(3))
+    for space in (
+        envs.make_env(lambda: _after_steps("box")).observation_space,
+        envs.make_vec_env(lambda: _after_steps("box"), 2).single_observation_space,
+        envs.wrap_vec_env(batch).single_observation_space,
+    ):
+        assert "action_mask" not in space.spaces
 
 
 def test_makers_of_masked_environments_work_in_processes():
