@@ -179,7 +179,7 @@ def make_vector_form(factory: EnvFactory, num_envs: int) -> VectorEnv | None:
         return None
     vector_class = load_entry_point(spec.id, spec.vector_entry_point)
     limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
-    if not _takes(vector_class, {**limit, **factory.kwargs}):  # Gymnasium passes the limit of the registration too
+    if not _takes(vector_class, {**limit, **spec.kwargs, **factory.kwargs}):  # Gymnasium passes the registered ones too
         return None
     autoreset: dict[str, Any] = {}
     if vector_class is not None and "autoreset_mode" in inspect.signature(vector_class).parameters:

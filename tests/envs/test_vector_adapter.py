@@ -119,6 +119,9 @@ def test_an_environments_own_vector_form_is_used_if_it_can_reset_in_the_same_ste
         assert limited.step(np.zeros(3, int))[3].all()
         gym.registry["Own-v0"].max_episode_steps = 7
         assert not isinstance(envs.make_vec_env("Own-v0", 3).unwrapped, Batch)
+        gym.registry["Own-v0"].max_episode_steps = None
+        gym.registry["Own-v0"].kwargs = {"length": 2}
+        assert envs.make_vec_env("Own-v0", 3).unwrapped.get_attr("length") == (2, 2, 2)
     finally:
         del gym.registry["Own-v0"]
     assert len(envs.make_vec_env("CartPole-v1", 2).unwrapped.envs) == 2  # its own resets in the next step
