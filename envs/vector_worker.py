@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from gymnasium.vector.utils import write_to_shared_memory
@@ -100,7 +101,8 @@ def _answer(env: AdaptedEnv, command: str, data: Any, *, buffer: Any, index: int
 
 
 def _answer_call(env: AdaptedEnv, number: int, command: str, data: Any, pipe: Connection, index: int) -> None:
-    """Answers a call, or sets an attribute. An error, also of a result that cannot be sent, becomes a `Refusal`."""
+    """Answers a call, or sets an attribute. An error, also of a result that cannot be sent, becomes a `Refusal`. The
+    pipe's own errors are raised: the parent has ended."""
     is_found = False
     try:
         if command == "_setattr":
@@ -111,10 +113,9 @@ def _answer_call(env: AdaptedEnv, number: int, command: str, data: Any, pipe: Co
             attribute = env.get_wrapper_attr(name)
             is_found = True
             result = attribute(*args, **kwargs) if callable(attribute) else attribute
-        pipe.send((number, result, True))
-    except (BrokenPipeError, ConnectionResetError):
-        raise
-    except Exception as error:  # noqa: BLE001, a stranger's code may raise anything
+        answer = ForkingPickler.dumps((number, result, True))
+    except (Exception, SystemExit) as error:  # noqa: BLE001, a stranger's code may raise anything
         lacks_attribute = isinstance(error, AttributeError) and not is_found
         refusal = Refusal(_error_line(error, index), traceback.format_exc(), lacks_attribute)
-        pipe.send((number, refusal, True))
+        answer = ForkingPickler.dumps((number, refusal, True))
+    pipe.send_bytes(answer)

@@ -200,6 +200,23 @@ def test_a_call_that_fails_ends_no_process():
     vector.close()
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionResetError, EOFError, SystemExit])
+def test_a_call_whose_own_error_looks_like_the_end_of_the_parent_ends_no_process(error, recwarn):
+    """As that of a simulator's client whose connection is gone."""
+
+    def fail(env):
+        raise error("the simulator hung up")
+
+    vector = envs.make_vec_env(Maker(Patched, method="render", replacement=fail), 2, vectorization="async")
+    vector.reset(seed=0)
+    message = f"^Patched, environment 0: {error.__name__}: the simulator hung up$"
+    with pytest.raises(envs.EnvironmentFailed, match=message):
+        vector.unwrapped.call("render")
+    assert vector.step(np.zeros(2, int))[0]["observation"].tolist() == [[1, 1]] * 2
+    assert not [warned for warned in recwarn if issubclass(warned.category, EnvironmentWarning)]
+    vector.close()
+
+
 @pytest.mark.parametrize("timeout", [0, 60])
 def test_answers_that_an_interrupt_left_behind_are_not_taken_for_others(timeout):
     vector = envs.make_vec_env(Maker(Counter, length=3), 2, vectorization="async", env_timeout=timeout)
