@@ -116,8 +116,9 @@ def make_env(
     id: a registered id, or a function without arguments that makes a `gym.Env`. A name such as "package:Id-v0" or
         "path/to/my_envs.py:Id-v0" needs a call of `load_environment` first; nothing is imported here.
     wraps: wraps that make long trajectories, such as ["stretch=10", "episodes=4"] (`envs.core_wrappers`).
-    encoder: "auto", "cells" for an image in MiniGrid's encoding that is not recognised as one, or "plain" for one that
-        is, but is to be read as any other image.
+    encoder: of another package's environment: "auto", "cells" for an image in MiniGrid's encoding that is not
+        recognised as one, or "plain" for one that is, but is to be read as any other image. A space that is `Cells`
+        itself, as that of the toolkit's tasks, is read as cells with "plain", too.
     env_timeout: as for `make_vec_env`.
 
     Raises EnvError, one line, for an unknown id or wrap, an unknown or invalid keyword, spaces that no policy supports,

@@ -128,7 +128,8 @@ class RunConfig:
     that --resume FOLDER --help lists."""
     encoder: str = "auto"
     """How images are read. cells: uint8 images of three channels as MiniGrid's cells. auto: as cells only if the
-    environment says so, else as pictures or numbers. plain: never as cells."""
+    environment says so, else as pictures or numbers. plain: never as cells, except those of the toolkit's
+    own tasks, whose spaces say so."""
     normalize_observations: bool = True
     """Subtract from float observations their running mean, and divide by their running standard deviation."""
     normalize_cells: bool = True

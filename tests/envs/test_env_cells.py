@@ -13,7 +13,9 @@ from minigrid.core import constants
 from minigrid.envs import EmptyEnv
 
 from expire_span_rl import envs
+from expire_span_rl.cli.fields import field_docs
 from expire_span_rl.envs import errors
+from expire_span_rl.settings import RunConfig
 from expire_span_rl.spaces import Cells, Words
 
 
@@ -108,6 +110,17 @@ def test_a_user_may_have_cells_read_as_numbers():
     for made in (envs.make_env("MiniGrid-MemoryS7-v0", encoder="plain").observation_space,
                  envs.make_vec_env("MiniGrid-MemoryS7-v0", 2, encoder="plain").single_observation_space):  # fmt: skip
         assert made["image"] == spaces.Box(0, 255, (7, 7, 3), np.uint8) and not isinstance(made["image"], Cells)
+
+
+@pytest.mark.parametrize("id", ["Corridor-v0", "Portal-v0", "Switch-v0"])
+def test_tasks_are_read_as_cells_with_encoder_plain_too_as_the_help_says(id):
+    def wrapped():
+        return gym.wrappers.TransformReward(gym.make(id), float)
+
+    for made in (envs.make_env(id, encoder="plain"), envs.make_env(wrapped, encoder="plain")):
+        assert isinstance(made.observation_space["image"], Cells)
+    assert isinstance(envs.make_vec_env(id, 2, encoder="plain").single_observation_space["image"], Cells)
+    assert "plain: never as cells, except those of the toolkit's own tasks" in field_docs(RunConfig)["encoder"]
 
 
 class Own(EmptyEnv):
