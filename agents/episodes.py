@@ -23,6 +23,8 @@ from expire_span_rl.spaces import EPISODE_LOST
 
 MEAN_EPISODES = 100
 """Episodes over which returns and lengths are averaged, as Stable-Baselines3 does under the same names."""
+ACCURACY = "accuracy"
+"""The entry of `metadata["ratios"]` for right answers by answers."""
 IS_CONTROL = "is_control"
 """The entry of an episode that says whether its environment is a control (`protocols.CONTROL_EVERY`)."""
 MAX_LABELS = 20
@@ -91,20 +93,39 @@ def quotients(episodes: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) 
     return results
 
 
+def asks_nothing(episode: Mapping[str, Any], ratios: Mapping[str, Any]) -> bool:
+    """Whether the environment names the share of right answers, `ACCURACY`, and says that the episode had no answers.
+    Where it has no success either, it then is neither right nor wrong."""
+    ratio = ratios.get(ACCURACY)
+    return bool(ratio) and not isinstance(ratio, Mapping) and episode.get(ratio[1]) == 0
+
+
 class EpisodeWindow:
     """The latest episodes and, separately, the latest hard ones. Otherwise many easy episodes would hide the hard ones
-    in a mean."""
+    in a mean.
 
-    def __init__(self, difficulty_key: str | None, size: int = 1000, hard_size: int = 100, num_actors: int = 1):
+    Where success is reported, an episode that reports none failed. One that asked nothing did not: it has a return and
+    a length, but counts neither as a success nor as a failure, and is no hard one."""
+
+    def __init__(
+        self,
+        difficulty_key: str | None,
+        size: int = 1000,
+        hard_size: int = 100,
+        num_actors: int = 1,
+        ratios: Mapping[str, Any] | None = None,
+    ):
         """difficulty_key: the entry that says how hard an episode is. None: all are hard, and the log's quarters are of
-        the number of steps. num_actors: as of the `RolloutSource`."""
+        the number of steps. num_actors: as of the `RolloutSource`; ratios: the environment's `metadata["ratios"]`."""
+        self.ratios = ratios or {}
         self.num_actors = num_actors
         self.has_difficulty = difficulty_key is not None
         self.hard_fraction = HARD_FRACTION if self.has_difficulty else 0.0
         self.difficulty_key = difficulty_key or "steps"
         self.hardest = 0.0
         self.reports_success = False
-        """Whether any episode so far reported success. Those that report nothing then did not succeed."""
+        """Whether any episode so far reported success. Those that report nothing then did not succeed, unless they
+        asked nothing."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
         self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS * num_actors)
@@ -123,10 +144,11 @@ class EpisodeWindow:
                     f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
                 )
             self.recent.append(episode)
-            self.reports_success |= "is_success" in episode
+            is_first_success = "is_success" in episode and not self.reports_success
+            self.reports_success |= is_first_success
             difficulty = float(episode[self.difficulty_key])
-            if difficulty > self.hardest:
-                self.hardest = difficulty
+            if difficulty > self.hardest or is_first_success:
+                self.hardest = max(difficulty, self.hardest)
                 still_hard = [e for e in self.hard if self._is_hard(e)]
                 self.hard.clear()
                 self.hard.extend(still_hard)
@@ -135,10 +157,15 @@ class EpisodeWindow:
         return sum(map(self._is_hard, episodes))
 
     def _is_hard(self, episode: Mapping[str, Any]) -> bool:
-        return episode[self.difficulty_key] >= self.hard_fraction * self.hardest
+        return self.has_score(episode) and episode[self.difficulty_key] >= self.hard_fraction * self.hardest
+
+    def has_score(self, episode: Mapping[str, Any]) -> bool:
+        """Whether an episode counts in `scores`. Of success, one that reports none and asked nothing does not."""
+        is_neither = "is_success" not in episode and asks_nothing(episode, self.ratios)
+        return not (self.reports_success and is_neither)
 
     def scores(self, episodes: Iterable[Mapping[str, Any]]) -> np.ndarray:
-        """The success of each episode if the environment reports it, else the return."""
+        """The success of each episode (that `has_score`) if the environment reports it, else the return."""
         has_success = self.reports_success
         return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
 
@@ -190,11 +217,12 @@ class EpisodeWindow:
         }
         if self.hard:
             metrics["rollout/hard_score"] = self.hard_score()[0]
-        if not self.reports_success:
+        scored = [episode for episode in recent if self.has_score(episode)]
+        if not self.reports_success or not scored:
             return metrics
-        success = self.scores(recent)
+        success = self.scores(scored)
         metrics["rollout/success_rate"] = float(success.mean())
-        return metrics | self._success_by_label(recent, success) | self._success_by_difficulty(recent, success)
+        return metrics | self._success_by_label(scored, success) | self._success_by_difficulty(scored, success)
 
     def _success_by_label(self, episodes: Sequence[Mapping[str, Any]], success: np.ndarray) -> dict[str, float]:
         """Mean success for each text of each entry that has few texts, and for each pair of the first two entries'
@@ -251,12 +279,12 @@ class EpisodeWindow:
         for episode in itertools.chain(state["recent"], state["hard"]):
             self._check(episode)
         self.hardest = state["hardest"]
-        for name in ("recent", "hard"):
-            window = getattr(self, name)
-            window.clear()
-            window.extend(state[name])
-        kept = itertools.chain(self.recent, self.hard)
+        kept = itertools.chain(state["recent"], state["hard"])
         self.reports_success = bool(state.get("reports_success")) or any("is_success" in episode for episode in kept)
+        self.recent.clear()
+        self.recent.extend(state["recent"])
+        self.hard.clear()
+        self.hard.extend(filter(self.has_score, state["hard"]))  # earlier versions counted those that asked nothing
 
     def _check(self, episode: Any) -> None:
         names = ("return", "steps", self.difficulty_key)

@@ -71,7 +71,10 @@ class Trainer:
             )
         self.collector = source
         self.window = EpisodeWindow(
-            env.metadata.get("difficulty_key"), hard_size=forgetting.min_hard_episodes, num_actors=source.num_actors
+            env.metadata.get("difficulty_key"),
+            hard_size=forgetting.min_hard_episodes,
+            num_actors=source.num_actors,
+            ratios=env.metadata.get("ratios"),
         )
         self.controller = ForgettingController(
             replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
@@ -248,7 +251,7 @@ class Trainer:
         in this update."""
         if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
             return
-        compared = [episode for episode in episodes if IS_CONTROL in episode]
+        compared = [episode for episode in episodes if IS_CONTROL in episode and self.window.has_score(episode)]
         scores = self.window.scores(compared).tolist()
         self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
         if self.time_trial.is_harmful(self._score_gain):

@@ -18,12 +18,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
-from expire_span_rl.agents.episodes import ratio_parts
+from expire_span_rl.agents.episodes import asks_nothing, ratio_parts
 from expire_span_rl.devices import random_numbers_of
 from expire_span_rl.environments import environment_of, soon
 from expire_span_rl.envs import env_ids, import_modules, make_vec_env
 from expire_span_rl.envs.core_adapters import BatchedVectorEnv
-from expire_span_rl.evaluation_metrics import asks_nothing, buckets_of, fill_missing_success, metrics_of
+from expire_span_rl.evaluation_metrics import buckets_of, fill_missing_success, metrics_of
 from expire_span_rl.policies import as_tensors, check_spaces, load_policy
 from expire_span_rl.protocols import Acting, Memory, Policy
 from expire_span_rl.settings import MAX_STEPS
@@ -187,7 +187,7 @@ def evaluate_in(
     if any(episode["success"] is not None for episode in episodes):
         # An episode without the entry did not succeed, unless nothing was asked in it.
         for episode in episodes:
-            if episode["success"] is None and not asks_nothing([episode["ratio_parts"]], ratios):
+            if episode["success"] is None and not asks_nothing(episode["ratio_parts"], ratios):
                 episode["success"] = 0.0
     live = session.live_sum / session.steps if stores else np.zeros(0)
     memory = cast(Memory, session.memory)

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from expire_span_rl.agents.episodes import quotients
+from expire_span_rl.agents.episodes import ACCURACY, quotients
 
-ACCURACY = "accuracy"
-"""The entry of `metadata["ratios"]` for right answers by answers."""
 BUCKETS = 4  # episodes are also reported by quarters of the largest difficulty
 
 
@@ -57,11 +55,6 @@ def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapp
 
 def _mean(episodes: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([episode[name] for episode in episodes]))
-
-
-def asks_nothing(ratio_parts: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]) -> bool:
-    """Whether an environment that names the share of right answers, `ACCURACY`, asked nothing in these episodes."""
-    return bool(ratios.get(ACCURACY)) and quotients(ratio_parts, {ACCURACY: ratios[ACCURACY]})[ACCURACY] is None
 
 
 def fill_missing_success(results: Iterable[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from expire_span_rl import PPO, envs
 from expire_span_rl.agents.episodes import MOST_ROLLOUTS, EpisodeWindow, finished_episodes, quotients, ratio_parts
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.spaces import EPISODE_LOST
@@ -76,6 +77,62 @@ def test_a_window_of_failures_alone_is_still_one_of_success(tmp_path):
     earlier = {name: value for name, value in window.state_dict().items() if name != "reports_success"}
     loaded.load_state_dict(earlier)
     assert not loaded.reports_success  # states of before 30 November 2026 know of the window only
+
+
+def test_a_perfect_player_has_full_success_though_some_streams_ask_nothing():
+    """Through a whole update of a training. The log's returns and lengths count all episodes."""
+    env = envs.make_vec_env("Collision-v0", 32, stream_length=8, grid=4)
+    play = env.step
+    env.step = lambda actions: play(env.unwrapped.target())
+    model = PPO("none", env, num_envs=32, num_steps=40, device="cpu")
+    model.learn(1)
+    window = model._run.trainer.window
+    asked = np.array([episode["asked"] for episode in window.recent])
+    assert len(asked) == model.metrics["time/episodes"] > 100 and set(asked > 0) == {False, True}
+    assert window.hard_score() == (1.0, len(window.hard)) and all(episode["asked"] for episode in window.hard)
+    assert len(window.hard) == min((asked > 0).sum(), window.hard.maxlen)
+    success = [name for name in model.metrics if name.startswith("success/")]
+    assert success and {model.metrics[name] for name in (*success, "rollout/success_rate", "rollout/hard_score")} == {1}
+    assert model.metrics["rollout/ep_rew_mean"] == pytest.approx((asked > 0)[-100:].mean())
+
+
+ACCURACY = {"accuracy": ("right", "asked")}
+NOTHING = {"return": 0.0, "steps": 4, "right": 0, "asked": 0}
+
+
+def test_an_episode_that_asked_nothing_counts_until_success_is_reported():
+    """Without success, its return is a score as any other. A saved window of earlier versions has it among the hard."""
+    window = EpisodeWindow(None, ratios=ACCURACY)
+    assert window.add([NOTHING, NOTHING]) == 2 and window.hard_score() == (0.0, 2)
+    assert window.add([{**NOTHING, "asked": 1, "is_success": True}, NOTHING]) == 1
+    assert window.hard_score() == (1.0, 1) and window.summary()["rollout/success_rate"] == 1.0
+    assert [window.has_score(episode) for episode in window.recent] == [False, False, True, False]
+    loaded = EpisodeWindow(None, ratios=ACCURACY)
+    loaded.load_state_dict({**window.state_dict(), "hard": list(window.recent)})
+    assert loaded.hard_score() == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    "ratios, entries",
+    [
+        (ACCURACY, {"asked": 2}),
+        (ACCURACY, {"is_success": False}),
+        ({}, {}),
+        (None, {}),
+        ({"accuracy": None}, {}),
+        ({"accuracy": {"1": ("right", "asked")}}, {}),
+    ],
+)
+def test_other_episodes_without_success_failed(ratios, entries):
+    window = EpisodeWindow(None, ratios=ratios)
+    window.add([{**NOTHING, "asked": 1, "is_success": True}, {**NOTHING, **entries}])
+    assert window.hard_score() == (0.5, 2) and window.summary()["rollout/success_rate"] == 0.5
+
+
+def test_a_window_of_episodes_that_asked_nothing_has_no_success_rate():
+    window = EpisodeWindow(None, size=2, ratios=ACCURACY)
+    window.add([{**NOTHING, "asked": 1, "is_success": True}, NOTHING, NOTHING])
+    assert window.summary() == {"rollout/ep_rew_mean": 0.0, "rollout/ep_len_mean": 4.0, "rollout/hard_score": 1.0}
 
 
 @pytest.mark.parametrize("num_actors", [1, 3])
