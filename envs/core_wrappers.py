@@ -176,7 +176,9 @@ class Episodes(CoreWrapper):
 
     When an inner episode ends, the observation is the next one's first. `final_info` is that of the last episode, with
     two differences: `is_success` means that all episodes succeeded, and `success_1`, `success_2`, ... report each one
-    (in evaluations: `success_by_episode`). An episode that says nothing of its success does not fail."""
+    (in evaluations: `success_by_episode`). An episode that says nothing of its success does not fail, and does not
+    count there: `trajectories_1`, `trajectories_2`, ... are 1 for episodes that count, 0 for others. Episodes that were
+    not played, since somebody else ended the trajectory, count."""
 
     state_fields = ("played", "succeeded", "reported")
 
@@ -190,10 +192,10 @@ class Episodes(CoreWrapper):
             self.longest_episode = inner.longest_episode * count
         self.played = np.zeros(self.num_envs, np.int64)
         self.succeeded = np.zeros((self.num_envs, count), bool)
-        self.reported = np.zeros(self.num_envs, bool)  # whether any episode so far reported success
+        self.reported = np.zeros((self.num_envs, count), bool)  # whether an episode said if it succeeded
         self._has_success = "is_success" in inner.final_info()
         if self._has_success:
-            by_episode = {str(i + 1): (f"success_{i + 1}", "trajectories") for i in range(count)}
+            by_episode = {str(i + 1): (f"success_{i + 1}", f"trajectories_{i + 1}") for i in range(count)}
             self.metadata["ratios"] = {**self.metadata.get("ratios", {}), "success_by_episode": by_episode}
 
     def begin(self, rows: np.ndarray) -> None:
@@ -214,17 +216,23 @@ class Episodes(CoreWrapper):
             return reward, terminated, truncated
         if self._has_success:
             info = self.inner.final_info()
-            self.succeeded[rows, self.played[rows]] = info["is_success"][rows]
-            self.reported[rows] |= info["_is_success"][rows] if "_is_success" in info else True
+            reported = info["_is_success"][rows] if "_is_success" in info else np.ones(len(rows), bool)
+            self.succeeded[rows, self.played[rows]] = info["is_success"][rows].astype(bool) | ~reported
+            self.reported[rows, self.played[rows]] = reported
         self.played[rows] += 1
         is_complete = self.played == self.count
         self._start_inner(rows[~is_complete[rows]])
         return reward, terminated & is_complete, truncated & is_complete
 
     def complete_state(self, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Those of earlier versions lack `reported`."""
+        """Those of earlier versions lack `reported`, or have one flag for all episodes of a trajectory."""
         state = super().complete_state(state)
-        return {"reported": np.ones(self.num_envs, bool), **state} if "succeeded" in state else state
+        if "succeeded" not in state:
+            return state
+        reported = np.asarray(state.get("reported", np.ones(self.num_envs, bool)))
+        if reported.shape == (self.num_envs,):
+            reported = np.repeat(reported[:, None], self.count, 1)
+        return {**state, "reported": reported}
 
     def facts(self) -> np.ndarray | None:
         """Facts of fresh episodes get different numbers in each episode."""
@@ -245,9 +253,10 @@ class Episodes(CoreWrapper):
         if self._has_success:
             info["is_success"] = np.asarray(self.succeeded.all(1))
             if "_is_success" in info:
-                info["_is_success"] = self.reported.copy()
-            info["trajectories"] = np.ones(self.num_envs, np.int64)
-            info |= {f"success_{i + 1}": self.succeeded[:, i].copy() for i in range(self.count)}
+                info["_is_success"] = np.asarray(self.reported.any(1))
+            counts = self.reported | (np.arange(self.count) >= self.played[:, None])
+            info |= {f"success_{i + 1}": self.succeeded[:, i] & counts[:, i] for i in range(self.count)}
+            info |= {f"trajectories_{i + 1}": counts[:, i].astype(np.int64) for i in range(self.count)}
         return info
 
 

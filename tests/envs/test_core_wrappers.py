@@ -206,7 +206,7 @@ def test_episodes_in_a_row_are_those_of_the_task(id, n, fresh, seed):
     core = task.unwrapped.core
     for trajectory in range(2):
         observation, _ = long.reset(seed=seed) if trajectory == 0 else long.reset()
-        successes, has_success = [], False
+        successes = []
         for k in range(n):
             number = trajectory * n + k if fresh else trajectory
             core.start(np.arange(1), np.array([seed]), np.array([number]))
@@ -219,20 +219,20 @@ def test_episodes_in_a_row_are_those_of_the_task(id, n, fresh, seed):
                 expected = task_observation[entry]
                 assert_same(observation["previous_reward"], task_observation["previous_reward"])
                 assert (terminated or truncated) == (core.over[0] and k == n - 1)
-            has_success |= "is_success" in task_info
             if id != "Text-v0":  # a stream that asked nothing says nothing of success, and does not fail
-                successes.append(task_info.pop("is_success", True))
+                successes.append(task_info.pop("is_success", None))
         assert_same(observation[entry], expected)
-        by_episode = {f"success_{k + 1}": success for k, success in enumerate(successes)}
-        summary = {"trajectories": 1, **by_episode} if successes else {}
-        if has_success:
-            summary["is_success"] = all(successes)
+        summary = {f"success_{k + 1}": bool(success) for k, success in enumerate(successes)}
+        summary |= {f"trajectories_{k + 1}": int(success is not None) for k, success in enumerate(successes)}
+        said = [success for success in successes if success is not None]
+        if said:
+            summary["is_success"] = all(said)
         assert info == {**task_info, **summary}
     if not successes:  # a text has no success
         assert id == "Text-v0"
         return
     by_episode = long.unwrapped.metadata["ratios"]["success_by_episode"]
-    assert by_episode == {str(k + 1): (f"success_{k + 1}", "trajectories") for k in range(n)}
+    assert by_episode == {str(k + 1): (f"success_{k + 1}", f"trajectories_{k + 1}") for k in range(n)}
 
 
 def test_an_agent_that_remembers_the_first_episode_makes_no_mistake_in_the_next():
@@ -413,12 +413,45 @@ def test_none_is_no_wrap():
     assert type(envs.make_env("Corridor-v0", wraps=["none"]).unwrapped).__name__ == "CorridorEnv"
 
 
-def test_a_state_of_trajectories_from_before_they_counted_reports_continues():
+@pytest.mark.parametrize("of_a_trajectory", [True, False])
+def test_a_state_of_trajectories_from_before_their_episodes_counted_reports_continues(of_a_trajectory):
+    """It has one flag for all episodes of a trajectory, or none. Later trajectories end alike."""
     env, other = (envs.make_vec_env("Collision-v0", 4, stream_length=5, grid=4, wraps=["episodes=2"]) for _ in range(2))
     env.reset(seed=0)
     for _ in range(7):
         env.step(np.zeros(4, int))
     older = {name: array for name, array in env.state_dict().items() if name != "reported"}
+    if of_a_trajectory:
+        older["reported"] = env.state_dict()["reported"].any(1)
     other.load_state_dict(older)
-    for _ in range(9):
-        assert_same(env.step(np.zeros(4, int))[0], other.step(np.zeros(4, int))[0])
+    for _ in range(13):
+        outcome, other_outcome = env.step(np.zeros(4, int)), other.step(np.zeros(4, int))
+        assert_same(outcome[0], other_outcome[0])
+    assert_same(outcome[-1]["final_info"], other_outcome[-1]["final_info"])
+
+
+def test_episodes_of_trajectories_count_where_something_was_asked():
+    env = envs.make_vec_env("Collision-v0", 64, stream_length=6, grid=4, wraps=["fresh_episodes=2"])
+    env.reset(seed=0)
+    core = env.unwrapped.core.inner
+    for step in range(12):
+        *_, infos = env.step(core.target() if step < 6 else np.full(64, 4))  # silence, which is wrong, in the second
+        if step == 4:
+            before_last = core.asked + (core.target() != 4)
+    info = infos["final_info"]
+    first, second = before_last > 0, info["asked"] > 0
+    assert len(set(zip(first.tolist(), second.tolist(), strict=True))) == 4
+    np.testing.assert_array_equal(info["trajectories_1"], first)
+    np.testing.assert_array_equal(info["success_1"], first)
+    np.testing.assert_array_equal(info["trajectories_2"], second)
+    assert not info["success_2"].any()
+    np.testing.assert_array_equal(info["_is_success"], first | second)
+    np.testing.assert_array_equal(info["is_success"], first & ~second)
+
+
+def test_episodes_that_were_not_played_since_a_time_limit_ended_the_trajectory_count():
+    env = envs.make_env("TMaze-v0", wraps=["episodes=2"], length=4)
+    env.reset(seed=0)
+    env.step(0)
+    assert env.unwrapped.cut_info().items() >= {f"trajectories_{k}": 1 for k in (1, 2)}.items()
+    assert env.unwrapped.cut_info().items() >= {f"success_{k}": False for k in (1, 2)}.items()
