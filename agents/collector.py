@@ -245,10 +245,12 @@ class Collector:
         return getattr(self.env, "state_dict", dict)()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that lives between rollouts, as tensors and JSON-able metadata."""
+        """Everything that lives between rollouts, as tensors and JSON-able metadata. Without the environments' state if
+        they will begin new episodes, so that they do after `load_state`, too."""
+        env_state = {} if self._needs_reset else self._env_state()
         tensors = {f"memory/{name}": tensor for name, tensor in self.memory.to_tensors().items()}
         tensors |= {f"observation/{name}": torch.as_tensor(value) for name, value in self.observation.items()}
-        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in self._env_state().items()}
+        tensors |= {f"env/{name}": torch.as_tensor(value) for name, value in env_state.items()}
         tensors |= {
             "episode_start": torch.as_tensor(self.episode_start),
             "returns": torch.as_tensor(self.returns),

@@ -260,6 +260,22 @@ def test_environments_that_cannot_save_begin_new_episodes(tmp_path):
         assert rollout.episode_start[0].all() and not rollout.memory.live().any()
 
 
+def test_a_state_from_before_new_episodes_begins_new_episodes(tmp_path):
+    """Somebody else has played in the environments, whose state no longer belongs to what the collector holds."""
+    collector, loaded = make_collector(), make_collector(seed=99)
+    collector.collect()
+    collector.env.reset(seed=7)
+    collector.begin_new_episodes()
+    state = through_a_file(collector.state(), tmp_path)
+    loaded.collect()
+    assert not loaded.load_state(*state)
+    assert loaded.episode_start.all() and not loaded.lengths.any()
+    rollout, _ = loaded.collect()
+    assert rollout.episode_start[0].all() and not rollout.memory.live().any()
+    collector.collect()
+    assert loaded.load_state(*through_a_file(collector.state(), tmp_path))  # the next one has the environments' again
+
+
 def corrupt(rollout: Rollout, damage: str) -> Rollout:
     """The rollout with one number that is wrong by 1 or NaN, or with other memories."""
     if damage == "memory":
