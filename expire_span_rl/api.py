@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from expire_span_rl import training
 from expire_span_rl.building import build
@@ -196,13 +196,22 @@ class Model:
         self._run.trainer.close()
 
     def _trains_in(self, env: Any) -> bool:
-        """Whether an environment that exists, in whatever wrappers, is the one that it trains in."""
+        """Whether an environment that exists, in whatever wrappers, is the one that it trains in, is in a vector with
+        it, or is such a vector."""
         given = self._given_env
-        return isinstance(given, (gym.Env, VectorEnv)) and given.unwrapped is env.unwrapped
+        return isinstance(given, (gym.Env, VectorEnv)) and not _played_in(given).isdisjoint(_played_in(env))
 
     def _set_info(self) -> None:
         """Sets what the policy's file will say of it."""
         cast(Any, self.policy).info = {**self._run.info, "timesteps": self.num_timesteps}
+
+
+def _played_in(env: gym.Env | VectorEnv) -> set[int]:
+    """The objects that are played in where `env` is, by their identities: without wrappers, `env` itself and, of a
+    SyncVectorEnv, the environments that it steps."""
+    inner = env.unwrapped
+    singles = inner.envs if isinstance(inner, SyncVectorEnv) else ()
+    return {id(inner), *(id(single.unwrapped) for single in singles)}
 
 
 _MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -210,7 +219,8 @@ _MODELS: weakref.WeakSet[Model] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def _playing_in(env: Any, by: Model | None = None) -> Iterator[None]:
-    """Around what plays in `env`. Other models that train in this object begin new episodes in their next rollout."""
+    """Around what plays in `env`. Other models that train in it, or in a part of it, begin new episodes in their next
+    rollout."""
     try:
         yield
     finally:

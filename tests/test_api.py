@@ -359,8 +359,12 @@ class Ten(Recall):
         return observation % 3, reward, self.time == 10, False, {}
 
 
+def _vector_of(*functions):
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
 def _vector_of_tens():
-    return gym.vector.SyncVectorEnv([Ten] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    return _vector_of(Ten, Ten)
 
 
 PLAYED = {
@@ -369,6 +373,14 @@ PLAYED = {
     "evaluate a policy, in wrappers": (
         Ten,
         lambda model, env, older: es.evaluate(model.policy, gym.wrappers.TimeLimit(env, 7), episodes=2),
+    ),
+    "evaluate in one of a vector": (
+        _vector_of_tens,
+        lambda model, env, older: es.evaluate(model, env.envs[1], episodes=2),
+    ),
+    "evaluate in a vector around it": (
+        Ten,
+        lambda model, env, older: es.evaluate(model, _vector_of(lambda: env), episodes=1),
     ),
     "show": (Ten, lambda model, env, older: es.show(model, env)),
     "a new model": (Ten, lambda model, env, older: es.PPO("none", env, num_envs=1, num_steps=3)),
@@ -387,6 +399,13 @@ def test_playing_in_the_environment_of_a_model_does_not_spoil_its_training(case)
     play(model, env, older)
     model.learn(40)
     assert model.metrics["rollout/ep_len_mean"] == 10
+
+
+def test_playing_in_another_environment_of_the_class_leaves_a_training_alone():
+    model = es.PPO("none", _vector_of_tens(), num_envs=2, num_steps=4, device="cpu").learn(8)
+    for env in (Ten(), _vector_of_tens()):
+        es.evaluate(model, env, episodes=2)
+        assert not model._run.trainer.collector._needs_reset
 
 
 class Doubled(BaseFeaturesExtractor):
