@@ -212,11 +212,11 @@ def test_evaluations_on_the_way_have_episodes_of_their_own(monkeypatch):
     """Others each time, and none that evaluate.py could report again: it takes seeds below 2^31."""
     seeds = []
 
-    def evaluate(*arguments, seed, **options):
-        seeds.append(seed)
+    def evaluate_in(policy, env, name, protocol, **options):
+        seeds.append(protocol.seed)
         return {"mean_return": 0.0, "mean_episode_length": 1.0, "success_rate": None, "live_memories_mean": []}
 
-    monkeypatch.setattr("expire_span_rl.periodic_evaluation.evaluate", evaluate)
+    monkeypatch.setattr("expire_span_rl.periodic_evaluation.evaluate_in", evaluate_in)
     run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
     evaluation = PeriodicEvaluation(run, lambda text: None)
     monkeypatch.setattr(run.trainer, "keep_evaluated", lambda result: None)
