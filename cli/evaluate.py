@@ -24,7 +24,7 @@ from expire_span_rl.checks import (
 )
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import STDOUT, open_already
-from expire_span_rl.outputs import check_outputs, write_output
+from expire_span_rl.outputs import check_outputs, safe_when_stopped, write_output
 from expire_span_rl.settings import MAX_STEPS
 
 _DESCRIPTION = """
@@ -114,19 +114,20 @@ def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
     """Writes the files that were asked for, and prints the tables: where a file is stdout itself, on stderr."""
     from expire_span_rl.reporting import plot, print_tables
 
-    finished = len(report["policies"])
-    if finished < len(config.policies):
-        text = f"stopped: what follows is of the first {finished} of {len(config.policies)} policies"
-        print(text, file=sys.stderr)
+    outputs = {name: path for name, path in (("results", config.json), ("plot", config.plot)) if path}
+    if report.get("stopped"):
+        written, about_others = safe_when_stopped(outputs.values())
+        outputs = {name: path for name, path in outputs.items() if path in written}
+        count = f"the first {len(report['policies'])} of {len(config.policies)} policies"
+        print(f"stopped: what follows is of {count}{about_others}", file=sys.stderr)
     # Files first: whoever reads the tables may close the pipe early.
     with plain_warnings():
-        if config.json:
+        if "results" in outputs:
             write_output(config.json, (json.dumps(report, indent=2) + "\n").encode())
-        if config.plot:
+        if "plot" in outputs:
             write_output(config.plot, plot(report, Path(config.plot).suffix[1:]))
-    is_taken = STDOUT in (open_already(Path(path)) for path in (config.json, config.plot))
+    is_taken = STDOUT in (open_already(Path(path)) for path in outputs.values())
     out = sys.stderr if is_taken else sys.stdout
     print_tables(report, out)
-    for name, path in (("results", config.json), ("plot", config.plot)):
-        if path:
-            print(f"{name}: {shown(path)}", file=out)
+    for name, path in outputs.items():
+        print(f"{name}: {shown(path)}", file=out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from expire_span_rl.checks import (
 )
 from expire_span_rl.cli.notices import plain_warnings
 from expire_span_rl.files import last_name
-from expire_span_rl.outputs import check_outputs
+from expire_span_rl.outputs import check_outputs, safe_when_stopped
 from expire_span_rl.settings import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -135,25 +136,26 @@ def main() -> None:
 
         def stopped(showing: Showing) -> None:
             progress.stop()
-            text = f"stopped: what follows is of the first {len(showing.episodes)} of {config.episodes} episodes"
-            print(text, file=sys.stderr)
-            _report(config, name, showing)
+            paths, about_others = safe_when_stopped(config.outputs())
+            count = f"the first {len(showing.episodes)} of {config.episodes} episodes"
+            print(f"stopped: what follows is of {count}{about_others}", file=sys.stderr)
+            _report(config, name, showing, paths)
 
         options["on_stop"] = stopped
         label = last_name(config.path)
         showing = show_in(policy, env, name, label, seed=config.seed, episodes=config.episodes, **options)
     env.close()
-    _report(config, name, showing)
+    _report(config, name, showing, config.outputs())
 
 
-def _report(config: VisualizeConfig, name: str, showing: Showing) -> None:
-    """Writes the files that were asked for, and prints the tables. name: of the environment."""
+def _report(config: VisualizeConfig, name: str, showing: Showing, paths: Sequence[str]) -> None:
+    """Writes the files at `paths`, and prints the tables. name: of the environment."""
     from expire_span_rl.reporting import console
     from expire_span_rl.viewer.audit import table
     from expire_span_rl.viewer.summary import kinds_table
 
     with plain_warnings():
-        for path in config.outputs():
+        for path in paths:
             showing.save(path)
     out = console()
     for trouble in sorted({played.film.trouble for played in showing.episodes if played.film.trouble}):
@@ -164,4 +166,5 @@ def _report(config: VisualizeConfig, name: str, showing: Showing) -> None:
     summary = showing.summary
     if config.episodes > 1 and summary["kinds"]:
         out.print(kinds_table(summary, name))
-    print(f"{shown(showing.title)} -> {', '.join(shown(path) for path in config.outputs())}")
+    where = f" -> {', '.join(shown(path) for path in paths)}" if paths else ""
+    print(f"{shown(showing.title)}{where}")

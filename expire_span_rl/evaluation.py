@@ -82,9 +82,9 @@ def compare(
     and, under `policies`, the metrics of each.
 
     env, imports: what the user named, as `environments.environment_of` takes it for the first policy; env_kwargs:
-    replace those of its training. on_stop: is called with the report of the policies that are finished, if there are
-    some, before an error or a signal ends the evaluation. Raises ValueError, one line, before anything is played, for a
-    policy that cannot act there.
+    replace those of its training. on_stop: is called with the report of the policies that are finished and `stopped`,
+    True, if there are some, before an error or a signal ends the evaluation. Raises ValueError, one line, before
+    anything is played, for a policy that cannot act there.
     """
     import_modules(imports)  # before the policies are read, since a module may register their memory kind
     loaded = [load_policy(path, device) for path in paths]
@@ -111,7 +111,7 @@ def compare(
     except BaseException:
         if report["policies"]:
             fill_missing_success(report["policies"])
-            on_stop(report)
+            on_stop({**report, "stopped": True})
         raise
     fill_missing_success(report["policies"])
     return report

@@ -34,6 +34,22 @@ def write_output(path: str | Path, data: bytes) -> None:
     remember_output(path)
 
 
+def safe_when_stopped(paths: Iterable[str]) -> tuple[list[str], str]:
+    """The outputs that a command writes when it stops early: those at which no earlier result is, since a complete one
+    is worth more than a part. Also what to say of the others, "" if there are none."""
+    paths = list(paths)
+    kept = [path for path in paths if _has_contents(Path(path))]
+    stays = "stays as it was" if len(kept) == 1 else "stay as they were"
+    text = f"; {', '.join(shown(path) for path in kept)} {stays}" if kept else ""
+    return [path for path in paths if path not in kept], text
+
+
+def _has_contents(path: Path) -> bool:
+    """Whether a regular file that is not empty is at `path`."""
+    mode = None if open_already(path) is not None else mode_of(path)
+    return mode is not None and stat.S_ISREG(mode) and path.stat().st_size > 0
+
+
 def check_outputs(
     outputs: Mapping[str, str], inputs: Iterable[str] = (), kinds: Mapping[str, str] | None = None
 ) -> None:

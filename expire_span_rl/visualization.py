@@ -68,6 +68,8 @@ class Showing:
     actions: list[str]
     """Their names."""
     episodes: list[PlayedEpisode]
+    stopped: bool = False
+    """Whether more episodes were asked for, but an error or a signal came before they ended."""
 
     def __repr__(self) -> str:
         count = len(self.episodes)
@@ -76,8 +78,9 @@ class Showing:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """All numbers of the page, JSON-able."""
-        return shared([played.record for played in self.episodes])
+        """All numbers of the page, JSON-able. `stopped`, True, is among them only if this is so."""
+        numbers = shared([played.record for played in self.episodes])
+        return {**numbers, "stopped": True} if self.stopped else numbers
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -160,8 +163,8 @@ def show_in(
     subtitle = f"seed {seed}, {'the most likely actions' if deterministic else 'actions drawn from the policy'}"
     finished: list[PlayedEpisode] = []
 
-    def showing() -> Showing:
-        return Showing(policy, f"{name}: {outcome(finished[0].episode)}", subtitle, names, finished)
+    def showing(stopped: bool = False) -> Showing:
+        return Showing(policy, f"{name}: {outcome(finished[0].episode)}", subtitle, names, finished, stopped)
 
     try:
         for i in range(episodes):
@@ -171,7 +174,7 @@ def show_in(
             after_episode()
     except BaseException:
         if finished:
-            on_stop(showing())
+            on_stop(showing(stopped=True))
         raise
     return showing()
 

@@ -330,10 +330,27 @@ def test_what_is_finished_is_reported_when_another_policy_has_no_end(
     said = capsys.readouterr()
     assert said.err.startswith("stopped: what follows is of the first 2 of 3 policies\nerror: EndsForOthers-v0, envir")
     report = json.loads(Path("out.json").read_text())
-    assert [policy["path"] for policy in report["policies"]] == ["a.safetensors", "b.safetensors"]
+    assert [policy["path"] for policy in report["policies"]] == ["a.safetensors", "b.safetensors"] and report["stopped"]
     assert report["policies"][1]["mean_return"] == 1 and Path("out.png").exists() and "b.safetensors" in said.out
     assert call(evaluate, ["c.safetensors", *quick[:4], "--json", "none.json"], monkeypatch) == 1
     assert not Path("none.json").exists()
+
+
+def test_a_complete_result_outlasts_a_command_that_stops(policies_of_which_the_last_has_no_end, monkeypatch, capsys):
+    """Only an empty file, or none, takes what is finished."""
+    quick = ["--episodes", "4", "--max-steps", "20", "--json", "out.json", "--plot"]
+    first, second, endless = policies_of_which_the_last_has_no_end
+    assert call(evaluate, [first, second, *quick, "out.png"], monkeypatch) == 0
+    before = Path("out.json").read_bytes(), Path("out.png").read_bytes()
+    assert "stopped" not in json.loads(before[0])
+    Path("new.png").touch()
+    capsys.readouterr()
+    for plot, line in (("out.png", "out.json, out.png stay as they were"), ("new.png", "out.json stays as it was")):
+        assert call(evaluate, [first, endless, *quick, plot], monkeypatch) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"stopped: what follows is of the first 1 of 2 policies; {line}\nerror: ")
+        assert (Path("out.json").read_bytes(), Path("out.png").read_bytes()) == before and "results:" not in said.out
+    assert Path("new.png").stat().st_size and "plot: new.png" in said.out
 
 
 def test_what_is_finished_is_reported_after_ctrl_c(policies_of_which_the_last_has_no_end, monkeypatch, capsys):

@@ -113,12 +113,18 @@ def test_finished_episodes_are_written_when_a_later_one_is_too_long(tmp_path, mo
     assert run(monkeypatch, capsys, path, "--episodes", "9", "--json", "all.json", "--audit", "0")[0] == 0
     steps = [episode["steps"] for episode in json.loads((tmp_path / "all.json").read_text())["episodes"]]
     short = next(i for i in range(8) if steps[i] < steps[i + 1])
-    flags = ["--seed", str(short), "--episodes", "2", "--json", "some.json", "--max-steps", str(steps[short])]
-    code, said, complaints = run(monkeypatch, capsys, path, *flags)
-    assert code == 1 and said.endswith(" -> memory.html, some.json\n")
-    assert complaints.startswith("stopped: what follows is of the first 1 of 2 episodes\nerror: Corridor-v0: ")
-    (kept,) = json.loads((tmp_path / "some.json").read_text())["episodes"]
-    assert (kept["seed"], kept["steps"]) == (short, steps[short])
+    flags = ["--seed", str(short), "--episodes", "2", "--max-steps", str(steps[short]), "--json"]
+    before = [(tmp_path / name).read_bytes() for name in ("memory.html", "all.json")]
+    code, said, complaints = run(monkeypatch, capsys, path, *flags, "some.json")
+    assert code == 1 and said.endswith(" -> some.json\n")
+    line = "stopped: what follows is of the first 1 of 2 episodes; memory.html stays as it was\n"
+    assert complaints.startswith(f"{line}error: Corridor-v0: ")
+    numbers = json.loads((tmp_path / "some.json").read_text())
+    (kept,) = numbers["episodes"]
+    assert (kept["seed"], kept["steps"]) == (short, steps[short]) and numbers["stopped"]
+    code, said, complaints = run(monkeypatch, capsys, path, *flags, "all.json")
+    assert code == 1 and "memory.html, all.json stay as they were\n" in complaints and "->" not in said
+    assert [(tmp_path / name).read_bytes() for name in ("memory.html", "all.json")] == before
 
 
 def test_what_cannot_draw_is_told_how_to_do_without(tmp_path, monkeypatch, capsys):
