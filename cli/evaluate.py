@@ -23,7 +23,7 @@ from expire_span_rl.checks import (
     shown,
 )
 from expire_span_rl.cli.notices import plain_warnings
-from expire_span_rl.files import STDOUT, open_already
+from expire_span_rl.files import is_stdout
 from expire_span_rl.outputs import check_outputs, safe_when_stopped, write_output
 from expire_span_rl.settings import MAX_STEPS
 
@@ -126,8 +126,7 @@ def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
             write_output(config.json, (json.dumps(report, indent=2) + "\n").encode())
         if "plot" in outputs:
             write_output(config.plot, plot(report, Path(config.plot).suffix[1:]))
-    is_taken = STDOUT in (open_already(Path(path)) for path in outputs.values())
-    out = sys.stderr if is_taken else sys.stdout
+    out = sys.stderr if any(is_stdout(path) for path in outputs.values()) else sys.stdout
     print_tables(report, out)
     for name, path in outputs.items():
         print(f"{name}: {shown(path)}", file=out)

@@ -100,6 +100,18 @@ def open_already(path: Path) -> int | None:
     return {"stdin": 0, "stdout": 1, "stderr": 2}.get(match[1]) if match[1] else int(match[2] or match[3])
 
 
+def is_stdout(path: str | Path) -> bool:
+    """Whether what is written to a path joins what is printed: it means stdout by its descriptor, or leads to the same
+    pipe or terminal."""
+    if open_already(Path(path)) == STDOUT:
+        return True
+    try:
+        there, printed = os.stat(path), os.fstat(STDOUT)
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(there.st_mode) and os.path.samestat(there, printed)
+
+
 def last_name(path: str | Path) -> str:
     """The last part of a path, also of "." and "runs/..". Links keep their names."""
     return Path(os.path.abspath(path)).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from script_cases import ROOT, SHORT, SMALL, call, log
 
 import evaluate
 import train_rl
-from expire_span_rl import envs, evaluation, reporting, spaces
+from expire_span_rl import envs, evaluation, files, reporting, spaces
 from expire_span_rl.building import environment_seed
 from expire_span_rl.evaluation_metrics import fill_missing_success, wilson
 from expire_span_rl.interrupts import Interrupted
@@ -373,6 +374,17 @@ def test_results_on_stdout_are_alone_there(run_dir):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["policies"][0]["episodes"] == 4
     assert "success [95%]" in done.stderr and "results: /dev/stdout" in done.stderr
+
+
+def test_stdout_has_other_names(tmp_path, monkeypatch):
+    """By its descriptor, by a link to the pipe, or by another process's name of it. Not a file, nor another pipe."""
+    (_, other), (_, out) = os.pipe(), os.pipe()
+    monkeypatch.setattr(files, "STDOUT", out)
+    (tmp_path / "link").symlink_to(f"/proc/{os.getpid()}/fd/{out}")
+    (tmp_path / "file").touch()
+    assert all(files.is_stdout(path) for path in (f"/dev/fd/{out}", f"/proc/{os.getpid()}/fd/{out}", tmp_path / "link"))
+    for path in (f"/proc/{os.getpid()}/fd/{other}", tmp_path / "file", tmp_path / "nothing", tmp_path):
+        assert not files.is_stdout(path)
 
 
 def test_a_plot_names_each_policy_by_its_own_name(tmp_path, monkeypatch):
