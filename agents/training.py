@@ -279,13 +279,14 @@ class Trainer:
     def keep_evaluated(self, result: Mapping[str, Any]) -> None:
         """Keeps the present policy if it meets the constraint both in training and in an evaluation. result: of the
         evaluation, `success_rate`, `mean_return` and, where the right actions are known, `bits` per answer and
-        `accuracy`. An agent that learns from the right actions has the accuracy as its score in training. See
-        `keeps_evaluated`."""
+        `accuracy`. An agent that learns from the right actions has the accuracy as its score in training or, without
+        success, minus the bits. See `keeps_evaluated`."""
         is_success = self._scores_are_success
-        if self.controller.loss is not None:
+        learns_from_targets = self.agent.learns_from == TARGETS
+        if self.controller.loss is not None or (learns_from_targets and not is_success):
             score = -math.inf if result.get("bits") is None else -result["bits"]
         elif is_success:
-            accuracy = result.get("accuracy") if self.agent.learns_from == TARGETS else None
+            accuracy = result.get("accuracy") if learns_from_targets else None
             has_accuracy = isinstance(accuracy, (int, float))
             score = accuracy if has_accuracy else result["success_rate"] or 0.0  # None: no episode reported any
         else:

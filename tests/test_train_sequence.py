@@ -76,6 +76,22 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
     trainer.close()
 
 
+def test_what_is_kept_has_passed_an_evaluation_by_its_bits_where_there_is_no_success(in_folder):
+    """As in training, whatever the return is, which is a share from 0 to 1."""
+    run = build(parse_sequence([*write_text(Path("a.txt")), "--loss-tolerance", "0", "--eval-every", "1"]))
+    trainer = run.trainer
+    PeriodicEvaluation(run, print)
+    trainer.update()
+    trainer.controller.first_score, trainer.controller.best_score = -4.0, -2.0  # a target of -2.04
+    trainer.controller.learned = True
+    trainer.window.hard_score = lambda: (-2.0, 1000)
+    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    for bits, is_kept in ((None, False), (2.1, False), (2.0, True)):
+        trainer.keep_evaluated({"success_rate": None, "mean_return": 0.9, "bits": bits, "accuracy": 0.9})
+        assert (trainer.best is not None) == is_kept
+    trainer.close()
+
+
 def test_a_memory_kind_of_ones_own_is_trained_continued_and_evaluated(in_folder, monkeypatch):
     monkeypatch.setitem(KINDS, "alibi", KINDS["none"])  # so that it is gone after this test
     named = ["--import", str(ROOT / "examples/own_memory_kind.py")]
