@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from expire_span_rl.checks import check_at_least, check_fractions, choice, flag
-from expire_span_rl.settings import Settings, resolve, tuned
+from expire_span_rl.settings import Settings, defaults, resolve, tuned
 
 AGENT = "supervised"
 SPAN_LOSSES = ("learned", "paper")
 PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
 """The settings of `--span-loss paper`: bounded spans, with a fixed span penalty from the first update on. Only the
 task's gradient acts against the penalty."""
-_BESIDE_PAPER_LOSS: dict[str, Any] = {**PAPER_LOSS, "forgetting": True, "loss_tolerance": 0.0}
-"""The values that settings may be given beside `--span-loss paper`. It sets them, or makes them void."""
+_NOT_BESIDE_PAPER_LOSS = (
+    "forgetting", "loss_tolerance", "pressure_rise", "success_slack", "full_evidence", "initial_limit",
+)  # fmt: skip
+"""Settings that steer forgetting by the answers, or learned spans. Beside `--span-loss paper` they stay as they are
+without a flag."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class SpanLossConfig:
     span_loss: str = "learned"
     """The loss that spans learn from. learned: the ages at which memories were last used, as long as the answers stay
     right. paper: a fixed span penalty, --span-coef, from the first update on, against the gradient of the task. It
-    sets --span-model sigmoid and --use-coef 0, and knows neither --no-forgetting nor --loss-tolerance."""
+    sets --span-model sigmoid and --use-coef 0, and refuses other values of these. --no-forgetting is refused, too, as
+    are --loss-tolerance, --pressure-rise, --success-slack, --full-evidence and --initial-limit, unless they say what
+    the default is."""
 
     def __post_init__(self):
         choice("--span-loss", self.span_loss, SPAN_LOSSES)
@@ -139,11 +144,13 @@ def sequence_settings(settings: Mapping[str, Any]) -> Settings:
 
 
 def check_span_loss(settings: Mapping[str, Any], given: Collection[str]) -> None:
-    """Raises ValueError, one line, for a setting that the user gave and `--span-loss paper` would overwrite or make
-    void. settings: as of `sequence_settings`; given: the names of those that the user gave."""
+    """Raises ValueError, one line, for a setting that the user gave and that has another value with `--span-loss
+    paper`. settings: as of `sequence_settings`; given: the names of those that the user gave."""
     if settings.get("span_loss") != "paper":
         return
-    for name, value in _BESIDE_PAPER_LOSS.items():
+    usual = defaults(settings["memory"], TASKS[settings["task"]].env, AGENT)
+    fixed = PAPER_LOSS | {name: usual[name] for name in _NOT_BESIDE_PAPER_LOSS}
+    for name, value in fixed.items():
         if name in given and settings[name] != value:
             expected, got = (_on_command_line(name, number) for number in (value, settings[name]))
             raise ValueError(f"--span-loss paper: expected {expected}, got {got}")

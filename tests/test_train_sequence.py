@@ -217,6 +217,11 @@ def test_the_papers_loss_is_a_fixed_charge_on_bounded_spans(task, in_folder):
     settings = parse_sequence([*flags[task], *paper, "--span-coef", "0.5", "--max-span", "32"])
     assert (settings.memory.span_model, settings.memory.use_coef) == ("sigmoid", 0.0)
     assert settings.forgetting.fixed_pressure == 1.0
+    tolerance = str(settings.forgetting.loss_tolerance)  # what is the default may be said
+    said = parse_sequence(
+        [*flags[task], *paper, "--loss-tolerance", tolerance, "--span-coef", "0.5", "--max-span", "32"]
+    )
+    assert said == settings
     trainer = build(settings).trainer
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     before = [float(span.bias.detach()) for span in spans]
@@ -279,6 +284,26 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (
             ["--span-loss", "paper", "--loss-tolerance", "0.01"],
             "--span-loss paper: expected --loss-tolerance 0, got --loss-tolerance 0.01",
+        ),
+        (
+            ["--task", "text", "--span-loss", "paper", "--loss-tolerance", "0"],
+            "--span-loss paper: expected --loss-tolerance 0.01, got --loss-tolerance 0",
+        ),
+        (
+            ["--span-loss", "paper", "--pressure-rise", "0.1"],
+            "--span-loss paper: expected --pressure-rise 0.05, got --pressure-rise 0.1",
+        ),
+        (
+            ["--span-loss", "paper", "--success-slack", "0.1"],
+            "--span-loss paper: expected --success-slack 0.03, got --success-slack 0.1",
+        ),
+        (
+            ["--span-loss", "paper", "--full-evidence", "9"],
+            "--span-loss paper: expected --full-evidence 5, got --full-evidence 9",
+        ),
+        (
+            ["--span-loss", "paper", "--initial-limit", "900"],
+            "--span-loss paper: expected --initial-limit 0, got --initial-limit 900",
         ),
         (["--span-loss", "papr"], "--span-loss: expected one of learned, paper, got 'papr'"),
         (["--num-envs", "4", "--num-minibatches", "8"], "--num-minibatches: expected at most --num-envs (4)"),
