@@ -32,14 +32,16 @@ def buckets_of(
 
 
 def metrics_of(episodes: Sequence[Mapping[str, Any]], stores: bool, ratios: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of some episodes. success_rate: of those with a success that is not None; live_memories_at_end: mean over
-    layers at the last step of an episode; held_at_end: by layer, those live at the last step, its own not counted, per
-    step of the episode."""
+    """Metrics of some episodes. success_rate: of those with a success that is not None; episodes_with_success: their
+    number, only if it is neither 0 nor all; live_memories_at_end: mean over layers at the last step of an episode;
+    held_at_end: by layer, those live at the last step, its own not counted, per step of the episode."""
     metrics: dict[str, Any] = {"episodes": len(episodes), "success_rate": None, "success_rate_ci95": None}
     successes = [episode["success"] for episode in episodes if episode["success"] is not None]
     if successes:
         metrics["success_rate"] = sum(successes) / len(successes)
         metrics["success_rate_ci95"] = list(wilson(sum(successes), len(successes)))
+        if len(successes) < len(episodes):
+            metrics["episodes_with_success"] = len(successes)
     metrics["mean_return"] = _mean(episodes, "return")
     metrics["mean_episode_length"] = _mean(episodes, "steps")
     metrics |= quotients([episode["ratio_parts"] for episode in episodes], ratios)

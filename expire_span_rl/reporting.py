@@ -18,11 +18,12 @@ from rich.table import Table
 from expire_span_rl.checks import shown
 
 ALWAYS = {
-    "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "mean_return",
-    "mean_episode_length", "live_memories_mean", "live_memories_max", "live_memories_per_episode",
+    "path", "memory", "agent", "parameters", "episodes", "success_rate", "success_rate_ci95", "episodes_with_success",
+    "mean_return", "mean_episode_length", "live_memories_mean", "live_memories_max", "live_memories_per_episode",
     "live_memories_at_end", "held_at_end", "memory_bytes", "acting_steps_per_second", "buckets",
 }  # fmt: skip
-"""A policy's metrics in every report. `memory_efficiency` is in every report too, None where there is no oracle."""
+"""A policy's metrics that the tables show, or that the JSON file alone has. `memory_efficiency` is in every report,
+too, None where there is no oracle."""
 
 
 MAX_NAME = 60  # characters of a name in the plot
@@ -101,11 +102,12 @@ def _bucket_table(report: Mapping[str, Any]) -> Table:
 
 
 def _success(metrics: Mapping[str, Any]) -> str:
-    """The success rate and its interval."""
+    """The success rate and its interval, and of how many episodes they are if not of all."""
     if metrics["success_rate"] is None:
         return "-"
     low, high = metrics["success_rate_ci95"]
-    return f"{metrics['success_rate']:.1%} [{low:.1%}, {high:.1%}]"
+    count = metrics.get("episodes_with_success")
+    return f"{metrics['success_rate']:.1%} [{low:.1%}, {high:.1%}]{f' of {count:,} episodes' if count else ''}"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -118,7 +119,10 @@ def test_streams_that_ask_nothing_say_nothing_of_success():
     for vectorization in ("sync", "auto"):
         kwargs["vectorization"] = vectorization
         result = evaluation.evaluate(policy, "Collision-v0", kwargs, 60, num_envs=20)
-        assert result["success_rate"] == 0 and result["success_rate_ci95"][1] > wilson(0, 55)[1]  # of fewer than 60
+        count = result["episodes_with_success"]
+        assert count < 60 == result["episodes"] and result["success_rate"] == 0
+        assert result["success_rate_ci95"] == list(wilson(0, count))
+        assert sum(bucket.get("episodes_with_success", bucket["episodes"]) for bucket in result["buckets"]) == count
     policy.policy_head.bias.data = torch.tensor([9.0, 0.0, 0.0, 0.0, 0.0])
     result = evaluation.evaluate(policy, "Collision-v0", {**kwargs, "question_share": 0.02}, 60, num_envs=20)
     assert result["buckets"][0]["success_rate"] is None and result["success_rate"] > 0
@@ -126,6 +130,10 @@ def test_streams_that_ask_nothing_say_nothing_of_success():
     assert result["buckets"][0]["success_rate"] is None
     named = {**result, "path": "a", "memory": "none"}
     assert reporting.plot({"env": "Collision-v0", "policies": [named]}, "svg").startswith(b"<?xml")
+    text = io.StringIO()
+    reporting.print_tables({"env": "Collision-v0", "env_kwargs": {}, "policies": [named]}, text)
+    words = " ".join(text.getvalue().replace("│", " ").split())
+    assert f"] of {result['episodes_with_success']}" in words and "with success" not in words
 
 
 def test_the_memories_of_an_episode_that_is_lost_count_nowhere():
