@@ -119,14 +119,13 @@ def _check_task_flags(task: str, arguments: Sequence[str]) -> None:
 
 def _check_memory_flags(task: str, memory: str, arguments: Sequence[str]) -> None:
     """Raises UsageError, one line, for a flag that only other memory kinds have."""
-    by_kind = {kind: sequence_parts(task, kind) for kind in KINDS}
-    flags = {kind: {name for part in parts for name in cli.flag_names(part)} for kind, parts in by_kind.items()}
+    by_kind = {
+        kind: [flag for part in sequence_parts(task, kind) for flag in flags_of(part) if flag.field not in _HIDDEN]
+        for kind in KINDS
+    }
+    names = {kind: {name for flag in flags for name in flag.names} for kind, flags in by_kind.items()}
 
-    def owners_of(name: str) -> list[tuple[str, str]]:
-        fields = {
-            kind: {field.name for part in parts for field in dataclasses.fields(part)}
-            for kind, parts in by_kind.items()
-        }
-        return [("memory", kind) for kind in KINDS if name in fields[kind]]
+    def owners_of(field: str) -> list[tuple[str, str]]:
+        return [("memory", kind) for kind, flags in by_kind.items() if field in {flag.field for flag in flags}]
 
-    refuse_others_flags(arguments, flags[memory], set().union(*flags.values()), f"--memory {memory}", owners_of)
+    refuse_others_flags(arguments, names[memory], set().union(*names.values()), f"--memory {memory}", owners_of)

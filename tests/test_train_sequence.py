@@ -274,6 +274,7 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
             "unknown flag --window with --memory gru: --memory transformer_xl, --memory compressive would have it",
         ),
         (["--memory", "gru", "--span-loss", "paper"], "with --memory gru: --memory expire_span would have it"),
+        (["--memory", "gru", "--fixed-pressure", "1"], "unknown flag --fixed-pressure: see --help"),
         (["--memory", "gru", "--no-qk-norm"], "unknown flag --no-qk-norm with --memory gru: --memory expire_span, "),
         (
             ["--span-loss", "paper", "--span-model", "survival", "--use-coef", "5"],
