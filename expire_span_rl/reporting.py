@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -117,17 +117,18 @@ def _number(value: float | None) -> str:
 def policy_names(paths: Sequence[str]) -> list[str]:
     """A name for each policy: the last part of its path, with as many folders before it as make it differ from the
     others. What is alike even so has a number."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    names = []
+    parts = [Path(os.path.abspath(path).removesuffix(".safetensors")).parts for path in paths]
+    candidates = []
     for own in parts:
         count = 1
         while count < len(own) and any(other != own and other[-count:] == own[-count:] for other in parts):
             count += 1
-        names.append(shown("/".join(own[-count:]).removesuffix(".safetensors"), MAX_NAME))
-    seen: Counter[str] = Counter()
-    for i, name in enumerate(names):
-        seen[name] += 1
-        names[i] = name if seen[name] == 1 else f"{name}, {seen[name]}"
+        candidates.append(shown("/".join(own[-count:]), MAX_NAME))
+    names: list[str] = []
+    for name in candidates:
+        numbered = (f"{name}, {number}" for number in itertools.count(2))
+        # A number with which it would be another policy's name is passed over.
+        names.append(name if name not in names else next(new for new in numbered if new not in {*names, *candidates}))
     return names
 
 

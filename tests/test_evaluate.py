@@ -403,6 +403,9 @@ def test_a_plot_names_each_policy_by_its_own_name(tmp_path, monkeypatch):
     two = policy_names(["x/a/policy.safetensors", "x/b/policy.safetensors"])
     assert two == ["a/policy", "b/policy"]
     assert policy_names(["a", "a/", "a.safetensors"]) == ["a", "a, 2", "a, 3"]
+    three = policy_names(["runs/x", "runs/x.safetensors", "old/x.safetensors"])
+    assert three == ["runs/x", "runs/x, 2", "old/x"]
+    assert policy_names(["a", "a", "a, 2"]) == ["a", "a, 3", "a, 2"]
 
 
 def _foreign(path: Path) -> None:
