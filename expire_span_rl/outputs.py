@@ -12,8 +12,8 @@ from expire_span_rl.checks import shown
 from expire_span_rl.files import OutputError, mode_of, name_of_mode, open_already, takes_bytes, write_atomically
 from expire_span_rl.run_files import is_of_a_run, remember_output
 
-JSON_KEYS = ({"env", "policies"}, {"version", "episodes"})
-"""Keys of what evaluate.py writes, and of what visualize.py writes, in all versions."""
+JSON_TYPES: tuple[dict[str, type], ...] = ({"env": str, "policies": list}, {"version": int, "episodes": list})
+"""Keys of what evaluate.py writes, and of what visualize.py writes, in all versions, and the types of their values."""
 MARKS = {
     ".html": b"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
     ".mp4": b"Lavf",
@@ -111,7 +111,9 @@ def _is_earlier_result(path: Path, kind: str) -> bool:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return False
-    return isinstance(result, dict) and any(keys <= result.keys() for keys in JSON_KEYS)
+    return isinstance(result, dict) and any(
+        all(type(result.get(name)) is kind for name, kind in types.items()) for types in JSON_TYPES
+    )
 
 
 def _ends_of(path: Path) -> bytes:

@@ -155,6 +155,9 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
     (tmp_path / "script.json").write_text("x = 1")
     (tmp_path / "package.json").write_text('{"name": "mine", "version": "1.0.0"}')
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "podcast.json").write_text('{"version": "2.0", "episodes": [1]}')
+    (tmp_path / "count.json").write_text('{"version": true, "episodes": []}')
+    (tmp_path / "rules.json").write_text('{"env": "production", "policies": {"a": 1}}')
     place, never = str(tmp_path), {"--plot": ""}
     for path, message in {
         "hard.json": "expected another file than what is read",
@@ -165,6 +168,9 @@ def test_results_never_replace_what_is_no_result(run, tmp_path):
         "script.json": "expected a new file or an earlier result, .* is something else",
         "list.json": "expected a new file or an earlier result, .* is something else",
         "package.json": "expected a new file or an earlier result, .* is something else",
+        "podcast.json": "expected a new file or an earlier result, .* is something else",
+        "count.json": "expected a new file or an earlier result, .* is something else",
+        "rules.json": "expected a new file or an earlier result, .* is something else",
         "run": "expected a file, .* is a folder",
         "none/x.json": "expected a folder that exists, there is no",
         "nowhere.json": "expected a folder that exists, there is no",
