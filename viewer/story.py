@@ -204,12 +204,12 @@ def _nothing_mattered(record: Record, rows: Sequence[Row], swapped: Row | None) 
 
 
 def _fact_name(record: Record, row: Row) -> str:
-    """The fact that a row's memory carries, by the observation that shows it. Where that is another than the row's,
-    which the page shows, both are named."""
+    """The fact that a row's memory carries, by the observation that showed it last when the memory was written. Where
+    that is another than the row's, which the page shows, both are named."""
     facts, written = record["facts"], row["written"]
-    if facts[written] == row["fact"]:
-        return observation_name(record, written)
-    return f"{observation_name(record, facts.index(row['fact']))}, which the memory of step {written} carries"
+    shown_at = max(step for step in range(written + 1) if facts[step] == row["fact"])
+    name = observation_name(record, shown_at)
+    return name if shown_at == written else f"{name}, which the memory of step {written} carries"
 
 
 def _detail(record: Record, step: int) -> str:

@@ -105,6 +105,10 @@ def test_nothing_that_mattered():
         "the agent would have gone north at step 9."
     )
     assert (data["step"], data["written"], data["matters"]) == (9, 7, [])
+    seen_twice = record(rows, facts=[0, -1, -1, -1, 0, -1, -1, -1, 0, -1])  # and once more, too late for the memory
+    for step in (4, 8):
+        seen_twice["shows"]["which"][step] = 0
+    assert "the opposite of the blue ball of step 4, which the memory of step 7 carries" in headline(seen_twice)
     shown_again = record(rows, facts=[0, *[-1] * 6, 0, -1, -1])
     shown_again["shows"]["which"][7] = 0
     assert "the opposite of the blue ball of step 7, the agent" in story(shown_again)["headline"]
