@@ -160,15 +160,16 @@ def _when_emptied(record: Record, step: int) -> str:
     steps = audit["decisions"] if is_named else range(record["steps"])
     influence = audit["influence"][step] or 0
     if max(audit["influence"][t] or 0 for t in steps) < MIN_SHIFT:
-        return f"Emptied, it would noticeably change no action{' at a decision' if is_named else ''}."
+        return f"Emptying this state would noticeably change no action{' at a decision' if is_named else ''}."
     count = sum(empties_to_another_action(record, t) for t in steps)
     if count:
         action = "action" if record.get("deterministic", True) else "most likely action"
-        places = f"at {count:,} of {len(steps):,} {'decisions' if is_named else 'steps'}, most at step {step}"
+        which = f"step {step}" if count == 1 else f"most at step {step}"
+        places = f"at {count:,} of {len(steps):,} {'decisions' if is_named else 'steps'}, {which}"
         if len(steps) == 1:
             places = f"at its only {'decision' if is_named else 'step'}, step {step}"
         shift = f"where it shifts the {name} by {influence:.2f}"
-        return f"Emptied, it would noticeably change the {action} {places}, {shift}."
+        return f"Emptying this state would noticeably change the agent's {action} {places}, {shift}."
     where = "Of the decisions, it matters most at" if is_named else "It matters most at"
     return f"{where} step {step}: emptied, it shifts the {name} by {influence:.2f}, but the action stays the same."
 

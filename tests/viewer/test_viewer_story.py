@@ -133,11 +133,12 @@ def test_memories_without_slots():
     data["audit"] |= {"influence": [0.0, 0.0, 0.4, *[0.1] * 7], "changes_action": [True] * 10}
     assert story(data)["step"] == 2 and story(data)["detail"] == "" and story(data)["written"] is None
     assert headline(data) == (
-        "Remembers in one state of 256 bytes, in which observations cannot be told apart. Emptied, it would noticeably "
-        "change the action at its only decision, step 2, where it shifts the action probabilities by 0.40."
+        "Remembers in one state of 256 bytes, in which observations cannot be told apart. Emptying this state would "
+        "noticeably change the agent's action at its only decision, step 2, where it shifts the action probabilities "
+        "by 0.40."
     )
     data["audit"]["influence"] = [0.0] * 10
-    assert headline(data).endswith("Emptied, it would noticeably change no action at a decision.")
+    assert headline(data).endswith("Emptying this state would noticeably change no action at a decision.")
     none = story(record(layers=[], decisions=()))
     assert none["headline"] == "Has no memory: every action follows from what the agent sees at that step."
     assert none["step"] == 9
@@ -170,17 +171,17 @@ def test_a_memory_without_slots_is_judged_at_the_decisions_that_the_environment_
 def test_what_is_said_of_decisions_is_not_said_of_the_whole_episode():
     data = record(layers=[], decisions=(3, 6), state_bytes=64)
     data["audit"] |= {"influence": [0.0, 0.9, *[0.0] * 7, 0.7], "changes_action": [False, True, *[False] * 7, True]}
-    assert headline(data).endswith("Emptied, it would noticeably change no action at a decision.")
+    assert headline(data).endswith("Emptying this state would noticeably change no action at a decision.")
     data["audit"]["influence"] = [0.0, 0.9, 0.0, 0.35, 0.0, 0.0, 0.2, 0.0, 0.0, 0.7]
     data["audit"]["changes_action"] = [False, True, *[False] * 4, True, False, False, True]
     assert headline(data).endswith(
-        "Emptied, it would noticeably change the action at 1 of 2 decisions, most at step 6, where it shifts the "
-        "action probabilities by 0.20."
+        "Emptying this state would noticeably change the agent's action at 1 of 2 decisions, step 6, where it shifts "
+        "the action probabilities by 0.20."
     )
     data["deterministic"] = False
-    assert "change the most likely action at 1 of 2 decisions" in headline(data)
+    assert "change the agent's most likely action at 1 of 2 decisions" in headline(data)
     data["audit"] |= {"decisions_named": False, "influence": [0.01] * 10}
-    assert headline(data).endswith("Emptied, it would noticeably change no action.")
+    assert headline(data).endswith("Emptying this state would noticeably change no action.")
 
 
 @pytest.mark.parametrize(("ends", "step"), [((10, 3, 4, *[10] * 7), 8), ((10,) * 10, 2), ((10, 9, *[10] * 8), 9)])
