@@ -32,8 +32,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "torch_threads",
     ),
 }  # fmt: skip
-"""The groups in their order, and the fields that each begins with. A field that is named nowhere goes by its
-`Flag.group`."""
+"""The groups in their order, and the fields that each begins with. A field that is named nowhere, or has another
+`Flag.group`, goes by that."""
 _REST = "more"  # the group of fields that neither GROUPS nor their own group places
 _PLACEHOLDERS = {
     "env": "ID", "env_kwargs": "JSON", "hard_env_kwargs": "JSON", "imports": "MODULE", "wrap": "WRAP",
@@ -67,11 +67,10 @@ def help_text(program: str, flags: Sequence[Flag], description: str, examples: S
 def grouped(flags: Sequence[Flag]) -> dict[str, list[Flag]]:
     """The flags by title, both in the order in which the help lists them."""
     by_name = {flag.field: flag for flag in flags}
-    titles = {name: title for title, names in GROUPS.items() for name in names}
     out: dict[str, list[Flag]] = {}
     for title, names in GROUPS.items():
-        leading = [by_name[name] for name in names if name in by_name]
-        out[title] = leading + [flag for flag in flags if flag.field not in titles and flag.group == title]
+        leading = [by_name[name] for name in names if name in by_name and by_name[name].group in (None, title)]
+        out[title] = leading + [flag for flag in flags if flag.field not in names and flag.group == title]
     placed = {flag.field for members in out.values() for flag in members}
     for flag in flags:
         if flag.field not in placed:

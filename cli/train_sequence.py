@@ -30,6 +30,11 @@ _HIDDEN = (
     "normalize_cells", "normalize_observations", "total_timesteps", "vectorization", "wrap",
 )  # fmt: skip
 """Settings without a flag: the task determines them, or they do not apply to supervised learning."""
+_IMPORT = {
+    "group": "memory",
+    "help": "Python module, or path of a file, to import first since it registers memory kinds.",
+}
+"""What --help says of --import here, where environments of one's own cannot be chosen."""
 _CHOICES = {"memory": KINDS, "task": TASKS, "keep_snapshots": SNAPSHOTS, "span_loss": SPAN_LOSSES}
 _DESCRIPTION = """
 Trains a policy's memory on sequences, by supervision. Long streams are learned in blocks, and memory passes from block
@@ -73,6 +78,7 @@ def parse_sequence(arguments: list[str]) -> Settings:
         TASKS[task]: "run",
     }
     flags = flags_of(cli.joined(*configs, defaults=tuned(env, AGENT), groups=groups, choices=_CHOICES))
+    flags = [dataclasses.replace(flag, **_IMPORT) if flag.field == "imports" else flag for flag in flags]
     flag_class = plain_dataclass(flag for flag in flags if flag.field not in _HIDDEN)
     description = _DESCRIPTION.format(selection=f"--task {task} --memory {memory}")
     settings = dataclasses.asdict(cli.parse(flag_class, arguments, description, _EXAMPLES))

@@ -92,6 +92,18 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_bits_where_there_is_no_suc
     trainer.close()
 
 
+def test_help_does_not_say_that_import_registers_environments(monkeypatch, capsys):
+    """They could not be used. train_rl.py's can."""
+    titles = []
+    for script in (train_sequence, train_rl):
+        assert call(script, ["--help"], monkeypatch) == 0
+        parts = capsys.readouterr().out.split("\n\n")
+        (part,) = [part for part in parts if "--import MODULE" in part]
+        titles.append(part.split(":")[0])
+        assert ("registers\n      environments or memory kinds" in part) == (script is train_rl)
+    assert titles == ["memory", "environment"]
+
+
 def test_a_memory_kind_of_ones_own_is_trained_continued_and_evaluated(in_folder, monkeypatch):
     monkeypatch.setitem(KINDS, "alibi", KINDS["none"])  # so that it is gone after this test
     named = ["--import", str(ROOT / "examples/own_memory_kind.py")]
