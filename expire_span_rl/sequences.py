@@ -19,9 +19,7 @@ SPAN_LOSSES = ("learned", "paper")
 PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
 """The settings of `--span-loss paper`: bounded spans, with a fixed span penalty from the first update on. Only the
 task's gradient acts against the penalty."""
-_NOT_BESIDE_PAPER_LOSS = (
-    "forgetting", "loss_tolerance", "pressure_rise", "success_slack", "full_evidence", "initial_limit",
-)  # fmt: skip
+_NOT_BESIDE_PAPER_LOSS = ("forgetting", "pressure_rise", "success_slack", "full_evidence", "initial_limit")
 """Settings that steer forgetting by the answers, or learned spans. Beside `--span-loss paper` they stay as they are
 without a flag."""
 
@@ -49,8 +47,7 @@ class SpanLossConfig:
     """The loss that spans learn from. learned: the ages at which memories were last used, as long as the answers stay
     right. paper: a fixed span penalty, --span-coef, from the first update on, against the gradient of the task. It
     sets --span-model sigmoid and --use-coef 0, and refuses other values of these. --no-forgetting is refused, too, as
-    are --loss-tolerance, --pressure-rise, --success-slack, --full-evidence and --initial-limit, unless they say what
-    the default is."""
+    are --pressure-rise, --success-slack, --full-evidence and --initial-limit, unless they say what the default is."""
 
     def __post_init__(self):
         choice("--span-loss", self.span_loss, SPAN_LOSSES)

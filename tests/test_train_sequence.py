@@ -295,14 +295,6 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
         (["--use_coef=5", "--span-loss=paper"], "--span-loss paper: expected --use-coef 0, got --use-coef 5"),
         (["--span-loss", "paper", "--no-forgetting"], "--span-loss paper: expected --forgetting, got --no-forgetting"),
         (
-            ["--span-loss", "paper", "--loss-tolerance", "0.01"],
-            "--span-loss paper: expected --loss-tolerance 0, got --loss-tolerance 0.01",
-        ),
-        (
-            ["--task", "text", "--span-loss", "paper", "--loss-tolerance", "0"],
-            "--span-loss paper: expected --loss-tolerance 0.01, got --loss-tolerance 0",
-        ),
-        (
             ["--span-loss", "paper", "--pressure-rise", "0.1"],
             "--span-loss paper: expected --pressure-rise 0.05, got --pressure-rise 0.1",
         ),
