@@ -197,7 +197,8 @@ class Trainer:
         elif self.controller.is_enough(count):
             self.failure_rate = 1 - hard_score
         now = self._candidate(is_own=self._is_own(new_hard_episodes))
-        self.keeper.review(now, new_hard_episodes, is_harder=self.window.hardest > hardest)
+        is_harder = self.window.has_difficulty and self.window.hardest > hardest
+        self.keeper.review(now, new_hard_episodes, is_harder=is_harder)
         if not self.keeps_evaluated:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self.keeper.keep(now, is_tested=is_tested)

@@ -297,9 +297,13 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     assert loaded.controller.setbacks == 1 and loaded.policy.unreleased_reach() is not None
     assert loaded.best.live == live and loaded.best.released == (live == 3)
     assert (loaded.unfinished() is None) == loaded.best.released
-    harder = {"steps": 12, "length": 20, "return": 100.0}  # the kept policy's score says nothing of these
-    run_updates(loaded, [[harder] * 200], [50.0], monkeypatch)
-    assert loaded.best.live == 50
+    for says_difficulty, kept in ((False, live), (True, 50.0)):  # of harder episodes the score says nothing
+        again = corridor_trainer(forgetting=config)
+        again.load_state(*through_a_file(loaded.state(), tmp_path))
+        again.window.has_difficulty = says_difficulty
+        with monkeypatch.context() as patch:
+            run_updates(again, [[{"steps": 12, "length": 20, "return": 100.0}] * 200], [50.0], patch)
+        assert again.best.live == kept
 
 
 @pytest.mark.parametrize("kind, forgetting", [("transformer_xl", True), ("expire_span", False)])
