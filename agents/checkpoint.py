@@ -53,7 +53,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no dict
+            # Copies, since these are views of the mapped file: if it is cut, or goes from a network disk, a process that
+            # uses them is killed.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118, the file is no dict
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{shown(path)}: expected a whole checkpoint, could not read it ({shown(error, LONGEST_REASON)})"

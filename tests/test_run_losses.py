@@ -16,7 +16,7 @@ import expire_span_rl as es
 import train_rl
 from expire_span_rl import training
 from expire_span_rl.agents import Trainer
-from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
 from expire_span_rl.building import build, environment_seed
 from expire_span_rl.cli.settings import parse_config, resumed_config
 from expire_span_rl.memory_picture import IMAGE_SEED
@@ -214,3 +214,13 @@ def test_checkpoints_that_cannot_be_written_cost_none_of_the_older_ones(tmp_path
 def test_the_picture_is_of_an_episode_that_no_training_begins_with(seed):
     first = environment_seed(seed)
     assert not first <= IMAGE_SEED < first + 1_000_003
+
+
+def test_what_was_read_from_a_checkpoint_does_not_change_with_its_file(tmp_path):
+    """The tensors are no views of the file. A kept policy's weights stay in use for as long as the training runs."""
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(checkpoint_bytes({"best/weights": torch.ones(10_000)}, {}))
+    tensors, _ = load_checkpoint(file)
+    with open(file, "r+b") as same:
+        same.write(bytes(file.stat().st_size))
+    assert (tensors["best/weights"] == 1).all()
