@@ -292,7 +292,7 @@ def test_the_keys_of_the_json_files_are_those_of_the_pages():
     kwargs = {"max_length": 6}
     evaluated = es.evaluate(policy, episodes=2, env_kwargs=kwargs)
     listed = keys_in("docs/getting_started.md", "Evaluate")
-    of_tasks = {"bits", "correct_share", "correct_share_by_signals", "success_by_episode"}
+    of_tasks = {"bits", "correct_share", "correct_share_by_signals", "episodes_with_success", "success_by_episode"}
     assert evaluated.keys() | evaluated["buckets"][0].keys() == listed - of_tasks
     (episode,) = es.show(policy, seed=3, env_kwargs=kwargs).numbers["episodes"]
     listed = keys_in("docs/viewer.md", "The JSON file")

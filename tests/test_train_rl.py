@@ -313,6 +313,7 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
         fewest=1.0,
         released=True,
         tested=True,
+        own=False,
         weights={},
     )
     monkeypatch.setattr(trainer.controller, "target", lambda is_success: 0.4)
