@@ -53,8 +53,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
-            # Copies, since these are views of the mapped file: if it is cut, or goes from a network disk, a process that
-            # uses them is killed.
+            # Copies, since these are views of the mapped file: if it is cut, or goes from a network disk, a process
+            # that uses them is killed.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118, the file is no dict
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
