@@ -38,9 +38,8 @@ from expire_span_rl.envs.masks import (
     IN_INFO,
     IN_OBSERVATION,
     METHOD,
-    ONLY_AFTER_STEPS,
     ActionMasks,
-    lacks_first_mask,
+    late_mask_problem,
     remove_mask,
 )
 from expire_span_rl.envs.minigrid_view import speed_up
@@ -246,8 +245,8 @@ class AdaptedEnv(gym.Wrapper):
         return info
 
     def _plain_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        if self._is_trial and self._masks is None and lacks_first_mask(info, self.env.action_space):
-            self._fail(ONLY_AFTER_STEPS)
+        if self._is_trial and self._masks is None and (problem := late_mask_problem(info, self.env.action_space)):
+            self._fail(problem)
         return plain_info(info, self.adaptation.shaping)
 
     def _fail(self, problem: str, cause: BaseException | None = None) -> NoReturn:

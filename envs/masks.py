@@ -17,9 +17,6 @@ from expire_span_rl.spaces import ACTION_MASK, Mask, SpaceError, action_size, ma
 METHOD = "action_masks"
 """The environment's method that gives a mask; the name is sb3-contrib's."""
 
-ONLY_AFTER_STEPS = f"info: expected {ACTION_MASK!r} in that of a reset too, got it only in that of a step"
-"""The error for an environment whose first action would have no mask."""
-
 IN_OBSERVATION = "observation"
 IN_INFO = "info"
 BY_METHOD = "method"
@@ -84,10 +81,12 @@ def _value_counts(space: spaces.Space) -> list[int]:
     return [2] * action_size(space)
 
 
-def lacks_first_mask(info: Mapping[str, Any], action_space: spaces.Space) -> bool:
-    """Whether the info of a step has a mask for actions that can have one. For an environment that gave none at its
-    reset, this is an error, `ONLY_AFTER_STEPS`. In that of a Box it means something else."""
-    return ACTION_MASK in info and mask_size(action_space) > 0
+def late_mask_problem(info: Mapping[str, Any], action_space: spaces.Space) -> str | None:
+    """What is wrong with an environment that gave no mask at its reset, by the info of a step; None if nothing is. A
+    mask in it would come too late for the first action. In that of a Box the entry means something else."""
+    if ACTION_MASK in info and mask_size(action_space):
+        return f"info: expected {ACTION_MASK!r} in that of a reset too, got it only in that of a step"
+    return None
 
 
 def remove_mask(space: spaces.Space) -> tuple[spaces.Space, bool]:

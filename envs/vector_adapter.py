@@ -42,9 +42,8 @@ from expire_span_rl.envs.masks import (
     IN_INFO,
     IN_OBSERVATION,
     METHOD,
-    ONLY_AFTER_STEPS,
     ActionMasks,
-    lacks_first_mask,
+    late_mask_problem,
     remove_mask,
 )
 from expire_span_rl.envs.timeout import call_within
@@ -292,8 +291,8 @@ class AdaptedVectorEnv(VectorWrapper):
 
     def _plain_infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers, flags and texts of infos: arrays [B] with their masks."""
-        if self._is_trial and self._masks is None and lacks_first_mask(infos, self.single_action_space):
-            self._fail(None, ONLY_AFTER_STEPS)
+        if self._is_trial and self._masks is None and (problem := late_mask_problem(infos, self.single_action_space)):
+            self._fail(None, problem)
         plain: dict[str, Any] = {}
         for key, value in infos.items():
             column = as_column(value, self.num_envs)
