@@ -94,11 +94,7 @@ class PolicyKeeper:
     def keep(self, now: Candidate, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
         fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
-        score is of new episodes, or of an evaluation.
-
-        After a setback all spans are long again. The policy that was kept before stays if its score was its own: it
-        holds fewer memories, and what went wrong came after it. So that it is not the one with which it began to go
-        wrong, one whose mean return misses the target, be it by chance, does not follow one whose mean reached it."""
+        score is of new episodes, or of an evaluation."""
         if not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
@@ -127,7 +123,11 @@ class PolicyKeeper:
         )
 
     def _stays(self, now: Candidate, is_released: bool) -> bool:
-        """Whether the kept policy stays, however few memories the present one has. is_released: its spans are."""
+        """Whether the kept policy stays, however few memories the present one has. is_released: its spans are.
+
+        After a setback all spans are long again. The policy that was kept before it holds fewer memories, and stays if
+        it was judged by its own episodes: what went wrong came later. For the same reason a mean return below the
+        target, be it by chance, does not follow one that reached it: the setback may be beginning."""
         kept = self.kept
         if kept is None or not kept.released or not self.controller.config.forgetting:
             return False

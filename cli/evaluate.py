@@ -116,10 +116,10 @@ def _report(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
 
     outputs = {name: path for name, path in (("results", config.json), ("plot", config.plot)) if path}
     if report.get("stopped"):
-        written, about_others = safe_when_stopped(outputs.values())
-        outputs = {name: path for name, path in outputs.items() if path in written}
         count = f"the first {len(report['policies'])} of {len(config.policies)} policies"
-        print(f"stopped: what follows is of {count}{about_others}", file=sys.stderr)
+        written, line = safe_when_stopped(outputs.values(), count)
+        outputs = {name: path for name, path in outputs.items() if path in written}
+        print(line, file=sys.stderr)
     # Files first: whoever reads the tables may close the pipe early.
     with plain_warnings():
         if "results" in outputs:

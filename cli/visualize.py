@@ -136,9 +136,9 @@ def main() -> None:
 
         def stopped(showing: Showing) -> None:
             progress.stop()
-            paths, about_others = safe_when_stopped(config.outputs())
             count = f"the first {len(showing.episodes)} of {config.episodes} episodes"
-            print(f"stopped: what follows is of {count}{about_others}", file=sys.stderr)
+            paths, line = safe_when_stopped(config.outputs(), count)
+            print(line, file=sys.stderr)
             _report(config, name, showing, paths)
 
         options["on_stop"] = stopped

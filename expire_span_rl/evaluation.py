@@ -121,12 +121,12 @@ def _compared(policy: Policy, path: str, report: Mapping[str, Any], protocol: Pr
     """The metrics of one of the policies that are compared, in environments of its own. report: what `compare` begins
     with."""
     bar = tqdm(total=protocol.episodes, unit="episode", desc=str(path), leave=False, disable=None)
-    with bar, random_numbers_of(protocol.seed, device):  # so that actions do not depend on policies before it
-        vector = vector_env(report["env"], report["num_envs"], report["env_kwargs"])
-        try:
-            return evaluate_in(policy, vector, report["env"], protocol, progress=bar.update)
-        finally:
-            vector.close()
+    with (
+        bar,
+        random_numbers_of(protocol.seed, device),  # so that actions do not depend on policies before it
+        contextlib.closing(vector_env(report["env"], report["num_envs"], report["env_kwargs"])) as vector,
+    ):
+        return evaluate_in(policy, vector, report["env"], protocol, progress=bar.update)
 
 
 def vector_env(env: Any, num_envs: int, env_kwargs: Mapping[str, Any]) -> VectorEnv:
@@ -158,12 +158,9 @@ def evaluate(
     the evaluation. Raises EndlessEpisode for an episode of more than `max_steps` steps.
     Live memories are means (and maxima) over all steps of these episodes, the step's own memory included.
     """
-    env = vector_env(env_id, min(num_envs, episodes), env_kwargs)
     protocol = Protocol(episodes, seed, deterministic, max_steps)
-    try:
+    with contextlib.closing(vector_env(env_id, min(num_envs, episodes), env_kwargs)) as env:
         return evaluate_in(policy, env, env_id, protocol, progress=progress, check=check)
-    finally:
-        env.close()
 
 
 def evaluate_in(

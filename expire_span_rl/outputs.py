@@ -34,14 +34,14 @@ def write_output(path: str | Path, data: bytes) -> None:
     remember_output(path)
 
 
-def safe_when_stopped(paths: Iterable[str]) -> tuple[list[str], str]:
+def safe_when_stopped(paths: Iterable[str], count: str) -> tuple[list[str], str]:
     """The outputs that a command writes when it stops early: those at which no earlier result is, since a complete one
-    is worth more than a part. Also what to say of the others, "" if there are none."""
+    is worth more than a part. Also the line that says so. count: of what is finished."""
     paths = list(paths)
     kept = [path for path in paths if _has_contents(Path(path))]
     stays = "stays as it was" if len(kept) == 1 else "stay as they were"
     text = f"; {', '.join(shown(path) for path in kept)} {stays}" if kept else ""
-    return [path for path in paths if path not in kept], text
+    return [path for path in paths if path not in kept], f"stopped: what follows is of {count}{text}"
 
 
 def _has_contents(path: Path) -> bool:
@@ -112,7 +112,7 @@ def _is_earlier_result(path: Path, kind: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(result, dict) and any(
-        all(type(result.get(name)) is kind for name, kind in types.items()) for types in JSON_TYPES
+        all(type(result.get(name)) is of_type for name, of_type in types.items()) for types in JSON_TYPES
     )
 
 

@@ -5,6 +5,7 @@ evaluation."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from expire_span_rl.building import Run
@@ -61,13 +62,10 @@ class PeriodicEvaluation:
         episodes = run.settings.run.n_eval_episodes
         kwargs = {**run.env_kwargs, "env_timeout": run.settings.run.env_timeout}
         try:
-            env = vector_env(run.env_id, min(NUM_ENVS, episodes), kwargs)
-            seed = EVALUATION_SEEDS + run.trainer.updates  # of the checkpoint, so a resumed run has the same
-            protocol = Protocol(episodes, seed=seed, max_steps=max(MAX_STEPS, longest_episode(env) or 0))
-            try:
+            with contextlib.closing(vector_env(run.env_id, min(NUM_ENVS, episodes), kwargs)) as env:
+                seed = EVALUATION_SEEDS + run.trainer.updates  # of the checkpoint, so a resumed run has the same
+                protocol = Protocol(episodes, seed=seed, max_steps=max(MAX_STEPS, longest_episode(env) or 0))
                 result = evaluate_in(run.policy, env, run.env_id, protocol, check=self._check_stop)
-            finally:
-                env.close()
         except EnvError as error:  # they could be made before
             raise EnvironmentFailed(f"an evaluation's environments: {error}") from error
         except EndlessEpisode as error:
