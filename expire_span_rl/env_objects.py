@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
@@ -24,20 +24,38 @@ _MAKE_VEC_ARGUMENTS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrapp
 """What the spec of a vector environment has among the keyword arguments of the environment."""
 
 
+def exists(env: Any) -> bool:
+    """Whether an environment is an object of the user's, who made it and closes it, and not an id or a function."""
+    return isinstance(env, (gym.Env, VectorEnv))
+
+
+@contextlib.contextmanager
+def closing_ours(env: Any, wrapped: _Made) -> Iterator[_Made]:
+    """`wrapped`, which is `env` in our wrappers, and is closed at the end unless `env` `exists`."""
+    try:
+        yield wrapped
+    finally:
+        if not exists(env):
+            cast(Any, wrapped).close()
+
+
 def name_of(env: Any) -> str:
     """The name of an environment that is not given as an id: the id that it was made with, or its class or function."""
     spec = getattr(env, "spec", None)
     if spec is not None:
         return spec.id
-    if isinstance(env, (gym.Env, VectorEnv)):
+    if exists(env):
         return type(env.unwrapped).__name__
     name = getattr(env, "__name__", type(env).__name__)
     return name if name.isidentifier() else "environment"  # "<lambda>"
 
 
 def check_given(env: Any, settings: Mapping[str, Any]) -> None:
-    """Raises TypeError for what is no environment, and ValueError for settings that only an id can have, one line."""
-    if not (isinstance(env, (gym.Env, VectorEnv)) or callable(env)):
+    """Raises TypeError for what is no environment, and ValueError for settings that only an id can have, one line. An
+    id, or None for the one that a policy was trained in, may have any."""
+    if env is None or isinstance(env, str):
+        return
+    if not (exists(env) or callable(env)):
         raise TypeError(f"env: expected an id, an environment, a VectorEnv, or a function that makes one, got {env!r}")
     for name, value in settings.items():
         if value:
