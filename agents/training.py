@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.entries import TARGETS
 from expire_span_rl.agents.episodes import IS_CONTROL, EpisodeWindow
-from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController, Score
+from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
 from expire_span_rl.agents.learner import Learner
@@ -29,6 +28,7 @@ from expire_span_rl.agents.rollout import (
     select_prefix,
 )
 from expire_span_rl.agents.schedules import Schedules, whole_rollouts
+from expire_span_rl.agents.scores import Scores
 from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
@@ -79,6 +79,7 @@ class Trainer:
         self.controller = ForgettingController(
             replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
         )
+        self.scores = Scores(self.window, self.controller, learns_from_targets=agent.learns_from == TARGETS)
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = whole_rollouts(total, self.rollout_size)
         self.timesteps = 0
@@ -255,7 +256,7 @@ class Trainer:
         compared = [episode for episode in episodes if IS_CONTROL in episode and self.window.has_score(episode)]
         scores = self.window.scores(compared).tolist()
         self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
-        if self.time_trial.is_harmful(self._score_gain):
+        if self.time_trial.is_harmful(self.scores.gain):
             self.time_trial.is_over = True
             self.policy.keep_time()
         if self.time_trial.loss is not None:
@@ -279,50 +280,21 @@ class Trainer:
 
     def keep_evaluated(self, result: Mapping[str, Any]) -> None:
         """Keeps the present policy if it meets the constraint both in training and in an evaluation. result: of the
-        evaluation, `success_rate`, `mean_return` and, where the right actions are known, `bits` per answer and
-        `accuracy`. An agent that learns from the right actions has the accuracy as its score in training or, without
-        success, minus the bits. See `keeps_evaluated`."""
-        is_success = self._scores_are_success
-        learns_from_targets = self.agent.learns_from == TARGETS
-        if self.controller.loss is not None or (learns_from_targets and not is_success):
-            score = -math.inf if result.get("bits") is None else -result["bits"]
-        elif is_success:
-            accuracy = result.get("accuracy") if learns_from_targets else None
-            has_accuracy = isinstance(accuracy, (int, float))
-            score = accuracy if has_accuracy else result["success_rate"] or 0.0  # None: no episode reported any
-        else:
-            score = result["mean_return"]
-        if score >= self.controller.target(is_success):
+        evaluation (`Scores.of_evaluation`). See `keeps_evaluated`."""
+        if self.scores.of_evaluation(result) >= self.controller.target(self.scores.are_success):
             self.keeper.keep(self._candidate(is_own=True), is_tested=True)
-
-    @property
-    def _scores_are_success(self) -> bool:
-        """Whether scores are success rates. Else they are returns, or minus the bits per answer."""
-        return self.window.reports_success and self.controller.loss is None
 
     def _is_own(self, new_hard_episodes: int) -> bool:
         """Whether as many hard episodes as the score counts began and ended in the last rollout. In each environment
         one may have begun before it."""
         return self.collector.on_policy and new_hard_episodes - self.env.num_envs >= len(self.window.hard)
 
-    @property
-    def _score_gain(self) -> float:
-        """By how much the scores of episodes have risen in this training (`EpisodeWindow.scores`). 1 of success."""
-        if self.window.reports_success:
-            return 1.0
-        loss = self.controller.loss
-        return self.controller.gain if loss is None else loss.gain
-
     def _candidate(self, *, is_own: bool = False) -> Candidate:
         """What is known of the policy as it is now. is_own: of `Candidate`."""
-        hard_score, count = self.window.hard_score()
         num_steps, released = self.agent.config.num_steps, self.controller.needs_known
         is_measured = self.window.is_live_measured(num_steps, spans_released=released, queue=self.collector.queue)
-        loss = self.controller.loss
-        value = hard_score if loss is None or loss.bits is None else -loss.bits
-        error = 0.0 if loss is not None else self.window.hard_error()
         return Candidate(
-            score=Score(value, count, self._scores_are_success, error, self.window.has_difficulty),
+            score=self.scores.now(),
             live=self.window.mean_live(num_steps),
             is_live_measured=is_measured or not self.policy.can_forget,  # else they still grow
             timesteps=self.timesteps,
@@ -336,7 +308,7 @@ class Trainer:
         is_kept_released = self.best is not None and self.best.released
         if reach is None or is_kept_released or not self.controller.config.forgetting:
             return None
-        missing = self.controller.missing(self._candidate().score)
+        missing = self.controller.missing(self.scores.now())
         return f"memories were not shortened, each lasts {reach:,.0f} steps: {missing}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
