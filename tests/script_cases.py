@@ -11,6 +11,11 @@ from types import ModuleType
 import pytest
 
 from expire_span_rl import cli
+from expire_span_rl.agents import Trainer
+from expire_span_rl.agents.episodes import MOST_ROLLOUTS
+from expire_span_rl.building import build
+from expire_span_rl.periodic_evaluation import PeriodicEvaluation
+from expire_span_rl.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-envs", "8", "--num-steps", "16", "--num-minibatches", "2", "--torch-threads", "1", "--no-progress-bar"]
@@ -36,3 +41,16 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def before_an_evaluation(settings: Settings, score: float, *, reports_success: bool) -> Trainer:
+    """A trainer after its first update, whose policy is kept if it passes an evaluation. score: of 1,000 hard
+    episodes."""
+    run = build(settings)
+    PeriodicEvaluation(run, print)
+    trainer = run.trainer
+    trainer.update()
+    trainer.window.hard_score = lambda: (score, 1000)
+    trainer.window.reports_success = reports_success
+    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    return trainer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_cases import FORGETFUL, SHORT, SMALL, call, log
+from script_cases import FORGETFUL, SHORT, SMALL, before_an_evaluation, call, log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_rl
@@ -249,13 +249,8 @@ def test_what_is_kept_has_passed_an_evaluation(in_folder, monkeypatch):
 
 def test_an_evaluation_without_any_success_fails(monkeypatch):
     """Where some training episodes reported success, whatever its return is. With --loss-tolerance its bits count."""
-    run = build(parse_config([*SMALL, *SHORT, "--eval-every", "1"]))
-    trainer = run.trainer
-    PeriodicEvaluation(run, print)
-    trainer.update()
-    trainer.window.hard_score = lambda: (1.0, 1000)
-    trainer.window.reports_success = True
-    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    settings = parse_config([*SMALL, *SHORT, "--eval-every", "1"])
+    trainer = before_an_evaluation(settings, 1.0, reports_success=True)
     trainer.keep_evaluated({"success_rate": None, "mean_return": 2.0})
     assert trainer.best is None
     loss = trainer.controller.loss = LossConstraint(0.5)

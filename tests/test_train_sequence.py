@@ -8,14 +8,13 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
-from script_cases import ROOT, call, log
+from script_cases import ROOT, before_an_evaluation, call, log
 
 import evaluate
 import train_rl
 import train_sequence
 import visualize
 from expire_span_rl.agents.checkpoint import checkpoint_bytes, load_checkpoint
-from expire_span_rl.agents.episodes import MOST_ROLLOUTS
 from expire_span_rl.building import build
 from expire_span_rl.cli.train_sequence import parse_sequence, resumed_sequence
 from expire_span_rl.env_objects import reference
@@ -63,13 +62,7 @@ def test_a_run_is_trained_continued_evaluated_and_shown(in_folder, monkeypatch, 
 
 def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
     """As in training. The share of strings without any mistake is lower."""
-    run = build(parse_sequence([*TINY, "--eval-every", "1"]))
-    trainer = run.trainer
-    PeriodicEvaluation(run, print)
-    trainer.update()
-    trainer.window.hard_score = lambda: (1.0, 1000)
-    trainer.window.reports_success = True
-    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
+    trainer = before_an_evaluation(parse_sequence([*TINY, "--eval-every", "1"]), 1.0, reports_success=True)
     for accuracy, success, is_kept in ((0.97, 0.99, False), (0.99, 0.8, True)):
         trainer.keep_evaluated({"success_rate": success, "mean_return": 0.0, "bits": 0.1, "accuracy": accuracy})
         assert (trainer.best is not None) == is_kept
@@ -78,14 +71,10 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_accuracy(in_folder):
 
 def test_what_is_kept_has_passed_an_evaluation_by_its_bits_where_there_is_no_success(in_folder):
     """As in training, whatever the return is, which is a share from 0 to 1."""
-    run = build(parse_sequence([*write_text(Path("a.txt")), "--loss-tolerance", "0", "--eval-every", "1"]))
-    trainer = run.trainer
-    PeriodicEvaluation(run, print)
-    trainer.update()
+    settings = parse_sequence([*write_text(Path("a.txt")), "--loss-tolerance", "0", "--eval-every", "1"])
+    trainer = before_an_evaluation(settings, -2.0, reports_success=False)
     trainer.controller.first_score, trainer.controller.best_score = -4.0, -2.0  # a target of -2.04
     trainer.controller.learned = True
-    trainer.window.hard_score = lambda: (-2.0, 1000)
-    trainer.window.live.extend([5.0] * MOST_ROLLOUTS)
     for bits, is_kept in ((None, False), (2.1, False), (2.0, True)):
         trainer.keep_evaluated({"success_rate": None, "mean_return": 0.9, "bits": bits, "accuracy": 0.9})
         assert (trainer.best is not None) == is_kept
