@@ -31,6 +31,9 @@ what it has risen by so far. What is still being learned is lost when memories b
 HARM = 0.2
 """Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
 before they did."""
+HARMED_UPDATES = 3
+"""So many updates in a row, in each of which episodes ended, must show that loss. A return that falls in one update, for
+a step of the policy that was too large, is often back in the next."""
 
 
 class Score(NamedTuple):
@@ -105,6 +108,8 @@ class ForgettingController:
         above 0. An update within the memory budget counts as 1."""
         self.bound_score: float | None = None
         """The best score of the time before spans followed needs."""
+        self.harmed = 0
+        """Updates in a row, until now, after which the return was certainly lower than before spans followed needs."""
         self.setbacks = 0
         """How often spans followed needs and the return then fell below what it had been before."""
         self.best_with_noise: dict[str, float | None] | None = None
@@ -223,9 +228,8 @@ class ForgettingController:
         self.has_waited |= is_told or (progress >= PATIENT_FRACTION and self.is_flat)
         if not self.needs_known:
             self.bound_score = self.best_score
-        elif is_known and not is_told and self._is_harmed(score):
-            self.setbacks += 1
-            self.observed = 0.0
+        elif is_known and not is_told and new_episodes:
+            self._watch_for_harm(score)
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:
@@ -258,6 +262,15 @@ class ForgettingController:
         self.is_success = is_success
         self.best_score = max(self.best_score, score.lowest)
         self.learned |= self.meets_target(score) and (is_success or self.gain > 0)
+
+    def _watch_for_harm(self, score: Score) -> None:
+        """Notes whether the score shows that spans which follow needs harm. If it does so for HARMED_UPDATES in a row,
+        needs must be observed again."""
+        self.harmed = self.harmed + 1 if self._is_harmed(score) else 0
+        if self.harmed == HARMED_UPDATES:
+            self.harmed = 0
+            self.setbacks += 1
+            self.observed = 0.0
 
     def _is_harmed(self, score: Score) -> bool:
         """Whether a return is certainly lower than it was before spans followed needs, by more than a share of HARM."""
@@ -321,6 +334,7 @@ class ForgettingController:
             "backlog": self.backlog,
             "observed": self.observed,
             "bound_score": self.bound_score,
+            "harmed": self.harmed,
             "setbacks": self.setbacks,
             "has_waited": self.has_waited,
             "is_success": self.is_success,
@@ -344,9 +358,9 @@ class ForgettingController:
         self.is_flat = bool(state.get("is_flat", False))
         for name in ("stage_score", "bound_score"):
             setattr(self, name, number_or_none(name, state.get(name)))
-        for name in ("backlog", "observed"):  # older checkpoints have none of the nine
+        for name in ("backlog", "observed"):  # older checkpoints have none of the ten
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
-        for name in ("stage", "setbacks"):
+        for name in ("stage", "harmed", "setbacks"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
         best = state.get("best_with_noise")
         names = ("score", "loss", "bits")

@@ -193,9 +193,9 @@ class ExpireSpanConfig:
     ramp, only what is kept for longer is in sight, for the whole rollout. 0: never. 0 in the last tenth of the
     training."""
     attention_cost: float = 0.0
-    """With --span-model survival: weight of a loss that grows with attention to memories older than the ramp, under
-    positive pressure. Heads that have nothing to look for then look at what is recent, instead of at some memory, which
-    would be kept since it was looked at. 0: none."""
+    """With --span-model survival: weight of a loss that grows with the number of memories older than the ramp to which
+    any head attends, under positive pressure. Heads then look at few memories, and those that have nothing to look for
+    at what is recent: every memory that is looked at would be kept. 0: none."""
     use_margin: float = 0.25
     """Safety margin: a span should reach the age at which its memory was last used, plus this fraction of it."""
     use_coef: float = 100.0

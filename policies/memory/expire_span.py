@@ -102,12 +102,14 @@ class ExpireSpan(MemoryKind):
         return self.span.unreleased_reach()
 
     def attention_cost(self, weights: Tensor, age: Tensor, pressure: float) -> Tensor | None:
-        """--attention-cost times the mean share of a head's attention that goes to memories older than the ramp."""
+        """--attention-cost times the number of memories that a rollout uses, per query. A memory older than the ramp
+        counts as the largest share of attention that it gets, from any head and query."""
         cost = self.config.attention_cost * pressure
         if cost <= 0 or not self.tracks_use():
             return None
         is_old = age > self.config.ramp
-        return cost * (weights * is_old[:, None]).sum(-1).mean()
+        largest = (weights * is_old[:, None]).amax((1, 2))  # [B,C]
+        return cost * largest.sum(-1).mean() / weights.shape[2]
 
     def loss(self, normed: Tensor, is_new: Tensor, lives: Lives | None, noise: Tensor, pressure: float) -> Tensor:
         """The span predictor's loss, times --span-coef. It trains the predictor only: hidden vectors are detached."""

@@ -18,13 +18,23 @@ def make_costly(cost=0.5):
     return policy
 
 
-def test_it_costs_the_share_of_attention_that_goes_beyond_the_ramp():
-    """One row, two heads, two queries, three memories aged 2 to 4 and 3 to 5. The mean is over heads and queries."""
-    weights = torch.tensor([[[[0.1, 0.2, 0.7], [0.5, 0.5, 0.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]])
-    age = torch.tensor([[[4.0, 3.0, 2.0], [5.0, 4.0, 3.0]]])
+def test_each_memory_beyond_the_ramp_costs_its_largest_share_of_attention():
+    """Two rows, two heads, two queries, three memories aged 2 to 4 and 3 to 5. The mean is over rows and queries."""
+    weights = torch.zeros(2, 2, 2, 3)
+    weights[0] = torch.tensor([[[0.1, 0.2, 0.7], [0.5, 0.5, 0.0]], [[0.9, 0.1, 0.0], [0.0, 0.0, 1.0]]])
+    weights[1] = torch.tensor([[[0.0, 0.0, 1.0], [0.2, 0.3, 0.5]], [[0.0, 0.0, 1.0], [0.2, 0.4, 0.4]]])
+    age = torch.tensor([[[4.0, 3.0, 2.0], [5.0, 4.0, 3.0]]]).expand(2, -1, -1)
     kind = make_costly().core.layers[0].kind
-    shares = (0.1, 1.0, 1.0, 0.0)  # those of ages 4 and 5
-    assert float(kind.attention_cost(weights, age, 0.4)) == pytest.approx(0.5 * 0.4 * sum(shares) / 4)
+    largest = (0.9 + 0.5) + (0.2 + 0.4)  # of ages 4 and 5
+    assert float(kind.attention_cost(weights, age, 0.4)) == pytest.approx(0.5 * 0.4 * largest / 4)
+
+
+def test_heads_and_queries_that_look_at_one_memory_cost_less_than_at_several():
+    weights, age = torch.eye(4).expand(1, 2, -1, -1), torch.full((1, 4, 4), 9.0)
+    kind = make_costly().core.layers[0].kind
+    together = torch.zeros(1, 2, 4, 4)
+    together[..., 1] = 1
+    assert float(kind.attention_cost(weights, age, 1.0)) == 4 * float(kind.attention_cost(together, age, 1.0)) > 0
 
 
 def test_nothing_costs_without_pressure_before_needs_are_observed_or_by_default():
