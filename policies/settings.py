@@ -135,7 +135,7 @@ class LRUCoreConfig(RecurrentConfig):
 
 def check_spans(config: Any) -> None:
     """Raises ValueError, one line, if a config of learned spans has a number that is out of range."""
-    check_at_least(config, ramp=1, max_span=0, span_lr_scale=0, span_coef=0)
+    check_at_least(config, max_span=0, span_lr_scale=0, span_coef=0)
     if not 0 < config.initial_span < 1:
         raise ValueError(f"--initial-span: expected a fraction between 0 and 1, got {config.initial_span}")
 
@@ -160,7 +160,8 @@ class ExpireSpanConfig:
     of memories were observed. It must exceed the recall delay of an untrained policy. 0: --initial-span of twice the
     time that the environment says something must be remembered."""
     ramp: int = 8
-    """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that."""
+    """Ramp R: steps over which an expiring memory fades out. A layer never has fewer live memories than that. 0, with
+    --span-model survival: a memory is gone at once when its span is over."""
     initial_span: float = 0.95
     """Span of every memory at the start, as a fraction of twice the time that the environment says something must be
     remembered, or of --max-span with --span-model sigmoid. It must exceed the recall delay of an untrained policy."""
@@ -207,6 +208,7 @@ class ExpireSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
+        check_at_least(self, ramp=0 if self.span_model == "survival" else 1)
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
         check_at_least(self, attention_cost=0)
         check_at_most(self, renew_every=LARGEST_SETTING)
@@ -257,6 +259,7 @@ class AdaptiveSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
+        check_at_least(self, ramp=1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PREDICTORS: dict[str, type[SurvivalSpans | SigmoidSpans]] = {"survival": Surviva
 
 class ExpireSpan(MemoryKind):
     """A span e per memory, shared by the heads. The soft mask m = clip(1 + (e - age) / R, 0, 1) (equations 4 and 5)
-    enters attention as log m."""
+    enters attention as log m. Without a ramp, R = 0, m is 1 at ages below e, and then 0."""
 
     Config = ExpireSpanConfig
     supports_forgetting = True
@@ -38,6 +38,8 @@ class ExpireSpan(MemoryKind):
         return self.span.limited(self.span(normed, known_need), noise)
 
     def _mask(self, age: Tensor, spans: Tensor) -> Tensor:
+        if self.config.ramp == 0:
+            return (age < spans).to(spans.dtype)
         return (1 + (spans - age) / self.config.ramp).clamp(0, 1)
 
     def visibility(self, age: Tensor, slot_features: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:

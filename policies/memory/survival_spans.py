@@ -99,7 +99,7 @@ class SurvivalSpans(nn.Module):
             return torch.zeros(batch_size, 0)
         device = self.released.device if generator is None else generator.device
         chance, size = torch.rand(2, batch_size, len(chances), generator=generator, device=device)
-        steps = 1 + (size * SKIPPED_RAMPS * self.config.ramp).floor()
+        steps = 1 + (size * SKIPPED_RAMPS * max(self.config.ramp, 1)).floor()
         is_skipping = (self.released == RELEASED).to(device)
         controls = is_control(torch.arange(batch_size, device=device), batch_size)
         may_skip = is_skipping & ~controls[:, None] & (not noiseless)

@@ -182,6 +182,8 @@ class Reference:
 
 
 def expire_span_mask(age: int, span: float, config) -> float:
+    if config.ramp == 0:
+        return float(age < span)
     return min(max(1 + (span - age) / config.ramp, 0.0), 1.0)
 
 

@@ -49,6 +49,19 @@ def test_the_span_is_where_the_survival_curve_falls_below_one_in_use_coef(logits
     assert spans(torch.zeros(1, 1, 2)).item() == pytest.approx(span, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "ramp, shares", [(0, [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]), (2, [[1, 1, 1, 0.6, 0.1], [1, 0.6, 0.1, 0, 0]])]
+)
+def test_without_a_ramp_a_memory_is_gone_when_its_span_is_over(ramp, shares):
+    """Spans of 2.2 and 0.2 steps, at ages 0 to 4. A query always sees its own memory."""
+    kind = make_policy("expire_span", {**SETTINGS, "ramp": ramp}).core.layers[0].kind
+    age, spans = torch.arange(5.0).expand(2, 5), torch.tensor([2.2, 0.2])
+    visible, bias = kind.visibility(age[:, :, None], spans[:, None], torch.ones(2, 1, dtype=torch.bool))
+    expected = torch.tensor(shares, dtype=torch.float32)
+    torch.testing.assert_close(torch.where(visible, bias.exp(), 0)[..., 0], expected)
+    assert torch.equal(kind.survives(age, spans[:, None], torch.ones(2, 5, dtype=torch.bool)), expected > 0)
+
+
 def test_spans_are_limited_until_the_task_was_learned():
     memory = torch.zeros(1, 1, 2)
     for settings, initial_span, released_span in (
