@@ -19,9 +19,12 @@ SPAN_LOSSES = ("learned", "paper")
 PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_pressure": 1.0}
 """The settings of `--span-loss paper`: bounded spans, with a fixed span penalty from the first update on. Only the
 task's gradient acts against the penalty."""
-_NOT_BESIDE_PAPER_LOSS = ("forgetting", "pressure_rise", "success_slack", "full_evidence", "initial_limit")
-"""Settings that steer forgetting by the answers, or learned spans. Beside `--span-loss paper` they stay as they are
-without a flag."""
+_NOT_BESIDE_PAPER_LOSS = (
+    "forgetting", "pressure_rise", "success_slack", "full_evidence", "initial_limit",
+    "use_lift", "use_share", "use_margin", "renew_every", "time_skips", "time_gaps", "attention_cost",
+)  # fmt: skip
+"""Settings that steer forgetting by the answers, or spans by what is used. Beside `--span-loss paper` they stay as they
+are without a flag."""
 
 
 @dataclass(frozen=True)

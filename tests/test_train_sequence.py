@@ -299,6 +299,18 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
             ["--span-loss", "paper", "--initial-limit", "900"],
             "--span-loss paper: expected --initial-limit 0, got --initial-limit 900",
         ),
+        *[
+            (["--span-loss", "paper", name, value], f"--span-loss paper: expected {name} {usual}, got {name} {value}")
+            for name, usual, value in (
+                ("--use-lift", "32", "4"),
+                ("--use-share", "0.1", "0.2"),
+                ("--use-margin", "0.25", "0.5"),
+                ("--renew-every", "16", "5"),
+                ("--time-skips", "0.25", "0.5"),
+                ("--time-gaps", "0.03", "0"),
+                ("--attention-cost", "0", "1"),
+            )
+        ],
         (["--span-loss", "papr"], "--span-loss: expected one of learned, paper, got 'papr'"),
         (["--num-envs", "4", "--num-minibatches", "8"], "--num-minibatches: expected at most --num-envs (4)"),
         (["--resume", "nowhere"], "nowhere: expected a run directory with config.json"),

@@ -293,7 +293,7 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     loaded = corridor_trainer(forgetting=config)
     loaded.load_state(*through_a_file(trainer.state(), tmp_path))
     with monkeypatch.context() as patch:
-        run_scripted(loaded, [20, 20, 20, 100, 100], [3, 3, 3, 50, 50], patch, is_success=False)
+        run_scripted(loaded, [*[20] * 10, 100, 100], [*[3] * 10, 50, 50], patch, is_success=False)
     assert loaded.controller.setbacks == 1 and loaded.policy.unreleased_reach() is not None
     assert loaded.best.live == live and loaded.best.released == (live == 3)
     assert (loaded.unfinished() is None) == loaded.best.released
@@ -377,6 +377,8 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
     assert released() == {OBSERVING}
     controller.is_flat, controller.has_waited = True, True
     play(1.0, 1.0, 1.0)
+    assert released() == {1.0} and controller.needs_known
+    play(*[0.1] * 9)
     assert released() == {1.0} and controller.needs_known
     trainer.window.live.extend([7.0] * 5)
     play(0.1)
