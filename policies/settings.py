@@ -186,8 +186,8 @@ class ExpireSpanConfig:
     then counts from the step that the memory was written at."""
     time_skips: float = 0.25
     """With --span-model survival: chance that time is skipped before a rollout of an environment, in training, up to
-    four ramps of steps. What was only just seen then has expired, so that the policy learns to act by what it keeps and
-    what it sees. 0: never. 0 in the last tenth of the training."""
+    four ramps of steps (four steps if there is no ramp). What was only just seen then has expired, so that the policy
+    learns to act by what it keeps and what it sees. 0: never. 0 in the last tenth of the training."""
     time_gaps: float = 0.03
     """With --span-model survival: chance that in a training rollout of an environment every memory looks older to
     every query, by up to four ramps, as if so much time had been skipped right before it. Where that is more than a

@@ -32,9 +32,9 @@ OBSERVING, RELEASED, TIME_KEPT = 0.5, 1.0, 2.0
 """Values of `released`: while needs are observed and spans do not follow them (before `release`, or after `bind`), from
 `release` on, and from `keep_time` on."""
 SKIPPED_RAMPS = 4
-"""At most so many ramps of steps are skipped at a time, and by so many memories look older at most. More would not
-teach more, since a ramp is enough for what was only just seen to expire. What is skipped counts as watched, as does
-what a gap hides. Both should be little of what a memory is watched for."""
+"""At most so many ramps of steps (of at least one step each) are skipped at a time, and by so many memories look older
+at most. More would not teach more, since a ramp is enough for what was only just seen to expire. What is skipped counts
+as watched, as does what a gap hides. Both should be little of what a memory is watched for."""
 PATIENCE = 2.0
 """A use counts as the last one if the memory was then watched, without another use, until it was this many times as
 old. Otherwise more uses may have followed: the need is right-censored."""
