@@ -131,7 +131,7 @@ def train_for(
     trainer.agent.schedules = TimedSchedules(trainer.agent.schedules, clock, limit)
     trainer.agent.update = Stopwatch(trainer.agent.update, device)
     saved = clock.seconds()
-    while clock.seconds() < limit:
+    while progress["seconds"] < limit:  # as saved: a training that has ended does not go on
         figures = trainer.update()
         spent = clock.seconds()
         if spent > limit / 2:
