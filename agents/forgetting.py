@@ -268,7 +268,7 @@ class ForgettingController:
         """Notes whether the score shows that spans which follow needs harm. If it does so for HARMED_UPDATES in a row,
         needs must be observed again."""
         self.harmed = self.harmed + 1 if self._is_harmed(score) else 0
-        if self.harmed == HARMED_UPDATES:
+        if self.harmed >= HARMED_UPDATES:
             self.harmed = 0
             self.setbacks += 1
             self.observed = 0.0

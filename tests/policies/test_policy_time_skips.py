@@ -28,14 +28,15 @@ def test_the_last_of_eight_environments_and_of_fewer_is_a_control(num_envs, skip
     assert is_skipped.sum() == skipping
 
 
-def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_released():
-    policy = make_policy("expire_span", {**SETTINGS, "time_skips": 0.25})
+@pytest.mark.parametrize("ramp, most", [(RAMP, SKIPPED_RAMPS * RAMP), (0, SKIPPED_RAMPS)])
+def test_time_is_skipped_by_chance_up_to_some_ramps_and_only_once_spans_are_released(ramp, most):
+    policy = make_policy("expire_span", {**SETTINGS, "ramp": ramp, "time_skips": 0.25})
     rollout = experience(torch.Generator().manual_seed(1), 12, 4000, start_probability=0, final_probability=0)
     memory = act(policy, policy.initial_memory(4000), rollout).memory
     drawn = policy.draw(memory, torch.Generator().manual_seed(2))
     skipped = drawn.time - memory.time
     assert drawn.time.dtype == memory.time.dtype
-    assert set(skipped.tolist()) == set(range(SKIPPED_RAMPS * RAMP + 1))
+    assert set(skipped.tolist()) == set(range(most + 1))
     *others, controls = skipped.unflatten(0, (-1, CONTROL_EVERY)).unbind(1)
     assert 0.22 < (torch.cat(others) > 0).double().mean() < 0.28 and not controls.any()
     assert torch.equal(drawn.noise[:, -2].to(skipped.dtype), skipped)
