@@ -208,13 +208,14 @@ class ExpireSpanConfig:
 
     def __post_init__(self):
         check_spans(self)
-        check_at_least(self, ramp=0 if self.span_model == "survival" else 1)
+        check_at_least(self, ramp=0, attention_cost=0)
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
-        check_at_least(self, attention_cost=0)
         check_at_most(self, renew_every=LARGEST_SETTING)
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
             raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")
+        if self.ramp == 0 and self.span_model == "sigmoid":
+            raise ValueError("--ramp: expected at least 1 with --span-model sigmoid, got 0")
         if self.span_dropout and self.span_model == "survival":
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"

@@ -193,7 +193,7 @@ def test_what_cannot_be_built_is_refused():
         observation_spec(space)
     with pytest.raises(ValueError, match=r"^--width: expected a multiple of --num-heads \(4\), got 10$"):
         TransformerConfig(width=10)
-    with pytest.raises(ValueError, match="^--ramp: expected at least 1, got 0$"):
+    with pytest.raises(ValueError, match="^--ramp: expected at least 1 with --span-model sigmoid, got 0$"):
         KINDS["expire_span"].Config(ramp=0, span_model="sigmoid")
     with pytest.raises(ValueError, match="^--ramp: expected at least 0, got -1$"):
         KINDS["expire_span"].Config(ramp=-1)
