@@ -32,9 +32,9 @@ HARM = 0.2
 """Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
 before they did."""
 HARMED_UPDATES = 10
-"""So many updates in a row, in each of which episodes ended, must show that loss. A return that falls in one update,
-for a step of the policy that was too large, is often back in the next. And where spans became too short, the negative
-pressure makes them longer again in the meantime."""
+"""So many updates in a row, in each of which episodes ended, must show that loss. A return that falls in an update or
+two is often back in the next, whatever the spans are. And where spans became too short, the negative pressure may make
+them long enough in the meantime."""
 
 
 class Score(NamedTuple):
