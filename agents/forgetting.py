@@ -352,14 +352,14 @@ class ForgettingController:
         self.learned = state["learned"]
         self.first_score = number_or_none("first", state["first"])
         self.best_score = number_or_none("best", state["best"])
-        self.is_success = state.get("is_success")
+        self.is_success = state.get("is_success")  # what is read with `get` is not in older checkpoints
         if not (self.is_success is None or isinstance(self.is_success, bool)):
             raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
         self.has_waited = bool(state.get("has_waited", True))
         self.is_flat = bool(state.get("is_flat", False))
         for name in ("stage_score", "bound_score"):
             setattr(self, name, number_or_none(name, state.get(name)))
-        for name in ("backlog", "observed"):  # older checkpoints have none of the ten
+        for name in ("backlog", "observed"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         for name in ("stage", "harmed", "setbacks"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
