@@ -102,7 +102,8 @@ def asks_nothing(episode: Mapping[str, Any], ratios: Mapping[str, Any]) -> bool:
 
 class EpisodeWindow:
     """The latest episodes and, separately, the latest hard ones. Otherwise many easy episodes would hide the hard ones
-    in a mean.
+    in a mean. There are `hard_size` hard ones, or all that the present policy played in the latest rollout if those are
+    more: they tell more precisely how good it is. Of both kinds there are at most `size`.
 
     Where success is reported, an episode that reports none failed. One that asked nothing did not: it has a return and
     a length, but counts neither as a success nor as a failure, and is no hard one."""
@@ -117,6 +118,7 @@ class EpisodeWindow:
     ):
         """difficulty_key: the entry that says how hard an episode is. None: all are hard, and the log's quarters are of
         the number of steps. num_actors: as of the `RolloutSource`; ratios: the environment's `metadata["ratios"]`."""
+        self.hard_size = hard_size
         self.ratios = ratios or {}
         self.num_actors = num_actors
         self.has_difficulty = difficulty_key is not None
@@ -127,14 +129,15 @@ class EpisodeWindow:
         """Whether any episode so far reported success. Those that report nothing then did not succeed, unless they
         asked nothing."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
-        self.hard: deque[dict[str, Any]] = deque(maxlen=hard_size)
+        self.hard: deque[dict[str, Any]] = deque(maxlen=max(size, hard_size))
         self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS * num_actors)
         """Live memories per layer in the latest rollouts."""
 
-    def add(self, episodes: Iterable[dict[str, Any]]) -> int:
-        """Adds episodes, and returns how many of them are hard. A harder episode than any before raises the limit.
-        Episodes below the new limit are dropped from the hard ones. Raises TrainingEnded for an episode that does not
-        say how hard it was."""
+    def add(self, episodes: Iterable[dict[str, Any]], older: int | None = None) -> int:
+        """Adds the episodes of a rollout, and returns how many of them are hard. A harder episode than any before
+        raises the limit. Episodes below the new limit are dropped from the hard ones. older: earlier policies may have
+        played a part of so many of them. None: of all. Raises TrainingEnded for an episode that does not say how hard
+        it was."""
         episodes = list(episodes)
         for episode in episodes:
             given = episode.get(self.difficulty_key)
@@ -154,7 +157,11 @@ class EpisodeWindow:
                 self.hard.extend(still_hard)
             if self._is_hard(episode):
                 self.hard.append(episode)
-        return sum(map(self._is_hard, episodes))
+        new = sum(map(self._is_hard, episodes))
+        own = 0 if older is None else new - older
+        while len(self.hard) > max(self.hard_size, own):
+            self.hard.popleft()
+        return new
 
     def _is_hard(self, episode: Mapping[str, Any]) -> bool:
         return self.has_score(episode) and episode[self.difficulty_key] >= self.hard_fraction * self.hardest

@@ -250,8 +250,8 @@ class ForgettingConfig:
     """Above 0, in supervised training: the constraint is the loss instead of success. The moving average of the bits
     per answer may exceed its best by at most this fraction. 0: the success target."""
     min_hard_episodes: int = 100
-    """How many of the latest hard episodes the success rate is taken over. It is undefined until that many have
-    ended."""
+    """The success rate, or the mean return, is taken over so many of the latest hard episodes, or over all that the
+    present policy played in the update if those are more. It is undefined until that many have ended."""
 
     def __post_init__(self):
         check_at_least(self, full_evidence=1, min_hard_episodes=1, memory_budget=0, loss_tolerance=0)

@@ -187,7 +187,7 @@ class Trainer:
 
         # Keep the best policy, and set the pressure on spans.
         hardest = self.window.hardest
-        new_hard_episodes = self.window.add(episodes)
+        new_hard_episodes = self.window.add(episodes, self._older_episodes)
         self.episodes += len(episodes)
         live_now = self._live_now
         if live_now is not None:
@@ -284,10 +284,15 @@ class Trainer:
         if self.scores.of_evaluation(result) >= self.controller.target(self.scores.are_success):
             self.keeper.keep(self._candidate(is_own=True), is_tested=True)
 
+    @property
+    def _older_episodes(self) -> int | None:
+        """How many episodes of a rollout earlier policies may have begun: one in each environment. None: all."""
+        return self.env.num_envs if self.collector.on_policy else None
+
     def _is_own(self, new_hard_episodes: int) -> bool:
-        """Whether as many hard episodes as the score counts began and ended in the last rollout. In each environment
-        one may have begun before it."""
-        return self.collector.on_policy and new_hard_episodes - self.env.num_envs >= len(self.window.hard)
+        """Whether as many hard episodes as the score counts began and ended in the last rollout."""
+        older = self._older_episodes
+        return older is not None and new_hard_episodes - older >= len(self.window.hard)
 
     def _candidate(self, *, is_own: bool = False) -> Candidate:
         """What is known of the policy as it is now. is_own: of `Candidate`."""

@@ -482,6 +482,19 @@ def test_windows_hold_the_latest():
     assert window.summary()["rollout/ep_len_mean"] == 10
 
 
+def test_all_hard_episodes_of_the_present_policy_count():
+    """Of 10 new ones, earlier policies may have played a part of 3. The next rollout has too few of its own, so that
+    the latest 2 count."""
+    window = EpisodeWindow("length", hard_size=2)
+    assert window.add([episode(100, False)] * 3 + [episode(90, True)] * 7 + [episode(5, False)] * 4, 3) == 10
+    assert window.hard_score() == (1.0, 7)
+    window.add([episode(100, False), episode(100, True), episode(100, False)], 3)
+    assert window.hard_score() == (0.5, 2)
+    window = EpisodeWindow(None, size=50, hard_size=2)
+    window.add([{"return": 1.0, "steps": 1}] * 900, 3)
+    assert window.hard_score() == (1.0, 50)  # no more than are kept of all
+
+
 def test_without_a_difficulty_all_episodes_count_and_without_success_the_return():
     window = EpisodeWindow(None)
     assert window.hard_error() == 0
