@@ -8,6 +8,8 @@ a plot.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import Any, NamedTuple
 
 from expire_span_rl.agents.loss_constraint import LossConstraint
@@ -16,6 +18,9 @@ from expire_span_rl.checks import number_or_none, shown
 
 OBSERVED_UPDATES = 50.0
 """Updates at full pressure for which the needs of memories are observed before spans follow them."""
+LONG_TRAINING = 250
+"""Updates of a training that has so much time. In a shorter one each counts for more, so that it takes a fifth of
+them."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
 NOISE = 2.5
@@ -28,6 +33,9 @@ STAGES = 15
 FLAT = 0.02
 """Without success, spans follow needs only after a stage in which the best return has risen by at most this share of
 what it has risen by so far. What is still being learned is lost when memories become shorter."""
+SUSTAINED_UPDATES = 10
+"""Without success, the pressure is judged by the best mean score of so many updates. A policy is better after some
+updates than after others, and few would be as good as the best one of hundreds was."""
 HARM = 0.2
 """Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
 before they did."""
@@ -73,8 +81,8 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - An update below the target sets it to a negative value in proportion to the violation, down to -1. Spans then
-      become longer again.
+    - An update below the target lowers it in proportion to the violation, down to -1. Below 0 spans become longer
+      again. One bad update among many good ones costs pressure, and no memory.
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
@@ -91,6 +99,10 @@ class ForgettingController:
         """The first score at its highest. Without success, the target lies between it and the best score."""
         self.best_score: float | None = None
         """The best score. A mean of many noisy ones is high by chance, so each counts at its lowest."""
+        self.latest: deque[tuple[float, float, float]] = deque(maxlen=SUSTAINED_UPDATES)
+        """The latest scores: value, error, and which part of their episodes was new."""
+        self.sustained_score: float | None = None
+        """The best mean of `latest` at its lowest."""
         self.is_success: bool | None = None
         """Whether the latest score was a success rate, not a return."""
         self.backlog = 0.0
@@ -106,7 +118,7 @@ class ForgettingController:
         """Whether the best score rose by little in it."""
         self.observed = 0.0
         """For how many updates needs have been observed since the start or the last setback: the sum of all pressures
-        above 0. An update within the memory budget counts as 1."""
+        above 0. An update within the memory budget counts as 1, and each for more in a short training."""
         self.bound_score: float | None = None
         """The best score of the time before spans followed needs."""
         self.harmed = 0
@@ -160,10 +172,8 @@ class ForgettingController:
                 "rise no more"
             )
         since = "memories were last shortened and the return fell" if self.setbacks else "the task was learned"
-        return (
-            f"how long they are needed is watched for {self._needed_updates:.0f} updates first, so far for "
-            f"{self.observed:.0f} since {since}; a longer training goes on from there"
-        )
+        done = f"{self.observed / self._needed_updates:.0%} of that is done since {since}"
+        return f"how long they are needed is watched first, {done}; a longer training goes on from there"
 
     def set_noise(self, has_noise: bool) -> bool:
         """Tells whether the next rollout has training noise. What was reached without it is no measure for a policy
@@ -175,6 +185,7 @@ class ForgettingController:
                 self.best_with_noise = {"score": self.best_score, "loss": loss, "bits": bits}
             return False
         if has_noise:
+            self.latest.clear()
             self._set_best_score(best["score"])
             if self.loss is not None:
                 self.loss.best, self.loss.bits = best["loss"], best["bits"]
@@ -186,9 +197,9 @@ class ForgettingController:
         by is above it."""
         self.best_score = best
         if best is None:
-            self.first_score = self.stage_score = self.bound_score = None
+            self.first_score = self.stage_score = self.bound_score = self.sustained_score = None
             return
-        for name in ("stage_score", "bound_score"):
+        for name in ("stage_score", "bound_score", "sustained_score"):
             score = getattr(self, name)
             setattr(self, name, None if score is None else min(score, best))
 
@@ -207,6 +218,12 @@ class ForgettingController:
             return self.config.success_target
         return self.first_score + self.config.success_target * self.gain
 
+    def _sustained_target(self, is_success: bool) -> float:
+        """`target` with the best mean of SUSTAINED_UPDATES instead of the best score."""
+        if is_success or self.loss is not None or self.first_score is None or self.sustained_score is None:
+            return self.target(is_success)
+        return self.first_score + self.config.success_target * max(self.sustained_score - self.first_score, 0.0)
+
     def has_target(self, is_success: bool) -> bool:
         """Whether a score can meet or miss the target, or fail its test. The target of a return is relative, so that
         there is none before anything was learned. is_success: as for `target`."""
@@ -216,14 +233,22 @@ class ForgettingController:
         """Whether a score is at the target. A return is, unless it is certainly lower."""
         return score.highest >= self.target(score.is_success)
 
-    def update(self, score: Score, live: float | None, new_episodes: int, progress: float = 1.0) -> float:
+    def update(
+        self,
+        score: Score,
+        live: float | None,
+        new_episodes: int,
+        progress: float = 1.0,
+        total_updates: float = math.inf,
+    ) -> float:
         """Returns the pressure for the next update. live: mean live memories per layer, None for a memory without
-        slots; new_episodes: hard episodes that ended in this update; progress: fraction of the training that is
-        over."""
+        slots; new_episodes: hard episodes that ended in this update; progress: fraction of the training that is over;
+        total_updates: of the whole training."""
         config = self.config
+        pace = max(LONG_TRAINING / total_updates, 1.0)
         is_known = self.loss is None and self.is_enough(score.episodes)
         if is_known:
-            self._observe_score(score)
+            self._observe_score(score, new_episodes)
         is_told = score.is_success or self.loss is not None or config.fixed_pressure > 0
         self._end_stage(int(progress * STAGES))
         self.has_waited |= is_told or (progress >= PATIENT_FRACTION and self.is_flat)
@@ -236,7 +261,7 @@ class ForgettingController:
         if config.fixed_pressure:
             self.pressure = config.fixed_pressure
             self.learned = True
-            self.observed += self.pressure
+            self.observed += pace * self.pressure
             return self.pressure
         if self.loss is not None:
             self._update_from_loss(self.loss, live)
@@ -245,23 +270,29 @@ class ForgettingController:
         else:  # nothing is shortened without knowing what that does
             self.pressure = min(self.pressure, 0.0)
         if self.learned:
-            self.observed += 1.0 if self._is_within_budget(live) else max(self.pressure, 0.0)
+            self.observed += pace * (1.0 if self._is_within_budget(live) else max(self.pressure, 0.0))
         return self.pressure
 
     def _is_within_budget(self, live: float | None) -> bool:
         return live is not None and live <= self.config.memory_budget
 
-    def _observe_score(self, score: Score) -> None:
-        """Notes the first score and the best one, and whether the task is learned. score: as of `update`."""
+    def _observe_score(self, score: Score, new_episodes: int) -> None:
+        """Notes the first score, the best one and the best mean, and whether the task is learned. Arguments: as of
+        `update`."""
         is_success = score.is_success
         if self.first_score is None or self.best_score is None or self.is_success not in (None, is_success):
             self.first_score = score.highest
-            self.best_score = score.lowest
+            self.best_score = self.sustained_score = score.lowest
+            self.latest.clear()
             self.learned = False  # what returns said says nothing of success, which is reported from now on
             if self.best_with_noise is not None:
                 self.best_with_noise["score"] = None
         self.is_success = is_success
         self.best_score = max(self.best_score, score.lowest)
+        self.latest.append((score.value, score.error, min(new_episodes / score.episodes, 1.0)))
+        mean, error, new = (sum(column) / len(self.latest) for column in zip(*self.latest, strict=True))
+        lowest = mean - NOISE * error / max(new * len(self.latest), 1.0) ** 0.5
+        self.sustained_score = lowest if self.sustained_score is None else max(self.sustained_score, lowest)
         self.learned |= self.meets_target(score) and (is_success or self.gain > 0)
 
     def _watch_for_harm(self, score: Score) -> None:
@@ -294,12 +325,12 @@ class ForgettingController:
             self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
-        shortfall = self.target(score.is_success) - score.highest
+        shortfall = self._sustained_target(score.is_success) - score.highest
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.gain + score.error
-            self.pressure = -min(1.0, shortfall / max(slack, 1e-8)) * evidence
+            self.pressure = max(-1.0, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         elif self._is_within_budget(live):
             self.pressure = 0.0
         else:
@@ -332,6 +363,8 @@ class ForgettingController:
             "learned": self.learned,
             "first": self.first_score,
             "best": self.best_score,
+            "latest": [list(score) for score in self.latest],
+            "sustained_score": self.sustained_score,
             "backlog": self.backlog,
             "observed": self.observed,
             "bound_score": self.bound_score,
@@ -357,8 +390,11 @@ class ForgettingController:
             raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
         self.has_waited = bool(state.get("has_waited", True))
         self.is_flat = bool(state.get("is_flat", False))
-        for name in ("stage_score", "bound_score"):
+        for name in ("stage_score", "bound_score", "sustained_score"):
             setattr(self, name, number_or_none(name, state.get(name)))
+        self.latest.clear()
+        for value, error, new in state.get("latest", ()):
+            self.latest.append(tuple(number_or_none("latest", number) or 0.0 for number in (value, error, new)))
         for name in ("backlog", "observed"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         for name in ("stage", "harmed", "setbacks"):

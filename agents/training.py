@@ -204,7 +204,8 @@ class Trainer:
             is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
             self.keeper.keep(now, is_tested=is_tested)
         was_known = self.controller.needs_known
-        pressure = self.controller.update(now.score, now.live, new_hard_episodes, self._progress())
+        total_updates = self.total_timesteps / self.rollout_size
+        pressure = self.controller.update(now.score, now.live, new_hard_episodes, self._progress(), total_updates)
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())

@@ -105,9 +105,10 @@ class ExpireSpan(MemoryKind):
 
     def attention_cost(self, weights: Tensor, age: Tensor, pressure: float) -> Tensor | None:
         """--attention-cost times the number of memories that a rollout uses, per query. A memory older than the ramp
-        counts as the largest share of attention that it gets, from any head and query."""
+        counts as the largest share of attention that it gets, from any head and query. None until spans follow needs:
+        what is still being learned may have to look at many memories first."""
         cost = self.config.attention_cost * pressure
-        if cost <= 0 or not self.tracks_use():
+        if cost <= 0 or self.unreleased_reach() is not None:
             return None
         is_old = age > self.config.ramp
         largest = (weights * is_old[:, None]).amax((1, 2))  # [B,C]

@@ -284,6 +284,7 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     live. Of 200 episodes in an update, those that began in it are more than 100. If the score counts 200, earlier
     policies played a part of some, so that what went wrong may not show in it."""
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
     config = ForgettingConfig(success_target=0.9, min_hard_episodes=window)
     trainer = corridor_trainer(forgetting=config)
     trainer.controller.has_waited = True
@@ -331,6 +332,7 @@ def test_by_its_return_the_best_policy_is_kept_where_nothing_is_forgotten(kind, 
 def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(monkeypatch):
     """They are not released before. The run then goes on with finite numbers, and its state is saved and loaded."""
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
     trainer, loaded = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
@@ -340,13 +342,15 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
     run_scripted(trainer, [0.95], [5], monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
     assert {float(span.released) for span in spans} == {OBSERVING}
     assert trainer.unfinished() == (
-        f"{nothing}how long they are needed is watched for 0 updates first, so far for 0 since the task was learned; a "
-        "longer training goes on from there"
+        f"{nothing}how long they are needed is watched first, 50% of that is done since the task was learned; a longer "
+        "training goes on from there"
     )
     assert {float(span(torch.zeros(1, 1, 64))) for span in spans} == {spans[0].initial_limit}
     run_scripted(trainer, [0.95, 0.1], [5, 5], monkeypatch)
@@ -369,6 +373,7 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
             run_scripted(trainer, list(returns), [5.0] * len(returns), patch, is_success=False)
 
     monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
     policy.release_spans()
     play(0.0, 1.0, 0.1)
     assert released() == {1.0} and not controller.needs_known

@@ -14,7 +14,9 @@ SETTINGS = {"initial_limit": 24, "ramp": RAMP, "time_skips": 0.0, "time_gaps": 0
 
 def make_costly(cost=0.5):
     policy = make_policy("expire_span", {**SETTINGS, "attention_cost": cost})
-    policy.bind_spans()  # all spans are 24 steps long
+    policy.release_spans()
+    for layer in policy.core.layers:
+        torch.nn.init.constant_(layer.kind.span.bias, -9.0)  # nothing is known to become useless: all is kept
     return policy
 
 
@@ -37,15 +39,15 @@ def test_heads_and_queries_that_look_at_one_memory_cost_less_than_at_several():
     assert float(kind.attention_cost(weights, age, 1.0)) == 4 * float(kind.attention_cost(together, age, 1.0)) > 0
 
 
-def test_nothing_costs_without_pressure_before_needs_are_observed_or_by_default():
+def test_nothing_costs_without_pressure_before_spans_follow_needs_or_by_default():
     weights, age = torch.full((1, 2, 1, 4), 0.25), torch.full((1, 1, 4), 9.0)
     kind = make_costly().core.layers[0].kind
     assert kind.attention_cost(weights, age, 1.0) > 0
     assert kind.attention_cost(weights, age, 0.0) is None and kind.attention_cost(weights, age, -1.0) is None
     assert make_costly(0.0).core.layers[0].kind.attention_cost(weights, age, 1.0) is None
-    early = make_policy("expire_span", {**SETTINGS, "attention_cost": 0.5})
-    early.core.layers[0].kind.span.released.fill_(0)
-    assert early.core.layers[0].kind.attention_cost(weights, age, 1.0) is None
+    bound = make_costly()
+    bound.bind_spans()
+    assert bound.core.layers[0].kind.attention_cost(weights, age, 1.0) is None
     assert make_policy("transformer_xl").core.layers[0].kind.attention_cost(weights, age, 1.0) is None
 
 
