@@ -9,12 +9,12 @@ a plot.
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from expire_span_rl.agents.loss_constraint import LossConstraint
+from expire_span_rl.agents.score_record import Score, ScoreRecord
 from expire_span_rl.agents.settings import ForgettingConfig
-from expire_span_rl.checks import number_or_none, shown
+from expire_span_rl.checks import number_or_none
 
 OBSERVED_UPDATES = 50.0
 """Updates at full pressure for which the needs of memories are observed before spans follow them."""
@@ -23,8 +23,6 @@ LONG_TRAINING = 250
 them."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
-NOISE = 2.5
-"""A mean return may be off by so many standard errors. It is lower than another one only if it is by more."""
 PATIENT_FRACTION = 1 / 3
 """Without success, spans follow needs only after this fraction of the training. A return that no longer rises may be
 that of a guess: one of five trainings on MiniGrid's MemoryS13Random solved it only after 1.5M of 5M steps."""
@@ -33,9 +31,6 @@ STAGES = 15
 FLAT = 0.02
 """Without success, spans follow needs only after a stage in which the best return has risen by at most this share of
 what it has risen by so far. What is still being learned is lost when memories become shorter."""
-SUSTAINED_UPDATES = 10
-"""Without success, the pressure is judged by the best mean score of so many updates. A policy is better after some
-updates than after others, and few would be as good as the best one of hundreds was."""
 HARM = 0.2
 """Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
 before they did."""
@@ -43,36 +38,6 @@ HARMED_UPDATES = 10
 """So many updates in a row, in each of which episodes ended, must show that loss. A return that falls in an update or
 two is often back in the next, whatever the spans are. And where spans became too short, the negative pressure may make
 them long enough in the meantime."""
-
-
-class Score(NamedTuple):
-    """The score of the latest hard episodes, which the constraint is on."""
-
-    value: float
-    """Mean success or return, or minus the bits per answer."""
-    episodes: int
-    """Number of episodes."""
-    is_success: bool
-    """Whether it is a success rate."""
-    error: float = 0.0
-    """Standard error of a mean return. 0 where the target says what a score must be."""
-    has_difficulty: bool = True
-    """Whether the environment says how hard an episode is. Else all count as hard."""
-
-    @property
-    def counted(self) -> str:
-        """What is counted, for a message."""
-        return "hard episodes" if self.has_difficulty else "episodes"
-
-    @property
-    def lowest(self) -> float:
-        """The score at its lowest that is plausible."""
-        return self.value - NOISE * self.error
-
-    @property
-    def highest(self) -> float:
-        """The score at its highest that is plausible."""
-        return self.value + NOISE * self.error
 
 
 class ForgettingController:
@@ -95,16 +60,8 @@ class ForgettingController:
         self.config = config
         self.pressure = 0.0
         self.learned = False
-        self.first_score: float | None = None
-        """The first score at its highest. Without success, the target lies between it and the best score."""
-        self.best_score: float | None = None
-        """The best score. A mean of many noisy ones is high by chance, so each counts at its lowest."""
-        self.latest: deque[tuple[float, float, float]] = deque(maxlen=SUSTAINED_UPDATES)
-        """The latest scores: value, error, and which part of their episodes was new."""
-        self.sustained_score: float | None = None
-        """The best mean of `latest` at its lowest."""
-        self.is_success: bool | None = None
-        """Whether the latest score was a success rate, not a return."""
+        self.record = ScoreRecord()
+        """What scores have reached. Without success, targets lie between the first score and what was reached since."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
@@ -144,13 +101,6 @@ class ForgettingController:
         """Whether a score over so many hard episodes says something."""
         return episodes >= self.config.min_hard_episodes
 
-    @property
-    def gain(self) -> float:
-        """By how much the best score certainly exceeds the first. 0 before there are both."""
-        if self.first_score is None or self.best_score is None:
-            return 0.0
-        return max(self.best_score - self.first_score, 0.0)
-
     def missing(self, score: Score) -> str:
         """Why spans do not follow needs yet, for a message. score: as of `update`."""
         if not self.learned:
@@ -161,7 +111,7 @@ class ForgettingController:
                 needed = self.config.min_hard_episodes
                 needs = f"{needed} {'is' if needed == 1 else 'are'} needed first"
                 return f"{score.episodes or 'no'} {counted} ended, {needs}"
-            if not score.is_success and self.gain == 0:
+            if not score.is_success and self.record.gain == 0:
                 return f"the mean return of the latest {score.counted}, {score.value:.3g}, is not above the first"
             measure, format = ("success", ".1%") if score.is_success else ("mean return", ".3g")
             target = self.target(score.is_success)
@@ -182,26 +132,21 @@ class ForgettingController:
         if best is None:
             if not has_noise:
                 loss, bits = (None, None) if self.loss is None else (self.loss.best, self.loss.bits)
-                self.best_with_noise = {"score": self.best_score, "loss": loss, "bits": bits}
+                self.best_with_noise = {"score": self.record.best, "loss": loss, "bits": bits}
             return False
         if has_noise:
-            self.latest.clear()
-            self._set_best_score(best["score"])
+            self._go_back_to(best["score"])
             if self.loss is not None:
                 self.loss.best, self.loss.bits = best["loss"], best["bits"]
             self.best_with_noise = None
         return has_noise
 
-    def _set_best_score(self, best: float | None) -> None:
-        """Goes back to an earlier best score, and to no first one if there was none. No score that others are measured
-        by is above it."""
-        self.best_score = best
-        if best is None:
-            self.first_score = self.stage_score = self.bound_score = self.sustained_score = None
-            return
-        for name in ("stage_score", "bound_score", "sustained_score"):
+    def _go_back_to(self, best: float | None) -> None:
+        """Goes back to an earlier best score, None for none. No score that others are measured by is above it."""
+        self.record.go_back_to(best)
+        for name in ("stage_score", "bound_score"):
             score = getattr(self, name)
-            setattr(self, name, None if score is None else min(score, best))
+            setattr(self, name, None if score is None or best is None else min(score, best))
 
     def observe_bits(self, bits: float | None) -> None:
         """Updates the constraint on the loss. bits: mean bits per answer of a block, None if the block has no queries.
@@ -214,20 +159,20 @@ class ForgettingController:
         success rates, not returns."""
         if self.loss is not None:
             return -self.loss.limit
-        if is_success or self.first_score is None:
+        if is_success or self.record.first is None:
             return self.config.success_target
-        return self.first_score + self.config.success_target * self.gain
+        return self.record.first + self.config.success_target * self.record.gain
 
     def _sustained_target(self, is_success: bool) -> float:
-        """`target` with the best mean of SUSTAINED_UPDATES instead of the best score."""
-        if is_success or self.loss is not None or self.first_score is None or self.sustained_score is None:
-            return self.target(is_success)
-        return self.first_score + self.config.success_target * max(self.sustained_score - self.first_score, 0.0)
+        """`target`, of returns with the best mean instead of the best one."""
+        target = self.target(is_success)
+        is_relative = not is_success and self.loss is None
+        return target - self.config.success_target * self.record.unsustained_gain if is_relative else target
 
     def has_target(self, is_success: bool) -> bool:
         """Whether a score can meet or miss the target, or fail its test. The target of a return is relative, so that
         there is none before anything was learned. is_success: as for `target`."""
-        return is_success or self.loss is not None or self.gain > 0
+        return is_success or self.loss is not None or self.record.gain > 0
 
     def meets_target(self, score: Score) -> bool:
         """Whether a score is at the target. A return is, unless it is certainly lower."""
@@ -253,7 +198,7 @@ class ForgettingController:
         self._end_stage(int(progress * STAGES))
         self.has_waited |= is_told or (progress >= PATIENT_FRACTION and self.is_flat)
         if not self.needs_known:
-            self.bound_score = self.best_score
+            self.bound_score = self.record.best
         elif is_known and not is_told and new_episodes:
             self._watch_for_harm(score)
         if not config.forgetting:
@@ -277,23 +222,13 @@ class ForgettingController:
         return live is not None and live <= self.config.memory_budget
 
     def _observe_score(self, score: Score, new_episodes: int) -> None:
-        """Notes the first score, the best one and the best mean, and whether the task is learned. Arguments: as of
-        `update`."""
-        is_success = score.is_success
-        if self.first_score is None or self.best_score is None or self.is_success not in (None, is_success):
-            self.first_score = score.highest
-            self.best_score = self.sustained_score = score.lowest
-            self.latest.clear()
+        """Notes the score, and whether the task is learned. Arguments: as of `update`."""
+        if self.record.begins_with(score):
             self.learned = False  # what returns said says nothing of success, which is reported from now on
             if self.best_with_noise is not None:
                 self.best_with_noise["score"] = None
-        self.is_success = is_success
-        self.best_score = max(self.best_score, score.lowest)
-        self.latest.append((score.value, score.error, min(new_episodes / score.episodes, 1.0)))
-        mean, error, new = (sum(column) / len(self.latest) for column in zip(*self.latest, strict=True))
-        lowest = mean - NOISE * error / max(new * len(self.latest), 1.0) ** 0.5
-        self.sustained_score = lowest if self.sustained_score is None else max(self.sustained_score, lowest)
-        self.learned |= self.meets_target(score) and (is_success or self.gain > 0)
+        self.record.observe(score, new_episodes)
+        self.learned |= self.meets_target(score) and (score.is_success or self.record.gain > 0)
 
     def _watch_for_harm(self, score: Score) -> None:
         """Notes whether the score shows that spans which follow needs harm. If it does so for HARMED_UPDATES in a row,
@@ -306,17 +241,19 @@ class ForgettingController:
 
     def _is_harmed(self, score: Score) -> bool:
         """Whether a return is certainly lower than it was before spans followed needs, by more than a share of HARM."""
-        if self.first_score is None or self.bound_score is None:
+        first = self.record.first
+        if first is None or self.bound_score is None:
             return False
-        return score.highest < self.first_score + (1 - HARM) * (self.bound_score - self.first_score)
+        return score.highest < first + (1 - HARM) * (self.bound_score - first)
 
     def _end_stage(self, stage: int) -> None:
         """Notes whether the best score still rises. stage: number of stages that are over."""
         if stage == self.stage:
             return
-        if self.best_score is not None and self.stage_score is not None:
-            self.is_flat = self.best_score - self.stage_score <= FLAT * self.gain
-        self.stage, self.stage_score = stage, self.best_score
+        best = self.record.best
+        if best is not None and self.stage_score is not None:
+            self.is_flat = best - self.stage_score <= FLAT * self.record.gain
+        self.stage, self.stage_score = stage, best
 
     def _update(self, score: Score, live: float | None, new_episodes: int) -> None:
         """Sets the pressure. Arguments: as of `update`."""
@@ -329,7 +266,7 @@ class ForgettingController:
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
-            slack = config.success_slack if score.is_success else config.success_slack * self.gain + score.error
+            slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
             self.pressure = max(-1.0, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         elif self._is_within_budget(live):
             self.pressure = 0.0
@@ -361,17 +298,13 @@ class ForgettingController:
         state = {
             "pressure": self.pressure,
             "learned": self.learned,
-            "first": self.first_score,
-            "best": self.best_score,
-            "latest": [list(score) for score in self.latest],
-            "sustained_score": self.sustained_score,
+            **self.record.state_dict(),
             "backlog": self.backlog,
             "observed": self.observed,
             "bound_score": self.bound_score,
             "harmed": self.harmed,
             "setbacks": self.setbacks,
             "has_waited": self.has_waited,
-            "is_success": self.is_success,
             "stage": self.stage,
             "stage_score": self.stage_score,
             "is_flat": self.is_flat,
@@ -383,18 +316,11 @@ class ForgettingController:
         """Continues from `state_dict`. Raises TypeError, one line, for an entry of another type."""
         self.pressure = state["pressure"]
         self.learned = state["learned"]
-        self.first_score = number_or_none("first", state["first"])
-        self.best_score = number_or_none("best", state["best"])
-        self.is_success = state.get("is_success")  # what is read with `get` is not in older checkpoints
-        if not (self.is_success is None or isinstance(self.is_success, bool)):
-            raise TypeError(f"is_success: expected true, false or nothing, got {shown(repr(self.is_success), 60)}")
+        self.record.load_state_dict(state)
         self.has_waited = bool(state.get("has_waited", True))
         self.is_flat = bool(state.get("is_flat", False))
-        for name in ("stage_score", "bound_score", "sustained_score"):
+        for name in ("stage_score", "bound_score"):  # what is read with `get` is not in older checkpoints
             setattr(self, name, number_or_none(name, state.get(name)))
-        self.latest.clear()
-        for value, error, new in state.get("latest", ()):
-            self.latest.append(tuple(number_or_none("latest", number) or 0.0 for number in (value, error, new)))
         for name in ("backlog", "observed"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         for name in ("stage", "harmed", "setbacks"):

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from expire_span_rl.agents.forgetting import ForgettingController, Score
+from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.agents.rollout import select_prefix
+from expire_span_rl.agents.score_record import Score
 from expire_span_rl.protocols import LearningPolicy
 
 MEMORY_TOLERANCE = 1.2

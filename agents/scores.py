@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from expire_span_rl.agents.episodes import EpisodeWindow
-from expire_span_rl.agents.forgetting import ForgettingController, Score
+from expire_span_rl.agents.forgetting import ForgettingController
+from expire_span_rl.agents.score_record import Score
 
 
 class Scores:
@@ -31,7 +32,7 @@ class Scores:
         if self._window.reports_success:
             return 1.0
         loss = self._controller.loss
-        return self._controller.gain if loss is None else loss.gain
+        return self._controller.record.gain if loss is None else loss.gain
 
     def now(self) -> Score:
         """That of the latest hard episodes."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.entries import TARGETS
 from expire_span_rl.agents.episodes import IS_CONTROL, EpisodeWindow
-from expire_span_rl.agents.forgetting import ForgettingConfig, ForgettingController
+from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
 from expire_span_rl.agents.learner import Learner
@@ -29,6 +29,7 @@ from expire_span_rl.agents.rollout import (
 )
 from expire_span_rl.agents.schedules import Schedules, whole_rollouts
 from expire_span_rl.agents.scores import Scores
+from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy

@@ -73,7 +73,7 @@ def test_what_is_kept_has_passed_an_evaluation_by_its_bits_where_there_is_no_suc
     """As in training, whatever the return is, which is a share from 0 to 1."""
     settings = parse_sequence([*write_text(Path("a.txt")), "--loss-tolerance", "0", "--eval-every", "1"])
     trainer = before_an_evaluation(settings, -2.0, reports_success=False)
-    trainer.controller.first_score, trainer.controller.best_score = -4.0, -2.0  # a target of -2.04
+    trainer.controller.record.first, trainer.controller.record.best = -4.0, -2.0  # a target of -2.04
     trainer.controller.learned = True
     for bits, is_kept in ((None, False), (2.1, False), (2.0, True)):
         trainer.keep_evaluated({"success_rate": None, "mean_return": 0.9, "bits": bits, "accuracy": 0.9})

@@ -11,9 +11,9 @@ import pytest
 
 from expire_span_rl.agents import ForgettingConfig, ForgettingController
 from expire_span_rl.agents.episodes import EpisodeWindow
-from expire_span_rl.agents.forgetting import NOISE, Score
 from expire_span_rl.agents.guard import TrainingEnded
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
+from expire_span_rl.agents.score_record import NOISE, Score
 
 MANY = 10_000
 """Hard episodes, more than the controller needs."""
@@ -67,12 +67,12 @@ def test_what_was_reached_without_noise_is_no_measure_once_it_returns(tmp_path):
     loaded = make_controller()
     loaded.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     for again in (controller, loaded):
-        assert again.best_score == 1 and pressures(again, [0.81] * 3, is_success=False)[-1] < 0
+        assert again.record.best == 1 and pressures(again, [0.81] * 3, is_success=False)[-1] < 0
         again.set_noise(False)  # still without
-        assert again.best_score == 1
+        assert again.record.best == 1
         again.set_noise(True)
         assert pressures(again, [0.82] * 20, is_success=False)[-1] == 1
-        assert again.best_score == 0.9 and again.best_with_noise is None
+        assert again.record.best == 0.9 and again.best_with_noise is None
 
 
 def controller_of_a_short_training() -> ForgettingController:
@@ -84,7 +84,7 @@ def controller_of_a_short_training() -> ForgettingController:
     controller.set_noise(False)
     controller.update(Score(-500, 100, False, 1), None, 60, 0.95)
     controller.update(Score(-400, 100, False, 1), None, 60, 0.99)
-    assert controller.gain == pytest.approx(95) and controller.bound_score == -402.5
+    assert controller.record.gain == pytest.approx(95) and controller.bound_score == -402.5
     assert controller.set_noise(True)
     return controller
 
@@ -92,13 +92,13 @@ def controller_of_a_short_training() -> ForgettingController:
 def test_where_no_score_had_noise_there_is_none_once_it_returns():
     """The first score with noise is then the first one."""
     controller = controller_of_a_short_training()
-    assert controller.gain == 0 and not controller.has_target(False) and controller.has_target(True)
-    assert controller.first_score is controller.best_score is controller.bound_score is None
+    assert controller.record.gain == 0 and not controller.has_target(False) and controller.has_target(True)
+    assert controller.record.first is controller.record.best is controller.bound_score is None
     controller.update(Score(-450, 100, False, 1), None, 60, 0.5)
-    assert (controller.first_score, controller.best_score, controller.gain) == (-447.5, -452.5, 0)
+    assert (controller.record.first, controller.record.best, controller.record.gain) == (-447.5, -452.5, 0)
     assert not controller.learned
     controller.update(Score(-350, 100, False, 1), None, 60, 0.5)
-    assert controller.gain == 95 and controller.target(False) == pytest.approx(-447.5 + TARGET * 95)
+    assert controller.record.gain == 95 and controller.target(False) == pytest.approx(-447.5 + TARGET * 95)
 
 
 @pytest.mark.parametrize("tested", [False, True])
@@ -140,7 +140,7 @@ def test_success_reported_without_noise_makes_no_score_of_returns():
     controller.set_noise(False)
     pressures(controller, [0.4, 0.5])
     controller.set_noise(True)
-    assert controller.best_score is None and controller.gain == 0
+    assert controller.record.best is None and controller.record.gain == 0
 
 
 def test_what_a_loss_reached_without_noise_is_no_measure_once_it_returns():
@@ -286,7 +286,7 @@ def test_without_success_the_pressure_is_judged_by_what_was_sustained():
     rising = pressures(controller, [*[-100] * 10, -50, *[-105] * 5], is_success=False)
     assert rising == sorted(rising) and rising[0] > 0
     assert controller.target(False) == pytest.approx(-65) and not controller.holds(Score(-100, MANY, False))
-    assert controller.sustained_score == pytest.approx(-95)
+    assert controller.record.sustained == pytest.approx(-95)
 
 
 def test_a_mean_of_the_same_episodes_is_no_more_certain():
@@ -296,7 +296,7 @@ def test_a_mean_of_the_same_episodes_is_no_more_certain():
         controller = make_controller()
         for value in (0.0, *[10.0] * 20):
             controller.update(Score(value, MANY, False, 0.4), 50.0, int(new_episodes))
-        assert controller.sustained_score == pytest.approx(10 - NOISE * error)
+        assert controller.record.sustained == pytest.approx(10 - NOISE * error)
 
 
 def test_without_success_and_without_learning_nothing_holds():
@@ -329,7 +329,7 @@ def test_noise_of_returns_is_no_loss_and_no_gain(seed):
     controller = make_controller(pressure_rise=0.05)
     plateau = noisy_pressures(controller, noisy_scores([0.0] * 10 + [1.0] * 1000, 0.05, seed))
     assert (plateau[:10] == 0).all() and (plateau[50:] == 1).mean() > 0.9
-    assert 0.9 < controller.best_score < 1.1
+    assert 0.9 < controller.record.best < 1.1
     lost = noisy_pressures(controller, noisy_scores([0.7] * 100, 0.05, seed))
     assert np.median(lost) < -0.5 and (lost < 0).mean() > 0.9
     unlearned = make_controller()
@@ -677,7 +677,7 @@ def test_returns_do_not_stand_for_success_that_is_reported_later():
     controller = make_controller()
     assert pressures(controller, [3.0, 4.0], is_success=False)[-1] > 0 and controller.learned
     state = controller.state_dict()
-    assert pressures(controller, [0.2, 0.5]) == [0, 0] and not controller.learned and controller.best_score == 0.5
+    assert pressures(controller, [0.2, 0.5]) == [0, 0] and not controller.learned and controller.record.best == 0.5
     del state["is_success"]
     older = make_controller()
     older.load_state_dict(state)

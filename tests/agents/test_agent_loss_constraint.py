@@ -7,8 +7,8 @@ import json
 import pytest
 
 from expire_span_rl.agents import ForgettingConfig, ForgettingController
-from expire_span_rl.agents.forgetting import Score
 from expire_span_rl.agents.loss_constraint import BEST_DRIFT
+from expire_span_rl.agents.score_record import Score
 
 
 def controlled(losses, live: float = 100.0, **settings) -> tuple[ForgettingController, list[float]]:
