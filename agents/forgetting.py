@@ -21,6 +21,10 @@ OBSERVED_UPDATES = 50.0
 LONG_TRAINING = 250
 """Updates of a training that has so much time. In a shorter one each counts for more, so that it takes a fifth of
 them."""
+SHORT_UPDATES = 3
+"""Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
+update mends. A single update of negative pressure can make nearly all spans infinite, and it takes twenty to shorten
+them again."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
 PATIENT_FRACTION = 1 / 3
@@ -46,8 +50,8 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - An update below the target lowers it in proportion to the violation, down to -1. Below 0 spans become longer
-      again. One bad update among many good ones costs pressure, and no memory.
+    - An update below the target lowers it in proportion to the violation, at the lowest to 0, and after SHORT_UPDATES
+      in a row to -1. Below 0 spans become longer again.
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
@@ -62,6 +66,8 @@ class ForgettingController:
         self.learned = False
         self.record = ScoreRecord()
         """What scores have reached. Without success, targets lie between the first score and what was reached since."""
+        self.short = 0
+        """Updates in a row, until now, whose score was below the target."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
@@ -263,11 +269,15 @@ class ForgettingController:
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
         shortfall = self._sustained_target(score.is_success) - score.highest
+        if shortfall <= 0:
+            self.short = 0
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
-            self.pressure = max(-1.0, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
+            self.short += evidence > 0
+            lowest = -1.0 if self.short >= SHORT_UPDATES else min(self.pressure, 0.0)
+            self.pressure = max(lowest, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         elif self._is_within_budget(live):
             self.pressure = 0.0
         else:
@@ -300,6 +310,7 @@ class ForgettingController:
             "learned": self.learned,
             **self.record.state_dict(),
             "backlog": self.backlog,
+            "short": self.short,
             "observed": self.observed,
             "bound_score": self.bound_score,
             "harmed": self.harmed,
@@ -323,7 +334,7 @@ class ForgettingController:
             setattr(self, name, number_or_none(name, state.get(name)))
         for name in ("backlog", "observed"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
-        for name in ("stage", "harmed", "setbacks"):
+        for name in ("stage", "harmed", "setbacks", "short"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
         best = state.get("best_with_noise")
         names = ("score", "loss", "bits")

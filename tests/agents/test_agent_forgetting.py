@@ -157,13 +157,20 @@ def test_what_a_loss_reached_without_noise_is_no_measure_once_it_returns():
 
 
 def test_lost_success_lengthens_spans_in_proportion():
-    """Below the target the pressure falls in proportion to the shortfall, by 1 from the slack on, down to -1. A score
-    at the target is no violation."""
+    """Below the target the pressure falls in proportion to the shortfall, by 1 from the slack on. After three updates
+    in a row it may be negative, down to -1. A score at the target is no violation."""
     scores = (0.9, 0.875, 0.85, 0.8, 0.5)
-    falling = [pressures(controller_at_full_pressure(), [score] * 3) for score in scores]
-    assert falling[0] == [1, 1, 1]
-    assert falling[1] == pytest.approx([0.75, 0.5, 0.25]) and falling[2] == pytest.approx([0.5, 0, -0.5])
-    assert falling[3] == pytest.approx([0, -1, -1]) and falling[4] == pytest.approx([0, -1, -1])
+    falling = [pressures(controller_at_full_pressure(), [score] * 5) for score in scores]
+    assert falling[0] == [1] * 5
+    assert falling[1] == pytest.approx([0.75, 0.5, 0.25, 0, -0.25])
+    assert falling[2] == pytest.approx([0.5, 0, -0.5, -1, -1])
+    assert falling[3] == pytest.approx([0, 0, -1, -1, -1]) and falling[4] == pytest.approx([0, 0, -1, -1, -1])
+
+
+def test_a_dip_lengthens_no_spans():
+    """However deep and however often, as long as the target is met after two updates."""
+    controller = controller_at_full_pressure()
+    assert min(pressures(controller, [0.1, 0.1, 0.95] * 9)) == 0
 
 
 def test_pressure_comes_back_when_success_does():
@@ -171,7 +178,7 @@ def test_pressure_comes_back_when_success_does():
     controller = controller_at_full_pressure()
     fallen, *rising = pressures(controller, [0.875, *[0.95] * 2])
     assert 0 < fallen < rising[0] <= rising[1] <= 1
-    rising = pressures(controller, [0.5, 0.5, *[0.95] * 3])[1:]
+    rising = pressures(controller, [0.5, 0.5, 0.5, *[0.95] * 3])[2:]
     assert rising[0] == -1
     assert 0 <= rising[1] < rising[2] < rising[3] < 1
 
@@ -183,7 +190,7 @@ def test_no_pressure_within_the_budget():
     assert controller.update(Score(1.0, MANY, True), 20.0, MANY) == 0
     assert controller.update(Score(1.0, MANY, True), 20.5, MANY) > 0
     assert controller.update(Score(1.0, MANY, True), 3.0, MANY) == 0
-    assert controller.update(Score(0.5, MANY, True), 3.0, MANY) == -1
+    assert [controller.update(Score(0.5, MANY, True), 3.0, MANY) for _ in range(3)] == [0, 0, -1]
 
 
 def test_the_clock_is_evidence():
@@ -221,7 +228,7 @@ def test_needs_are_known_after_enough_pressure():
     controller = make_controller()
     rising = pressures(controller, [1.0] * 51)
     assert sum(rising) == pytest.approx(49.5) and not controller.needs_known
-    assert pressures(controller, [0.5] * 2, new_episodes=MANY) == [0, -1] and not controller.needs_known
+    assert pressures(controller, [0.5] * 3, new_episodes=MANY) == [0, 0, -1] and not controller.needs_known
     pressures(controller, [1.0] * 3)
     assert controller.needs_known
     controller = make_controller(memory_budget=20.0)
@@ -248,7 +255,7 @@ def test_few_hard_episodes_shorten_nothing():
     pressure = controller.update(Score(1.0, 100, True), 50.0, MANY)
     assert pressure > 0 and controller.holds(Score(1.0, 100, True))
     assert controller.update(Score(1.0, 99, True), 50.0, 9) == 0
-    pressure = controller.update(Score(0.0, 100, True), 50.0, MANY)
+    pressure = [controller.update(Score(0.0, 100, True), 50.0, MANY) for _ in range(3)][-1]
     assert pressure < 0
     assert controller.update(Score(0.0, 99, True), 50.0, 9) == pressure
     assert controller.update(Score(float("nan"), 0, True), 50.0, 0) == pressure
@@ -282,7 +289,7 @@ def test_without_success_the_pressure_is_judged_by_what_was_sustained():
     pressure falls by 1. One update of -50 raises the target of a policy that is kept, and that mean little."""
     controller = make_controller()
     pressures(controller, [-200, *[-100] * 20], is_success=False)
-    assert pressures(controller, [-115, -120, -300], is_success=False) == pytest.approx([0.5, -0.5, -1])
+    assert pressures(controller, [-115, -120, -115, -300], is_success=False) == pytest.approx([0.5, 0, -0.5, -1])
     rising = pressures(controller, [*[-100] * 10, -50, *[-105] * 5], is_success=False)
     assert rising == sorted(rising) and rising[0] > 0
     assert controller.target(False) == pytest.approx(-65) and not controller.holds(Score(-100, MANY, False))
@@ -331,7 +338,7 @@ def test_noise_of_returns_is_no_loss_and_no_gain(seed):
     assert (plateau[:10] == 0).all() and (plateau[50:] == 1).mean() > 0.9
     assert 0.9 < controller.record.best < 1.1
     lost = noisy_pressures(controller, noisy_scores([0.7] * 100, 0.05, seed))
-    assert np.median(lost) < -0.5 and (lost < 0).mean() > 0.9
+    assert np.median(lost) < -0.5 and (lost < 0).mean() > 0.8
     unlearned = make_controller()
     assert (noisy_pressures(unlearned, noisy_scores([0.0] * 1000, 0.05, seed)) == 0).all()
     assert not unlearned.holds(Score(0.1, MANY, False, 0.05))
@@ -453,7 +460,7 @@ def test_noise_and_lost_success_are_no_setbacks():
 @pytest.mark.parametrize("is_success", [True, False])
 def test_a_controllers_state_continues_identically(is_success):
     """Through JSON, at every point of a sequence in which success comes, goes and comes back."""
-    scores = [0.1, 0.5, 0.95, 0.95, 0.87, 0.2, 0.1, 0.92, 1.0, 0.97]
+    scores = [0.1, 0.5, 0.95, 0.95, 0.87, 0.2, 0.1, 0.2, 0.92, 1.0, 0.97]
     whole = pressures(make_controller(), scores, is_success)
     assert min(whole) < 0 < max(whole)
     for split in range(len(scores)):
