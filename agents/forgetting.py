@@ -33,8 +33,9 @@ that of a guess: one of five trainings on MiniGrid's MemoryS13Random solved it o
 STAGES = 15
 """Stages of a training. Whether returns still rise is looked at after each."""
 FLAT = 0.02
-"""Without success, spans follow needs only after a stage in which the best return has risen by at most this share of
-what it has risen by so far. What is still being learned is lost when memories become shorter."""
+"""Without success, spans follow needs only after a stage in which the best mean return has risen by at most this share
+of what returns have risen by so far. What is still being learned is lost when memories become shorter. The best return
+of a single update rises too rarely to tell: it is often a chance one."""
 HARM = 0.2
 """Without success, spans no longer follow needs once the return has certainly lost this share of what it had risen by
 before they did."""
@@ -76,9 +77,9 @@ class ForgettingController:
         self.stage = 0
         """Stages of the training that are over."""
         self.stage_score: float | None = None
-        """The best score at the end of the last one."""
+        """The best mean score at the end of the last one."""
         self.is_flat = False
-        """Whether the best score rose by little in it."""
+        """Whether the best mean score rose by little in it."""
         self.observed = 0.0
         """For how many updates needs have been observed since the start or the last setback: the sum of all pressures
         above 0. An update within the memory budget counts as 1, and each for more in a short training."""
@@ -253,10 +254,10 @@ class ForgettingController:
         return score.highest < first + (1 - HARM) * (self.bound_score - first)
 
     def _end_stage(self, stage: int) -> None:
-        """Notes whether the best score still rises. stage: number of stages that are over."""
+        """Notes whether the best mean still rises. stage: number of stages that are over."""
         if stage == self.stage:
             return
-        best = self.record.best
+        best = self.record.sustained
         if best is not None and self.stage_score is not None:
             self.is_flat = best - self.stage_score <= FLAT * self.record.gain
         self.stage, self.stage_score = stage, best

@@ -349,8 +349,8 @@ def test_without_success_spans_follow_needs_only_after_a_third_of_the_training()
     the task's own word, so that nothing waits for time."""
     controller = make_controller()
     controller.update(Score(0.0, MANY, False), 50.0, MANY, 0.0)
-    for _ in range(60):
-        pressure = controller.update(Score(1.0, MANY, False), 50.0, MANY, 0.33)
+    for update in range(60):
+        pressure = controller.update(Score(1.0, MANY, False), 50.0, MANY, 0.25 if update < 30 else 0.33)
     assert pressure == 1 and controller.holds(Score(1.0, MANY, False)) and not controller.needs_known
     assert "that begins after 33% of the training" in controller.missing(Score(1.0, MANY, False))
     controller.update(Score(1.0, MANY, False), 50.0, MANY, 0.34)

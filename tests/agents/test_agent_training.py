@@ -519,7 +519,7 @@ def test_a_harder_episode_than_any_before_leaves_what_is_known(tmp_path, monkeyp
     loaded.load_state(*through_a_file(trainer.state(), tmp_path))
     run_updates(loaded, [[hard]], [5.0], monkeypatch)
     assert loaded.agent.failure_rate == 0
-    run_updates(trainer, [[{**hard, "is_success": 0.0}] * 100], [5.0], monkeypatch)
+    run_updates(trainer, [[{**hard, "is_success": 0.0}] * 100] * 3, [5.0] * 3, monkeypatch)
     assert trainer.agent.failure_rate == 1 and trainer.best is None and trainer.controller.pressure < 0
 
 
