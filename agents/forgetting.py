@@ -21,7 +21,7 @@ OBSERVED_UPDATES = 50.0
 LONG_TRAINING = 250
 """Updates of a training that has so much time. In a shorter one each counts for more, so that it takes a fifth of
 them."""
-SHORT_UPDATES = 3
+MISSED_UPDATES = 3
 """Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
 update mends. A single update of negative pressure can make nearly all spans infinite, and it takes twenty to shorten
 them again."""
@@ -51,14 +51,15 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - An update below the target lowers it in proportion to the violation, at the lowest to 0, and after SHORT_UPDATES
+    - An update below the target lowers it in proportion to the violation, at the lowest to 0, and after MISSED_UPDATES
       in a row to -1. Below 0 spans become longer again.
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
 
-    With success or the return as the constraint, the rise and the negative value are smaller for an update with few new
-    hard episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for up
-    to `MOST_BACKLOG` updates. With `fixed_pressure` the pressure is that number.
+    With success or the return as the constraint, the rise and the fall are smaller for an update with few new hard
+    episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for up to
+    `MOST_BACKLOG` updates. The loss is a moving average already, so that its violation becomes the negative pressure at
+    once. With `fixed_pressure` the pressure is that number.
     """
 
     def __init__(self, config: ForgettingConfig):
@@ -67,7 +68,7 @@ class ForgettingController:
         self.learned = False
         self.record = ScoreRecord()
         """What scores have reached. Without success, targets lie between the first score and what was reached since."""
-        self.short = 0
+        self.missed = 0
         """Updates in a row, until now, whose score was below the target."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
@@ -164,17 +165,15 @@ class ForgettingController:
     def target(self, is_success: bool) -> float:
         """The score that must be reached: success, the return, or minus the bits per answer. is_success: scores are
         success rates, not returns."""
+        return self._target(is_success, self.record.gain)
+
+    def _target(self, is_success: bool, gain: float) -> float:
+        """`target`, of returns with this gain over the first one."""
         if self.loss is not None:
             return -self.loss.limit
         if is_success or self.record.first is None:
             return self.config.success_target
-        return self.record.first + self.config.success_target * self.record.gain
-
-    def _sustained_target(self, is_success: bool) -> float:
-        """`target`, of returns with the best mean instead of the best one."""
-        target = self.target(is_success)
-        is_relative = not is_success and self.loss is None
-        return target - self.config.success_target * self.record.unsustained_gain if is_relative else target
+        return self.record.first + self.config.success_target * gain
 
     def has_target(self, is_success: bool) -> bool:
         """Whether a score can meet or miss the target, or fail its test. The target of a return is relative, so that
@@ -269,33 +268,33 @@ class ForgettingController:
             self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
-        shortfall = self._sustained_target(score.is_success) - score.highest
+        shortfall = self._target(score.is_success, self.record.sustained_gain) - score.highest
         if shortfall <= 0:
-            self.short = 0
+            self.missed = 0
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
-            self.short += evidence > 0
-            lowest = -1.0 if self.short >= SHORT_UPDATES else min(self.pressure, 0.0)
+            self.missed += evidence > 0
+            lowest = -1.0 if self.missed >= MISSED_UPDATES else min(self.pressure, 0.0)
             self.pressure = max(lowest, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
-        elif self._is_within_budget(live):
-            self.pressure = 0.0
         else:
-            self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise * evidence)
+            self._raise_pressure(live, evidence)
 
     def _update_from_loss(self, loss: LossConstraint, live: float | None) -> None:
         """`update` with the loss as the constraint."""
-        config = self.config
-        self.learned |= loss.learned and config.forgetting
+        self.learned |= loss.learned and self.config.forgetting
         if not self.learned:
             self.pressure = 0.0
         elif loss.violation > 0:
             self.pressure = -min(1.0, loss.violation)
-        elif self._is_within_budget(live):
-            self.pressure = 0.0
         else:
-            self.pressure = min(1.0, max(self.pressure, 0.0) + config.pressure_rise)
+            self._raise_pressure(live)
+
+    def _raise_pressure(self, live: float | None, evidence: float = 1.0) -> None:
+        """Sets the pressure where the target is met. live: as of `update`."""
+        rise = self.config.pressure_rise * evidence
+        self.pressure = 0.0 if self._is_within_budget(live) else min(1.0, max(self.pressure, 0.0) + rise)
 
     def holds(self, score: Score) -> bool:
         """Whether the constraint holds. The target of a return or a loss is relative, so that it cannot hold before
@@ -311,7 +310,7 @@ class ForgettingController:
             "learned": self.learned,
             **self.record.state_dict(),
             "backlog": self.backlog,
-            "short": self.short,
+            "missed": self.missed,
             "observed": self.observed,
             "bound_score": self.bound_score,
             "harmed": self.harmed,
@@ -335,7 +334,7 @@ class ForgettingController:
             setattr(self, name, number_or_none(name, state.get(name)))
         for name in ("backlog", "observed"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
-        for name in ("stage", "harmed", "setbacks", "short"):
+        for name in ("stage", "harmed", "setbacks", "missed"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
         best = state.get("best_with_noise")
         names = ("score", "loss", "bits")

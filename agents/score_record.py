@@ -68,11 +68,11 @@ class ScoreRecord:
         return max(self.best - self.first, 0.0)
 
     @property
-    def unsustained_gain(self) -> float:
-        """By how much less the best mean does. 0 where no mean is known."""
+    def sustained_gain(self) -> float:
+        """By how much the best mean does, at most `gain`. `gain` where no mean is known, as in older checkpoints."""
         if self.first is None or self.sustained is None:
-            return 0.0
-        return max(self.gain - max(self.sustained - self.first, 0.0), 0.0)
+            return self.gain
+        return min(max(self.sustained - self.first, 0.0), self.gain)
 
     def begins_with(self, score: Score) -> bool:
         """Whether no earlier score can be compared with this one: it is the first, or the first success rate."""
@@ -111,8 +111,9 @@ class ScoreRecord:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`. Raises TypeError, one line, for an entry of another type."""
-        for name in ("first", "best", "sustained"):  # what is read with `get` is not in older checkpoints
-            setattr(self, name, number_or_none(name, state.get(name)))
+        self.first = number_or_none("first", state["first"])
+        self.best = number_or_none("best", state["best"])
+        self.sustained = number_or_none("sustained", state.get("sustained"))  # `get`: not in older checkpoints
         self.latest.clear()
         for score in state.get("latest", ()):
             if not (isinstance(score, list) and len(score) == 3 and all(map(is_number, score))):

@@ -29,6 +29,12 @@ def corridor_trainer(updates: int = 1000, kind: str = "expire_span", seed: int =
     return make_trainer("Corridor-v0", kind, updates, num_envs=ENVS, seed=seed, **{**tiny, **settings})
 
 
+def observe_briefly(monkeypatch) -> None:
+    """Spans follow needs after two updates at the first pressure, however short the training is."""
+    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
+    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.policy.state_dict().items()}
 
@@ -283,8 +289,7 @@ def test_a_setback_leaves_the_policy_whose_score_was_its_own(window, live, tmp_p
     """Spans follow needs, and 3 memories are live, until the return falls. Then all spans are long again, and 50 are
     live. Of 200 episodes in an update, those that began in it are more than 100. If the score counts 200, earlier
     policies played a part of some, so that what went wrong may not show in it."""
-    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
-    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+    observe_briefly(monkeypatch)
     config = ForgettingConfig(success_target=0.9, min_hard_episodes=window)
     trainer = corridor_trainer(forgetting=config)
     trainer.controller.has_waited = True
@@ -331,8 +336,7 @@ def test_by_its_return_the_best_policy_is_kept_where_nothing_is_forgotten(kind, 
 
 def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(monkeypatch):
     """They are not released before. The run then goes on with finite numbers, and its state is saved and loaded."""
-    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
-    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+    observe_briefly(monkeypatch)
     trainer, loaded = (corridor_trainer(forgetting=ForgettingConfig(success_target=0.9)) for _ in range(2))
     spans = [layer.kind.span for layer in trainer.policy.core.layers]
     run_scripted(trainer, [0.2, 0.8], [5, 5], monkeypatch)
@@ -341,12 +345,10 @@ def test_spans_are_released_when_the_task_was_learned_and_needs_were_observed(mo
     nothing = f"memories were not shortened, each lasts {reach:,.0f} steps: "
     assert trainer.unfinished() == f"{nothing}success in the latest hard episodes is 80.0%, the target 90.0%"
     monkeypatch.undo()
-    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
-    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+    observe_briefly(monkeypatch)
     run_scripted(trainer, [0.95], [5], monkeypatch)
     monkeypatch.undo()
-    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
-    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+    observe_briefly(monkeypatch)
     assert {float(span.released) for span in spans} == {OBSERVING}
     assert trainer.unfinished() == (
         f"{nothing}how long they are needed is watched first, 50% of that is done since the task was learned; a longer "
@@ -372,8 +374,7 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
         with monkeypatch.context() as patch:
             run_scripted(trainer, list(returns), [5.0] * len(returns), patch, is_success=False)
 
-    monkeypatch.setattr(forgetting, "OBSERVED_UPDATES", 0.1)
-    monkeypatch.setattr(forgetting, "LONG_TRAINING", 1)
+    observe_briefly(monkeypatch)
     policy.release_spans()
     play(0.0, 1.0, 0.1)
     assert released() == {1.0} and not controller.needs_known
