@@ -19,8 +19,8 @@ from expire_span_rl.checks import number_or_none
 OBSERVED_UPDATES = 50.0
 """Updates at full pressure for which the needs of memories are observed before spans follow them."""
 LONG_TRAINING = 250
-"""Updates of a training that has so much time. In a shorter one each counts for more, so that it takes a fifth of
-them."""
+"""Updates of a training that has so much time. In a shorter one each counts for more, so that needs are observed for a
+fifth of them, and the pressure rises faster in proportion."""
 MISSED_UPDATES = 3
 """Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
 update mends. A single update of negative pressure can make nearly all spans infinite, and it takes twenty to shorten
@@ -54,7 +54,8 @@ class ForgettingController:
     - An update below the target lowers it in proportion to the violation, at the lowest to 0, and after MISSED_UPDATES
       in a row to -1. Below 0 spans become longer again.
     - At the target and within the memory budget it is 0.
-    - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1.
+    - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1. In a training of less
+      than LONG_TRAINING updates it rises faster.
 
     With success or the return as the constraint, the rise and the fall are smaller for an update with few new hard
     episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for up to
@@ -214,10 +215,11 @@ class ForgettingController:
             self.learned = True
             self.observed += pace * self.pressure
             return self.pressure
+        rise = pace * config.pressure_rise
         if self.loss is not None:
-            self._update_from_loss(self.loss, live)
+            self._update_from_loss(self.loss, live, rise)
         elif is_known:
-            self._update(score, live, new_episodes)
+            self._update(score, live, new_episodes, rise)
         else:  # nothing is shortened without knowing what that does
             self.pressure = min(self.pressure, 0.0)
         if self.learned:
@@ -261,8 +263,8 @@ class ForgettingController:
             self.is_flat = best - self.stage_score <= FLAT * self.record.gain
         self.stage, self.stage_score = stage, best
 
-    def _update(self, score: Score, live: float | None, new_episodes: int) -> None:
-        """Sets the pressure. Arguments: as of `update`."""
+    def _update(self, score: Score, live: float | None, new_episodes: int, rise: float) -> None:
+        """Sets the pressure. rise: by how much it rises at full evidence; the others: as of `update`."""
         config = self.config
         if new_episodes:
             self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
@@ -279,21 +281,20 @@ class ForgettingController:
             lowest = -1.0 if self.missed >= MISSED_UPDATES else min(self.pressure, 0.0)
             self.pressure = max(lowest, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         else:
-            self._raise_pressure(live, evidence)
+            self._raise_pressure(live, rise * evidence)
 
-    def _update_from_loss(self, loss: LossConstraint, live: float | None) -> None:
-        """`update` with the loss as the constraint."""
+    def _update_from_loss(self, loss: LossConstraint, live: float | None, rise: float) -> None:
+        """`_update` with the loss as the constraint."""
         self.learned |= loss.learned and self.config.forgetting
         if not self.learned:
             self.pressure = 0.0
         elif loss.violation > 0:
             self.pressure = -min(1.0, loss.violation)
         else:
-            self._raise_pressure(live)
+            self._raise_pressure(live, rise)
 
-    def _raise_pressure(self, live: float | None, evidence: float = 1.0) -> None:
+    def _raise_pressure(self, live: float | None, rise: float) -> None:
         """Sets the pressure where the target is met. live: as of `update`."""
-        rise = self.config.pressure_rise * evidence
         self.pressure = 0.0 if self._is_within_budget(live) else min(1.0, max(self.pressure, 0.0) + rise)
 
     def holds(self, score: Score) -> bool:

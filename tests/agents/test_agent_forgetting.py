@@ -56,6 +56,17 @@ def test_pressure_rises_while_the_target_is_met_and_not_above_1():
     assert all(0 < a < b or a == b == 1 for a, b in itertools.pairwise(rising[1:]))
 
 
+@pytest.mark.parametrize("config", [ForgettingConfig(), ForgettingConfig(loss_tolerance=0.02)], ids=["success", "loss"])
+@pytest.mark.parametrize(("total_updates", "expected"), [(1000, 0.05), (250, 0.05), (125, 0.1), (5, 1.0)])
+def test_pressure_rises_faster_in_a_short_training(config, total_updates, expected):
+    """A training of half of 250 updates takes half as many until the pressure is 1."""
+    controller = ForgettingController(config)
+    controller.learned = True
+    controller.observe_bits(0.1)
+    score = Score(1.0, MANY, is_success=True)
+    assert controller.update(score, 50.0, MANY, 0.5, total_updates) == pytest.approx(expected)
+
+
 def test_what_was_reached_without_noise_is_no_measure_once_it_returns(tmp_path):
     """A return of 0.9 with training noise, and of 1.0 in the last tenth without it. In a continuation 0.9 is as good as
     it was before, also where the last tenth was saved and loaded."""
