@@ -6,7 +6,7 @@ Nothing here imports torch, so that a command line answers at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from expire_span_rl.checks import LARGEST_SETTING, check_above_zero, check_at_least, check_at_most, choice, flag
@@ -220,8 +220,11 @@ class ExpireSpanConfig:
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
             )
-        if self.attention_cost and self.span_model != "survival":
-            raise ValueError("--attention-cost: expected --span-model survival with it")
+        if self.span_model != "survival":
+            usual = {field.name: field.default for field in fields(self)}
+            for name in ("attention_cost", "renew_every", "time_skips", "time_gaps"):
+                if getattr(self, name) not in (0, usual[name]):  # the usual values do nothing then, as 0
+                    raise ValueError(f"{flag(name)}: expected --span-model survival with it")
         for name in ("time_skips", "time_gaps"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{flag(name)}: expected a chance from 0 to 1, got {getattr(self, name)}")
