@@ -85,8 +85,13 @@ def test_heads_learn_to_look_at_what_is_recent():
     [
         ({"attention_cost": -0.1}, "attention-cost"),
         *(
-            ({name: value, "span_model": "sigmoid"}, f"--{name.replace('_', '-')}: expected --span-model survival with it")
-            for name, value in {"attention_cost": 0.1, "renew_every": 8, "time_skips": 0.5, "time_gaps": 0.1}.items()
+            ({name: value, "span_model": "sigmoid"}, f"^--{flag}: expected --span-model survival with it$")
+            for name, flag, value in (
+                ("attention_cost", "attention-cost", 0.1),
+                ("renew_every", "renew-every", 8),
+                ("time_skips", "time-skips", 0.5),
+                ("time_gaps", "time-gaps", 0.1),
+            )
         ),
     ],
 )
