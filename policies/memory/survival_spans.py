@@ -39,6 +39,11 @@ PATIENCE = 2.0
 """A use counts as the last one if the memory was then watched, without another use, until it was this many times as
 old. Otherwise more uses may have followed: the need is right-censored."""
 
+UNSEEN_SPAN = 0.7
+"""In steps. Without a ramp, a memory with a span below 1 expires before any query sees it. Were nothing learned of it
+from there on, its curve would stay just below 1 / use_coef, and the next small change of the weights would keep it for
+good. Were its span to fall further and further, negative pressure would take too long to bring it back."""
+
 
 def bin_edges() -> Tensor:
     """[K+1]: 0, 1, 2, 4, 8, ..."""
@@ -210,17 +215,21 @@ class SurvivalSpans(nn.Module):
         A memory that lives on counts as soon as it was watched until it was PATIENCE times as old as at its last use,
         and at least `initial_limit` old, for which time facts may be needed. Otherwise what is kept for good would
         count at the end of its episode only, much later than what expires.
+
+        Without a ramp a memory may expire before any query sees it. It then counts as one that was seen and not used
+        while its span is at least UNSEEN_SPAN.
         """
         assert lives.slot_features is not None
         reach = lives.slot_features + self.config.ramp
-        ended = lives.ended | (lives.final_age >= reach)
+        expired = ~lives.ended & (lives.final_age >= reach)
         watched = torch.minimum(lives.final_age - 1, reach)
+        watched = torch.where(expired & (lives.slot_features >= UNSEEN_SPAN), watched.clamp(min=1), watched)
         beyond_ramp = lives.last_use > self.config.ramp
         need = torch.where(beyond_ramp, lives.last_use * (1 + self.config.use_margin), 0)
         patience = PATIENCE * need + 1
         known_at = patience.clamp(min=self.initial_limit)  # the age until which it must have been watched
         has_counted = lives.first_age - 1 >= known_at
-        is_counted = lives.exists & ~has_counted & (ended | (watched >= known_at))
+        is_counted = lives.exists & ~has_counted & (lives.ended | expired | (watched >= known_at))
         return need, is_counted, is_counted & (watched >= patience)
 
     def _negative_log_likelihood(self, logits: Tensor, need: Tensor, is_last: Tensor) -> Tensor:

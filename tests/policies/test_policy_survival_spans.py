@@ -213,6 +213,25 @@ def test_the_loss_in_plain_loops(pressure):
     assert float(loss.detach()) == pytest.approx(0.6 * expected / int(new_slots.sum()), rel=1e-6)
 
 
+def test_what_expires_unseen_counts_as_unused():
+    """Without a ramp and with spans below a step, memories expire before any query sees them. They count as a use in
+    the first bin, which shortens spans further, but only down to UNSEEN_SPAN. The newest memory of an episode that
+    ended had not been seen, and has not expired. Nothing is known of it."""
+    kind = make_policy("expire_span", {**SETTINGS, "ramp": 0}, seed=3).core.layers[0].kind
+    kind.observe_needs()
+    kind.release()
+    shape = (1, 3)
+    spans, ended = torch.tensor([[0.8, 0.6, 0.8]]), torch.tensor([[False, False, True]])
+    unused, exists = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
+    lives = Lives(unused - 1, unused, unused, unused + 1, ended, exists, spans)
+    need, is_counted, is_last = kind.span._needs(lives)
+    assert need.tolist() == [[0, 0, 0]] and is_counted.all()
+    assert is_last.tolist() == [[True, False, False]]
+    normed = torch.randn(1, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    kind.loss(normed, exists, lives, torch.zeros(1, 0), 1.0).backward()
+    assert kind.span.bias.grad[0] < 0 and not kind.span.bias.grad[1:].any()
+
+
 def learn_spans(needs: dict[int, tuple[list[float], list[float]]], steps: int = 1500) -> list[float]:
     """Spans after learning from three kinds of memory, one-hot. needs: by kind, the ages of last uses, and the ages of
     memories that were in use when their episode ended."""
