@@ -51,8 +51,10 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - An update below the target lowers it in proportion to the violation, at the lowest to 0, and after MISSED_UPDATES
-      in a row to -1. Below 0 spans become longer again.
+    - While one or two updates in a row are below the target, it is 0. If the next meets the target, it goes on with
+      what it was, less up to a half for each, in proportion to the violation.
+    - From MISSED_UPDATES such updates in a row on, each lowers it by the violation, down to -1. Below 0 spans become
+      longer again.
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1. In a training of less
       than LONG_TRAINING updates it rises faster.
@@ -71,6 +73,8 @@ class ForgettingController:
         """What scores have reached. Without success, targets lie between the first score and what was reached since."""
         self.missed = 0
         """Updates in a row, until now, whose score was below the target."""
+        self.paused = 0.0
+        """The pressure with which it goes on if the next update meets the target, after one or two that did not."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
@@ -271,17 +275,25 @@ class ForgettingController:
         evidence = min(1.0, self.backlog)
         self.backlog -= evidence
         shortfall = self._target(score.is_success, self.record.sustained_gain) - score.highest
-        if shortfall <= 0:
-            self.missed = 0
         if not self.learned:
             self.pressure = 0.0
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
-            self.missed += evidence > 0
-            lowest = -1.0 if self.missed >= MISSED_UPDATES else min(self.pressure, 0.0)
-            self.pressure = max(lowest, self.pressure - min(1.0, shortfall / max(slack, 1e-8)) * evidence)
+            self._lower_pressure(min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         else:
+            self.pressure = max(self.pressure, self.paused)
+            self.missed, self.paused = 0, 0.0
             self._raise_pressure(live, rise * evidence)
+
+    def _lower_pressure(self, violation: float) -> None:
+        """Sets the pressure after an update below the target. violation: from 0 to 1, 0 without evidence."""
+        self.missed += violation > 0
+        if self.missed >= MISSED_UPDATES:
+            self.paused = 0.0
+            self.pressure = max(-1.0, self.pressure - violation)
+        elif violation:
+            self.paused = max(self.paused, self.pressure) * (1 - violation / 2)
+            self.pressure = min(self.pressure, 0.0)
 
     def _update_from_loss(self, loss: LossConstraint, live: float | None, rise: float) -> None:
         """`_update` with the loss as the constraint."""
@@ -312,6 +324,7 @@ class ForgettingController:
             **self.record.state_dict(),
             "backlog": self.backlog,
             "missed": self.missed,
+            "paused": self.paused,
             "observed": self.observed,
             "bound_score": self.bound_score,
             "harmed": self.harmed,
@@ -333,7 +346,7 @@ class ForgettingController:
         self.is_flat = bool(state.get("is_flat", False))
         for name in ("stage_score", "bound_score"):  # what is read with `get` is not in older checkpoints
             setattr(self, name, number_or_none(name, state.get(name)))
-        for name in ("backlog", "observed"):
+        for name in ("backlog", "observed", "paused"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
         for name in ("stage", "harmed", "setbacks", "missed"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
