@@ -23,8 +23,10 @@ LONG_TRAINING = 250
 fifth of them, and the pressure rises faster in proportion."""
 MISSED_UPDATES = 3
 """Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
-update mends. A single update of negative pressure can make nearly all spans infinite, and it takes twenty to shorten
-them again."""
+update mends."""
+LENGTHENING = 0.2
+"""Each of these lowers the pressure by so much, times the violation. A single update at -0.8 can make nearly all spans
+infinite, and it takes twenty to shorten them again."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
 PATIENT_FRACTION = 1 / 3
@@ -51,10 +53,10 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - While one or two updates in a row are below the target, it is 0. If the next meets the target, it goes on with
-      what it was, less up to a half for each, in proportion to the violation.
-    - From MISSED_UPDATES such updates in a row on, each lowers it by the violation, down to -1. Below 0 spans become
-      longer again.
+    - While updates are below the target, it is 0. From MISSED_UPDATES in a row on, each lowers it by LENGTHENING times
+      the violation, down to -1. Below 0 spans become longer again.
+    - Once the target is met again, it goes on with what it was, less up to a half for each update that was below, in
+      proportion to the violation.
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1. In a training of less
       than LONG_TRAINING updates it rises faster.
@@ -74,7 +76,7 @@ class ForgettingController:
         self.missed = 0
         """Updates in a row, until now, whose score was below the target."""
         self.paused = 0.0
-        """The pressure with which it goes on if the next update meets the target, after one or two that did not."""
+        """The pressure with which it goes on if the next update meets the target, after some that did not."""
         self.backlog = 0.0
         """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
         `full_evidence`."""
@@ -287,13 +289,12 @@ class ForgettingController:
 
     def _lower_pressure(self, violation: float) -> None:
         """Sets the pressure after an update below the target. violation: from 0 to 1, 0 without evidence."""
-        self.missed += violation > 0
-        if self.missed >= MISSED_UPDATES:
-            self.paused = 0.0
-            self.pressure = max(-1.0, self.pressure - violation)
-        elif violation:
-            self.paused = max(self.paused, self.pressure) * (1 - violation / 2)
-            self.pressure = min(self.pressure, 0.0)
+        if not violation:
+            return
+        self.missed += 1
+        self.paused = max(self.paused, self.pressure) * (1 - violation / 2)
+        fall = LENGTHENING * violation if self.missed >= MISSED_UPDATES else 0.0
+        self.pressure = max(-1.0, min(self.pressure, 0.0) - fall)
 
     def _update_from_loss(self, loss: LossConstraint, live: float | None, rise: float) -> None:
         """`_update` with the loss as the constraint."""
