@@ -178,8 +178,10 @@ class SurvivalSpans(nn.Module):
         right-censored: at least u. It then contributes the sum alone. Uses within the ramp do not count, since every
         memory lives that long.
 
-        Under negative pressure, when success was lost, it is the cumulative hazard of the new memories, so that all
-        spans grow. Before `release` it is 0, since spans have no part in the loss of success.
+        Under negative pressure, when success was lost, it is the cumulative hazard of the new memories divided by
+        use_coef, so that all spans grow. An unused memory that is about to expire then pulls as strongly as it pushes
+        under positive pressure. With a stronger pull, Adam would take far smaller steps for long afterwards. Before
+        `release` it is 0, since spans have no part in the loss of success.
 
         The gradient of the weights comes from what distinguishes a memory from the average new memory of its row. The
         gradient of the bias comes from what all memories share (docs/forgetting.md).
@@ -194,7 +196,7 @@ class SurvivalSpans(nn.Module):
         if pressure < 0:
             row, slot, counts = _select(is_new)
             hazard = F.softplus(self._logits(normed[row, slot], average[row], common[row])).sum(-1)
-            return (hazard * counts).sum() / num_new * (self.released >= RELEASED)
+            return (hazard * counts).sum() / num_new / self.config.use_coef * (self.released >= RELEASED)
         need, is_counted, is_last = self._needs(lives)
         row, slot, counts = _select(is_counted)
         logits = self._logits(normed[row, slot], average[row], common[row])  # [N,K]

@@ -169,7 +169,8 @@ def test_nothing_is_concluded_from_uses_that_were_not_recorded(monkeypatch):
 @pytest.mark.parametrize("pressure", [1.0, 0.3, -0.5])
 def test_the_loss_in_plain_loops(pressure):
     """Under pressure of any size: the negative log-likelihood of the lives that ended, and of memories that live on but
-    went unused for long. Under negative pressure: the cumulative hazards of the new memories. Both per new memory."""
+    went unused for long. Under negative pressure: the cumulative hazards of the new memories, divided by
+    use_coef. Both per new memory."""
     kind = make_policy("expire_span", SETTINGS, seed=3).core.layers[0].kind
     kind.release()
     generator = torch.Generator().manual_seed(1)
@@ -189,7 +190,7 @@ def test_the_loss_in_plain_loops(pressure):
         for c in range(shape[1]):
             hazards = torch.sigmoid(logits[b, c]).tolist()
             if pressure < 0:
-                expected -= sum(math.log(1 - h) for h in hazards) * bool(new_slots[b, c])
+                expected -= sum(math.log(1 - h) for h in hazards) * bool(new_slots[b, c]) / 9  # use_coef
                 continue
             reach = float(spans[b, c]) + 3
             need = 1.25 * float(last_use[b, c]) if last_use[b, c] > 3 else 0.0
