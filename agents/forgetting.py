@@ -25,8 +25,8 @@ MISSED_UPDATES = 3
 """Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
 update mends."""
 LENGTHENING = 0.2
-"""Each of these lowers the pressure by so much, times the violation. A single update at -0.8 can make nearly all spans
-infinite, and it takes twenty to shorten them again."""
+"""Each of these lowers the pressure by so much, times the violation. Spans need not grow by much for what they did to be
+undone, and it takes many updates to shorten them again."""
 MOST_BACKLOG = 10.0
 """Evidence of hard episodes that ended together lasts for at most this many updates."""
 PATIENT_FRACTION = 1 / 3
