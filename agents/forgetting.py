@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from expire_span_rl.agents.loss_constraint import LossConstraint
+from expire_span_rl.agents.pressure import Pressure
 from expire_span_rl.agents.score_record import Score, ScoreRecord
 from expire_span_rl.agents.settings import ForgettingConfig
 from expire_span_rl.checks import number_or_none
@@ -21,14 +22,6 @@ OBSERVED_UPDATES = 50.0
 LONG_TRAINING = 250
 """Updates of a training that has so much time. In a shorter one each counts for more, so that needs are observed for a
 fifth of them, and the pressure rises faster in proportion."""
-MISSED_UPDATES = 3
-"""Only so many updates below the target in a row make spans longer. Fewer are often a policy's own dip, which the next
-update mends."""
-LENGTHENING = 0.2
-"""Each of these lowers the pressure by so much, times the violation. Spans need not grow by much for what they did to be
-undone, and it takes many updates to shorten them again."""
-MOST_BACKLOG = 10.0
-"""Evidence of hard episodes that ended together lasts for at most this many updates."""
 PATIENT_FRACTION = 1 / 3
 """Without success, spans follow needs only after this fraction of the training. A return that no longer rises may be
 that of a guess: one of five trainings on MiniGrid's MemoryS13Random solved it only after 1.5M of 5M steps."""
@@ -53,33 +46,23 @@ class ForgettingController:
 
     The pressure is 0 until the target has been met once. Afterwards:
 
-    - While updates are below the target, it is 0. From MISSED_UPDATES in a row on, each lowers it by LENGTHENING times
-      the violation, down to -1. Below 0 spans become longer again.
-    - Once the target is met again, it goes on with what it was, less up to a half for each update that was below, in
-      proportion to the violation.
+    - It is 0 or negative while the target is missed, and goes on with part of what it was afterwards (`Pressure`).
     - At the target and within the memory budget it is 0.
     - At the target and above the memory budget it rises by `pressure_rise` per update, up to 1. In a training of less
       than LONG_TRAINING updates it rises faster.
 
     With success or the return as the constraint, the rise and the fall are smaller for an update with few new hard
-    episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for up to
-    `MOST_BACKLOG` updates. The loss is a moving average already, so that its violation becomes the negative pressure at
-    once. With `fixed_pressure` the pressure is that number.
+    episodes. Where all episodes end at the same step, most updates have none. Those of one step then count for several
+    updates (`Pressure.take_evidence`). The loss is a moving average already, so that its violation becomes the negative
+    pressure at once. With `fixed_pressure` the pressure is that number.
     """
 
     def __init__(self, config: ForgettingConfig):
         self.config = config
-        self.pressure = 0.0
+        self._pressure = Pressure()
         self.learned = False
         self.record = ScoreRecord()
         """What scores have reached. Without success, targets lie between the first score and what was reached since."""
-        self.missed = 0
-        """Updates in a row, until now, whose score was below the target."""
-        self.paused = 0.0
-        """The pressure with which it goes on if the next update meets the target, after some that did not."""
-        self.backlog = 0.0
-        """Evidence of the latest hard episodes that no update has used yet, in updates: their number /
-        `full_evidence`."""
         self.has_waited = False
         """Whether the training is as far as it must be for spans to follow needs."""
         self.stage = 0
@@ -100,6 +83,11 @@ class ForgettingController:
         self.best_with_noise: dict[str, float | None] | None = None
         """The best score, the best loss and the mean bits when training noise ended. None while there is noise."""
         self.loss = LossConstraint(config.loss_tolerance) if config.loss_tolerance else None
+
+    @property
+    def pressure(self) -> float:
+        """The pressure of the latest update."""
+        return self._pressure.value
 
     @property
     def needs_known(self) -> bool:
@@ -217,7 +205,7 @@ class ForgettingController:
         if not config.forgetting:
             return self.pressure
         if config.fixed_pressure:
-            self.pressure = config.fixed_pressure
+            self._pressure.value = config.fixed_pressure
             self.learned = True
             self.observed += pace * self.pressure
             return self.pressure
@@ -227,7 +215,7 @@ class ForgettingController:
         elif is_known:
             self._update(score, live, new_episodes, rise)
         else:  # nothing is shortened without knowing what that does
-            self.pressure = min(self.pressure, 0.0)
+            self._pressure.value = min(self.pressure, 0.0)
         if self.learned:
             self.observed += pace * (1.0 if self._is_within_budget(live) else max(self.pressure, 0.0))
         return self.pressure
@@ -272,43 +260,32 @@ class ForgettingController:
     def _update(self, score: Score, live: float | None, new_episodes: int, rise: float) -> None:
         """Sets the pressure. rise: by how much it rises at full evidence; the others: as of `update`."""
         config = self.config
-        if new_episodes:
-            self.backlog = min(MOST_BACKLOG, new_episodes / config.full_evidence)
-        evidence = min(1.0, self.backlog)
-        self.backlog -= evidence
+        evidence = self._pressure.take_evidence(new_episodes / config.full_evidence)
         shortfall = self._target(score.is_success, self.record.sustained_gain) - score.highest
         if not self.learned:
-            self.pressure = 0.0
+            self._pressure.value = 0.0
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
-            self._lower_pressure(min(1.0, shortfall / max(slack, 1e-8)) * evidence)
+            self._pressure.lower(min(1.0, shortfall / max(slack, 1e-8)) * evidence)
         else:
-            self.pressure = max(self.pressure, self.paused)
-            self.missed, self.paused = 0, 0.0
             self._raise_pressure(live, rise * evidence)
-
-    def _lower_pressure(self, violation: float) -> None:
-        """Sets the pressure after an update below the target. violation: from 0 to 1, 0 without evidence."""
-        if not violation:
-            return
-        self.missed += 1
-        self.paused = max(self.paused, self.pressure) * (1 - violation / 2)
-        fall = LENGTHENING * violation if self.missed >= MISSED_UPDATES else 0.0
-        self.pressure = max(-1.0, min(self.pressure, 0.0) - fall)
 
     def _update_from_loss(self, loss: LossConstraint, live: float | None, rise: float) -> None:
         """`_update` with the loss as the constraint."""
         self.learned |= loss.learned and self.config.forgetting
         if not self.learned:
-            self.pressure = 0.0
+            self._pressure.value = 0.0
         elif loss.violation > 0:
-            self.pressure = -min(1.0, loss.violation)
+            self._pressure.value = -min(1.0, loss.violation)
         else:
             self._raise_pressure(live, rise)
 
     def _raise_pressure(self, live: float | None, rise: float) -> None:
         """Sets the pressure where the target is met. live: as of `update`."""
-        self.pressure = 0.0 if self._is_within_budget(live) else min(1.0, max(self.pressure, 0.0) + rise)
+        if self._is_within_budget(live):
+            self._pressure.rest()
+        else:
+            self._pressure.go_up(rise)
 
     def holds(self, score: Score) -> bool:
         """Whether the constraint holds. The target of a return or a loss is relative, so that it cannot hold before
@@ -320,12 +297,9 @@ class ForgettingController:
     def state_dict(self) -> dict[str, Any]:
         """The controller's state, JSON-able."""
         state = {
-            "pressure": self.pressure,
+            **self._pressure.state_dict(),
             "learned": self.learned,
             **self.record.state_dict(),
-            "backlog": self.backlog,
-            "missed": self.missed,
-            "paused": self.paused,
             "observed": self.observed,
             "bound_score": self.bound_score,
             "harmed": self.harmed,
@@ -340,16 +314,15 @@ class ForgettingController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict`. Raises TypeError, one line, for an entry of another type."""
-        self.pressure = state["pressure"]
+        self._pressure.load_state_dict(state)
         self.learned = state["learned"]
         self.record.load_state_dict(state)
         self.has_waited = bool(state.get("has_waited", True))
         self.is_flat = bool(state.get("is_flat", False))
         for name in ("stage_score", "bound_score"):  # what is read with `get` is not in older checkpoints
             setattr(self, name, number_or_none(name, state.get(name)))
-        for name in ("backlog", "observed", "paused"):
-            setattr(self, name, number_or_none(name, state.get(name)) or 0.0)
-        for name in ("stage", "harmed", "setbacks", "missed"):
+        self.observed = number_or_none("observed", state.get("observed")) or 0.0
+        for name in ("stage", "harmed", "setbacks"):
             setattr(self, name, int(number_or_none(name, state.get(name)) or 0))
         best = state.get("best_with_noise")
         names = ("score", "loss", "bits")

@@ -220,7 +220,7 @@ def test_the_clock_is_evidence():
     controller = controller_at_full_pressure(**settings)
     assert pressures(controller, [0.85, 0.85, 0.9], new_episodes=2) == pytest.approx([0, 0, 0.975**2 + 0.025])
     controller = controller_at_full_pressure(**settings)
-    controller.backlog = 0.0
+    pressures(controller, [1.0] * 10, new_episodes=0)  # which uses up the evidence of the last ones
     assert pressures(controller, [0.85] * 5, new_episodes=0) == [1] * 5
     assert pressures(controller, [0.85] * 4, new_episodes=2) == pytest.approx([0, 0, -0.01, -0.02])
     assert pressures(make_controller(**settings), [1.0], new_episodes=0) == [0]
