@@ -29,7 +29,7 @@ from expire_span_rl.checks import (
     quoted,
 )
 from expire_span_rl.policies import KINDS
-from expire_span_rl.policies.settings import FLOAT32, PRECISIONS
+from expire_span_rl.policies.settings import FLOAT32, PRECISIONS, check_used
 from expire_span_rl.setting_values import LONGEST_SHOWN, converted, field_types
 
 ENCODERS = ("auto", "cells", "plain")
@@ -343,6 +343,7 @@ def resolve(
     changes = {name: converted(name, value, types[name]) for name, value in settings.items()}
     resolved = Settings.from_flat({**usual, **changes})
     check_wraps(resolved.run)
+    check_used(resolved.memory)
     if "num_envs" not in changes and usual["num_envs"] == RunConfig.num_envs:
         number = default_num_envs(resolved.run.total_timesteps, resolved.agent.num_steps)
         resolved = resolved.replace(num_envs=number)

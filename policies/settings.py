@@ -214,12 +214,14 @@ class ExpireSpanConfig:
         choice("--span-model", self.span_model, SPAN_MODELS)
         if self.span_model == "survival" and not self.use_coef > 1:
             raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")
-        if self.span_model == "sigmoid":
-            self._check_bounded()
+        if self.ramp == 0 and self.span_model == "sigmoid":
+            raise ValueError("--ramp: expected at least 1 with --span-model sigmoid, got 0")
         if self.span_dropout and self.span_model == "survival":
             raise ValueError(
                 "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
             )
+        if self.attention_cost and self.span_model != "survival":
+            raise ValueError("--attention-cost: expected --span-model survival with it")
         for name in ("time_skips", "time_gaps"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{flag(name)}: expected a chance from 0 to 1, got {getattr(self, name)}")
@@ -228,14 +230,16 @@ class ExpireSpanConfig:
         if not 0 <= self.use_share < 1:
             raise ValueError(f"--use-share: expected at least 0 and less than 1, got {self.use_share}")
 
-    def _check_bounded(self) -> None:
-        """Raises ValueError, one line, for a setting that bounded spans do not have, other than 0 and its default."""
-        if self.ramp == 0:
-            raise ValueError("--ramp: expected at least 1 with --span-model sigmoid, got 0")
-        usual = {field.name: field.default for field in fields(self)}
-        for name in ("attention_cost", "renew_every", "time_skips", "time_gaps"):
-            if getattr(self, name) not in (0, usual[name]):
-                raise ValueError(f"{flag(name)}: expected --span-model survival with it")
+
+def check_used(config: Any) -> None:
+    """Raises ValueError, one line, for a setting that does nothing with bounded spans, other than 0 and its default.
+    config: of a memory kind, for a new run. Saved policies and runs may have earlier defaults."""
+    if getattr(config, "span_model", "survival") == "survival":
+        return
+    usual = {field.name: field.default for field in fields(config)}
+    for name in ("renew_every", "time_skips", "time_gaps"):
+        if getattr(config, name) not in (0, usual[name]):
+            raise ValueError(f"{flag(name)}: expected --span-model survival with it")
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,21 @@ def test_the_command_line_and_python_have_the_same_settings(memory, agent):
     assert type(resolve(memory, agent=agent, **given).run.seed) is int
 
 
+@pytest.mark.parametrize(("name", "value"), [("renew_every", 8), ("time_skips", 0.5), ("time_gaps", 0.1)])
+def test_a_new_run_refuses_what_bounded_spans_do_not_use(name, value):
+    """0 and the default are accepted. A policy or run that was saved with another value, such as an earlier default,
+    goes on."""
+    flags = [f"--{name.replace('_', '-')}", str(value), "--span-model"]
+    with pytest.raises(ValueError, match=f"^{flags[0]}: expected --span-model survival with it$"):
+        parse_config([*flags, "sigmoid"])
+    assert parse_config([*flags, "survival"]).flat()[name] == value
+    usual = resolve(span_model="sigmoid").flat()
+    assert resolve(span_model="sigmoid", **{name: usual[name]}).flat() == usual
+    assert resolve(span_model="sigmoid", **{name: 0}).flat()[name] == 0
+    saved = {**usual, name: value}
+    assert Settings.from_flat(saved).flat() == saved
+
+
 LEARNING = {entry.Config for entry in AGENTS.values()} | {ForgettingConfig}
 IN_FLOAT32 = {
     **dict.fromkeys((PPOConfig, ImpalaConfig), ("advantage_std_floor", "clip_coef", "rho_clip", "c_clip")),
