@@ -263,7 +263,7 @@ class ForgettingController:
         evidence = self._pressure.take_evidence(new_episodes / config.full_evidence)
         shortfall = self._target(score.is_success, self.record.sustained_gain) - score.highest
         if not self.learned:
-            self._pressure.value = 0.0
+            self._pressure.rest()
         elif shortfall > 0:
             slack = config.success_slack if score.is_success else config.success_slack * self.record.gain + score.error
             self._pressure.lower(min(1.0, shortfall / max(slack, 1e-8)) * evidence)
@@ -274,7 +274,7 @@ class ForgettingController:
         """`_update` with the loss as the constraint."""
         self.learned |= loss.learned and self.config.forgetting
         if not self.learned:
-            self._pressure.value = 0.0
+            self._pressure.rest()
         elif loss.violation > 0:
             self._pressure.value = -min(1.0, loss.violation)
         else:

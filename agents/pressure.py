@@ -60,7 +60,8 @@ class Pressure:
         self.missed, self.paused = 0, 0.0
 
     def rest(self) -> None:
-        """After an update at the target, with as few memories as are wanted."""
+        """0, and nothing to go on with: after an update with as few memories as are wanted, or before the task is
+        learned."""
         self.value, self.missed, self.paused = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Pressure:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`. Raises TypeError, one line, for an entry of another type."""
-        self.value = state["pressure"]
+        self.value = number_or_none("pressure", state["pressure"]) or 0.0
         self.missed = int(number_or_none("missed", state.get("missed")) or 0)  # `get`: not in older checkpoints
         for name in ("paused", "backlog"):
             setattr(self, name, number_or_none(name, state.get(name)) or 0.0)

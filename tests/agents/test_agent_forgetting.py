@@ -209,6 +209,9 @@ def test_no_pressure_within_the_budget():
     assert controller.update(Score(1.0, MANY, True), 20.5, MANY) > 0
     assert controller.update(Score(1.0, MANY, True), 3.0, MANY) == 0
     assert [controller.update(Score(0.5, MANY, True), 3.0, MANY) for _ in range(3)] == [0, 0, -0.2]
+    controller = controller_at_full_pressure(memory_budget=20.0, pressure_rise=0.1)
+    lives = ((0.5, 50.0), (1.0, 3.0), (1.0, 50.0))  # score and live memories
+    assert [controller.update(Score(score, MANY, True), live, MANY) for score, live in lives] == [0, 0, 0.1]
 
 
 def test_the_clock_is_evidence():
