@@ -144,7 +144,7 @@ def check_spans(config: Any) -> None:
 class ExpireSpanConfig:
     EARLIER: ClassVar[dict[str, Any]] = {
         "span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0, "time_gaps": 0.0,
-        "attention_cost": 0.0,
+        "attention_cost": 0.0, "use_enough": 1.0,
     }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
@@ -176,10 +176,13 @@ class ExpireSpanConfig:
     survival. The bias shifts all spans together. The rate holds at full pressure."""
     use_lift: float = 8.0
     """A memory counts as used when some head gives it at least this many times the average attention of the others,
-    and at least --use-share of all its attention."""
+    and at least --use-share of all its attention, or --use-enough."""
     use_share: float = 0.1
     """The least share of a head's attention that counts as use. Among hundreds of memories eight times the average is
     little, and what gets so little changes nothing."""
+    use_enough: float = 1.0
+    """A share of a head's attention that counts as use whatever the others get. Among few memories eight times the
+    average is a lot: where a query sees three, it is 80%. With a smaller share what gets less is kept, too. 1: none."""
     renew_every: int = 16
     """With --span-model survival: steps of the environment's clock after which spans are computed again, from the age
     at which each memory was last used. In training it happens at the start of each rollout instead. 0: never, a span
@@ -229,6 +232,10 @@ class ExpireSpanConfig:
             raise ValueError(f"--use-lift: expected more than 0, got {self.use_lift}")
         if not 0 <= self.use_share < 1:
             raise ValueError(f"--use-share: expected at least 0 and less than 1, got {self.use_share}")
+        if not self.use_share <= self.use_enough <= 1:
+            raise ValueError(
+                f"--use-enough: expected a share from --use-share ({self.use_share}) to 1, got {self.use_enough}"
+            )
 
 
 def check_used(config: Any) -> None:

@@ -407,6 +407,14 @@ BAD_TRAINING = {
     "clipping of 0": (["--clip-coef", "0"], "--clip-coef: expected more than 0, got 0.0"),
     "slack of 0": (["--success-slack", "0"], "--success-slack: expected more than 0, got 0.0"),
     "lift of 0": (["--use-lift", "0"], "--use-lift: expected more than 0, got 0.0"),
+    "enough for use above 1": (
+        ["--use-enough", "1.5"],
+        "--use-enough: expected a share from --use-share (0.1) to 1, got 1.5",
+    ),
+    "enough for use below the least share": (
+        ["--use-enough", "0.05"],
+        "--use-enough: expected a share from --use-share (0.1) to 1, got 0.05",
+    ),
     "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
     "endless layers": (["--num-layers", "1e18"], "--num-layers: expected at most 128, got 1000000000000000000"),
     "endless passes": (["--update-epochs", "1e9"], "--update-epochs: expected at most 10,000, got 1000000000"),

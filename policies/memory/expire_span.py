@@ -74,6 +74,9 @@ class ExpireSpan(MemoryKind):
     def use_share(self) -> float:
         return self.config.use_share
 
+    def use_enough(self) -> float:
+        return self.config.use_enough
+
     def tracks_use(self) -> bool:
         return self.span.tracks_use
 

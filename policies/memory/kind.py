@@ -168,6 +168,10 @@ class MemoryKind(nn.Module):
         """The least share of a head's attention that counts as use."""
         return 0.0
 
+    def use_enough(self) -> float:
+        """A share of a head's attention that counts as use however many slots the query sees, at least `use_share`."""
+        return 1.0
+
     def tracks_use(self) -> bool:
         """Whether memories carry the clock of their last use in the next training rollout."""
         return False
@@ -209,7 +213,7 @@ class MemoryKind(nn.Module):
         slots that the query sees."""
         lift = self.use_lift() or math.inf
         least = lift / (num_visible + (lift - 1))  # w / (1 - w) * others > lift, solved for w
-        return weights.amax(1) > least.clamp(min=self.use_share())
+        return weights.amax(1) > least.clamp(min=self.use_share(), max=self.use_enough())
 
     def attention_cost(self, weights: Tensor, age: Tensor, pressure: float) -> Tensor | None:
         """A loss on what queries attend to, a scalar, or None. weights: [B,H,N,C], with a gradient; age: [B,N,C];

@@ -50,6 +50,26 @@ def test_the_span_is_where_the_survival_curve_falls_below_one_in_use_coef(logits
 
 
 @pytest.mark.parametrize(
+    "num_visible, share, enough, is_used",
+    [
+        (3, 0.79, 1.0, False),  # eight times the average of the other two, 10.5%, would be 84%
+        (3, 0.81, 1.0, True),
+        (3, 0.26, 0.25, True),
+        (3, 0.24, 0.25, False),
+        (30, 0.21, 0.25, False),  # 8 / 37, less than is enough
+        (30, 0.22, 0.25, True),
+        (900, 0.09, 0.25, False),  # less than the least share
+        (900, 0.11, 0.25, True),
+    ],
+)
+def test_a_share_counts_as_use_by_its_multiple_of_the_others_or_if_it_is_enough(num_visible, share, enough, is_used):
+    settings = {"use_lift": 8.0, "use_share": 0.1, "use_enough": enough}
+    kind = make_policy("expire_span", {**SETTINGS, **settings}).core.layers[0].kind
+    weights = torch.tensor([[[share, 0.0]], [[0.0, 0.0]]]).permute(1, 0, 2)[:, :, None]  # two heads, one query
+    assert kind.is_used(weights, torch.full((1, 1, 1), num_visible)).tolist() == [[[is_used, False]]]
+
+
+@pytest.mark.parametrize(
     "ramp, shares", [(0, [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]), (2, [[1, 1, 1, 0.6, 0.1], [1, 0.6, 0.1, 0, 0]])]
 )
 def test_without_a_ramp_a_memory_is_gone_when_its_span_is_over(ramp, shares):
