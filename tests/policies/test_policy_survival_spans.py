@@ -65,7 +65,7 @@ def test_the_span_is_where_the_survival_curve_falls_below_one_in_use_coef(logits
 def test_a_share_counts_as_use_by_its_multiple_of_the_others_or_if_it_is_enough(num_visible, share, enough, is_used):
     settings = {"use_lift": 8.0, "use_share": 0.1, "use_enough": enough}
     kind = make_policy("expire_span", {**SETTINGS, **settings}).core.layers[0].kind
-    weights = torch.tensor([[[share, 0.0]], [[0.0, 0.0]]]).permute(1, 0, 2)[:, :, None]  # two heads, one query
+    weights = torch.tensor([[[[share, 0.0]], [[0.0, 0.0]]]])  # two heads, one query, two slots
     assert kind.is_used(weights, torch.full((1, 1, 1), num_visible)).tolist() == [[[is_used, False]]]
 
 
