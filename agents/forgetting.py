@@ -40,6 +40,13 @@ two is often back in the next, whatever the spans are. And where spans became to
 them long enough in the meantime."""
 
 
+TIGHTENED_FRACTION = 1 / 4
+"""At full pressure spans go all the way from where few memories that are needed expire to where more do (`tightening`)
+in this fraction of a training."""
+LOOSENING = 4.0
+"""At full negative pressure they go back so many times as fast."""
+
+
 class ForgettingController:
     """Computes the pressure from success on hard episodes and from live memories. With `loss_tolerance` the constraint
     is the loss instead of success (`LossConstraint`); the trainer passes it to `observe_bits`.
@@ -219,6 +226,12 @@ class ForgettingController:
         if self.learned:
             self.observed += pace * (1.0 if self._is_within_budget(live) else max(self.pressure, 0.0))
         return self.pressure
+
+    def tightening(self, total_updates: float) -> float:
+        """By what share of the way from where few memories that are needed expire to where more do the latest pressure
+        moves spans. Negative on the way back. total_updates: as of `update`."""
+        full = 1 / (TIGHTENED_FRACTION * total_updates)
+        return full * self.pressure * (1.0 if self.pressure > 0 else LOOSENING)
 
     def _is_within_budget(self, live: float | None) -> bool:
         return live is not None and live <= self.config.memory_budget

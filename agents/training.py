@@ -219,6 +219,7 @@ class Trainer:
         self.controller.observe_bits(metrics.get("train/bits"))
         if self.controller.config.forgetting:
             self._let_spans_follow_needs(was_known)
+            self.policy.tighten_spans(self.controller.tightening(total_updates))
             if num_noisy:  # otherwise no time is skipped
                 self._try_skipped_time(episodes, metrics)
         end_time = time.perf_counter()

@@ -353,6 +353,11 @@ class LearningPolicy(Policy, Protocol):
         """Called between two rollouts where that harms. Spans are then as before `release_spans`."""
         ...
 
+    def tighten_spans(self, share: float) -> None:
+        """Called after each update between these two. Moves by a share of the way from where few memories that are
+        needed expire to where more do. share: negative for the way back."""
+        ...
+
     @property
     def can_skip_time(self) -> bool:
         """Whether time is skipped in some training rollouts after `release_spans`. In one of `CONTROL_EVERY`

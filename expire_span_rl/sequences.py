@@ -21,7 +21,8 @@ PAPER_LOSS: dict[str, Any] = {"span_model": "sigmoid", "use_coef": 0.0, "fixed_p
 task's gradient acts against the penalty."""
 _NOT_BESIDE_PAPER_LOSS = (
     "forgetting", "pressure_rise", "success_slack", "full_evidence", "initial_limit",
-    "use_lift", "use_share", "use_enough", "use_margin", "renew_every", "time_skips", "time_gaps", "attention_cost",
+    "use_lift", "use_share", "use_enough", "min_use_coef", "use_margin", "renew_every", "time_skips", "time_gaps",
+    "attention_cost",
 )  # fmt: skip
 """Settings that steer forgetting by the answers, or spans by what is used. Beside `--span-loss paper` they stay as they
 are without a flag."""

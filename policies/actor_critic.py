@@ -152,6 +152,12 @@ class ActorCritic(Predictor, nn.Module):
         for layer in self.core.layers:
             layer.kind.bind()
 
+    def tighten_spans(self, share: float) -> None:
+        """Called after each update between `release_spans` and `bind_spans`. Moves by a share of the way from where
+        few memories that are needed expire to where more do. share: negative for the way back."""
+        for layer in self.core.layers:
+            layer.kind.tighten(share)
+
     def unreleased_reach(self) -> float | None:
         """Steps after which every memory is gone as long as `release_spans` was not called; None where that has no
         part."""

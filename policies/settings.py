@@ -144,7 +144,7 @@ def check_spans(config: Any) -> None:
 class ExpireSpanConfig:
     EARLIER: ClassVar[dict[str, Any]] = {
         "span_model": "sigmoid", "use_share": 0.0, "renew_every": 0, "time_skips": 0.0, "time_gaps": 0.0,
-        "attention_cost": 0.0, "use_enough": 1.0,
+        "attention_cost": 0.0, "use_enough": 1.0, "min_use_coef": 0.0,
     }  # fmt: skip
     """Values of settings that are missing in policy files from before these settings existed."""
 
@@ -205,6 +205,10 @@ class ExpireSpanConfig:
     use_coef: float = 100.0
     """Spans settle where one memory in this many expires before its last use. With --span-model sigmoid it is the
     weight of the retention hinge against the span penalty."""
+    min_use_coef: float = 0.0
+    """With --span-model survival: where --use-coef falls to while the target is met, in a quarter of the training at
+    full pressure. It rises again while the target is missed. Of memories that tell the same, those that are used least
+    often then expire, and the others are used instead. 0: it does not fall."""
     span_coef: float = 1.0
     """Weight alpha of the span loss. With --span-model sigmoid it stands against the gradients that the task has on
     spans."""
@@ -215,16 +219,10 @@ class ExpireSpanConfig:
         check_at_least(self, span_bias_lr_scale=0, use_margin=0, use_coef=0, initial_limit=0, renew_every=0)
         check_at_most(self, renew_every=LARGEST_SETTING)
         choice("--span-model", self.span_model, SPAN_MODELS)
-        if self.span_model == "survival" and not self.use_coef > 1:
-            raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")
-        if self.ramp == 0 and self.span_model == "sigmoid":
-            raise ValueError("--ramp: expected at least 1 with --span-model sigmoid, got 0")
-        if self.span_dropout and self.span_model == "survival":
-            raise ValueError(
-                "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
-            )
-        if self.attention_cost and self.span_model != "survival":
-            raise ValueError("--attention-cost: expected --span-model survival with it")
+        if self.span_model == "survival":
+            self._check_survival()
+        else:
+            self._check_sigmoid()
         for name in ("time_skips", "time_gaps"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{flag(name)}: expected a chance from 0 to 1, got {getattr(self, name)}")
@@ -236,6 +234,26 @@ class ExpireSpanConfig:
             raise ValueError(
                 f"--use-enough: expected a share from --use-share ({self.use_share}) to 1, got {self.use_enough}"
             )
+
+    def _check_survival(self) -> None:
+        if not self.use_coef > 1:
+            raise ValueError(f"--use-coef: expected more than 1 with --span-model survival, got {self.use_coef}")
+        if self.span_dropout:
+            raise ValueError(
+                "--span-dropout: expected --span-model sigmoid with it, since it is a fraction of --max-span"
+            )
+        if self.min_use_coef and not 1 < self.min_use_coef <= self.use_coef:
+            raise ValueError(
+                f"--min-use-coef: expected 0, or more than 1 and at most --use-coef ({self.use_coef:g}), "
+                f"got {self.min_use_coef:g}"
+            )
+
+    def _check_sigmoid(self) -> None:
+        if self.ramp == 0:
+            raise ValueError("--ramp: expected at least 1 with --span-model sigmoid, got 0")
+        for name in ("attention_cost", "min_use_coef"):
+            if getattr(self, name):
+                raise ValueError(f"{flag(name)}: expected --span-model survival with it")
 
 
 def check_used(config: Any) -> None:

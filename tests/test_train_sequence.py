@@ -305,6 +305,7 @@ def test_every_task_is_an_environment_that_says_what_is_right(task):
                 ("--use-lift", "32", "4"),
                 ("--use-share", "0.1", "0.2"),
                 ("--use-enough", "1", "0.5"),
+                ("--min-use-coef", "0", "2"),
                 ("--use-margin", "0.25", "0.5"),
                 ("--renew-every", "16", "5"),
                 ("--time-skips", "0.25", "0.5"),

@@ -51,13 +51,13 @@ class ExpireSpan(MemoryKind):
         return self._mask(age, slot_features) > 0
 
     def metrics(self, normed: Tensor) -> dict[str, float]:
-        """span_mean: of the finite spans; kept_for_good: the share of infinite ones."""
+        """span_mean: of the finite spans; kept_for_good: the share of infinite ones; use_coef: if it moves."""
         spans = self.describe(normed[None], normed.new_zeros(1, 0))
         if not spans.numel():
             return {}
         finite = spans[torch.isfinite(spans)]
         mean = {"span_mean": float(finite.mean())} if finite.numel() else {}
-        return {**mean, "kept_for_good": 1 - finite.numel() / spans.numel()}
+        return {**mean, "kept_for_good": 1 - finite.numel() / spans.numel(), **self.span.metrics()}
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None, *, noiseless: bool = False) -> Tensor:
         return self.span.draw(batch_size, generator, noiseless)
@@ -95,6 +95,9 @@ class ExpireSpan(MemoryKind):
 
     def bind(self) -> None:
         self.span.bind()
+
+    def tighten(self, share: float) -> None:
+        self.span.tighten(share)
 
     @property
     def can_skip_time(self) -> bool:

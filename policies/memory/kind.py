@@ -194,6 +194,10 @@ class MemoryKind(nn.Module):
         """Called between two rollouts where that harms. Memories are kept as before `release`, and `loss` goes on
         learning."""
 
+    def tighten(self, share: float) -> None:
+        """Called after each update between `release` and `bind`. Moves by a share of the way from where few memories
+        that are needed expire to where more do. share: negative for the way back."""
+
     @property
     def can_skip_time(self) -> bool:
         """Whether `skipped_steps` or `time_gaps` are ever other than 0 after `release`. In the last one of

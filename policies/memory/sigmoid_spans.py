@@ -64,6 +64,13 @@ class SigmoidSpans(nn.Linear):
     def bind(self) -> None:
         """Changes nothing: L_max always bounds spans."""
 
+    def tighten(self, share: float) -> None:
+        """Changes nothing: --use-coef stays."""
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
     can_skip_time: ClassVar[bool] = False
 
     def keep_time(self) -> None:

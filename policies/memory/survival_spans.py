@@ -10,7 +10,7 @@ the bin that holds a.
 
 The span is the age at which S falls to 1 / use_coef. It is infinite if S never does: the memory is then kept for good.
 A memory that was used at age u is known to be needed until then. Its need has the survival curve S(a) / S(u), and its
-span is the age at which that falls to 1 / use_coef.
+span is the age at which that falls to 1 / use_coef. Pressure moves use_coef between --use-coef and --min-use-coef.
 docs/forgetting.md derives the loss.
 """
 
@@ -58,6 +58,8 @@ class SurvivalSpans(nn.Module):
     """Learning rate as a multiple of the config's: these logits have a longer way to go than a sigmoid's input."""
     edges: Tensor
     released: Tensor
+    log_use_coef: Tensor | float
+    """Of the use_coef that spans are computed with. A tensor if it moves."""
 
     def __init__(self, width: int, config: ExpireSpanConfig):
         super().__init__()
@@ -66,6 +68,10 @@ class SurvivalSpans(nn.Module):
         self.initial_limit = float(min(config.initial_limit or UNKNOWN_MAX_SPAN, self.max_span))
         self.register_buffer("edges", bin_edges(), persistent=False)
         self.register_buffer("released", torch.tensor(0.0))
+        if config.min_use_coef:
+            self.register_buffer("log_use_coef", torch.tensor(math.log(config.use_coef)))
+        else:
+            self.log_use_coef = math.log(config.use_coef)
         bins = len(self.edges) - 1
         self.weight = nn.Parameter(torch.zeros(bins, width))
         self.bias = nn.Parameter(torch.full((bins,), INITIAL_LOGIT))
@@ -81,6 +87,20 @@ class SurvivalSpans(nn.Module):
     def bind(self) -> None:
         """From now on spans are `initial_limit` steps long again, while needs are observed."""
         self.released.fill_(OBSERVING)
+        if isinstance(self.log_use_coef, Tensor):
+            self.log_use_coef.fill_(math.log(self.config.use_coef))
+
+    def tighten(self, share: float) -> None:
+        """After `release`, moves use_coef by a share of the way from --use-coef to --min-use-coef, on a logarithmic
+        scale. share: negative for the way back. Does nothing without --min-use-coef."""
+        if isinstance(self.log_use_coef, Tensor):
+            highest, lowest = math.log(self.config.use_coef), math.log(self.config.min_use_coef)
+            step = share * (highest - lowest) * (self.released >= RELEASED)
+            self.log_use_coef.sub_(step).clamp_(lowest, highest)
+
+    def metrics(self) -> dict[str, float]:
+        """use_coef, if it moves."""
+        return {"use_coef": float(self.log_use_coef.exp())} if isinstance(self.log_use_coef, Tensor) else {}
 
     @property
     def can_skip_time(self) -> bool:
@@ -144,7 +164,7 @@ class SurvivalSpans(nn.Module):
             return normed.new_full(normed.shape[:-1], self.initial_limit)
         bin_hazard = F.softplus(F.linear(normed, self.weight, self.bias))  # [B,C,K] -log(1 - h_k)
         hazard = bin_hazard.cumsum(-1)  # -log S at the end of each bin
-        threshold = math.log(self.config.use_coef)  # -log S at the span
+        threshold = self.log_use_coef  # -log S at the span
         if known_need is not None:
             threshold = threshold + self._hazard_until(known_need.to(normed.dtype), bin_hazard, hazard)
         k = (hazard < threshold).sum(-1, keepdim=True)  # the bin in which S falls so far; K if none

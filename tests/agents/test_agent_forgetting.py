@@ -45,6 +45,15 @@ def controller_at_full_pressure(**settings) -> ForgettingController:
     return controller
 
 
+def test_spans_tighten_with_the_pressure_and_loosen_four_times_as_fast():
+    """At full pressure it takes a quarter of the training."""
+    controller = controller_at_full_pressure()
+    assert controller.tightening(total_updates=400) == 0.01
+    assert pressures(controller, [0.7] * 2)[-1] == 0 == controller.tightening(total_updates=400)
+    (lowered,) = pressures(controller, [0.7])
+    assert lowered < 0 and controller.tightening(total_updates=400) == pytest.approx(4 * 0.01 * lowered)
+
+
 def test_no_pressure_before_the_target_was_met_once():
     """However low the scores are, spans are not lengthened either, since nothing that was learned is lost."""
     assert pressures(make_controller(), [0.0, 0.5, 0.899, 0.3, 0.0]) == [0] * 5

@@ -31,7 +31,10 @@ SMALL = {
         {"span_model": "sigmoid", "max_span": 24, "ramp": 5, "span_dropout": True},
         {"initial_limit": 24, "ramp": 5, "use_lift": 1.5, "use_share": 0.05, "renew_every": 7, "time_gaps": 0.3},
         {"max_span": 12, "ramp": 1},
-        {"initial_limit": 24, "ramp": 0, "use_lift": 1.5, "use_share": 0.05, "use_enough": 0.3, "time_gaps": 0.3},
+        {
+            "initial_limit": 24, "ramp": 0, "use_lift": 1.5, "use_share": 0.05, "use_enough": 0.3, "min_use_coef": 2.0,
+            "time_gaps": 0.3,
+        },
     ),
     "transformer_xl": ({"window": 9}, {"window": 2}),
     "adaptive_span": ({"max_span": 14, "ramp": 4}, {"max_span": 12, "ramp": 1}),
