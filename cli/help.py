@@ -15,8 +15,8 @@ _INDENT = " " * 6
 _NO_BREAK = "\u00a0"  # a default stays on the line of its word
 GROUPS: dict[str, tuple[str, ...]] = {
     "run": (
-        "env", "memory", "agent", "total_timesteps", "episodes", "num_envs", "seed", "run_dir", "resume", "stochastic",
-        "max_steps", "audit",
+        "env", "memory", "agent", "preset", "total_timesteps", "episodes", "num_envs", "seed", "run_dir", "resume",
+        "stochastic", "max_steps", "audit",
     ),
     "environment": (
         "env_kwargs", "wrap", "imports", "encoder", "normalize_observations", "normalize_cells", "impute_cells",

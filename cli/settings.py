@@ -16,6 +16,7 @@ from expire_span_rl.policies import KINDS, NETWORKS
 from expire_span_rl.saved_settings import complete
 from expire_span_rl.settings import (
     ENCODERS,
+    PRESETS,
     SNAPSHOTS,
     VECTORIZATIONS,
     RunConfig,
@@ -31,7 +32,8 @@ from expire_span_rl.settings import (
 )
 
 _CHOICES = {
-    "memory": KINDS, "agent": AGENTS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS, "keep_snapshots": SNAPSHOTS,
+    "memory": KINDS, "agent": AGENTS, "preset": PRESETS, "encoder": ENCODERS, "vectorization": VECTORIZATIONS,
+    "keep_snapshots": SNAPSHOTS,
 }  # fmt: skip
 _TITLES = {"agent": "learning", "forgetting": "forgetting", "memory": "memory", "network": "network"}
 """By part of `Settings`: its title in --help. The run's own flags are placed by name (`cli.help.GROUPS`)."""
@@ -41,7 +43,8 @@ _DESCRIPTION = """
 Trains an agent that remembers. The run directory gets the trained policy (policy.safetensors), checkpoints, and logs
 for TensorBoard. evaluate.py and visualize.py take the run directory as it is.
 
-Which flags there are, and their defaults, depends on --memory, --agent and --env. These are the flags of {chosen}.
+Which flags there are, and their defaults, depends on --memory, --agent, --env and --preset. These are the flags of
+{chosen}.
 """
 _EXAMPLES = (
     "--total-timesteps 1e6",
@@ -52,8 +55,10 @@ _EXAMPLES = (
 
 def parse_config(arguments: list[str]) -> Settings:
     """All settings of a run. Raises ValueError, one line."""
-    values = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env")}
-    memory, agent, env = (getattr(RunConfig, name) if value is None else value for name, value in values.items())
+    values = {name: cli.value_of(name, arguments) for name in ("memory", "agent", "env", "preset")}
+    memory, agent, env, preset = (
+        getattr(RunConfig, name) if value is None else value for name, value in values.items()
+    )
     import_named(arguments)
     cli.choice("--memory", memory, KINDS)
     takes_memory_kind = AGENTS[cli.choice("--agent", agent, AGENTS)].takes_memory_kind
@@ -63,8 +68,8 @@ def parse_config(arguments: list[str]) -> Settings:
     completes = cli.value_of("print-completion", arguments) is not None
     parts = _every_part() if completes else run_parts(memory, agent)
     _check_owners(arguments, memory, agent)
-    flags = cli.joined(*parts, defaults=tuned(env, agent), groups=help_groups(), choices=_CHOICES)
-    chosen = f"--agent {agent} --env {env}"
+    flags = cli.joined(*parts, defaults=tuned(env, agent, preset), groups=help_groups(), choices=_CHOICES)
+    chosen = f"--agent {agent} --env {env}" + (f" --preset {preset}" if values["preset"] is not None else "")
     if takes_memory_kind:
         chosen = f"--memory {memory} {chosen}"
     settings = cli.parse(flags, arguments, _DESCRIPTION.format(chosen=chosen), _EXAMPLES)

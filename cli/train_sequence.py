@@ -27,7 +27,7 @@ from expire_span_rl.settings import SNAPSHOTS, RunConfig, Settings, length_flag,
 
 _HIDDEN = (
     "agent", "encoder", "env", "env_kwargs", "env_timeout", "fixed_pressure", "impute_cells",
-    "normalize_cells", "normalize_observations", "total_timesteps", "vectorization", "wrap",
+    "normalize_cells", "normalize_observations", "preset", "total_timesteps", "vectorization", "wrap",
 )  # fmt: skip
 """Settings without a flag: the task determines them, or they do not apply to supervised learning."""
 _IMPORT = {

@@ -29,7 +29,7 @@ LATER: dict[str, Any] = {
     "time_gaps": 0.0, "qk_norm": False, "head_dropout": 0.0, "position_dropout": 0.0, "time_aware_value": False,
     "novelty_coef": 0.0, "log_barrier_coef": 0.0, "age_gain": 0.0, "precision": "float32", "action_baseline": False,
     "age_values": 0.0, "adaptive_lambda": False, "uniform_heads": 0.0, "attention_cost": 0.0, "use_enough": 1.0,
-    "min_use_coef": 0.0,
+    "min_use_coef": 0.0, "preset": "none",
 }  # fmt: skip
 """Settings that were added after the first version, with what runs without them did; None: the field's default."""
 

@@ -72,6 +72,13 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
 worth)."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "few_memories": {"ramp": 0, "use_coef": 30.0, "use_enough": 0.1, "attention_cost": 0.3, "min_use_coef": 1.3},
+}
+"""By the name of --preset: defaults that go together. What a user sets is left as it is."""
+
+
 LEAST_UPDATES = 100
 """A training without --num-envs has at least so many updates, if LEAST_ENVS environments are few enough for that. In
 128 environments CartPole-v1 had 19 updates within 150,000 steps, and no seed came to a return of 475. In 32, three of
@@ -80,9 +87,10 @@ LEAST_ENVS = 16
 """The fewest environments that the default of --num-envs may be."""
 
 
-def tuned(env: str, agent: str) -> dict[str, Any]:
-    """The defaults that differ from the settings' own in an environment, for an agent."""
-    return dict(TUNED.get((env, agent), {}))
+def tuned(env: str, agent: str, preset: str = "none") -> dict[str, Any]:
+    """The defaults that differ from the settings' own in an environment, for an agent, with a preset. Raises
+    ValueError, one line, for an unknown preset."""
+    return {**TUNED.get((env, agent), {}), **PRESETS[choice("--preset", preset, PRESETS)]}
 
 
 def default_num_envs(total_timesteps: int, num_steps: int) -> int:
@@ -112,6 +120,9 @@ class RunConfig:
     """What the agent remembers with."""
     agent: str = "ppo"
     """Learning algorithm."""
+    preset: str = "none"
+    """Other defaults for some flags, together. few_memories: hold what episodes of the training need, and little else
+    (--ramp 0 --use-coef 30 --use-enough 0.1 --attention-cost 0.3 --min-use-coef 1.3)."""
     total_timesteps: int = 3_000_000
     """Environment steps of the training, rounded up to whole rollouts."""
     num_envs: int = 128
@@ -179,6 +190,7 @@ class RunConfig:
         check_at_least(self, memory_image_every=0, env_timeout=0)
         check_above_zero(self, "checkpoint_minutes")
         check_seed(self)
+        choice("--preset", self.preset, PRESETS)
         choice("--encoder", self.encoder, ENCODERS)
         choice("--precision", self.precision, PRECISIONS)
         choice("--keep-snapshots", self.keep_snapshots, SNAPSHOTS)
@@ -319,24 +331,31 @@ def no_memory_kind(memory: str, agent: str) -> ValueError:
     return ValueError(f"--memory: leave it out, since {agent} brings its own policy, {network}; got {memory!r}")
 
 
-def defaults(memory: str, env: str, agent: str) -> dict[str, Any]:
-    """The default of every setting of such a run, by name."""
+def defaults(memory: str, env: str, agent: str, preset: str = RunConfig.preset) -> dict[str, Any]:
+    """The default of every setting of such a run, by name. Raises ValueError, one line, for a preset of settings that
+    such a run lacks."""
     values = {field.name: field.default for config in run_parts(memory, agent) for field in dataclasses.fields(config)}
-    values |= {name: value for name, value in tuned(env, agent).items() if name in values}
-    return {**values, "memory": memory_name(memory, agent), "env": env, "agent": agent}
+    values |= {name: value for name, value in tuned(env, agent, preset).items() if name in values}
+    if not PRESETS[preset].keys() <= values.keys():
+        raise _wrong_preset(preset, memory, agent)
+    return {**values, "memory": memory_name(memory, agent), "env": env, "agent": agent, "preset": preset}
 
 
 def resolve(
-    memory: str = RunConfig.memory, env: str = RunConfig.env, agent: str = RunConfig.agent, **settings: Any
+    memory: str = RunConfig.memory,
+    env: str = RunConfig.env,
+    agent: str = RunConfig.agent,
+    preset: str = RunConfig.preset,
+    **settings: Any,
 ) -> Settings:
-    """All settings of a run: those given, and the defaults of this memory kind, environment and agent.
+    """All settings of a run: those given, and the defaults of this memory kind, environment, agent and preset.
 
     memory: the kind; an agent that brings its own policy takes none but the name of its network.
     settings: as the flags of train_rl.py, with underscores; `env_kwargs` may be a dict.
     Raises ValueError, one line, for an unknown setting, with the nearest one, and for a value of a wrong type or range.
     """
     memory_name(memory, agent)
-    usual = defaults(memory, env, agent)
+    usual = defaults(memory, env, agent, preset)
     for name in settings.keys() - usual.keys():
         raise _unknown_setting(name, usual, memory, agent)
     types = {name: kind for config in run_parts(memory, agent) for name, kind in field_types(config).items()}
@@ -350,6 +369,18 @@ def resolve(
     from expire_span_rl.envs import training_kwargs  # Gymnasium takes a while, and a misspelled flag needs none
 
     return dataclasses.replace(resolved, training_kwargs=training_kwargs(env))
+
+
+def _wrong_preset(preset: str, memory: str, agent: str) -> ValueError:
+    """The error for a preset of settings that a run with this memory kind and agent lacks."""
+
+    def has_all(kind: str, entry: str) -> bool:
+        return all(_has(name, kind, entry) for name in PRESETS[preset])
+
+    kinds = [kind for kind in KINDS if has_all(kind, agent)]
+    agents = [entry for entry in AGENTS if has_all(RunConfig.memory, entry)]
+    expected, got = (f"--memory {' or '.join(kinds)}", memory) if kinds else (f"--agent {' or '.join(agents)}", agent)
+    return ValueError(f"--preset {preset}: expected {expected} with it, got {got}")
 
 
 def _unknown_setting(name: str, names: Mapping[str, Any], memory: str, agent: str) -> ValueError:

@@ -18,7 +18,7 @@ from expire_span_rl.checks import env_keywords
 from expire_span_rl.cli.settings import parse_config
 from expire_span_rl.policies import KINDS
 from expire_span_rl.saved_settings import complete
-from expire_span_rl.settings import TUNED, RunConfig, Settings, defaults, parts_of, resolve, run_parts, tuned
+from expire_span_rl.settings import PRESETS, TUNED, RunConfig, Settings, defaults, parts_of, resolve, run_parts, tuned
 
 OURS = [name for name, entry in AGENTS.items() if entry.takes_memory_kind and entry.learns_from == REWARDS]
 BASELINES = [name for name, entry in AGENTS.items() if not entry.takes_memory_kind]
@@ -222,6 +222,44 @@ def test_no_task_has_its_own_scale_of_rewards_and_observations_or_its_own_optimi
     assert not any(general & names.keys() for names in TUNED.values())
     assert tuned("CartPole-v1", "ppo") == {}
     assert tuned("TMaze-v0", "ppo") == {"gating": True}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_what_the_user_does_not(preset):
+    usual, others = defaults("expire_span", "Switch-v0", "ppo"), PRESETS[preset]
+    flat = resolve(env="Switch-v0", preset=preset).flat()
+    assert {name for name in usual if flat[name] != usual[name]} - {"preset"} == others.keys()
+    assert flat["preset"] == preset and flat.items() >= others.items()
+    mine = {"ramp": 5, "attention_cost": 0.5, "use_coef": 20.0}
+    chosen = resolve(env="Switch-v0", preset=preset, **mine)
+    assert chosen.flat() == {**flat, **mine}
+    arguments = ["--env", "Switch-v0", "--preset", preset]
+    assert parse_config(arguments) == resolve(env="Switch-v0", preset=preset)
+    assert parse_config([*arguments, "--ramp", "5", "--attention-cost=0.5", "--use_coef", "20"]) == chosen
+    assert complete({**flat, "memory": "expire_span"}, "config.json")["preset"] == preset
+
+
+def test_a_preset_is_told_as_the_flags_that_it_stands_for(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--preset", "few_memories", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in PRESETS["few_memories"].items())
+    assert f"({flags})" in told and "--env Corridor-v0 --preset few_memories." in told
+    assert all(preset in told for preset in PRESETS)
+
+
+@pytest.mark.parametrize(
+    "memory, agent, told",
+    [
+        ("gru", "ppo", "expected --memory expire_span with it, got gru"),
+        ("adaptive_span", "impala", "expected --memory expire_span with it, got adaptive_span"),
+        ("expire_span", "sb3-ppo", "expected --agent ppo or impala or supervised with it, got sb3-ppo"),
+    ],
+)
+def test_a_preset_is_refused_where_it_sets_nothing(memory, agent, told):
+    assert resolve(memory, agent=agent, preset="none") == resolve(memory, agent=agent)
+    with pytest.raises(ValueError, match=f"^--preset few_memories: {told}$"):
+        resolve(memory, agent=agent, preset="few_memories")
 
 
 @pytest.mark.parametrize(

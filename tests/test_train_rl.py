@@ -415,6 +415,23 @@ BAD_TRAINING = {
         ["--use-enough", "0.05"],
         "--use-enough: expected a share from --use-share (0.1) to 1, got 0.05",
     ),
+    "no such preset": (["--preset", "few"], "--preset: expected one of none, few_memories, got 'few'"),
+    "preset of another memory": (
+        ["--preset", "few_memories", "--memory", "gru"],
+        "--preset few_memories: expected --memory expire_span with it, got gru",
+    ),
+    "least use coefficient of 1": (
+        ["--min-use-coef", "1"],
+        "--min-use-coef: expected 0, or more than 1 and at most --use-coef (100), got 1",
+    ),
+    "least use coefficient above the first": (
+        ["--use-coef", "30", "--min-use-coef", "40"],
+        "--min-use-coef: expected 0, or more than 1 and at most --use-coef (30), got 40",
+    ),
+    "least use coefficient of bounded spans": (
+        ["--min-use-coef", "2", "--span-model", "sigmoid"],
+        "--min-use-coef: expected --span-model survival with it",
+    ),
     "negative margin": (["--use-margin", "-1"], "--use-margin: expected at least 0, got -1.0"),
     "endless layers": (["--num-layers", "1e18"], "--num-layers: expected at most 128, got 1000000000000000000"),
     "endless passes": (["--update-epochs", "1e9"], "--update-epochs: expected at most 10,000, got 1000000000"),

@@ -51,7 +51,8 @@ class ExpireSpan(MemoryKind):
         return self._mask(age, slot_features) > 0
 
     def metrics(self, normed: Tensor) -> dict[str, float]:
-        """span_mean: of the finite spans; kept_for_good: the share of infinite ones; use_coef: if it moves."""
+        """span_mean: of the finite spans of these live memories [N,D]; kept_for_good: the share of infinite ones;
+        use_coef: if it moves."""
         spans = self.describe(normed[None], normed.new_zeros(1, 0))
         if not spans.numel():
             return {}
