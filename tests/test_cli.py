@@ -346,7 +346,7 @@ def test_groups_of_train_rl(monkeypatch, capsys):
             title = line[:-1]
         elif match := re.match(r"  (--[a-z0-9-]+)", line):
             under[match[1]] = title
-    assert list(under)[:4] == ["--env", "--memory", "--agent", "--total-timesteps"]
+    assert list(under)[:5] == ["--env", "--memory", "--agent", "--preset", "--total-timesteps"]
     placed = {
         "--num-envs": "run", "--env-kwargs": "environment", "--max-span": "memory", "--ramp": "memory",
         "--memory-budget": "forgetting", "--learning-rate": "learning", "--target-kl": "learning", "--width": "network",
