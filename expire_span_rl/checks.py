@@ -125,11 +125,12 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = NEAR) -> str | No
 
 
 def choice(setting: str, value: str, choices: Iterable[str]) -> str:
-    """`value` if it is one of `choices`. Raises ValueError, one line, with the nearest one."""
+    """`value` if it is one of `choices`. Raises ValueError, one line, with the nearest one, also for a value from
+    Python that is no text."""
     choices = list(choices)
     if value in choices:
         return value
-    near = nearest(value, choices)
+    near = nearest(value, choices) if isinstance(value, str) else None
     hint = f"; did you mean {near!r}?" if near else ""
     raise ValueError(f"{setting}: expected one of {', '.join(choices)}, got {quoted(value, 100)}{hint}")
 

@@ -239,6 +239,13 @@ def test_a_preset_sets_what_the_user_does_not(preset):
     assert complete({**flat, "memory": "expire_span"}, "config.json")["preset"] == preset
 
 
+@pytest.mark.parametrize("name", ["memory", "agent", "preset"])
+@pytest.mark.parametrize("value", [3, None, ["few_memories"]])
+def test_a_name_that_is_no_text_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^--{name}: expected one of "):
+        resolve(**{name: value})
+
+
 def test_a_preset_is_told_as_the_flags_that_it_stands_for(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--preset", "few_memories", "--help"])
