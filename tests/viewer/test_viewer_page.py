@@ -182,6 +182,34 @@ def test_another_episode_replaces_the_view_even_if_its_look_has_the_same_number(
     assert tab.troubles == []
 
 
+def test_an_address_is_followed_though_the_page_writes_its_own_at_that_moment(open_page, corridor):
+    tab = open_page(corridor[0], "#t=0")
+    tab.wait_for_step(0)
+    tab.page.evaluate("location.hash = '#e=1&t=7'; page.updateAddress()")  # the change is told later
+    tab.until("document.documentElement.dataset.ready === '1' && page.t === 7 && location.hash === '#e=1&t=7'")
+    tab.page.evaluate("location.hash = '#e=1&t=9'; page.updateAddress()")
+    tab.until("page.t === 9 && location.hash === '#e=1&t=9'")
+    assert tab.troubles == []
+
+
+def test_the_episode_that_was_asked_for_last_is_shown(open_page, corridor):
+    tab = open_page(corridor[0], "#t=0")
+    tab.wait_for_step(0)
+    tab.page.evaluate("""async () => {
+        const plain = unpack;
+        const late = new Promise((resolve) => setTimeout(resolve, 200));
+        unpack = async (text) => { unpack = plain; await late; return plain(text); }; // only the first is slow
+        await Promise.all([page.open(1, 5), page.open(0, 8)]);
+    }""")
+    tab.until("document.documentElement.dataset.ready === '0' && page.t === 8 && !page.due")
+    tab.wait_for_step(8)
+    image = make_env("Corridor-v0", **CORRIDOR).reset(seed=3)[0]["image"]
+    tab.page.evaluate("page.go(0)")
+    tab.wait_for_step(0)
+    np.testing.assert_array_equal(tab.image("#view"), render_observation(image, 16))
+    assert tab.page.input_value("#episode") == "0" and tab.troubles == []
+
+
 def test_sorting_layers_and_heads(open_page, corridor):
     path, (record, _) = corridor
     tab, t = open_page(path, "#t=60"), 60

@@ -3,6 +3,7 @@
 
 const page = {
   record: null, film: null, seen: null, timelines: [], charts: null, episode: 0,
+  asked: { index: 0 }, // what open() was last called for; the episode is the one that is shown
   t: 0, layer: "all", head: "max", sort: "attention",
   slots: false, // whether the effects of single slots are unfolded
   chosen: null, marked: null, // observations, by the step at which they were written
@@ -151,12 +152,15 @@ const page = {
 
   async open(index, t) {
     this.play(false);
+    const asked = this.asked = { index };
     const data = await unpack(byId(`episode-${index}`).textContent);
     const { record } = data;
-    Object.assign(this, { episode: index, record, chosen: null, marked: null, layer: "all", head: "max" });
-    this.film = data.film && (await Film.of(data.film));
-    this.seen = await Seen.of(data.seen);
-    this.compare = data.without ? await Comparison.of(data.without, record.without) : null;
+    const film = data.film && (await Film.of(data.film));
+    const seen = await Seen.of(data.seen);
+    const compare = data.without ? await Comparison.of(data.without, record.without) : null;
+    if (this.asked !== asked) return; // another episode was asked for in the meantime
+    Object.assign(this, { episode: index, record, film, seen, compare });
+    Object.assign(this, { chosen: null, marked: null, layer: "all", head: "max" });
     this.beyond = 0;
     byId("episode").value = index;
     byId("thumbs").replaceChildren();
@@ -278,9 +282,9 @@ function lifeNote(layers) {
   return `${begin}${layer.window ? `: a window of ${layer.window} steps that slides along` : ""}. ${end}`;
 }
 
-/** Episode and step of the address; undefined for what it does not name. */
-function parseAddress() {
-  const values = new URLSearchParams(location.hash.slice(1));
+/** Episode and step of an address; undefined for what it does not name. */
+function parseAddress(address = location.href) {
+  const values = new URLSearchParams(new URL(address).hash.slice(1));
   const number = (key) => (/^\d+$/.test(values.get(key) ?? "") ? Number(values.get(key)) : undefined);
   return { e: number("e"), t: number("t") };
 }
@@ -300,9 +304,9 @@ function listen() {
   on("layer", "change", (event) => { page.layer = optionValue(event.target.value); page.draw(); });
   on("head", "change", (event) => { page.head = optionValue(event.target.value); page.draw(); });
   on("episode", "change", (event) => page.open(Number(event.target.value)));
-  addEventListener("hashchange", () => {
-    const { e, t } = parseAddress();
-    if (e !== undefined && e !== page.episode && byId(`episode-${e}`)) page.open(e, t);
+  addEventListener("hashchange", (event) => {
+    const { e, t } = parseAddress(event.newURL); // the page may have written its own over it since
+    if (e !== undefined && e !== page.asked.index && byId(`episode-${e}`)) page.open(e, t);
     else if (t !== undefined && t !== page.now()) page.go(t);
   });
   addEventListener("keydown", pressKey);
