@@ -33,6 +33,8 @@ class Request:
     """Send what the learner needs to compute the memory again."""
     check: bool = False
     """Compare acting with learning."""
+    long_after: float = math.inf
+    """As of the `RolloutSource`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Actor:
                 self.collector = Collector(self.make_env(), self.policy, self.num_steps, self.seed, **self.extras)
             self.policy.load_state_dict(to_tensors(weights, "cpu"))
             context = self.context.pack() if request.context else {}
+            self.collector.long_after = request.long_after
             rollout, episodes = self.collector.collect(0 if request.noiseless else math.inf)
             self.context.add(rollout)
             difference = acting_learning_difference(self.policy, rollout) if request.check else None

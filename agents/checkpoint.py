@@ -29,7 +29,7 @@ METADATA_KEY = "figures"
 """The metadata's key in the header."""
 LONGEST_REASON = 100
 """Characters of the reason for refusing a file."""
-LEARNED_PREFIXES = ("policy/", "best/", "agent/", "statistics/", "optimizer/")
+LEARNED_PREFIXES = ("policy/", "best/", "best_before/", "agent/", "statistics/", "optimizer/")
 """Prefixes of the tensors that a training learns, in `Trainer.state` and in the baselines'."""
 
 

@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import IS_CONTROL, finished_episodes
+from expire_span_rl.agents.episodes import COUNTED, IS_CONTROL, RUNNING, finished_episodes
 from expire_span_rl.agents.guard import Deadline
 from expire_span_rl.agents.novelty import EpisodicNovelty
 from expire_span_rl.agents.rollout import (
@@ -60,6 +60,7 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.keeps_reward_outputs = reward_outputs
+        self.long_after = math.inf
         self.seed = seed
         self.notes: list[str] = []
         self.generator = torch.Generator(policy.device).manual_seed(seed)
@@ -82,6 +83,8 @@ class Collector:
         self.episode_start = np.ones(batch, bool)
         self.returns = np.zeros(batch)
         self.lengths = np.zeros(batch, np.int64)
+        self.counted = np.zeros(batch, bool)
+        """[B] whether the current episodes were reported as ones that still run."""
         can_cut = getattr(self.env, "begin_next", None) is not None
         self.cut_after = np.full(batch, UNKNOWN if can_cut else NEVER)
         """[B] steps after which the current episodes are cut (`agents.stagger`). It is replaced, never written to."""
@@ -109,6 +112,7 @@ class Collector:
             **{name: getattr(self, name) for name in names},
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
+            "counted": self.counted.copy(),
             "novelty": None if self.novelty is None else self.novelty.copy(),
             "generator": self.generator.get_state(),
             "env_state": self._env_state(),
@@ -127,8 +131,8 @@ class Collector:
             self._needs_reset = True
 
     def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Collects one rollout. Returns it and the episodes that ended in it. num_noisy: 0 for one
-        without training noise.
+        """Collects one rollout. Returns it and the episodes that ended in it or have come to run for more than
+        `long_after` steps. num_noisy: 0 for one without training noise.
 
         Afterwards `live` has the mean and the maximum of the live memories per layer, over steps and environments. The
         step's own memory counts. `live` is empty for a memory without slots.
@@ -156,7 +160,14 @@ class Collector:
         if device.type != "cpu":
             check_outputs(buffer.observations, buffer.storage.tensors["logits"], buffer.storage.tensors["values"])
         self.live = buffer.live()
-        return buffer.rollout(memory), episodes
+        return buffer.rollout(memory), episodes + self._running_episodes()
+
+    def _running_episodes(self) -> list[dict[str, Any]]:
+        """The episodes that have come to run for more than `long_after` steps, each reported once."""
+        rows = np.flatnonzero((self.lengths > self.long_after) & ~self.counted)
+        self.counted[rows] = True
+        numbers = zip(self.returns[rows].tolist(), self.lengths[rows].tolist(), strict=True)
+        return [{"return": so_far, "steps": steps, RUNNING: True} for so_far, steps in numbers]
 
     def _act(self, t: int, acting: Any, buffer: RolloutBuffer) -> Tensor:
         """Samples the actions of step t, and stores the policy's part of the step."""
@@ -201,8 +212,9 @@ class Collector:
         episodes = finished_episodes(infos, self.returns, self.lengths)
         for row, episode in episodes.items():
             episode[IS_CONTROL] = is_control(row, self.env.num_envs)
-        self.returns[is_over] = 0
-        self.lengths[is_over] = 0
+            if self.counted[row]:
+                episode[COUNTED] = True
+        self._begin_counting(is_over)
         if only_truncated.any():
             self._add_finals(t, np.flatnonzero(only_truncated), infos["final_obs"], acting, buffer)
         return list(episodes.values())
@@ -218,8 +230,13 @@ class Collector:
             self.observation[name][rows] = entry
         self.episode_start = self.episode_start.copy()
         self.episode_start[rows] = True
+        self._begin_counting(rows)
+
+    def _begin_counting(self, rows: np.ndarray) -> None:
+        """Has the episodes of these environments begin. rows: their indices, or a flag for each environment."""
         self.returns[rows] = 0
         self.lengths[rows] = 0
+        self.counted[rows] = False
 
     def _add_finals(
         self, t: int, rows: np.ndarray, observation: Mapping[str, np.ndarray], acting: Any, buffer: RolloutBuffer
@@ -255,6 +272,7 @@ class Collector:
             "episode_start": torch.as_tensor(self.episode_start),
             "returns": torch.as_tensor(self.returns),
             "lengths": torch.as_tensor(self.lengths),
+            "counted": torch.as_tensor(self.counted),
             "cut_after": torch.as_tensor(self.cut_after),
             "generator": self.generator.get_state(),
         }
@@ -285,8 +303,8 @@ class Collector:
         self.observation = {name: tensor.numpy() for name, tensor in select_prefix("observation/", tensors).items()}
         for name in ("episode_start", "returns", "lengths"):
             setattr(self, name, tensors[name].numpy().copy())
-        if "cut_after" in tensors:  # older checkpoints have none
-            self.cut_after = tensors["cut_after"].numpy().copy()
+        for name in {"cut_after", "counted"} & tensors.keys():  # older checkpoints do not have them
+            setattr(self, name, tensors[name].numpy().copy())
         if self.novelty is not None and novelty:
             self.novelty.load_episodes(novelty)
         return True

@@ -5,6 +5,9 @@ An episode is a dict. It has `return`, `steps`, and the entries of the environme
 Its difficulty is the entry that the environment names (`metadata["difficulty_key"]`). Without one every episode counts
 as hard: how long an episode was says how well the agent did, not how hard it was. In one task it ends when the agent
 succeeds, in another when it fails.
+
+An episode that still runs and has taken long is reported, too, once. Otherwise those in which an agent is stuck would
+be missing from every mean until a time limit ends them.
 """
 
 from __future__ import annotations
@@ -31,6 +34,13 @@ MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
 MOST_ROLLOUTS = 256
 """Rollouts of an actor over which live memories are averaged, at most."""
+RUNNING = "_running"
+"""The entry of an episode that still runs (`EpisodeWindow.long_after`). It has the return and the steps so far."""
+COUNTED = "_counted"
+"""The entry of an episode that has ended, and was reported before as one that still ran."""
+LONG = 2.0
+LONG_QUANTILE = 0.95
+"""An episode has taken long once it runs for LONG times as many steps as this quantile of the latest ones had."""
 HARD_FRACTION = 0.75
 """Episodes are hard from this fraction of the largest difficulty so far: the hardest quarter."""
 QUARTERS = 4
@@ -106,7 +116,10 @@ class EpisodeWindow:
     more: they tell more precisely how good it is. Of both kinds there are at most `size`.
 
     Where success is reported, an episode that reports none failed. One that asked nothing did not: it has a return and
-    a length, but counts neither as a success nor as a failure, and is no hard one."""
+    a length, but counts neither as a success nor as a failure, and is no hard one.
+
+    One that still runs (`RUNNING`) is a hard one, as if it ended now without success. Once it ends it counts as what it
+    came to instead."""
 
     def __init__(
         self,
@@ -140,28 +153,50 @@ class EpisodeWindow:
         it was."""
         episodes = list(episodes)
         for episode in episodes:
-            given = episode.get(self.difficulty_key)
-            if not is_difficulty(given):
-                raise TrainingEnded(
-                    f"the environment's metadata['difficulty_key']: expected a number of at least 0 as "
-                    f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
-                )
-            self.recent.append(episode)
-            is_first_success = "is_success" in episode and not self.reports_success
-            self.reports_success |= is_first_success
-            difficulty = float(episode[self.difficulty_key])
-            if difficulty > self.hardest or is_first_success:
-                self.hardest = max(difficulty, self.hardest)
-                still_hard = [e for e in self.hard if self._is_hard(e)]
-                self.hard.clear()
-                self.hard.extend(still_hard)
-            if self._is_hard(episode):
+            if RUNNING in episode:
+                if self.has_difficulty:
+                    episode[self.difficulty_key] = self.hardest
                 self.hard.append(episode)
+            else:
+                self._add_ended(episode)
         new = sum(map(self._is_hard, episodes))
         own = 0 if older is None else new - older
         while len(self.hard) > max(self.hard_size, own):
             self.hard.popleft()
         return new
+
+    def _add_ended(self, episode: dict[str, Any]) -> None:
+        """Adds an episode that has ended. See `add`."""
+        given = episode.get(self.difficulty_key)
+        if not is_difficulty(given):
+            raise TrainingEnded(
+                f"the environment's metadata['difficulty_key']: expected a number of at least 0 as "
+                f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
+            )
+        self.recent.append(episode)
+        counted = next((e for e in self.hard if RUNNING in e), None) if COUNTED in episode else None
+        if counted is not None:  # which one says little: all of them failed, or have the return of the first steps
+            self.hard.remove(counted)
+        is_first_success = "is_success" in episode and not self.reports_success
+        self.reports_success |= is_first_success
+        difficulty = float(episode[self.difficulty_key])
+        if difficulty > self.hardest or is_first_success:
+            self.hardest = max(difficulty, self.hardest)
+            still_hard = [e for e in self.hard if self._is_hard(e)]
+            self.hard.clear()
+            self.hard.extend(still_hard)
+        if self._is_hard(episode):
+            self.hard.append(episode)
+
+    def long_after(self) -> float:
+        """After how many steps an episode that still runs has taken long. Infinity before MEAN_EPISODES have ended."""
+        if len(self.recent) < MEAN_EPISODES:
+            return math.inf
+        return LONG * float(np.quantile([episode["steps"] for episode in self._latest()], LONG_QUANTILE))
+
+    def _latest(self) -> list[dict[str, Any]]:
+        """The latest MEAN_EPISODES, the newest first."""
+        return list(itertools.islice(reversed(self.recent), MEAN_EPISODES))
 
     def _is_hard(self, episode: Mapping[str, Any]) -> bool:
         return self.has_score(episode) and episode[self.difficulty_key] >= self.hard_fraction * self.hardest
@@ -200,7 +235,7 @@ class EpisodeWindow:
     def rollouts_of_an_episode(self, num_steps: int) -> int:
         """The rollouts, of `num_steps` steps each, that the mean of the latest episodes is long: at most MOST_ROLLOUTS
         of each actor, 1 before any episode has ended. Consecutive rollouts are those of different actors."""
-        latest = [episode["steps"] for episode in itertools.islice(reversed(self.recent), MEAN_EPISODES)]
+        latest = [episode["steps"] for episode in self._latest()]
         of_each_actor = min(math.ceil(np.mean(latest) / num_steps), MOST_ROLLOUTS) if latest else 1
         return of_each_actor * self.num_actors
 

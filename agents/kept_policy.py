@@ -33,6 +33,8 @@ class Candidate:
     is_own: bool = False
     """Whether it played as many whole episodes as the score counts. Else earlier policies, which may have had longer
     spans, played a part of them."""
+    trial: int = 0
+    """For how many reviews the constraint must go on to hold before the policy counts as kept."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class KeptPolicy:
     own: bool
     """`Candidate.is_own`."""
     weights: dict[str, Tensor]
+    trial: int = 0
+    """Reviews that are left of its trial (`Candidate.trial`)."""
+    before: KeptPolicy | None = None
+    """The policy that was kept before it, to go back to if it fails its trial. None after the trial."""
 
 
 class PolicyKeeper:
@@ -63,40 +69,58 @@ class PolicyKeeper:
         self.controller = controller
         self.kept: KeptPolicy | None = None
 
+    @property
+    def best(self) -> KeptPolicy | None:
+        """The kept policy or, while that is on trial, the one before it if there is one."""
+        return self.kept and (self.kept.before or self.kept)
+
     def review(self, now: Candidate, new_hard_episodes: int, *, is_harder: bool = False) -> None:
-        """Drops the kept policy if it no longer meets the target, or failed the first test. now: of the policy as it
-        is; new_hard_episodes: how many hard episodes have ended since the last review; is_harder: one of them was
-        harder than any before, so that the kept policy's score was of easier ones."""
-        self._drop_outdated(now.score)
+        """Drops the kept policy if it no longer meets the target, or failed the first test or its trial. now: of the
+        policy as it is; new_hard_episodes: how many hard episodes have ended since the last review; is_harder: one of
+        them was harder than any before, so that the kept policy's score was of easier ones."""
+        self.kept = self._up_to_date(self.kept, now.score)
         if self.kept is not None and is_harder:
-            self.kept = replace(self.kept, own=False)
-        if new_hard_episodes:
-            self._test(now)
-
-    def _drop_outdated(self, now: Score) -> None:
-        """Without success the target rises with the best return. A return does not meet a target of success, which the
-        environment may report later only."""
-        if self.kept is None:
-            return
-        kept = now._replace(value=self.kept.score, is_success=self.kept.is_success, error=self.kept.error)
-        misses_target = self.controller.has_target(now.is_success) and not self.controller.meets_target(kept)
-        if kept.is_success != now.is_success or misses_target:
-            self.kept = None
-
-    def _test(self, now: Candidate) -> None:
-        """Drops a kept policy that no hard episode has tested yet if the constraint does not hold for the first that
-        end after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago,
-        which had longer spans."""
+            before = self.kept.before and replace(self.kept.before, own=False)
+            self.kept = replace(self.kept, own=False, before=before)
         can_fail = self.controller.has_target(now.score.is_success) and self.controller.is_enough(now.score.episodes)
-        if self.kept is not None and not self.kept.tested and can_fail:
-            holds = self.controller.holds(now.score)
-            self.kept = replace(self.kept, tested=True) if holds else None
+        fails = can_fail and not self.controller.holds(now.score)
+        if new_hard_episodes and can_fail:
+            self._test(fails=fails)
+        if self.kept is not None and self.kept.trial:
+            self._try(self.kept, fails=fails)
+
+    def _up_to_date(self, kept: KeptPolicy | None, now: Score) -> KeptPolicy | None:
+        """The policy, or the one before it, if it still meets the target. Without success the target rises with the
+        best return. A return does not meet a target of success, which the environment may report later only."""
+        if kept is None:
+            return None
+        before = self._up_to_date(kept.before, now)
+        score = now._replace(value=kept.score, is_success=kept.is_success, error=kept.error)
+        misses_target = self.controller.has_target(now.is_success) and not self.controller.meets_target(score)
+        return before if score.is_success != now.is_success or misses_target else replace(kept, before=before)
+
+    def _test(self, *, fails: bool) -> None:
+        """Drops a kept policy that no hard episode has tested yet if the constraint `fails` for the first that end
+        after it. Where all episodes end at the same step, the score is otherwise that of policies of long ago, which
+        had longer spans."""
+        if self.kept is not None and not self.kept.tested:
+            self.kept = self.kept.before if fails else replace(self.kept, tested=True)
+
+    def _try(self, kept: KeptPolicy, *, fails: bool) -> None:
+        """A review of a policy on trial. If the constraint `fails` it goes back to the one before, or the trial ends.
+
+        An agent that gets stuck fails late: its episodes have not ended yet, and those that have ended went well."""
+        if fails:
+            self.kept = kept.before or replace(kept, trial=0)
+        else:
+            self.kept = replace(kept, trial=kept.trial - 1, before=kept.before if kept.trial > 1 else None)
 
     def keep(self, now: Candidate, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
-        fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. is_tested: the
-        score is of new episodes, or of an evaluation."""
-        if not self.controller.holds(now.score) or not now.is_live_measured:
+        fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. While a policy
+        is on trial no other is kept. is_tested: the score is of new episodes, or of an evaluation."""
+        is_on_trial = self.kept is not None and self.kept.trial > 0
+        if is_on_trial or not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
         budget = self.controller.config.memory_budget
@@ -121,6 +145,8 @@ class PolicyKeeper:
             tested=is_tested,
             own=now.is_own,
             weights={key: value.detach().clone() for key, value in self.policy.state_dict().items()},
+            trial=now.trial,
+            before=self.kept if now.trial else None,
         )
 
     def _stays(self, now: Candidate, is_released: bool) -> bool:
@@ -138,23 +164,41 @@ class PolicyKeeper:
         return kept.score >= target > now.score.value
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """The kept weights by name, and JSON-able metadata; None for no policy."""
+        """The weights of `kept` and of the policy before it by name, and JSON-able metadata; None for no policy."""
         if self.kept is None:
             return {}, None
-        metadata = {name: value for name, value in vars(self.kept).items() if name != "weights"}
-        return {f"best/{name}": tensor for name, tensor in self.kept.weights.items()}, metadata
+        metadata = _metadata(self.kept)
+        tensors = {f"best/{name}": tensor for name, tensor in self.kept.weights.items()}
+        if self.kept.before is not None:
+            metadata["before"] = _metadata(self.kept.before)
+            tensors |= {f"best_before/{name}": tensor for name, tensor in self.kept.before.weights.items()}
+        return tensors, metadata
 
     def load_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None) -> None:
         """Continues from `state`. Raises TypeError, one line, for metadata that are no numbers."""
         self.kept = None
         if metadata is None:
             return
-        # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as
-        # tested. Until the 30th nothing said whose episodes a score was of.
-        entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0, "own": False}
-        entries |= {"released": True, **metadata}
-        numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps")]
-        if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):
-            raise TypeError(f"best: expected numbers, got {numbers}")
-        names = KeptPolicy.__dataclass_fields__.keys() - {"weights"}
-        self.kept = KeptPolicy(**{name: entries[name] for name in names}, weights=select_prefix("best/", tensors))
+        kept = _from_metadata(metadata, select_prefix("best/", tensors))
+        before = metadata.get("before")
+        if before is not None:
+            kept = replace(kept, before=_from_metadata(before, select_prefix("best_before/", tensors)))
+        self.kept = kept
+
+
+def _metadata(kept: KeptPolicy) -> dict[str, Any]:
+    """Fields of a policy that are JSON-able."""
+    return {name: value for name, value in vars(kept).items() if name not in ("weights", "before")}
+
+
+def _from_metadata(metadata: Mapping[str, Any], weights: dict[str, Tensor]) -> KeptPolicy:
+    """The policy of `_metadata` with these weights. Raises TypeError, one line, for metadata that are no numbers."""
+    # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
+    # Until the 30th nothing said whose episodes a score was of, and until 1 December there were no trials.
+    entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0, "own": False}
+    entries |= {"released": True, "trial": 0, **metadata}
+    numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps", "trial")]
+    if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):
+        raise TypeError(f"best: expected numbers, got {numbers}")
+    names = KeptPolicy.__dataclass_fields__.keys() - {"weights", "before"}
+    return KeptPolicy(**{name: entries[name] for name in names}, weights=weights)

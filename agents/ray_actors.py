@@ -104,6 +104,7 @@ class ActorPool:
         self.incarnations: dict[int, str] = {}
         self.num_noisy = math.inf
         """How many rollouts have training noise, from the one on that `collect` returns next."""
+        self.long_after = math.inf
         self._metrics: dict[str, float] = {}
         self._times: deque[tuple[float, float]] = deque()  # (idle, busy) seconds of the latest deliveries
         self._collect_end: float | None = None  # when the last `collect` returned
@@ -196,7 +197,8 @@ class ActorPool:
     def _send_requests(self) -> None:
         """Sends requests with the present weights to every actor that has room in its queue."""
         is_due = self.version % CHECK_EVERY == 1
-        request = Request(self.version, context=bool(self.refresh) or is_due, check=is_due)
+        needs_context = bool(self.refresh) or is_due
+        request = Request(self.version, context=needs_context, check=is_due, long_after=self.long_after)
         weights = None
         for index, actor in enumerate(self.actors):
             for _ in range(QUEUE - sum(owner == index for owner in self.pending.values())):

@@ -104,10 +104,12 @@ class RolloutSource(Protocol):
     """Mean and maximum of the live memories per layer. Empty for a memory without slots."""
     notes: list[str]
     """Remarks of the last `load_state`, one line each."""
+    long_after: float
+    """Episodes that run for more steps are reported once, before they end (`agents.episodes.RUNNING`)."""
 
     def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Returns a rollout and the episodes that ended in it. num_noisy: so many rollouts from this one on have
-        training noise (`LearningPolicy.draw`). Raises TrainingEnded."""
+        """Returns a rollout and the episodes that ended in it or run for long. num_noisy: so many rollouts from this
+        one on have training noise (`LearningPolicy.draw`). Raises TrainingEnded."""
         ...
 
     def snapshot(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.entries import TARGETS
-from expire_span_rl.agents.episodes import IS_CONTROL, EpisodeWindow
+from expire_span_rl.agents.episodes import IS_CONTROL, RUNNING, EpisodeWindow
 from expire_span_rl.agents.forgetting import ForgettingController
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
@@ -34,6 +35,8 @@ from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
+TRIAL_FRACTION = 0.02
+"""The share of the training that a trial of a kept policy lasts, at most."""
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
 
@@ -108,7 +111,7 @@ class Trainer:
     @property
     def best(self) -> KeptPolicy | None:
         """The best policy so far that met the constraint."""
-        return self.keeper.kept
+        return self.keeper.best
 
     @property
     def stop(self) -> threading.Event:
@@ -183,13 +186,14 @@ class Trainer:
         num_noisy = self.schedules.noisy_rollouts(self.begun, self.timesteps, self.total_timesteps, self.rollout_size)
         if self.controller.set_noise(num_noisy > 0):
             self.window.hard.clear()
+        self.collector.long_after = self.window.long_after()
         rollout, episodes = self.collector.collect(num_noisy)
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.
         hardest = self.window.hardest
         new_hard_episodes = self.window.add(episodes, self._older_episodes)
-        self.episodes += len(episodes)
+        self.episodes += sum(RUNNING not in episode for episode in episodes)
         live_now = self._live_now
         if live_now is not None:
             self.window.live.append(live_now)
@@ -198,7 +202,7 @@ class Trainer:
             self.failure_rate = 1.0
         elif self.controller.is_enough(count):
             self.failure_rate = 1 - hard_score
-        now = self._candidate(is_own=self._is_own(new_hard_episodes))
+        now = self._candidate(is_own=self._is_own(new_hard_episodes), trial=self._trial())
         is_harder = self.window.has_difficulty and self.window.hardest > hardest
         self.keeper.review(now, new_hard_episodes, is_harder=is_harder)
         if not self.keeps_evaluated:
@@ -297,8 +301,18 @@ class Trainer:
         older = self._older_episodes
         return older is not None and new_hard_episodes - older >= len(self.window.hard)
 
-    def _candidate(self, *, is_own: bool = False) -> Candidate:
-        """What is known of the policy as it is now. is_own: of `Candidate`."""
+    def _trial(self) -> int:
+        """`Candidate.trial`: reviews until episodes that the policy got stuck in have taken long (`RUNNING`), at most
+        TRIAL_FRACTION of the training."""
+        long_after = self.collector.long_after
+        if math.isinf(long_after):
+            return 0
+        rollouts_of_actor = math.ceil(long_after / self.agent.config.num_steps) + self.collector.queue
+        most = int(TRIAL_FRACTION * self.total_timesteps / self.rollout_size)
+        return min(rollouts_of_actor * self.collector.num_actors, most)
+
+    def _candidate(self, *, is_own: bool = False, trial: int = 0) -> Candidate:
+        """What is known of the policy as it is now. Arguments: of `Candidate`."""
         num_steps, released = self.agent.config.num_steps, self.controller.needs_known
         is_measured = self.window.is_live_measured(num_steps, spans_released=released, queue=self.collector.queue)
         return Candidate(
@@ -307,6 +321,7 @@ class Trainer:
             is_live_measured=is_measured or not self.policy.can_forget,  # else they still grow
             timesteps=self.timesteps,
             is_own=is_own,
+            trial=trial,
         )
 
     def unfinished(self) -> str | None:

@@ -162,9 +162,13 @@ def test_the_controller_is_told_when_noise_ends_and_returns():
     assert trainer.controller.best_with_noise is None and not any(e["is_success"] for e in trainer.window.hard)
 
 
-def run_updates(trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch) -> list[dict]:
+def run_updates(
+    trainer: Trainer, episodes: list[list[dict]], live: list[float], monkeypatch, long_after: float = math.inf
+) -> list[dict]:
     """One update for each list of episodes that end in it, and number of live memories, which replace the measured
-    ones. Returns the weights that acted in each update."""
+    ones. long_after: of the trainer's window. By default no episode takes long, so that no policy is on trial. Returns
+    the weights that acted in each update."""
+    monkeypatch.setattr(trainer.window, "long_after", lambda: long_after)
     collect = trainer.collector.collect
     updates = itertools.count()
     acting_weights = []
