@@ -119,7 +119,7 @@ class EpisodeWindow:
     a length, but counts neither as a success nor as a failure, and is no hard one.
 
     One that still runs (`RUNNING`) is a hard one, as if it ended now without success. Once it ends it counts as what it
-    came to instead."""
+    came to instead. If newer ones have replaced it until then, it does not count again."""
 
     def __init__(
         self,
@@ -151,22 +151,25 @@ class EpisodeWindow:
         raises the limit. Episodes below the new limit are dropped from the hard ones. older: earlier policies may have
         played a part of so many of them. None: of all. Raises TrainingEnded for an episode that does not say how hard
         it was."""
-        episodes = list(episodes)
+        added = []
         for episode in episodes:
             if RUNNING in episode:
                 if self.has_difficulty:
                     episode[self.difficulty_key] = self.hardest
+            elif not self._add_ended(episode):
+                continue
+            if self._is_hard(episode):
                 self.hard.append(episode)
-            else:
-                self._add_ended(episode)
-        new = sum(map(self._is_hard, episodes))
+                added.append(episode)
+        new = sum(map(self._is_hard, added))
         own = 0 if older is None else new - older
         while len(self.hard) > max(self.hard_size, own):
             self.hard.popleft()
         return new
 
-    def _add_ended(self, episode: dict[str, Any]) -> None:
-        """Adds an episode that has ended. See `add`."""
+    def _add_ended(self, episode: dict[str, Any]) -> bool:
+        """Adds an episode that has ended to `recent`, and makes room for it in `hard`. Returns False if it has counted
+        there already. See `add`."""
         given = episode.get(self.difficulty_key)
         if not is_difficulty(given):
             raise TrainingEnded(
@@ -174,9 +177,6 @@ class EpisodeWindow:
                 f"{self.difficulty_key!r} in the info of an episode's last step, got {shown(repr(given), 60)}"
             )
         self.recent.append(episode)
-        counted = next((e for e in self.hard if RUNNING in e), None) if COUNTED in episode else None
-        if counted is not None:  # which one says little: all of them failed, or have the return of the first steps
-            self.hard.remove(counted)
         is_first_success = "is_success" in episode and not self.reports_success
         self.reports_success |= is_first_success
         difficulty = float(episode[self.difficulty_key])
@@ -185,8 +185,13 @@ class EpisodeWindow:
             still_hard = [e for e in self.hard if self._is_hard(e)]
             self.hard.clear()
             self.hard.extend(still_hard)
-        if self._is_hard(episode):
-            self.hard.append(episode)
+        if COUNTED not in episode:
+            return True
+        # Which running one it was says little: all of them failed, or have the return of their first steps.
+        counted = next((e for e in self.hard if RUNNING in e), None)
+        if counted is not None:
+            self.hard.remove(counted)
+        return counted is not None
 
     def long_after(self) -> float:
         """After how many steps an episode that still runs has taken long. Infinity before MEAN_EPISODES have ended."""

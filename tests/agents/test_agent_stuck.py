@@ -139,6 +139,17 @@ def test_a_running_episode_is_a_failed_hard_one_until_it_ends(difficulty_key):
         assert window.hard_score() == (1, 1)
 
 
+def test_an_episode_whose_place_newer_ones_took_does_not_count_again():
+    window = EpisodeWindow(None, hard_size=4)
+    lost, won = ({"return": 0.0, "steps": 9, "is_success": is_success} for is_success in (False, True))
+    window.add([won] * 4)
+    window.add([{"return": 0.0, "steps": 90, RUNNING: True}])
+    assert window.hard_score() == (0.75, 4) and window.add([won] * 4, 0) == 4
+    assert window.add([{**lost, COUNTED: True}], 0) == 0 and window.hard_score() == (1, 4)
+    assert window.recent[-1] == {**lost, COUNTED: True}
+    assert window.add([lost], 0) == 1 and window.hard_score() == (0.75, 4)
+
+
 def test_returns_count_with_what_they_are_so_far():
     window = EpisodeWindow(None)
     window.add([{"return": 1.0, "steps": 20}] * 3)
