@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.entries import TARGETS
-from expire_span_rl.agents.episodes import IS_CONTROL, RUNNING, EpisodeWindow
-from expire_span_rl.agents.forgetting import ForgettingController
+from expire_span_rl.agents.episodes import RUNNING
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
-from expire_span_rl.agents.kept_policy import Candidate, KeptPolicy, PolicyKeeper
+from expire_span_rl.agents.judge import Judge
+from expire_span_rl.agents.kept_policy import KeptPolicy
 from expire_span_rl.agents.learner import Learner
 from expire_span_rl.agents.rollout import (
     Rollout,
@@ -29,14 +26,10 @@ from expire_span_rl.agents.rollout import (
     select_prefix,
 )
 from expire_span_rl.agents.schedules import Schedules, whole_rollouts
-from expire_span_rl.agents.scores import Scores
 from expire_span_rl.agents.settings import ForgettingConfig
-from expire_span_rl.agents.time_trial import TimeTrial
 from expire_span_rl.checks import number_or_none
 from expire_span_rl.protocols import LearningPolicy
 
-TRIAL_FRACTION = 0.02
-"""The share of the training that a trial of a kept policy lasts, at most."""
 CHECK_EVERY = 50
 """Updates between two comparisons of acting with learning."""
 
@@ -74,16 +67,16 @@ class Trainer:
                 reward_outputs=agent.needs_reward_outputs,
             )
         self.collector = source
-        self.window = EpisodeWindow(
-            env.metadata.get("difficulty_key"),
-            hard_size=forgetting.min_hard_episodes,
-            num_actors=source.num_actors,
-            ratios=env.metadata.get("ratios"),
+        self.judge = Judge(
+            env,
+            policy,
+            source,
+            forgetting,
+            num_steps=agent.config.num_steps,
+            learns_from_targets=agent.learns_from == TARGETS,
         )
-        self.controller = ForgettingController(
-            replace(forgetting, forgetting=forgetting.forgetting and policy.can_forget)
-        )
-        self.scores = Scores(self.window, self.controller, learns_from_targets=agent.learns_from == TARGETS)
+        self.window = self.judge.window
+        self.controller = self.judge.controller
         self.rollout_size = agent.config.num_steps * env.num_envs
         self.total_timesteps = whole_rollouts(total, self.rollout_size)
         self.timesteps = 0
@@ -101,9 +94,6 @@ class Trainer:
         self.log_dir: Path | None = None
         self.notes: list[str] = []
         """Remarks of the last `load_state`, one line each."""
-        self.time_trial = TimeTrial()
-        """Of skipped time, from the release of spans on."""
-        self.keeper = PolicyKeeper(policy, self.controller)
         self.keeps_evaluated = False
         """Keep a policy only if `keep_evaluated` is called with the score of an evaluation that passed. Training
         samples its actions. The most likely actions alone can go wrong without the training's success showing it."""
@@ -111,7 +101,7 @@ class Trainer:
     @property
     def best(self) -> KeptPolicy | None:
         """The best policy so far that met the constraint."""
-        return self.keeper.best
+        return self.judge.best
 
     @property
     def stop(self) -> threading.Event:
@@ -156,10 +146,7 @@ class Trainer:
         environments that cannot save their state begin new episodes. Raises TrainingEnded if the training cannot go
         on."""
         attributes = {name: getattr(self, name) for name in self._COUNTERS}
-        kept = self.keeper.kept
-        window = self.window.state_dict()
-        controller = self.controller.state_dict()
-        time_trial = self.time_trial.state_dict()
+        judge = self.judge.snapshot()
         snapshot = self.collector.snapshot()
         backup = self.agent.backup()
         generator = self.agent.generator.get_state()
@@ -170,10 +157,7 @@ class Trainer:
             self.collector.restore(snapshot)
             backup.restore()
             self.agent.generator.set_state(generator)
-            self.window.load_state_dict(window)
-            self.controller.load_state_dict(controller)
-            self.time_trial.load_state_dict(time_trial)
-            self.keeper.kept = kept
+            self.judge.restore(judge)
             for name, value in attributes.items():
                 setattr(self, name, value)
             self.is_whole = True
@@ -184,33 +168,21 @@ class Trainer:
         # Collect.
         start_time = time.perf_counter()
         num_noisy = self.schedules.noisy_rollouts(self.begun, self.timesteps, self.total_timesteps, self.rollout_size)
-        if self.controller.set_noise(num_noisy > 0):
-            self.window.hard.clear()
-        self.collector.long_after = self.window.long_after()
+        self.judge.begin_rollout(has_noise=num_noisy > 0)
         rollout, episodes = self.collector.collect(num_noisy)
         collect_time = time.perf_counter()
 
         # Keep the best policy, and set the pressure on spans.
-        hardest = self.window.hardest
-        new_hard_episodes = self.window.add(episodes, self._older_episodes)
         self.episodes += sum(RUNNING not in episode for episode in episodes)
-        live_now = self._live_now
-        if live_now is not None:
-            self.window.live.append(live_now)
-        hard_score, count = self.window.hard_score()
-        if not self.window.reports_success:
-            self.failure_rate = 1.0
-        elif self.controller.is_enough(count):
-            self.failure_rate = 1 - hard_score
-        now = self._candidate(is_own=self._is_own(new_hard_episodes), trial=self._trial())
-        is_harder = self.window.has_difficulty and self.window.hardest > hardest
-        self.keeper.review(now, new_hard_episodes, is_harder=is_harder)
-        if not self.keeps_evaluated:
-            is_tested = new_hard_episodes > 0 or self.controller.loss is not None  # the loss is of every block
-            self.keeper.keep(now, is_tested=is_tested)
         was_known = self.controller.needs_known
         total_updates = self.total_timesteps / self.rollout_size
-        pressure = self.controller.update(now.score, now.live, new_hard_episodes, self._progress(), total_updates)
+        now = self.judge.review(episodes, self.timesteps, total_updates)
+        if not self.keeps_evaluated:
+            self.judge.keep(now)
+        pressure = self.judge.set_pressure(now, self._progress(), total_updates)
+        failure_rate = self.judge.failure_rate()
+        if failure_rate is not None:
+            self.failure_rate = failure_rate
 
         # Compare acting with learning.
         metrics = dict(self.collector.metrics())
@@ -221,17 +193,15 @@ class Trainer:
         learn_time = time.perf_counter()
         metrics.update(self._learn(rollout, pressure, backup))
         self.controller.observe_bits(metrics.get("train/bits"))
-        if self.controller.config.forgetting:
-            self._let_spans_follow_needs(was_known)
-            self.policy.tighten_spans(self.controller.tightening(total_updates))
-            if num_noisy:  # otherwise no time is skipped
-                self._try_skipped_time(episodes, metrics)
+        metrics |= self.judge.adapt_memory(
+            episodes, was_known=was_known, has_noise=num_noisy > 0, total_updates=total_updates
+        )
         end_time = time.perf_counter()
         self.timesteps += self.rollout_size
         self.updates += 1
 
         metrics.update(self.window.summary())
-        metrics.update(self._memory_metrics(rollout, pressure))
+        metrics.update(self.judge.memory_metrics(rollout))
         metrics["time/fps"] = self.rollout_size / (end_time - start_time)
         metrics["time/rollout_seconds"] = collect_time - start_time
         metrics["time/update_seconds"] = end_time - learn_time
@@ -239,100 +209,13 @@ class Trainer:
         metrics["time/episodes"] = self.episodes
         return metrics
 
-    def _let_spans_follow_needs(self, was_known: bool) -> None:
-        """Tells the policy what the controller knows: that the task is learned, and for how long memories are needed.
-        was_known: this was known before the update, so that there was a setback if it no longer is."""
-        if self.controller.learned:
-            self.policy.observe_needs()
-        is_known = self.controller.needs_known
-        is_bound = self.policy.unreleased_reach() is not None
-        if was_known and not is_known:
-            self.policy.bind_spans()
-            self.window.live.clear()  # they were those of other spans
-        elif is_known and is_bound:
-            self.policy.release_spans()
-            self.window.live.clear()
-            if self.time_trial.is_over:
-                self.policy.keep_time()
-
-    def _try_skipped_time(self, episodes: Sequence[Mapping[str, Any]], metrics: dict[str, float]) -> None:
-        """Has no more time skipped once this is known to harm. Adds to the metrics what it costs. episodes: that ended
-        in this update."""
-        if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
-            return
-        compared = [episode for episode in episodes if IS_CONTROL in episode and self.window.has_score(episode)]
-        scores = self.window.scores(compared).tolist()
-        self.time_trial.add(zip(scores, (episode[IS_CONTROL] for episode in compared), strict=True))
-        if self.time_trial.is_harmful(self.scores.gain):
-            self.time_trial.is_over = True
-            self.policy.keep_time()
-        if self.time_trial.loss is not None:
-            metrics["memory/skipped_time_loss"] = self.time_trial.loss
-
-    def _memory_metrics(self, rollout: Rollout, pressure: float) -> dict[str, float]:
-        """Metrics of live memories and of forgetting."""
-        live = self.collector.live
-        live_now = self._live_now
-        metrics: dict[str, float] = {}
-        for layer, value in enumerate(live.get("mean", ())):
-            metrics[f"memory/live_mean/layer_{layer}"] = value
-            metrics[f"memory/live_max/layer_{layer}"] = live["max"][layer]
-        if live_now is not None:
-            metrics["memory/live_mean"] = live_now
-            metrics["memory/live_max"] = float(max(live["max"]))
-        metrics.update({f"memory/{name}": value for name, value in self.policy.memory_metrics(rollout).items()})
-        if self.policy.can_forget:
-            metrics["memory/pressure"] = pressure
-        return metrics
-
     def keep_evaluated(self, result: Mapping[str, Any]) -> None:
-        """Keeps the present policy if it meets the constraint both in training and in an evaluation. result: of the
-        evaluation (`Scores.of_evaluation`). See `keeps_evaluated`."""
-        if self.scores.of_evaluation(result) >= self.controller.target(self.scores.are_success):
-            self.keeper.keep(self._candidate(is_own=True), is_tested=True)
-
-    @property
-    def _older_episodes(self) -> int | None:
-        """How many episodes of a rollout earlier policies may have begun: one in each environment. None: all."""
-        return self.env.num_envs if self.collector.on_policy else None
-
-    def _is_own(self, new_hard_episodes: int) -> bool:
-        """Whether as many hard episodes as the score counts began and ended in the last rollout."""
-        older = self._older_episodes
-        return older is not None and new_hard_episodes - older >= len(self.window.hard)
-
-    def _trial(self) -> int:
-        """`Candidate.trial`: reviews until episodes that the policy got stuck in have taken long (`RUNNING`), at most
-        TRIAL_FRACTION of the training."""
-        long_after = self.collector.long_after
-        if math.isinf(long_after):
-            return 0
-        rollouts_of_actor = math.ceil(long_after / self.agent.config.num_steps) + self.collector.queue
-        most = int(TRIAL_FRACTION * self.total_timesteps / self.rollout_size)
-        return min(rollouts_of_actor * self.collector.num_actors, most)
-
-    def _candidate(self, *, is_own: bool = False, trial: int = 0) -> Candidate:
-        """What is known of the policy as it is now. Arguments: of `Candidate`."""
-        num_steps, released = self.agent.config.num_steps, self.controller.needs_known
-        is_measured = self.window.is_live_measured(num_steps, spans_released=released, queue=self.collector.queue)
-        return Candidate(
-            score=self.scores.now(),
-            live=self.window.mean_live(num_steps),
-            is_live_measured=is_measured or not self.policy.can_forget,  # else they still grow
-            timesteps=self.timesteps,
-            is_own=is_own,
-            trial=trial,
-        )
+        """`Judge.keep_evaluated` of the policy as it is."""
+        self.judge.keep_evaluated(result, self.timesteps)
 
     def unfinished(self) -> str | None:
-        """A line that says so if the spans of the kept policy are not released, so that it cannot remember for longer;
-        else None."""
-        reach = self.policy.unreleased_reach()
-        is_kept_released = self.best is not None and self.best.released
-        if reach is None or is_kept_released or not self.controller.config.forgetting:
-            return None
-        missing = self.controller.missing(self.scores.now())
-        return f"memories were not shortened, each lasts {reach:,.0f} steps: {missing}"
+        """`Judge.unfinished`."""
+        return self.judge.unfinished()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The whole state of the training: tensors by name, and JSON-able metadata."""
@@ -341,16 +224,13 @@ class Trainer:
         tensors = {f"policy/{name}": tensor for name, tensor in self.policy.state_dict().items()}
         tensors |= {f"collector/{name}": tensor for name, tensor in collector_tensors.items()}
         tensors |= {f"agent/{name}": tensor for name, tensor in agent_tensors.items()}
-        kept_tensors, kept_metadata = self.keeper.state()
-        tensors |= kept_tensors
+        judge_tensors, judge_metadata = self.judge.state()
+        tensors |= judge_tensors
         metadata = {
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
             "collector": collector_metadata,
             "agent": agent_metadata,
-            "window": self.window.state_dict(),
-            "controller": self.controller.state_dict(),
-            "time_trial": self.time_trial.state_dict(),
-            "best": kept_metadata,
+            **judge_metadata,
             "schedules": self.agent.schedules.state(self.total_timesteps),
         }
         return tensors, metadata
@@ -372,11 +252,7 @@ class Trainer:
             self.notes += [note] if note else []
             if schedules["total"] != self.total_timesteps > self.timesteps:
                 self.begun = self.timesteps
-        self.window.load_state_dict(metadata["window"])
-        self.controller.load_state_dict(metadata["controller"])
-        if "time_trial" in metadata:  # runs from before 8de04c8 have none
-            self.time_trial.load_state_dict(metadata["time_trial"])
-        self.keeper.load_state(tensors, metadata["best"])
+        self.judge.load_state(tensors, metadata)
         return episodes_continue
 
     def close(self) -> None:
@@ -420,9 +296,3 @@ class Trainer:
         self.last_check = self.updates
         check_difference(difference, self.policy.precision, f"at update {self.updates}")
         return difference
-
-    @property
-    def _live_now(self) -> float | None:
-        """Live memories per layer in the last rollout. None for a memory without slots."""
-        live = self.collector.live
-        return float(np.mean(live["mean"])) if live else None

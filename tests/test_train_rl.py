@@ -299,7 +299,7 @@ def test_what_no_longer_meets_the_target_is_let_go_whether_an_evaluation_passes_
     trainer = run.trainer
     PeriodicEvaluation(run, print)
     trainer.update()
-    trainer.keeper.kept = KeptPolicy(
+    trainer.judge.keeper.kept = KeptPolicy(
         score=0.5,
         is_success=True,
         error=0.0,

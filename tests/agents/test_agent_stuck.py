@@ -218,6 +218,6 @@ def test_a_policy_that_gets_stuck_is_not_kept():
         scores.append(metrics["rollout/hard_score"])
         ended.append(metrics["rollout/success_rate"])
     assert min(scores[:13]) == min(ended) == 1 and max(scores[13:]) < 0.9, "the trap has not ended any"
-    assert trainer.best.weights["policy_head.bias"][0] == 20 and trainer.keeper.kept is trainer.best
+    assert trainer.best.weights["policy_head.bias"][0] == 20 and trainer.judge.keeper.kept is trainer.best
     assert trainer.best.timesteps <= 11 * trainer.rollout_size
     assert trainer.episodes == len(trainer.window.recent)

@@ -108,15 +108,16 @@ def test_no_time_is_skipped_once_that_is_known_to_harm(monkeypatch, tmp_path):
         return policy.draw(memory, torch.Generator().manual_seed(0)).time - memory.time
 
     assert skipped().any() and not skipped()[CONTROL_EVERY - 1 :: CONTROL_EVERY].any()
-    trainer.time_trial.sums[:] = [[100, 100, 50, 50], [100, 100, 100, 100]]
+    trainer.judge.time_trial.sums[:] = [[100, 100, 50, 50], [100, 100, 100, 100]]
     assert trainer.update()["memory/skipped_time_loss"] == pytest.approx(0.5)
-    assert trainer.time_trial.is_over and not skipped().any()
+    assert trainer.judge.time_trial.is_over and not skipped().any()
     count = len(seen)
     assert "memory/skipped_time_loss" not in trainer.update() and len(seen) == count
     policy.release_spans()
     assert not skipped().any()
     loaded.load_state(*through_a_file(trainer.state(), tmp_path))
-    assert loaded.time_trial.is_over and loaded.time_trial.state_dict() == trainer.time_trial.state_dict()
+    trials = [each.judge.time_trial for each in (loaded, trainer)]
+    assert trials[0].is_over and trials[0].state_dict() == trials[1].state_dict()
     assert {float(layer.kind.span.released) for layer in loaded.policy.core.layers} == {2.0}
 
 

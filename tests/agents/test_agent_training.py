@@ -394,9 +394,9 @@ def test_spans_are_bound_again_where_the_return_falls(monkeypatch):
     play(0.1)
     assert released() == {OBSERVING} and not trainer.window.live
     assert trainer.best.released and trainer.unfinished() is None
-    trainer.keeper.kept = None
+    trainer.judge.keeper.kept = None
     assert "since memories were last shortened and the return fell" in str(trainer.unfinished())
-    trainer.time_trial.is_over = True
+    trainer.judge.time_trial.is_over = True
     play(*[1.0] * 8)
     assert released() == {2.0}
 
