@@ -74,7 +74,7 @@ class BlockSource:
     num_actors = 1
     log_dir: Path | None = None
     queue: ClassVar[int] = 0
-    long_after = math.inf  # streams have no agent that could be stuck
+    long_after = math.inf  # not used: streams have no agent that could be stuck
     _FIELDS = ("memory", "observation", "episode_start", "lengths", "counts", "block", "episodes", "live")
     """Attributes that `collect` changes."""
 

@@ -16,8 +16,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from expire_span_rl.agents.episodes import COUNTED, IS_CONTROL, RUNNING, finished_episodes
+from expire_span_rl.agents.episodes import IS_CONTROL, finished_episodes
 from expire_span_rl.agents.guard import Deadline
+from expire_span_rl.agents.long_episodes import COUNTED, RUNNING
 from expire_span_rl.agents.novelty import EpisodicNovelty
 from expire_span_rl.agents.rollout import (
     Rollout,

@@ -6,8 +6,7 @@ Its difficulty is the entry that the environment names (`metadata["difficulty_ke
 as hard: how long an episode was says how well the agent did, not how hard it was. In one task it ends when the agent
 succeeds, in another when it fails.
 
-An episode that still runs and has taken long is reported, too, once. Otherwise those in which an agent is stuck would
-be missing from every mean until a time limit ends them.
+An episode that still runs and has taken long is reported, too, once (`agents.long_episodes`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from expire_span_rl.agents.guard import TrainingEnded
+from expire_span_rl.agents.long_episodes import COUNTED, RUNNING, LongEpisodes, long_after
 from expire_span_rl.checks import is_difficulty, is_number, is_share, shown
 from expire_span_rl.spaces import EPISODE_LOST
 
@@ -34,13 +34,6 @@ MAX_LABELS = 20
 """Success is reported by the texts of an entry if there are at most so many."""
 MOST_ROLLOUTS = 256
 """Rollouts of an actor over which live memories are averaged, at most."""
-RUNNING = "_running"
-"""The entry of an episode that still runs (`EpisodeWindow.long_after`). It has the return and the steps so far."""
-COUNTED = "_counted"
-"""The entry of an episode that has ended, and was reported before as one that still ran."""
-LONG = 2.0
-LONG_QUANTILE = 0.95
-"""An episode has taken long once it runs for LONG times as many steps as this quantile of the latest ones had."""
 HARD_FRACTION = 0.75
 """Episodes are hard from this fraction of the largest difficulty so far: the hardest quarter."""
 QUARTERS = 4
@@ -118,8 +111,8 @@ class EpisodeWindow:
     Where success is reported, an episode that reports none failed. One that asked nothing did not: it has a return and
     a length, but counts neither as a success nor as a failure, and is no hard one.
 
-    One that still runs (`RUNNING`) is a hard one, as if it ended now without success. Once it ends it counts as what it
-    came to instead. If newer ones have replaced it until then, it does not count again."""
+    Every episode counts once among the hard ones: when it ends or, with the result that it is expected to come to, as
+    soon as it has taken long."""
 
     def __init__(
         self,
@@ -143,6 +136,9 @@ class EpisodeWindow:
         asked nothing."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=size)
         self.hard: deque[dict[str, Any]] = deque(maxlen=max(size, hard_size))
+        self.long = LongEpisodes()
+        self.running: list[dict[str, Any]] = []
+        """The episodes of the latest rollout that still run and count as hard."""
         self.live: deque[float] = deque(maxlen=MOST_ROLLOUTS * num_actors)
         """Live memories per layer in the latest rollouts."""
 
@@ -151,25 +147,39 @@ class EpisodeWindow:
         raises the limit. Episodes below the new limit are dropped from the hard ones. older: earlier policies may have
         played a part of so many of them. None: of all. Raises TrainingEnded for an episode that does not say how hard
         it was."""
+        self.running = []
         added = []
         for episode in episodes:
             if RUNNING in episode:
-                if self.has_difficulty:
-                    episode[self.difficulty_key] = self.hardest
-            elif not self._add_ended(episode):
+                if self.long.is_counted(self._hard_share()):
+                    self.running.append(self._foreseen(episode))
+                    added.append(self.running[-1])
+                    self.hard.append(self.running[-1])
                 continue
-            if self._is_hard(episode):
-                self.hard.append(episode)
+            self._add_ended(episode)
+            if COUNTED in episode:
+                if self.has_score(episode):
+                    self.long.ended.append(episode)
+            elif self._is_hard(episode):
                 added.append(episode)
+                self.hard.append(episode)
         new = sum(map(self._is_hard, added))
         own = 0 if older is None else new - older
         while len(self.hard) > max(self.hard_size, own):
             self.hard.popleft()
         return new
 
-    def _add_ended(self, episode: dict[str, Any]) -> bool:
-        """Adds an episode that has ended to `recent`, and makes room for it in `hard`. Returns False if it has counted
-        there already. See `add`."""
+    def _foreseen(self, episode: Mapping[str, Any]) -> dict[str, Any]:
+        """A running episode as a hard one."""
+        foreseen = self.long.foreseen(episode, has_success=self.reports_success)
+        return {**foreseen, self.difficulty_key: self.hardest} if self.has_difficulty else foreseen
+
+    def _hard_share(self) -> float:
+        """The share of the latest episodes that were hard."""
+        return float(np.mean([self._is_hard(e) for e in self.recent])) if self.has_difficulty and self.recent else 1.0
+
+    def _add_ended(self, episode: dict[str, Any]) -> None:
+        """Adds an episode that has ended to `recent`, and raises the limit of hard ones. See `add`."""
         given = episode.get(self.difficulty_key)
         if not is_difficulty(given):
             raise TrainingEnded(
@@ -185,23 +195,14 @@ class EpisodeWindow:
             still_hard = [e for e in self.hard if self._is_hard(e)]
             self.hard.clear()
             self.hard.extend(still_hard)
-        if COUNTED not in episode:
-            return True
-        # Which running one it was says little: all of them failed, or have the return of their first steps.
-        counted = next((e for e in self.hard if RUNNING in e), None)
-        if counted is not None:
-            self.hard.remove(counted)
-        return counted is not None
 
     def long_after(self) -> float:
-        """After how many steps an episode that still runs has taken long. Infinity before MEAN_EPISODES have ended."""
-        if len(self.recent) < MEAN_EPISODES:
-            return math.inf
-        return LONG * float(np.quantile([episode["steps"] for episode in self._latest()], LONG_QUANTILE))
+        """After how many steps an episode has taken long. Infinity before MEAN_EPISODES have ended."""
+        return long_after(self._latest_steps()) if len(self.recent) >= MEAN_EPISODES else math.inf
 
-    def _latest(self) -> list[dict[str, Any]]:
-        """The latest MEAN_EPISODES, the newest first."""
-        return list(itertools.islice(reversed(self.recent), MEAN_EPISODES))
+    def _latest_steps(self) -> list[int]:
+        """The steps of the latest MEAN_EPISODES episodes, the newest first."""
+        return [episode["steps"] for episode in itertools.islice(reversed(self.recent), MEAN_EPISODES)]
 
     def _is_hard(self, episode: Mapping[str, Any]) -> bool:
         return self.has_score(episode) and episode[self.difficulty_key] >= self.hard_fraction * self.hardest
@@ -240,7 +241,7 @@ class EpisodeWindow:
     def rollouts_of_an_episode(self, num_steps: int) -> int:
         """The rollouts, of `num_steps` steps each, that the mean of the latest episodes is long: at most MOST_ROLLOUTS
         of each actor, 1 before any episode has ended. Consecutive rollouts are those of different actors."""
-        latest = [episode["steps"] for episode in self._latest()]
+        latest = self._latest_steps()
         of_each_actor = min(math.ceil(np.mean(latest) / num_steps), MOST_ROLLOUTS) if latest else 1
         return of_each_actor * self.num_actors
 
@@ -313,6 +314,7 @@ class EpisodeWindow:
             "recent": list(self.recent),
             "hard": list(self.hard),
             "live": list(self.live),
+            "long": self.long.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -323,8 +325,10 @@ class EpisodeWindow:
             raise ValueError(f"live: expected numbers, got {shown(repr(live), 60)}")
         self.live.clear()
         self.live.extend(live)
-        for episode in itertools.chain(state["recent"], state["hard"]):
+        long = state.get("long", {"ended": [], "share": 0.0})
+        for episode in itertools.chain(state["recent"], state["hard"], long["ended"]):
             self._check(episode)
+        self.long.load_state_dict(long)
         self.hardest = state["hardest"]
         kept = itertools.chain(state["recent"], state["hard"])
         self.reports_success = bool(state.get("reports_success")) or any("is_success" in episode for episode in kept)

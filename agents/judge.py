@@ -86,7 +86,7 @@ class Judge:
             self.window.live.append(self.live_now)
         now = self._candidate(timesteps, is_own=self._is_own(), trial=self._trial(total_updates))
         is_harder = self.window.has_difficulty and self.window.hardest > hardest
-        self.keeper.review(now, self.new_hard_episodes, is_harder=is_harder)
+        self.keeper.review(now, self.new_hard_episodes, is_harder=is_harder, running=self._running())
         return now
 
     def keep(self, now: Candidate) -> None:
@@ -123,13 +123,17 @@ class Judge:
         return older is not None and self.new_hard_episodes - older >= len(self.window.hard)
 
     def _trial(self, total_updates: float) -> int:
-        """`Candidate.trial`: reviews until episodes that the policy got stuck in have taken long (`RUNNING`), at most
-        TRIAL_FRACTION of the training."""
-        long_after = self.source.long_after
-        if math.isinf(long_after):
+        """`Candidate.trial`, at most TRIAL_FRACTION of the training. 0 where other policies may have played a rollout:
+        it says nothing of this one's own episodes."""
+        if math.isinf(self.source.long_after) or not self.source.on_policy:
             return 0
-        rollouts_of_actor = math.ceil(long_after / self.num_steps) + self.source.queue
-        return min(rollouts_of_actor * self.source.num_actors, int(TRIAL_FRACTION * total_updates))
+        return min(int(self.source.long_after / self.num_steps) + 1, int(TRIAL_FRACTION * total_updates))
+
+    def _running(self) -> list[tuple[int, float]]:
+        """The episodes of the last rollout that have come to take long, as `PolicyKeeper.review` takes them."""
+        running = self.window.running
+        began = [(episode["steps"] - 1) // self.num_steps for episode in running]
+        return list(zip(began, self.window.scores(running).tolist(), strict=True))
 
     def _candidate(self, timesteps: int, *, is_own: bool = False, trial: int = 0) -> Candidate:
         """What is known of the policy as it is now. Arguments: of `Candidate`."""

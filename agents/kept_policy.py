@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Candidate:
     """Whether it played as many whole episodes as the score counts. Else earlier policies, which may have had longer
     spans, played a part of them."""
     trial: int = 0
-    """For how many reviews the constraint must go on to hold before the policy counts as kept."""
+    """Reviews until all episodes of its rollout have ended or taken long. 0: not known."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,12 @@ class KeptPolicy:
     own: bool
     """`Candidate.is_own`."""
     weights: dict[str, Tensor]
+    episodes: int = 0
+    """How many episodes the score is of."""
     trial: int = 0
     """Reviews that are left of its trial (`Candidate.trial`)."""
+    age: int = 0
+    """Reviews of its trial so far, and so how many rollouts ago it played."""
     before: KeptPolicy | None = None
     """The policy that was kept before it, to go back to if it fails its trial. None after the trial."""
 
@@ -71,23 +75,35 @@ class PolicyKeeper:
 
     @property
     def best(self) -> KeptPolicy | None:
-        """The kept policy or, while that is on trial, the one before it if there is one."""
-        return self.kept and (self.kept.before or self.kept)
+        """The kept policy. While that is on trial it is the one before it, unless only the spans of the new one are
+        released: the other forgets nothing."""
+        kept, before = self.kept, self.kept and self.kept.before
+        return before if kept and before and before.released == kept.released else kept
 
-    def review(self, now: Candidate, new_hard_episodes: int, *, is_harder: bool = False) -> None:
+    def review(
+        self,
+        now: Candidate,
+        new_hard_episodes: int,
+        *,
+        is_harder: bool = False,
+        running: Iterable[tuple[int, float]] = (),
+    ) -> None:
         """Drops the kept policy if it no longer meets the target, or failed the first test or its trial. now: of the
         policy as it is; new_hard_episodes: how many hard episodes have ended since the last review; is_harder: one of
-        them was harder than any before, so that the kept policy's score was of easier ones."""
+        them was harder than any before, so that the kept policy's score was of easier ones; running: of each hard
+        episode that has come to take long since then, how many rollouts ago it began, and the score that it is expected
+        to come to."""
+        if self.kept is not None and self.kept.trial:
+            self.kept = _tried(self.kept, running)
         self.kept = self._up_to_date(self.kept, now.score)
+        if self.kept is not None and not self.kept.trial:
+            self.kept = replace(self.kept, before=None)
         if self.kept is not None and is_harder:
             before = self.kept.before and replace(self.kept.before, own=False)
             self.kept = replace(self.kept, own=False, before=before)
         can_fail = self.controller.has_target(now.score.is_success) and self.controller.is_enough(now.score.episodes)
-        fails = can_fail and not self.controller.holds(now.score)
         if new_hard_episodes and can_fail:
-            self._test(fails=fails)
-        if self.kept is not None and self.kept.trial:
-            self._try(self.kept, fails=fails)
+            self._test(fails=not self.controller.holds(now.score))
 
     def _up_to_date(self, kept: KeptPolicy | None, now: Score) -> KeptPolicy | None:
         """The policy, or the one before it, if it still meets the target. Without success the target rises with the
@@ -106,20 +122,11 @@ class PolicyKeeper:
         if self.kept is not None and not self.kept.tested:
             self.kept = self.kept.before if fails else replace(self.kept, tested=True)
 
-    def _try(self, kept: KeptPolicy, *, fails: bool) -> None:
-        """A review of a policy on trial. If the constraint `fails` it goes back to the one before, or the trial ends.
-
-        An agent that gets stuck fails late: its episodes have not ended yet, and those that have ended went well."""
-        if fails:
-            self.kept = kept.before or replace(kept, trial=0)
-        else:
-            self.kept = replace(kept, trial=kept.trial - 1, before=kept.before if kept.trial > 1 else None)
-
     def keep(self, now: Candidate, *, is_tested: bool) -> None:
         """Keeps the present weights if the constraint holds and the live memories are within MEMORY_TOLERANCE of the
         fewest since spans were released. Without forgetting, keeps them whenever the constraint holds. While a policy
         is on trial no other is kept. is_tested: the score is of new episodes, or of an evaluation."""
-        is_on_trial = self.kept is not None and self.kept.trial > 0
+        is_on_trial = self.kept is not None and self.kept.trial > 0 and now.trial > 0
         if is_on_trial or not self.controller.holds(now.score) or not now.is_live_measured:
             return
         cost = 0.0
@@ -145,6 +152,7 @@ class PolicyKeeper:
             tested=is_tested,
             own=now.is_own,
             weights={key: value.detach().clone() for key, value in self.policy.state_dict().items()},
+            episodes=now.score.episodes,
             trial=now.trial,
             before=self.kept if now.trial else None,
         )
@@ -186,6 +194,18 @@ class PolicyKeeper:
         self.kept = kept
 
 
+def _tried(kept: KeptPolicy, running: Iterable[tuple[int, float]]) -> KeptPolicy:
+    """A policy after one more review of its trial. running: as of `PolicyKeeper.review`.
+
+    An agent that gets stuck fails late. When it was kept, its stuck episodes had not ended, and its score was of the
+    others. Those that began in its own rollout are added to the score once they have taken long."""
+    age = kept.age + 1
+    scores = [score for rollouts_ago, score in running if rollouts_ago == age]
+    episodes = kept.episodes + len(scores)
+    score = (kept.score * kept.episodes + sum(scores)) / episodes if scores else kept.score
+    return replace(kept, age=age, trial=kept.trial - 1, score=score, episodes=episodes)
+
+
 def _metadata(kept: KeptPolicy) -> dict[str, Any]:
     """Fields of a policy that are JSON-able."""
     return {name: value for name, value in vars(kept).items() if name not in ("weights", "before")}
@@ -196,8 +216,8 @@ def _from_metadata(metadata: Mapping[str, Any], weights: dict[str, Tensor]) -> K
     # Until 24 November 2026 the fewest were saved as the cost, and until the 27th all kept policies counted as tested.
     # Until the 30th nothing said whose episodes a score was of, and until 1 December there were no trials.
     entries = {"fewest": metadata.get("cost"), "tested": True, "is_success": True, "error": 0.0, "own": False}
-    entries |= {"released": True, "trial": 0, **metadata}
-    numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps", "trial")]
+    entries |= {"released": True, "episodes": 0, "trial": 0, "age": 0, **metadata}
+    numbers = [entries[name] for name in ("fewest", "score", "error", "timesteps", "episodes", "trial", "age")]
     if not all(isinstance(number, (int, float)) for number in [*numbers, entries["live"] or 0.0]):
         raise TypeError(f"best: expected numbers, got {numbers}")
     names = KeptPolicy.__dataclass_fields__.keys() - {"weights", "before"}

@@ -105,7 +105,7 @@ class RolloutSource(Protocol):
     notes: list[str]
     """Remarks of the last `load_state`, one line each."""
     long_after: float
-    """Episodes that run for more steps are reported once, before they end (`agents.episodes.RUNNING`)."""
+    """Episodes that run for more steps are reported once, before they end (`agents.long_episodes.RUNNING`)."""
 
     def collect(self, num_noisy: float = math.inf) -> tuple[Rollout, list[dict[str, Any]]]:
         """Returns a rollout and the episodes that ended in it or run for long. num_noisy: so many rollouts from this

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from expire_span_rl.agents.collector import Collector
 from expire_span_rl.agents.entries import TARGETS
-from expire_span_rl.agents.episodes import RUNNING
 from expire_span_rl.agents.guard import Backup, NotFinite, report_skipped_update
 from expire_span_rl.agents.judge import Judge
 from expire_span_rl.agents.kept_policy import KeptPolicy
 from expire_span_rl.agents.learner import Learner
+from expire_span_rl.agents.long_episodes import RUNNING
 from expire_span_rl.agents.rollout import (
     Rollout,
     RolloutSource,

@@ -31,6 +31,7 @@ pytest.importorskip("ray")
 import train_rl
 from expire_span_rl.agents import ForgettingConfig, Impala, ImpalaConfig, Trainer, ray_actors
 from expire_span_rl.agents.checkpoint import load_checkpoint
+from expire_span_rl.agents.long_episodes import RUNNING
 from expire_span_rl.agents.rollout import RolloutsEnded
 from expire_span_rl.envs import make_vec_env, vec_env_maker
 from expire_span_rl.policies import KINDS, ActorCritic
@@ -336,3 +337,18 @@ def test_refreshing_replaces_the_memory_of_the_actor():
     finally:
         for pool in pools:
             pool.close()
+
+
+def test_actors_report_episodes_that_take_long():
+    """Each of four once, as soon as its actor has been told so."""
+    from expire_span_rl.agents.ray_actors import ActorPool
+
+    corridor = {"min_length": 200, "max_length": 200}
+    env = make_vec_env("Corridor-v0", 4, **corridor)
+    pool = ActorPool(vec_env_maker("Corridor-v0", 4, **corridor), make_policy(env, "none"), 8, seed=0, num_actors=1)
+    try:
+        pool.long_after = 20
+        episodes = [episode for _ in range(8) for episode in pool.collect()[1]]
+    finally:
+        pool.close()
+    assert [RUNNING in episode for episode in episodes] == [True] * 4

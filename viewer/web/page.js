@@ -306,7 +306,8 @@ function listen() {
   on("episode", "change", (event) => page.open(Number(event.target.value)));
   addEventListener("hashchange", (event) => {
     const { e, t } = parseAddress(event.newURL); // the page may have written its own over it since
-    if (e !== undefined && e !== page.asked.index && byId(`episode-${e}`)) page.open(e, t);
+    const isShown = e === page.asked.index && e === page.episode;
+    if (e !== undefined && !isShown && byId(`episode-${e}`)) page.open(e, t);
     else if (t !== undefined && t !== page.now()) page.go(t);
   });
   addEventListener("keydown", pressKey);
