@@ -205,7 +205,7 @@ def _cells(kind: Mapping[str, Any]) -> list[str]:
 
 
 def agreement_text(agreement: Mapping[str, Any] | None) -> str | None:
-    """The result of `agreement_of` in one to three sentences. None for None."""
+    """The result of `agreement_of` in one to four sentences. None for None."""
     if agreement is None:
         return None
     count = {key: f"{number:,}" for key, number in agreement.items()}
@@ -214,6 +214,8 @@ def agreement_text(agreement: Mapping[str, Any] | None) -> str | None:
         f"{count['measured']} measured memories ({count['both']} show a fact and mattered, {count['neither']} neither, "
         f"{count['fact_only']} show a fact only, {count['audit_only']} mattered only)."
     )
+    if agreement["fact_only"]:
+        text += " Without those that show a fact only the agent would have acted the same."
     if agreement["decisions"]:
         text += f" At {count['fact_in_memory']} of {count['decisions']} decisions the latest fact was still in memory."
     if agreement["swaps_measured"]:

@@ -78,6 +78,7 @@ def test_the_audit_and_the_facts():
     }  # fmt: skip
     text = agreement_text(data)
     assert text.startswith("The audit and the environment's facts agree on 50.0% of 4 measured memories")
+    assert " Without those that show a fact only the agent would have acted the same." in text
     assert "At 2 of 2 decisions" in text and "At 1 of 2 the agent would" in text
     forgotten = agreement_of([record([row(3, 2, 0)], [3], facts=(-1, 0, -1, -1))])
     assert (forgotten["decisions"], forgotten["fact_in_memory"]) == (1, 0)
