@@ -177,8 +177,8 @@ class Judge:
                 self.policy.keep_time()
 
     def _try_skipped_time(self, episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Has no more time skipped once this is known to harm. Returns metrics of what it costs. episodes: that ended
-        in this update."""
+        """Has no more time skipped once this is known to harm. Returns metrics of what it costs. episodes: of the
+        rollout."""
         if not (self.policy.can_skip_time and self.controller.needs_known) or self.time_trial.is_over:
             return {}
         compared = [episode for episode in episodes if IS_CONTROL in episode and self.window.has_score(episode)]
