@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from expire_span_rl.agents.guard import TrainingEnded
-from expire_span_rl.agents.long_episodes import COUNTED, RUNNING, LongEpisodes, long_after
+from expire_span_rl.agents.long_episodes import COUNTED, RUNNING, LongEpisodes, long_after, success_of
 from expire_span_rl.checks import is_difficulty, is_number, is_share, shown
 from expire_span_rl.spaces import EPISODE_LOST
 
@@ -67,11 +67,6 @@ def plain(value: Any) -> Any:
     """A number, a flag or a text as a Python value. None for anything else, since no statistic can be made of it."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if isinstance(value, (bool, int, float, str)) else None
-
-
-def _success(episode: Mapping[str, Any]) -> float:
-    """Success of an episode, from 0 to 1. It is 0 where the episode does not report it."""
-    return float(episode.get("is_success", 0.0))
 
 
 def ratio_parts(ratios: Mapping[str, Any]) -> list[str]:
@@ -147,32 +142,29 @@ class EpisodeWindow:
         raises the limit. Episodes below the new limit are dropped from the hard ones. older: earlier policies may have
         played a part of so many of them. None: of all. Raises TrainingEnded for an episode that does not say how hard
         it was."""
-        self.running = []
-        added = []
-        for episode in episodes:
-            if RUNNING in episode:
-                if self.long.is_counted(self._hard_share()):
-                    self.running.append(self._foreseen(episode))
-                    added.append(self.running[-1])
-                    self.hard.append(self.running[-1])
-                continue
+        episodes = list(episodes)
+        ended = [episode for episode in episodes if RUNNING not in episode]
+        for episode in ended:
             self._add_ended(episode)
             if COUNTED in episode:
                 if self.has_score(episode):
                     self.long.ended.append(episode)
             elif self._is_hard(episode):
-                added.append(episode)
                 self.hard.append(episode)
-        new = sum(map(self._is_hard, added))
+        self.running = self._counted([episode for episode in episodes if RUNNING in episode])
+        self.hard.extend(self.running)
+        new = sum(self._is_hard(episode) for episode in [*ended, *self.running] if COUNTED not in episode)
         own = 0 if older is None else new - older
         while len(self.hard) > max(self.hard_size, own):
             self.hard.popleft()
         return new
 
-    def _foreseen(self, episode: Mapping[str, Any]) -> dict[str, Any]:
-        """A running episode as a hard one."""
-        foreseen = self.long.foreseen(episode, has_success=self.reports_success)
-        return {**foreseen, self.difficulty_key: self.hardest} if self.has_difficulty else foreseen
+    def _counted(self, running: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the running episodes that count as hard, with the result that they are expected to come to."""
+        share = self._hard_share() if running else 0.0
+        counted = [episode for episode in running if self.long.is_counted(share)]
+        difficulty = {self.difficulty_key: self.hardest} if self.has_difficulty else {}
+        return [{**self.long.foreseen(e, has_success=self.reports_success), **difficulty} for e in counted]
 
     def _hard_share(self) -> float:
         """The share of the latest episodes that were hard."""
@@ -215,7 +207,7 @@ class EpisodeWindow:
     def scores(self, episodes: Iterable[Mapping[str, Any]]) -> np.ndarray:
         """The success of each episode (that `has_score`) if the environment reports it, else the return."""
         has_success = self.reports_success
-        return np.array([_success(e) if has_success else e["return"] for e in episodes], float)
+        return np.array([success_of(e) if has_success else e["return"] for e in episodes], float)
 
     def hard_score(self) -> tuple[float, int]:
         """(mean score, number) of the hard episodes in the window. (nan, 0) if there are none."""

@@ -29,6 +29,11 @@ def long_after(steps: list[int]) -> float:
     return LONG * float(np.quantile(steps, LONG_QUANTILE))
 
 
+def success_of(episode: Mapping[str, Any]) -> float:
+    """Success of an episode, from 0 to 1. It is 0 where the episode does not report it."""
+    return float(episode.get("is_success", 0.0))
+
+
 class LongEpisodes:
     """What episodes that take long come to, and which of them count as hard."""
 
@@ -42,7 +47,7 @@ class LongEpisodes:
         """A running episode with the result that it is expected to come to. has_success: success is reported."""
         number = len(self.ended) + PRIOR
         result = sum(ended["return"] for ended in self.ended) + PRIOR * episode["return"]
-        success = sum(float(ended.get("is_success", 0.0)) for ended in self.ended)
+        success = sum(map(success_of, self.ended))
         return {**episode, "return": result / number, **({"is_success": success / number} if has_success else {})}
 
     def is_counted(self, share: float) -> bool:
